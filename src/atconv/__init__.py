@@ -1,0 +1,14 @@
+"""Attentive convolution: the expressivity of attention at the cost of a convolution.
+
+>>> import atconv, timm
+>>> mixer = atconv.ATConv2d(64)                                     # the operator, B C H W
+>>> model = timm.create_model("attnet_t2", num_classes=10)          # the backbones, through timm
+"""
+
+from atconv import functional
+from atconv.models import attnet as _attnet  # noqa: F401  (registers the models with timm)
+from atconv.models.release import load_release
+from atconv.modules import ATConv2d, ATConvTokens
+
+__version__ = "0.1.0"
+__all__ = ["ATConv2d", "ATConvTokens", "functional", "load_release"]

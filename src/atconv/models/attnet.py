@@ -1,0 +1,416 @@
+"""AttNet: image backbones whose token mixer is ATConv, registered with timm.
+
+Reads top to bottom: stem, channel mixer, block, stage, model, configurations, entry points.
+
+Source: "Attentive Convolution", arXiv 2510.20092. Numerically compatible with the authors'
+checkpoints, which `atconv.load_release` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import (
+    DropPath,
+    LayerNorm2d,
+    LayerScale2d,
+    NormMlpClassifierHead,
+    RmsNorm2d,
+    calculate_drop_path_rates,
+    get_device_dtype,
+)
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor, nn
+
+from atconv.modules import ATConv2d
+
+__all__ = ["PUBLISHED_TOP1", "VARIANTS", "AttNet"]
+
+_STAGES = 4
+
+
+class Stem(nn.Module):
+    """Conv3×3 → BN → GELU → Conv3×3 → BN, total stride 4, 2 or 1: B in H W → B width H/s W/s."""
+
+    def __init__(self, in_chans: int, width: int, stride: int = 4) -> None:
+        super().__init__()
+        if stride not in (1, 2, 4):
+            raise ValueError(f"AttNet: stem_stride must be 4, 2 or 1, got {stride}")
+        self.conv1 = _conv3x3(in_chans, width // 2, stride=2 if stride > 1 else 1)
+        self.norm1 = nn.BatchNorm2d(width // 2)
+        self.act = nn.GELU()
+        self.conv2 = _conv3x3(width // 2, width, stride=2 if stride > 2 else 1)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+
+
+class ConvGLU(nn.Module):
+    """The channel mixer: a gated linear unit whose gate sees its 3×3 neighbourhood. B C H W → same.
+
+    u = GELU(DWConv3×3(gate)) · value, optionally RMS-normalised over channels, then 1×1 back to C.
+    """
+
+    def __init__(self, dim: int, expansion: float, norm: bool) -> None:
+        super().__init__()
+        self.hidden = 2 * int(dim * expansion) // 3
+        self.fc1 = nn.Conv2d(dim, 2 * self.hidden, 1)
+        self.dwconv = nn.Conv2d(self.hidden, self.hidden, 3, padding=1, groups=self.hidden)
+        self.act = nn.GELU()
+        self.norm = RmsNorm2d(self.hidden, eps=1e-6) if norm else nn.Identity()
+        self.fc2 = nn.Conv2d(self.hidden, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=1)
+        return self.fc2(self.norm(self.act(self.dwconv(gate)) * value))
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        dim = self.fc2.out_channels
+        return height * width * self.hidden * (3 * dim + 9)
+
+
+class AttNetBlock(nn.Module):
+    """x + dp(ls(mixer(LN(x)))), then x + dp(ls(glu(LN(x)))). B C H W → same."""
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int,
+        expansion: float,
+        glu_norm: bool,
+        ls_init_value: float | None,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm2d(dim, eps=1e-6)
+        self.token_mixer = ATConv2d(dim, kernel_size)
+        self.ls1 = _layer_scale(dim, ls_init_value)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = LayerNorm2d(dim, eps=1e-6)
+        self.channel_mixer = ConvGLU(dim, expansion, glu_norm)
+        self.ls2 = _layer_scale(dim, ls_init_value)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.ls1(self.token_mixer(self.norm1(x))))
+        return x + self.drop_path2(self.ls2(self.channel_mixer(self.norm2(x))))
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        return self.token_mixer.multiply_adds(height, width) + self.channel_mixer.multiply_adds(height, width)
+
+
+class AttNetStage(nn.Module):
+    """Optional Conv3×3 stride 2 → BN, then blocks. B in H W → B out H/2 W/2 (H W without it)."""
+
+    def __init__(self, in_dim: int, dim: int, downsample: bool, blocks: Sequence[AttNetBlock]) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = (
+            nn.Sequential(_conv3x3(in_dim, dim, stride=2), nn.BatchNorm2d(dim))
+            if downsample
+            else nn.Identity()
+        )
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class AttNet(nn.Module):
+    """AttNet backbone with classifier. B in_chans H W → B num_classes.
+
+    Any H, W; each convolution of stride 2 rounds up. Build it by name:
+    `timm.create_model("attnet_t2", num_classes=10)`.
+
+    Args:
+        in_chans: channels of the input image.
+        num_classes: classes of the head, 0 for none (pooled, normalised features).
+        global_pool: "avg", or "" for none.
+        depths, widths, expansions, kernel_sizes: blocks, channels, channel-mixer expansion and odd
+            ATConv kernel size of each of the four stages.
+        glu_norm: RMS-normalise the gated product of every channel mixer.
+        ls_init_value: initial LayerScale, None for no LayerScale.
+        stem_stride: total stride of the stem: 4, or 2 or 1 for small images.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
+
+    Raises:
+        ValueError: a stage list that has not four entries, or a stem stride other than 4, 2, 1.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        depths: Sequence[int] = (3, 3, 16, 3),
+        widths: Sequence[int] = (64, 128, 288, 512),
+        expansions: Sequence[float] = (8, 8, 4, 4),
+        kernel_sizes: Sequence[int] = (3, 3, 3, 3),
+        glu_norm: bool = True,
+        ls_init_value: float | None = 1e-6,
+        stem_stride: int = 4,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, values in (
+            ("depths", depths),
+            ("widths", widths),
+            ("expansions", expansions),
+            ("kernel_sizes", kernel_sizes),
+        ):
+            if len(values) != _STAGES:
+                raise ValueError(f"AttNet has {_STAGES} stages: {name} must have {_STAGES} entries, got {values}")
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.stem_stride = stem_stride
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.stem = Stem(in_chans, widths[0], stem_stride)
+        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
+        stages = []
+        for i in range(_STAGES):
+            blocks = [
+                AttNetBlock(widths[i], kernel_sizes[i], expansions[i], glu_norm, ls_init_value, next(rates))
+                for _ in range(depths[i])
+            ]
+            stages.append(AttNetStage(widths[max(i - 1, 0)], widths[i], i > 0, blocks))
+        self.stages = nn.Sequential(*stages)
+        self.feature_info = [
+            dict(num_chs=widths[i], reduction=stem_stride * 2**i, module=f"stages.{i}") for i in range(_STAGES)
+        ]
+        self.head = NormMlpClassifierHead(
+            widths[-1],
+            num_classes,
+            pool_type=global_pool,
+            drop_rate=drop_rate,
+            norm_layer=partial(LayerNorm2d, eps=1e-5),
+        )
+        self.apply(_init_weights)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Patterns of parameters that weight decay must not touch: α of every mixer."""
+        return {"*.alpha"}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layer groups in order of depth, for layer-wise learning-rate decay."""
+        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+        return dict(stem=r"^stem", blocks=r"^stages\.(\d+)" if coarse else fine)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+        """Replace the classifier by a fresh one with `num_classes` outputs (0: none)."""
+        self.num_classes = num_classes
+        self.head.reset(
+            num_classes, global_pool, reset_other=reset_other, in_features=self.num_features, **get_device_dtype(self)
+        )
+        _init_weights(self.head.fc)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Stage outputs, with or without the final features. `norm` has no effect: AttNet normalises
+        after pooling only.
+
+        Args:
+            indices: which stages: the last n for an int, all for None.
+            stop_early: do not run stages past the last one asked for.
+            output_fmt: only "NCHW".
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"AttNet: output_fmt must be 'NCHW', got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages (and head) that the given intermediates do not need."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        cut = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if cut:
+            self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
+        if cut or prune_head or prune_norm:
+            self.reset_classifier(0, "" if cut or prune_head else None, reset_other=True)
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """B in_chans H W → B C H/(8·stem_stride) W/(8·stem_stride), before pooling."""
+        return self.stages(self.stem(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool, normalise, classify; `pre_logits` stops before the classifier."""
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def multiply_adds(self, height: int = 224, width: int = 224) -> int:
+        """Multiply-adds for one image of height × width: convolutions, linear layers and the dynamic
+        convolution; norms, activations and pooling are not counted."""
+        convs = [self.stem.conv1, self.stem.conv2]
+        total = 0
+        for conv in convs:
+            height, width = _strided(height, width, conv)
+            total += height * width * conv.weight.numel()
+        for stage in self.stages:
+            if isinstance(stage.downsample, nn.Sequential):
+                conv = stage.downsample[0]
+                height, width = _strided(height, width, conv)
+                total += height * width * conv.weight.numel()
+            total += sum(block.multiply_adds(height, width) for block in stage.blocks)
+        return total + (self.num_features * self.num_classes)
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+def _strided(height: int, width: int, conv: nn.Conv2d) -> tuple[int, int]:
+    return -(-height // conv.stride[0]), -(-width // conv.stride[1])
+
+
+def _layer_scale(dim: int, init_value: float | None) -> nn.Module:
+    return nn.Identity() if init_value is None else LayerScale2d(dim, init_value)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+# Differences from the defaults of `AttNet`, which are those of attnet_t2.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "attnet_xxs": dict(depths=(2, 2, 4, 2), widths=(32, 64, 128, 240), glu_norm=False, ls_init_value=None),
+    "attnet_xs": dict(depths=(2, 2, 7, 2), widths=(40, 80, 160, 320), glu_norm=False),
+    "attnet_s": dict(depths=(2, 3, 10, 3), widths=(40, 80, 160, 320), glu_norm=False, ls_init_value=None),
+    "attnet_t1": dict(depths=(2, 3, 12, 3), widths=(48, 96, 224, 384)),
+    "attnet_t2": dict(depths=(3, 3, 16, 3), widths=(64, 128, 288, 512)),
+    "attnet_t3": dict(depths=(4, 4, 26, 4), widths=(72, 144, 320, 576)),
+    "attnet_t4": dict(depths=(5, 5, 28, 5), widths=(96, 192, 384, 768)),
+}
+
+# ImageNet-1K top-1 at 224 as published in arXiv 2510.20092, in percent. Not measured here.
+PUBLISHED_TOP1: dict[str, float] = {"attnet_t2": 84.4}
+
+_WHERE_WEIGHTS_ARE = (
+    "{name}: pretrained=True cannot download weights. The authors of 'Attentive Convolution' "
+    "(arXiv 2510.20092) publish ImageNet-1K checkpoints as .pth files with their code, at "
+    "https://github.com/price112/Attentive-Convolution. Download the file, then: model = timm.create_model('{name}'); "
+    "atconv.load_release(model, 'FILE.pth'). For a run trained here: "
+    "timm.create_model('local-dir:RUN', pretrained=True)."
+)
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.conv1",
+        "classifier": "head.fc",
+        "license": "mit",
+        "paper_ids": "arXiv:2510.20092",
+        "paper_name": "Attentive Convolution: Unifying the Expressivity of Self-Attention with "
+        "Convolutional Efficiency",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
+
+
+def _create_attnet(variant: str, pretrained: bool = False, **kwargs: Any) -> AttNet:
+    if pretrained and not _names_weights(kwargs):
+        raise RuntimeError(_WHERE_WEIGHTS_ARE.format(name=variant))
+    return build_model_with_cfg(
+        AttNet,
+        variant,
+        pretrained,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
+        **{**VARIANTS[variant], **kwargs},
+    )
+
+
+def _names_weights(kwargs: dict[str, Any]) -> bool:
+    """Whether the caller's pretrained_cfg says where weights lie (a run's folder, a hub, a file)."""
+    configs = [kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")]
+    found = [c if isinstance(c, dict) else vars(c) for c in configs if c is not None and not isinstance(c, str)]
+    return any(c.get(key) for c in found for key in ("url", "file", "hf_hub_id", "state_dict"))
+
+
+@register_model
+def attnet_xxs(pretrained: bool = False, **kwargs: Any) -> AttNet:
+    return _create_attnet("attnet_xxs", pretrained, **kwargs)
+
+
+@register_model
+def attnet_xs(pretrained: bool = False, **kwargs: Any) -> AttNet:
+    return _create_attnet("attnet_xs", pretrained, **kwargs)
+
+
+@register_model
+def attnet_s(pretrained: bool = False, **kwargs: Any) -> AttNet:
+    return _create_attnet("attnet_s", pretrained, **kwargs)
+
+
+@register_model
+def attnet_t1(pretrained: bool = False, **kwargs: Any) -> AttNet:
+    return _create_attnet("attnet_t1", pretrained, **kwargs)
+
+
+@register_model
+def attnet_t2(pretrained: bool = False, **kwargs: Any) -> AttNet:
+    return _create_attnet("attnet_t2", pretrained, **kwargs)
+
+
+@register_model
+def attnet_t3(pretrained: bool = False, **kwargs: Any) -> AttNet:
+    return _create_attnet("attnet_t3", pretrained, **kwargs)
+
+
+@register_model
+def attnet_t4(pretrained: bool = False, **kwargs: Any) -> AttNet:
+    return _create_attnet("attnet_t4", pretrained, **kwargs)
