@@ -1,0 +1,57 @@
+"""Find unreadable pictures before training, not in its middle."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image
+from rich.console import Console
+
+from atconv.classification.sources import ImageSource
+from atconv.images import read_image
+from atconv.training.progress import track
+
+__all__ = ["FileReport", "check_files"]
+
+
+@dataclass
+class FileReport:
+    """For every picture of a source: why it cannot be used (None: it can), and a digest of its bytes
+    (None: not taken)."""
+
+    reasons: list[str | None]
+    digests: list[bytes | None]
+
+
+def check_files(source: ImageSource, how: Literal["decode", "header", "none"], console: Console) -> FileReport:
+    """Read every picture of a source, in threads, with a progress bar.
+
+    "decode" decodes each in full and finds copies; "header" reads only the first bytes; "none" trusts
+    all. Sources that hold arrays instead of files have nothing to check.
+    """
+    count = len(source)
+    report = FileReport([None] * count, [None] * count)
+    if how == "none" or not source.checkable:
+        return report
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        results = pool.map(lambda i: _check(source, i, how == "decode"), range(count))
+        for i, result in enumerate(track(results, console, "checking images", count)):
+            report.reasons[i], report.digests[i] = result
+    return report
+
+
+def _check(source: ImageSource, index: int, decode: bool) -> tuple[str | None, bytes | None]:
+    try:
+        encoded = source.encoded(index)
+        if not decode:
+            with Image.open(io.BytesIO(encoded)):
+                return None, None
+        read_image(io.BytesIO(encoded))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return str(error).partition("\n")[0], None
+    return None, hashlib.blake2b(encoded, digest_size=16).digest()

@@ -1,0 +1,195 @@
+"""What a classification run can be told. A recipe is a YAML file of these fields."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from atconv.runs import Run
+from atconv.training.checkpoint import write_atomically
+from atconv.training.config import LoopConfig
+
+__all__ = ["ClassificationConfig", "read_config", "recipe_names", "recipe_path", "write_config"]
+
+DEFAULT_RECIPE = "small"
+
+
+@dataclass(kw_only=True)
+class ClassificationConfig(LoopConfig):
+    """Options of `atconv train`: data, model, augmentation, loss, distillation, and the loop's."""
+
+    data: str = ""
+    """image folder, LMDB, timm dataset name (torch/…, hfds/…, wds/…) or digits"""
+    data_root: str | None = None
+    """folder that a named timm dataset lies in"""
+    train_split: str = "train"
+    """training split of a named timm dataset"""
+    val_split: str | None = None
+    """validation split of a named timm dataset; default: held out from the training split"""
+    test_split: str | None = None
+    """test split of a named timm dataset, looked at once after training"""
+    epoch_samples: int | None = None
+    """images in one epoch of a stream (wds/…, tfds/…), where the stream does not know"""
+    val_fraction: float = 0.1
+    """share of the training images held out for validation where DATA has no validation side"""
+    test_fraction: float = 0.15
+    """share of all images held out for the test where DATA is one flat folder or digits"""
+    check_images: Literal["decode", "header", "none"] = "decode"
+    """how image files are checked before training: decode each, read its header, or not at all"""
+    num_classes: int | None = None
+    """classes of a stream that does not name them"""
+    max_skipped: float = 0.05
+    """greatest share of unreadable files that are left out; more stops the run"""
+
+    model: str = "attnet_xxs"
+    """model by timm's name"""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """further arguments of the model, such as {stem_stride: 2}"""
+    weights: str | None = None
+    """start from the authors' .pth file, from a .safetensors file or from another run's folder"""
+    weights_ema: bool = False
+    """take the EMA weights of the authors' file"""
+    image_size: int = 224
+    """side of the square input"""
+    in_chans: int = 3
+    """3 reads pictures in colour, 1 in grey"""
+    drop_path: float = 0.0
+    """stochastic depth of the last block"""
+    drop_rate: float = 0.0
+    """dropout before the classifier"""
+    freeze_backbone: bool = False
+    """train the head alone"""
+    grad_checkpointing: bool = False
+    """less memory for more time"""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """least and greatest area of the random crop"""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    """least and greatest aspect ratio of the random crop"""
+    rotate: float = 0.0
+    """random rotation up to this many degrees"""
+    hflip: float = 0.5
+    """probability of a horizontal flip; 0 for digits and text"""
+    vflip: float = 0.0
+    """probability of a vertical flip"""
+    color_jitter: float = 0.0
+    """strength of colour jitter; timm drops it when auto_augment is set"""
+    auto_augment: str | None = None
+    """automatic augmentation by timm's name, such as rand-m9-mstd0.5-inc1"""
+    erase_prob: float = 0.0
+    """probability of random erasing"""
+    repeats: int = 1
+    """copies of an image in a batch, each augmented anew; an epoch stays as long"""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "bicubic"
+    """resampling; random applies to training only"""
+    crop_pct: float = 0.875
+    """share of the resized image that the centre crop of evaluation takes"""
+    mean: tuple[float, ...] | None = None
+    """mean of each channel; default: ImageNet's, or 0.5 for grey"""
+    std: tuple[float, ...] | None = None
+    """standard deviation of each channel; default: ImageNet's, or 0.5 for grey"""
+
+    mixup: float = 0.0
+    """Mixup alpha"""
+    cutmix: float = 0.0
+    """CutMix alpha"""
+    mix_prob: float = 1.0
+    """probability of mixing a batch"""
+    mix_switch_prob: float = 0.5
+    """probability of CutMix where both are on"""
+    label_smoothing: float = 0.1
+    """label smoothing"""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced weighs each class by the inverse of its frequency"""
+
+    distill: Literal["none", "soft", "hard", "dkd"] = "none"
+    """learn from a teacher"""
+    teacher: str | None = None
+    """teacher by timm's name, or a run's folder"""
+    teacher_weights: str | None = None
+    """weights file of a named teacher; default: timm's pretrained weights"""
+    distill_weight: float = 0.5
+    """a in (1 − a)·loss + a·distillation, for soft and hard"""
+    distill_temperature: float | None = None
+    """temperature; default 1, and 4 for dkd"""
+    dkd_alpha: float = 1.0
+    """weight of the target-class part of DKD"""
+    dkd_beta: float = 4.0
+    """weight of the non-target part of DKD"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+        if (self.distill != "none") != (self.teacher is not None):
+            raise ValueError("distillation needs both: distill (soft, hard or dkd) and teacher (a timm name or a run)")
+        if self.class_weights != "none" and self.mixes:
+            raise ValueError("class_weights and mixup/cutmix do not go together: a mixed image has no one class")
+        grey = self.in_chans == 1
+        self.mean = _per_channel("mean", self.mean, self.in_chans, (0.5,) if grey else (0.485, 0.456, 0.406))
+        self.std = _per_channel("std", self.std, self.in_chans, (0.5,) if grey else (0.229, 0.224, 0.225))
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+
+def recipe_names() -> list[str]:
+    """Recipes that ship with the package, selectable by name."""
+    folder = resources.files("atconv.classification") / "recipes"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe: a YAML file, or the name of one that ships with the package.
+
+    Raises:
+        ValueError: neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if name in recipe_names():
+        return Path(str(resources.files("atconv.classification") / "recipes" / f"{name}.yaml"))
+    raise ValueError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(recipe_names())}")
+
+
+def write_config(config: ClassificationConfig, run: Run) -> None:
+    """Save the complete configuration of a run, re-runnable with `atconv train --config RUN/config.yaml`."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    write_atomically(run.config, lambda temporary: temporary.write_text(yaml.safe_dump(plain, sort_keys=False)))
+
+
+def read_config(run: Run) -> ClassificationConfig:
+    """The configuration of a classification run.
+
+    Raises:
+        ValueError: the run is of another task, or its config.yaml is damaged.
+    """
+    try:
+        found = yaml.safe_load(run.config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{run.config} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    names = {f.name for f in fields(ClassificationConfig)}
+    if not isinstance(found, dict) or not set(found) <= names:
+        raise ValueError(f"{run.config} is not the configuration of a classification run")
+    tuples = ("betas", "crop_scale", "crop_ratio", "mean", "std")
+    found.update({k: tuple(found[k]) for k in tuples if found.get(k) is not None})
+    return ClassificationConfig(**found)
+
+
+def _per_channel(name: str, given: tuple[float, ...] | None, channels: int, default: tuple[float, ...]) -> tuple[float, ...]:
+    values = default if given is None else tuple(given)
+    if len(values) == 1:
+        values = values * channels
+    if len(values) != channels:
+        raise ValueError(f"{name} must have one value, or one for each of {channels} channels, got {values}")
+    return values

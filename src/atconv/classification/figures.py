@@ -1,0 +1,127 @@
+"""Pictures of a run: learning curves, confusion matrix, worst mistakes. Readable at 100 %."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+
+from atconv.classification.splits import Side
+from atconv.images import Mode
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+__all__ = ["confusion_matrix", "learning_curves", "worst_mistakes"]
+
+_DPI = 110
+_MOST_NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
+
+
+def learning_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss, accuracy and learning rate by epoch."""
+    epochs = [row["epoch"] for row in history]
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    panels: list[tuple[str, str, list[str]]] = [
+        ("Loss", "cross-entropy", ["train_loss", "val_loss"]),
+        ("Accuracy", "top-1 (%)", ["train_top1", "val_top1"]),
+        ("Learning rate", "at the end of the epoch", ["lr"]),
+    ]
+    names = {"train_loss": "train", "val_loss": "validation", "train_top1": "train", "val_top1": "validation"}
+    for axis, (title, unit, columns) in zip(axes, panels, strict=True):
+        for column in columns:
+            marker = "o" if len(history) == 1 else None
+            axis.plot(epochs, [row[column] for row in history], label=names.get(column), marker=marker)
+        axis.set(title=title, xlabel="epoch", ylabel=unit)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        if len(columns) > 1:
+            axis.legend()
+    best = max(history, key=lambda row: row["val_top1"])
+    axes[1].annotate(
+        f"best {best['val_top1']:.2f} %",
+        (best["epoch"], best["val_top1"]),
+        textcoords="offset points",
+        xytext=(-6, -14),
+        ha="right",
+        va="top",
+        arrowprops={"arrowstyle": "-", "alpha": 0.5},
+    )
+    _save(figure, path)
+
+
+def confusion_matrix(
+    labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str], path: Path
+) -> None:
+    """Share of each true class (row) that was given each class (column), in percent."""
+    from sklearn.metrics import confusion_matrix as count_pairs
+
+    counts = count_pairs(labels, predicted, labels=range(len(classes)))
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    numbered = len(classes) <= _MOST_NUMBERED
+    side = min(12.0, 3.2 + 0.42 * len(classes)) if numbered else 9.0
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    if numbered:
+        ticks = range(len(classes))
+        axis.set_xticks(ticks, [_short(name) for name in classes], rotation=45, ha="right", rotation_mode="anchor")
+        axis.set_yticks(ticks, [_short(name) for name in classes])
+        for row, column in np.argwhere(counts > 0):
+            colour = "white" if shares[row, column] > 55 else "black"
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    accuracy = 100 * np.trace(counts) / max(counts.sum(), 1)
+    axis.set(
+        title=f"Confusion matrix: {counts.sum()} images, {accuracy:.2f} % right",
+        xlabel="predicted class",
+        ylabel="true class",
+    )
+    figure.colorbar(image, ax=axis, label="share of the true class (%)", shrink=0.8)
+    _save(figure, path)
+
+
+def worst_mistakes(
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    side: Side,
+    mode: Mode,
+    classes: Sequence[str],
+    path: Path,
+    most: int = 20,
+) -> None:
+    """The wrong predictions that were made with the greatest confidence, most confident first."""
+    predicted = probabilities.argmax(1)
+    confidence = probabilities.max(1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    columns = 5
+    rows = max(1, -(-len(worst) // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(11, 2.5 * rows + 0.6), layout="constrained", squeeze=False)
+    figure.suptitle(
+        f"Worst mistakes: {len(worst)} of {len(wrong)} wrong among {len(labels)} images, most confident first"
+        if len(wrong)
+        else f"No mistakes among {len(labels)} images"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, index in zip(axes.flat, worst, strict=False):
+        axis.imshow(side.read(int(index), mode), cmap="gray" if mode == "L" else None)
+        axis.set_title(
+            f"is {_short(classes[labels[index]])}\n"
+            f"taken for {_short(classes[predicted[index]])}, {100 * confidence[index]:.0f} %",
+            fontsize=9,
+        )
+    _save(figure, path)
+
+
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)

@@ -1,0 +1,149 @@
+"""From a side of a split to batches of tensors.
+
+What a sample looks like is a function of (seed, epoch, sample, copy): the sampler hands each index out
+together with its seed, so workers, their number and a resume in mid-epoch change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torchvision.transforms import Compose, RandomRotation
+from torchvision.transforms.functional import InterpolationMode
+
+from atconv.classification.config import ClassificationConfig
+from atconv.classification.sources import Stream
+from atconv.classification.splits import Side
+from atconv.images import PrepareImage, mode_for
+from atconv.training.config import BatchPlan
+from atconv.training.randomness import derive_seed, seeded
+
+__all__ = ["EpochBatches", "eval_loader", "stream_loader", "train_loader", "train_transform"]
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class SampleKey(NamedTuple):
+    """Which picture, and the seed of its augmentation."""
+
+    position: int
+    seed: int
+
+
+class EpochBatches(Sampler[list[SampleKey]]):
+    """One process's passes of an epoch, from a given pass on.
+
+    The order of an epoch is a permutation seeded by (seed, epoch); with `repeats` copies follow each
+    other in it and it is cut to the same length. Processes take every `processes`-th image of each
+    total batch, so a batch holds the same images however many processes share it.
+    """
+
+    def __init__(
+        self, samples: int, plan: BatchPlan, seed: int, epoch: int, rank: int = 0, repeats: int = 1, start: int = 0
+    ) -> None:
+        self.samples, self.plan, self.seed, self.epoch = samples, plan, seed, epoch
+        self.rank, self.repeats, self.start = rank, repeats, start
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch * self.plan.accumulate - self.start
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        rng = np.random.default_rng(derive_seed("order", self.seed, self.epoch))
+        order = np.repeat(rng.permutation(self.samples), self.repeats)[: self.samples]
+        total, micro = self.plan.total_batch, self.plan.micro_batch
+        for index in range(self.start, self.start + len(self)):
+            step, part = divmod(index, self.plan.accumulate)
+            mine = range(step * total + self.rank, (step + 1) * total, self.plan.processes)
+            yield [self._key(place, int(order[place])) for place in mine[part * micro : (part + 1) * micro]]
+
+    def _key(self, place: int, position: int) -> SampleKey:
+        copy = place % self.repeats
+        return SampleKey(position, derive_seed("sample", self.seed, self.epoch, position, copy))
+
+
+class _TrainImages(Dataset[tuple[Tensor, int]]):
+    def __init__(self, side: Side, transform: Transform, in_chans: int) -> None:
+        self.side, self.transform, self.mode = side, transform, mode_for(in_chans)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
+        image = self.side.read(key.position, self.mode)
+        with seeded(key.seed):
+            tensor = self.transform(image)
+        return tensor, self.side.source.labels[self.side.indices[key.position]]
+
+
+class _EvalImages(Dataset[tuple[Tensor, int]]):
+    def __init__(self, side: Side, transform: Transform, in_chans: int) -> None:
+        self.side, self.transform, self.mode = side, transform, mode_for(in_chans)
+
+    def __len__(self) -> int:
+        return len(self.side)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        image = self.side.read(position, self.mode)
+        return self.transform(image), self.side.source.labels[self.side.indices[position]]
+
+
+class _StreamImages(IterableDataset[tuple[Tensor, int]]):
+    def __init__(self, stream: Stream, transform: Transform, in_chans: int) -> None:
+        self.stream, self.transform = stream, transform
+        self.prepare = PrepareImage(in_chans)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for image, label in self.stream:
+            yield self.transform(self.prepare(image)), int(label)
+
+
+def train_transform(config: ClassificationConfig) -> Transform:
+    """timm's training transform for a configuration, after a rotation where one is asked for."""
+    transform = create_transform(
+        (config.in_chans, config.image_size, config.image_size),
+        is_training=True,
+        scale=config.crop_scale,
+        ratio=config.crop_ratio,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        color_jitter=config.color_jitter,
+        auto_augment=config.auto_augment,
+        interpolation=config.interpolation,
+        mean=config.mean,
+        std=config.std,
+        re_prob=config.erase_prob,
+        re_mode="pixel",
+    )
+    if not config.rotate:
+        return transform
+    return Compose([RandomRotation(config.rotate, InterpolationMode.BILINEAR), transform])
+
+
+def train_loader(
+    side: Side, config: ClassificationConfig, plan: BatchPlan, epoch: int, rank: int, start: int
+) -> DataLoader[Any]:
+    """Batches of one epoch for one process, from its `start`-th pass on."""
+    batches = EpochBatches(len(side), plan, config.seed, epoch, rank, config.repeats, start)
+    dataset = _TrainImages(side, train_transform(config), config.in_chans)
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=torch.cuda.is_available()
+    )
+
+
+def eval_loader(side: Side, transform: Transform, in_chans: int, batch_size: int, workers: int) -> DataLoader[Any]:
+    """Batches of a side in its order."""
+    dataset = _EvalImages(side, transform, in_chans)
+    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
+
+
+def stream_loader(
+    stream: Stream, transform: Transform, in_chans: int, batch_size: int, workers: int, drop_last: bool
+) -> DataLoader[Any]:
+    """Batches of a stream in the order it gives."""
+    return DataLoader(
+        _StreamImages(stream, transform, in_chans), batch_size, num_workers=workers, drop_last=drop_last
+    )

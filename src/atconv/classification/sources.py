@@ -1,0 +1,245 @@
+"""Where labelled pictures come from: folders, LMDB files, timm datasets, bundled digits, streams.
+
+An `ImageSource` gives pictures by index, so that a run can split, shuffle and resume exactly. A `Stream`
+only gives them in order.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from atconv.classification.lmdb_format import LmdbReader
+from atconv.images import IMAGE_SUFFIXES, Mode, as_mode, read_image
+
+__all__ = ["DigitsSource", "FolderSource", "ImageSource", "LmdbSource", "Stream", "TimmSource"]
+
+
+class ImageSource(ABC):
+    """Labelled pictures by index."""
+
+    classes: list[str]
+    checkable: bool = False
+    """pictures are encoded files that may be unreadable"""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def labels(self) -> Sequence[int]:
+        """Class index of every picture."""
+
+    @abstractmethod
+    def read(self, index: int, mode: Mode) -> Image.Image:
+        """The picture, upright, as RGB or grey. Raises ValueError where it is unreadable."""
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of the file, for sources that are `checkable`."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """A name that stays the same from run to run."""
+        return str(index)
+
+
+class FolderSource(ImageSource):
+    """root/CLASS/**/picture.jpg; classes in alphabetical order, hidden files left out.
+
+    Raises:
+        ValueError: no class folders, or no pictures in them.
+    """
+
+    checkable = True
+
+    def __init__(self, root: Path, classes: list[str] | None = None) -> None:
+        self.root = root
+        folders = sorted(d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
+        self.classes = folders if classes is None else classes
+        unknown = sorted(set(folders) - set(self.classes))
+        if unknown:
+            raise ValueError(f"{root} has class folders that are not among the run's classes: {', '.join(unknown[:5])}")
+        found = [(path, label) for label, name in enumerate(self.classes) for path in _pictures(root / name)]
+        if not found:
+            raise ValueError(
+                f"no pictures in {root}: expected one folder a class, as {root}/CLASS/picture.jpg "
+                f"({', '.join(sorted(IMAGE_SUFFIXES))})"
+            )
+        self.paths = [path for path, _ in found]
+        self._labels = [label for _, label in found]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def labels(self) -> Sequence[int]:
+        return self._labels
+
+    def read(self, index: int, mode: Mode) -> Image.Image:
+        return read_image(self.paths[index], mode)
+
+    def encoded(self, index: int) -> bytes:
+        return self.paths[index].read_bytes()
+
+    def name(self, index: int) -> str:
+        return self.paths[index].relative_to(self.root).as_posix()
+
+
+class LmdbSource(ImageSource):
+    """A file in the release's LMDB format (see `lmdb_format`)."""
+
+    checkable = True
+
+    def __init__(self, path: Path) -> None:
+        self.reader = LmdbReader(path)
+        self.classes = self.reader.classes
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    @cached_property
+    def labels(self) -> Sequence[int]:  # type: ignore[override]
+        return [self.reader[i][1] for i in range(len(self))]
+
+    def read(self, index: int, mode: Mode) -> Image.Image:
+        return read_image(io.BytesIO(self.encoded(index)), mode)
+
+    def encoded(self, index: int) -> bytes:
+        return self.reader[index][0]
+
+
+class DigitsSource(ImageSource):
+    """scikit-learn's 1,797 real scans of handwritten digits, 8 × 8 grey. Nothing is downloaded."""
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        self.classes = [str(name) for name in digits.target_names]
+        # Values are 0…16 ink counts.
+        self._pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        self._labels = [int(label) for label in digits.target]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def labels(self) -> Sequence[int]:
+        return self._labels
+
+    def read(self, index: int, mode: Mode) -> Image.Image:
+        return as_mode(Image.fromarray(self._pixels[index]), mode)
+
+
+class TimmSource(ImageSource):
+    """One split of a map-style dataset by timm's name: torch/… or hfds/….
+
+    Raises:
+        ValueError: timm cannot open it (not there, unknown name, missing package).
+    """
+
+    def __init__(self, name: str, root: str | None, split: str) -> None:
+        dataset = open_timm_dataset(name, root, split)
+        self._dataset = dataset
+        # timm's own ImageDataset replaces an unreadable picture by the next one: read below it.
+        self._reader = getattr(dataset, "reader", None)
+        self.checkable = self._reader is not None
+        self.classes = _class_names(dataset, self._reader, self.labels)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @cached_property
+    def labels(self) -> Sequence[int]:  # type: ignore[override]
+        for attribute in ("targets", "labels", "_labels"):
+            found = getattr(self._dataset, attribute, None)
+            if found is not None and len(found) == len(self._dataset):
+                return [int(label) for label in found]
+        if hasattr(self._reader, "iter_targets"):
+            return [int(label) for label in self._reader.iter_targets()]
+        return [int(self._item(i)[1]) for i in range(len(self._dataset))]
+
+    def read(self, index: int, mode: Mode) -> Image.Image:
+        image = self._item(index)[0]
+        return as_mode(image, mode) if isinstance(image, Image.Image) else read_image(image, mode)
+
+    def encoded(self, index: int) -> bytes:
+        return self._item(index)[0].read()
+
+    def _item(self, index: int) -> tuple[Any, Any]:
+        return self._dataset[index] if self._reader is None else self._reader[index]
+
+
+class Stream:
+    """A dataset that timm only gives in order: wds/…, tfds/…, hfids/…. Iterates over (PIL image, label).
+
+    Raises:
+        ValueError: timm cannot open it, or its length or classes are unknown and not given.
+    """
+
+    def __init__(
+        self, name: str, root: str | None, split: str, training: bool, batch_size: int, samples: int | None,
+        classes: int | None, seed: int,
+    ) -> None:  # fmt: skip
+        self.dataset = open_timm_dataset(
+            name, root, split, is_training=training, batch_size=batch_size, num_samples=samples, seed=seed
+        )
+        length = samples or len(self.dataset)
+        if not length:
+            raise ValueError(f"{name} does not say how many images it has: give --epoch_samples")
+        self.samples = int(length)
+        known = getattr(self.dataset.reader, "class_to_idx", None)
+        if known:
+            self.classes = [str(c) for c, _ in sorted(known.items(), key=lambda item: item[1])]
+        elif classes:
+            self.classes = [str(i) for i in range(classes)]
+        else:
+            raise ValueError(f"{name} does not name its classes: give --num_classes")
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        yield from self.dataset
+
+
+def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -> Any:
+    """`timm.data.create_dataset` with every failure told in one line."""
+    from timm.data import create_dataset
+
+    if root is not None and not Path(root).exists():
+        raise ValueError(f"data_root {root} does not exist")
+    if name.startswith("torch/") and root is None:
+        raise ValueError(f"{name} needs --data_root, the folder its files lie in")
+    try:
+        return create_dataset(name, root=root, split=split, input_img_mode=None, **options)
+    except ImportError as error:
+        raise ValueError(f"{name} needs a package that is not installed: {error}") from error
+    except (AssertionError, RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        hint = " (atconv data fashion-mnist ROOT lays out Debian's files)" if "fashion" in name else ""
+        raise ValueError(f"timm cannot open {name}, split {split}, in {root}: {reason}{hint}") from error
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _class_names(dataset: Any, reader: Any, labels: Sequence[int]) -> list[str]:
+    names = getattr(dataset, "classes", None)
+    if names:
+        return [str(name) for name in names]
+    known = getattr(reader, "class_to_idx", None)
+    if known:
+        return [str(name) for name, _ in sorted(known.items(), key=lambda item: item[1])]
+    return [str(i) for i in range(max(labels) + 1)]

@@ -1,0 +1,363 @@
+"""Train a classifier: data, model and objective put into the shared loop, then the test and the pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from rich.console import Console
+from safetensors.torch import load_file
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from atconv.classification import figures
+from atconv.classification.config import ClassificationConfig, read_config, write_config
+from atconv.classification.evaluation import evaluate_side, summary_table, write_report
+from atconv.classification.loader import eval_loader, stream_loader, train_loader, train_transform
+from atconv.classification.objective import Objective
+from atconv.classification.sources import Stream
+from atconv.classification.splits import Side, Splits, is_stream, load_split, make_split
+from atconv.models.attnet import AttNet
+from atconv.models.release import load_release
+from atconv.runs import EvalTransform, Run, load
+from atconv.training.checkpoint import save_tensors, write_atomically
+from atconv.training.config import BatchPlan, plan_batches
+from atconv.training.devices import make_accelerator
+from atconv.training.loop import Task, Trainer
+from atconv.training.progress import make_table
+from atconv.training.randomness import derive_seed, seeded
+
+__all__ = ["resume", "train"]
+
+
+def train(config: ClassificationConfig, run: str | Path | None = None, console: Console | None = None) -> Path:
+    """Train a classifier from a configuration.
+
+    Args:
+        config: what to train on what, how.
+        run: folder of the run; default: runs/DATA-MODEL, numbered where it exists.
+        console: where progress shows.
+
+    Returns:
+        the run's folder.
+
+    Raises:
+        ValueError: an option, the data or the weights do not fit; nothing was trained.
+        FloatingPointError: the loss is not finite; checkpoints so far are kept.
+        OSError: a disk is full or read-only; the last complete checkpoint is kept.
+    """
+    console = console or Console()
+    config = _adopt_run(config, console)
+    accelerator = make_accelerator(config, None)
+    path = Path(run) if run is not None else _free_folder(config)
+    if accelerator.is_main_process:
+        opened = Run.create(path)
+        try:
+            write_config(config, opened)
+        except OSError:
+            opened.config.unlink(missing_ok=True)
+            raise
+    accelerator.wait_for_everyone()
+    return _run(config, Run(path), accelerator, console)
+
+
+def resume(run: str | Path, console: Console | None = None) -> Path:
+    """Continue a run from its newest checkpoint, as it was configured. A finished run is only reported again.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, or its data or checkpoint is damaged or changed.
+    """
+    opened = Run.open(run)
+    config = read_config(opened)
+    return _run(config, opened, make_accelerator(config, None), console or Console())
+
+
+def _run(config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console) -> Path:
+    if not accelerator.is_main_process:
+        console = Console(quiet=True)
+    task = _make_task(config, run, accelerator, console)
+    plan = plan_batches(config, task.samples, accelerator.num_processes, even=config.mixes)
+    task.plan = plan
+    console.print(plan.message, soft_wrap=True)
+    if accelerator.is_main_process:
+        task.save_model_config()
+    trainer = Trainer(task, config, plan, run, accelerator, console)
+    if trainer.step:
+        console.print(f"resuming at epoch {trainer.epoch + 1}, step {trainer.step}")
+    trainer.fit()
+    if accelerator.is_main_process:
+        report(task, trainer, run, console)
+    accelerator.end_training()
+    return run.path
+
+
+class ClassificationTask(Task):
+    """What the loop needs to know to train a classifier."""
+
+    plan: BatchPlan
+
+    def __init__(
+        self, config: ClassificationConfig, run: Run, accelerator: Accelerator, classes: list[str], model: nn.Module
+    ) -> None:
+        self.config, self.run, self.accelerator = config, run, accelerator
+        self.classes, self.model = classes, model
+        self.transform = EvalTransform(_data_config(config))
+        self.objective: Objective
+        self.samples: int
+        self.test: Side | None = None
+
+    def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        images, labels = (part.to(self.accelerator.device, non_blocking=True) for part in batch)
+        return self.objective(model, images, labels, seed)
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """val_loss, val_top1 and val_top5 (of more than five classes), over all processes."""
+        was_training = model.training
+        model.eval()
+        device = self.accelerator.device
+        sums = torch.zeros(4, device=device)  # loss, top-1 hits, top-5 hits, images
+        for images, labels in self.validation_batches():
+            images, labels = images.to(device), labels.to(device)
+            with self.accelerator.autocast():
+                logits = model(images)
+            logits = logits.float()
+            hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device)])
+        model.train(was_training)
+        loss_sum, top1, top5, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        if count == 0:
+            raise ValueError("the validation side has no images")
+        metrics = {"val_loss": loss_sum / count, "val_top1": 100 * top1 / count}
+        return metrics | ({"val_top5": 100 * top5 / count} if len(self.classes) > 5 else {})
+
+    def score(self, metrics: dict[str, float]) -> list[float]:
+        """Top-1; where epochs tie, the lower loss."""
+        return [metrics["val_top1"], -metrics["val_loss"]]
+
+    def validation_batches(self) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def save_best(self, model: nn.Module) -> None:
+        save_tensors(model.state_dict(), self.run.weights)
+
+    def save_model_config(self) -> None:
+        """config.json for timm: architecture, arguments, input, label names."""
+        data = _data_config(self.config)
+        write_atomically(
+            self.run.model_config,
+            lambda temporary: save_config_for_hf(
+                self.model, str(temporary), model_config={"label_names": self.classes}, data_config=data
+            ),
+        )
+
+
+class SplitTask(ClassificationTask):
+    """Classification on pictures by index."""
+
+    def __init__(
+        self, config: ClassificationConfig, run: Run, accelerator: Accelerator, splits: Splits, model: nn.Module
+    ) -> None:
+        super().__init__(config, run, accelerator, splits.classes, model)
+        self.train_side, self.val_side, self.test = splits.train, splits.val, splits.test
+        self.samples = len(splits.train)
+        labels = splits.train.labels if config.class_weights != "none" else None
+        self.objective = Objective(config, len(splits.classes), labels).to(accelerator.device)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        return iter(
+            train_loader(self.train_side, self.config, self.plan, epoch, self.accelerator.process_index, start)
+        )
+
+    def validation_batches(self) -> Iterator[Any]:
+        side, accelerator = self.val_side, self.accelerator
+        mine = Side(side.source, side.indices[accelerator.process_index :: accelerator.num_processes])
+        loader = eval_loader(mine, self.transform, self.config.in_chans, self._eval_batch, self.config.workers)
+        return iter(loader)
+
+    @property
+    def _eval_batch(self) -> int:
+        return max(self.plan.micro_batch, 32)
+
+
+class StreamTask(ClassificationTask):
+    """Classification on a stream. One process; resume restarts the epoch it was in."""
+
+    streams = True
+
+    def __init__(
+        self, config: ClassificationConfig, run: Run, accelerator: Accelerator, train: Stream, val: Stream, model: nn.Module
+    ) -> None:  # fmt: skip
+        super().__init__(config, run, accelerator, train.classes, model)
+        self.train_stream, self.val_stream = train, val
+        self.samples = train.samples
+        self.objective = Objective(config, len(train.classes), None).to(accelerator.device)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """As many passes as an epoch has; the stream starts over where it is shorter."""
+        needed = self.plan.steps_per_epoch * self.plan.accumulate - start
+        set_epoch = getattr(self.train_stream.dataset, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        transform = train_transform(self.config)
+        while needed > 0:
+            before = needed
+            for batch in stream_loader(
+                self.train_stream, transform, self.config.in_chans, self.plan.micro_batch, self.config.workers, True
+            ):
+                yield batch
+                needed -= 1
+                if needed == 0:
+                    return
+            if needed == before:
+                raise ValueError(f"{self.config.data} gives fewer images than a batch of {self.plan.micro_batch}")
+
+    def validation_batches(self) -> Iterator[Any]:
+        config = self.config
+        return iter(
+            stream_loader(self.val_stream, self.transform, config.in_chans, self.plan.micro_batch, config.workers, False)
+        )
+
+
+def report(task: ClassificationTask, trainer: Trainer, run: Run, console: Console) -> None:
+    """After the last epoch: look at the test set once, draw the pictures, print the table."""
+    figures.learning_curves(trainer.history, run.path / "curves.png")
+    best = max(trainer.history, key=task.score)
+    rows = [
+        ("best epoch", f"{best['epoch']} of {len(trainer.history)}"),
+        ("validation top-1", f"{best['val_top1']:.2f} %"),
+        ("parameters", f"{sum(p.numel() for p in task.model.parameters()):,}"),
+        ("training time", f"{sum(row['seconds'] for row in trainer.history):.0f} s"),
+    ]
+    console.print(make_table(str(run.path), ("figure", "value"), rows))
+    side = task.test or getattr(task, "val_side", None)
+    if side is not None:
+        model, transform, classes = load(run.path)
+        name = "test" if task.test is not None else "val"
+        result = evaluate_side(model, transform, side, len(classes), 64, task.config.workers, console)
+        note = "" if task.test is not None else " (no test side: these images picked the best epoch)"
+        console.print(summary_table(result, f"{name} side{note}"))
+        write_report(result, side, transform.prepare.mode, classes, run.path)
+        summary = {"side": name, "best_epoch": best["epoch"], **result.summary()}
+        write_atomically(run.path / "metrics.json", lambda t: t.write_text(json.dumps(summary, indent=1) + "\n"))
+    pictures = ", ".join(sorted(p.name for p in run.path.glob("*.png")))
+    console.print(f"everything is in {run.path}: model.safetensors, metrics.csv, {pictures}", soft_wrap=True)
+
+
+def _make_task(
+    config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console
+) -> ClassificationTask:
+    if is_stream(config.data):
+        return _make_stream_task(config, run, accelerator)
+    if accelerator.is_main_process and not run.split.is_file():
+        splits = make_split(config, console, run.path)
+        if splits.skipped:
+            console.print(f"left out {len(splits.skipped)} files, listed in {run.path / 'skipped.csv'}")
+    accelerator.wait_for_everyone()
+    splits = load_split(config, run.path)
+    console.print(splits.message, soft_wrap=True)
+    model = make_model(config, len(splits.classes), console)
+    return SplitTask(config, run, accelerator, splits, model)
+
+
+def _make_stream_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> StreamTask:
+    if accelerator.num_processes > 1:
+        raise ValueError(f"{config.data} is a stream: it trains in one process; use folders, LMDB or hfds/ for more")
+    if config.val_split is None:
+        raise ValueError(f"{config.data} is a stream: nothing can be held out of it; name its --val_split")
+    train, val = (
+        Stream(
+            config.data, config.data_root, split, training, config.batch_size,
+            config.epoch_samples if training else None, config.num_classes, config.seed,
+        )
+        for split, training in ((config.train_split, True), (config.val_split, False))
+    )  # fmt: skip
+    return StreamTask(config, run, accelerator, train, val, make_model(config, len(train.classes), Console()))
+
+
+def make_model(config: ClassificationConfig, classes: int, console: Console) -> nn.Module:
+    """The model of a configuration with its starting weights, seeded.
+
+    Raises:
+        ValueError: unknown model, unknown arguments, or weights that do not fit.
+    """
+    arguments = {**config.model_args, "num_classes": classes, "in_chans": config.in_chans}
+    if config.drop_path:
+        arguments["drop_path_rate"] = config.drop_path
+    if config.drop_rate:
+        arguments["drop_rate"] = config.drop_rate
+    if not timm.is_model(config.model):
+        close = ", ".join(timm.list_models("attnet*"))
+        raise ValueError(f"timm knows no model {config.model!r}; AttNet's are {close}")
+    with seeded(derive_seed("init", config.seed)):
+        try:
+            model = timm.create_model(config.model, **arguments)
+        except TypeError as error:
+            raise ValueError(f"{config.model} does not take model_args {config.model_args}: {error}") from error
+    if config.weights is not None:
+        _load_weights(model, config, console)
+    if config.freeze_backbone:
+        _freeze_backbone(model)
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()
+    return model
+
+
+def _adopt_run(config: ClassificationConfig, console: Console) -> ClassificationConfig:
+    """Where weights come from another run, its model, channels and normalisation come with them."""
+    if config.weights is None or not Path(config.weights).is_dir():
+        return config
+    source = read_config(Run.open(config.weights))
+    config.model, config.model_args = source.model, source.model_args
+    config.in_chans, config.mean, config.std = source.in_chans, source.mean, source.std
+    console.print(f"{config.model} as in {config.weights}: its arguments, channels and normalisation are taken over")
+    return config
+
+
+def _load_weights(model: nn.Module, config: ClassificationConfig, console: Console) -> None:
+    path = Path(str(config.weights))
+    if path.is_dir():
+        run = Run.open(path)
+        if not run.weights.is_file():
+            raise ValueError(f"{path} has no model yet: its first epoch has not finished")
+        state = load_file(run.weights)
+        own = model.state_dict()
+        fresh = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
+        state.update({name: own[name] for name in fresh})
+        model.load_state_dict(state)
+        if fresh:
+            console.print(f"other classes than in {path}: {', '.join(fresh)} start fresh")
+    elif isinstance(model, AttNet):
+        load_release(model, path, "ema" if config.weights_ema else "model")
+    else:
+        raise ValueError(f"weights for {config.model} come from a run's folder; {path} is not one")
+
+
+def _freeze_backbone(model: nn.Module) -> None:
+    """Leave only the head trainable; frozen BatchNorm keeps its statistics too."""
+    model.requires_grad_(False)
+    head = model.head if isinstance(model, AttNet) else model.get_classifier()  # type: ignore[operator]
+    head.requires_grad_(True)
+
+
+def _data_config(config: ClassificationConfig) -> dict[str, Any]:
+    return {
+        "input_size": (config.in_chans, config.image_size, config.image_size),
+        "mean": config.mean,
+        "std": config.std,
+        "crop_pct": config.crop_pct,
+        "interpolation": "bilinear" if config.interpolation == "random" else config.interpolation,
+    }
+
+
+def _free_folder(config: ClassificationConfig) -> Path:
+    name = f"{Path(config.data).name or 'data'}-{config.model}"
+    candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
+    return next(path for path in candidates if not path.exists())

@@ -1,0 +1,86 @@
+"""Pictures as files have them → PIL images of one kind, alike in training and prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+__all__ = ["IMAGE_SUFFIXES", "PrepareImage", "read_image"]
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+Mode = Literal["RGB", "L"]
+
+
+def read_image(file: str | Path | BinaryIO, mode: Mode = "RGB") -> Image.Image:
+    """Read one picture, decoded in full and upright, as RGB or grey.
+
+    EXIF orientation is applied; transparent pixels lie on white; 16-bit grey is scaled to 8 bits;
+    palette, CMYK and grey are converted.
+
+    Raises:
+        ValueError: the file is not a picture, is truncated or is too large to be honest.
+        FileNotFoundError: no such file.
+    """
+    try:
+        with Image.open(file) as image:
+            return as_mode(ImageOps.exif_transpose(image), mode)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
+        name = "" if hasattr(file, "read") else f"{file}: "
+        raise ValueError(f"{name}not a readable picture ({_reason(error)})") from error
+
+
+def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
+    """Convert any PIL image to 8-bit RGB or grey."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+class PrepareImage:
+    """First step of a transform: any PIL image → the mode a model of `in_chans` channels reads."""
+
+    def __init__(self, in_chans: int) -> None:
+        self.mode = mode_for(in_chans)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return as_mode(ImageOps.exif_transpose(image), self.mode)
+
+    def __repr__(self) -> str:
+        return f"PrepareImage({self.mode})"
+
+
+def mode_for(in_chans: int) -> Mode:
+    """The PIL mode of a model's input.
+
+    Raises:
+        ValueError: pictures have 1 or 3 channels.
+    """
+    if in_chans not in (1, 3):
+        raise ValueError(f"pictures are read with in_chans 3 (colour) or 1 (grey), got {in_chans}")
+    return "RGB" if in_chans == 3 else "L"
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Integers span 0…65535 (PNG's 16 bits, also where PIL widens them to 32). Floats are taken as
+    0…1, 0…255 or 0…65535, whichever is the smallest that holds them."""
+    values = np.asarray(image, dtype=np.float64)
+    top = 65535.0
+    if image.mode == "F":
+        peak = values.max(initial=0.0)
+        top = 1.0 if peak <= 1 else 255.0 if peak <= 255 else 65535.0
+    return Image.fromarray(np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8))
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:160] or type(error).__name__

@@ -1,0 +1,140 @@
+"""A run's folder: what lies where, and how to open its model.
+
+    runs/NAME/
+        config.yaml         the complete, re-runnable configuration
+        split.json          which images were on which side
+        metrics.csv         one row an epoch       inhibition.csv   λ by layer and epoch
+        checkpoints/step-N  everything needed to resume
+        config.json, model.safetensors             the best model, as timm reads it
+        *.png               pictures
+
+The last two make `timm.create_model("local-dir:runs/NAME", pretrained=True)` work.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor, nn
+
+from atconv.images import PrepareImage
+
+__all__ = ["EvalTransform", "Run", "load", "pick_device"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def split(self) -> Path:
+        return self.path / "split.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model_config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @classmethod
+    def create(cls, path: str | Path) -> Run:
+        """Make the folder of a new run.
+
+        Raises:
+            ValueError: it exists and is not empty; nothing in it is touched.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ValueError(f"{path} exists already: resume it with --resume {path}, or name another with --run")
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open the folder of a run that was started.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: the folder is not a run's.
+        """
+        run = cls(Path(path))
+        if not run.path.is_dir():
+            raise FileNotFoundError(f"no such run folder: {run.path}")
+        if not run.config.is_file() and not run.model_config.is_file():
+            raise ValueError(f"{run.path} is not a run: it has neither config.yaml nor config.json")
+        return run
+
+
+def load(run: str | Path) -> tuple[nn.Module, EvalTransform, list[str]]:
+    """Open the best model of a classification run.
+
+    >>> model, transform, classes = atconv.load("runs/mine")
+    >>> logits = model(transform(Image.open("cat.jpg"))[None])       # 1 × len(classes)
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        the model in eval mode on the CPU; the transform from any PIL image to the model's input
+        (C H W); the names of its classes.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it is not a run, no epoch of it has finished, or its weights are damaged.
+    """
+    opened = Run.open(run)
+    if not opened.model_config.is_file() or not opened.weights.is_file():
+        raise ValueError(
+            f"{opened.path} has no model yet: its first epoch has not finished. Continue it with --resume {opened.path}"
+        )
+    try:
+        state = load_file(opened.weights)
+        model = timm.create_model(f"local-dir:{opened.path}")
+        model.load_state_dict(state)
+    except (SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"the model in {opened.path} is damaged: {str(error).partition(chr(10))[0]}") from error
+    pretrained: dict[str, Any] = dict(model.pretrained_cfg)
+    classes = pretrained.get("label_names")
+    if not classes:
+        raise ValueError(f"{opened.path} is not a classification run: its config.json names no classes")
+    return model.eval(), EvalTransform(pretrained), list(classes)
+
+
+class EvalTransform:
+    """The evaluation transform that a timm pretrained_cfg describes, for any PIL image → C H W."""
+
+    def __init__(self, pretrained_cfg: dict[str, Any]) -> None:
+        data = resolve_data_config({}, pretrained_cfg=pretrained_cfg)
+        self.input_size: tuple[int, int, int] = tuple(data["input_size"])
+        self.prepare = PrepareImage(self.input_size[0])
+        self.transform = create_transform(**data, is_training=False)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.transform(self.prepare(image))
+
+
+def pick_device() -> torch.device:
+    """The accelerator of this machine if it has one, else its CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")

@@ -1,0 +1,1 @@
+"""One training loop for all tasks: batches, checkpoints, resume, progress."""

@@ -1,0 +1,141 @@
+"""What every training run can be told, whatever its task, and how batches follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["BatchPlan", "LoopConfig", "plan_batches"]
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    """Options of the shared training loop."""
+
+    epochs: int = 30
+    """passes over the training data"""
+    batch_size: int = 64
+    """images in one forward pass of one process"""
+    total_batch: int | None = None
+    """images in one optimizer step over all processes and accumulated passes; default: lr_batch"""
+    lr: float = 1e-3
+    """peak learning rate, for a total batch of lr_batch"""
+    lr_batch: int = 64
+    """total batch that lr was chosen for; another total batch scales the learning rate linearly"""
+    min_lr: float = 1e-6
+    """learning rate at the end of the schedule"""
+    warmup_epochs: float = 1.0
+    """epochs of linear warm-up, inside epochs"""
+    warmup_lr: float = 1e-6
+    """learning rate at the start of warm-up"""
+    schedule: str = "cosine"
+    """schedule by timm's name: cosine, step, poly, constant, ..."""
+    optimizer: str = "adamw"
+    """optimizer by timm's name"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """running-average coefficients, for optimizers that take them"""
+    eps: float = 1e-8
+    """denominator epsilon of the optimizer"""
+    weight_decay: float = 0.05
+    """decay of tensors with two or more dimensions; biases, norms, scales and alpha are exempt"""
+    layer_decay: float | None = None
+    """factor on the learning rate from each layer to the one before it, for fine-tuning"""
+    clip_grad: float | None = None
+    """gradient clipping; off by default"""
+    clip_mode: Literal["norm", "value", "agc"] = "norm"
+    """clip by global norm, by value, or adaptively (AGC, 0.01 is usual)"""
+    ema_decay: float = 0.999
+    """exponential moving average of the weights, each step; 0 turns it off"""
+    ema_warmup: bool = True
+    """let the average start short and grow to ema_decay"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """autocast dtype; fp16 needs a GPU"""
+    compile: bool = False
+    """compile the model with torch.compile"""
+    freeze_bn: bool = False
+    """keep BatchNorm statistics as they are"""
+    patience: int | None = None
+    """stop after this many epochs without a better validation score"""
+    checkpoint_steps: int | None = None
+    """also write a checkpoint every so many optimizer steps inside an epoch"""
+    workers: int = 2
+    """data-loading processes; 0 loads in the training process"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """where to train; auto takes an accelerator if there is one"""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """where else metrics are sent, besides metrics.csv"""
+    seed: int = 0
+    """seed of everything random"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("total_batch", "patience", "checkpoint_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, or null for off, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must lie in 0 … epochs ({self.epochs}), got {self.warmup_epochs}"
+            )
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step is put together, and how many make an epoch."""
+
+    micro_batch: int
+    accumulate: int
+    processes: int
+    steps_per_epoch: int
+    lr: float
+    message: str
+
+    @property
+    def total_batch(self) -> int:
+        return self.micro_batch * self.accumulate * self.processes
+
+
+def plan_batches(config: LoopConfig, samples: int, processes: int, even: bool = False) -> BatchPlan:
+    """Derive accumulation and learning rate from the batch a recipe names.
+
+    The total batch is met by accumulating passes of `batch_size`; where it cannot be met exactly, or
+    `total_batch` asks for another one, the learning rate scales with it. A training set smaller than
+    a batch makes the batch smaller. Incomplete batches at the end of an epoch are dropped.
+
+    Args:
+        samples: training samples.
+        processes: world size.
+        even: every pass needs an even number of images (Mixup).
+
+    Raises:
+        ValueError: too few samples for one image (two with `even`) in every process.
+    """
+    wanted = config.total_batch or config.lr_batch
+    smallest = 2 if even else 1
+    limit = samples // processes
+    if limit < smallest:
+        raise ValueError(
+            f"{samples} training images are too few for {processes} process(es)"
+            + (" with mixup or cutmix, which need pairs; set mixup and cutmix to 0" if even else "")
+        )
+    micro = min(config.batch_size, max(1, wanted // processes), limit)
+    if even:
+        micro = max(2, micro - micro % 2)
+    accumulate = max(1, min(round(wanted / (micro * processes)), limit // micro))
+    total = micro * processes * accumulate
+    lr = config.lr * total / config.lr_batch
+    message = f"total batch {total} = {micro} images × {processes} process(es) × {accumulate} pass(es)"
+    if total == config.lr_batch:
+        message += f", learning rate {lr:.3g}"
+    else:
+        message += f"; the learning rate was given for {config.lr_batch}: {config.lr:.3g} → {lr:.3g}"
+    if samples < wanted:
+        message += f" (only {samples} training images for a batch of {wanted})"
+    return BatchPlan(micro, accumulate, processes, samples // total, lr, message)

@@ -1,0 +1,316 @@
+"""The training loop that every task shares.
+
+A task says what a batch, a loss and an evaluation are; the loop does the rest: accumulation, autocast,
+clipping, schedule, EMA, checkpoints, resume, progress. Reads top to bottom: `Task`, `fit`, one epoch,
+one step, state.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import Tensor, nn
+
+from atconv.modules import ATConv2d, ATConvTokens
+from atconv.runs import Run
+from atconv.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from atconv.training.config import BatchPlan, LoopConfig
+from atconv.training.progress import TrainingBars
+from atconv.training.randomness import derive_seed
+
+__all__ = ["Task", "Trainer"]
+
+
+class Task(ABC):
+    """What the loop needs to know of a task."""
+
+    model: nn.Module
+    streams: bool = False
+    """data comes as a stream that cannot be entered in the middle: resume restarts its epoch"""
+
+    @abstractmethod
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """This process's passes of an epoch, from the `start`-th on."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of one pass, and other means to show (scalars). `seed` is for random mixing."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of a model on the validation data. Every process calls it and gets the same."""
+
+    @abstractmethod
+    def score(self, metrics: dict[str, float]) -> list[float]:
+        """What picks the best epoch: compared number by number, higher is better."""
+
+    @abstractmethod
+    def save_best(self, model: nn.Module) -> None:
+        """Write the weights of the best epoch so far. Only the main process calls it."""
+
+
+class Trainer:
+    """Trains a task in a run's folder, from its newest checkpoint if there is one.
+
+    Args:
+        task: what to train.
+        config: the loop's options.
+        plan: batches, from `plan_batches`.
+        run: the folder that checkpoints and metrics go to.
+        accelerator: from `make_accelerator`.
+        console: where progress shows.
+
+    Raises:
+        FloatingPointError: in `fit`, when the loss is not finite.
+    """
+
+    def __init__(
+        self, task: Task, config: LoopConfig, plan: BatchPlan, run: Run, accelerator: Accelerator, console: Console
+    ) -> None:
+        self.task, self.config, self.plan, self.run = task, config, plan, run
+        self.accelerator, self.console = accelerator, console
+        # Built before DDP or compile add prefixes to names that decay and layer groups match on.
+        optimizer = _make_optimizer(task.model, config, plan)
+        self.scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=config.schedule,
+            num_epochs=config.epochs,
+            min_lr=config.min_lr,
+            warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # fractions work: it counts updates
+            warmup_lr=config.warmup_lr,
+            step_on_epochs=False,
+            updates_per_epoch=plan.steps_per_epoch,
+        )
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            task.model = nn.SyncBatchNorm.convert_sync_batchnorm(task.model)
+        task.model.to(accelerator.device)
+        self.ema = (
+            ModelEmaV3(task.model, decay=config.ema_decay, use_warmup=config.ema_warmup)
+            if config.ema_decay
+            else None
+        )
+        if config.compile:
+            task.model.compile()
+        self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
+        self.epoch = 0
+        self.step_in_epoch = 0
+        self.best: list[float] = []
+        self.best_epoch = -1
+        self.history: list[dict[str, Any]] = []
+        self.inhibition: list[dict[str, Any]] = []
+        self._sums: dict[str, float] = {}
+        self._resume()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return self.epoch * self.plan.steps_per_epoch + self.step_in_epoch
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The model to evaluate and keep: the EMA if there is one."""
+        return self.task.model if self.ema is None else self.ema.module
+
+    def fit(self) -> None:
+        """Train to the last epoch, or until patience runs out."""
+        bars = TrainingBars(self.console, self.config.epochs, self.epoch)
+        with bars.shown():
+            while self.epoch < self.config.epochs and not self._out_of_patience():
+                started = time.perf_counter()
+                images = self._train_epoch(bars)
+                self._close_epoch(bars, images, time.perf_counter() - started)
+        self.accelerator.wait_for_everyone()
+
+    def _train_epoch(self, bars: TrainingBars) -> int:
+        """Train what is left of the current epoch; returns the images seen."""
+        first = self.step_in_epoch
+        bars.start_epoch(self.plan.steps_per_epoch, first)
+        passes = self.task.batches(self.epoch, first * self.plan.accumulate)
+        started, images = time.perf_counter(), 0
+        for _ in range(first, self.plan.steps_per_epoch):
+            self._set_mode()
+            figures = self._train_step(passes)
+            for name, value in figures.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+            self.step_in_epoch += 1
+            images += self.plan.total_batch
+            rate = images / (time.perf_counter() - started)
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            bars.step(f"{shown}  {rate:.0f} images/s")
+            every = self.config.checkpoint_steps
+            if every and self.step % every == 0 and self.step_in_epoch < self.plan.steps_per_epoch:
+                self._save_checkpoint()
+        return images
+
+    def _train_step(self, passes: Iterator[Any]) -> dict[str, float]:
+        """One optimizer step over `accumulate` passes; returns the means over the whole batch."""
+        self.scheduler.step_update(self.step)
+        totals: dict[str, Tensor] = {}
+        for i in range(self.plan.accumulate):
+            batch = next(passes)
+            seed = derive_seed("step", self.config.seed, self.step, i, self.accelerator.process_index)
+            torch.manual_seed(seed)
+            last = i == self.plan.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    loss, means = self.task.loss(self.model, batch, seed)
+                self.accelerator.backward(loss / self.plan.accumulate)
+            for name, value in {"loss": loss, **means}.items():
+                totals[name] = totals.get(name, 0.0) + value.detach().float() / self.plan.accumulate
+        means_over_all = self.accelerator.reduce(torch.stack(list(totals.values())), reduction="mean")
+        figures = dict(zip(totals, means_over_all.tolist(), strict=True))
+        if not math.isfinite(figures["loss"]):
+            raise FloatingPointError(
+                f"the loss is {figures['loss']} at step {self.step} (epoch {self.epoch + 1}), learning rate "
+                f"{self._lr():.3g}. Lower lr, lengthen warmup_epochs or set clip_grad; the checkpoints in "
+                f"{self.run.checkpoints} are untouched"
+            )
+        if self.config.clip_grad is not None:
+            self.accelerator.unscale_gradients()
+            dispatch_clip_grad(self.model.parameters(), self.config.clip_grad, self.config.clip_mode)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.task.model, step=self.step + 1)
+        return figures
+
+    def _close_epoch(self, bars: TrainingBars, images: int, seconds: float) -> None:
+        """Evaluate, keep the best, write metrics, then make it final with a checkpoint."""
+        metrics = self.task.evaluate(self.averaged)
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self._lr()}
+        row |= {f"train_{name}": total / self.plan.steps_per_epoch for name, total in self._sums.items()}
+        row |= metrics
+        row |= {"images_per_second": images / seconds, "seconds": seconds}
+        self.history.append(row)
+        self.inhibition.extend(inhibition_rows(self.averaged, self.epoch + 1))
+        self.accelerator.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=self.step)
+        score = self.task.score(metrics)
+        better = score > self.best
+        if better:
+            self.best, self.best_epoch = score, self.epoch
+        self.epoch, self.step_in_epoch, self._sums = self.epoch + 1, 0, {}
+        if self.accelerator.is_main_process:
+            if better:
+                self.task.save_best(self.averaged)
+            write_rows(self.run.path / "metrics.csv", self.history)
+            write_rows(self.run.path / "inhibition.csv", self.inhibition)
+        self._save_checkpoint()
+        bars.end_epoch(_epoch_line(row, self.config.epochs, better))
+
+    def _set_mode(self) -> None:
+        self.task.model.train()
+        for module in self.task.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                frozen = module.weight is not None and not module.weight.requires_grad
+                if self.config.freeze_bn or frozen:
+                    module.eval()
+
+    def _lr(self) -> float:
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.epoch - 1 - self.best_epoch >= patience > 0 and bool(self.history)
+
+    def _save_checkpoint(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "model": self.task.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "total_batch": self.plan.total_batch,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "sums": self._sums,
+            "history": self.history,
+            "inhibition": self.inhibition,
+        }
+        save_checkpoint(self.run.checkpoints, self.step, state)
+
+    def _resume(self) -> None:
+        path = latest_checkpoint(self.run.checkpoints)
+        if path is None:
+            return
+        state = load_checkpoint(path)
+        planned = (self.plan.steps_per_epoch, self.plan.total_batch)
+        if (state["steps_per_epoch"], state["total_batch"]) != planned:
+            raise ValueError(
+                f"{path} was written with {state['steps_per_epoch']} steps an epoch of {state['total_batch']} "
+                f"images, this run has {planned[0]} of {planned[1]}: resume on the same data with as many "
+                "processes as before"
+            )
+        self.task.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step_in_epoch, self._sums = state["epoch"], state["step_in_epoch"], state["sums"]
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.history, self.inhibition = state["history"], state["inhibition"]
+        if self.task.streams and self.step_in_epoch:
+            self.console.print(f"a stream cannot be entered in the middle: epoch {self.epoch + 1} starts over")
+            self.step_in_epoch, self._sums = 0, {}
+
+
+def _make_optimizer(model: nn.Module, config: LoopConfig, plan: BatchPlan) -> torch.optim.Optimizer:
+    adaptive = {"betas": config.betas, "eps": config.eps} if "adam" in config.optimizer else {}
+    return create_optimizer_v2(
+        model,
+        opt=config.optimizer,
+        lr=plan.lr,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        **adaptive,
+    )
+
+
+def inhibition_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
+    """λ = sigmoid(α) of every ATConv mixer: mean, least and greatest over its channels."""
+    rows = []
+    for name, module in model.named_modules():
+        if isinstance(module, (ATConv2d, ATConvTokens)) and module.alpha is not None:
+            strength = torch.sigmoid(module.alpha.detach().float())
+            figures = {"mean": strength.mean(), "min": strength.min(), "max": strength.max()}
+            rows.append({"epoch": epoch, "layer": name, **{k: float(v) for k, v in figures.items()}})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV, in place of the file, atomically. The first row names the columns."""
+    if not rows:
+        return
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def _epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:
+    skipped = ("epoch", "step", "images_per_second", "seconds")
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in skipped)
+    mark = "  * best" if better else ""
+    return f"epoch {row['epoch']:>3}/{epochs}  {figures}  {row['images_per_second']:.0f} images/s{mark}"

@@ -1,0 +1,41 @@
+"""Randomness as a function of what it is for, never of a stream's position.
+
+Data is drawn from (seed, epoch, sample), the model and mixing from (seed, step). That is what makes a
+resumed run equal to one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+__all__ = ["derive_seed", "seeded"]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """One 63-bit seed for a tuple of parts, such as ("data", seed, epoch, index)."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with Python's, NumPy's and torch's CPU generators seeded, then put them back.
+
+    NumPy's global generator is the one timm's Mixup and transforms draw from.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
