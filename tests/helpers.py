@@ -88,5 +88,5 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def tiny_attnet(**kwargs: Any) -> AttNet:
     """A small AttNet in eval mode with weights that matter."""
-    config = dict(depths=(1, 1, 1, 1), widths=(8, 16, 24, 32), num_classes=5)
+    config = {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32), "num_classes": 5}
     return randomise(timm.create_model("attnet_xxs", **{**config, **kwargs})).eval()

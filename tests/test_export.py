@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_close, randomise, tiny_attnet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from atconv import ATConv2d, functional
+from helpers import assert_close, randomise, tiny_attnet
 
 DYNAMIC = torch.export.Dim.DYNAMIC
-# Batch, height and width; the first of each is what the graph is traced at. A 1×1 map and N < n are among them.
+# Batch, height and width; graphs are traced at the first. A 1×1 map and N < n are among them.
 MIXER_SIZES = [(2, 6, 7), (1, 1, 1), (5, 2, 2), (3, 11, 4), (1, 2, 3)]
 ATTNET_SIZES = [(2, 64, 96), (1, 64, 33), (3, 70, 45), (5, 40, 128)]
-# torch.export takes for granted that no map behind a strided convolution is one position high or wide; ONNX does not.
+# torch.export assumes that no map behind a strided convolution is one position high or wide; ONNX does not.
 SMALL_ATTNET_SIZES = [(1, 32, 32), (3, 8, 70), (1, 1, 1)]
 
 Call = Callable[[Tensor], Tensor]
@@ -36,7 +36,9 @@ def onnx_session(model: nn.Module, x: Tensor, path: Path) -> Call:
     runtime = pytest.importorskip("onnxruntime")
     dynamic_shapes = ({0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC},)
     torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False)
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1  # its waiting threads would take the cores from torch
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
@@ -85,7 +87,7 @@ def test_onnx_attnet_equals_eager_at_any_size(onnx_attnet: Call, batch: int, hei
     assert_close(onnx_attnet(x), tiny_attnet()(x), 1e-5)
 
 
-@pytest.mark.parametrize("kwargs", [dict(kernel_size=5), dict(routing=False), dict(inhibition=False)])
+@pytest.mark.parametrize("kwargs", [{"kernel_size": 5}, {"routing": False}, {"inhibition": False}])
 @torch.no_grad()
 def test_every_form_of_the_mixer_exports(kwargs: dict[str, int]) -> None:
     model = randomise(ATConv2d(8, **kwargs)).eval()

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import WEIGHTS, assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from atconv import functional
+from helpers import WEIGHTS, assert_close
 
-SHAPES = dict(
-    batch=st.integers(1, 3),
-    dim=st.integers(1, 5),
-    kernel_size=st.sampled_from([1, 3, 5, 7]),
-    height=st.integers(1, 9),
-    width=st.integers(1, 9),
-    seed=st.integers(0, 2**31),
-)
+SHAPES = {
+    "batch": st.integers(1, 3),
+    "dim": st.integers(1, 5),
+    "kernel_size": st.sampled_from([1, 3, 5, 7]),
+    "height": st.integers(1, 9),
+    "width": st.integers(1, 9),
+    "seed": st.integers(0, 2**31),
+}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -34,7 +34,7 @@ def operator_weights(dim: int, kernel_size: int, seed: int = 0) -> dict[str, Ten
     return {name: normal(*shape, seed=seed + i) for i, (name, shape) in enumerate(shapes.items())}
 
 
-# The operator once more, position by position, in the order of the paper: project everywhere, pool afterwards.
+# The operator once more, position by position, in the paper's order: project everywhere, pool afterwards.
 
 
 def loop_project(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -196,18 +196,9 @@ def test_projection_takes_matrices_and_1x1_kernels() -> None:
 
 def test_operator_without_alpha_has_no_inhibition() -> None:
     x, weights = normal(2, 3, 5, 4), operator_weights(3, 3)
-    without = functional.atconv2d(x, **as_arguments({**weights, "alpha": None}))
-    limit = functional.atconv2d(x, **as_arguments({**weights, "alpha": torch.full((3,), -800.0)}))
+    without = functional.atconv2d(x, *{**weights, "alpha": None}.values())
+    limit = functional.atconv2d(x, *{**weights, "alpha": torch.full((3,), -800.0)}.values())
     assert_close(without, limit, 1e-14)
-
-
-def as_arguments(weights: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    parts = dict(context_proj="context", kernel_gen="generator", value_proj="value", out_proj="output")
-    renamed = {}
-    for name, weight in weights.items():
-        module, _, kind = name.partition(".")
-        renamed[f"{parts[module]}_{kind}" if kind else name] = weight
-    return renamed
 
 
 def test_gradients_and_their_gradients() -> None:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import WEIGHTS, assert_close, randomise, reference, under
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from atconv import ATConv2d, ATConvTokens, functional
 from atconv.models.release import to_attnet
+from helpers import WEIGHTS, assert_close, randomise, reference, under
 
 MODULES = [ATConv2d, ATConvTokens]
 CASES = range(len(reference("atconv")[1]["cases"]))
@@ -321,7 +321,9 @@ def test_activation_stands_between_projection_and_generator() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize(("dim", "kernel_size", "height", "width"), [(8, 3, 7, 5), (6, 5, 4, 4), (4, 7, 3, 9)])
+@pytest.mark.parametrize(
+    ("dim", "kernel_size", "height", "width"), [(8, 3, 7, 5), (6, 5, 4, 4), (4, 7, 3, 9)]
+)
 def test_multiply_adds_follow_the_formula_and_torch(
     module: type[nn.Module], dim: int, kernel_size: int, height: int, width: int
 ) -> None:
@@ -345,7 +347,9 @@ def test_multiply_adds_without_routing_are_those_of_a_separable_convolution() ->
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("kernel_size", [-3, 0, 2, 4])
 def test_even_kernels_are_refused(module: type[nn.Module], kernel_size: int) -> None:
-    with pytest.raises(ValueError, match=rf"{module.__name__}: kernel_size must be odd.*got {kernel_size}.*use 3"):
+    with pytest.raises(
+        ValueError, match=rf"{module.__name__}: kernel_size must be odd.*got {kernel_size}.*use 3"
+    ):
         module(8, kernel_size)
 
 
@@ -385,7 +389,7 @@ def test_integers_are_refused(module: type[nn.Module], dtype: torch.dtype) -> No
 @pytest.mark.parametrize("routing", [True, False])
 @pytest.mark.parametrize("shape", [(2, 8, 0, 3), (2, 8, 3, 0)])
 def test_empty_maps_are_refused(shape: tuple[int, ...], routing: bool) -> None:
-    with pytest.raises(ValueError, match="at least one channel and one position|at least one position"):
+    with pytest.raises(ValueError, match="at least one channel and one position"):
         ATConv2d(8, routing=routing)(torch.zeros(shape))
 
 
@@ -397,7 +401,9 @@ def test_no_tokens_are_refused() -> None:
 @settings(deadline=None, max_examples=20)
 @given(count=st.integers(2, 200).filter(lambda n: round(n**0.5) ** 2 != n))
 def test_tokens_that_are_no_square_need_a_grid(count: int) -> None:
-    with pytest.raises(ValueError, match=rf"{count} tokens are not a square grid; pass grid=\(height, width\)"):
+    with pytest.raises(
+        ValueError, match=rf"{count} tokens are not a square grid; pass grid=\(height, width\)"
+    ):
         ATConvTokens(8)(torch.zeros(1, count, 8))
 
 

@@ -3,12 +3,15 @@
 >>> import atconv, timm
 >>> mixer = atconv.ATConv2d(64)                                     # the operator, B C H W
 >>> model = timm.create_model("attnet_t2", num_classes=10)          # the backbones, through timm
+>>> model, transform, classes = atconv.load("runs/mine")            # what `atconv train` made
 """
 
 from atconv import functional
+from atconv.allocator import tune_allocator
 from atconv.models import attnet as _attnet  # noqa: F401  (registers the models with timm)
 from atconv.models.release import load_release
 from atconv.modules import ATConv2d, ATConvTokens
+from atconv.runs import load
 
 __version__ = "0.1.0"
-__all__ = ["ATConv2d", "ATConvTokens", "functional", "load_release"]
+__all__ = ["ATConv2d", "ATConvTokens", "functional", "load", "load_release", "tune_allocator"]

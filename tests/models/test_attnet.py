@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers import assert_close, reference, release_shapes, release_state, tiny_attnet, under
 from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import atconv
 from atconv.models.attnet import VARIANTS, AttNet
 from atconv.models.release import to_attnet
+from helpers import assert_close, reference, release_shapes, release_state, tiny_attnet, under
 
 # Parameters, and multiply-adds at 224 in 10⁹, of the published architectures with the context pooled first.
 SIZES = {
@@ -102,7 +102,9 @@ def test_reference_stages_and_logits(name: str, memory_format: torch.memory_form
         assert_close(model(x), expected["logits"], 1e-5)
 
 
-@pytest.mark.parametrize("kwargs", [{}, dict(stem_stride=1), dict(num_classes=0), dict(kernel_sizes=(3, 5, 7, 3))])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"stem_stride": 1}, {"num_classes": 0}, {"kernel_sizes": (3, 5, 7, 3)}]
+)
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (45, 70)])
 @torch.no_grad()
 def test_multiply_adds_equal_the_count_of_torch(kwargs: dict, height: int, width: int) -> None:
@@ -325,7 +327,10 @@ def test_layer_decay_rises_with_depth() -> None:
     assert scales.keys() == dict(model.named_parameters()).keys()
     ordered = [scales[name] for name in sorted(scales, key=depth_of)]
     assert ordered == sorted(ordered)
-    by_block = [scales[f"stages.{s}.blocks.{b}.token_mixer.alpha"] for s, b in [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0)]]
+    by_block = [
+        scales[f"stages.{s}.blocks.{b}.token_mixer.alpha"]
+        for s, b in [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0)]
+    ]
     assert by_block == pytest.approx([0.5**i for i in (5, 4, 3, 2, 1)])
     assert scales["head.fc.weight"] == 1
     assert scales["stem.conv1.weight"] == min(scales.values())
@@ -380,7 +385,12 @@ def test_pretrained_cfg_is_complete(name: str) -> None:
 def test_pretrained_says_where_weights_are(name: str) -> None:
     with pytest.raises(RuntimeError, match="pretrained=True cannot download weights") as raised:
         timm.create_model(name, pretrained=True)
-    for part in (f"timm.create_model('{name}')", "arXiv 2510.20092", "https://github.com/", "atconv.load_release"):
+    for part in (
+        f"timm.create_model('{name}')",
+        "arXiv 2510.20092",
+        "https://github.com/",
+        "atconv.load_release",
+    ):
         assert part in str(raised.value)
 
 
@@ -398,8 +408,8 @@ def test_weights_survive_a_file(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_folder_written_by_timm_opens_by_name(tmp_path: Path) -> None:
     model = tiny_attnet()
-    args = dict(depths=(1, 1, 1, 1), widths=(8, 16, 24, 32))
-    timm.models.save_for_hf(model, tmp_path, model_config=dict(num_classes=5), model_args=args)
+    args = {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32)}
+    timm.models.save_for_hf(model, tmp_path, model_config={"num_classes": 5}, model_args=args)
     opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(opened(x), model(x))

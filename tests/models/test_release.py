@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import logging
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from helpers import release_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -20,6 +20,7 @@ from torch import Tensor
 import atconv
 from atconv.models.attnet import AttNet
 from atconv.models.release import read_checkpoint, to_attnet
+from helpers import release_state
 
 State = dict[str, Tensor]
 
@@ -159,7 +160,7 @@ def test_no_object_of_a_file_is_built(model: AttNet, state: State, writer: str, 
         path.write_bytes(pickle.dumps({"model": {}, "args": Harmful(victim)}))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=writer == "torch")
-    with unchanged(model), pytest.raises(ValueError, match="cannot be read|can be read safely"):
+    with unchanged(model), pytest.raises(ValueError, match=r"cannot be read|can be read safely"):
         atconv.load_release(model, path)
     assert not victim.exists()
 
@@ -182,7 +183,7 @@ def test_no_object_of_a_file_is_built(model: AttNet, state: State, writer: str, 
 def test_other_files_are_refused(model: AttNet, content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights.{suffix}"
     path.write_bytes(content)
-    with unchanged(model), pytest.raises(ValueError, match=str(path)):
+    with unchanged(model), pytest.raises(ValueError, match=re.escape(str(path))):
         atconv.load_release(model, path)
 
 
@@ -200,7 +201,7 @@ def test_truncated_files_are_refused(
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(fraction * len(whole))])
-    with pytest.raises(ValueError, match=str(path)):
+    with pytest.raises(ValueError, match=re.escape(str(path))):
         read_checkpoint(path)
 
 
@@ -209,7 +210,7 @@ def test_truncated_files_are_refused(
 def test_random_bytes_are_refused(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("bytes") / "weights.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=str(path)):
+    with pytest.raises(ValueError, match=re.escape(str(path))):
         read_checkpoint(path)
 
 
@@ -245,19 +246,22 @@ def test_model_of_other_image_channels_is_refused(state: State, tmp_path: Path) 
 
 def test_missing_and_additional_tensors_are_named(model: AttNet, state: State, tmp_path: Path) -> None:
     short = {name: t for name, t in state.items() if name != "stages.1.0.token_mixer.difference_control"}
-    with unchanged(model), pytest.raises(ValueError, match=r"stages.1.blocks.0.token_mixer.alpha \(64,\) is missing"):
+    missing = r"stages.1.blocks.0.token_mixer.alpha \(64,\) is missing from the file.*fits none of the seven"
+    with unchanged(model), pytest.raises(ValueError, match=missing):
         atconv.load_release(model, saved(short, tmp_path))
     long = {**state, "stages.0.0.layer_scale_1.gamma": torch.ones(32)}
-    with unchanged(model), pytest.raises(ValueError, match=r"stages.0.blocks.0.ls1.gamma \(32,\) is not in the model"):
+    additional = r"stages.0.blocks.0.ls1.gamma \(32,\) is not in the model"
+    with unchanged(model), pytest.raises(ValueError, match=additional):
         atconv.load_release(model, saved(long, tmp_path))
-    with pytest.raises(ValueError, match="fits none of the seven"):
-        atconv.load_release(model, saved(short, tmp_path))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"conv1.weight": torch.ones(64, 3, 7, 7), "fc.bias": torch.ones(3)}, "It is not an AttNet checkpoint"),
+        (
+            {"conv1.weight": torch.ones(64, 3, 7, 7), "fc.bias": torch.ones(3)},
+            "It is not an AttNet checkpoint",
+        ),
         ({"stem.conv1.weight": torch.ones(3)}, "It is not an AttNet checkpoint"),
         ({}, "is not a checkpoint"),
         ({"model": {}}, "is not a checkpoint"),
@@ -287,7 +291,7 @@ def test_odd_state_dicts_are_refused(model: AttNet, content: Any, tmp_path: Path
 
 
 def test_missing_ema_is_said(model: AttNet, state: State, tmp_path: Path) -> None:
-    with unchanged(model), pytest.raises(ValueError, match="no weights under 'model_ema', only.*'model'"):
+    with unchanged(model), pytest.raises(ValueError, match=r"no weights under 'model_ema', only.*'model'"):
         atconv.load_release(model, saved(checkpoint(state), tmp_path), weights="ema")
     with unchanged(model), pytest.raises(ValueError, match="bare state dict: it has no EMA weights"):
         atconv.load_release(model, saved(state, tmp_path), weights="ema")
@@ -301,5 +305,8 @@ def test_other_choice_of_weights_is_refused(model: AttNet, tmp_path: Path) -> No
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_missing_file_and_folder_are_said(model: AttNet, suffix: str, tmp_path: Path) -> None:
     for path in (tmp_path / f"none.{suffix}", tmp_path):
-        with unchanged(model), pytest.raises(FileNotFoundError, match=f"no such checkpoint file: {path}"):
+        with (
+            unchanged(model),
+            pytest.raises(FileNotFoundError, match=re.escape(f"no such checkpoint file: {path}")),
+        ):
             atconv.load_release(model, path)

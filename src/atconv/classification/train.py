@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,18 @@ def train(config: ClassificationConfig, run: str | Path | None = None, console: 
     """
     console = console or Console()
     config = _adopt_run(config, console)
-    accelerator = make_accelerator(config, None)
     path = Path(run) if run is not None else _free_folder(config)
+    accelerator = make_accelerator(config, str(path))
     if accelerator.is_main_process:
-        opened = Run.create(path)
-        try:
-            write_config(config, opened)
-        except OSError:
-            opened.config.unlink(missing_ok=True)
-            raise
+        write_config(config, Run.create(path))
     accelerator.wait_for_everyone()
-    return _run(config, Run(path), accelerator, console)
+    try:
+        return _run(config, Run(path), accelerator, console)
+    except (ValueError, FileNotFoundError):
+        # Nothing was trained: leave no folder behind but one that says which files were skipped.
+        if accelerator.is_main_process and not (path / "skipped.csv").exists() and not Run(path).checkpoints.exists():
+            shutil.rmtree(path)
+        raise
 
 
 def resume(run: str | Path, console: Console | None = None) -> Path:
@@ -75,7 +77,8 @@ def resume(run: str | Path, console: Console | None = None) -> Path:
     """
     opened = Run.open(run)
     config = read_config(opened)
-    return _run(config, opened, make_accelerator(config, None), console or Console())
+    accelerator = make_accelerator(config, str(opened.path))
+    return _run(config, opened, accelerator, console or Console())
 
 
 def _run(config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console) -> Path:
@@ -87,6 +90,8 @@ def _run(config: ClassificationConfig, run: Run, accelerator: Accelerator, conso
     console.print(plan.message, soft_wrap=True)
     if accelerator.is_main_process:
         task.save_model_config()
+    if accelerator.log_with:
+        accelerator.init_trackers("tracking")
     trainer = Trainer(task, config, plan, run, accelerator, console)
     if trainer.step:
         console.print(f"resuming at epoch {trainer.epoch + 1}, step {trainer.step}")

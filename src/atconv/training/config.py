@@ -49,7 +49,7 @@ class LoopConfig:
     ema_warmup: bool = True
     """let the average start short and grow to ema_decay"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """autocast dtype; fp16 needs a GPU"""
+    """autocast dtype; fp16 needs a GPU, on a CPU bf16 takes its place"""
     compile: bool = False
     """compile the model with torch.compile"""
     freeze_bn: bool = False

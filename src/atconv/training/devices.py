@@ -12,13 +12,14 @@ from atconv.training.config import LoopConfig
 __all__ = ["make_accelerator"]
 
 
-def make_accelerator(config: LoopConfig, tracking_folder: str | None = None) -> Accelerator:
+def make_accelerator(config: LoopConfig, tracking_folder: str) -> Accelerator:
     """Build the Accelerator a configuration asks for.
 
-    Several processes come from torchrun: gloo on CPU, NCCL on GPUs.
+    Several processes come from torchrun: gloo on CPU, NCCL on GPUs. Where a recipe asks for fp16 on a
+    CPU, bf16 is used, and said so.
 
     Raises:
-        ValueError: the device is not there, or cannot do the precision.
+        ValueError: the device is not there.
         RuntimeError: the launcher started several processes and accelerate sees another number.
     """
     available = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -26,18 +27,20 @@ def make_accelerator(config: LoopConfig, tracking_folder: str | None = None) -> 
     device = kind if config.device == "auto" else config.device
     if device != "cpu" and device != kind:
         raise ValueError(f"device {device} is not available here ({kind} is); use --device auto")
-    if config.precision == "fp16" and device == "cpu":
-        raise ValueError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    precision = config.precision
+    if precision == "fp16" and device == "cpu":
+        precision = "bf16"
+        print("precision fp16 needs a GPU: using bf16 on this CPU")
     accelerator = Accelerator(
         cpu=device == "cpu",
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        log_with=None if config.tracker == "none" or tracking_folder is None else config.tracker,
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=None if config.tracker == "none" else config.tracker,
         project_dir=tracking_folder,
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise RuntimeError(
             f"the launcher started {launched} processes but accelerate sees {accelerator.num_processes}: each "
-            "would train alone. Start with torchrun --nproc_per_node N -m atconv.cli train ..."
+            "would train alone. Start with torchrun --nproc_per_node N -m atconv.cli train DATA ..."
         )
     return accelerator

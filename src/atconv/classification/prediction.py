@@ -1,0 +1,88 @@
+"""What a trained classifier says of pictures."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from atconv import runs
+from atconv.images import IMAGE_SUFFIXES, read_image
+
+__all__ = ["Prediction", "find_images", "predict"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one picture, or why it could not be read."""
+
+    image: str
+    classes: list[str]
+    probabilities: list[float]
+    error: str | None = None
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """Files, folders (searched through) and globs → picture files, each once, in order.
+
+    Raises:
+        FileNotFoundError: a pattern matches nothing, or a folder holds no pictures.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
+        if not matches:
+            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise FileNotFoundError(f"no picture at {pattern!r}: give files, folders or globs of {kinds}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+@torch.inference_mode()
+def predict(run: str | Path, images: Sequence[Path], top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
+    """Classify pictures with a run's best model, in the order given.
+
+    Unreadable pictures give a Prediction with `error` set; the others are not affected.
+
+    Args:
+        run: the run's folder.
+        images: picture files.
+        top: how many classes each.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, or it has no model.
+    """
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+    model, transform, classes = runs.load(run)
+    device = runs.pick_device()
+    model.to(device)
+    for start in range(0, len(images), batch_size):
+        paths = images[start : start + batch_size]
+        inputs = [_try_read(path, transform) for path in paths]
+        readable = [x for x in inputs if isinstance(x, Tensor)]
+        logits = model(torch.stack(readable).to(device)).float().cpu() if readable else torch.empty(0, len(classes))
+        best = iter(logits.softmax(1).topk(min(top, len(classes)), dim=1).values.tolist())
+        order = iter(logits.topk(min(top, len(classes)), dim=1).indices.tolist())
+        for path, x in zip(paths, inputs, strict=True):
+            if isinstance(x, Tensor):
+                yield Prediction(str(path), [classes[i] for i in next(order)], next(best))
+            else:
+                yield Prediction(str(path), [], [], x)
+
+
+def _try_read(path: Path, transform: runs.EvalTransform) -> Tensor | str:
+    try:
+        return transform(read_image(path, transform.prepare.mode))
+    except (ValueError, OSError) as error:
+        return str(error)

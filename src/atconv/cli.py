@@ -1,0 +1,218 @@
+"""The commands. Each parses its options and calls one typed function; no logic of its own."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from atconv.allocator import tune_allocator
+
+try:
+    from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+    from rich.console import Console
+except ImportError as error:
+    sys.exit(f"atconv: the commands need more packages ({error.name} is missing): pip install 'atconv[train]'")
+
+__all__ = ["run"]
+
+
+class Parser(ArgumentParser):
+    """An argument parser whose errors are one line and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+        fail(f"{self.prog}: {' '.join(lines)[:600]} (see {self.prog} --help)")
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Run one command. Bad input ends with one line on stderr and exit code 2."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    tune_allocator()
+    try:
+        _COMMANDS[command]([_underscored(a) for a in arguments])
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError, RuntimeError, ImportError) as error:
+        fail(f"atconv {command}: {' '.join(str(error).split())}")
+    except OSError as error:
+        full = error.errno == errno.ENOSPC or "No space left" in str(error)
+        hint = ": free some space; complete checkpoints are untouched" if full else ""
+        fail(f"atconv {command}: {' '.join(str(error).split())}{hint}")
+    except KeyboardInterrupt:
+        fail(f"atconv {command}: interrupted", code=130)
+
+
+def fail(line: str, code: int = 2) -> NoReturn:
+    print(line, file=sys.stderr)
+    raise SystemExit(code)
+
+
+def train(arguments: Sequence[str]) -> None:
+    from atconv.classification.config import DEFAULT_RECIPE, ClassificationConfig, recipe_names, recipe_path
+
+    resumed = Parser(prog="atconv train", add_help=False)
+    resumed.add_argument("--resume", type=str)
+    if any(a.split("=")[0] == "--resume" for a in arguments):
+        known = resumed.parse_args(list(arguments)).resume
+        from atconv.classification.train import resume
+
+        resume(known)
+        return
+    parser = Parser(
+        prog="atconv train",
+        usage="atconv train DATA [--config RECIPE] [--model NAME] [--run FOLDER] [--OPTION VALUE ...]\n"
+        "       atconv train --resume FOLDER",
+        description="DATA is an image folder, an LMDB file, a timm dataset name (torch/..., hfds/..., wds/...) or "
+        f"digits. RECIPE is a YAML file or one of {', '.join(recipe_names())} (default: {DEFAULT_RECIPE}).",
+        epilog="--resume FOLDER continues an interrupted run exactly, as it was configured.",
+    )
+    parser.add_argument("--config", action="config", help="recipe: a YAML file or a recipe's name")
+    parser.add_argument("--run", type=str | None, help="folder of the run (default: runs/DATA-MODEL)")
+    parser.add_class_arguments(ClassificationConfig, as_group=False)
+    given, rest = _take_data(arguments)
+    if not any(a.split("=")[0] == "--config" for a in rest):
+        rest = ["--config", DEFAULT_RECIPE, *rest]
+    options = parser.parse_args(_resolve_recipes(rest, recipe_path)).as_dict()
+    options.pop("config")
+    folder = options.pop("run")
+    if given is not None:
+        options["data"] = given
+    if not options.get("data"):
+        parser.error("DATA is missing: an image folder, an LMDB file, a timm dataset name or digits")
+    config = ClassificationConfig(**options)
+    from atconv.classification.train import train as train_classifier
+
+    train_classifier(config, folder)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    from atconv.classification.evaluation import evaluate as evaluate_run
+
+    parser = Parser(prog="atconv evaluate", description="Evaluate a run's best model on DATA.")
+    parser.add_argument("run", type=str, help="the run's folder")
+    parser.add_argument("data", type=str, help="DATA as in training")
+    parser.add_function_arguments(evaluate_run, as_group=False, skip={"run", "data", "console"})
+    evaluate_run(**parser.parse_args(list(arguments)).as_dict())
+
+
+def predict(arguments: Sequence[str]) -> None:
+    from atconv.classification.prediction import Prediction, find_images
+    from atconv.classification.prediction import predict as predict_images
+    from atconv.training.progress import make_table
+
+    parser = Parser(prog="atconv predict", description="Classify pictures with a run's best model.")
+    parser.add_argument("run", type=str, help="the run's folder")
+    parser.add_argument("images", type=str, nargs="+", help="picture files, folders or globs")
+    parser.add_argument("--top", type=int, default=5, help="classes shown for each picture")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--csv", action="store_true", help="print CSV")
+    options = parser.parse_args(list(arguments))
+    found = list(predict_images(options.run, find_images(options.images), options.top))
+    bad = [p for p in found if p.error is not None]
+    good = [p for p in found if p.error is None]
+
+    def cells(p: Prediction) -> list[str]:
+        return [f"{c} {100 * q:.1f} %" for c, q in zip(p.classes, p.probabilities, strict=True)]
+
+    if options.json:
+        print(json.dumps([vars(p) for p in found], indent=1))
+    elif options.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["image", "rank", "class", "probability"])
+        for p in good:
+            for rank, (c, q) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
+                writer.writerow([p.image, rank, c, f"{q:.6f}"])
+    elif good:
+        titles = ["image", *(str(i + 1) for i in range(len(good[0].classes)))]
+        Console().print(make_table(f"{len(good)} pictures", titles, [[p.image, *cells(p)] for p in good], len(titles)))
+    for p in bad:
+        print(f"atconv predict: {p.error}", file=sys.stderr)
+    if not good:
+        fail("atconv predict: none of the pictures could be read")
+
+
+def models(arguments: Sequence[str]) -> None:
+    import timm
+    import torch
+
+    from atconv.models.attnet import PUBLISHED_TOP1, VARIANTS
+    from atconv.training.progress import make_table
+
+    Parser(prog="atconv models", description="The AttNet family.").parse_args(list(arguments))
+    rows = []
+    for name in VARIANTS:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        count = sum(p.numel() for p in model.parameters())
+        published = PUBLISHED_TOP1.get(name)
+        top1 = "–" if published is None else f"{published:.1f} %"
+        rows.append((name, f"{count:,}", f"{model.multiply_adds(224, 224) / 1e9:.3f}", "3 × 224 × 224", top1))
+    console = Console()
+    console.print(
+        make_table("AttNet", ("model", "parameters", "GMACs", "input", "ImageNet-1K top-1, published"), rows)
+    )
+    console.print(
+        "GMACs: multiply-adds of convolutions and linear layers for one image. Published: by the paper's authors "
+        "(arXiv 2510.20092), not measured here; – is not given there for this project's record.",
+        soft_wrap=True,
+    )
+
+
+def data(arguments: Sequence[str]) -> None:
+    from atconv.classification.preparation import build_lmdb_from_folder
+    from atconv.classification.fashion_mnist import lay_out
+
+    tools: dict[str, Callable[..., Any]] = {"fashion-mnist": lay_out, "lmdb": build_lmdb_from_folder}
+    if not arguments or arguments[0] not in tools:
+        wanted = arguments[0] if arguments else "nothing"
+        if wanted in ("-h", "--help"):
+            print("usage: atconv data fashion-mnist ROOT [--source FOLDER]\n       atconv data lmdb FOLDER OUT")
+            return
+        fail(f"atconv data: {wanted!r} is not among {', '.join(tools)} (see atconv data --help)")
+    name = arguments[0]
+    parser = Parser(prog=f"atconv data {name}")
+    parser.add_function_arguments(tools[name], as_group=False, as_positional=True)
+    written = tools[name](**parser.parse_args(list(arguments[1:])).as_dict())
+    print(f"written to {written}")
+
+
+def _underscored(argument: str) -> str:
+    """--batch-size is --batch_size."""
+    match = re.match(r"--[a-z][a-z0-9-]*", argument)
+    return argument if match is None else "--" + match[0][2:].replace("-", "_") + argument[match.end() :]
+
+
+def _take_data(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The leading positional argument, and the rest."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], list(arguments[1:])
+    return None, list(arguments)
+
+
+def _resolve_recipes(arguments: list[str], recipe_path: Callable[[str], Path]) -> list[str]:
+    """Replace recipe names after --config by their files."""
+    resolved = list(arguments)
+    for i, argument in enumerate(arguments):
+        if argument == "--config" and i + 1 < len(arguments):
+            resolved[i + 1] = str(recipe_path(arguments[i + 1]))
+        elif argument.startswith("--config="):
+            resolved[i] = f"--config={recipe_path(argument.removeprefix('--config='))}"
+    return resolved
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "models": models,
+    "data": data,
+}
+
+if __name__ == "__main__":
+    from atconv_command import main
+
+    main()

@@ -1,0 +1,48 @@
+"""The `atconv` command's front door: answers --help at once, without importing torch.
+
+Importing the package registers models with timm, which takes seconds; this module stands outside it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+COMMANDS = {
+    "train": "train a classifier",
+    "evaluate": "accuracy, calibration, per-class figures and pictures of a trained model",
+    "predict": "classify pictures",
+    "models": "the AttNet family: parameters, multiply-adds, published accuracy",
+    "data": "prepare data: fashion-mnist, lmdb",
+}
+
+
+def main() -> None:
+    """Run a command; exit 2 with one line for bad input."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"atconv {version('atconv')}")
+        return
+    if arguments[0] not in COMMANDS:
+        print(f"atconv: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    from atconv.cli import run
+
+    run(arguments[0], arguments[1:])
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: atconv COMMAND ...\n\nAttentive convolution: attention's expressivity at convolution's cost.\n\n"
+        f"commands:\n{listed}\n\n'atconv COMMAND --help' shows a command's options."
+    )
+
+
+if __name__ == "__main__":
+    main()
