@@ -39,7 +39,8 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
-        "usage: atconv COMMAND ...\n\nAttentive convolution: attention's expressivity at convolution's cost.\n\n"
+        "usage: atconv COMMAND ...\n\n"
+        "Attentive convolution: attention's expressivity at convolution's cost.\n\n"
         f"commands:\n{listed}\n\n'atconv COMMAND --help' shows a command's options."
     )
 

@@ -14,10 +14,12 @@ from typing import Any, NoReturn
 from atconv.allocator import tune_allocator
 
 try:
-    from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+    from jsonargparse import ArgumentParser, set_parsing_settings
     from rich.console import Console
 except ImportError as error:
-    sys.exit(f"atconv: the commands need more packages ({error.name} is missing): pip install 'atconv[train]'")
+    sys.exit(
+        f"atconv: the commands need more packages ({error.name} is missing): pip install 'atconv[train]'"
+    )
 
 __all__ = ["run"]
 
@@ -66,8 +68,9 @@ def train(arguments: Sequence[str]) -> None:
         prog="atconv train",
         usage="atconv train DATA [--config RECIPE] [--model NAME] [--run FOLDER] [--OPTION VALUE ...]\n"
         "       atconv train --resume FOLDER",
-        description="DATA is an image folder, an LMDB file, a timm dataset name (torch/..., hfds/..., wds/...) or "
-        f"digits. RECIPE is a YAML file or one of {', '.join(recipe_names())} (default: {DEFAULT_RECIPE}).",
+        description="DATA is an image folder, an LMDB file, a timm dataset name (torch/..., hfds/..., "
+        f"wds/...) or digits. RECIPE is a YAML file or one of {', '.join(recipe_names())} "
+        f"(default: {DEFAULT_RECIPE}).",
         epilog="--resume FOLDER continues an interrupted run exactly, as it was configured.",
     )
     parser.add_argument("--config", action="config", help="recipe: a YAML file or a recipe's name")
@@ -128,7 +131,9 @@ def predict(arguments: Sequence[str]) -> None:
                 writer.writerow([p.image, rank, c, f"{q:.6f}"])
     elif good:
         titles = ["image", *(str(i + 1) for i in range(len(good[0].classes)))]
-        Console().print(make_table(f"{len(good)} pictures", titles, [[p.image, *cells(p)] for p in good], len(titles)))
+        Console().print(
+            make_table(f"{len(good)} pictures", titles, [[p.image, *cells(p)] for p in good], len(titles))
+        )
     for p in bad:
         print(f"atconv predict: {p.error}", file=sys.stderr)
     if not good:
@@ -136,17 +141,16 @@ def predict(arguments: Sequence[str]) -> None:
 
 
 def models(arguments: Sequence[str]) -> None:
-    import timm
     import torch
 
-    from atconv.models.attnet import PUBLISHED_TOP1, VARIANTS
+    from atconv.models.attnet import PUBLISHED_TOP1, VARIANTS, AttNet
     from atconv.training.progress import make_table
 
     Parser(prog="atconv models", description="The AttNet family.").parse_args(list(arguments))
     rows = []
     for name in VARIANTS:
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model = AttNet(**VARIANTS[name])
         count = sum(p.numel() for p in model.parameters())
         published = PUBLISHED_TOP1.get(name)
         top1 = "–" if published is None else f"{published:.1f} %"
@@ -156,21 +160,23 @@ def models(arguments: Sequence[str]) -> None:
         make_table("AttNet", ("model", "parameters", "GMACs", "input", "ImageNet-1K top-1, published"), rows)
     )
     console.print(
-        "GMACs: multiply-adds of convolutions and linear layers for one image. Published: by the paper's authors "
-        "(arXiv 2510.20092), not measured here; – is not given there for this project's record.",
+        "GMACs: multiply-adds of convolutions and linear layers for one image. Published: by the paper's "
+        "authors (arXiv 2510.20092), not measured by this project.",
         soft_wrap=True,
     )
 
 
 def data(arguments: Sequence[str]) -> None:
-    from atconv.classification.preparation import build_lmdb_from_folder
     from atconv.classification.fashion_mnist import lay_out
+    from atconv.classification.preparation import build_lmdb_from_folder
 
     tools: dict[str, Callable[..., Any]] = {"fashion-mnist": lay_out, "lmdb": build_lmdb_from_folder}
     if not arguments or arguments[0] not in tools:
         wanted = arguments[0] if arguments else "nothing"
         if wanted in ("-h", "--help"):
-            print("usage: atconv data fashion-mnist ROOT [--source FOLDER]\n       atconv data lmdb FOLDER OUT")
+            print(
+                "usage: atconv data fashion-mnist ROOT [--source FOLDER]\n       atconv data lmdb FOLDER OUT"
+            )
             return
         fail(f"atconv data: {wanted!r} is not among {', '.join(tools)} (see atconv data --help)")
     name = arguments[0]

@@ -66,7 +66,9 @@ class Run:
         """
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"{path} exists already: resume it with --resume {path}, or name another with --run")
+            raise ValueError(
+                f"{path} exists already: resume it with --resume {path}, or name another with --run"
+            )
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
 
@@ -106,15 +108,18 @@ def load(run: str | Path) -> tuple[nn.Module, EvalTransform, list[str]]:
     opened = Run.open(run)
     if not opened.model_config.is_file() or not opened.weights.is_file():
         raise ValueError(
-            f"{opened.path} has no model yet: its first epoch has not finished. Continue it with --resume {opened.path}"
+            f"{opened.path} has no model yet: its first epoch has not finished. "
+            f"Continue it with atconv train --resume {opened.path}"
         )
     try:
         state = load_file(opened.weights)
         model = timm.create_model(f"local-dir:{opened.path}")
         model.load_state_dict(state)
     except (SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as error:
-        raise ValueError(f"the model in {opened.path} is damaged: {str(error).partition(chr(10))[0]}") from error
-    pretrained: dict[str, Any] = dict(model.pretrained_cfg)
+        raise ValueError(
+            f"the model in {opened.path} is damaged: {str(error).partition(chr(10))[0]}"
+        ) from error
+    pretrained: dict[str, Any] = vars(model)["pretrained_cfg"]
     classes = pretrained.get("label_names")
     if not classes:
         raise ValueError(f"{opened.path} is not a classification run: its config.json names no classes")

@@ -28,7 +28,9 @@ class FileReport:
     digests: list[bytes | None]
 
 
-def check_files(source: ImageSource, how: Literal["decode", "header", "none"], console: Console) -> FileReport:
+def check_files(
+    source: ImageSource, how: Literal["decode", "header", "none"], console: Console
+) -> FileReport:
     """Read every picture of a source, in threads, with a progress bar.
 
     "decode" decodes each in full and finds copies; "header" reads only the first bytes; "none" trusts

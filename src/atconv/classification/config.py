@@ -16,6 +16,8 @@ from atconv.training.config import LoopConfig
 __all__ = ["ClassificationConfig", "read_config", "recipe_names", "recipe_path", "write_config"]
 
 DEFAULT_RECIPE = "small"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(kw_only=True)
@@ -131,12 +133,20 @@ class ClassificationConfig(LoopConfig):
         if self.repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {self.repeats}")
         if (self.distill != "none") != (self.teacher is not None):
-            raise ValueError("distillation needs both: distill (soft, hard or dkd) and teacher (a timm name or a run)")
+            raise ValueError(
+                "distillation needs both: distill (soft, hard or dkd) and teacher (a timm name or a run)"
+            )
         if self.class_weights != "none" and self.mixes:
-            raise ValueError("class_weights and mixup/cutmix do not go together: a mixed image has no one class")
+            raise ValueError(
+                "class_weights and mixup/cutmix do not go together: a mixed image has no one class"
+            )
+        self.normalization()  # complains early
+
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel of the input."""
         grey = self.in_chans == 1
-        self.mean = _per_channel("mean", self.mean, self.in_chans, (0.5,) if grey else (0.485, 0.456, 0.406))
-        self.std = _per_channel("std", self.std, self.in_chans, (0.5,) if grey else (0.229, 0.224, 0.225))
+        mean = _per_channel("mean", self.mean, self.in_chans, (0.5,) if grey else IMAGENET_MEAN)
+        return mean, _per_channel("std", self.std, self.in_chans, (0.5,) if grey else IMAGENET_STD)
 
     @property
     def mixes(self) -> bool:
@@ -165,7 +175,9 @@ def recipe_path(name: str) -> Path:
 def write_config(config: ClassificationConfig, run: Run) -> None:
     """Save the complete configuration of a run, re-runnable with `atconv train --config RUN/config.yaml`."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    write_atomically(run.config, lambda temporary: temporary.write_text(yaml.safe_dump(plain, sort_keys=False)))
+    write_atomically(
+        run.config, lambda temporary: temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
+    )
 
 
 def read_config(run: Run) -> ClassificationConfig:
@@ -186,7 +198,9 @@ def read_config(run: Run) -> ClassificationConfig:
     return ClassificationConfig(**found)
 
 
-def _per_channel(name: str, given: tuple[float, ...] | None, channels: int, default: tuple[float, ...]) -> tuple[float, ...]:
+def _per_channel(
+    name: str, given: tuple[float, ...] | None, channels: int, default: tuple[float, ...]
+) -> tuple[float, ...]:
     values = default if given is None else tuple(given)
     if len(values) == 1:
         values = values * channels

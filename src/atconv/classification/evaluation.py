@@ -90,7 +90,9 @@ def evaluate(
     console.print(class_table(result, classes))
     folder = opened.path / "evaluation" / f"{Path(data).name.replace('/', '_')}-{side_name}"
     write_report(result, side, transform.prepare.mode, classes, folder)
-    console.print(f"written to {folder}: metrics.json, per_class.csv, predictions.csv, confusion.png, mistakes.png")
+    console.print(
+        f"written to {folder}: metrics.json, per_class.csv, predictions.csv, confusion.png, mistakes.png"
+    )
     return result, folder
 
 
@@ -162,7 +164,8 @@ def expected_calibration_error(
     which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     weight = np.bincount(which, minlength=bins)
     gaps = np.abs(
-        np.bincount(which, weights=confidence, minlength=bins) - np.bincount(which, weights=correct, minlength=bins)
+        np.bincount(which, weights=confidence, minlength=bins)
+        - np.bincount(which, weights=correct, minlength=bins)
     )
     return float(gaps.sum() / weight.sum())
 
@@ -184,7 +187,9 @@ def summary_table(result: Evaluation, title: str) -> Any:
 
 def class_table(result: Evaluation, classes: Sequence[str], most: int = 30) -> Any:
     """Per-class figures; with many classes only the worst by recall (all of them are in per_class.csv)."""
-    rows = sorted(result.per_class, key=lambda row: row["recall"]) if len(classes) > most else result.per_class
+    rows = (
+        sorted(result.per_class, key=lambda row: row["recall"]) if len(classes) > most else result.per_class
+    )
     title = "classes" if len(classes) <= most else f"the {most} classes with the lowest recall"
     shown = [
         (classes[r["class"]], str(r["images"]), *(f"{r[k]:.1f} %" for k in ("precision", "recall", "f1")))
@@ -197,7 +202,9 @@ def write_report(result: Evaluation, side: Side, mode: Any, classes: Sequence[st
     """Write metrics.json, per_class.csv, predictions.csv, confusion.png and mistakes.png."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
-    write_rows(folder / "per_class.csv", [{**row, "class": classes[row["class"]]} for row in result.per_class])
+    write_rows(
+        folder / "per_class.csv", [{**row, "class": classes[row["class"]]} for row in result.per_class]
+    )
     predicted = result.probabilities.argmax(1)
     rows = [
         {
@@ -275,6 +282,6 @@ def _with_classes(sources: dict[str, Any], classes: list[str], data: str) -> dic
     found = {name: source for name, source in sources.items() if isinstance(source, FolderSource)}
     if len(found) != len(sources):
         raise ValueError(
-            f"{data} names other classes than the run: {sources['train'].classes[:5]}…, the run {classes[:5]}…"
+            f"{data} names other classes than the run: {sources['train'].classes[:5]}… and not {classes[:5]}…"
         )
     return {name: FolderSource(source.root, classes) for name, source in found.items()}

@@ -14,8 +14,8 @@ from atconv.classification.splits import Side
 from atconv.images import Mode
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 __all__ = ["confusion_matrix", "learning_curves", "worst_mistakes"]
 
@@ -69,11 +69,15 @@ def confusion_matrix(
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     if numbered:
         ticks = range(len(classes))
-        axis.set_xticks(ticks, [_short(name) for name in classes], rotation=45, ha="right", rotation_mode="anchor")
+        axis.set_xticks(
+            ticks, [_short(name) for name in classes], rotation=45, ha="right", rotation_mode="anchor"
+        )
         axis.set_yticks(ticks, [_short(name) for name in classes])
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 55 else "black"
-            axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+            axis.text(
+                column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8
+            )
     accuracy = 100 * np.trace(counts) / max(counts.sum(), 1)
     axis.set(
         title=f"Confusion matrix: {counts.sum()} images, {accuracy:.2f} % right",
@@ -100,7 +104,9 @@ def worst_mistakes(
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     columns = 5
     rows = max(1, -(-len(worst) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(11, 2.5 * rows + 0.6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(11, 2.5 * rows + 0.6), layout="constrained", squeeze=False
+    )
     figure.suptitle(
         f"Worst mistakes: {len(worst)} of {len(wrong)} wrong among {len(labels)} images, most confident first"
         if len(wrong)

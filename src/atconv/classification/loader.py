@@ -46,7 +46,14 @@ class EpochBatches(Sampler[list[SampleKey]]):
     """
 
     def __init__(
-        self, samples: int, plan: BatchPlan, seed: int, epoch: int, rank: int = 0, repeats: int = 1, start: int = 0
+        self,
+        samples: int,
+        plan: BatchPlan,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        repeats: int = 1,
+        start: int = 0,
     ) -> None:
         self.samples, self.plan, self.seed, self.epoch = samples, plan, seed, epoch
         self.rank, self.repeats, self.start = rank, repeats, start
@@ -103,6 +110,7 @@ class _StreamImages(IterableDataset[tuple[Tensor, int]]):
 
 def train_transform(config: ClassificationConfig) -> Transform:
     """timm's training transform for a configuration, after a rotation where one is asked for."""
+    mean, std = config.normalization()
     transform = create_transform(
         (config.in_chans, config.image_size, config.image_size),
         is_training=True,
@@ -113,8 +121,8 @@ def train_transform(config: ClassificationConfig) -> Transform:
         color_jitter=config.color_jitter,
         auto_augment=config.auto_augment,
         interpolation=config.interpolation,
-        mean=config.mean,
-        std=config.std,
+        mean=mean,
+        std=std,
         re_prob=config.erase_prob,
         re_mode="pixel",
     )
@@ -134,7 +142,9 @@ def train_loader(
     )
 
 
-def eval_loader(side: Side, transform: Transform, in_chans: int, batch_size: int, workers: int) -> DataLoader[Any]:
+def eval_loader(
+    side: Side, transform: Transform, in_chans: int, batch_size: int, workers: int
+) -> DataLoader[Any]:
     """Batches of a side in its order."""
     dataset = _EvalImages(side, transform, in_chans)
     return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())

@@ -23,11 +23,15 @@ __all__ = ["Objective", "Teacher", "distillation_loss", "dkd_loss"]
 class Teacher(nn.Module):
     """A frozen classifier that reads the student's input: renormalised, and resized where it must be."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         data = resolve_data_config({}, model=model)
-        self.size = tuple(data["input_size"][1:]) if model.pretrained_cfg.get("fixed_input_size") else None
+        fixed = vars(model)["pretrained_cfg"].get("fixed_input_size")
+        self.size = tuple(data["input_size"][1:]) if fixed else None
         own_mean, own_std = (torch.tensor(data[k]).view(-1, 1, 1) for k in ("mean", "std"))
         mean_, std_ = (torch.tensor(list(v)).view(-1, 1, 1) for v in (mean, std))
         self.register_buffer("scale", std_ / own_std)
@@ -50,6 +54,8 @@ class Objective(nn.Module):
         labels: class index of every training image, for balanced class weights.
     """
 
+    weights: Tensor | None
+
     def __init__(self, config: ClassificationConfig, classes: int, labels: Sequence[int] | None) -> None:
         super().__init__()
         self.config = config
@@ -69,13 +75,17 @@ class Objective(nn.Module):
         weights = None
         if config.class_weights == "balanced":
             if labels is None:
-                raise ValueError("class_weights balanced needs labels that are known beforehand; a stream's are not")
+                raise ValueError(
+                    "class_weights balanced needs labels that are known beforehand; a stream's are not"
+                )
             counts = np.bincount(labels, minlength=classes)
             weights = torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
         self.register_buffer("weights", weights)
         self.teacher = make_teacher(config, classes) if config.distill != "none" else None
 
-    def forward(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, model: nn.Module, images: Tensor, labels: Tensor, seed: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         targets = labels
         if self.mixup is not None:
             with seeded(seed):
@@ -113,7 +123,9 @@ def distillation_loss(student: Tensor, teacher: Tensor, kind: str, temperature: 
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
-def dkd_loss(student: Tensor, teacher: Tensor, target: Tensor, alpha: float, beta: float, temperature: float) -> Tensor:
+def dkd_loss(
+    student: Tensor, teacher: Tensor, target: Tensor, alpha: float, beta: float, temperature: float
+) -> Tensor:
     """Decoupled knowledge distillation (arXiv 2203.08679): T²·(α·TCKD + β·NCKD), mean over B.
 
     TCKD compares target against all others together; NCKD compares the others among themselves.
@@ -135,7 +147,9 @@ def dkd_loss(student: Tensor, teacher: Tensor, target: Tensor, alpha: float, bet
         return F.log_softmax(kept / temperature, 1)
 
     target_part = F.kl_div(binary(log_p), binary(log_q), reduction="batchmean", log_target=True)
-    other_part = F.kl_div(among_others(student), among_others(teacher), reduction="batchmean", log_target=True)
+    other_part = F.kl_div(
+        among_others(student), among_others(teacher), reduction="batchmean", log_target=True
+    )
     return temperature**2 * (alpha * target_part + beta * other_part)
 
 
@@ -155,12 +169,12 @@ def make_teacher(config: ClassificationConfig, classes: int) -> Teacher:
                 name, pretrained=config.teacher_weights is None, checkpoint_path=config.teacher_weights or ""
             )
         except Exception as error:  # an unknown name, no network, a wrong file: timm raises many kinds
-            raise ValueError(f"teacher {name!r} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+            raise ValueError(
+                f"teacher {name!r} cannot be loaded: {str(error).partition(chr(10))[0]}"
+            ) from error
     if model.num_classes != classes:
         raise ValueError(f"teacher {name!r} knows {model.num_classes} classes, the data has {classes}")
     channels = resolve_data_config({}, model=model)["input_size"][0]
     if channels != config.in_chans:
         raise ValueError(f"teacher {name!r} reads {channels} channels, the student {config.in_chans}")
-    assert config.mean is not None
-    assert config.std is not None
-    return Teacher(model, config.mean, config.std)
+    return Teacher(model, *config.normalization())

@@ -49,7 +49,9 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 
 
 @torch.inference_mode()
-def predict(run: str | Path, images: Sequence[Path], top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
+def predict(
+    run: str | Path, images: Sequence[Path], top: int = 5, batch_size: int = 32
+) -> Iterator[Prediction]:
     """Classify pictures with a run's best model, in the order given.
 
     Unreadable pictures give a Prediction with `error` set; the others are not affected.
@@ -71,7 +73,11 @@ def predict(run: str | Path, images: Sequence[Path], top: int = 5, batch_size: i
         paths = images[start : start + batch_size]
         inputs = [_try_read(path, transform) for path in paths]
         readable = [x for x in inputs if isinstance(x, Tensor)]
-        logits = model(torch.stack(readable).to(device)).float().cpu() if readable else torch.empty(0, len(classes))
+        logits = (
+            model(torch.stack(readable).to(device)).float().cpu()
+            if readable
+            else torch.empty(0, len(classes))
+        )
         best = iter(logits.softmax(1).topk(min(top, len(classes)), dim=1).values.tolist())
         order = iter(logits.topk(min(top, len(classes)), dim=1).indices.tolist())
         for path, x in zip(paths, inputs, strict=True):

@@ -65,7 +65,9 @@ class FolderSource(ImageSource):
         self.classes = folders if classes is None else classes
         unknown = sorted(set(folders) - set(self.classes))
         if unknown:
-            raise ValueError(f"{root} has class folders that are not among the run's classes: {', '.join(unknown[:5])}")
+            raise ValueError(
+                f"{root} has class folders that are not among the run's classes: {', '.join(unknown[:5])}"
+            )
         found = [(path, label) for label, name in enumerate(self.classes) for path in _pictures(root / name)]
         if not found:
             raise ValueError(
@@ -105,7 +107,7 @@ class LmdbSource(ImageSource):
         return len(self.reader)
 
     @cached_property
-    def labels(self) -> Sequence[int]:  # type: ignore[override]
+    def labels(self) -> Sequence[int]:
         return [self.reader[i][1] for i in range(len(self))]
 
     def read(self, index: int, mode: Mode) -> Image.Image:
@@ -157,12 +159,12 @@ class TimmSource(ImageSource):
         return len(self._dataset)
 
     @cached_property
-    def labels(self) -> Sequence[int]:  # type: ignore[override]
+    def labels(self) -> Sequence[int]:
         for attribute in ("targets", "labels", "_labels"):
             found = getattr(self._dataset, attribute, None)
             if found is not None and len(found) == len(self._dataset):
                 return [int(label) for label in found]
-        if hasattr(self._reader, "iter_targets"):
+        if self._reader is not None and hasattr(self._reader, "iter_targets"):
             return [int(label) for label in self._reader.iter_targets()]
         return [int(self._item(i)[1]) for i in range(len(self._dataset))]
 
@@ -216,7 +218,9 @@ def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -
     if name.startswith("torch/") and root is None:
         raise ValueError(f"{name} needs --data_root, the folder its files lie in")
     try:
-        return create_dataset(name, root=root, split=split, input_img_mode=None, **options)
+        # No colour mode: pictures are converted here, as in prediction.
+        options = {"input_img_mode": None, **options}
+        return create_dataset(name, root=root, split=split, **options)
     except ImportError as error:
         raise ValueError(f"{name} needs a package that is not installed: {error}") from error
     except (AssertionError, RuntimeError, ValueError, OSError, TypeError, KeyError) as error:

@@ -84,7 +84,9 @@ def open_sources(config: ClassificationConfig) -> dict[str, ImageSource]:
         if data.startswith("torch/") and config.test_split is None:
             splits["test"] = "validation"  # what timm calls the test set of torchvision's datasets
         return {
-            side: TimmSource(data, config.data_root, split) for side, split in splits.items() if split is not None
+            side: TimmSource(data, config.data_root, split)
+            for side, split in splits.items()
+            if split is not None
         }
     if path.is_file():
         return {"train": LmdbSource(path)}
@@ -133,13 +135,18 @@ def load_split(config: ClassificationConfig, run: Path) -> Splits:
         position = {source.name(i): i for i in range(len(source))}
         missing = [name for name in saved[side] if name not in position]
         if missing:
-            raise ValueError(f"{len(missing)} pictures of the run's split are no longer in {config.data}: {missing[0]}")
+            raise ValueError(
+                f"{len(missing)} pictures of the run's split are no longer in {config.data}: {missing[0]}"
+            )
         sides[side] = [position[name] for name in saved[side]]
     return _splits(sources, sides, saved["classes"], saved["message"])
 
 
 def _open_folder(path: Path) -> dict[str, ImageSource]:
-    files = {side: _first_existing(path, [f"{name}.lmdb" for name in names]) for side, names in _SIDE_FOLDERS.items()}
+    files = {
+        side: _first_existing(path, [f"{name}.lmdb" for name in names])
+        for side, names in _SIDE_FOLDERS.items()
+    }
     if files["train"]:
         lmdbs: dict[str, ImageSource] = {side: LmdbSource(file) for side, file in files.items() if file}
         return _same_classes(lmdbs)
@@ -167,7 +174,9 @@ def _same_classes(sources: dict[str, ImageSource]) -> dict[str, ImageSource]:
     return sources
 
 
-def _splits(sources: dict[str, ImageSource], sides: dict[str, list[int]], classes: list[str], message: str) -> Splits:
+def _splits(
+    sources: dict[str, ImageSource], sides: dict[str, list[int]], classes: list[str], message: str
+) -> Splits:
     opened = {side: Side(sources.get(side, sources["train"]), indices) for side, indices in sides.items()}
     return Splits(opened["train"], opened["val"], opened.get("test"), classes, message)
 
@@ -191,8 +200,8 @@ def _skipped(
     if len(rows) > limit * total:
         write_rows(run / "skipped.csv", rows)
         raise ValueError(
-            f"{len(rows)} of {total} files are unreadable, more than max_skipped ({limit:.0%}) allows; they are "
-            f"listed in {run / 'skipped.csv'}, the first is {rows[0]['file']}: {rows[0]['reason']}"
+            f"{len(rows)} of {total} files are unreadable, more than max_skipped ({limit:.0%}) allows; they "
+            f"are listed in {run / 'skipped.csv'}, the first is {rows[0]['file']}: {rows[0]['reason']}"
         )
     return rows
 
@@ -237,9 +246,15 @@ def _hold_out(
         )
     for side, indices in sides.items():
         if not indices:
-            raise ValueError(f"the {side} side of {config.data} has no images: it needs more, or larger fractions")
+            raise ValueError(
+                f"the {side} side of {config.data} has no images: it needs more, or larger fractions"
+            )
     counts = ", ".join(f"{len(sides[side])} {side}" for side in SIDES if side in sides)
-    how = f"; {' and '.join(side for side, _ in held)} held out of train, stratified, seed {config.seed}" if held else ""
+    how = (
+        f"; {' and '.join(side for side, _ in held)} held out of train, stratified, seed {config.seed}"
+        if held
+        else ""
+    )
     return f"{len(train.classes)} classes, images: {counts}{how}"
 
 

@@ -37,7 +37,9 @@ from atconv.training.randomness import derive_seed, seeded
 __all__ = ["resume", "train"]
 
 
-def train(config: ClassificationConfig, run: str | Path | None = None, console: Console | None = None) -> Path:
+def train(
+    config: ClassificationConfig, run: str | Path | None = None, console: Console | None = None
+) -> Path:
     """Train a classifier from a configuration.
 
     Args:
@@ -64,7 +66,11 @@ def train(config: ClassificationConfig, run: str | Path | None = None, console: 
         return _run(config, Run(path), accelerator, console)
     except (ValueError, FileNotFoundError):
         # Nothing was trained: leave no folder behind but one that says which files were skipped.
-        if accelerator.is_main_process and not (path / "skipped.csv").exists() and not Run(path).checkpoints.exists():
+        if (
+            accelerator.is_main_process
+            and not (path / "skipped.csv").exists()
+            and not Run(path).checkpoints.exists()
+        ):
             shutil.rmtree(path)
         raise
 
@@ -108,7 +114,12 @@ class ClassificationTask(Task):
     plan: BatchPlan
 
     def __init__(
-        self, config: ClassificationConfig, run: Run, accelerator: Accelerator, classes: list[str], model: nn.Module
+        self,
+        config: ClassificationConfig,
+        run: Run,
+        accelerator: Accelerator,
+        classes: list[str],
+        model: nn.Module,
     ) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
         self.classes, self.model = classes, model
@@ -135,7 +146,9 @@ class ClassificationTask(Task):
             logits = logits.float()
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device)])
+            sums += torch.stack(
+                [loss, hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device)]
+            )
         model.train(was_training)
         loss_sum, top1, top5, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         if count == 0:
@@ -168,7 +181,12 @@ class SplitTask(ClassificationTask):
     """Classification on pictures by index."""
 
     def __init__(
-        self, config: ClassificationConfig, run: Run, accelerator: Accelerator, splits: Splits, model: nn.Module
+        self,
+        config: ClassificationConfig,
+        run: Run,
+        accelerator: Accelerator,
+        splits: Splits,
+        model: nn.Module,
     ) -> None:
         super().__init__(config, run, accelerator, splits.classes, model)
         self.train_side, self.val_side, self.test = splits.train, splits.val, splits.test
@@ -178,13 +196,17 @@ class SplitTask(ClassificationTask):
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         return iter(
-            train_loader(self.train_side, self.config, self.plan, epoch, self.accelerator.process_index, start)
+            train_loader(
+                self.train_side, self.config, self.plan, epoch, self.accelerator.process_index, start
+            )
         )
 
     def validation_batches(self) -> Iterator[Any]:
         side, accelerator = self.val_side, self.accelerator
         mine = Side(side.source, side.indices[accelerator.process_index :: accelerator.num_processes])
-        loader = eval_loader(mine, self.transform, self.config.in_chans, self._eval_batch, self.config.workers)
+        loader = eval_loader(
+            mine, self.transform, self.config.in_chans, self._eval_batch, self.config.workers
+        )
         return iter(loader)
 
     @property
@@ -198,8 +220,14 @@ class StreamTask(ClassificationTask):
     streams = True
 
     def __init__(
-        self, config: ClassificationConfig, run: Run, accelerator: Accelerator, train: Stream, val: Stream, model: nn.Module
-    ) -> None:  # fmt: skip
+        self,
+        config: ClassificationConfig,
+        run: Run,
+        accelerator: Accelerator,
+        train: Stream,
+        val: Stream,
+        model: nn.Module,
+    ) -> None:
         super().__init__(config, run, accelerator, train.classes, model)
         self.train_stream, self.val_stream = train, val
         self.samples = train.samples
@@ -215,19 +243,28 @@ class StreamTask(ClassificationTask):
         while needed > 0:
             before = needed
             for batch in stream_loader(
-                self.train_stream, transform, self.config.in_chans, self.plan.micro_batch, self.config.workers, True
+                self.train_stream,
+                transform,
+                self.config.in_chans,
+                self.plan.micro_batch,
+                self.config.workers,
+                True,
             ):
                 yield batch
                 needed -= 1
                 if needed == 0:
                     return
             if needed == before:
-                raise ValueError(f"{self.config.data} gives fewer images than a batch of {self.plan.micro_batch}")
+                raise ValueError(
+                    f"{self.config.data} gives fewer images than a batch of {self.plan.micro_batch}"
+                )
 
     def validation_batches(self) -> Iterator[Any]:
         config = self.config
         return iter(
-            stream_loader(self.val_stream, self.transform, config.in_chans, self.plan.micro_batch, config.workers, False)
+            stream_loader(
+                self.val_stream, self.transform, config.in_chans, self.plan.micro_batch, config.workers, False
+            )
         )
 
 
@@ -251,7 +288,9 @@ def report(task: ClassificationTask, trainer: Trainer, run: Run, console: Consol
         console.print(summary_table(result, f"{name} side{note}"))
         write_report(result, side, transform.prepare.mode, classes, run.path)
         summary = {"side": name, "best_epoch": best["epoch"], **result.summary()}
-        write_atomically(run.path / "metrics.json", lambda t: t.write_text(json.dumps(summary, indent=1) + "\n"))
+        write_atomically(
+            run.path / "metrics.json", lambda t: t.write_text(json.dumps(summary, indent=1) + "\n")
+        )
     pictures = ", ".join(sorted(p.name for p in run.path.glob("*.png")))
     console.print(f"everything is in {run.path}: model.safetensors, metrics.csv, {pictures}", soft_wrap=True)
 
@@ -274,7 +313,9 @@ def _make_task(
 
 def _make_stream_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> StreamTask:
     if accelerator.num_processes > 1:
-        raise ValueError(f"{config.data} is a stream: it trains in one process; use folders, LMDB or hfds/ for more")
+        raise ValueError(
+            f"{config.data} is a stream: it trains in one process; use folders, LMDB or hfds/ for more"
+        )
     if config.val_split is None:
         raise ValueError(f"{config.data} is a stream: nothing can be held out of it; name its --val_split")
     train, val = (
@@ -303,9 +344,11 @@ def make_model(config: ClassificationConfig, classes: int, console: Console) -> 
         raise ValueError(f"timm knows no model {config.model!r}; AttNet's are {close}")
     with seeded(derive_seed("init", config.seed)):
         try:
-            model = timm.create_model(config.model, **arguments)
+            model: Any = timm.create_model(config.model, **arguments)
         except TypeError as error:
-            raise ValueError(f"{config.model} does not take model_args {config.model_args}: {error}") from error
+            raise ValueError(
+                f"{config.model} does not take model_args {config.model_args}: {error}"
+            ) from error
     if config.weights is not None:
         _load_weights(model, config, console)
     if config.freeze_backbone:
@@ -322,7 +365,9 @@ def _adopt_run(config: ClassificationConfig, console: Console) -> Classification
     source = read_config(Run.open(config.weights))
     config.model, config.model_args = source.model, source.model_args
     config.in_chans, config.mean, config.std = source.in_chans, source.mean, source.std
-    console.print(f"{config.model} as in {config.weights}: its arguments, channels and normalisation are taken over")
+    console.print(
+        f"{config.model} as in {config.weights}: its arguments, channels and normalisation are taken over"
+    )
     return config
 
 
@@ -345,18 +390,19 @@ def _load_weights(model: nn.Module, config: ClassificationConfig, console: Conso
         raise ValueError(f"weights for {config.model} come from a run's folder; {path} is not one")
 
 
-def _freeze_backbone(model: nn.Module) -> None:
+def _freeze_backbone(model: Any) -> None:
     """Leave only the head trainable; frozen BatchNorm keeps its statistics too."""
     model.requires_grad_(False)
-    head = model.head if isinstance(model, AttNet) else model.get_classifier()  # type: ignore[operator]
+    head = model.head if isinstance(model, AttNet) else model.get_classifier()
     head.requires_grad_(True)
 
 
 def _data_config(config: ClassificationConfig) -> dict[str, Any]:
+    mean, std = config.normalization()
     return {
         "input_size": (config.in_chans, config.image_size, config.image_size),
-        "mean": config.mean,
-        "std": config.std,
+        "mean": mean,
+        "std": std,
         "crop_pct": config.crop_pct,
         "interpolation": "bilinear" if config.interpolation == "random" else config.interpolation,
     }

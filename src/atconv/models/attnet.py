@@ -8,7 +8,7 @@ checkpoints, which `atconv.load_release` reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -164,22 +164,20 @@ class AttNet(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, values in (
-            ("depths", depths),
-            ("widths", widths),
-            ("expansions", expansions),
-            ("kernel_sizes", kernel_sizes),
-        ):
+        lists = {"depths": depths, "widths": widths, "expansions": expansions, "kernel_sizes": kernel_sizes}
+        for name, values in lists.items():
             if len(values) != _STAGES:
-                raise ValueError(f"AttNet has {_STAGES} stages: {name} must have {_STAGES} entries, got {values}")
+                raise ValueError(
+                    f"AttNet has {_STAGES} stages: {name} must have {_STAGES} entries, got {values}"
+                )
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.stem_stride = stem_stride
         self.num_features = self.head_hidden_size = widths[-1]
         self.stem = Stem(in_chans, widths[0], stem_stride)
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
-        stages = []
+        rates: Iterator[float] = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))  # type: ignore[arg-type]
+        stages: list[AttNetStage] = []
         for i in range(_STAGES):
             blocks = [
                 AttNetBlock(widths[i], kernel_sizes[i], expansions[i], glu_norm, ls_init_value, next(rates))
@@ -188,7 +186,8 @@ class AttNet(nn.Module):
             stages.append(AttNetStage(widths[max(i - 1, 0)], widths[i], i > 0, blocks))
         self.stages = nn.Sequential(*stages)
         self.feature_info = [
-            dict(num_chs=widths[i], reduction=stem_stride * 2**i, module=f"stages.{i}") for i in range(_STAGES)
+            dict(num_chs=widths[i], reduction=stem_stride * 2**i, module=f"stages.{i}")
+            for i in range(_STAGES)
         ]
         self.head = NormMlpClassifierHead(
             widths[-1],
@@ -214,17 +213,23 @@ class AttNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+    def reset_classifier(
+        self, num_classes: int, global_pool: str | None = None, reset_other: bool = False
+    ) -> None:
         """Replace the classifier by a fresh one with `num_classes` outputs (0: none)."""
         self.num_classes = num_classes
         self.head.reset(
-            num_classes, global_pool, reset_other=reset_other, in_features=self.num_features, **get_device_dtype(self)
+            num_classes,
+            global_pool,
+            reset_other=reset_other,
+            in_features=self.num_features,
+            **get_device_dtype(self),
         )
         _init_weights(self.head.fc)
 
@@ -283,26 +288,18 @@ class AttNet(nn.Module):
     def multiply_adds(self, height: int = 224, width: int = 224) -> int:
         """Multiply-adds for one image of height × width: convolutions, linear layers and the dynamic
         convolution; norms, activations and pooling are not counted."""
-        convs = [self.stem.conv1, self.stem.conv2]
-        total = 0
-        for conv in convs:
-            height, width = _strided(height, width, conv)
-            total += height * width * conv.weight.numel()
-        for stage in self.stages:
-            if isinstance(stage.downsample, nn.Sequential):
-                conv = stage.downsample[0]
-                height, width = _strided(height, width, conv)
-                total += height * width * conv.weight.numel()
-            total += sum(block.multiply_adds(height, width) for block in stage.blocks)
-        return total + (self.num_features * self.num_classes)
+        total = self.num_features * self.num_classes
+        for module in self.modules():  # in the order they run
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.groups == 1:
+                height, width = -(-height // module.stride[0]), -(-width // module.stride[1])
+                total += height * width * module.weight.numel()
+            elif isinstance(module, AttNetBlock):
+                total += module.multiply_adds(height, width)
+        return total
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-
-
-def _strided(height: int, width: int, conv: nn.Conv2d) -> tuple[int, int]:
-    return -(-height // conv.stride[0]), -(-width // conv.stride[1])
 
 
 def _layer_scale(dim: int, init_value: float | None) -> nn.Module:
@@ -333,8 +330,8 @@ PUBLISHED_TOP1: dict[str, float] = {"attnet_t2": 84.4}
 _WHERE_WEIGHTS_ARE = (
     "{name}: pretrained=True cannot download weights. The authors of 'Attentive Convolution' "
     "(arXiv 2510.20092) publish ImageNet-1K checkpoints as .pth files with their code, at "
-    "https://github.com/price112/Attentive-Convolution. Download the file, then: model = timm.create_model('{name}'); "
-    "atconv.load_release(model, 'FILE.pth'). For a run trained here: "
+    "https://github.com/price112/Attentive-Convolution. Download the file, then: "
+    "model = timm.create_model('{name}'); atconv.load_release(model, 'FILE.pth'). For a run trained here: "
     "timm.create_model('local-dir:RUN', pretrained=True)."
 )
 
@@ -377,7 +374,9 @@ def _create_attnet(variant: str, pretrained: bool = False, **kwargs: Any) -> Att
 def _names_weights(kwargs: dict[str, Any]) -> bool:
     """Whether the caller's pretrained_cfg says where weights lie (a run's folder, a hub, a file)."""
     configs = [kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")]
-    found = [c if isinstance(c, dict) else vars(c) for c in configs if c is not None and not isinstance(c, str)]
+    found = [
+        c if isinstance(c, dict) else vars(c) for c in configs if c is not None and not isinstance(c, str)
+    ]
     return any(c.get(key) for c in found for key in ("url", "file", "hf_hub_id", "state_dict"))
 
 

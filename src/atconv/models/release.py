@@ -123,7 +123,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
         ) from error
     except (RuntimeError, EOFError, SafetensorError, KeyError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read as a checkpoint: truncated, or another kind of file ({_first_line(error)})"
+            f"{path} cannot be read as a checkpoint: truncated, or of another kind ({_first_line(error)})"
         ) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint or state dict")
@@ -140,7 +140,9 @@ def _state_dict(checkpoint: Mapping[str, Any], path: str | Path, weights: str) -
     elif weights == "ema":
         raise ValueError(f"{path} is a bare state dict: it has no EMA weights; use weights='model'")
     if not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{path} is not a checkpoint: it has keys {sorted(map(str, found))[:5]}, not tensors")
+        raise ValueError(
+            f"{path} is not a checkpoint: it has keys {sorted(map(str, found))[:5]}, not tensors"
+        )
     return found
 
 
@@ -165,8 +167,15 @@ def _advice(state: Mapping[str, Tensor]) -> str:
         return "It is not an AttNet checkpoint"
     for name in VARIANTS:
         with torch.device("meta"):
-            expected = timm.create_model(name, in_chans=first.shape[1], num_classes=_classes(state)).state_dict()
-        if _first_mismatch({**state, **{k: v for k, v in expected.items() if k.startswith("head.fc")}}, expected) is None:
+            expected = timm.create_model(
+                name, in_chans=first.shape[1], num_classes=_classes(state)
+            ).state_dict()
+        if (
+            _first_mismatch(
+                {**state, **{k: v for k, v in expected.items() if k.startswith("head.fc")}}, expected
+            )
+            is None
+        ):
             return f"It fits {name} (in_chans={first.shape[1]}): timm.create_model('{name}')"
     return "It fits none of the seven AttNet variants"
 

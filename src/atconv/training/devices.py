@@ -40,7 +40,7 @@ def make_accelerator(config: LoopConfig, tracking_folder: str) -> Accelerator:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise RuntimeError(
-            f"the launcher started {launched} processes but accelerate sees {accelerator.num_processes}: each "
-            "would train alone. Start with torchrun --nproc_per_node N -m atconv.cli train DATA ..."
+            f"the launcher started {launched} processes but accelerate sees {accelerator.num_processes}: "
+            "each would train alone. Start with torchrun --nproc_per_node N -m atconv.cli train DATA ..."
         )
     return accelerator

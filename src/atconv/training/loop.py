@@ -78,7 +78,13 @@ class Trainer:
     """
 
     def __init__(
-        self, task: Task, config: LoopConfig, plan: BatchPlan, run: Run, accelerator: Accelerator, console: Console
+        self,
+        task: Task,
+        config: LoopConfig,
+        plan: BatchPlan,
+        run: Run,
+        accelerator: Accelerator,
+        console: Console,
     ) -> None:
         self.task, self.config, self.plan, self.run = task, config, plan, run
         self.accelerator, self.console = accelerator, console
@@ -223,7 +229,9 @@ class Trainer:
 
     def _out_of_patience(self) -> bool:
         patience = self.config.patience
-        return patience is not None and self.epoch - 1 - self.best_epoch >= patience > 0 and bool(self.history)
+        return (
+            patience is not None and self.epoch - 1 - self.best_epoch >= patience > 0 and bool(self.history)
+        )
 
     def _save_checkpoint(self) -> None:
         if not self.accelerator.is_main_process:
@@ -254,7 +262,7 @@ class Trainer:
         planned = (self.plan.steps_per_epoch, self.plan.total_batch)
         if (state["steps_per_epoch"], state["total_batch"]) != planned:
             raise ValueError(
-                f"{path} was written with {state['steps_per_epoch']} steps an epoch of {state['total_batch']} "
+                f"{path} has {state['steps_per_epoch']} steps an epoch of {state['total_batch']} "
                 f"images, this run has {planned[0]} of {planned[1]}: resume on the same data with as many "
                 "processes as before"
             )
@@ -268,19 +276,21 @@ class Trainer:
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.history, self.inhibition = state["history"], state["inhibition"]
         if self.task.streams and self.step_in_epoch:
-            self.console.print(f"a stream cannot be entered in the middle: epoch {self.epoch + 1} starts over")
+            self.console.print(
+                f"a stream cannot be entered in the middle: epoch {self.epoch + 1} starts over"
+            )
             self.step_in_epoch, self._sums = 0, {}
 
 
 def _make_optimizer(model: nn.Module, config: LoopConfig, plan: BatchPlan) -> torch.optim.Optimizer:
-    adaptive = {"betas": config.betas, "eps": config.eps} if "adam" in config.optimizer else {}
+    adam: dict[str, Any] = {"betas": config.betas, "eps": config.eps} if "adam" in config.optimizer else {}
     return create_optimizer_v2(
         model,
         opt=config.optimizer,
         lr=plan.lr,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
-        **adaptive,
+        **adam,
     )
 
 
