@@ -74,6 +74,8 @@ class ClassificationConfig(LoopConfig):
     """least and greatest aspect ratio of the random crop"""
     rotate: float = 0.0
     """random rotation up to this many degrees"""
+    shift: float = 0.0
+    """random shift up to this share of the side, with black moving in"""
     hflip: float = 0.5
     """probability of a horizontal flip; 0 for digits and text"""
     vflip: float = 0.0

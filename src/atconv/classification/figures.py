@@ -42,7 +42,7 @@ def learning_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
         if len(columns) > 1:
             axis.legend()
-    best = max(history, key=lambda row: row["val_top1"])
+    best = max(history, key=lambda row: (row["val_top1"], row["epoch"]))
     axes[1].annotate(
         f"best {best['val_top1']:.2f} %",
         (best["epoch"], best["val_top1"]),

@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from torchvision.transforms import Compose, RandomRotation
+from torchvision.transforms import Compose, RandomAffine
 from torchvision.transforms.functional import InterpolationMode
 
 from atconv.classification.config import ClassificationConfig
@@ -109,7 +109,7 @@ class _StreamImages(IterableDataset[tuple[Tensor, int]]):
 
 
 def train_transform(config: ClassificationConfig) -> Transform:
-    """timm's training transform for a configuration, after a rotation where one is asked for."""
+    """timm's training transform for a configuration, after a rotation and shift where they are asked for."""
     mean, std = config.normalization()
     transform = create_transform(
         (config.in_chans, config.image_size, config.image_size),
@@ -126,9 +126,10 @@ def train_transform(config: ClassificationConfig) -> Transform:
         re_prob=config.erase_prob,
         re_mode="pixel",
     )
-    if not config.rotate:
+    if not config.rotate and not config.shift:
         return transform
-    return Compose([RandomRotation(config.rotate, InterpolationMode.BILINEAR), transform])
+    move = RandomAffine(config.rotate, (config.shift, config.shift), interpolation=InterpolationMode.BILINEAR)
+    return Compose([move, transform])
 
 
 def train_loader(

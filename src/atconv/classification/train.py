@@ -156,9 +156,8 @@ class ClassificationTask(Task):
         metrics = {"val_loss": loss_sum / count, "val_top1": 100 * top1 / count}
         return metrics | ({"val_top5": 100 * top5 / count} if len(self.classes) > 5 else {})
 
-    def score(self, metrics: dict[str, float]) -> list[float]:
-        """Top-1; where epochs tie, the lower loss."""
-        return [metrics["val_top1"], -metrics["val_loss"]]
+    def score(self, metrics: dict[str, float]) -> float:
+        return metrics["val_top1"]
 
     def validation_batches(self) -> Iterator[Any]:
         raise NotImplementedError
@@ -271,7 +270,7 @@ class StreamTask(ClassificationTask):
 def report(task: ClassificationTask, trainer: Trainer, run: Run, console: Console) -> None:
     """After the last epoch: look at the test set once, draw the pictures, print the table."""
     figures.learning_curves(trainer.history, run.path / "curves.png")
-    best = max(trainer.history, key=task.score)
+    best = max(trainer.history, key=lambda row: (row["val_top1"], row["epoch"]))
     rows = [
         ("best epoch", f"{best['epoch']} of {len(trainer.history)}"),
         ("validation top-1", f"{best['val_top1']:.2f} %"),

@@ -54,8 +54,9 @@ class Task(ABC):
         """Metrics of a model on the validation data. Every process calls it and gets the same."""
 
     @abstractmethod
-    def score(self, metrics: dict[str, float]) -> list[float]:
-        """What picks the best epoch: compared number by number, higher is better."""
+    def score(self, metrics: dict[str, float]) -> float:
+        """What picks the best epoch, higher is better. Of equals the later epoch is taken: it has annealed
+        longer."""
 
     @abstractmethod
     def save_best(self, model: nn.Module) -> None:
@@ -113,8 +114,8 @@ class Trainer:
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
         self.epoch = 0
         self.step_in_epoch = 0
-        self.best: list[float] = []
-        self.best_epoch = -1
+        self.best = -math.inf
+        self.improved_epoch = -1
         self.history: list[dict[str, Any]] = []
         self.inhibition: list[dict[str, Any]] = []
         self._sums: dict[str, float] = {}
@@ -204,9 +205,9 @@ class Trainer:
         self.inhibition.extend(inhibition_rows(self.averaged, self.epoch + 1))
         self.accelerator.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=self.step)
         score = self.task.score(metrics)
-        better = score > self.best
-        if better:
-            self.best, self.best_epoch = score, self.epoch
+        better = score >= self.best
+        if score > self.best:
+            self.best, self.improved_epoch = score, self.epoch
         self.epoch, self.step_in_epoch, self._sums = self.epoch + 1, 0, {}
         if self.accelerator.is_main_process:
             if better:
@@ -229,9 +230,7 @@ class Trainer:
 
     def _out_of_patience(self) -> bool:
         patience = self.config.patience
-        return (
-            patience is not None and self.epoch - 1 - self.best_epoch >= patience > 0 and bool(self.history)
-        )
+        return patience is not None and self.epoch - 1 - self.improved_epoch >= patience
 
     def _save_checkpoint(self) -> None:
         if not self.accelerator.is_main_process:
@@ -247,7 +246,7 @@ class Trainer:
             "steps_per_epoch": self.plan.steps_per_epoch,
             "total_batch": self.plan.total_batch,
             "best": self.best,
-            "best_epoch": self.best_epoch,
+            "improved_epoch": self.improved_epoch,
             "sums": self._sums,
             "history": self.history,
             "inhibition": self.inhibition,
@@ -273,7 +272,7 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self._sums = state["epoch"], state["step_in_epoch"], state["sums"]
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.best, self.improved_epoch = state["best"], state["improved_epoch"]
         self.history, self.inhibition = state["history"], state["inhibition"]
         if self.task.streams and self.step_in_epoch:
             self.console.print(
