@@ -51,7 +51,7 @@ def pool_context(x: Tensor, bins: int) -> Tensor:
         ValueError: `x` is not B C H W, is an empty map, or `bins` < 1.
         TypeError: `x` is not floating point.
     """
-    _check_map(x, "x")
+    check_map(x, "x")
     if bins < 1:
         raise ValueError(f"pool_context: bins must be at least 1, got {bins}")
     if _exporting():
@@ -145,9 +145,9 @@ def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor) -> Tensor:
         ValueError: the shapes do not fit together, or K is even.
         TypeError: `x` is not floating point.
     """
-    _check_map(x, "x")
+    check_map(x, "x")
     batch, channels, height, width = x.shape
-    size = kernel.shape[-1]
+    size = kernel.shape[-1] if kernel.ndim else 0
     if kernel.ndim != 4 or kernel.shape[1] != channels or kernel.shape[2] != size or size % 2 == 0:
         raise ValueError(
             f"dynamic_depthwise_conv2d: a map {tuple(x.shape)} takes kernels (B or 1, {channels}, K, K) "
@@ -222,7 +222,8 @@ def atconv2d(
     return project_channels(routed, output_weight, output_bias)
 
 
-def _check_map(x: Tensor, name: str) -> None:
+def check_map(x: Tensor, name: str) -> None:
+    """Raise ValueError or TypeError unless x is a floating-point B C H W with C, H, W ≥ 1."""
     if x.ndim != 4:
         raise ValueError(
             f"{name} must be B C H W (4 axes), got {x.ndim} with shape {tuple(x.shape)}; "

@@ -84,10 +84,7 @@ class _ATConvBase(nn.Module):
                 f"{type(self).__name__}(dim={self.dim}) takes B {self.dim} H W, got {tuple(x.shape)}; "
                 "channels come second (x.permute(0, 3, 1, 2) for B H W C), tokens go to ATConvTokens"
             )
-        if not x.is_floating_point():
-            raise TypeError(
-                f"{type(self).__name__} takes floating point, got {x.dtype}; convert with x.float()"
-            )
+        functional.check_map(x, "x")
 
 
 class ATConv2d(_ATConvBase):

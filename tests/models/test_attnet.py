@@ -207,9 +207,12 @@ def test_forward_is_features_then_head() -> None:
     pooled = model.forward_head(features, pre_logits=True)
     assert pooled.shape == (2, model.head_hidden_size)
     assert_close(model.get_classifier()(pooled), model(x), 1e-6)
-    mean = features.mean((2, 3))
+    # Features so small that the norm's eps counts.
+    small = 0.01 * features
+    mean = small.mean((2, 3))
     norm = (mean - mean.mean(1, keepdim=True)) / (mean.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
-    assert_close(pooled, norm * model.head.norm.weight + model.head.norm.bias, 1e-5)
+    expected = norm * model.head.norm.weight + model.head.norm.bias
+    assert_close(model.forward_head(small, pre_logits=True), expected, 1e-5)
 
 
 # Head and input.

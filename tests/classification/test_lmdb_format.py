@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import lmdb
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from training.tiny import atconv, picture_folder, tiny_config
+
+from atconv.classification.lmdb_format import LmdbReader, build_lmdb
+from atconv.classification.preparation import build_lmdb_from_folder
+from atconv.classification.sources import FolderSource, LmdbSource
+from atconv.classification.splits import make_split
+
+RECORDS = [(b"first", 0), (b"second" * 1000, 1), (b"", 1)]
+
+
+def write(path: Path, values: dict[bytes, bytes]) -> Path:
+    with lmdb.open(str(path), subdir=False, map_size=1 << 24, lock=False) as environment, environment.begin(
+        write=True
+    ) as transaction:
+        for key, value in values.items():
+            transaction.put(key, value)
+    return path
+
+
+class Evil:
+    """Runs code where it is unpickled the usual way."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self.mark,)
+
+
+PLAIN = {b"__len__": pickle.dumps(1), b"__classes__": pickle.dumps(["a"]), b"00000000": pickle.dumps((b"x", 0))}
+
+
+def test_records_come_back(tmp_path: Path) -> None:
+    build_lmdb(tmp_path / "a.lmdb", RECORDS, len(RECORDS), ["a", "b"])
+    reader = LmdbReader(tmp_path / "a.lmdb")
+    assert reader.classes == ["a", "b"]
+    assert [reader[i] for i in range(len(reader))] == RECORDS
+
+
+def test_the_format_is_that_of_the_release(tmp_path: Path) -> None:
+    build_lmdb(tmp_path / "a.lmdb", RECORDS, len(RECORDS), ["a", "b"])
+    with lmdb.open(str(tmp_path / "a.lmdb"), subdir=False, readonly=True, lock=False) as environment:
+        with environment.begin() as transaction:
+            found = {bytes(k): pickle.loads(v) for k, v in transaction.cursor()}
+    assert found == {b"__len__": 3, b"__classes__": ["a", "b"]} | {
+        f"{i:08d}".encode(): record for i, record in enumerate(RECORDS)
+    }
+
+
+def test_a_reader_goes_to_other_processes(tmp_path: Path) -> None:
+    build_lmdb(tmp_path / "a.lmdb", RECORDS, len(RECORDS), ["a", "b"])
+    reader = LmdbReader(tmp_path / "a.lmdb")
+    assert reader[1] == pickle.loads(pickle.dumps(reader))[1] == RECORDS[1]
+
+
+@pytest.mark.parametrize("key", sorted(PLAIN))
+def test_a_record_that_names_a_class_is_refused_and_not_run(tmp_path: Path, key: bytes) -> None:
+    mark = tmp_path / "ran"
+    evil = pickle.dumps(Evil(mark) if key != b"00000000" else (b"x", Evil(mark)))
+    pickle.loads(evil)
+    assert mark.exists(), "the record would do harm"
+    mark.unlink()
+    path = write(tmp_path / "a.lmdb", PLAIN | {key: evil})
+    with pytest.raises(ValueError, match=f"record {key.decode()} cannot be read safely"):
+        LmdbReader(path)[0]
+    assert not mark.exists()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=40))
+def test_a_record_of_garbage_is_a_value_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = write(tmp_path_factory.mktemp("garbage") / "a.lmdb", PLAIN | {b"00000000": content})
+    with pytest.raises(ValueError, match="record"):
+        LmdbReader(path)[0]
+
+
+@pytest.mark.parametrize(
+    "content", [b"h\x05.", b"0.", b"\x80\x04)R.", b"(dI1\nI2\ns.", b"}]s.", b"Vx\n\x93.", b"\x96\xff\xff\xff\xff\xff\xff\xff\x7f."],
+    ids=repr,
+)  # fmt: skip
+def test_a_record_that_is_no_sound_pickle_is_a_value_error(tmp_path: Path, content: bytes) -> None:
+    path = write(tmp_path / "a.lmdb", PLAIN | {b"00000000": content})
+    with pytest.raises(ValueError, match="record"):
+        LmdbReader(path)[0]
+
+
+@pytest.mark.parametrize("record", [b"bytes", (b"x",), ("text", 0), [b"x", 0], (b"x", "one"), (b"x", None)], ids=repr)
+def test_a_record_that_is_not_bytes_and_class_is_refused(tmp_path: Path, record: object) -> None:
+    path = write(tmp_path / "a.lmdb", PLAIN | {b"00000000": pickle.dumps(record)})
+    with pytest.raises(ValueError, match="record 0+ is not"):
+        LmdbReader(path)[0]
+
+
+@pytest.mark.parametrize("length", [0, -1, "3", None])
+def test_a_length_that_is_no_length_is_refused(tmp_path: Path, length: object) -> None:
+    path = write(tmp_path / "a.lmdb", PLAIN | {b"__len__": pickle.dumps(length)})
+    with pytest.raises(ValueError, match="__len__ must be a positive number"):
+        LmdbReader(path)
+
+
+@pytest.mark.parametrize("classes", [3, None, "ab"])
+def test_classes_that_are_no_list_of_names_are_refused(tmp_path: Path, classes: object) -> None:
+    path = write(tmp_path / "a.lmdb", PLAIN | {b"__classes__": pickle.dumps(classes)})
+    with pytest.raises(ValueError, match="__classes__"):
+        LmdbReader(path)
+
+
+def test_a_class_index_beyond_the_classes_is_refused(tmp_path: Path) -> None:
+    data = picture_folder(tmp_path / "data", {"a": 1})
+    picture = (data / "a" / "0.png").read_bytes()
+    path = write(tmp_path / "a.lmdb", PLAIN | {b"00000000": pickle.dumps((picture, 7))})
+    with pytest.raises(ValueError, match="7"):
+        LmdbSource(path).labels  # noqa: B018  (reading it is the test)
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n" * 2000], ids=["empty", "text"])
+def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.lmdb").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.lmdb"):
+        LmdbReader(tmp_path / "a.lmdb")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_a_truncated_file_is_refused_and_does_not_crash(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "a.lmdb"
+    build_lmdb(path, [(os.urandom(3000), i % 2) for i in range(100)], 100, ["a", "b"])
+    os.truncate(path, int(share * path.stat().st_size))
+    code = (
+        "import sys; from pathlib import Path; from atconv.classification.lmdb_format import LmdbReader\n"
+        "try:\n"
+        "    reader = LmdbReader(Path(sys.argv[1])); [reader[i] for i in range(len(reader))]\n"
+        "except ValueError as error: print(error)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, f"died of {ended.returncode}: {ended.stderr[-300:]}"
+    assert "a.lmdb" in ended.stdout
+
+
+def test_a_folder_packed_by_the_command_holds_the_same_files(tmp_path: Path) -> None:
+    data = picture_folder(tmp_path / "data", {"ant": 5, "bee": 7})
+    ended = atconv("data", "lmdb", data, tmp_path / "out" / "train.lmdb")
+    assert ended.code == 0, ended.err
+    packed, folder = LmdbSource(tmp_path / "out" / "train.lmdb"), FolderSource(data)
+    assert packed.classes == folder.classes
+    assert list(packed.labels) == list(folder.labels)
+    assert [packed.encoded(i) for i in range(12)] == [folder.encoded(i) for i in range(12)]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["train.lmdb"]
+
+
+def test_packing_names_and_leaves_out_what_is_unreadable(tmp_path: Path) -> None:
+    data = picture_folder(tmp_path / "data", {"ant": 2, "bee": 2})
+    (data / "ant" / "bad[a].png").write_text("text")
+    ended = atconv("data", "lmdb", data, tmp_path / "a.lmdb")
+    assert ended.code == 0
+    assert "ant/bad[a].png" in ended.out
+    assert len(LmdbReader(tmp_path / "a.lmdb")) == 4
+
+
+def test_packing_never_overwrites(tmp_path: Path) -> None:
+    data = picture_folder(tmp_path / "data", {"ant": 2, "bee": 2})
+    (tmp_path / "a.lmdb").write_text("mine")
+    with pytest.raises(ValueError, match=r"a\.lmdb exists already"):
+        build_lmdb_from_folder(data, tmp_path / "a.lmdb")
+    assert (tmp_path / "a.lmdb").read_text() == "mine"
+
+
+def test_a_folder_that_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    def records():  # noqa: ANN202
+        yield b"x", 0
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        build_lmdb(tmp_path / "a.lmdb", records(), 2, ["a"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_sides_may_be_lmdb_files(tmp_path: Path) -> None:
+    for seed, (side, counts) in enumerate({"train": {"a": 4, "b": 4}, "val": {"a": 1, "b": 2}}.items()):
+        folder = picture_folder(tmp_path / side, counts, seed)
+        build_lmdb_from_folder(folder, tmp_path / "data" / f"{side}.lmdb")
+    (tmp_path / "run").mkdir()
+    config = tiny_config(data=str(tmp_path / "data"), in_chans=3)
+    splits = make_split(config, Console(quiet=True), tmp_path / "run")
+    assert (len(splits.train), len(splits.val), splits.test) == (8, 3, None)

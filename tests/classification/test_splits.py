@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+from training.tiny import picture_folder, read_rows, tiny_config
+
+from atconv.classification.sources import DigitsSource, FolderSource
+from atconv.classification.splits import SIDES, Splits, load_split, make_split, stratified_holdout
+
+QUIET = Console(quiet=True)
+
+
+def split(data: Path, run: Path, **options: Any) -> Splits:
+    run.mkdir(exist_ok=True)
+    defaults = {"data": str(data), "in_chans": 3, "test_fraction": 0.2, "val_fraction": 0.2}
+    return make_split(tiny_config(**(defaults | options)), QUIET, run)
+
+
+def names(splits: Splits) -> dict[str, list[str]]:
+    sides = {"train": splits.train, "val": splits.val, "test": splits.test}
+    return {name: [side.name(i) for i in range(len(side))] for name, side in sides.items() if side is not None}
+
+
+def contents(splits: Splits) -> dict[str, set[bytes]]:
+    sides = {"train": splits.train, "val": splits.val, "test": splits.test}
+    return {n: {s.source.encoded(i) for i in s.indices} for n, s in sides.items() if s is not None}
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    return picture_folder(tmp_path / "data", {"ant": 20, "bee": 10, "cat": 30})
+
+
+def test_a_flat_folder_is_split_by_class(flat: Path, tmp_path: Path) -> None:
+    splits = split(flat, tmp_path / "run")
+    assert splits.classes == ["ant", "bee", "cat"]
+    assert splits.test is not None
+    assert [splits.test.labels.count(c) for c in range(3)] == [4, 2, 6]
+    assert [splits.val.labels.count(c) for c in range(3)] == [3, 2, 5]  # of the 16, 8 and 24 that are left
+    everything = sorted(name for side in names(splits).values() for name in side)
+    assert everything == sorted(p.relative_to(flat).as_posix() for p in flat.rglob("*.png"))
+
+
+def test_a_label_is_the_folder_a_picture_lies_in(flat: Path, tmp_path: Path) -> None:
+    side = split(flat, tmp_path / "run").train
+    for i, label in enumerate(side.labels):
+        assert side.name(i).startswith(["ant", "bee", "cat"][label])
+
+
+def test_the_split_follows_from_the_seed(flat: Path, tmp_path: Path) -> None:
+    first, again, other = (names(split(flat, tmp_path / f"run{i}", seed=s)) for i, s in enumerate((1, 1, 2)))
+    assert first == again
+    assert all(first[side] != other[side] for side in SIDES)
+
+
+def test_the_saved_split_is_opened_again(flat: Path, tmp_path: Path) -> None:
+    made = split(flat, tmp_path / "run", seed=3)
+    picture_folder(tmp_path / "later", {"ant": 5}, seed=9)
+    for i, path in enumerate((tmp_path / "later").rglob("*.png")):
+        shutil.copy(path, flat / "ant" / f"new{i}.png")
+    config = tiny_config(data=str(flat), in_chans=3, seed=4)
+    assert names(load_split(config, tmp_path / "run")) == names(made)
+
+
+def test_a_picture_of_the_saved_split_that_is_gone_is_named(flat: Path, tmp_path: Path) -> None:
+    made = split(flat, tmp_path / "run")
+    gone = made.train.name(0)
+    (flat / gone).unlink()
+    with pytest.raises(ValueError, match=f"no longer in .*{gone}"):
+        load_split(tiny_config(data=str(flat), in_chans=3), tmp_path / "run")
+
+
+def test_copies_of_a_picture_stay_on_one_side(flat: Path, tmp_path: Path) -> None:
+    for name, copies in (("ant/0.png", 9), ("bee/1.png", 2), ("cat/2.png", 5)):
+        for i in range(copies):
+            shutil.copy(flat / name, (flat / name).with_name(f"copy{name[4]}{i}.png"))
+    shutil.copy(flat / "ant/3.png", flat / "bee" / "from_ant.png")
+    for seed in range(5):
+        found = contents(split(flat, tmp_path / f"run{seed}", seed=seed))
+        assert not found["train"] & found["test"]
+        assert not found["train"] & found["val"]
+        assert not found["val"] & found["test"]
+
+
+@pytest.fixture
+def sided(tmp_path: Path) -> Path:
+    for seed, (side, counts) in enumerate(
+        {"train": {"ant": 10, "bee": 10}, "val": {"ant": 3, "bee": 2}, "test": {"ant": 4, "bee": 4}}.items()
+    ):
+        picture_folder(tmp_path / "data" / side, counts, seed)
+    return tmp_path / "data"
+
+
+def test_given_sides_are_kept(sided: Path, tmp_path: Path) -> None:
+    splits = split(sided, tmp_path / "run")
+    assert {side: len(found) for side, found in names(splits).items()} == {"train": 20, "val": 5, "test": 8}
+    assert "held out" not in splits.message
+
+
+@pytest.mark.parametrize("spelling", ["valid", "validation"])
+def test_other_names_of_the_sides_are_known(sided: Path, tmp_path: Path, spelling: str) -> None:
+    (sided / "val").rename(sided / spelling)
+    (sided / "train").rename(sided / "training")
+    assert [len(found) for found in names(split(sided, tmp_path / "run")).values()] == [20, 5, 8]
+
+
+def test_validation_is_held_out_of_train_where_it_is_missing(sided: Path, tmp_path: Path) -> None:
+    shutil.rmtree(sided / "val")
+    splits = split(sided, tmp_path / "run")
+    assert [len(found) for found in names(splits).values()] == [16, 4, 8]
+    assert splits.test is not None
+    assert (splits.val.source.root, splits.test.source.root) == (sided / "train", sided / "test")
+    assert "val held out of train, stratified, seed 0" in splits.message
+
+
+def test_no_test_side_is_made_up_where_validation_is_given(sided: Path, tmp_path: Path) -> None:
+    shutil.rmtree(sided / "test")
+    splits = split(sided, tmp_path / "run")
+    assert splits.test is None
+    assert len(splits.train) == 20
+
+
+def test_a_picture_on_two_given_sides_leaves_the_earlier_one(sided: Path, tmp_path: Path) -> None:
+    shutil.copy(sided / "test/ant/0.png", sided / "train/ant/leak.png")
+    shutil.copy(sided / "val/bee/0.png", sided / "train/bee/leak.png")
+    shutil.copy(sided / "test/bee/1.png", sided / "val/bee/leak.png")
+    splits = split(sided, tmp_path / "run")
+    found = contents(splits)
+    assert not found["train"] & (found["val"] | found["test"])
+    assert not found["val"] & found["test"]
+    assert [len(s) for s in found.values()] == [20, 5, 8]
+    rows = {(row["side"], row["file"]): row["reason"] for row in read_rows(tmp_path / "run" / "skipped.csv")}
+    assert rows == {
+        ("train", "ant/leak.png"): "same picture as test/ant/0.png",
+        ("train", "bee/leak.png"): "same picture as val/bee/0.png",
+        ("val", "bee/leak.png"): "same picture as test/bee/1.png",
+    }
+
+
+def test_a_side_with_unknown_classes_is_refused(sided: Path, tmp_path: Path) -> None:
+    picture_folder(sided / "test", {"wasp": 1})
+    with pytest.raises(ValueError, match=r"test has class folders .*: wasp"):
+        split(sided, tmp_path / "run")
+
+
+def test_a_side_may_lack_a_class(sided: Path, tmp_path: Path) -> None:
+    shutil.rmtree(sided / "val" / "bee")
+    splits = split(sided, tmp_path / "run")
+    assert splits.val.labels == [0, 0, 0]
+    assert splits.classes == ["ant", "bee"]
+
+
+def test_sides_without_train_are_refused(sided: Path, tmp_path: Path) -> None:
+    shutil.rmtree(sided / "train")
+    with pytest.raises(ValueError, match="no train folder"):
+        split(sided, tmp_path / "run")
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """Four files of the kinds that are met in practice."""
+    picture = (folder / "ant" / "0.png").read_bytes()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "ant" / "whole.jpg")
+    jpeg = (folder / "ant" / "whole.jpg").read_bytes()
+    (folder / "ant" / "whole.jpg").unlink()
+    (folder / "ant" / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "ant" / "cut.png").write_bytes(picture[: len(picture) - 30])
+    (folder / "bee" / "notes.png").write_text("this is a text")
+    (folder / "cat" / "empty.png").write_bytes(b"")
+    return {"ant/cut.jpg": "truncated", "ant/cut.png": "", "bee/notes.png": "cannot identify", "cat/empty.png": ""}
+
+
+def test_unreadable_files_are_listed_and_left_out(flat: Path, tmp_path: Path) -> None:
+    spoiled = spoil(flat)
+    splits = split(flat, tmp_path / "run", max_skipped=0.1)
+    rows = read_rows(tmp_path / "run" / "skipped.csv")
+    assert [row["file"] for row in rows] == sorted(spoiled)
+    for row in rows:
+        assert row["side"] == "train"
+        assert spoiled[row["file"]] in row["reason"]
+        assert row["reason"]
+    used = {name for side in names(splits).values() for name in side}
+    assert not used & set(spoiled)
+    assert len(used) == 60
+
+
+def test_too_many_unreadable_files_stop_the_run(flat: Path, tmp_path: Path) -> None:
+    spoil(flat)
+    with pytest.raises(ValueError, match=r"4 of 64 files are unreadable.*max_skipped \(5%\).*skipped\.csv"):
+        split(flat, tmp_path / "run", max_skipped=0.05)
+    assert len(read_rows(tmp_path / "run" / "skipped.csv")) == 4
+
+
+def test_reading_headers_alone_finds_what_is_no_picture(flat: Path, tmp_path: Path) -> None:
+    spoil(flat)
+    split(flat, tmp_path / "run", max_skipped=0.1, check_images="header")
+    found = {row["file"] for row in read_rows(tmp_path / "run" / "skipped.csv")}
+    assert {"bee/notes.png", "cat/empty.png"} <= found
+    assert "ant/cut.jpg" not in found
+
+
+def test_unchecked_files_are_all_used(flat: Path, tmp_path: Path) -> None:
+    spoil(flat)
+    splits = split(flat, tmp_path / "run", check_images="none")
+    assert sum(map(len, names(splits).values())) == 64
+
+
+def test_hidden_files_and_folders_and_other_files_are_left_out(flat: Path, tmp_path: Path) -> None:
+    shutil.copy(flat / "ant/0.png", flat / "ant" / "._0.png")
+    (flat / ".thumbnails").mkdir()
+    shutil.copy(flat / "ant/0.png", flat / ".thumbnails" / "0.png")
+    (flat / "ant" / "labels.txt").write_text("none")
+    (flat / "readme.md").write_text("none")
+    assert sum(map(len, names(split(flat, tmp_path / "run")).values())) == 60
+
+
+def test_pictures_in_a_hidden_folder_of_a_class_are_left_out(flat: Path) -> None:
+    (flat / "ant" / ".cache").mkdir()
+    shutil.copy(flat / "ant/0.png", flat / "ant" / ".cache" / "0.png")
+    assert len(FolderSource(flat)) == 60
+
+
+def test_pictures_below_a_class_folder_belong_to_it(flat: Path) -> None:
+    (flat / "ant" / "more" / "deep").mkdir(parents=True)
+    shutil.copy(flat / "ant/0.png", flat / "ant" / "more" / "deep" / "X.PNG")
+    source = FolderSource(flat)
+    assert [source.labels[i] for i in range(len(source)) if source.name(i) == "ant/more/deep/X.PNG"] == [0]
+
+
+def test_a_class_of_one_picture_is_trained_on(tmp_path: Path) -> None:
+    data = picture_folder(tmp_path / "data", {"ant": 10, "bee": 1})
+    found = names(split(data, tmp_path / "run"))
+    assert "bee/0.png" in found["train"]
+
+
+@pytest.mark.parametrize("counts", [{}, {"ant": 0, "bee": 0}], ids=["no classes", "no pictures"])
+def test_an_empty_folder_is_refused(tmp_path: Path, counts: dict[str, int]) -> None:
+    (tmp_path / "data").mkdir()
+    picture_folder(tmp_path / "data", counts)
+    with pytest.raises(ValueError, match=r"no pictures in .*CLASS/picture\.jpg"):
+        split(tmp_path / "data", tmp_path / "run")
+
+
+def test_one_class_is_not_enough(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 1 class: classification needs two or more"):
+        split(picture_folder(tmp_path / "data", {"ant": 9}), tmp_path / "run")
+
+
+def test_a_side_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the test side of .* has no images"):
+        split(picture_folder(tmp_path / "data", {"ant": 1, "bee": 1}), tmp_path / "run")
+
+
+def test_a_missing_folder_says_what_data_may_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist: give an image folder, an LMDB file, .* or digits"):
+        split(tmp_path / "none", tmp_path / "run")
+
+
+def test_digits_need_no_files(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    splits = make_split(tiny_config(test_fraction=0.2, val_fraction=0.1), QUIET, tmp_path / "run")
+    found = names(splits)
+    assert len(splits.classes) == 10
+    assert sum(map(len, found.values())) == len({n for side in found.values() for n in side}) == 1797
+    assert splits.test is not None
+    assert len(splits.test) == pytest.approx(0.2 * 1797, abs=10)
+    assert json.loads((tmp_path / "run" / "split.json").read_text())["test"] == found["test"]
+
+
+def test_digits_are_ink_on_black() -> None:
+    from sklearn.datasets import load_digits
+
+    source = DigitsSource()
+    seen = np.asarray(source.read(5, "L"), dtype=float)
+    assert np.abs(seen - load_digits().images[5] * 255 / 16).max() <= 0.5
+    assert source.labels[5] == load_digits().target[5]
+    assert source.read(5, "RGB").mode == "RGB"
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    st.floats(0.01, 0.99),
+    st.integers(0, 5),
+    st.data(),
+)
+def test_a_holdout_keeps_something_of_every_class(
+    labels: list[int], fraction: float, seed: int, data: st.DataObject
+) -> None:
+    digests: list[bytes | None] = data.draw(
+        st.lists(st.none() | st.sampled_from([b"x", b"y"]), min_size=len(labels), max_size=len(labels))
+    )
+    kept, held = stratified_holdout(list(range(len(labels))), labels, digests, fraction, seed)
+    assert sorted(kept + held) == list(range(len(labels)))
+    assert not {digests[i] for i in kept if digests[i]} & {digests[i] for i in held if digests[i]}
+    for label in set(labels):
+        alone = [i for i in range(len(labels)) if labels[i] == label and digests[i] is None]
+        if len(alone) >= 2:
+            here = {i for i, own in enumerate(labels) if own == label}
+            assert here & set(kept)
+            assert here & set(held)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from atconv.training.config import LoopConfig, plan_batches
+
+
+def config(**changes: Any) -> LoopConfig:
+    return LoopConfig(**({"batch_size": 64, "lr_batch": 64, "lr": 1e-3} | changes))
+
+
+def test_the_total_batch_of_a_recipe_is_met_by_accumulation() -> None:
+    plan = plan_batches(config(batch_size=128, lr_batch=4096, lr=4e-3), 1_281_167, processes=4)
+    assert (plan.micro_batch, plan.accumulate, plan.processes) == (128, 8, 4)
+    assert plan.total_batch == 4096
+    assert plan.steps_per_epoch == 312
+    assert plan.lr == 4e-3
+    assert "4096 = 128 images × 4 process(es) × 8 pass(es), learning rate 0.004" in plan.message
+
+
+def test_another_total_batch_scales_the_learning_rate_and_says_so() -> None:
+    plan = plan_batches(config(batch_size=32, lr_batch=64, total_batch=256), 10_000, processes=1)
+    assert (plan.total_batch, plan.accumulate) == (256, 8)
+    assert plan.lr == pytest.approx(4e-3)
+    assert "given for 64: 0.001 → 0.004" in plan.message
+
+
+def test_processes_that_hold_more_than_the_total_batch_take_fewer_images_each() -> None:
+    plan = plan_batches(config(batch_size=64, lr_batch=64), 10_000, processes=4)
+    assert (plan.micro_batch, plan.accumulate, plan.lr) == (16, 1, 1e-3)
+
+
+def test_a_set_smaller_than_a_batch_makes_the_batch_smaller_and_says_so() -> None:
+    plan = plan_batches(config(batch_size=64, lr_batch=64), 10, processes=1)
+    assert (plan.total_batch, plan.steps_per_epoch) == (10, 1)
+    assert plan.lr == pytest.approx(1e-3 * 10 / 64)
+    assert "only 10 training images for a batch of 64" in plan.message
+
+
+def test_mixing_makes_an_odd_batch_even() -> None:
+    assert plan_batches(config(batch_size=33, lr_batch=33), 100, processes=1, even=True).micro_batch == 32
+    assert plan_batches(config(batch_size=33, lr_batch=33), 100, processes=1).micro_batch == 33
+
+
+@pytest.mark.parametrize(("samples", "processes", "even"), [(0, 1, False), (3, 4, False), (1, 1, True), (3, 2, True)])
+def test_too_few_images_for_the_processes_are_refused(samples: int, processes: int, even: bool) -> None:
+    with pytest.raises(ValueError, match=f"{samples} training images are too few.*{'pairs' if even else ''}"):
+        plan_batches(config(), samples, processes, even)
+
+
+sizes = st.integers(1, 300)
+
+
+@settings(deadline=None)
+@given(sizes, sizes, st.none() | sizes, st.integers(0, 3000), st.integers(1, 8), st.booleans())
+def test_every_plan_adds_up(
+    batch_size: int, lr_batch: int, total_batch: int | None, samples: int, processes: int, even: bool
+) -> None:
+    assume(samples // processes >= (2 if even else 1))
+    given_config = config(batch_size=batch_size, lr_batch=lr_batch, total_batch=total_batch)
+    plan = plan_batches(given_config, samples, processes, even)
+    assert plan.total_batch == plan.micro_batch * plan.accumulate * processes
+    assert plan.micro_batch <= max(batch_size, 2 if even else 1)
+    assert plan.steps_per_epoch == samples // plan.total_batch >= 1
+    assert plan.lr == pytest.approx(given_config.lr * plan.total_batch / lr_batch)
+    assert not even or plan.micro_batch % 2 == 0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 16), st.integers(1, 16), st.integers(1, 8))
+def test_a_total_batch_that_divides_is_met_exactly(micro: int, accumulate: int, processes: int) -> None:
+    total = micro * accumulate * processes
+    plan = plan_batches(config(batch_size=micro, lr_batch=total), 10 * total, processes)
+    assert (plan.micro_batch, plan.accumulate, plan.total_batch) == (micro, accumulate, total)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("lr_batch", -1),
+        ("total_batch", 0),
+        ("patience", 0),
+        ("checkpoint_steps", 0),
+        ("lr", 0.0),
+        ("ema_decay", 1.0),
+        ("workers", -1),
+        ("warmup_epochs", 31.0),
+    ],
+)
+def test_an_option_out_of_range_is_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
+        config(**{name: value})

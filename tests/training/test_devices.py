@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from accelerate.state import PartialState
+from training.tiny import reset_accelerate
+
+from atconv.training.config import LoopConfig
+from atconv.training.devices import make_accelerator
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> Iterator[None]:
+    reset_accelerate()
+    yield
+    reset_accelerate()
+
+
+def test_one_process_on_the_cpu(tmp_path: object) -> None:
+    accelerator = make_accelerator(LoopConfig(device="cpu", tracker="none"), str(tmp_path))
+    assert (accelerator.device.type, accelerator.num_processes) == ("cpu", 1)
+    assert accelerator.mixed_precision == "no"
+
+
+def test_half_precision_on_a_cpu_is_bfloat16_and_said(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    config = LoopConfig(device="cpu", tracker="none", precision="fp16")
+    assert make_accelerator(config, str(tmp_path)).mixed_precision == "bf16"
+    assert "bf16" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_device_that_is_not_there_is_refused(tmp_path: object) -> None:
+    with pytest.raises(ValueError, match=r"device cuda is not available here \((cpu|mps) is\)"):
+        make_accelerator(LoopConfig(device="cuda", tracker="none"), str(tmp_path))
+
+
+def test_a_launcher_that_accelerate_did_not_see_is_an_error(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PartialState(cpu=True)  # accelerate believes to be alone
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="started 2 processes but accelerate sees 1"):
+        make_accelerator(LoopConfig(device="cpu", tracker="none"), str(tmp_path))
