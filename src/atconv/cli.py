@@ -17,9 +17,8 @@ try:
     from jsonargparse import ArgumentParser, set_parsing_settings
     from rich.console import Console
 except ImportError as error:
-    sys.exit(
-        f"atconv: the commands need more packages ({error.name} is missing): pip install 'atconv[train]'"
-    )
+    print(f"atconv: {error.name} is missing: pip install 'atconv[train]'", file=sys.stderr)
+    raise SystemExit(2) from None
 
 __all__ = ["run"]
 
@@ -38,7 +37,9 @@ def run(command: str, arguments: Sequence[str]) -> None:
     tune_allocator()
     try:
         _COMMANDS[command]([_underscored(a) for a in arguments])
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError, RuntimeError, ImportError) as error:
+    except ImportError as error:
+        fail(f"atconv {command}: {error}: pip install 'atconv[train]'")
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
         fail(f"atconv {command}: {' '.join(str(error).split())}")
     except OSError as error:
         full = error.errno == errno.ENOSPC or "No space left" in str(error)

@@ -31,7 +31,7 @@ from atconv.training.checkpoint import save_tensors, write_atomically
 from atconv.training.config import BatchPlan, plan_batches
 from atconv.training.devices import make_accelerator
 from atconv.training.loop import Task, Trainer
-from atconv.training.progress import make_table
+from atconv.training.progress import LoggedConsole, make_table
 from atconv.training.randomness import derive_seed, seeded
 
 __all__ = ["resume", "train"]
@@ -45,7 +45,7 @@ def train(
     Args:
         config: what to train on what, how.
         run: folder of the run; default: runs/DATA-MODEL, numbered where it exists.
-        console: where progress shows.
+        console: where progress shows; default: the terminal, and the run's log.txt.
 
     Returns:
         the run's folder.
@@ -55,8 +55,7 @@ def train(
         FloatingPointError: the loss is not finite; checkpoints so far are kept.
         OSError: a disk is full or read-only; the last complete checkpoint is kept.
     """
-    console = console or Console()
-    config = _adopt_run(config, console)
+    config = _adopt_run(config)
     path = Path(run) if run is not None else _free_folder(config)
     accelerator = make_accelerator(config, str(path))
     if accelerator.is_main_process:
@@ -84,12 +83,14 @@ def resume(run: str | Path, console: Console | None = None) -> Path:
     opened = Run.open(run)
     config = read_config(opened)
     accelerator = make_accelerator(config, str(opened.path))
-    return _run(config, opened, accelerator, console or Console())
+    return _run(config, opened, accelerator, console)
 
 
-def _run(config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console) -> Path:
+def _run(config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console | None) -> Path:
     if not accelerator.is_main_process:
         console = Console(quiet=True)
+    elif console is None:
+        console = LoggedConsole(run.path / "log.txt")
     task = _make_task(config, run, accelerator, console)
     plan = plan_batches(config, task.samples, accelerator.num_processes, even=config.mixes)
     task.plan = plan
@@ -298,7 +299,7 @@ def _make_task(
     config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console
 ) -> ClassificationTask:
     if is_stream(config.data):
-        return _make_stream_task(config, run, accelerator)
+        return _make_stream_task(config, run, accelerator, console)
     if accelerator.is_main_process and not run.split.is_file():
         splits = make_split(config, console, run.path)
         if splits.skipped:
@@ -310,7 +311,9 @@ def _make_task(
     return SplitTask(config, run, accelerator, splits, model)
 
 
-def _make_stream_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> StreamTask:
+def _make_stream_task(
+    config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console
+) -> StreamTask:
     if accelerator.num_processes > 1:
         raise ValueError(
             f"{config.data} is a stream: it trains in one process; use folders, LMDB or hfds/ for more"
@@ -324,7 +327,7 @@ def _make_stream_task(config: ClassificationConfig, run: Run, accelerator: Accel
         )
         for split, training in ((config.train_split, True), (config.val_split, False))
     )  # fmt: skip
-    return StreamTask(config, run, accelerator, train, val, make_model(config, len(train.classes), Console()))
+    return StreamTask(config, run, accelerator, train, val, make_model(config, len(train.classes), console))
 
 
 def make_model(config: ClassificationConfig, classes: int, console: Console) -> nn.Module:
@@ -357,16 +360,13 @@ def make_model(config: ClassificationConfig, classes: int, console: Console) -> 
     return model
 
 
-def _adopt_run(config: ClassificationConfig, console: Console) -> ClassificationConfig:
+def _adopt_run(config: ClassificationConfig) -> ClassificationConfig:
     """Where weights come from another run, its model, channels and normalisation come with them."""
     if config.weights is None or not Path(config.weights).is_dir():
         return config
     source = read_config(Run.open(config.weights))
     config.model, config.model_args = source.model, source.model_args
     config.in_chans, config.mean, config.std = source.in_chans, source.mean, source.std
-    console.print(
-        f"{config.model} as in {config.weights}: its arguments, channels and normalisation are taken over"
-    )
     return config
 
 
@@ -381,6 +381,9 @@ def _load_weights(model: nn.Module, config: ClassificationConfig, console: Conso
         fresh = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
         state.update({name: own[name] for name in fresh})
         model.load_state_dict(state)
+        console.print(
+            f"{config.model} starts from {path}, whose arguments, channels and normalisation it takes"
+        )
         if fresh:
             console.print(f"other classes than in {path}: {', '.join(fresh)} start fresh")
     elif isinstance(model, AttNet):

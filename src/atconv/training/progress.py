@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,9 +18,22 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["TrainingBars", "make_table", "track"]
+__all__ = ["LoggedConsole", "TrainingBars", "make_table", "track"]
 
 T = TypeVar("T")
+
+
+class LoggedConsole(Console):
+    """A console whose lines also go to a file, where a run keeps them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._log = Console(file=path.open("a"), width=120)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        self._log.print(*objects, **options)
+        self._log.file.flush()
 
 
 class TrainingBars:
