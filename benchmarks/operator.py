@@ -88,10 +88,9 @@ def main() -> None:
     torch.manual_seed(0)
     allocator = "glibc, tuned by atconv.tune_allocator" if tuned else "as the system has it"
     print(f"# One mixer layer, batch {BATCH}, {DIM} channels\n")
-    print(f"{processor()}, {torch.get_num_threads()} threads, allocator: {allocator},")
-    print(
-        f"Python {platform.python_version()}, torch {torch.__version__}. Medians of {ROUNDS}, in milliseconds.\n"
-    )
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    print(f"{processor()}, {torch.get_num_threads()} threads, allocator: {allocator}, {versions}.")
+    print(f"Medians of {ROUNDS}, in milliseconds.\n")
     names = list(candidates())
     print("| dtype | pass | map | " + " | ".join(names) + " | attention ÷ ATConv |")
     print("| --- | --- | --- |" + " --- |" * (len(names) + 1))
