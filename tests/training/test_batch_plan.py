@@ -46,7 +46,9 @@ def test_mixing_makes_an_odd_batch_even() -> None:
     assert plan_batches(config(batch_size=33, lr_batch=33), 100, processes=1).micro_batch == 33
 
 
-@pytest.mark.parametrize(("samples", "processes", "even"), [(0, 1, False), (3, 4, False), (1, 1, True), (3, 2, True)])
+@pytest.mark.parametrize(
+    ("samples", "processes", "even"), [(0, 1, False), (3, 4, False), (1, 1, True), (3, 2, True)]
+)
 def test_too_few_images_for_the_processes_are_refused(samples: int, processes: int, even: bool) -> None:
     with pytest.raises(ValueError, match=f"{samples} training images are too few.*{'pairs' if even else ''}"):
         plan_batches(config(), samples, processes, even)

@@ -37,7 +37,10 @@ def same(a: Any, b: Any) -> bool:
 
 
 STATE: dict[str, Any] = {
-    "optimizer": {"state": {0: {"step": torch.tensor(3.0)}, 1: {}}, "param_groups": [{"betas": (0.9, 0.999)}]},
+    "optimizer": {
+        "state": {0: {"step": torch.tensor(3.0)}, 1: {}},
+        "param_groups": [{"betas": (0.9, 0.999)}],
+    },
     "half": torch.arange(6).reshape(2, 3).to(torch.bfloat16),
     "count": torch.tensor(5),
     "empty": torch.empty(0, 4),
@@ -53,16 +56,22 @@ def test_a_nested_state_comes_back_with_its_types(tmp_path: Path) -> None:
 
 
 def tensors() -> st.SearchStrategy[Tensor]:
-    dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+    dtypes = st.sampled_from(
+        [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]
+    )
     shapes = st.lists(st.integers(0, 3), max_size=3)
-    return st.builds(lambda shape, dtype: torch.arange(math.prod(shape)).reshape(shape).to(dtype), shapes, dtypes)
+    return st.builds(
+        lambda shape, dtype: torch.arange(math.prod(shape)).reshape(shape).to(dtype), shapes, dtypes
+    )
 
 
 def states() -> st.SearchStrategy[dict[Any, Any]]:
     names = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | names | tensors()
     # Without "/" and digits: see the test of similar keys below.
-    keys = st.integers() | st.text(st.characters(exclude_categories=["Cs", "Nd"], exclude_characters="/"), max_size=5)
+    keys = st.integers() | st.text(
+        st.characters(exclude_categories=["Cs", "Nd"], exclude_characters="/"), max_size=5
+    )
 
     def deeper(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         lists = st.lists(inner, max_size=3)
@@ -162,7 +171,9 @@ def test_a_checkpoint_of_another_make_is_called_damaged(saved: Path, text: bytes
         load_checkpoint(saved)
 
 
-@pytest.mark.xfail(strict=True, reason="the error does not say which checkpoint is damaged, or is a TypeError")
+@pytest.mark.xfail(
+    strict=True, reason="the error does not say which checkpoint is damaged, or is a TypeError"
+)
 @pytest.mark.parametrize(
     "text", [b"{}", b'{"dict": 1}', b'{"dict": [["a"]]}', b'{"dict": [], "list": []}', b"\xff"], ids=repr
 )

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from accelerate.state import PartialState
-from training.tiny import reset_accelerate
 
 from atconv.training.config import LoopConfig
 from atconv.training.devices import make_accelerator
+from training.tiny import reset_accelerate
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,9 @@ def test_one_process_on_the_cpu(tmp_path: object) -> None:
     assert accelerator.mixed_precision == "no"
 
 
-def test_half_precision_on_a_cpu_is_bfloat16_and_said(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_precision_on_a_cpu_is_bfloat16_and_said(
+    tmp_path: object, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = LoopConfig(device="cpu", tracker="none", precision="fp16")
     assert make_accelerator(config, str(tmp_path)).mixed_precision == "bf16"
     assert "bf16" in capsys.readouterr().out

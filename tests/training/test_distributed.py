@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.tiny import atconv, read_rows, tiny_options
 
 from atconv.training.checkpoint import latest_checkpoint, load_checkpoint
+from training.tiny import atconv, read_rows, tiny_options
 
 STEPS = 20
 BATCH = 32
@@ -43,7 +43,9 @@ def assert_same_weights(run: Path, expected: Path, tolerance: float) -> None:
     ours, theirs = weights(run), weights(expected)
     assert ours.keys() == theirs.keys()
     for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            ours[name], theirs[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,13 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
                 "--rdzv_endpoint=localhost:0"]  # fmt: skip
     return subprocess.run(
-        [*launcher, "-m", "--", "atconv.cli", *arguments],  # after --: torchrun takes --run for one of its own
+        [
+            *launcher,
+            "-m",
+            "--",
+            "atconv.cli",
+            *arguments,
+        ],  # after --: torchrun takes --run for one of its own
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -73,7 +81,9 @@ def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process
     assert "16 images × 2 process(es) × 1 pass(es)" in ended.stdout
     assert ended.stdout.count("epoch   1/2") == 1, "only the main process speaks"
     assert_same_weights(run, one_process, 1e-5)
-    for ours, theirs in zip(read_rows(run / "metrics.csv"), read_rows(one_process / "metrics.csv"), strict=True):
+    for ours, theirs in zip(
+        read_rows(run / "metrics.csv"), read_rows(one_process / "metrics.csv"), strict=True
+    ):
         for name in ("train_loss", "train_top1", "val_loss", "val_top1"):
             assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-4), name
 

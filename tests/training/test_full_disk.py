@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.tiny import atconv, tiny_options
 
 from atconv.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from training.tiny import atconv, tiny_options
 
 MiB = 1 << 20
 
@@ -27,7 +27,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         nonlocal mounted
         options = f"{'remount,' if mounted else ''}size={size}"
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        if (
+            shutil.which("mount") is None
+            or subprocess.run(command, capture_output=True, check=False).returncode
+        ):
             pytest.skip("may not mount a tmpfs")
         mounted = True
         return folder
@@ -72,7 +75,9 @@ def test_a_run_whose_disk_fills_stops_in_one_line_and_goes_on_with_more_space(
 
 
 @pytest.mark.parametrize("size", [4096, 12288, 65536])
-def test_a_disk_too_small_for_anything_stops_in_one_line(small_disk: Callable[[int], Path], size: int) -> None:
+def test_a_disk_too_small_for_anything_stops_in_one_line(
+    small_disk: Callable[[int], Path], size: int
+) -> None:
     ended = atconv("train", "digits", *tiny_options(), f"--run={small_disk(size) / 'run'}", pictures=False)
     assert ended.code == 2
     assert ended.err.count("\n") == 1, ended.err

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from training.tiny import Finished, KillAt, atconv, read_rows, start_atconv, tiny_options
 
 from atconv.training.checkpoint import latest_checkpoint, load_checkpoint
+from training.tiny import Finished, KillAt, atconv, read_rows, start_atconv, tiny_options
 
 EPOCHS, STEPS_PER_EPOCH, CHECKPOINT_STEPS = 2, 10, 4
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -94,7 +95,9 @@ def picture_folder(root: Path, counts: dict[str, int], seed: int = 0, size: int 
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
         for i in range(count):
-            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(
+                root / name / f"{i}.png"
+            )
     return root
 
 
@@ -124,19 +127,26 @@ def atconv(*arguments: str | Path, kill_at: KillAt | None = None, pictures: bool
         if process.exitcode is None:
             process.kill()
             raise TimeoutError(f"atconv {' '.join(map(str, arguments))} hangs")
-        return Finished(process.exitcode, (Path(folder) / "out").read_text(), (Path(folder) / "err").read_text())
+        return Finished(
+            process.exitcode, (Path(folder) / "out").read_text(), (Path(folder) / "err").read_text()
+        )
 
 
 def start_atconv(
     *arguments: str | Path, output: Path, kill_at: KillAt | None = None, pictures: bool = True
 ) -> ForkServerProcess:
-    """Start it; its output goes to the files out and err of a folder.
+    """Start it; its output goes to the files out and err of a folder."""
+    return start_process(_command, [str(a) for a in arguments], output, kill_at, pictures)
 
-    Processes are forked from one that has imported the package, which saves seconds each.
+
+def start_process(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Call a function in a process of its own.
+
+    It is forked from one that has imported the package, which saves seconds each.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["atconv.cli", "atconv.classification.train", "training.tiny"])
-    process = context.Process(target=_command, args=([str(a) for a in arguments], output, kill_at, pictures))
+    process = context.Process(target=function, args=arguments)
     process.start()
     return process
 
@@ -155,12 +165,18 @@ def _command(arguments: list[str], output: Path, kill_at: KillAt | None, picture
     main()
 
 
-def skip_pictures() -> None:
-    """Leave out the pictures at the end of a run, which take longer than a tiny run itself."""
+def skip_pictures() -> list[Any]:
+    """Leave out the pictures at the end of a run, which take longer than a tiny run itself.
+
+    Returns the patches, to be stopped.
+    """
     from atconv.classification import figures
 
-    for name in ("learning_curves", "confusion_matrix", "worst_mistakes"):
-        mock.patch.object(figures, name).start()
+    names = ("learning_curves", "confusion_matrix", "worst_mistakes")
+    patches = [mock.patch.object(figures, name) for name in names]
+    for patch in patches:
+        patch.start()
+    return patches
 
 
 def _arm(kill_at: KillAt) -> None:
