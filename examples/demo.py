@@ -52,7 +52,7 @@ def main() -> None:
         print(f"{FOLDER} is there already: continuing it (delete it to start over)")
         atconv("train", "--resume", str(FOLDER))
     else:
-        atconv("train", "digits", "--config", "digits", "--run", str(FOLDER))
+        atconv("train", "digits", "--config", "digits", "--out", str(FOLDER))
     atconv("evaluate", str(FOLDER), "digits")
     side = held_out()
     positions = write_scans(side, FOLDER / "scans")

@@ -75,7 +75,7 @@ def test_help_of_training_explains_every_option() -> None:
         "--teacher",
         "--resume",
         "--config",
-        "--run",
+        "--out",
     ):
         assert option in ended.out
     assert "Mixup alpha" in ended.out
@@ -178,21 +178,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 @pytest.mark.xfail(strict=True, reason="timm's AssertionError ends in a traceback")
 def test_an_auto_augment_that_timm_does_not_know_is_one_line(tmp_path: Path) -> None:
     assert "nosuch" in refused(
-        "train", "digits", *tiny_options(auto_augment="nosuch"), f"--run={tmp_path / 'run'}"
+        "train", "digits", *tiny_options(auto_augment="nosuch"), f"--out={tmp_path / 'run'}"
     )
     assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    assert "no pictures in" in refused("train", tmp_path / "data", f"--run={tmp_path / 'run'}")
+    assert "no pictures in" in refused("train", tmp_path / "data", f"--out={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_exists_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert "--resume" in refused("train", "digits", f"--run={tmp_path / 'run'}")
+    assert "--resume" in refused("train", "digits", f"--out={tmp_path / 'run'}")
     assert [p.read_text() for p in (tmp_path / "run").iterdir()] == ["mine"]
 
 
@@ -202,13 +202,13 @@ def test_a_run_that_exists_is_never_overwritten(tmp_path: Path) -> None:
 def test_a_bad_option_with_some_unreadable_pictures_leaves_nothing(tmp_path: Path) -> None:
     data = picture_folder(tmp_path / "data", {"ant": 20, "bee": 20})
     (data / "ant" / "bad.png").write_text("text")
-    refused("train", data, "--model=attnet_t9", f"--run={tmp_path / 'run'}")
+    refused("train", data, "--model=attnet_t9", f"--out={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("options", [{"lr": 1e30, "warmup_lr": 1e30}], ids=["huge learning rate"])
 def test_a_loss_that_is_not_finite_is_one_line(tmp_path: Path, options: dict[str, float]) -> None:
-    line = refused("train", "digits", *tiny_options(**options), f"--run={tmp_path / 'run'}")
+    line = refused("train", "digits", *tiny_options(**options), f"--out={tmp_path / 'run'}")
     assert "step" in line
     assert "learning rate" in line
 
@@ -227,7 +227,7 @@ def test_weights_of_a_damaged_run_are_one_line(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((trained_run() / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     assert str(tmp_path) in refused(
-        "train", "digits", *tiny_options(weights=str(tmp_path)), f"--run={tmp_path / 'run'}"
+        "train", "digits", *tiny_options(weights=str(tmp_path)), f"--out={tmp_path / 'run'}"
     )
     assert not (tmp_path / "run").exists()
 
@@ -238,7 +238,7 @@ def test_no_top_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_a_terminal_a_run_prints_a_line_an_epoch_and_no_bar(tmp_path: Path) -> None:
-    ended = atconv("train", "digits", *tiny_options(epochs=2), f"--run={tmp_path / 'run'}", pictures=False)
+    ended = atconv("train", "digits", *tiny_options(epochs=2), f"--out={tmp_path / 'run'}", pictures=False)
     assert ended.code == 0
     assert not ended.err
     lines = ended.out.splitlines()
@@ -262,8 +262,8 @@ def test_runs_are_named_and_numbered_where_none_is_given(
 def test_a_saved_configuration_runs_again_to_the_same_weights(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     options = tiny_options(mixup=0.2, crop_scale=[0.4, 1.0], rotate=8, betas=[0.8, 0.99])
-    assert atconv("train", "digits", *options, f"--run={first}", pictures=False).code == 0
-    ended = atconv("train", f"--config={first / 'config.yaml'}", f"--run={second}", pictures=False)
+    assert atconv("train", "digits", *options, f"--out={first}", pictures=False).code == 0
+    ended = atconv("train", f"--config={first / 'config.yaml'}", f"--out={second}", pictures=False)
     assert ended.code == 0, ended.err
     assert (first / "config.yaml").read_bytes() == (second / "config.yaml").read_bytes()
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
@@ -282,7 +282,7 @@ def test_option_names_may_have_dashes(tmp_path: Path) -> None:
 def test_the_tracker_gets_the_metrics(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run = tmp_path / "run"
-    ended = atconv("train", "digits", *tiny_options(tracker="tensorboard"), f"--run={run}", pictures=False)
+    ended = atconv("train", "digits", *tiny_options(tracker="tensorboard"), f"--out={run}", pictures=False)
     assert ended.code == 0, ended.err
     assert list(run.rglob("events.out.tfevents.*"))
 
@@ -291,7 +291,7 @@ def test_the_tracker_gets_the_metrics(tmp_path: Path) -> None:
 def test_class_names_are_printed_as_they_are(tmp_path: Path) -> None:
     data = picture_folder(tmp_path / "data", {"[red]": 20, "[b]": 20})
     options = tiny_options(in_chans=3, test_fraction=0.3, batch_size=8, lr_batch=8)
-    ended = atconv("train", data, *options, f"--run={tmp_path / 'run'}", pictures=False)
+    ended = atconv("train", data, *options, f"--out={tmp_path / 'run'}", pictures=False)
     assert ended.code == 0, ended.err
     ended = atconv("evaluate", tmp_path / "run", data, "--workers=0", pictures=False)
     assert ended.code == 0, ended.err

@@ -15,7 +15,8 @@ from atconv.allocator import tune_allocator
 
 try:
     from jsonargparse import ArgumentParser, set_parsing_settings
-    from rich.console import Console
+
+    from atconv.training.progress import make_table, plain_console
 except ImportError as error:
     print(f"atconv: {error.name} is missing: pip install 'atconv[train]'", file=sys.stderr)
     raise SystemExit(2) from None
@@ -67,7 +68,7 @@ def train(arguments: Sequence[str]) -> None:
         return
     parser = Parser(
         prog="atconv train",
-        usage="atconv train DATA [--config RECIPE] [--model NAME] [--run FOLDER] [--OPTION VALUE ...]\n"
+        usage="atconv train DATA [--config RECIPE] [--model NAME] [--out FOLDER] [--OPTION VALUE ...]\n"
         "       atconv train --resume FOLDER",
         description="DATA is an image folder, an LMDB file, a timm dataset name (torch/..., hfds/..., "
         f"wds/...) or digits. RECIPE is a YAML file or one of {', '.join(recipe_names())} "
@@ -75,14 +76,14 @@ def train(arguments: Sequence[str]) -> None:
         epilog="--resume FOLDER continues an interrupted run exactly, as it was configured.",
     )
     parser.add_argument("--config", action="config", help="recipe: a YAML file or a recipe's name")
-    parser.add_argument("--run", type=str | None, help="folder of the run (default: runs/DATA-MODEL)")
+    parser.add_argument("--out", type=str | None, help="folder of the run (default: runs/DATA-MODEL)")
     parser.add_class_arguments(ClassificationConfig, as_group=False)
     given, rest = _take_data(arguments)
     if not any(a.split("=")[0] == "--config" for a in rest):
         rest = ["--config", DEFAULT_RECIPE, *rest]
     options = parser.parse_args(_resolve_recipes(rest, recipe_path)).as_dict()
     options.pop("config")
-    folder = options.pop("run")
+    folder = options.pop("out")
     if given is not None:
         options["data"] = given
     if not options.get("data"):
@@ -106,7 +107,6 @@ def evaluate(arguments: Sequence[str]) -> None:
 def predict(arguments: Sequence[str]) -> None:
     from atconv.classification.prediction import Prediction, find_images
     from atconv.classification.prediction import predict as predict_images
-    from atconv.training.progress import make_table
 
     parser = Parser(prog="atconv predict", description="Classify pictures with a run's best model.")
     parser.add_argument("run", type=str, help="the run's folder")
@@ -132,7 +132,7 @@ def predict(arguments: Sequence[str]) -> None:
                 writer.writerow([p.image, rank, c, f"{q:.6f}"])
     elif good:
         titles = ["image", *(str(i + 1) for i in range(len(good[0].classes)))]
-        Console().print(
+        plain_console().print(
             make_table(f"{len(good)} pictures", titles, [[p.image, *cells(p)] for p in good], len(titles))
         )
     for p in bad:
@@ -145,7 +145,6 @@ def models(arguments: Sequence[str]) -> None:
     import torch
 
     from atconv.models.attnet import PUBLISHED_TOP1, VARIANTS, AttNet
-    from atconv.training.progress import make_table
 
     Parser(prog="atconv models", description="The AttNet family.").parse_args(list(arguments))
     rows = []
@@ -156,7 +155,7 @@ def models(arguments: Sequence[str]) -> None:
         published = PUBLISHED_TOP1.get(name)
         top1 = "–" if published is None else f"{published:.1f} %"
         rows.append((name, f"{count:,}", f"{model.multiply_adds(224, 224) / 1e9:.3f}", "3 × 224 × 224", top1))
-    console = Console()
+    console = plain_console()
     console.print(
         make_table("AttNet", ("model", "parameters", "GMACs", "input", "ImageNet-1K top-1, published"), rows)
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = ["IMAGE_SUFFIXES", "PrepareImage", "read_image"]
 
@@ -83,4 +83,6 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own text names the open file object
+        return "not in a picture format"
     return str(error).partition("\n")[0][:160] or type(error).__name__

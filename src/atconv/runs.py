@@ -14,6 +14,7 @@ The last two make `timm.create_model("local-dir:runs/NAME", pretrained=True)` wo
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from torch import Tensor, nn
 from atconv.images import PrepareImage
 
 __all__ = ["EvalTransform", "Run", "load", "pick_device"]
+
+_LEFT_BEHIND = {"skipped.csv"}  # what a refused run may leave in its folder
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,38 @@ class Run:
             ValueError: it exists and is not empty; nothing in it is touched.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or {child.name for child in path.iterdir()} - _LEFT_BEHIND):
             raise ValueError(
-                f"{path} exists already: resume it with --resume {path}, or name another with --run"
+                f"{path} exists already: resume it with --resume {path}, or name another with --out"
             )
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
+
+    def discard(self) -> None:
+        """Empty the folder of a run that never trained, but for the list of skipped files."""
+        for child in self.path.iterdir():
+            if child.is_dir():
+                shutil.rmtree(child, ignore_errors=True)
+            elif child.name not in _LEFT_BEHIND:
+                child.unlink()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def read_weights(self) -> dict[str, Tensor]:
+        """The weights of the best model.
+
+        Raises:
+            ValueError: no epoch has finished, or the file is damaged.
+        """
+        if not self.model_config.is_file() or not self.weights.is_file():
+            raise ValueError(
+                f"{self.path} has no model yet: its first epoch has not finished. "
+                f"Continue it with atconv train --resume {self.path}"
+            )
+        try:
+            return load_file(self.weights)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{self.weights} is damaged: {error}") from error
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -106,19 +135,13 @@ def load(run: str | Path) -> tuple[nn.Module, EvalTransform, list[str]]:
         ValueError: it is not a run, no epoch of it has finished, or its weights are damaged.
     """
     opened = Run.open(run)
-    if not opened.model_config.is_file() or not opened.weights.is_file():
-        raise ValueError(
-            f"{opened.path} has no model yet: its first epoch has not finished. "
-            f"Continue it with atconv train --resume {opened.path}"
-        )
+    state = opened.read_weights()
     try:
-        state = load_file(opened.weights)
         model = timm.create_model(f"local-dir:{opened.path}")
         model.load_state_dict(state)
-    except (SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"the model in {opened.path} is damaged: {str(error).partition(chr(10))[0]}"
-        ) from error
+    except (json.JSONDecodeError, KeyError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"the model in {opened.path} is damaged: {reason}") from error
     pretrained: dict[str, Any] = vars(model)["pretrained_cfg"]
     classes = pretrained.get("label_names")
     if not classes:

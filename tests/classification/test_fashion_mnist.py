@@ -63,7 +63,7 @@ def test_a_run_trains_on_them(source: Path, tmp_path: Path) -> None:
     options = tiny_options(
         data_root=str(tmp_path / "root"), val_fraction=0.2, batch_size=16, lr_batch=16, workers=1
     )
-    ended = atconv("train", "torch/fashion_mnist", *options, f"--run={tmp_path / 'run'}", pictures=False)
+    ended = atconv("train", "torch/fashion_mnist", *options, f"--out={tmp_path / 'run'}", pictures=False)
     assert ended.code == 0, ended.err
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_named_and_not_laid_out(source: Path, tmp_path: Path, 
 
 def test_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     options = tiny_options(data_root=str(tmp_path))
-    ended = atconv("train", "torch/fashion_mnist", *options, f"--run={tmp_path / 'run'}")
+    ended = atconv("train", "torch/fashion_mnist", *options, f"--out={tmp_path / 'run'}")
     assert ended.code == 2
     assert ended.err.count("\n") == 1
     assert "atconv data fashion-mnist" in ended.err

@@ -260,7 +260,7 @@ def test_a_run_trains_on_a_packed_file_and_is_evaluated_on_it(tmp_path: Path, wo
     data = picture_folder(tmp_path / "folder", {"ant": 24, "bee": 24})
     build_lmdb_from_folder(data, tmp_path / "data.lmdb")
     options = tiny_options(in_chans=3, test_fraction=0.2, batch_size=8, lr_batch=8, workers=workers)
-    ended = atconv("train", tmp_path / "data.lmdb", *options, f"--run={tmp_path / 'run'}", pictures=False)
+    ended = atconv("train", tmp_path / "data.lmdb", *options, f"--out={tmp_path / 'run'}", pictures=False)
     assert ended.code == 0, ended.err
     ended = atconv(
         "evaluate", tmp_path / "run", tmp_path / "data.lmdb", f"--workers={workers}", pictures=False

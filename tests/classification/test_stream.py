@@ -56,7 +56,7 @@ def options(root: Path, **changes: Any) -> list[str]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_trains_on_a_stream(root: Path, tmp_path: Path, workers: int) -> None:
     run = tmp_path / "run"
-    ended = atconv("train", "wds/pictures", *options(root, workers=workers), f"--run={run}", pictures=False)
+    ended = atconv("train", "wds/pictures", *options(root, workers=workers), f"--out={run}", pictures=False)
     assert ended.code == 0, ended.err
     [row] = read_rows(run / "metrics.csv")
     assert int(row["step"]) == 6
@@ -67,7 +67,7 @@ def test_a_resumed_stream_restarts_its_epoch_and_says_so(root: Path, tmp_path: P
     run = tmp_path / "run"
     arguments = options(root, epochs=2, checkpoint_steps=2)
     kill = KillAt("torch.optim.AdamW.step", nth=6 + 4)
-    killed = atconv("train", "wds/pictures", *arguments, f"--run={run}", kill_at=kill)
+    killed = atconv("train", "wds/pictures", *arguments, f"--out={run}", kill_at=kill)
     assert killed.code == -9
     ended = atconv("train", "--resume", run, pictures=False)
     assert ended.code == 0, ended.err
@@ -86,7 +86,7 @@ def test_a_resumed_stream_restarts_its_epoch_and_says_so(root: Path, tmp_path: P
 def test_what_a_stream_needs_is_said(
     root: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    ended = atconv("train", "wds/pictures", *options(root, **changes), f"--run={tmp_path / 'run'}")
+    ended = atconv("train", "wds/pictures", *options(root, **changes), f"--out={tmp_path / 'run'}")
     assert ended.code == 2
     assert ended.err.count("\n") == 1, ended.err
     assert message in ended.err

@@ -51,7 +51,7 @@ def assert_same_weights(run: Path, expected: Path, tolerance: float) -> None:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("one") / "run"
-    ended = atconv("train", "digits", *options(BATCH), f"--run={run}", pictures=False)
+    ended = atconv("train", "digits", *options(BATCH), f"--out={run}", pictures=False)
     assert ended.code == 0, ended.err
     return run
 
@@ -76,7 +76,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
     run = tmp_path / "run"
-    ended = torchrun("train", "digits", *options(BATCH // 2), f"--run={run}")
+    ended = torchrun("train", "digits", *options(BATCH // 2), f"--out={run}")
     assert ended.returncode == 0, ended.stderr
     assert "16 images × 2 process(es) × 1 pass(es)" in ended.stdout
     assert ended.stdout.count("epoch   1/2") == 1, "only the main process speaks"
@@ -90,7 +90,7 @@ def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process
 
 def test_two_accumulated_passes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
     run = tmp_path / "run"
-    ended = atconv("train", "digits", *options(BATCH // 2), f"--run={run}", pictures=False)
+    ended = atconv("train", "digits", *options(BATCH // 2), f"--out={run}", pictures=False)
     assert ended.code == 0, ended.err
     assert "16 images × 1 process(es) × 2 pass(es)" in ended.out
     assert_same_weights(run, one_process, 1e-5)
@@ -99,7 +99,7 @@ def test_two_accumulated_passes_train_the_weights_of_one(tmp_path: Path, one_pro
 def test_the_weights_that_are_compared_were_trained(tmp_path: Path, one_process: Path) -> None:
     run = tmp_path / "run"
     changed = [*options(BATCH), "--label_smoothing=0.2"]
-    assert atconv("train", "digits", *changed, f"--run={run}", pictures=False).code == 0
+    assert atconv("train", "digits", *changed, f"--out={run}", pictures=False).code == 0
     with pytest.raises(AssertionError):
         assert_same_weights(run, one_process, 1e-5)
 
@@ -108,7 +108,7 @@ def test_the_weights_that_are_compared_were_trained(tmp_path: Path, one_process:
 def test_two_processes_that_mix_and_augment_finish_and_resume(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = tiny_options(epochs=1, mixup=0.2, cutmix=1.0, drop_path=0.1, repeats=2, workers=1)
-    assert torchrun("train", "digits", *arguments, f"--run={run}").returncode == 0
+    assert torchrun("train", "digits", *arguments, f"--out={run}").returncode == 0
     again = torchrun("train", f"--resume={run}")
     assert again.returncode == 0, again.stderr
     assert (run / "metrics.json").is_file()

@@ -37,13 +37,13 @@ OPTIONS = tiny_options(
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    ended = atconv("train", "digits", *OPTIONS, f"--run={run}", pictures=False)
+    ended = atconv("train", "digits", *OPTIONS, f"--out={run}", pictures=False)
     assert ended.code == 0, ended.err
     return run
 
 
 def killed(run: Path, kill_at: KillAt) -> None:
-    ended = atconv("train", "digits", *OPTIONS, f"--run={run}", kill_at=kill_at, pictures=False)
+    ended = atconv("train", "digits", *OPTIONS, f"--out={run}", kill_at=kill_at, pictures=False)
     assert ended.code == -signal.SIGKILL, (ended.code, ended.err)
 
 
@@ -92,7 +92,7 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, uninterrupted: Pat
 
 def test_a_kill_from_outside_while_a_checkpoint_is_written(tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
-    process = start_atconv("train", "digits", *OPTIONS, f"--run={run}", output=tmp_path, pictures=False)
+    process = start_atconv("train", "digits", *OPTIONS, f"--out={run}", output=tmp_path, pictures=False)
     while not list(run.glob("checkpoints/.writing-step-*")) and process.exitcode is None:
         time.sleep(0.001)
     process.kill()

@@ -11,7 +11,7 @@ import yaml
 
 from atconv.runs import Run
 from atconv.training.checkpoint import write_atomically
-from atconv.training.config import LoopConfig
+from atconv.training.config import LoopConfig, check_shares
 
 __all__ = ["ClassificationConfig", "read_config", "recipe_names", "recipe_path", "write_config"]
 
@@ -130,6 +130,15 @@ class ClassificationConfig(LoopConfig):
         for name in ("val_fraction", "test_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        check_shares(self, "max_skipped", "drop_path", "drop_rate", "hflip", "vflip", "erase_prob", "shift")
+        check_shares(self, "crop_pct", "mix_prob", "mix_switch_prob", "label_smoothing", "distill_weight")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale must be two areas, 0 < least ≤ greatest ≤ 1, got {self.crop_scale}")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio must be two ratios, 0 < least ≤ greatest, got {self.crop_ratio}")
+        if min(self.mixup, self.cutmix, self.rotate) < 0:
+            raise ValueError("mixup, cutmix and rotate must not be negative")
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         if self.repeats < 1:

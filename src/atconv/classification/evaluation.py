@@ -25,7 +25,7 @@ from atconv.classification.sources import FolderSource, ImageSource
 from atconv.classification.splits import Side, load_split, open_sources
 from atconv.runs import Run
 from atconv.training.loop import write_rows
-from atconv.training.progress import make_table, track
+from atconv.training.progress import make_table, plain_console, track
 
 __all__ = ["Evaluation", "evaluate", "evaluate_side", "expected_calibration_error", "predict_loader"]
 
@@ -80,19 +80,18 @@ def evaluate(
     Raises:
         FileNotFoundError, ValueError: no such run, no such data, or classes the run does not know.
     """
-    console = console or Console()
+    console = console or plain_console()
     opened = Run.open(run)
     model, transform, classes = runs.load(run)
     side_name, side = _find_side(opened, data, split, data_root, classes, console)
-    console.print(f"{len(side)} images, {side_name} side of {data}")
+    console.print(f"{len(side)} images, {side_name} side of {data}", soft_wrap=True)
     result = evaluate_side(model, transform, side, len(classes), batch_size, workers, console)
     console.print(summary_table(result, f"{opened.path} on {data}, {side_name} side"))
     console.print(class_table(result, classes))
     folder = opened.path / "evaluation" / f"{Path(data).name.replace('/', '_')}-{side_name}"
     write_report(result, side, transform.prepare.mode, classes, folder)
-    console.print(
-        f"written to {folder}: metrics.json, per_class.csv, predictions.csv, confusion.png, mistakes.png"
-    )
+    written = "metrics.json, per_class.csv, predictions.csv, confusion.png, mistakes.png"
+    console.print(f"written to {folder}: {written}", soft_wrap=True)
     return result, folder
 
 

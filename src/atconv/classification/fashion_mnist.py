@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import zlib
 from pathlib import Path
 
 __all__ = ["DEBIAN_FOLDER", "lay_out"]
@@ -15,6 +16,7 @@ _FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+_IDX_BYTES = b"\x00\x00\x08"  # how every IDX file of unsigned bytes begins
 
 
 def lay_out(root: Path, source: Path = DEBIAN_FOLDER) -> Path:
@@ -44,7 +46,10 @@ def lay_out(root: Path, source: Path = DEBIAN_FOLDER) -> Path:
         try:
             with gzip.open(source / f"{name}.gz") as packed, temporary.open("wb") as plain:
                 shutil.copyfileobj(packed, plain)
-        except (EOFError, gzip.BadGzipFile) as error:
+            with temporary.open("rb") as plain:
+                if plain.read(3) != _IDX_BYTES:
+                    raise EOFError("it does not hold an IDX array of bytes")
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             temporary.unlink(missing_ok=True)
             raise ValueError(f"{source / name}.gz is damaged: {error}") from error
         temporary.rename(target / name)

@@ -30,50 +30,71 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class LmdbReader:
-    """Random access to such a file; opens it anew in every process that reads.
+    """Random access to such a file.
 
     Raises:
-        ValueError: not such a file, or a record that is not plain data.
+        ValueError: not such a file, a truncated one, or a record that is not plain data.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._environment: tuple[int, lmdb.Environment] | None = None
-        self._length = self._load(_LENGTH)
-        self.classes: list[str] = [str(name) for name in self._load(_CLASSES)]
-        if not isinstance(self._length, int) or self._length < 1:
-            raise ValueError(f"{path}: __len__ must be a positive number, got {self._length!r}")
+        length, classes = self._load(_LENGTH), self._load(_CLASSES)
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(f"{path}: __len__ must be a positive number, got {length!r}")
+        if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"{path}: __classes__ must be a list of names, got {str(classes)[:80]}")
+        self._length = length
+        self.classes: list[str] = list(classes)
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         record = self._load(f"{index:08d}".encode())
-        if not (isinstance(record, tuple) and len(record) == 2 and isinstance(record[0], bytes)):
-            raise ValueError(f"{self.path}: record {index} is not (bytes, class)")
+        plain = isinstance(record, (list, tuple)) and len(record) == 2
+        if not plain or not isinstance(record[0], bytes) or not isinstance(record[1], int):
+            raise ValueError(f"{self.path}: record {index} is not (bytes, class index)")
+        if not 0 <= record[1] < len(self.classes):
+            raise ValueError(
+                f"{self.path}: record {index} has class {record[1]}, there are {len(self.classes)} classes"
+            )
         return record[0], int(record[1])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_environment": None}
-
     def _load(self, key: bytes) -> Any:
-        with self._open().begin() as transaction:
+        with _open(self.path).begin() as transaction:
             value = transaction.get(key)
         if value is None:
             raise ValueError(f"{self.path}: no record {key.decode()}; is it an LMDB of pictures?")
         try:
             return _PlainUnpickler(io.BytesIO(value)).load()
-        except (pickle.UnpicklingError, EOFError, IndexError, ValueError) as error:
+        except Exception as error:  # on arbitrary bytes unpickling raises nearly anything, MemoryError too
             raise ValueError(f"{self.path}: record {key.decode()} cannot be read safely: {error}") from error
 
-    def _open(self) -> lmdb.Environment:
-        if self._environment is None or self._environment[0] != os.getpid():
-            try:
-                opened = lmdb.open(str(self.path), subdir=False, readonly=True, lock=False, readahead=False)
-            except lmdb.Error as error:
-                raise ValueError(f"{self.path} is not an LMDB file ({error})") from error
-            self._environment = (os.getpid(), opened)
-        return self._environment[1]
+
+# One open environment for a file in a process: LMDB refuses a second. A forked worker opens its own.
+_environments: dict[tuple[int, str, int, int], lmdb.Environment] = {}
+
+
+def _open(path: Path) -> lmdb.Environment:
+    try:
+        status = path.stat()
+        key = (os.getpid(), str(path.resolve()), status.st_ino, status.st_mtime_ns)
+        if key not in _environments:
+            opened = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+            _check_complete(opened, status.st_size, path)
+            _environments[key] = opened
+        return _environments[key]
+    except (lmdb.Error, OSError) as error:
+        raise ValueError(f"{path} is not an LMDB file ({error})") from error
+
+
+def _check_complete(environment: lmdb.Environment, size: int, path: Path) -> None:
+    """Reading past the end of a truncated file would kill the process."""
+    pages = environment.info()["last_pgno"] + 1
+    needed = pages * environment.stat()["psize"]
+    if size < needed:
+        environment.close()
+        raise ValueError(f"{path} is truncated: it has {size} of {needed} bytes")
 
 
 def build_lmdb(path: Path, records: Iterable[tuple[bytes, int]], count: int, classes: list[str]) -> None:

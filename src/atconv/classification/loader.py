@@ -109,23 +109,30 @@ class _StreamImages(IterableDataset[tuple[Tensor, int]]):
 
 
 def train_transform(config: ClassificationConfig) -> Transform:
-    """timm's training transform for a configuration, after a rotation and shift where they are asked for."""
+    """timm's training transform for a configuration, after a rotation and shift where they are asked for.
+
+    Raises:
+        ValueError: timm does not know the automatic augmentation.
+    """
     mean, std = config.normalization()
-    transform = create_transform(
-        (config.in_chans, config.image_size, config.image_size),
-        is_training=True,
-        scale=config.crop_scale,
-        ratio=config.crop_ratio,
-        hflip=config.hflip,
-        vflip=config.vflip,
-        color_jitter=config.color_jitter,
-        auto_augment=config.auto_augment,
-        interpolation=config.interpolation,
-        mean=mean,
-        std=std,
-        re_prob=config.erase_prob,
-        re_mode="pixel",
-    )
+    try:
+        transform = create_transform(
+            (config.in_chans, config.image_size, config.image_size),
+            is_training=True,
+            scale=config.crop_scale,
+            ratio=config.crop_ratio,
+            hflip=config.hflip,
+            vflip=config.vflip,
+            color_jitter=config.color_jitter,
+            auto_augment=config.auto_augment,
+            interpolation=config.interpolation,
+            mean=mean,
+            std=std,
+            re_prob=config.erase_prob,
+            re_mode="pixel",
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(f"timm does not take auto_augment {config.auto_augment!r}: {error}") from error
     if not config.rotate and not config.shift:
         return transform
     move = RandomAffine(config.rotate, (config.shift, config.shift), interpolation=InterpolationMode.BILINEAR)
@@ -133,11 +140,17 @@ def train_transform(config: ClassificationConfig) -> Transform:
 
 
 def train_loader(
-    side: Side, config: ClassificationConfig, plan: BatchPlan, epoch: int, rank: int, start: int
+    side: Side,
+    transform: Transform,
+    config: ClassificationConfig,
+    plan: BatchPlan,
+    epoch: int,
+    rank: int,
+    start: int,
 ) -> DataLoader[Any]:
     """Batches of one epoch for one process, from its `start`-th pass on."""
     batches = EpochBatches(len(side), plan, config.seed, epoch, rank, config.repeats, start)
-    dataset = _TrainImages(side, train_transform(config), config.in_chans)
+    dataset = _TrainImages(side, transform, config.in_chans)
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=torch.cuda.is_available()
     )

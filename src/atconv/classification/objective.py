@@ -37,6 +37,10 @@ class Teacher(nn.Module):
         self.register_buffer("scale", std_ / own_std)
         self.register_buffer("shift", (mean_ - own_mean) / own_std)
 
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in eval mode, whatever it is a part of."""
+        return super().train(False)
+
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         x = x * self.scale + self.shift

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from atconv.classification.checking import check_files
 from atconv.classification.lmdb_format import build_lmdb
 from atconv.classification.sources import FolderSource
-from atconv.training.progress import track
+from atconv.training.progress import plain_console, track
 
 __all__ = ["build_lmdb_from_folder"]
 
@@ -33,7 +31,7 @@ def build_lmdb_from_folder(folder: Path, out: Path) -> Path:
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    console = Console()
+    console = plain_console()
     source = FolderSource(folder)
     report = check_files(source, "decode", console)
     for i, reason in enumerate(report.reasons):

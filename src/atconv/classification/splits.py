@@ -151,14 +151,14 @@ def _open_folder(path: Path) -> dict[str, ImageSource]:
         lmdbs: dict[str, ImageSource] = {side: LmdbSource(file) for side, file in files.items() if file}
         return _same_classes(lmdbs)
     folders = {side: _first_existing(path, list(names)) for side, names in _SIDE_FOLDERS.items()}
-    if folders["train"]:
+    if folders["train"] and any(child.is_dir() for child in folders["train"].iterdir()):
         train = FolderSource(folders["train"])
         return {
             side: train if side == "train" else FolderSource(folder, train.classes)
             for side, folder in folders.items()
             if folder
         }
-    if folders["val"] or folders["test"]:
+    if not folders["train"] and (folders["val"] or folders["test"]):
         raise ValueError(f"{path} has a validation or test folder but no train folder")
     return {"train": FolderSource(path)}
 

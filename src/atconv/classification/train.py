@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from rich.console import Console
-from safetensors.torch import load_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
@@ -63,14 +61,9 @@ def train(
     accelerator.wait_for_everyone()
     try:
         return _run(config, Run(path), accelerator, console)
-    except (ValueError, FileNotFoundError):
-        # Nothing was trained: leave no folder behind but one that says which files were skipped.
-        if (
-            accelerator.is_main_process
-            and not (path / "skipped.csv").exists()
-            and not Run(path).checkpoints.exists()
-        ):
-            shutil.rmtree(path)
+    except Exception:
+        if accelerator.is_main_process and not Run(path).checkpoints.exists():
+            Run(path).discard()
         raise
 
 
@@ -125,6 +118,7 @@ class ClassificationTask(Task):
         self.config, self.run, self.accelerator = config, run, accelerator
         self.classes, self.model = classes, model
         self.transform = EvalTransform(_data_config(config))
+        self.train_transform = train_transform(config)
         self.objective: Objective
         self.samples: int
         self.test: Side | None = None
@@ -197,7 +191,13 @@ class SplitTask(ClassificationTask):
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         return iter(
             train_loader(
-                self.train_side, self.config, self.plan, epoch, self.accelerator.process_index, start
+                self.train_side,
+                self.train_transform,
+                self.config,
+                self.plan,
+                epoch,
+                self.accelerator.process_index,
+                start,
             )
         )
 
@@ -239,12 +239,11 @@ class StreamTask(ClassificationTask):
         set_epoch = getattr(self.train_stream.dataset, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
-        transform = train_transform(self.config)
         while needed > 0:
             before = needed
             for batch in stream_loader(
                 self.train_stream,
-                transform,
+                self.train_transform,
                 self.config.in_chans,
                 self.plan.micro_batch,
                 self.config.workers,
@@ -303,7 +302,8 @@ def _make_task(
     if accelerator.is_main_process and not run.split.is_file():
         splits = make_split(config, console, run.path)
         if splits.skipped:
-            console.print(f"left out {len(splits.skipped)} files, listed in {run.path / 'skipped.csv'}")
+            skipped = run.path / "skipped.csv"
+            console.print(f"left out {len(splits.skipped)} files, listed in {skipped}", soft_wrap=True)
     accelerator.wait_for_everyone()
     splits = load_split(config, run.path)
     console.print(splits.message, soft_wrap=True)
@@ -374,9 +374,7 @@ def _load_weights(model: nn.Module, config: ClassificationConfig, console: Conso
     path = Path(str(config.weights))
     if path.is_dir():
         run = Run.open(path)
-        if not run.weights.is_file():
-            raise ValueError(f"{path} has no model yet: its first epoch has not finished")
-        state = load_file(run.weights)
+        state = run.read_weights()
         own = model.state_dict()
         fresh = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
         state.update({name: own[name] for name in fresh})

@@ -80,12 +80,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         tensors = load_file(path / _TENSORS)
         state = _unpack(json.loads((path / _REST).read_text()), tensors)
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+        if not isinstance(state, dict):
+            raise TypeError("its state is not a mapping")
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"checkpoint {path} is damaged ({error}); delete that folder to resume from an older one, if any"
         ) from error
-    if not isinstance(state, dict):
-        raise ValueError(f"checkpoint {path} is damaged: its state is not a mapping")
     return state
 
 
@@ -108,9 +108,23 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+        save_file(_separate(tensors), path)
     except SafetensorError as error:  # safetensors hides the operating system's reason in its text
         raise OSError(str(error)) from error
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors that share no memory, which safetensors refuses to write."""
+    separate = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in taken or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate
 
 
 def _flush(path: Path) -> None:
@@ -124,8 +138,9 @@ def _flush(path: Path) -> None:
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """JSON for `value`; its tensors go to `tensors` under the names that stand in for them."""
     if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
+        unique = f"{len(tensors):05d}{name}"
+        tensors[unique] = value
+        return {"tensor": unique}
     if isinstance(value, dict):
         return {"dict": [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):

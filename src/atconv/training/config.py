@@ -28,8 +28,8 @@ class LoopConfig:
     """epochs of linear warm-up, inside epochs"""
     warmup_lr: float = 1e-6
     """learning rate at the start of warm-up"""
-    schedule: str = "cosine"
-    """schedule by timm's name: cosine, step, poly, constant, ..."""
+    schedule: Literal["cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt"] = "cosine"
+    """schedule by timm's name"""
     optimizer: str = "adamw"
     """optimizer by timm's name"""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -74,7 +74,7 @@ class LoopConfig:
         for name in ("total_batch", "patience", "checkpoint_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, or null for off, got {getattr(self, name)}")
-        if self.lr <= 0:
+        if self.lr <= 0 or self.lr == float("inf"):
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
@@ -84,6 +84,13 @@ class LoopConfig:
             raise ValueError(
                 f"warmup_epochs must lie in 0 … epochs ({self.epochs}), got {self.warmup_epochs}"
             )
+
+
+def check_shares(config: object, *names: str) -> None:
+    """Raise ValueError unless each of these fields lies in 0 … 1."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must lie in 0 … 1, got {getattr(config, name)}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import torch
@@ -19,7 +20,7 @@ def make_accelerator(config: LoopConfig, tracking_folder: str) -> Accelerator:
     CPU, bf16 is used, and said so.
 
     Raises:
-        ValueError: the device is not there.
+        ValueError: the device is not there, or the tracker not installed.
         RuntimeError: the launcher started several processes and accelerate sees another number.
     """
     available = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -27,6 +28,8 @@ def make_accelerator(config: LoopConfig, tracking_folder: str) -> Accelerator:
     device = kind if config.device == "auto" else config.device
     if device != "cpu" and device != kind:
         raise ValueError(f"device {device} is not available here ({kind} is); use --device auto")
+    if config.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise ValueError("tracker wandb needs its package: pip install wandb")
     precision = config.precision
     if precision == "fp16" and device == "cpu":
         precision = "bf16"

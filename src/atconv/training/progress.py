@@ -18,17 +18,22 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["LoggedConsole", "TrainingBars", "make_table", "track"]
+__all__ = ["LoggedConsole", "TrainingBars", "make_table", "plain_console", "track"]
 
 T = TypeVar("T")
 
 
+def plain_console() -> Console:
+    """A console that prints names as they are: [brackets] are not markup."""
+    return Console(markup=False, highlight=False)
+
+
 class LoggedConsole(Console):
-    """A console whose lines also go to a file, where a run keeps them."""
+    """A plain console whose lines also go to a file, where a run keeps them."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._log = Console(file=path.open("a"), width=120)
+        super().__init__(markup=False, highlight=False)
+        self._log = Console(file=path.open("a"), width=120, markup=False, highlight=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*objects, **options)
@@ -58,7 +63,7 @@ class TrainingBars:
 
     def end_epoch(self, line: str) -> None:
         self._bars.update(self._epochs, advance=1)
-        self._bars.console.print(line, highlight=False, soft_wrap=True)
+        self._bars.console.print(line, soft_wrap=True)
 
 
 def track(items: Iterable[T], console: Console, description: str, total: int | None = None) -> Iterator[T]:
