@@ -175,7 +175,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.glob("runs/*"))
 
 
-@pytest.mark.xfail(strict=True, reason="timm's AssertionError ends in a traceback")
 def test_an_auto_augment_that_timm_does_not_know_is_one_line(tmp_path: Path) -> None:
     assert "nosuch" in refused(
         "train", "digits", *tiny_options(auto_augment="nosuch"), f"--out={tmp_path / 'run'}"
@@ -196,9 +195,6 @@ def test_a_run_that_exists_is_never_overwritten(tmp_path: Path) -> None:
     assert [p.read_text() for p in (tmp_path / "run").iterdir()] == ["mine"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the folder stays where skipped.csv was written, and the next try is refused"
-)
 def test_a_bad_option_with_some_unreadable_pictures_leaves_nothing(tmp_path: Path) -> None:
     data = picture_folder(tmp_path / "data", {"ant": 20, "bee": 20})
     (data / "ant" / "bad.png").write_text("text")
@@ -221,7 +217,6 @@ def test_a_picture_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert "bad.png: not a readable picture" in ended.err
 
 
-@pytest.mark.xfail(strict=True, reason="the SafetensorError ends in a traceback")
 def test_weights_of_a_damaged_run_are_one_line(tmp_path: Path) -> None:
     for name in ("config.yaml", "config.json"):
         (tmp_path / name).write_bytes((trained_run() / name).read_bytes())
@@ -287,7 +282,6 @@ def test_the_tracker_gets_the_metrics(tmp_path: Path) -> None:
     assert list(run.rglob("events.out.tfevents.*"))
 
 
-@pytest.mark.xfail(strict=True, reason="[red] is taken for markup and not printed")
 def test_class_names_are_printed_as_they_are(tmp_path: Path) -> None:
     data = picture_folder(tmp_path / "data", {"[red]": 20, "[b]": 20})
     options = tiny_options(in_chans=3, test_fraction=0.3, batch_size=8, lr_batch=8)

@@ -214,7 +214,6 @@ def test_the_teacher_stays_as_it_is(teachers: dict[str, Any], kind: str) -> None
     assert all(torch.equal(t, before[name]) for name, t in objective.teacher.state_dict().items())
 
 
-@pytest.mark.xfail(strict=True, reason="train() of the objective reaches the teacher")
 def test_a_teacher_stays_in_eval_mode_when_the_objective_is_trained(teachers: dict[str, Any]) -> None:
     objective, _, _ = digits_loss(distill="soft", **teachers)
     assert objective.teacher is not None

@@ -122,7 +122,6 @@ def test_a_transparent_and_a_deep_picture_are_classified(tmp_path: Path) -> None
     assert one.probabilities == other.probabilities
 
 
-@pytest.mark.xfail(strict=True, reason="[a] in a name is taken for markup and not printed")
 def test_the_table_shows_names_as_they_are(pictures: Path, tmp_path: Path) -> None:
     shutil.copy(pictures / "a.png", tmp_path / "p[a].png")
     ended = atconv("predict", trained_run(), tmp_path / "p[a].png", "--top=1")

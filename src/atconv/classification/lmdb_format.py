@@ -51,7 +51,7 @@ class LmdbReader:
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         record = self._load(f"{index:08d}".encode())
-        plain = isinstance(record, (list, tuple)) and len(record) == 2
+        plain = isinstance(record, tuple) and len(record) == 2
         if not plain or not isinstance(record[0], bytes) or not isinstance(record[1], int):
             raise ValueError(f"{self.path}: record {index} is not (bytes, class index)")
         if not 0 <= record[1] < len(self.classes):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from torchvision.transforms import Compose, RandomAffine
 from torchvision.transforms.functional import InterpolationMode
 
@@ -23,7 +23,7 @@ from atconv.classification.sources import Stream
 from atconv.classification.splits import Side
 from atconv.images import PrepareImage, mode_for
 from atconv.training.config import BatchPlan
-from atconv.training.randomness import derive_seed, seeded
+from atconv.training.randomness import derive_seed, seed_generators, seeded
 
 __all__ = ["EpochBatches", "eval_loader", "stream_loader", "train_loader", "train_transform"]
 
@@ -81,7 +81,11 @@ class _TrainImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
         image = self.side.read(key.position, self.mode)
-        with seeded(key.seed):
+        if get_worker_info() is None:
+            with seeded(key.seed):
+                tensor = self.transform(image)
+        else:  # nothing else draws in a worker: no need to put generators back, which takes longer
+            seed_generators(key.seed)
             tensor = self.transform(image)
         return tensor, self.side.source.labels[self.side.indices[key.position]]
 
@@ -123,7 +127,7 @@ def train_transform(config: ClassificationConfig) -> Transform:
             ratio=config.crop_ratio,
             hflip=config.hflip,
             vflip=config.vflip,
-            color_jitter=config.color_jitter,
+            color_jitter=config.color_jitter or None,
             auto_augment=config.auto_augment,
             interpolation=config.interpolation,
             mean=mean,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["derive_seed", "seeded"]
+__all__ = ["derive_seed", "seed_generators", "seeded"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -23,16 +23,18 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run a block with Python's, NumPy's and torch's CPU generators seeded, then put them back.
-
-    NumPy's global generator is the one timm's Mixup and transforms draw from.
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+def seed_generators(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's CPU generators. timm's Mixup and transforms draw from all three."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with these generators seeded, then put them back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    seed_generators(seed)
     try:
         yield
     finally:
