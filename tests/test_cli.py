@@ -291,4 +291,4 @@ def test_class_names_are_printed_as_they_are(tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     assert "[red]" in ended.out
     classes = json.loads((tmp_path / "run" / "config.json").read_text())["label_names"]
-    assert classes == ["[red]", "[b]"]
+    assert classes == ["[b]", "[red]"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from atconv.allocator import tune_allocator
 
@@ -36,6 +37,9 @@ def run(command: str, arguments: Sequence[str]) -> None:
     """Run one command. Bad input ends with one line on stderr and exit code 2."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     tune_allocator()
+    if os.environ.get("ATCONV_DEBUG", "0") != "0":  # show tracebacks
+        _COMMANDS[command]([_underscored(a) for a in arguments])
+        return
     try:
         _COMMANDS[command]([_underscored(a) for a in arguments])
     except ImportError as error:
@@ -112,10 +116,13 @@ def predict(arguments: Sequence[str]) -> None:
     parser.add_argument("run", type=str, help="the run's folder")
     parser.add_argument("images", type=str, nargs="+", help="picture files, folders or globs")
     parser.add_argument("--top", type=int, default=5, help="classes shown for each picture")
+    parser.add_argument(
+        "--device", type=Literal["auto", "cpu", "cuda", "mps"], default="auto", help="where to run"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--csv", action="store_true", help="print CSV")
     options = parser.parse_args(list(arguments))
-    found = list(predict_images(options.run, find_images(options.images), options.top))
+    found = list(predict_images(options.run, find_images(options.images), options.top, device=options.device))
     bad = [p for p in found if p.error is not None]
     good = [p for p in found if p.error is None]
 

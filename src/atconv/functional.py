@@ -54,7 +54,8 @@ def pool_context(x: Tensor, bins: int) -> Tensor:
     check_map(x, "x")
     if bins < 1:
         raise ValueError(f"pool_context: bins must be at least 1, got {bins}")
-    if _exporting():
+    # On MPS adaptive pooling takes only sizes that the bins divide (pytorch issue 96056).
+    if _exporting() or x.device.type == "mps":
         return _pool_context_exportable(x, bins)
     return F.adaptive_avg_pool1d(x.flatten(2), bins)
 

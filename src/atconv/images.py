@@ -8,7 +8,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["IMAGE_SUFFIXES", "PrepareImage", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "PrepareImage", "read_image", "upright"]
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -29,7 +29,7 @@ def read_image(file: str | Path | BinaryIO, mode: Mode = "RGB") -> Image.Image:
     """
     try:
         with Image.open(file) as image:
-            return as_mode(ImageOps.exif_transpose(image), mode)
+            return upright(image, mode)
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
@@ -47,6 +47,11 @@ def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
     return image.convert(mode)
 
 
+def upright(image: Image.Image, mode: Mode) -> Image.Image:
+    """Turn an open PIL image by its EXIF orientation and convert it."""
+    return as_mode(ImageOps.exif_transpose(image), mode)
+
+
 class PrepareImage:
     """First step of a transform: any PIL image → the mode a model of `in_chans` channels reads."""
 
@@ -54,7 +59,7 @@ class PrepareImage:
         self.mode = mode_for(in_chans)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        return as_mode(ImageOps.exif_transpose(image), self.mode)
+        return upright(image, self.mode)
 
     def __repr__(self) -> str:
         return f"PrepareImage({self.mode})"

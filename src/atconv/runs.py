@@ -75,12 +75,12 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
 
-    def discard(self) -> None:
-        """Empty the folder of a run that never trained, but for the list of skipped files."""
+    def discard(self, keep_skipped: bool = False) -> None:
+        """Remove the folder of a run that never trained, all but the list of skipped files if asked."""
         for child in self.path.iterdir():
             if child.is_dir():
                 shutil.rmtree(child, ignore_errors=True)
-            elif child.name not in _LEFT_BEHIND:
+            elif not (keep_skipped and child.name in _LEFT_BEHIND):
                 child.unlink()
         if not any(self.path.iterdir()):
             self.path.rmdir()
@@ -162,7 +162,14 @@ class EvalTransform:
         return self.transform(self.prepare(image))
 
 
-def pick_device() -> torch.device:
-    """The accelerator of this machine if it has one, else its CPU."""
+def pick_device(name: str = "auto") -> torch.device:
+    """A device by name; "auto" is the accelerator of this machine if it has one, else its CPU.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    kind = found.type if found is not None else "cpu"
+    if name not in ("auto", "cpu", kind):
+        raise ValueError(f"device {name} is not available here ({kind} is); use auto")
+    return torch.device(kind if name == "auto" else name)

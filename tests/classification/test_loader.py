@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from atconv.classification.loader import EpochBatches, train_loader
+from atconv.classification.loader import EpochBatches, train_loader, train_transform
 from atconv.classification.sources import DigitsSource
 from atconv.classification.splits import Side
 from atconv.training.config import BatchPlan, LoopConfig, plan_batches
@@ -102,7 +102,7 @@ def batches(workers: int, start: int = 0, **changes: Any) -> list[tuple[torch.Te
         workers=workers, batch_size=4, lr_batch=4, crop_scale=(0.1, 1.0), **(random | changes)
     )
     side = Side(DigitsSource(), list(range(24)))
-    return list(train_loader(side, config, plan_batches(config, 24, 1), 0, 0, start))
+    return list(train_loader(side, train_transform(config), config, plan_batches(config, 24, 1), 0, 0, start))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_loading_leaves_the_generators_of_the_process_alone() -> None:
     before = torch.get_rng_state()
     images = Side(DigitsSource(), [0, 1, 2, 3])
     config = tiny_config(batch_size=4, lr_batch=4, rotate=20.0)
-    loader = train_loader(images, config, plan_batches(config, 4, 1), 0, 0, 0)
+    loader = train_loader(images, train_transform(config), config, plan_batches(config, 4, 1), 0, 0, 0)
     loader.dataset[next(iter(loader.batch_sampler))[0]]
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -152,7 +152,8 @@ def test_labels_are_those_of_the_images() -> None:
     source = DigitsSource()
     side = Side(source, list(range(100, 124)))
     known = {bytes(source.read(i, "L").tobytes()): source.labels[i] for i in side.indices}
-    for images, labels in train_loader(side, config, plan_batches(config, 24, 1), 0, 0, 0):
+    loader = train_loader(side, train_transform(config), config, plan_batches(config, 24, 1), 0, 0, 0)
+    for images, labels in loader:
         for image, label in zip(images, labels, strict=True):
             pixels = ((image[0] * 0.5 + 0.5) * 255).round().to(torch.uint8).numpy().tobytes()
             assert known[pixels] == label

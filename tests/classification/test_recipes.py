@@ -90,7 +90,7 @@ def test_every_recipe_is_a_configuration(name: str) -> None:
     config = printed(name)
     assert set(given) <= set(config)
     assert {k: v for k, v in config.items() if k in given} == given
-    ClassificationConfig(**{k: v for k, v in config.items() if k != "run"})
+    ClassificationConfig(**{k: v for k, v in config.items() if k != "out"})
 
 
 def test_fine_tuning_decays_by_layer() -> None:

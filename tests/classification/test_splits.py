@@ -180,7 +180,7 @@ def spoil(folder: Path) -> dict[str, str]:
     return {
         "ant/cut.jpg": "truncated",
         "ant/cut.png": "",
-        "bee/notes.png": "cannot identify",
+        "bee/notes.png": "not in a picture format",
         "cat/empty.png": "",
     }
 

@@ -65,23 +65,25 @@ def test_a_run_trains_on_a_stream(root: Path, tmp_path: Path, workers: int) -> N
 
 def test_a_resumed_stream_restarts_its_epoch_and_says_so(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = options(root, epochs=2, checkpoint_steps=2)
+    arguments = options(root, epochs=2)
     kill = KillAt("torch.optim.AdamW.step", nth=6 + 4)
     killed = atconv("train", "wds/pictures", *arguments, f"--out={run}", kill_at=kill)
     assert killed.code == -9
     ended = atconv("train", "--resume", run, pictures=False)
     assert ended.code == 0, ended.err
-    assert "a stream cannot be entered in the middle: epoch 2 starts over" in ended.out
+    assert "a stream cannot be entered in the middle: epoch 2 starts from its beginning" in ended.out
     assert [int(row["step"]) for row in read_rows(run / "metrics.csv")] == [6, 12]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"test_split": "test"}, "takes neither test_split"),
+        ({"checkpoint_steps": 2}, "nor checkpoint_steps"),
         ({"val_split": "null"}, "--val_split"),
         ({"num_classes": "null"}, "--num_classes"),
     ],
-    ids=["no validation", "no classes"],
+    ids=["test", "checkpoints", "no validation", "no classes"],
 )
 def test_what_a_stream_needs_is_said(
     root: Path, tmp_path: Path, changes: dict[str, Any], message: str

@@ -127,11 +127,11 @@ def test_a_run_may_be_killed_more_than_once(tmp_path: Path, uninterrupted: Path)
     assert_same_end(run, uninterrupted)
 
 
-def test_resuming_a_finished_run_only_reports_it(tmp_path: Path, uninterrupted: Path) -> None:
+def test_resuming_a_finished_run_leaves_it_as_it_is(tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     ended = resumed(run)
-    assert "top-1" in ended.out
+    assert "is finished already" in ended.out
     assert f"epoch   {EPOCHS}/{EPOCHS}" not in ended.out
     assert_same_end(run, uninterrupted)
 

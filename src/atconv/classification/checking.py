@@ -19,6 +19,9 @@ from atconv.training.progress import track
 __all__ = ["FileReport", "check_files"]
 
 
+_CHUNK = 4096  # files handed to the threads at a time: a million waiting tasks would fill memory
+
+
 @dataclass
 class FileReport:
     """For every picture of a source: why it cannot be used (None: it can), and a digest of its bytes
@@ -33,15 +36,18 @@ def check_files(
 ) -> FileReport:
     """Read every picture of a source, in threads, with a progress bar.
 
-    "decode" decodes each in full and finds copies; "header" reads only the first bytes; "none" trusts
-    all. Sources that hold arrays instead of files have nothing to check.
+    "decode" decodes each in full; "header" only looks at what kind of picture it is; both find copies;
+    "none" trusts all. Sources that hold arrays instead of files have nothing to check.
     """
     count = len(source)
     report = FileReport([None] * count, [None] * count)
     if how == "none" or not source.checkable:
         return report
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        results = pool.map(lambda i: _check(source, i, how == "decode"), range(count))
+        chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+        results = (
+            r for chunk in chunks for r in pool.map(lambda i: _check(source, i, how == "decode"), chunk)
+        )
         for i, result in enumerate(track(results, console, "checking images", count)):
             report.reasons[i], report.digests[i] = result
     return report
@@ -52,8 +58,9 @@ def _check(source: ImageSource, index: int, decode: bool) -> tuple[str | None, b
         encoded = source.encoded(index)
         if not decode:
             with Image.open(io.BytesIO(encoded)):
-                return None, None
-        read_image(io.BytesIO(encoded))
+                pass
+        else:
+            read_image(io.BytesIO(encoded))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return str(error).partition("\n")[0], None
     return None, hashlib.blake2b(encoded, digest_size=16).digest()

@@ -22,9 +22,10 @@ from atconv.classification.checking import check_files
 from atconv.classification.config import ClassificationConfig, read_config
 from atconv.classification.loader import eval_loader
 from atconv.classification.sources import FolderSource, ImageSource
-from atconv.classification.splits import Side, load_split, open_sources
+from atconv.classification.splits import Side, is_stream, load_split, open_sources
+from atconv.images import Mode
 from atconv.runs import Run
-from atconv.training.loop import write_rows
+from atconv.training.checkpoint import write_atomically, write_rows
 from atconv.training.progress import make_table, plain_console, track
 
 __all__ = ["Evaluation", "evaluate", "evaluate_side", "expected_calibration_error", "predict_loader"]
@@ -62,6 +63,7 @@ def evaluate(
     data_root: str | None = None,
     batch_size: int = 64,
     workers: int = 2,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     console: Console | None = None,
 ) -> tuple[Evaluation, Path]:
     """Evaluate a run's best model, print tables, and write figures to RUN/evaluation/.
@@ -71,7 +73,9 @@ def evaluate(
         data: DATA as in training. Where it is the run's own, its saved sides are used.
         split: the side; "auto" takes test, else val, else everything there is.
         data_root: folder of a named timm dataset, if not the run's.
-        batch_size, workers: of the loader.
+        batch_size: images in one forward pass.
+        workers: data-loading processes.
+        device: where the model runs; auto takes an accelerator if there is one.
 
     Returns:
         the figures, and the folder that metrics.json, per_class.csv, predictions.csv, confusion.png
@@ -85,7 +89,8 @@ def evaluate(
     model, transform, classes = runs.load(run)
     side_name, side = _find_side(opened, data, split, data_root, classes, console)
     console.print(f"{len(side)} images, {side_name} side of {data}", soft_wrap=True)
-    result = evaluate_side(model, transform, side, len(classes), batch_size, workers, console)
+    where = runs.pick_device(device)
+    result = evaluate_side(model, transform, side, len(classes), batch_size, workers, where, console)
     console.print(summary_table(result, f"{opened.path} on {data}, {side_name} side"))
     console.print(class_table(result, classes))
     folder = opened.path / "evaluation" / f"{Path(data).name.replace('/', '_')}-{side_name}"
@@ -102,10 +107,10 @@ def evaluate_side(
     classes: int,
     batch_size: int,
     workers: int,
+    device: torch.device,
     console: Console,
 ) -> Evaluation:
     """Run a model over a side and compute every figure."""
-    device = runs.pick_device()
     loader = eval_loader(side, transform, transform.input_size[0], batch_size, workers)
     batches = track(loader, console, "evaluating", len(loader))
     started = time.perf_counter()
@@ -197,10 +202,19 @@ def class_table(result: Evaluation, classes: Sequence[str], most: int = 30) -> A
     return make_table(title, ("class", "images", "precision", "recall", "F1"), shown)
 
 
-def write_report(result: Evaluation, side: Side, mode: Any, classes: Sequence[str], folder: Path) -> None:
-    """Write metrics.json, per_class.csv, predictions.csv, confusion.png and mistakes.png."""
+def write_report(
+    result: Evaluation,
+    side: Side,
+    mode: Mode,
+    classes: Sequence[str],
+    folder: Path,
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Write per_class.csv, predictions.csv, confusion.png, mistakes.png, and last metrics.json.
+
+    `about` is put before the figures in metrics.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(result.summary(), indent=1) + "\n")
     write_rows(
         folder / "per_class.csv", [{**row, "class": classes[row["class"]]} for row in result.per_class]
     )
@@ -217,6 +231,8 @@ def write_report(result: Evaluation, side: Side, mode: Any, classes: Sequence[st
     write_rows(folder / "predictions.csv", rows)
     figures.confusion_matrix(result.labels, predicted, classes, folder / "confusion.png")
     figures.worst_mistakes(result.probabilities, result.labels, side, mode, classes, folder / "mistakes.png")
+    summary = json.dumps({**(about or {}), **result.summary()}, indent=1)
+    write_atomically(folder / "metrics.json", lambda temporary: temporary.write_text(summary + "\n"))
 
 
 def _per_class(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> list[dict[str, Any]]:
@@ -240,6 +256,8 @@ def _find_side(
     run: Run, data: str, split: str, data_root: str | None, classes: list[str], console: Console
 ) -> tuple[str, Side]:
     """The side to evaluate: the run's own where DATA is the run's, else what DATA comes with."""
+    if is_stream(data):
+        raise ValueError(f"{data} is a stream: give an image folder, an LMDB, torch/…, hfds/… or digits")
     trained = read_config(run) if run.config.is_file() else None
     if trained is not None and run.split.is_file() and _same_data(trained, data, data_root):
         saved = load_split(trained, run.path)

@@ -71,19 +71,24 @@ class LmdbReader:
             raise ValueError(f"{self.path}: record {key.decode()} cannot be read safely: {error}") from error
 
 
-# One open environment for a file in a process: LMDB refuses a second. A forked worker opens its own.
-_environments: dict[tuple[int, str, int, int], lmdb.Environment] = {}
+# The open environment of each file, and the process that opened it: LMDB refuses a second in a process, and
+# one that was inherited through a fork.
+_environments: dict[tuple[str, int, int], tuple[int, lmdb.Environment]] = {}
 
 
 def _open(path: Path) -> lmdb.Environment:
     try:
         status = path.stat()
-        key = (os.getpid(), str(path.resolve()), status.st_ino, status.st_mtime_ns)
-        if key not in _environments:
+        key = (str(path.resolve()), status.st_ino, status.st_mtime_ns)
+        opener, opened = _environments.get(key, (0, None))
+        if opened is not None and opener != os.getpid():
+            opened.close()  # this process's copy alone
+            opened = None
+        if opened is None:
             opened = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
             _check_complete(opened, status.st_size, path)
-            _environments[key] = opened
-        return _environments[key]
+            _environments[key] = (os.getpid(), opened)
+        return opened
     except (lmdb.Error, OSError) as error:
         raise ValueError(f"{path} is not an LMDB file ({error})") from error
 
@@ -128,9 +133,11 @@ def build_lmdb(path: Path, records: Iterable[tuple[bytes, int]], count: int, cla
         environment.sync(True)
         environment.close()
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         environment.close()
         temporary.unlink(missing_ok=True)
+        if isinstance(error, lmdb.Error):
+            raise OSError(f"{path} cannot be written: {error}") from error
         raise
 
 

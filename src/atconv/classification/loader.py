@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
@@ -80,14 +79,14 @@ class _TrainImages(Dataset[tuple[Tensor, int]]):
         self.side, self.transform, self.mode = side, transform, mode_for(in_chans)
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
-        image = self.side.read(key.position, self.mode)
+        image, label = self.side.item(key.position, self.mode)
         if get_worker_info() is None:
             with seeded(key.seed):
                 tensor = self.transform(image)
         else:  # nothing else draws in a worker: no need to put generators back, which takes longer
             seed_generators(key.seed)
             tensor = self.transform(image)
-        return tensor, self.side.source.labels[self.side.indices[key.position]]
+        return tensor, label
 
 
 class _EvalImages(Dataset[tuple[Tensor, int]]):
@@ -98,8 +97,8 @@ class _EvalImages(Dataset[tuple[Tensor, int]]):
         return len(self.side)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        image = self.side.read(position, self.mode)
-        return self.transform(image), self.side.source.labels[self.side.indices[position]]
+        image, label = self.side.item(position, self.mode)
+        return self.transform(image), label
 
 
 class _StreamImages(IterableDataset[tuple[Tensor, int]]):
@@ -127,7 +126,7 @@ def train_transform(config: ClassificationConfig) -> Transform:
             ratio=config.crop_ratio,
             hflip=config.hflip,
             vflip=config.vflip,
-            color_jitter=config.color_jitter or None,
+            color_jitter=config.color_jitter or None,  # type: ignore[arg-type]  # None: no such step
             auto_augment=config.auto_augment,
             interpolation=config.interpolation,
             mean=mean,
@@ -151,13 +150,12 @@ def train_loader(
     epoch: int,
     rank: int,
     start: int,
+    pin: bool = False,
 ) -> DataLoader[Any]:
     """Batches of one epoch for one process, from its `start`-th pass on."""
     batches = EpochBatches(len(side), plan, config.seed, epoch, rank, config.repeats, start)
     dataset = _TrainImages(side, transform, config.in_chans)
-    return DataLoader(
-        dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=torch.cuda.is_available()
-    )
+    return DataLoader(dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=pin)
 
 
 def eval_loader(
@@ -165,7 +163,7 @@ def eval_loader(
 ) -> DataLoader[Any]:
     """Batches of a side in its order."""
     dataset = _EvalImages(side, transform, in_chans)
-    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
+    return DataLoader(dataset, batch_size, num_workers=workers)
 
 
 def stream_loader(

@@ -11,10 +11,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup, resolve_data_config
+from timm.models import load_checkpoint
 from torch import Tensor, nn
 
 from atconv import runs
 from atconv.classification.config import ClassificationConfig
+from atconv.models.attnet import AttNet
+from atconv.models.release import load_release
 from atconv.training.randomness import seeded
 
 __all__ = ["Objective", "Teacher", "distillation_loss", "dkd_loss"]
@@ -169,9 +172,11 @@ def make_teacher(config: ClassificationConfig, classes: int) -> Teacher:
         model = runs.load(name)[0]
     else:
         try:
-            model = timm.create_model(
-                name, pretrained=config.teacher_weights is None, checkpoint_path=config.teacher_weights or ""
-            )
+            model = timm.create_model(name, pretrained=config.teacher_weights is None)
+            if isinstance(model, AttNet):
+                load_release(model, str(config.teacher_weights))
+            elif config.teacher_weights is not None:
+                load_checkpoint(model, config.teacher_weights)
         except Exception as error:  # an unknown name, no network, a wrong file: timm raises many kinds
             raise ValueError(
                 f"teacher {name!r} cannot be loaded: {str(error).partition(chr(10))[0]}"

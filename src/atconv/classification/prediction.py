@@ -50,7 +50,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 
 @torch.inference_mode()
 def predict(
-    run: str | Path, images: Sequence[Path], top: int = 5, batch_size: int = 32
+    run: str | Path, images: Sequence[Path], top: int = 5, batch_size: int = 32, device: str = "auto"
 ) -> Iterator[Prediction]:
     """Classify pictures with a run's best model, in the order given.
 
@@ -60,6 +60,8 @@ def predict(
         run: the run's folder.
         images: picture files.
         top: how many classes each.
+        batch_size: images in one forward pass.
+        device: auto, cpu, cuda or mps.
 
     Raises:
         FileNotFoundError, ValueError: no such run, or it has no model.
@@ -67,16 +69,14 @@ def predict(
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
     model, transform, classes = runs.load(run)
-    device = runs.pick_device()
-    model.to(device)
+    where = runs.pick_device(device)
+    model.to(where)
     for start in range(0, len(images), batch_size):
         paths = images[start : start + batch_size]
         inputs = [_try_read(path, transform) for path in paths]
         readable = [x for x in inputs if isinstance(x, Tensor)]
         logits = (
-            model(torch.stack(readable).to(device)).float().cpu()
-            if readable
-            else torch.empty(0, len(classes))
+            model(torch.stack(readable).to(where)).float().cpu() if readable else torch.empty(0, len(classes))
         )
         best = iter(logits.softmax(1).topk(min(top, len(classes)), dim=1).values.tolist())
         order = iter(logits.topk(min(top, len(classes)), dim=1).indices.tolist())

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torchvision.datasets import DatasetFolder
 
 from atconv.classification.lmdb_format import LmdbReader
-from atconv.images import IMAGE_SUFFIXES, Mode, as_mode, read_image
+from atconv.images import IMAGE_SUFFIXES, Mode, as_mode, read_image, upright
 
 __all__ = ["DigitsSource", "FolderSource", "ImageSource", "LmdbSource", "Stream", "TimmSource"]
 
@@ -40,6 +41,10 @@ class ImageSource(ABC):
     @abstractmethod
     def read(self, index: int, mode: Mode) -> Image.Image:
         """The picture, upright, as RGB or grey. Raises ValueError where it is unreadable."""
+
+    def item(self, index: int, mode: Mode) -> tuple[Image.Image, int]:
+        """Picture and class index, from one access."""
+        return self.read(index, mode), self.labels[index]
 
     def encoded(self, index: int) -> bytes:
         """The bytes of the file, for sources that are `checkable`."""
@@ -113,6 +118,10 @@ class LmdbSource(ImageSource):
     def read(self, index: int, mode: Mode) -> Image.Image:
         return read_image(io.BytesIO(self.encoded(index)), mode)
 
+    def item(self, index: int, mode: Mode) -> tuple[Image.Image, int]:
+        encoded, label = self.reader[index]  # reading all labels first would read the whole file
+        return read_image(io.BytesIO(encoded), mode), label
+
     def encoded(self, index: int) -> bytes:
         return self.reader[index][0]
 
@@ -152,7 +161,9 @@ class TimmSource(ImageSource):
         self._dataset = dataset
         # timm's own ImageDataset replaces an unreadable picture by the next one: read below it.
         self._reader = getattr(dataset, "reader", None)
-        self.checkable = self._reader is not None
+        # torchvision's folders convert pictures their own way: read their files as all others.
+        self._files = dataset.samples if isinstance(dataset, DatasetFolder) else None
+        self.checkable = self._reader is not None or self._files is not None
         self.classes = _class_names(dataset, self._reader, self.labels)
 
     def __len__(self) -> int:
@@ -170,13 +181,14 @@ class TimmSource(ImageSource):
 
     def read(self, index: int, mode: Mode) -> Image.Image:
         image = self._item(index)[0]
-        return as_mode(image, mode) if isinstance(image, Image.Image) else read_image(image, mode)
+        return upright(image, mode) if isinstance(image, Image.Image) else read_image(image, mode)
 
     def encoded(self, index: int) -> bytes:
-        return self._item(index)[0].read()
+        return Path(self._files[index][0]).read_bytes() if self._files else self._item(index)[0].read()
 
     def _item(self, index: int) -> tuple[Any, Any]:
-        return self._dataset[index] if self._reader is None else self._reader[index]
+        source = self._reader or self._files or self._dataset
+        return source[index]
 
 
 class Stream:

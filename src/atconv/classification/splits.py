@@ -20,16 +20,28 @@ from atconv.classification.checking import FileReport, check_files
 from atconv.classification.config import ClassificationConfig
 from atconv.classification.sources import DigitsSource, FolderSource, ImageSource, LmdbSource, TimmSource
 from atconv.images import Mode
-from atconv.training.checkpoint import write_atomically
-from atconv.training.loop import write_rows
+from atconv.training.checkpoint import write_atomically, write_rows
 from atconv.training.randomness import derive_seed
 
-__all__ = ["STREAM_PREFIXES", "Side", "Splits", "is_stream", "load_split", "make_split", "open_sources"]
+__all__ = [
+    "STREAM_PREFIXES",
+    "Side",
+    "Splits",
+    "TooManyUnreadable",
+    "is_stream",
+    "load_split",
+    "make_split",
+    "open_sources",
+]
 
 SIDES = ("train", "val", "test")
 STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
 _SIDE_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 _KINDS = "give an image folder, an LMDB file, a timm dataset name (torch/…, hfds/…, wds/…) or digits"
+
+
+class TooManyUnreadable(ValueError):
+    """More files are unreadable than a run was told to leave out."""
 
 
 @dataclass
@@ -45,6 +57,9 @@ class Side:
     @property
     def labels(self) -> list[int]:
         return [self.source.labels[i] for i in self.indices]
+
+    def item(self, position: int, mode: Mode) -> tuple[Image.Image, int]:
+        return self.source.item(self.indices[position], mode)
 
     def read(self, position: int, mode: Mode) -> Image.Image:
         return self.source.read(self.indices[position], mode)
@@ -81,8 +96,11 @@ def open_sources(config: ClassificationConfig) -> dict[str, ImageSource]:
         return {"train": DigitsSource()}
     if data.startswith(("torch/", "hfds/")) and not path.exists():
         splits = {"train": config.train_split, "val": config.val_split, "test": config.test_split}
-        if data.startswith("torch/") and config.test_split is None:
+        if data.startswith("torch/") and config.val_split is None and config.test_split is None:
             splits["test"] = "validation"  # what timm calls the test set of torchvision's datasets
+        named = [split for split in splits.values() if split is not None]
+        if len(set(named)) < len(named):
+            raise ValueError(f"train_split, val_split and test_split must differ, got {', '.join(named)}")
         return {
             side: TimmSource(data, config.data_root, split)
             for side, split in splits.items()
@@ -199,7 +217,7 @@ def _skipped(
     total = sum(len(source) for source in sources.values())
     if len(rows) > limit * total:
         write_rows(run / "skipped.csv", rows)
-        raise ValueError(
+        raise TooManyUnreadable(
             f"{len(rows)} of {total} files are unreadable, more than max_skipped ({limit:.0%}) allows; they "
             f"are listed in {run / 'skipped.csv'}, the first is {rows[0]['file']}: {rows[0]['reason']}"
         )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -19,18 +17,16 @@ from atconv.classification import figures
 from atconv.classification.config import ClassificationConfig, read_config, write_config
 from atconv.classification.evaluation import evaluate_side, summary_table, write_report
 from atconv.classification.loader import eval_loader, stream_loader, train_loader, train_transform
+from atconv.classification.model import adopt_run, make_model
 from atconv.classification.objective import Objective
 from atconv.classification.sources import Stream
-from atconv.classification.splits import Side, Splits, is_stream, load_split, make_split
-from atconv.models.attnet import AttNet
-from atconv.models.release import load_release
+from atconv.classification.splits import Side, Splits, TooManyUnreadable, is_stream, load_split, make_split
 from atconv.runs import EvalTransform, Run, load
-from atconv.training.checkpoint import save_tensors, write_atomically
+from atconv.training.checkpoint import latest_checkpoint, save_tensors, write_atomically
 from atconv.training.config import BatchPlan, plan_batches
-from atconv.training.devices import make_accelerator
+from atconv.training.devices import make_accelerator, release_accelerator
 from atconv.training.loop import Task, Trainer
 from atconv.training.progress import LoggedConsole, make_table
-from atconv.training.randomness import derive_seed, seeded
 
 __all__ = ["resume", "train"]
 
@@ -53,22 +49,26 @@ def train(
         FloatingPointError: the loss is not finite; checkpoints so far are kept.
         OSError: a disk is full or read-only; the last complete checkpoint is kept.
     """
-    config = _adopt_run(config)
+    config = adopt_run(config)
     path = Path(run) if run is not None else _free_folder(config)
     accelerator = make_accelerator(config, str(path))
-    if accelerator.is_main_process:
-        write_config(config, Run.create(path))
-    accelerator.wait_for_everyone()
     try:
-        return _run(config, Run(path), accelerator, console)
-    except Exception:
-        if accelerator.is_main_process and not Run(path).checkpoints.exists():
-            Run(path).discard()
-        raise
+        if accelerator.is_main_process:
+            write_config(config, Run.create(path))
+        accelerator.wait_for_everyone()
+        try:
+            task, trainer, shown = _prepare(config, Run(path), accelerator, console)
+        except Exception as error:  # nothing was trained
+            if accelerator.is_main_process:
+                Run(path).discard(keep_skipped=isinstance(error, TooManyUnreadable))
+            raise
+        return _fit(task, trainer, shown)
+    finally:
+        release_accelerator(accelerator)
 
 
 def resume(run: str | Path, console: Console | None = None) -> Path:
-    """Continue a run from its newest checkpoint, as it was configured. A finished run is only reported again.
+    """Continue a run from its newest checkpoint, as it was configured. A finished run is left as it is.
 
     Raises:
         FileNotFoundError, ValueError: no such run, or its data or checkpoint is damaged or changed.
@@ -76,10 +76,16 @@ def resume(run: str | Path, console: Console | None = None) -> Path:
     opened = Run.open(run)
     config = read_config(opened)
     accelerator = make_accelerator(config, str(opened.path))
-    return _run(config, opened, accelerator, console)
+    try:
+        return _fit(*_prepare(config, opened, accelerator, console))
+    finally:
+        release_accelerator(accelerator)
 
 
-def _run(config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console | None) -> Path:
+def _prepare(
+    config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console | None
+) -> tuple[ClassificationTask, Trainer, Console]:
+    """Everything up to the first step: data, model, batches, checkpoint."""
     if not accelerator.is_main_process:
         console = Console(quiet=True)
     elif console is None:
@@ -92,13 +98,20 @@ def _run(config: ClassificationConfig, run: Run, accelerator: Accelerator, conso
         task.save_model_config()
     if accelerator.log_with:
         accelerator.init_trackers("tracking")
-    trainer = Trainer(task, config, plan, run, accelerator, console)
+    return task, Trainer(task, config, plan, run, accelerator, console), console
+
+
+def _fit(task: ClassificationTask, trainer: Trainer, console: Console) -> Path:
+    """Train what is left to train, then report once."""
+    run = task.run
+    if trainer.finished and (run.path / "metrics.json").is_file():
+        console.print(f"{run.path} is finished already; its test figures are in {run.path / 'metrics.json'}")
+        return run.path
     if trainer.step:
         console.print(f"resuming at epoch {trainer.epoch + 1}, step {trainer.step}")
     trainer.fit()
-    if accelerator.is_main_process:
+    if task.accelerator.is_main_process:
         report(task, trainer, run, console)
-    accelerator.end_training()
     return run.path
 
 
@@ -198,6 +211,7 @@ class SplitTask(ClassificationTask):
                 epoch,
                 self.accelerator.process_index,
                 start,
+                pin=self.accelerator.device.type == "cuda",
             )
         )
 
@@ -282,14 +296,12 @@ def report(task: ClassificationTask, trainer: Trainer, run: Run, console: Consol
     if side is not None:
         model, transform, classes = load(run.path)
         name = "test" if task.test is not None else "val"
-        result = evaluate_side(model, transform, side, len(classes), 64, task.config.workers, console)
+        device = task.accelerator.device
+        result = evaluate_side(model, transform, side, len(classes), 64, task.config.workers, device, console)
         note = "" if task.test is not None else " (no test side: these images picked the best epoch)"
         console.print(summary_table(result, f"{name} side{note}"))
-        write_report(result, side, transform.prepare.mode, classes, run.path)
-        summary = {"side": name, "best_epoch": best["epoch"], **result.summary()}
-        write_atomically(
-            run.path / "metrics.json", lambda t: t.write_text(json.dumps(summary, indent=1) + "\n")
-        )
+        about = {"side": name, "best_epoch": best["epoch"]}
+        write_report(result, side, transform.prepare.mode, classes, run.path, about)
     pictures = ", ".join(sorted(p.name for p in run.path.glob("*.png")))
     console.print(f"everything is in {run.path}: model.safetensors, metrics.csv, {pictures}", soft_wrap=True)
 
@@ -307,7 +319,7 @@ def _make_task(
     accelerator.wait_for_everyone()
     splits = load_split(config, run.path)
     console.print(splits.message, soft_wrap=True)
-    model = make_model(config, len(splits.classes), console)
+    model = make_model(config, len(splits.classes), console, fresh=_is_new(run))
     return SplitTask(config, run, accelerator, splits, model)
 
 
@@ -318,6 +330,11 @@ def _make_stream_task(
         raise ValueError(
             f"{config.data} is a stream: it trains in one process; use folders, LMDB or hfds/ for more"
         )
+    if config.test_split is not None or config.checkpoint_steps is not None:
+        raise ValueError(
+            f"{config.data} is a stream: it takes neither test_split nor checkpoint_steps; evaluate its test "
+            "images from a folder, an LMDB or hfds/"
+        )
     if config.val_split is None:
         raise ValueError(f"{config.data} is a stream: nothing can be held out of it; name its --val_split")
     train, val = (
@@ -327,74 +344,19 @@ def _make_stream_task(
         )
         for split, training in ((config.train_split, True), (config.val_split, False))
     )  # fmt: skip
-    return StreamTask(config, run, accelerator, train, val, make_model(config, len(train.classes), console))
+    return StreamTask(
+        config,
+        run,
+        accelerator,
+        train,
+        val,
+        make_model(config, len(train.classes), console, fresh=_is_new(run)),
+    )
 
 
-def make_model(config: ClassificationConfig, classes: int, console: Console) -> nn.Module:
-    """The model of a configuration with its starting weights, seeded.
-
-    Raises:
-        ValueError: unknown model, unknown arguments, or weights that do not fit.
-    """
-    arguments = {**config.model_args, "num_classes": classes, "in_chans": config.in_chans}
-    if config.drop_path:
-        arguments["drop_path_rate"] = config.drop_path
-    if config.drop_rate:
-        arguments["drop_rate"] = config.drop_rate
-    if not timm.is_model(config.model):
-        close = ", ".join(timm.list_models("attnet*"))
-        raise ValueError(f"timm knows no model {config.model!r}; AttNet's are {close}")
-    with seeded(derive_seed("init", config.seed)):
-        try:
-            model: Any = timm.create_model(config.model, **arguments)
-        except TypeError as error:
-            raise ValueError(
-                f"{config.model} does not take model_args {config.model_args}: {error}"
-            ) from error
-    if config.weights is not None:
-        _load_weights(model, config, console)
-    if config.freeze_backbone:
-        _freeze_backbone(model)
-    if config.grad_checkpointing:
-        model.set_grad_checkpointing()
-    return model
-
-
-def _adopt_run(config: ClassificationConfig) -> ClassificationConfig:
-    """Where weights come from another run, its model, channels and normalisation come with them."""
-    if config.weights is None or not Path(config.weights).is_dir():
-        return config
-    source = read_config(Run.open(config.weights))
-    config.model, config.model_args = source.model, source.model_args
-    config.in_chans, config.mean, config.std = source.in_chans, source.mean, source.std
-    return config
-
-
-def _load_weights(model: nn.Module, config: ClassificationConfig, console: Console) -> None:
-    path = Path(str(config.weights))
-    if path.is_dir():
-        run = Run.open(path)
-        state = run.read_weights()
-        own = model.state_dict()
-        fresh = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
-        state.update({name: own[name] for name in fresh})
-        model.load_state_dict(state)
-        console.print(
-            f"{config.model} starts from {path}, whose arguments, channels and normalisation it takes"
-        )
-        if fresh:
-            console.print(f"other classes than in {path}: {', '.join(fresh)} start fresh")
-    elif isinstance(model, AttNet):
-        load_release(model, path, "ema" if config.weights_ema else "model")
-    else:
-        raise ValueError(f"weights for {config.model} come from a run's folder; {path} is not one")
-
-
-def _freeze_backbone(model: Any) -> None:
-    """Leave only the head trainable; frozen BatchNorm keeps its statistics too."""
-    model.requires_grad_(False)
-    head = model.head if isinstance(model, AttNet) else model.get_classifier()
-    head.requires_grad_(True)
+def _is_new(run: Run) -> bool:
+    """Whether the model's weights will not come from a checkpoint anyway."""
+    return latest_checkpoint(run.checkpoints) is None
 
 
 def _data_config(config: ClassificationConfig) -> dict[str, Any]:

@@ -63,10 +63,16 @@ def load_release(model: AttNet, path: str | Path, weights: Literal["model", "ema
 
     Raises:
         FileNotFoundError: no such file.
+        TypeError: `model` is not an AttNet.
         ValueError: the file is truncated, is not a checkpoint, has no such weights, or belongs to another
             variant; the message names the first mismatch and the variant that would fit. `model` is
             unchanged then.
     """
+    if not isinstance(model, AttNet):
+        raise TypeError(
+            f"load_release takes an AttNet classifier, got {type(model).__name__}; for features_only, load "
+            "it into timm.create_model(NAME) first"
+        )
     if weights not in ("model", "ema"):
         raise ValueError(f"load_release: weights must be 'model' or 'ema', got {weights!r}")
     state = to_attnet(_state_dict(read_checkpoint(path), path, weights))

@@ -6,6 +6,7 @@ A kill at any moment leaves the previous checkpoint or the new one, never half o
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -18,7 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "save_checkpoint", "save_tensors", "write_atomically"]
+__all__ = [
+    "latest_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+    "save_tensors",
+    "write_atomically",
+    "write_rows",
+]
 
 _TENSORS = "state.safetensors"
 _REST = "state.json"
@@ -104,6 +112,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file in place of `path`, atomically."""
     write_atomically(path, lambda temporary: _save_tensors(tensors, temporary))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV, in place of the file, atomically. The first row names the columns."""
+    if not rows:
+        return
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 __all__ = ["BatchPlan", "LoopConfig", "plan_batches"]
 
@@ -28,8 +28,8 @@ class LoopConfig:
     """epochs of linear warm-up, inside epochs"""
     warmup_lr: float = 1e-6
     """learning rate at the start of warm-up"""
-    schedule: Literal["cosine", "tanh", "step", "multistep", "poly", "constant", "wsd", "rsqrt"] = "cosine"
-    """schedule by timm's name"""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """after warm-up: cosine, constant, or constant with decay over the last fifth (wsd)"""
     optimizer: str = "adamw"
     """optimizer by timm's name"""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -68,6 +68,10 @@ class LoopConfig:
     """seed of everything random"""
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            choices = get_args(kind) if get_origin(kind) is Literal else ()
+            if choices and getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name in ("epochs", "batch_size", "lr_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

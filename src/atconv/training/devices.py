@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from datetime import timedelta
 
-import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, GradientState
 
+from atconv.runs import pick_device
 from atconv.training.config import LoopConfig
 
-__all__ = ["make_accelerator"]
+__all__ = ["make_accelerator", "release_accelerator"]
 
 
 def make_accelerator(config: LoopConfig, tracking_folder: str) -> Accelerator:
@@ -23,22 +25,21 @@ def make_accelerator(config: LoopConfig, tracking_folder: str) -> Accelerator:
         ValueError: the device is not there, or the tracker not installed.
         RuntimeError: the launcher started several processes and accelerate sees another number.
     """
-    available = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kind = available.type if available is not None else "cpu"
-    device = kind if config.device == "auto" else config.device
-    if device != "cpu" and device != kind:
-        raise ValueError(f"device {device} is not available here ({kind} is); use --device auto")
+    device = pick_device(config.device).type
     if config.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         raise ValueError("tracker wandb needs its package: pip install wandb")
     precision = config.precision
     if precision == "fp16" and device == "cpu":
         precision = "bf16"
-        print("precision fp16 needs a GPU: using bf16 on this CPU")
+        if os.environ.get("RANK", "0") == "0":
+            print("precision fp16 needs a GPU: using bf16 on this CPU")
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=tracking_folder,
+        # The first process checks all image files while the others wait.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -47,3 +48,10 @@ def make_accelerator(config: LoopConfig, tracking_folder: str) -> Accelerator:
             "each would train alone. Start with torchrun --nproc_per_node N -m atconv.cli train DATA ..."
         )
     return accelerator
+
+
+def release_accelerator(accelerator: Accelerator) -> None:
+    """Close trackers and the process group, so that another run in this process starts afresh."""
+    accelerator.end_training()
+    AcceleratorState._reset_state(reset_partial_state=True)  # else the next precision or device is refused
+    GradientState._reset_state()

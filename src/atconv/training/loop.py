@@ -7,26 +7,26 @@ one step, state.
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from timm.optim import create_optimizer_v2
+from timm.layers import convert_sync_batchnorm
+from timm.models import model_parameters
+from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
 from atconv.modules import ATConv2d, ATConvTokens
 from atconv.runs import Run
-from atconv.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from atconv.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_rows
 from atconv.training.config import BatchPlan, LoopConfig
 from atconv.training.progress import TrainingBars
 from atconv.training.randomness import derive_seed
@@ -102,7 +102,7 @@ class Trainer:
             updates_per_epoch=plan.steps_per_epoch,
         )
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            task.model = nn.SyncBatchNorm.convert_sync_batchnorm(task.model)
+            task.model = convert_sync_batchnorm(task.model)  # timm's: keeps fused activations
         task.model.to(accelerator.device)
         self.ema = (
             ModelEmaV3(task.model, decay=config.ema_decay, use_warmup=config.ema_warmup)
@@ -127,6 +127,13 @@ class Trainer:
         return self.epoch * self.plan.steps_per_epoch + self.step_in_epoch
 
     @property
+    def finished(self) -> bool:
+        """All epochs are done, or patience has run out."""
+        patience = self.config.patience
+        impatient = patience is not None and self.epoch - 1 - self.improved_epoch >= patience
+        return self.epoch >= self.config.epochs or impatient
+
+    @property
     def averaged(self) -> nn.Module:
         """The model to evaluate and keep: the EMA if there is one."""
         return self.task.model if self.ema is None else self.ema.module
@@ -135,7 +142,7 @@ class Trainer:
         """Train to the last epoch, or until patience runs out."""
         bars = TrainingBars(self.console, self.config.epochs, self.epoch)
         with bars.shown():
-            while self.epoch < self.config.epochs and not self._out_of_patience():
+            while not self.finished:
                 started = time.perf_counter()
                 images = self._train_epoch(bars)
                 self._close_epoch(bars, images, time.perf_counter() - started)
@@ -143,12 +150,12 @@ class Trainer:
 
     def _train_epoch(self, bars: TrainingBars) -> int:
         """Train what is left of the current epoch; returns the images seen."""
+        self._set_mode()
         first = self.step_in_epoch
         bars.start_epoch(self.plan.steps_per_epoch, first)
         passes = self.task.batches(self.epoch, first * self.plan.accumulate)
         started, images = time.perf_counter(), 0
         for _ in range(first, self.plan.steps_per_epoch):
-            self._set_mode()
             figures = self._train_step(passes)
             for name, value in figures.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
@@ -182,12 +189,14 @@ class Trainer:
         if not math.isfinite(figures["loss"]):
             raise FloatingPointError(
                 f"the loss is {figures['loss']} at step {self.step} (epoch {self.epoch + 1}), learning rate "
-                f"{self._lr():.3g}. Lower lr, lengthen warmup_epochs or set clip_grad; the checkpoints in "
-                f"{self.run.checkpoints} are untouched"
+                f"{self._lr():.3g}. Lower lr, lengthen warmup_epochs or set clip_grad. "
+                f"Last checkpoint: {latest_checkpoint(self.run.checkpoints) or 'none yet'}"
             )
         if self.config.clip_grad is not None:
             self.accelerator.unscale_gradients()
-            dispatch_clip_grad(self.model.parameters(), self.config.clip_grad, self.config.clip_mode)
+            # AGC leaves the classifier alone, as its authors do.
+            clipped = model_parameters(self.task.model, exclude_head=self.config.clip_mode == "agc")
+            dispatch_clip_grad(clipped, self.config.clip_grad, self.config.clip_mode)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
@@ -227,10 +236,6 @@ class Trainer:
 
     def _lr(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)
-
-    def _out_of_patience(self) -> bool:
-        patience = self.config.patience
-        return patience is not None and self.epoch - 1 - self.improved_epoch >= patience
 
     def _save_checkpoint(self) -> None:
         if not self.accelerator.is_main_process:
@@ -274,15 +279,16 @@ class Trainer:
         self.epoch, self.step_in_epoch, self._sums = state["epoch"], state["step_in_epoch"], state["sums"]
         self.best, self.improved_epoch = state["best"], state["improved_epoch"]
         self.history, self.inhibition = state["history"], state["inhibition"]
-        if self.task.streams and self.step_in_epoch:
+        if self.task.streams and self.epoch < self.config.epochs:
             self.console.print(
-                f"a stream cannot be entered in the middle: epoch {self.epoch + 1} starts over"
+                f"a stream cannot be entered in the middle: epoch {self.epoch + 1} starts from its beginning"
             )
-            self.step_in_epoch, self._sums = 0, {}
 
 
 def _make_optimizer(model: nn.Module, config: LoopConfig, plan: BatchPlan) -> torch.optim.Optimizer:
-    adam: dict[str, Any] = {"betas": config.betas, "eps": config.eps} if "adam" in config.optimizer else {}
+    info = get_optimizer_info(config.optimizer)
+    adam: dict[str, Any] = {"betas": config.betas} if info.has_betas and info.num_betas == 2 else {}
+    adam |= {"eps": config.eps} if info.has_eps else {}
     return create_optimizer_v2(
         model,
         opt=config.optimizer,
@@ -302,20 +308,6 @@ def inhibition_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
             figures = {"mean": strength.mean(), "min": strength.min(), "max": strength.max()}
             rows.append({"epoch": epoch, "layer": name, **{k: float(v) for k, v in figures.items()}})
     return rows
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as CSV, in place of the file, atomically. The first row names the columns."""
-    if not rows:
-        return
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,18 +22,20 @@ from rich.table import Table
 __all__ = ["LoggedConsole", "TrainingBars", "make_table", "plain_console", "track"]
 
 T = TypeVar("T")
+_PIPE_WIDTH = 200
 
 
 def plain_console() -> Console:
-    """A console that prints names as they are: [brackets] are not markup."""
-    return Console(markup=False, highlight=False)
+    """A console that prints names as they are: [brackets] are not markup, pipes do not fold lines."""
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 class LoggedConsole(Console):
     """A plain console whose lines also go to a file, where a run keeps them."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(markup=False, highlight=False)
+        width = None if sys.stdout.isatty() else _PIPE_WIDTH
+        super().__init__(markup=False, highlight=False, width=width)
         self._log = Console(file=path.open("a"), width=120, markup=False, highlight=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
