@@ -56,11 +56,14 @@ def options(root: Path, **changes: Any) -> list[str]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_trains_on_a_stream(root: Path, tmp_path: Path, workers: int) -> None:
     run = tmp_path / "run"
-    ended = atconv("train", "wds/pictures", *options(root, workers=workers), f"--out={run}", pictures=False)
+    ended = atconv("train", "wds/pictures", *options(root, workers=workers), f"--out={run}")
     assert ended.code == 0, ended.err
     [row] = read_rows(run / "metrics.csv")
     assert int(row["step"]) == 6
     assert (run / "model.safetensors").is_file()
+    assert json.loads((run / "metrics.json").read_text())["side"] == "val"
+    assert (run / "confusion.png").is_file()
+    assert (run / "mistakes.png").is_file()
 
 
 def test_a_resumed_stream_restarts_its_epoch_and_says_so(root: Path, tmp_path: Path) -> None:

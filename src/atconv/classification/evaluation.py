@@ -20,15 +20,22 @@ from atconv import runs
 from atconv.classification import figures
 from atconv.classification.checking import check_files
 from atconv.classification.config import ClassificationConfig, read_config
-from atconv.classification.loader import eval_loader
-from atconv.classification.sources import FolderSource, ImageSource
+from atconv.classification.loader import eval_loader, stream_loader
+from atconv.classification.sources import FolderSource, ImageSource, KeptPictures, Stream
 from atconv.classification.splits import Side, is_stream, load_split, open_sources
 from atconv.images import Mode
 from atconv.runs import Run
 from atconv.training.checkpoint import write_atomically, write_rows
 from atconv.training.progress import make_table, plain_console, track
 
-__all__ = ["Evaluation", "evaluate", "evaluate_side", "expected_calibration_error", "predict_loader"]
+__all__ = [
+    "Evaluation",
+    "evaluate",
+    "evaluate_side",
+    "evaluate_stream",
+    "expected_calibration_error",
+    "predict_loader",
+]
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,27 @@ def evaluate_side(
     return figures_of(probabilities, labels, classes, len(labels) / (time.perf_counter() - started))
 
 
+def evaluate_stream(
+    model: nn.Module,
+    transform: runs.EvalTransform,
+    stream: Stream,
+    classes: int,
+    batch_size: int,
+    device: torch.device,
+    console: Console,
+) -> tuple[Evaluation, KeptPictures]:
+    """As `evaluate_side`, for a stream; and the pictures of its worst mistakes."""
+    # In this process, so that the order is the stream's own and positions mean the same in the second pass.
+    loader = stream_loader(stream, transform, transform.input_size[0], batch_size, workers=0, drop_last=False)
+    started = time.perf_counter()
+    probabilities, labels = predict_loader(
+        model.to(device).eval(), track(loader, console, "evaluating"), device
+    )
+    result = figures_of(probabilities, labels, classes, len(labels) / (time.perf_counter() - started))
+    worst = figures.worst_positions(probabilities, labels)
+    return result, KeptPictures(stream, [int(i) for i in worst])
+
+
 @torch.inference_mode()
 def predict_loader(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
@@ -204,7 +232,7 @@ def class_table(result: Evaluation, classes: Sequence[str], most: int = 30) -> A
 
 def write_report(
     result: Evaluation,
-    side: Side,
+    pictures: Side | KeptPictures,
     mode: Mode,
     classes: Sequence[str],
     folder: Path,
@@ -221,7 +249,7 @@ def write_report(
     predicted = result.probabilities.argmax(1)
     rows = [
         {
-            "image": side.name(i),
+            "image": pictures.name(i),
             "label": classes[result.labels[i]],
             "predicted": classes[predicted[i]],
             "probability": f"{result.probabilities[i, predicted[i]]:.4f}",
@@ -230,7 +258,9 @@ def write_report(
     ]
     write_rows(folder / "predictions.csv", rows)
     figures.confusion_matrix(result.labels, predicted, classes, folder / "confusion.png")
-    figures.worst_mistakes(result.probabilities, result.labels, side, mode, classes, folder / "mistakes.png")
+    figures.worst_mistakes(
+        result.probabilities, result.labels, pictures, mode, classes, folder / "mistakes.png"
+    )
     summary = json.dumps({**(about or {}), **result.summary()}, indent=1)
     write_atomically(folder / "metrics.json", lambda temporary: temporary.write_text(summary + "\n"))
 

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
+from atconv.classification.sources import KeptPictures
 from atconv.classification.splits import Side
 from atconv.images import Mode
 
@@ -17,7 +18,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["confusion_matrix", "learning_curves", "worst_mistakes"]
+__all__ = ["confusion_matrix", "learning_curves", "worst_mistakes", "worst_positions"]
 
 _DPI = 110
 _MOST_NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
@@ -88,20 +89,27 @@ def confusion_matrix(
     _save(figure, path)
 
 
+def worst_positions(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], most: int = 20
+) -> NDArray[np.int64]:
+    """Positions of the wrong predictions made with the greatest confidence, most confident first."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")][:most]
+
+
 def worst_mistakes(
     probabilities: NDArray[np.float32],
     labels: NDArray[np.int64],
-    side: Side,
+    pictures: Side | KeptPictures,
     mode: Mode,
     classes: Sequence[str],
     path: Path,
-    most: int = 20,
 ) -> None:
     """The wrong predictions that were made with the greatest confidence, most confident first."""
     predicted = probabilities.argmax(1)
     confidence = probabilities.max(1)
     wrong = np.flatnonzero(predicted != labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    worst = worst_positions(probabilities, labels)
     columns = 5
     rows = max(1, -(-len(worst) // columns))
     figure, axes = plt.subplots(
@@ -115,7 +123,7 @@ def worst_mistakes(
     for axis in axes.flat:
         axis.axis("off")
     for axis, index in zip(axes.flat, worst, strict=False):
-        axis.imshow(side.read(int(index), mode), cmap="gray" if mode == "L" else None)
+        axis.imshow(pictures.read(int(index), mode), cmap="gray" if mode == "L" else None)
         axis.set_title(
             f"is {_short(classes[labels[index]])}\n"
             f"taken for {_short(classes[predicted[index]])}, {100 * confidence[index]:.0f} %",

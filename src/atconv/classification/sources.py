@@ -20,7 +20,15 @@ from torchvision.datasets import DatasetFolder
 from atconv.classification.lmdb_format import LmdbReader
 from atconv.images import IMAGE_SUFFIXES, Mode, as_mode, read_image, upright
 
-__all__ = ["DigitsSource", "FolderSource", "ImageSource", "LmdbSource", "Stream", "TimmSource"]
+__all__ = [
+    "DigitsSource",
+    "FolderSource",
+    "ImageSource",
+    "KeptPictures",
+    "LmdbSource",
+    "Stream",
+    "TimmSource",
+]
 
 
 class ImageSource(ABC):
@@ -219,6 +227,20 @@ class Stream:
 
     def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
         yield from self.dataset
+
+
+class KeptPictures:
+    """Some pictures of a stream, by their position in it, kept by going through it once."""
+
+    def __init__(self, stream: Stream, positions: Sequence[int]) -> None:
+        wanted = set(positions)
+        self._kept = {i: image for i, (image, _) in enumerate(stream) if i in wanted}
+
+    def read(self, position: int, mode: Mode) -> Image.Image:
+        return upright(self._kept[position], mode)
+
+    def name(self, position: int) -> str:
+        return str(position)
 
 
 def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -> Any:

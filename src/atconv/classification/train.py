@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ from torch import Tensor, nn
 
 from atconv.classification import figures
 from atconv.classification.config import ClassificationConfig, read_config, write_config
-from atconv.classification.evaluation import evaluate_side, summary_table, write_report
+from atconv.classification.evaluation import (
+    Evaluation,
+    evaluate_side,
+    evaluate_stream,
+    summary_table,
+    write_report,
+)
 from atconv.classification.loader import eval_loader, stream_loader, train_loader, train_transform
 from atconv.classification.model import adopt_run, make_model
 from atconv.classification.objective import Objective
-from atconv.classification.sources import Stream
+from atconv.classification.sources import KeptPictures, Stream
 from atconv.classification.splits import Side, Splits, TooManyUnreadable, is_stream, load_split, make_split
 from atconv.runs import EvalTransform, Run, load
 from atconv.training.checkpoint import latest_checkpoint, save_tensors, write_atomically
@@ -134,7 +141,6 @@ class ClassificationTask(Task):
         self.train_transform = train_transform(config)
         self.objective: Objective
         self.samples: int
-        self.test: Side | None = None
 
     def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = (part.to(self.accelerator.device, non_blocking=True) for part in batch)
@@ -167,8 +173,19 @@ class ClassificationTask(Task):
     def score(self, metrics: dict[str, float]) -> float:
         return metrics["val_top1"]
 
+    @abstractmethod
     def validation_batches(self) -> Iterator[Any]:
-        raise NotImplementedError
+        """This process's share of the validation images."""
+
+    @abstractmethod
+    def judge(
+        self, model: nn.Module, transform: EvalTransform, console: Console
+    ) -> tuple[str, Evaluation, Side | KeptPictures]:
+        """Figures of the finished model on the test side, or on validation where there is none.
+
+        Returns:
+            the side's name, the figures, and where its pictures are read from.
+        """
 
     def save_best(self, model: nn.Module) -> None:
         save_tensors(model.state_dict(), self.run.weights)
@@ -222,6 +239,16 @@ class SplitTask(ClassificationTask):
             mine, self.transform, self.config.in_chans, self._eval_batch, self.config.workers
         )
         return iter(loader)
+
+    def judge(
+        self, model: nn.Module, transform: EvalTransform, console: Console
+    ) -> tuple[str, Evaluation, Side | KeptPictures]:
+        name, side = ("val", self.val_side) if self.test is None else ("test", self.test)
+        device, workers = self.accelerator.device, self.config.workers
+        result = evaluate_side(
+            model, transform, side, len(self.classes), self._eval_batch, workers, device, console
+        )
+        return name, result, side
 
     @property
     def _eval_batch(self) -> int:
@@ -280,6 +307,13 @@ class StreamTask(ClassificationTask):
             )
         )
 
+    def judge(
+        self, model: nn.Module, transform: EvalTransform, console: Console
+    ) -> tuple[str, Evaluation, Side | KeptPictures]:
+        device, batch = self.accelerator.device, self.plan.micro_batch
+        classes = len(self.classes)
+        return "val", *evaluate_stream(model, transform, self.val_stream, classes, batch, device, console)
+
 
 def report(task: ClassificationTask, trainer: Trainer, run: Run, console: Console) -> None:
     """After the last epoch: look at the test set once, draw the pictures, print the table."""
@@ -292,16 +326,12 @@ def report(task: ClassificationTask, trainer: Trainer, run: Run, console: Consol
         ("training time", f"{sum(row['seconds'] for row in trainer.history):.0f} s"),
     ]
     console.print(make_table(str(run.path), ("figure", "value"), rows))
-    side = task.test or getattr(task, "val_side", None)
-    if side is not None:
-        model, transform, classes = load(run.path)
-        name = "test" if task.test is not None else "val"
-        device = task.accelerator.device
-        result = evaluate_side(model, transform, side, len(classes), 64, task.config.workers, device, console)
-        note = "" if task.test is not None else " (no test side: these images picked the best epoch)"
-        console.print(summary_table(result, f"{name} side{note}"))
-        about = {"side": name, "best_epoch": best["epoch"]}
-        write_report(result, side, transform.prepare.mode, classes, run.path, about)
+    model, transform, classes = load(run.path)
+    name, result, shown = task.judge(model, transform, console)
+    note = "" if name == "test" else " (no test side: these images picked the best epoch)"
+    console.print(summary_table(result, f"{name} side{note}"))
+    about = {"side": name, "best_epoch": best["epoch"]}
+    write_report(result, shown, transform.prepare.mode, classes, run.path, about)
     pictures = ", ".join(sorted(p.name for p in run.path.glob("*.png")))
     console.print(f"everything is in {run.path}: model.safetensors, metrics.csv, {pictures}", soft_wrap=True)
 
