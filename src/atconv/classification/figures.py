@@ -44,15 +44,8 @@ def learning_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         if len(columns) > 1:
             axis.legend()
     best = max(history, key=lambda row: (row["val_top1"], row["epoch"]))
-    axes[1].annotate(
-        f"best {best['val_top1']:.2f} %",
-        (best["epoch"], best["val_top1"]),
-        textcoords="offset points",
-        xytext=(-6, -14),
-        ha="right",
-        va="top",
-        arrowprops={"arrowstyle": "-", "alpha": 0.5},
-    )
+    axes[1].plot(best["epoch"], best["val_top1"], "o", color="C1")
+    axes[1].set_title(f"Accuracy: best validation {best['val_top1']:.2f} %, epoch {best['epoch']}")
     _save(figure, path)
 
 
