@@ -45,7 +45,7 @@ def learning_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
             axis.legend()
     best = max(history, key=lambda row: (row["val_top1"], row["epoch"]))
     axes[1].plot(best["epoch"], best["val_top1"], "o", color="C1")
-    axes[1].set_title(f"Accuracy: best validation {best['val_top1']:.2f} %, epoch {best['epoch']}")
+    axes[1].set_title(f"Accuracy, best {best['val_top1']:.2f} %, epoch {best['epoch']}")
     _save(figure, path)
 
 
