@@ -78,8 +78,8 @@ def predict(
         logits = (
             model(torch.stack(readable).to(where)).float().cpu() if readable else torch.empty(0, len(classes))
         )
-        best = iter(logits.softmax(1).topk(min(top, len(classes)), dim=1).values.tolist())
-        order = iter(logits.topk(min(top, len(classes)), dim=1).indices.tolist())
+        values, indices = logits.softmax(1).topk(min(top, len(classes)), dim=1)
+        best, order = iter(values.tolist()), iter(indices.tolist())
         for path, x in zip(paths, inputs, strict=True):
             if isinstance(x, Tensor):
                 yield Prediction(str(path), [classes[i] for i in next(order)], next(best))
