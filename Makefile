@@ -25,7 +25,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/operator.py
+	ATCONV_KEEP_ALLOCATOR=1 $(BIN)/python benchmarks/mixer_layer.py
+	$(BIN)/python benchmarks/mixer_layer.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

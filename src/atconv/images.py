@@ -8,7 +8,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["IMAGE_SUFFIXES", "PrepareImage", "read_image", "upright"]
+__all__ = ["IMAGE_SUFFIXES", "PrepareImage", "pictures_in", "read_image", "upright"]
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -35,6 +35,12 @@ def read_image(file: str | Path | BinaryIO, mode: Mode = "RGB") -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
         name = "" if hasattr(file, "read") else f"{file}: "
         raise ValueError(f"{name}not a readable picture ({_reason(error)})") from error
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All picture files below a folder, by their suffix, sorted. Hidden files and folders are left out."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def as_mode(image: Image.Image, mode: Mode) -> Image.Image:

@@ -24,8 +24,8 @@ _DPI = 110
 _MOST_NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
 
 
-def learning_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss, accuracy and learning rate by epoch."""
+def learning_curves(history: Sequence[dict[str, Any]], best: dict[str, Any], path: Path) -> None:
+    """Loss, accuracy and learning rate by epoch, `best` of which is marked."""
     epochs = [row["epoch"] for row in history]
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     panels: list[tuple[str, str, list[str]]] = [
@@ -43,7 +43,6 @@ def learning_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
         if len(columns) > 1:
             axis.legend()
-    best = max(history, key=lambda row: (row["val_top1"], row["epoch"]))
     axes[1].plot(best["epoch"], best["val_top1"], "o", color="C1")
     axes[1].set_title(f"Accuracy, best {best['val_top1']:.2f} %, epoch {best['epoch']}")
     _save(figure, path)

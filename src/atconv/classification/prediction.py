@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from atconv import runs
-from atconv.images import IMAGE_SUFFIXES, read_image
+from atconv.images import IMAGE_SUFFIXES, pictures_in, read_image
 
 __all__ = ["Prediction", "find_images", "predict"]
 
@@ -36,7 +36,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            matches = pictures_in(path)
         elif path.is_file():
             matches = [path]
         else:

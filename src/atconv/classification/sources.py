@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.datasets import DatasetFolder
 
 from atconv.classification.lmdb_format import LmdbReader
-from atconv.images import IMAGE_SUFFIXES, Mode, as_mode, read_image, upright
+from atconv.images import IMAGE_SUFFIXES, Mode, as_mode, pictures_in, read_image, upright
 
 __all__ = [
     "DigitsSource",
@@ -81,7 +81,9 @@ class FolderSource(ImageSource):
             raise ValueError(
                 f"{root} has class folders that are not among the run's classes: {', '.join(unknown[:5])}"
             )
-        found = [(path, label) for label, name in enumerate(self.classes) for path in _pictures(root / name)]
+        found = [
+            (path, label) for label, name in enumerate(self.classes) for path in pictures_in(root / name)
+        ]
         if not found:
             raise ValueError(
                 f"no pictures in {root}: expected one folder a class, as {root}/CLASS/picture.jpg "
@@ -261,20 +263,6 @@ def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         hint = " (atconv data fashion-mnist ROOT lays out Debian's files)" if "fashion" in name else ""
         raise ValueError(f"timm cannot open {name}, split {split}, in {root}: {reason}{hint}") from error
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not _hidden(path.relative_to(folder))
-    )
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _class_names(dataset: Any, reader: Any, labels: Sequence[int]) -> list[str]:

@@ -317,8 +317,8 @@ class StreamTask(ClassificationTask):
 
 def report(task: ClassificationTask, trainer: Trainer, run: Run, console: Console) -> None:
     """After the last epoch: look at the test set once, draw the pictures, print the table."""
-    figures.learning_curves(trainer.history, run.path / "curves.png")
-    best = max(trainer.history, key=lambda row: (row["val_top1"], row["epoch"]))
+    best = trainer.history[trainer.kept_epoch]
+    figures.learning_curves(trainer.history, best, run.path / "curves.png")
     rows = [
         ("best epoch", f"{best['epoch']} of {len(trainer.history)}"),
         ("validation top-1", f"{best['val_top1']:.2f} %"),

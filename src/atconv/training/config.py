@@ -86,7 +86,7 @@ class LoopConfig:
             raise ValueError(f"workers must not be negative, got {self.workers}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
-                f"warmup_epochs must lie in 0 … epochs ({self.epochs}), got {self.warmup_epochs}"
+                f"warmup_epochs must lie in 0 … epochs ({self.epochs}), got {self.warmup_epochs}: set it too"
             )
 
 

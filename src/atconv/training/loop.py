@@ -60,7 +60,7 @@ class Task(ABC):
 
     @abstractmethod
     def save_best(self, model: nn.Module) -> None:
-        """Write the weights of the best epoch so far. Only the main process calls it."""
+        """Write the weights of the best epoch so far, atomically. Only the main process calls it."""
 
 
 class Trainer:
@@ -116,6 +116,7 @@ class Trainer:
         self.step_in_epoch = 0
         self.best = -math.inf
         self.improved_epoch = -1
+        self.kept_epoch = -1  # index of the epoch whose weights are the best model
         self.history: list[dict[str, Any]] = []
         self.inhibition: list[dict[str, Any]] = []
         self._sums: dict[str, float] = {}
@@ -204,7 +205,7 @@ class Trainer:
         return figures
 
     def _close_epoch(self, bars: TrainingBars, images: int, seconds: float) -> None:
-        """Evaluate, keep the best, write metrics, then make it final with a checkpoint."""
+        """Evaluate, make the epoch final with a checkpoint, then write the best model and the metrics."""
         metrics = self.task.evaluate(self.averaged)
         row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self._lr()}
         row |= {f"train_{name}": total / self.plan.steps_per_epoch for name, total in self._sums.items()}
@@ -215,16 +216,24 @@ class Trainer:
         self.accelerator.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=self.step)
         score = self.task.score(metrics)
         better = score >= self.best
+        if better:
+            self.kept_epoch = self.epoch
         if score > self.best:
             self.best, self.improved_epoch = score, self.epoch
         self.epoch, self.step_in_epoch, self._sums = self.epoch + 1, 0, {}
-        if self.accelerator.is_main_process:
-            if better:
-                self.task.save_best(self.averaged)
-            write_rows(self.run.path / "metrics.csv", self.history)
-            write_rows(self.run.path / "inhibition.csv", self.inhibition)
         self._save_checkpoint()
+        self._publish()
         bars.end_epoch(_epoch_line(row, self.config.epochs, better))
+
+    def _publish(self) -> None:
+        """Write what follows from the checkpoint at an epoch's end. A resumed run writes it again, for the
+        kill that came between the two."""
+        if not self.accelerator.is_main_process:
+            return
+        if self.kept_epoch == self.epoch - 1:
+            self.task.save_best(self.averaged)
+        write_rows(self.run.path / "metrics.csv", self.history)
+        write_rows(self.run.path / "inhibition.csv", self.inhibition)
 
     def _set_mode(self) -> None:
         self.task.model.train()
@@ -252,6 +261,7 @@ class Trainer:
             "total_batch": self.plan.total_batch,
             "best": self.best,
             "improved_epoch": self.improved_epoch,
+            "kept_epoch": self.kept_epoch,
             "sums": self._sums,
             "history": self.history,
             "inhibition": self.inhibition,
@@ -278,7 +288,10 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self._sums = state["epoch"], state["step_in_epoch"], state["sums"]
         self.best, self.improved_epoch = state["best"], state["improved_epoch"]
+        self.kept_epoch = state["kept_epoch"]
         self.history, self.inhibition = state["history"], state["inhibition"]
+        if self.step_in_epoch == 0 and self.epoch:
+            self._publish()
         if self.task.streams and self.epoch < self.config.epochs:
             self.console.print(
                 f"a stream cannot be entered in the middle: epoch {self.epoch + 1} starts from its beginning"
