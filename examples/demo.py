@@ -18,7 +18,7 @@ from PIL import Image
 from atconv import load
 from atconv.analysis.routing import collect_kernels, draw_kernels
 from atconv.classification.config import read_config
-from atconv.classification.splits import Side, load_split
+from atconv.datasets.splits import Side, load_split
 from atconv.runs import Run
 
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from atconv.classification.sources import FolderSource
+from atconv.datasets.sources import FolderSource
 from atconv.images import IMAGE_SUFFIXES, PrepareImage, mode_for, read_image
 
 RNG = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import atconv
-from atconv.classification.sources import DigitsSource
+from atconv.datasets.sources import DigitsSource
 from atconv.runs import Run
 from atconv.training.checkpoint import latest_checkpoint, load_checkpoint
 from training.tiny import TINY_ARGS, read_rows, train_tiny, trained_run

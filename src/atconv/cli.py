@@ -174,8 +174,8 @@ def models(arguments: Sequence[str]) -> None:
 
 
 def data(arguments: Sequence[str]) -> None:
-    from atconv.classification.fashion_mnist import lay_out
-    from atconv.classification.preparation import build_lmdb_from_folder
+    from atconv.datasets.fashion_mnist import lay_out
+    from atconv.datasets.preparation import build_lmdb_from_folder
 
     tools: dict[str, Callable[..., Any]] = {"fashion-mnist": lay_out, "lmdb": build_lmdb_from_folder}
     if not arguments or arguments[0] not in tools:

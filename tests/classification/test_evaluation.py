@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from atconv.classification.evaluation import expected_calibration_error, figures_of, wilson_interval
-from atconv.classification.sources import DigitsSource
+from atconv.datasets.sources import DigitsSource
 from training.tiny import Finished, atconv, picture_folder, read_rows, trained_run
 
 # Six images, six classes: right, right, wrong (second), wrong (last), right, wrong (second).

@@ -11,7 +11,7 @@ import torch
 
 import atconv as package
 from atconv.classification.prediction import find_images, predict
-from atconv.classification.sources import DigitsSource
+from atconv.datasets.sources import DigitsSource
 from training.tiny import atconv, trained_run
 
 

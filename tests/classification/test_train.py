@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import atconv  # noqa: F401  (registers the models with timm)
-from atconv.classification.sources import DigitsSource
-from atconv.classification.splits import Side
 from atconv.classification.train import make_model
+from atconv.datasets.sources import DigitsSource
+from atconv.datasets.splits import Side
 from atconv.training.checkpoint import latest_checkpoint, load_checkpoint
 from training.tiny import (
     TINY_ARGS,

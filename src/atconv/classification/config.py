@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from atconv.datasets.config import DataConfig
 from atconv.runs import Run
 from atconv.training.checkpoint import write_atomically
 from atconv.training.config import LoopConfig, check_shares
@@ -21,31 +22,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(kw_only=True)
-class ClassificationConfig(LoopConfig):
+class ClassificationConfig(DataConfig, LoopConfig):
     """Options of `atconv train`: data, model, augmentation, loss, distillation, and the loop's."""
-
-    data: str = ""
-    """image folder, LMDB, timm dataset name (torch/…, hfds/…, wds/…) or digits"""
-    data_root: str | None = None
-    """folder that a named timm dataset lies in"""
-    train_split: str = "train"
-    """training split of a named timm dataset"""
-    val_split: str | None = None
-    """validation split of a named timm dataset; default: held out from the training split"""
-    test_split: str | None = None
-    """test split of a named timm dataset, looked at once after training"""
-    epoch_samples: int | None = None
-    """images in one epoch of a stream (wds/…, tfds/…), where the stream does not know"""
-    val_fraction: float = 0.1
-    """share of the training images held out for validation where DATA has no validation side"""
-    test_fraction: float = 0.15
-    """share of all images held out for the test where DATA is one flat folder or digits"""
-    check_images: Literal["decode", "header", "none"] = "decode"
-    """how image files are checked before training: decode each, read its header, or not at all"""
-    num_classes: int | None = None
-    """classes of a stream that does not name them"""
-    max_skipped: float = 0.05
-    """greatest share of unreadable files that are left out; more stops the run"""
 
     model: str = "attnet_xxs"
     """model by timm's name"""
@@ -127,10 +105,7 @@ class ClassificationConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("val_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        check_shares(self, "max_skipped", "drop_path", "drop_rate", "hflip", "vflip", "erase_prob", "shift")
+        check_shares(self, "drop_path", "drop_rate", "hflip", "vflip", "erase_prob", "shift")
         check_shares(self, "crop_pct", "mix_prob", "mix_switch_prob", "label_smoothing", "distill_weight")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from atconv import runs
 from atconv.classification import figures
-from atconv.classification.checking import check_files
 from atconv.classification.config import ClassificationConfig, read_config
-from atconv.classification.loader import eval_loader, stream_loader
-from atconv.classification.sources import FolderSource, ImageSource, KeptPictures, Stream
-from atconv.classification.splits import Side, is_stream, load_split, open_sources
+from atconv.datasets.checking import check_files
+from atconv.datasets.loader import eval_loader, stream_loader
+from atconv.datasets.sources import FolderSource, ImageSource, KeptPictures, Stream
+from atconv.datasets.splits import Side, is_stream, load_split, open_sources
 from atconv.images import Mode
 from atconv.runs import Run
 from atconv.training.checkpoint import write_atomically, write_rows

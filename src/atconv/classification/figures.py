@@ -10,8 +10,8 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from atconv.classification.sources import KeptPictures
-from atconv.classification.splits import Side
+from atconv.datasets.sources import KeptPictures
+from atconv.datasets.splits import Side
 from atconv.images import Mode
 
 mpl.use("Agg")

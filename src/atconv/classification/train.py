@@ -15,6 +15,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from atconv.classification import figures
+from atconv.classification.augmentation import train_transform
 from atconv.classification.config import ClassificationConfig, read_config, write_config
 from atconv.classification.evaluation import (
     Evaluation,
@@ -23,11 +24,11 @@ from atconv.classification.evaluation import (
     summary_table,
     write_report,
 )
-from atconv.classification.loader import eval_loader, stream_loader, train_loader, train_transform
 from atconv.classification.model import adopt_run, make_model
 from atconv.classification.objective import Objective
-from atconv.classification.sources import KeptPictures, Stream
-from atconv.classification.splits import Side, Splits, TooManyUnreadable, is_stream, load_split, make_split
+from atconv.datasets.loader import EpochBatches, eval_loader, stream_loader, train_loader
+from atconv.datasets.sources import KeptPictures, Stream
+from atconv.datasets.splits import Side, Splits, TooManyUnreadable, is_stream, load_split, make_split
 from atconv.runs import EvalTransform, Run, load
 from atconv.training.checkpoint import latest_checkpoint, save_tensors, write_atomically
 from atconv.training.config import BatchPlan, plan_batches
@@ -219,18 +220,11 @@ class SplitTask(ClassificationTask):
         self.objective = Objective(config, len(splits.classes), labels).to(accelerator.device)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        return iter(
-            train_loader(
-                self.train_side,
-                self.train_transform,
-                self.config,
-                self.plan,
-                epoch,
-                self.accelerator.process_index,
-                start,
-                pin=self.accelerator.device.type == "cuda",
-            )
-        )
+        config, rank = self.config, self.accelerator.process_index
+        batches = EpochBatches(self.samples, self.plan, config.seed, epoch, rank, config.repeats, start)
+        pin = self.accelerator.device.type == "cuda"
+        side, transform = self.train_side, self.train_transform
+        return iter(train_loader(side, transform, config.in_chans, batches, config.workers, pin))
 
     def validation_batches(self) -> Iterator[Any]:
         side, accelerator = self.val_side, self.accelerator
@@ -342,7 +336,7 @@ def _make_task(
     if is_stream(config.data):
         return _make_stream_task(config, run, accelerator, console)
     if accelerator.is_main_process and not run.split.is_file():
-        splits = make_split(config, console, run.path)
+        splits = make_split(config, console, run.path, config.seed)
         if splits.skipped:
             skipped = run.path / "skipped.csv"
             console.print(f"left out {len(splits.skipped)} files, listed in {skipped}", soft_wrap=True)

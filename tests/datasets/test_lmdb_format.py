@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from atconv.classification.lmdb_format import LmdbReader, build_lmdb
-from atconv.classification.preparation import build_lmdb_from_folder
-from atconv.classification.sources import FolderSource, LmdbSource
-from atconv.classification.splits import make_split
+from atconv.datasets.lmdb_format import LmdbReader, build_lmdb
+from atconv.datasets.preparation import build_lmdb_from_folder
+from atconv.datasets.sources import FolderSource, LmdbSource
+from atconv.datasets.splits import make_split
 from training.tiny import atconv, picture_folder, start_process, tiny_config, tiny_options
 
 RECORDS = [(b"first", 0), (b"second" * 1000, 1), (b"", 1)]

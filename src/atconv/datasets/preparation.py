@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from atconv.classification.checking import check_files
-from atconv.classification.lmdb_format import build_lmdb
-from atconv.classification.sources import FolderSource
+from atconv.datasets.checking import check_files
+from atconv.datasets.lmdb_format import build_lmdb
+from atconv.datasets.sources import FolderSource
 from atconv.training.progress import plain_console, track
 
 __all__ = ["build_lmdb_from_folder"]

@@ -12,7 +12,7 @@ from typing import Literal
 from PIL import Image
 from rich.console import Console
 
-from atconv.classification.sources import ImageSource
+from atconv.datasets.sources import ImageSource
 from atconv.images import read_image
 from atconv.training.progress import track
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from atconv.classification.sources import DigitsSource, FolderSource
-from atconv.classification.splits import SIDES, Splits, load_split, make_split, stratified_holdout
+from atconv.datasets.sources import DigitsSource, FolderSource
+from atconv.datasets.splits import SIDES, Splits, load_split, make_split, stratified_holdout
 from training.tiny import picture_folder, read_rows, tiny_config
 
 QUIET = Console(quiet=True)
@@ -23,7 +23,8 @@ QUIET = Console(quiet=True)
 def split(data: Path, run: Path, **options: Any) -> Splits:
     run.mkdir(exist_ok=True)
     defaults = {"data": str(data), "in_chans": 3, "test_fraction": 0.2, "val_fraction": 0.2}
-    return make_split(tiny_config(**(defaults | options)), QUIET, run)
+    config = tiny_config(**(defaults | options))
+    return make_split(config, QUIET, run, config.seed)
 
 
 def names(splits: Splits) -> dict[str, list[str]]:

@@ -7,9 +7,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from atconv.classification.loader import EpochBatches, train_loader, train_transform
-from atconv.classification.sources import DigitsSource
-from atconv.classification.splits import Side
+from atconv.classification.augmentation import train_transform
+from atconv.classification.config import ClassificationConfig
+from atconv.datasets.loader import EpochBatches, train_loader
+from atconv.datasets.sources import DigitsSource
+from atconv.datasets.splits import Side
 from atconv.training.config import BatchPlan, LoopConfig, plan_batches
 from training.tiny import tiny_config
 
@@ -96,13 +98,19 @@ def test_an_augmentation_has_another_seed_in_another_epoch() -> None:
     assert all(first[position] != second[position] for position in range(16))
 
 
+def loader_of(side: Side, config: ClassificationConfig, samples: int, start: int = 0) -> Any:
+    plan = plan_batches(config, samples, 1)
+    listed = EpochBatches(samples, plan, config.seed, 0, repeats=config.repeats, start=start)
+    return train_loader(side, train_transform(config), config.in_chans, listed, config.workers)
+
+
 def batches(workers: int, start: int = 0, **changes: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     random = {"rotate": 20.0, "hflip": 0.5, "erase_prob": 0.5, "auto_augment": "rand-m9-mstd0.5"}
     config = tiny_config(
         workers=workers, batch_size=4, lr_batch=4, crop_scale=(0.1, 1.0), **(random | changes)
     )
     side = Side(DigitsSource(), list(range(24)))
-    return list(train_loader(side, train_transform(config), config, plan_batches(config, 24, 1), 0, 0, start))
+    return list(loader_of(side, config, 24, start))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +145,7 @@ def test_loading_leaves_the_generators_of_the_process_alone() -> None:
     before = torch.get_rng_state()
     images = Side(DigitsSource(), [0, 1, 2, 3])
     config = tiny_config(batch_size=4, lr_batch=4, rotate=20.0)
-    loader = train_loader(images, train_transform(config), config, plan_batches(config, 4, 1), 0, 0, 0)
+    loader = loader_of(images, config, 4)
     loader.dataset[next(iter(loader.batch_sampler))[0]]
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -152,7 +160,7 @@ def test_labels_are_those_of_the_images() -> None:
     source = DigitsSource()
     side = Side(source, list(range(100, 124)))
     known = {bytes(source.read(i, "L").tobytes()): source.labels[i] for i in side.indices}
-    loader = train_loader(side, train_transform(config), config, plan_batches(config, 24, 1), 0, 0, 0)
+    loader = loader_of(side, config, 24)
     for images, labels in loader:
         for image, label in zip(images, labels, strict=True):
             pixels = ((image[0] * 0.5 + 0.5) * 255).round().to(torch.uint8).numpy().tobytes()

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets import DatasetFolder
 
-from atconv.classification.lmdb_format import LmdbReader
+from atconv.datasets.lmdb_format import LmdbReader
 from atconv.images import IMAGE_SUFFIXES, Mode, as_mode, pictures_in, read_image, upright
 
 __all__ = [

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from atconv.classification.fashion_mnist import lay_out
-from atconv.classification.splits import make_split
+from atconv.datasets.fashion_mnist import lay_out
+from atconv.datasets.splits import make_split
 from training.tiny import atconv, tiny_config, tiny_options
 
 SIDES = {"train": 60, "t10k": 20}

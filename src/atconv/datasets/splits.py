@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from atconv.classification.checking import FileReport, check_files
-from atconv.classification.config import ClassificationConfig
-from atconv.classification.sources import DigitsSource, FolderSource, ImageSource, LmdbSource, TimmSource
+from atconv.datasets.checking import FileReport, check_files
+from atconv.datasets.config import DataConfig
+from atconv.datasets.sources import DigitsSource, FolderSource, ImageSource, LmdbSource, TimmSource
 from atconv.images import Mode
 from atconv.training.checkpoint import write_atomically, write_rows
 from atconv.training.randomness import derive_seed
@@ -84,7 +84,7 @@ def is_stream(data: str) -> bool:
     return data.startswith(STREAM_PREFIXES)
 
 
-def open_sources(config: ClassificationConfig) -> dict[str, ImageSource]:
+def open_sources(config: DataConfig) -> dict[str, ImageSource]:
     """Open the sides that DATA comes with; a lone "train" is all there is, to be split.
 
     Raises:
@@ -113,7 +113,7 @@ def open_sources(config: ClassificationConfig) -> dict[str, ImageSource]:
     return _open_folder(path)
 
 
-def make_split(config: ClassificationConfig, console: Console, run: Path) -> Splits:
+def make_split(config: DataConfig, console: Console, run: Path, seed: int = 0) -> Splits:
     """Check the files of DATA, hold out what is missing, and save the split in the run's folder.
 
     Unreadable files go to skipped.csv there.
@@ -127,7 +127,7 @@ def make_split(config: ClassificationConfig, console: Console, run: Path) -> Spl
     skipped = _skipped(sources, reports, config.max_skipped, run)
     skipped += _drop_copies(sources, reports)
     sides = {s: [i for i in range(len(sources[s])) if reports[s].reasons[i] is None] for s in sources}
-    message = _hold_out(sides, sources, reports, config)
+    message = _hold_out(sides, sources, reports, config, seed)
     splits = _splits(sources, sides, classes, message)
     splits.skipped = skipped
     if skipped:
@@ -137,7 +137,7 @@ def make_split(config: ClassificationConfig, console: Console, run: Path) -> Spl
     return splits
 
 
-def load_split(config: ClassificationConfig, run: Path) -> Splits:
+def load_split(config: DataConfig, run: Path) -> Splits:
     """Open DATA again with the split that `make_split` saved.
 
     Raises:
@@ -246,7 +246,8 @@ def _hold_out(
     sides: dict[str, list[int]],
     sources: dict[str, ImageSource],
     reports: dict[str, FileReport],
-    config: ClassificationConfig,
+    config: DataConfig,
+    seed: int,
 ) -> str:
     """Fill in missing sides from train, in place; returns how the sides came about."""
     given = [side for side in SIDES if side in sides]
@@ -260,7 +261,7 @@ def _hold_out(
         held.append(("val", config.val_fraction))
     for side, fraction in held:
         sides["train"], sides[side] = stratified_holdout(
-            sides["train"], train.labels, report.digests, fraction, derive_seed(side, config.seed)
+            sides["train"], train.labels, report.digests, fraction, derive_seed(side, seed)
         )
     for side, indices in sides.items():
         if not indices:
@@ -269,7 +270,7 @@ def _hold_out(
             )
     counts = ", ".join(f"{len(sides[side])} {side}" for side in SIDES if side in sides)
     how = (
-        f"; {' and '.join(side for side, _ in held)} held out of train, stratified, seed {config.seed}"
+        f"; {' and '.join(side for side, _ in held)} held out of train, stratified, seed {seed}"
         if held
         else ""
     )

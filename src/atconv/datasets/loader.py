@@ -11,20 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
-from torchvision.transforms import Compose, RandomAffine
-from torchvision.transforms.functional import InterpolationMode
 
-from atconv.classification.config import ClassificationConfig
-from atconv.classification.sources import Stream
-from atconv.classification.splits import Side
+from atconv.datasets.sources import Stream
+from atconv.datasets.splits import Side
 from atconv.images import PrepareImage, mode_for
 from atconv.training.config import BatchPlan
 from atconv.training.randomness import derive_seed, seed_generators, seeded
 
-__all__ = ["EpochBatches", "eval_loader", "stream_loader", "train_loader", "train_transform"]
+__all__ = ["EpochBatches", "eval_loader", "stream_loader", "train_loader"]
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -111,51 +107,17 @@ class _StreamImages(IterableDataset[tuple[Tensor, int]]):
             yield self.transform(self.prepare(image)), int(label)
 
 
-def train_transform(config: ClassificationConfig) -> Transform:
-    """timm's training transform for a configuration, after a rotation and shift where they are asked for.
-
-    Raises:
-        ValueError: timm does not know the automatic augmentation.
-    """
-    mean, std = config.normalization()
-    try:
-        transform = create_transform(
-            (config.in_chans, config.image_size, config.image_size),
-            is_training=True,
-            scale=config.crop_scale,
-            ratio=config.crop_ratio,
-            hflip=config.hflip,
-            vflip=config.vflip,
-            color_jitter=config.color_jitter or None,  # type: ignore[arg-type]  # None: no such step
-            auto_augment=config.auto_augment,
-            interpolation=config.interpolation,
-            mean=mean,
-            std=std,
-            re_prob=config.erase_prob,
-            re_mode="pixel",
-        )
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ValueError(f"timm does not take auto_augment {config.auto_augment!r}: {error}") from error
-    if not config.rotate and not config.shift:
-        return transform
-    move = RandomAffine(config.rotate, (config.shift, config.shift), interpolation=InterpolationMode.BILINEAR)
-    return Compose([move, transform])
-
-
 def train_loader(
     side: Side,
     transform: Transform,
-    config: ClassificationConfig,
-    plan: BatchPlan,
-    epoch: int,
-    rank: int,
-    start: int,
+    in_chans: int,
+    batches: EpochBatches,
+    workers: int,
     pin: bool = False,
 ) -> DataLoader[Any]:
-    """Batches of one epoch for one process, from its `start`-th pass on."""
-    batches = EpochBatches(len(side), plan, config.seed, epoch, rank, config.repeats, start)
-    dataset = _TrainImages(side, transform, config.in_chans)
-    return DataLoader(dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=pin)
+    """The passes that `batches` lists. `pin` page-locks them, for copies to a GPU."""
+    dataset = _TrainImages(side, transform, in_chans)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin)
 
 
 def eval_loader(
