@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": "classify pictures",
     "models": "the AttNet family: parameters, multiply-adds, published accuracy",
     "data": "prepare data: fashion-mnist, lmdb",
+    "generate": "diffusion models: train, sample, evaluate, encode",
 }
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from atconv import cli
+from atconv.classification.config import recipe_path
 from atconv.training.checkpoint import latest_checkpoint
-from training.tiny import atconv, picture_folder, tiny_options, trained_run
+from training.tiny import atconv, picture_folder, tiny_options, train_tiny, trained_run
 
 COMMANDS = ("train", "evaluate", "predict", "models", "data")
 
@@ -292,3 +296,30 @@ def test_class_names_are_printed_as_they_are(tmp_path: Path) -> None:
     assert "[red]" in ended.out
     classes = json.loads((tmp_path / "run" / "config.json").read_text())["label_names"]
     assert classes == ["[b]", "[red]"]
+
+
+def test_an_option_that_is_on_or_off_needs_no_value(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ended = atconv("train", "digits", *tiny_options(), "--freeze-bn", f"--out={run}", "--grad_checkpointing")
+    assert ended.code == 0, ended.err
+    config = (run / "config.yaml").read_text()
+    assert "freeze_bn: true" in config
+    assert "grad_checkpointing: true" in config
+
+
+def test_resuming_takes_no_other_option(tmp_path: Path) -> None:
+    assert "--resume takes no other option, got --epochs 5" in refused(
+        "train", "--resume", tmp_path, "--epochs", "5"
+    )
+
+
+def test_help_shows_the_defaults_that_a_run_has(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run("train", ["--help"])
+    small = yaml.safe_load(recipe_path("small").read_text())
+    assert re.search(rf"--epochs EPOCHS .*default: {small['epochs']}\)", capsys.readouterr().out)
+
+
+def test_the_weights_of_a_run_are_for_its_user_group_and_others(tmp_path: Path) -> None:
+    run = train_tiny(tmp_path / "run")
+    assert (run / "model.safetensors").stat().st_mode == (run / "config.json").stat().st_mode

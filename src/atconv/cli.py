@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import errno
 import json
@@ -9,12 +10,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_type_hints
 
 from atconv.allocator import tune_allocator
 
 try:
+    import yaml
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     from atconv.training.progress import make_table, plain_console
@@ -24,13 +27,18 @@ except ImportError as error:
 
 __all__ = ["run"]
 
+_DATA = "an image folder, an LMDB file, a timm dataset name (torch/..., hfds/..., wds/...) or digits"
+
 
 class Parser(ArgumentParser):
     """An argument parser whose errors are one line and exit code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-        fail(f"{self.prog}: {' '.join(lines)[:600]} (see {self.prog} --help)")
+        told = " ".join(lines)[:600]
+        if re.match(r"(error: )?unrecognized arguments: [^-]", told, re.IGNORECASE):
+            told += ": give it before the options"
+        fail(f"{self.prog}: {told} (see {self.prog} --help)")
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
@@ -43,9 +51,12 @@ def run(command: str, arguments: Sequence[str]) -> None:
     try:
         _COMMANDS[command]([_underscored(a) for a in arguments])
     except ImportError as error:
-        fail(f"atconv {command}: {error}: pip install 'atconv[train]'")
+        extra = "generation" if command == "generate" else "train"
+        fail(f"atconv {command}: {error}: pip install 'atconv[{extra}]'")
     except (ValueError, TypeError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
         fail(f"atconv {command}: {' '.join(str(error).split())}")
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         full = error.errno == errno.ENOSPC or "No space left" in str(error)
         hint = ": free some space; complete checkpoints are untouched" if full else ""
@@ -60,42 +71,19 @@ def fail(line: str, code: int = 2) -> NoReturn:
 
 
 def train(arguments: Sequence[str]) -> None:
-    from atconv.classification.config import DEFAULT_RECIPE, ClassificationConfig, recipe_names, recipe_path
+    from atconv.classification import config
 
-    resumed = Parser(prog="atconv train", add_help=False)
-    resumed.add_argument("--resume", type=str)
-    if any(a.split("=")[0] == "--resume" for a in arguments):
-        known = resumed.parse_args(list(arguments)).resume
+    def start(options: dict[str, Any], folder: str | None, chosen: set[str]) -> None:
+        from atconv.classification.train import train
+
+        train(config.ClassificationConfig(**options), folder, chosen=chosen)
+
+    def proceed(folder: str) -> None:
         from atconv.classification.train import resume
 
-        resume(known)
-        return
-    parser = Parser(
-        prog="atconv train",
-        usage="atconv train DATA [--config RECIPE] [--model NAME] [--out FOLDER] [--OPTION VALUE ...]\n"
-        "       atconv train --resume FOLDER",
-        description="DATA is an image folder, an LMDB file, a timm dataset name (torch/..., hfds/..., "
-        f"wds/...) or digits. RECIPE is a YAML file or one of {', '.join(recipe_names())} "
-        f"(default: {DEFAULT_RECIPE}).",
-        epilog="--resume FOLDER continues an interrupted run exactly, as it was configured.",
-    )
-    parser.add_argument("--config", action="config", help="recipe: a YAML file or a recipe's name")
-    parser.add_argument("--out", type=str | None, help="folder of the run (default: runs/DATA-MODEL)")
-    parser.add_class_arguments(ClassificationConfig, as_group=False)
-    given, rest = _take_data(arguments)
-    if not any(a.split("=")[0] == "--config" for a in rest):
-        rest = ["--config", DEFAULT_RECIPE, *rest]
-    options = parser.parse_args(_resolve_recipes(rest, recipe_path)).as_dict()
-    options.pop("config")
-    folder = options.pop("out")
-    if given is not None:
-        options["data"] = given
-    if not options.get("data"):
-        parser.error("DATA is missing: an image folder, an LMDB file, a timm dataset name or digits")
-    config = ClassificationConfig(**options)
-    from atconv.classification.train import train as train_classifier
+        resume(folder)
 
-    train_classifier(config, folder)
+    _train("atconv train", arguments, config, config.ClassificationConfig, start, proceed)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -130,7 +118,7 @@ def predict(arguments: Sequence[str]) -> None:
         return [f"{c} {100 * q:.1f} %" for c, q in zip(p.classes, p.probabilities, strict=True)]
 
     if options.json:
-        print(json.dumps([vars(p) for p in found], indent=1))
+        print(json.dumps([vars(p) for p in found], indent=1, ensure_ascii=False))
     elif options.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(["image", "rank", "class", "probability"])
@@ -193,6 +181,126 @@ def data(arguments: Sequence[str]) -> None:
     print(f"written to {written}")
 
 
+def generate(arguments: Sequence[str]) -> None:
+    tools = {
+        "train": (_generate_train, "train a SiT on pictures or latents"),
+        "sample": (_generate_sample, "draw samples: a grid, PNG files or an .npz file"),
+        "evaluate": (_generate_evaluate, "FID or its kin, precision, recall, cost of samples"),
+        "encode": (_generate_encode, "pictures to latents of a VAE, once"),
+    }
+    if not arguments or arguments[0] not in tools:
+        wanted = arguments[0] if arguments else "nothing"
+        if wanted in ("-h", "--help"):
+            print("usage: atconv generate COMMAND ...\n")
+            print("\n".join(f"  {name:<9} {text}" for name, (_, text) in tools.items()))
+            return
+        fail(f"atconv generate: {wanted!r} is not among {', '.join(tools)} (see atconv generate --help)")
+    tools[arguments[0]][0](arguments[1:])
+
+
+def _generate_train(arguments: Sequence[str]) -> None:
+    from atconv.generation import config
+
+    def start(options: dict[str, Any], folder: str | None, chosen: set[str]) -> None:
+        from atconv.generation.train import train
+
+        train(config.GenerationConfig(**options), folder)
+
+    def proceed(folder: str) -> None:
+        from atconv.generation.train import resume
+
+        resume(folder)
+
+    _train("atconv generate train", arguments, config, config.GenerationConfig, start, proceed)
+
+
+def _generate_sample(arguments: Sequence[str]) -> None:
+    from atconv.generation.samplers import SamplerConfig
+    from atconv.generation.samples import sample_run
+
+    parser = Parser(prog="atconv generate sample", description="Draw samples from a generation run.")
+    parser.add_argument("run", type=str, help="the run's folder")
+    parser.add_class_arguments(SamplerConfig, as_group=False)
+    parser.add_function_arguments(sample_run, as_group=False, skip={"run", "options", "console"})
+    given = parser.parse_args(list(arguments)).as_dict()
+    options = {name: given.pop(name) for name in _field_names(SamplerConfig)}
+    sample_run(given.pop("run"), options=SamplerConfig(**options), **given)
+
+
+def _generate_evaluate(arguments: Sequence[str]) -> None:
+    from atconv.generation.evaluation import evaluate as evaluate_samples
+    from atconv.generation.samplers import SamplerConfig
+
+    parser = Parser(prog="atconv generate evaluate", description="Compare samples with real images.")
+    parser.add_argument("samples", type=str, help="a generation run, an .npz file or a folder of samples")
+    parser.add_argument("data", type=str, help="DATA as in training, or an .npz file of real images")
+    parser.add_class_arguments(SamplerConfig, as_group=False)
+    parser.add_function_arguments(
+        evaluate_samples, as_group=False, skip={"samples", "data", "options", "console"}
+    )
+    given = parser.parse_args(list(arguments)).as_dict()
+    options = {name: given.pop(name) for name in _field_names(SamplerConfig)}
+    evaluate_samples(options=SamplerConfig(**options), **given)
+
+
+def _generate_encode(arguments: Sequence[str]) -> None:
+    from atconv.generation.latents import encode
+
+    parser = Parser(
+        prog="atconv generate encode", description="Encode the pictures of DATA with a VAE, to train on."
+    )
+    parser.add_argument("data", type=str, help="DATA as in training")
+    parser.add_function_arguments(encode, as_group=False, skip={"data", "console"})
+    encode(**parser.parse_args(list(arguments)).as_dict())
+
+
+def _train(
+    prog: str,
+    arguments: Sequence[str],
+    recipes: Any,
+    kind: type,
+    start: Callable[[dict[str, Any], str | None, set[str]], None],
+    proceed: Callable[[str], None],
+) -> None:
+    """Parse the options of a training command. `recipes` is the task's config module."""
+    resumed = argparse.ArgumentParser(prog=prog, add_help=False)
+    resumed.add_argument("--resume")
+    if any(a.split("=")[0] == "--resume" for a in arguments):
+        known, others = resumed.parse_known_args(list(arguments))
+        if others:
+            fail(f"{prog}: --resume takes no other option, got {' '.join(others)}: a run goes on as it began")
+        proceed(known.resume)
+        return
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} DATA [--config RECIPE] [--model NAME] [--out FOLDER] [--OPTION VALUE ...]\n"
+        f"       {prog} --resume FOLDER",
+        description=f"DATA is {_DATA}. RECIPE is a YAML file or one of "
+        f"{', '.join(recipes.recipe_names())} (default: {recipes.DEFAULT_RECIPE}).",
+        epilog="--resume FOLDER continues an interrupted run exactly, as it was configured.",
+    )
+    parser.add_argument("--config", action="config", help="recipe: a YAML file or a recipe's name")
+    parser.add_argument("--out", type=str | None, help="folder of the run (default: runs/DATA-MODEL)")
+    parser.add_class_arguments(kind, as_group=False)
+    given, rest = _take_data(arguments)
+    rest = _switched_on(rest, kind)
+    chosen = {a[2:].split("=")[0] for a in rest if a.startswith("--")}
+    if "config" not in chosen:
+        parser.set_defaults(yaml.safe_load(recipes.recipe_path(recipes.DEFAULT_RECIPE).read_text()))
+    options = parser.parse_args(_resolve_recipes(rest, recipes.recipe_path)).as_dict()
+    options.pop("config")
+    folder = options.pop("out")
+    if given is not None:
+        options["data"] = given
+    if not options.get("data"):
+        parser.error(f"DATA is missing: {_DATA}")
+    start(options, folder, chosen)
+
+
+def _field_names(kind: type) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
 def _underscored(argument: str) -> str:
     """--batch-size is --batch_size."""
     match = re.match(r"--[a-z][a-z0-9-]*", argument)
@@ -204,6 +312,16 @@ def _take_data(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], list(arguments[1:])
     return None, list(arguments)
+
+
+def _switched_on(arguments: Sequence[str], kind: type) -> list[str]:
+    """--compile is --compile=true, for every field of `kind` that is true or false."""
+    switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
+    following = [*arguments[1:], "--"]
+    return [
+        f"{argument}=true" if argument in switches and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _resolve_recipes(arguments: list[str], recipe_path: Callable[[str], Path]) -> list[str]:
@@ -223,6 +341,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "predict": predict,
     "models": models,
     "data": data,
+    "generate": generate,
 }
 
 if __name__ == "__main__":

@@ -29,9 +29,13 @@ from torch import Tensor, nn
 
 from atconv.images import PrepareImage
 
-__all__ = ["EvalTransform", "Run", "load", "pick_device"]
+__all__ = ["EvalTransform", "Run", "TooManyUnreadable", "free_folder", "load", "pick_device"]
 
 _LEFT_BEHIND = {"skipped.csv"}  # what a refused run may leave in its folder
+
+
+class TooManyUnreadable(ValueError):
+    """More files are unreadable than a run was told to leave out; they are listed in skipped.csv."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Run:
         for child in self.path.iterdir():
             if child.is_dir():
                 shutil.rmtree(child, ignore_errors=True)
-            elif not (keep_skipped and child.name in _LEFT_BEHIND):
+            elif not (keep_skipped and child.name == "skipped.csv"):
                 child.unlink()
         if not any(self.path.iterdir()):
             self.path.rmdir()
@@ -160,6 +164,13 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         return self.transform(self.prepare(image))
+
+
+def free_folder(data: str, model: str) -> Path:
+    """runs/DATA-MODEL, numbered where it exists."""
+    name = f"{Path(data).name or 'data'}-{model}"
+    candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
+    return next(path for path in candidates if not path.exists())
 
 
 def pick_device(name: str = "auto") -> torch.device:

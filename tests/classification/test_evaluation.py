@@ -203,3 +203,9 @@ def test_a_side_that_the_data_lacks_is_told(run: Path, tmp_path: Path) -> None:
     ended = atconv("evaluate", run, folder, "--split=val")
     assert ended.code == 2
     assert "has no val side, only all" in ended.err
+
+
+def test_all_sides_of_one_source_can_be_judged_together(run: Path) -> None:
+    ended = atconv("evaluate", run, "digits", "--split=all", "--workers=0")
+    assert ended.code == 0, ended.err
+    assert json.loads((run / "evaluation" / "digits-all" / "metrics.json").read_text())["images"] == 1797

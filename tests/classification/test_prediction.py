@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import atconv as package
 from atconv.classification.prediction import find_images, predict
@@ -126,3 +127,10 @@ def test_the_table_shows_names_as_they_are(pictures: Path, tmp_path: Path) -> No
     shutil.copy(pictures / "a.png", tmp_path / "p[a].png")
     ended = atconv("predict", trained_run(), tmp_path / "p[a].png", "--top=1")
     assert "p[a].png" in ended.out.replace("\n", "")
+
+
+def test_brackets_in_a_folder_name_are_taken_as_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "scans [b]"
+    folder.mkdir()
+    Image.new("L", (4, 4)).save(folder / "a.png")
+    assert find_images([str(folder / "*.png")]) == [folder / "a.png"]

@@ -11,9 +11,9 @@ from atconv.classification.config import (
     read_config,
     recipe_names,
     recipe_path,
-    write_config,
 )
 from atconv.runs import Run
+from atconv.training.recipes import write_config
 from training.tiny import atconv, tiny_config
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"

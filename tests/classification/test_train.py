@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import atconv  # noqa: F401  (registers the models with timm)
-from atconv.classification.train import make_model
+from atconv.classification.model import adopt_run, make_model
 from atconv.datasets.sources import DigitsSource
 from atconv.datasets.splits import Side
 from atconv.training.checkpoint import latest_checkpoint, load_checkpoint
 from training.tiny import (
+    TINY,
     TINY_ARGS,
     picture_folder,
     read_rows,
@@ -348,3 +349,12 @@ def test_sides_are_those_of_the_split(plain: Path) -> None:
     split = json.loads((plain / "split.json").read_text())
     side = Side(DigitsSource(), [int(name) for name in split["train"]])
     assert len(side) // 32 == int(read_rows(plain / "metrics.csv")[0]["step"])
+
+
+def test_the_input_of_a_run_comes_with_its_weights_unless_chosen(tmp_path: Path) -> None:
+    weights = str(trained_run())
+    adopted = adopt_run(tiny_config(weights=weights, image_size=32))
+    assert adopted.image_size == TINY["image_size"]
+    assert adopt_run(tiny_config(weights=weights, image_size=32), {"image_size"}).image_size == 32
+    with pytest.raises(ValueError, match="--model attnet_s contradicts"):
+        adopt_run(tiny_config(weights=weights, model="attnet_s"), {"model"})

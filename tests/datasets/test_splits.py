@@ -315,3 +315,16 @@ def test_a_holdout_keeps_something_of_every_class(
             here = {i for i, own in enumerate(labels) if own == label}
             assert here & set(kept)
             assert here & set(held)
+
+
+def test_classes_without_pictures_and_pictures_in_two_classes_are_told(tmp_path: Path) -> None:
+    data = picture_folder(tmp_path / "data", {"a": 6, "b": 6, "lonely": 1})
+    (data / "empty").mkdir()
+    shutil.copy(data / "a" / "0.png", data / "b" / "copy.png")
+    (tmp_path / "run").mkdir()
+    console = Console(record=True, width=200, quiet=False, file=io.StringIO())
+    make_split(tiny_config(data=str(data), test_fraction=0.3, val_fraction=0.3), console, tmp_path / "run")
+    told = console.export_text()
+    assert "no pictures in empty" in told
+    assert "one picture, which is never tested, in lonely" in told
+    assert "1 pictures lie in two classes: b/copy.png is a/0.png" in told

@@ -441,3 +441,8 @@ def test_release_weights_keep_every_parameter_in_its_place(tmp_path: Path) -> No
     assert torch.equal(model.stem.conv2.weight, state["downsample_layers.0.2.0.weight"])
     assert torch.equal(model.head.norm.weight, state["norm.weight"])
     assert torch.equal(model.head.fc.weight, state["head.weight"])
+
+
+def test_models_are_built_on_a_device_and_in_a_dtype() -> None:
+    assert next(timm.create_model("attnet_xxs", dtype=torch.bfloat16).parameters()).dtype == torch.bfloat16
+    assert next(timm.create_model("attnet_xxs", device="meta").parameters()).is_meta

@@ -315,3 +315,21 @@ def test_missing_file_and_folder_are_said(model: AttNet, suffix: str, tmp_path: 
             pytest.raises(FileNotFoundError, match=re.escape(f"no such checkpoint file: {path}")),
         ):
             atconv.load_release(model, path)
+
+
+class _Foreign:
+    """A class that no checkpoint may build."""
+
+
+def test_a_file_with_foreign_objects_names_them(tmp_path: Path) -> None:
+    torch.save({"model": {}, "extra": _Foreign()}, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match=r"it holds [\w.]*_Foreign;") as caught:
+        atconv.load_release(timm.create_model("attnet_xxs"), tmp_path / "bad.pth")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_refused_file_warns_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"conv1.weight": torch.ones(2, 2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not an AttNet"):
+        atconv.load_release(timm.create_model("attnet_xxs"), tmp_path / "other.pth")
+    assert not caplog.records

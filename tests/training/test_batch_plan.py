@@ -98,3 +98,14 @@ def test_a_total_batch_that_divides_is_met_exactly(micro: int, accumulate: int, 
 def test_an_option_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must .*{value}"):
         config(**{name: value})
+
+
+def test_a_batch_that_batch_size_does_not_divide_is_met_by_smaller_passes() -> None:
+    plan = plan_batches(config(batch_size=64, lr_batch=64, total_batch=100), 1000, processes=1)
+    assert (plan.micro_batch, plan.accumulate, plan.total_batch) == (50, 2, 100)
+
+
+def test_a_batch_that_cannot_be_met_says_what_was_asked_for() -> None:
+    plan = plan_batches(config(batch_size=64, lr_batch=101), 1000, processes=1)
+    assert plan.total_batch in (100, 102)
+    assert "(101 asked for)" in plan.message

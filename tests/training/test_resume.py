@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -167,3 +168,36 @@ def test_the_checkpoint_holds_what_is_needed_to_go_on(uninterrupted: Path) -> No
     assert state["step_in_epoch"] == 0
     assert [row["epoch"] for row in state["history"]] == list(range(1, EPOCHS + 1))
     assert set(state["model"]) == set(state["ema"])
+
+
+def test_two_commands_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = start_atconv(
+        "train", "digits", *tiny_options(epochs=500, checkpoint_steps=1), f"--out={run}", output=tmp_path
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while latest_checkpoint(run / "checkpoints") is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        second = atconv("train", "--resume", run)
+        assert second.code == 2
+        assert "is being trained by another process" in second.err
+        assert first.is_alive()
+    finally:
+        first.kill()
+        first.join()
+    assert load_checkpoint(latest_checkpoint(run / "checkpoints"))["epoch"] >= 0
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_atconv(
+        "train", "digits", *tiny_options(epochs=500, checkpoint_steps=1), f"--out={run}", output=tmp_path
+    )
+    deadline = time.monotonic() + 60
+    while latest_checkpoint(run / "checkpoints") is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    assert f"--resume {run}" in (tmp_path / "out").read_text()

@@ -81,7 +81,9 @@ def draw_kernels(
         path: PNG to write.
     """
     values = kernels.float().cpu().numpy()
-    chosen = np.argsort(-values.std(0).mean((1, 2)), kind="stable")[:channels]
+    # The median: one picture that differs from all others does not make a channel interesting.
+    change = np.median(np.abs(values - values.mean(0)).mean((2, 3)), axis=0) / np.abs(values).max((0, 2, 3))
+    chosen = np.argsort(-change, kind="stable")[:channels]
     count = len(pictures)
     figure, axes = plt.subplots(
         count, len(chosen) + 1, figsize=(1.25 * (len(chosen) + 1) + 1.2, 1.3 * count + 1.3), squeeze=False,

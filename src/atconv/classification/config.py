@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from importlib import resources
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from atconv.datasets.config import DataConfig
 from atconv.runs import Run
-from atconv.training.checkpoint import write_atomically
+from atconv.training import recipes
 from atconv.training.config import LoopConfig, check_shares
 
-__all__ = ["ClassificationConfig", "read_config", "recipe_names", "recipe_path", "write_config"]
+__all__ = ["ClassificationConfig", "read_config", "recipe_names", "recipe_path"]
 
 DEFAULT_RECIPE = "small"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -132,7 +129,10 @@ class ClassificationConfig(DataConfig, LoopConfig):
         """Mean and standard deviation of each channel of the input."""
         grey = self.in_chans == 1
         mean = _per_channel("mean", self.mean, self.in_chans, (0.5,) if grey else IMAGENET_MEAN)
-        return mean, _per_channel("std", self.std, self.in_chans, (0.5,) if grey else IMAGENET_STD)
+        std = _per_channel("std", self.std, self.in_chans, (0.5,) if grey else IMAGENET_STD)
+        if min(std) <= 0:
+            raise ValueError(f"std must be positive, got {std}")
+        return mean, std
 
     @property
     def mixes(self) -> bool:
@@ -140,48 +140,18 @@ class ClassificationConfig(DataConfig, LoopConfig):
 
 
 def recipe_names() -> list[str]:
-    """Recipes that ship with the package, selectable by name."""
-    folder = resources.files("atconv.classification") / "recipes"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    """Classification recipes that ship with the package, selectable by name."""
+    return recipes.recipe_names("atconv.classification")
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe: a YAML file, or the name of one that ships with the package.
-
-    Raises:
-        ValueError: neither.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    if name in recipe_names():
-        return Path(str(resources.files("atconv.classification") / "recipes" / f"{name}.yaml"))
-    raise ValueError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(recipe_names())}")
-
-
-def write_config(config: ClassificationConfig, run: Run) -> None:
-    """Save the complete configuration of a run, re-runnable with `atconv train --config RUN/config.yaml`."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    write_atomically(
-        run.config, lambda temporary: temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
-    )
+    """The file of a classification recipe. Raises ValueError where there is none of that name."""
+    return recipes.recipe_path("atconv.classification", name)
 
 
 def read_config(run: Run) -> ClassificationConfig:
-    """The configuration of a classification run.
-
-    Raises:
-        ValueError: the run is of another task, or its config.yaml is damaged.
-    """
-    try:
-        found = yaml.safe_load(run.config.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{run.config} cannot be read: {str(error).partition(chr(10))[0]}") from error
-    names = {f.name for f in fields(ClassificationConfig)}
-    if not isinstance(found, dict) or not set(found) <= names:
-        raise ValueError(f"{run.config} is not the configuration of a classification run")
-    tuples = ("betas", "crop_scale", "crop_ratio", "mean", "std")
-    found.update({k: tuple(found[k]) for k in tuples if found.get(k) is not None})
-    return ClassificationConfig(**found)
+    """The configuration of a classification run. Raises ValueError where it is not one."""
+    return recipes.read_config(run, ClassificationConfig, "classification")
 
 
 def _per_channel(

@@ -301,6 +301,9 @@ def _find_side(
         if list(sides) == ["train"]:
             sides = {"all": sides["train"]}
     wanted = next((s for s in ("test", "val", "all") if s in sides), "train") if split == "auto" else split
+    if wanted == "all" and len({id(side.source) for side in sides.values()}) == 1:
+        one = next(iter(sides.values())).source
+        return wanted, Side(one, sorted(i for side in sides.values() for i in side.indices))
     if wanted not in sides:
         raise ValueError(f"{data} has no {wanted} side, only {', '.join(sides)}: choose one with --split")
     return wanted, sides[wanted]

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from atconv.datasets.sources import KeptPictures
 from atconv.datasets.splits import Side
 from atconv.images import Mode
+from atconv.training.curves import Panel, draw_curves
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
 
 __all__ = ["confusion_matrix", "learning_curves", "worst_mistakes", "worst_positions"]
 
@@ -26,26 +26,12 @@ _MOST_NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
 
 def learning_curves(history: Sequence[dict[str, Any]], best: dict[str, Any], path: Path) -> None:
     """Loss, accuracy and learning rate by epoch, `best` of which is marked."""
-    epochs = [row["epoch"] for row in history]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    panels: list[tuple[str, str, list[str]]] = [
-        ("Loss", "cross-entropy", ["train_loss", "val_loss"]),
-        ("Accuracy", "top-1 (%)", ["train_top1", "val_top1"]),
-        ("Learning rate", "at the end of the epoch", ["lr"]),
+    panels = [
+        Panel("Loss", "cross-entropy", {"train, augmented": "train_loss", "validation": "val_loss"}),
+        Panel("Accuracy", "top-1 (%)", {"train, augmented": "train_top1", "validation": "val_top1"}),
+        Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"}),
     ]
-    names = {"train_loss": "train", "val_loss": "validation", "train_top1": "train", "val_top1": "validation"}
-    for axis, (title, unit, columns) in zip(axes, panels, strict=True):
-        for column in columns:
-            marker = "o" if len(history) == 1 else None
-            axis.plot(epochs, [row[column] for row in history], label=names.get(column), marker=marker)
-        axis.set(title=title, xlabel="epoch", ylabel=unit)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        if len(columns) > 1:
-            axis.legend()
-    axes[1].plot(best["epoch"], best["val_top1"], "o", color="C1")
-    axes[1].set_title(f"Accuracy, best {best['val_top1']:.2f} %, epoch {best['epoch']}")
-    _save(figure, path)
+    draw_curves(history, panels, path, ("val_top1", best))
 
 
 def confusion_matrix(
@@ -102,10 +88,10 @@ def worst_mistakes(
     confidence = probabilities.max(1)
     wrong = np.flatnonzero(predicted != labels)
     worst = worst_positions(probabilities, labels)
-    columns = 5
+    columns = min(5, max(3, len(worst)))  # three leave room for the title
     rows = max(1, -(-len(worst) // columns))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(11, 2.5 * rows + 0.6), layout="constrained", squeeze=False
+        rows, columns, figsize=(2.2 * columns, 2.5 * rows + 0.6), layout="constrained", squeeze=False
     )
     figure.suptitle(
         f"Worst mistakes: {len(worst)} of {len(wrong)} wrong among {len(labels)} images, most confident first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,24 @@ def make_model(config: ClassificationConfig, classes: int, console: Console, fre
     return model
 
 
-def adopt_run(config: ClassificationConfig) -> ClassificationConfig:
-    """Where weights come from another run, its model, channels and normalisation come with them."""
+def adopt_run(config: ClassificationConfig, chosen: Collection[str] = ()) -> ClassificationConfig:
+    """Where weights come from another run, its model, channels and normalisation come with them, and its
+    input size, crop and interpolation, unless they are among the `chosen` options.
+
+    Raises:
+        ValueError: an option was chosen that contradicts the run's model.
+    """
     if config.weights is None or not Path(config.weights).is_dir():
         return config
     source = read_config(Run.open(config.weights))
-    taken = ("model", "model_args", "in_chans", "mean", "std")
+    fixed = ("model", "model_args", "in_chans", "mean", "std")
+    for name in fixed:
+        if name in chosen and getattr(config, name) != getattr(source, name):
+            raise ValueError(
+                f"--{name} {getattr(config, name)} contradicts --weights {config.weights}, whose {name} is "
+                f"{getattr(source, name)}: leave --{name} out"
+            )
+    taken = [*fixed, *(name for name in ("image_size", "crop_pct", "interpolation") if name not in chosen)]
     return replace(config, **{name: getattr(source, name) for name in taken})
 
 

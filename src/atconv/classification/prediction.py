@@ -40,7 +40,10 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
         elif path.is_file():
             matches = [path]
         else:
-            matches = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
+            # Second, with the folder taken as it is: names such as "scan [1]" look like patterns.
+            literal = str(Path(glob.escape(str(path.parent))) / path.name)
+            found_names = glob.glob(pattern, recursive=True) or glob.glob(literal)
+            matches = sorted(p for p in map(Path, found_names) if p.is_file())
         if not matches:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise FileNotFoundError(f"no picture at {pattern!r}: give files, folders or globs of {kinds}")

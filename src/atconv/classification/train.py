@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from atconv.classification import figures
 from atconv.classification.augmentation import train_transform
-from atconv.classification.config import ClassificationConfig, read_config, write_config
+from atconv.classification.config import ClassificationConfig, read_config
 from atconv.classification.evaluation import (
     Evaluation,
     evaluate_side,
@@ -28,19 +28,21 @@ from atconv.classification.model import adopt_run, make_model
 from atconv.classification.objective import Objective
 from atconv.datasets.loader import EpochBatches, eval_loader, stream_loader, train_loader
 from atconv.datasets.sources import KeptPictures, Stream
-from atconv.datasets.splits import Side, Splits, TooManyUnreadable, is_stream, load_split, make_split
-from atconv.runs import EvalTransform, Run, load
+from atconv.datasets.splits import Side, Splits, is_stream, load_split, make_split
+from atconv.runs import EvalTransform, Run, free_folder, load
 from atconv.training.checkpoint import latest_checkpoint, save_tensors, write_atomically
-from atconv.training.config import BatchPlan, plan_batches
-from atconv.training.devices import make_accelerator, release_accelerator
 from atconv.training.loop import Task, Trainer
-from atconv.training.progress import LoggedConsole, make_table
+from atconv.training.progress import make_table
+from atconv.training.session import resume_run, start_run
 
 __all__ = ["resume", "train"]
 
 
 def train(
-    config: ClassificationConfig, run: str | Path | None = None, console: Console | None = None
+    config: ClassificationConfig,
+    run: str | Path | None = None,
+    console: Console | None = None,
+    chosen: Collection[str] = (),
 ) -> Path:
     """Train a classifier from a configuration.
 
@@ -48,6 +50,7 @@ def train(
         config: what to train on what, how.
         run: folder of the run; default: runs/DATA-MODEL, numbered where it exists.
         console: where progress shows; default: the terminal, and the run's log.txt.
+        chosen: options that a run named as `weights` must not change; see `adopt_run`.
 
     Returns:
         the run's folder.
@@ -57,22 +60,9 @@ def train(
         FloatingPointError: the loss is not finite; checkpoints so far are kept.
         OSError: a disk is full or read-only; the last complete checkpoint is kept.
     """
-    config = adopt_run(config)
-    path = Path(run) if run is not None else _free_folder(config)
-    accelerator = make_accelerator(config, str(path))
-    try:
-        if accelerator.is_main_process:
-            write_config(config, Run.create(path))
-        accelerator.wait_for_everyone()
-        try:
-            task, trainer, shown = _prepare(config, Run(path), accelerator, console)
-        except Exception as error:  # nothing was trained
-            if accelerator.is_main_process:
-                Run(path).discard(keep_skipped=isinstance(error, TooManyUnreadable))
-            raise
-        return _fit(task, trainer, shown)
-    finally:
-        release_accelerator(accelerator)
+    config = adopt_run(config, chosen)
+    path = Path(run) if run is not None else free_folder(config.data, config.model)
+    return start_run(config, path, _make_task, console)
 
 
 def resume(run: str | Path, console: Console | None = None) -> Path:
@@ -82,51 +72,11 @@ def resume(run: str | Path, console: Console | None = None) -> Path:
         FileNotFoundError, ValueError: no such run, or its data or checkpoint is damaged or changed.
     """
     opened = Run.open(run)
-    config = read_config(opened)
-    accelerator = make_accelerator(config, str(opened.path))
-    try:
-        return _fit(*_prepare(config, opened, accelerator, console))
-    finally:
-        release_accelerator(accelerator)
-
-
-def _prepare(
-    config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console | None
-) -> tuple[ClassificationTask, Trainer, Console]:
-    """Everything up to the first step: data, model, batches, checkpoint."""
-    if not accelerator.is_main_process:
-        console = Console(quiet=True)
-    elif console is None:
-        console = LoggedConsole(run.path / "log.txt")
-    task = _make_task(config, run, accelerator, console)
-    plan = plan_batches(config, task.samples, accelerator.num_processes, even=config.mixes)
-    task.plan = plan
-    console.print(plan.message, soft_wrap=True)
-    if accelerator.is_main_process:
-        task.save_model_config()
-    if accelerator.log_with:
-        accelerator.init_trackers("tracking")
-    return task, Trainer(task, config, plan, run, accelerator, console), console
-
-
-def _fit(task: ClassificationTask, trainer: Trainer, console: Console) -> Path:
-    """Train what is left to train, then report once."""
-    run = task.run
-    if trainer.finished and (run.path / "metrics.json").is_file():
-        console.print(f"{run.path} is finished already; its test figures are in {run.path / 'metrics.json'}")
-        return run.path
-    if trainer.step:
-        console.print(f"resuming at epoch {trainer.epoch + 1}, step {trainer.step}")
-    trainer.fit()
-    if task.accelerator.is_main_process:
-        report(task, trainer, run, console)
-    return run.path
+    return resume_run(read_config(opened), opened, _make_task, console)
 
 
 class ClassificationTask(Task):
     """What the loop needs to know to train a classifier."""
-
-    plan: BatchPlan
 
     def __init__(
         self,
@@ -141,7 +91,7 @@ class ClassificationTask(Task):
         self.transform = EvalTransform(_data_config(config))
         self.train_transform = train_transform(config)
         self.objective: Objective
-        self.samples: int
+        self.pairs = config.mixes
 
     def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = (part.to(self.accelerator.device, non_blocking=True) for part in batch)
@@ -188,7 +138,29 @@ class ClassificationTask(Task):
             the side's name, the figures, and where its pictures are read from.
         """
 
-    def save_best(self, model: nn.Module) -> None:
+    def report(self, trainer: Trainer, console: Console) -> None:
+        """After the last epoch: look at the test set once, draw the pictures, print the table."""
+        best = trainer.history[trainer.kept_epoch]
+        figures.learning_curves(trainer.history, best, self.run.path / "curves.png")
+        rows = [
+            ("best epoch", f"{best['epoch']} of {len(trainer.history)}"),
+            ("validation top-1", f"{best['val_top1']:.2f} %"),
+            ("parameters", f"{sum(p.numel() for p in self.model.parameters()):,}"),
+            ("training time", f"{sum(row['seconds'] for row in trainer.history):.0f} s"),
+        ]
+        console.print(make_table(str(self.run.path), ("figure", "value"), rows))
+        model, transform, classes = load(self.run.path)
+        name, result, shown = self.judge(model, transform, console)
+        note = "" if name == "test" else " (no test side: these images picked the best epoch)"
+        console.print(summary_table(result, f"{name} side{note}"))
+        about = {"side": name, "best_epoch": best["epoch"]}
+        write_report(result, shown, transform.prepare.mode, classes, self.run.path, about)
+        pictures = ", ".join(sorted(p.name for p in self.run.path.glob("*.png")))
+        console.print(
+            f"everything is in {self.run.path}: model.safetensors, metrics.csv, {pictures}", soft_wrap=True
+        )
+
+    def save_best(self, model: nn.Module, epoch: int) -> None:
         save_tensors(model.state_dict(), self.run.weights)
 
     def save_model_config(self) -> None:
@@ -309,27 +281,6 @@ class StreamTask(ClassificationTask):
         return "val", *evaluate_stream(model, transform, self.val_stream, classes, batch, device, console)
 
 
-def report(task: ClassificationTask, trainer: Trainer, run: Run, console: Console) -> None:
-    """After the last epoch: look at the test set once, draw the pictures, print the table."""
-    best = trainer.history[trainer.kept_epoch]
-    figures.learning_curves(trainer.history, best, run.path / "curves.png")
-    rows = [
-        ("best epoch", f"{best['epoch']} of {len(trainer.history)}"),
-        ("validation top-1", f"{best['val_top1']:.2f} %"),
-        ("parameters", f"{sum(p.numel() for p in task.model.parameters()):,}"),
-        ("training time", f"{sum(row['seconds'] for row in trainer.history):.0f} s"),
-    ]
-    console.print(make_table(str(run.path), ("figure", "value"), rows))
-    model, transform, classes = load(run.path)
-    name, result, shown = task.judge(model, transform, console)
-    note = "" if name == "test" else " (no test side: these images picked the best epoch)"
-    console.print(summary_table(result, f"{name} side{note}"))
-    about = {"side": name, "best_epoch": best["epoch"]}
-    write_report(result, shown, transform.prepare.mode, classes, run.path, about)
-    pictures = ", ".join(sorted(p.name for p in run.path.glob("*.png")))
-    console.print(f"everything is in {run.path}: model.safetensors, metrics.csv, {pictures}", soft_wrap=True)
-
-
 def _make_task(
     config: ClassificationConfig, run: Run, accelerator: Accelerator, console: Console
 ) -> ClassificationTask:
@@ -392,9 +343,3 @@ def _data_config(config: ClassificationConfig) -> dict[str, Any]:
         "crop_pct": config.crop_pct,
         "interpolation": "bilinear" if config.interpolation == "random" else config.interpolation,
     }
-
-
-def _free_folder(config: ClassificationConfig) -> Path:
-    name = f"{Path(config.data).name or 'data'}-{config.model}"
-    candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
-    return next(path for path in candidates if not path.exists())

@@ -7,7 +7,7 @@ class and seeded. No picture is on two sides, not even as a copy under another n
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from atconv.datasets.checking import FileReport, check_files
 from atconv.datasets.config import DataConfig
 from atconv.datasets.sources import DigitsSource, FolderSource, ImageSource, LmdbSource, TimmSource
 from atconv.images import Mode
+from atconv.runs import TooManyUnreadable
 from atconv.training.checkpoint import write_atomically, write_rows
 from atconv.training.randomness import derive_seed
 
@@ -27,7 +28,6 @@ __all__ = [
     "STREAM_PREFIXES",
     "Side",
     "Splits",
-    "TooManyUnreadable",
     "is_stream",
     "load_split",
     "make_split",
@@ -38,10 +38,6 @@ SIDES = ("train", "val", "test")
 STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
 _SIDE_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 _KINDS = "give an image folder, an LMDB file, a timm dataset name (torch/…, hfds/…, wds/…) or digits"
-
-
-class TooManyUnreadable(ValueError):
-    """More files are unreadable than a run was told to leave out."""
 
 
 @dataclass
@@ -113,13 +109,15 @@ def open_sources(config: DataConfig) -> dict[str, ImageSource]:
     return _open_folder(path)
 
 
-def make_split(config: DataConfig, console: Console, run: Path, seed: int = 0) -> Splits:
+def make_split(
+    config: DataConfig, console: Console, run: Path, seed: int = 0, least_classes: int = 2
+) -> Splits:
     """Check the files of DATA, hold out what is missing, and save the split in the run's folder.
 
     Unreadable files go to skipped.csv there.
 
     Raises:
-        ValueError: too many unreadable files, fewer than two classes, an empty side.
+        ValueError: too many unreadable files, fewer than `least_classes`, an empty side.
     """
     sources = open_sources(config)
     classes = sources["train"].classes
@@ -127,6 +125,10 @@ def make_split(config: DataConfig, console: Console, run: Path, seed: int = 0) -
     skipped = _skipped(sources, reports, config.max_skipped, run)
     skipped += _drop_copies(sources, reports)
     sides = {s: [i for i in range(len(sources[s])) if reports[s].reasons[i] is None] for s in sources}
+    if len(classes) < least_classes:
+        raise ValueError(f"{config.data} has {len(classes)} class: classification needs two or more")
+    for line in _oddities(sources, sides, reports):
+        console.print(line, soft_wrap=True)
     message = _hold_out(sides, sources, reports, config, seed)
     splits = _splits(sources, sides, classes, message)
     splits.skipped = skipped
@@ -242,6 +244,32 @@ def _drop_copies(sources: dict[str, ImageSource], reports: dict[str, FileReport]
     return rows
 
 
+def _oddities(
+    sources: dict[str, ImageSource], sides: dict[str, list[int]], reports: dict[str, FileReport]
+) -> list[str]:
+    """What a person should know of the data before hours are spent on it."""
+    train, digests = sources["train"], reports["train"].digests
+    counts = Counter(train.labels[i] for i in sides["train"])
+    found = []
+    for count, what in ((0, "no pictures"), (1, "one picture, which is never tested,")):
+        names = [name for label, name in enumerate(train.classes) if counts[label] == count]
+        if names:
+            found.append(f"{what} in {_some(names)}")
+    owner: dict[bytes, int] = {}
+    twice = []
+    for i in sides["train"]:
+        digest = digests[i]
+        if digest is not None and train.labels[owner.setdefault(digest, i)] != train.labels[i]:
+            twice.append(f"{train.name(i)} is {train.name(owner[digest])}")
+    if twice:
+        found.append(f"{len(twice)} pictures lie in two classes: {_some(twice)}")
+    return found
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _hold_out(
     sides: dict[str, list[int]],
     sources: dict[str, ImageSource],
@@ -252,8 +280,6 @@ def _hold_out(
     """Fill in missing sides from train, in place; returns how the sides came about."""
     given = [side for side in SIDES if side in sides]
     train, report = sources["train"], reports["train"]
-    if len(train.classes) < 2:
-        raise ValueError(f"{config.data} has {len(train.classes)} class: classification needs two or more")
     held = []
     if given == ["train"]:
         held.append(("test", config.test_fraction))

@@ -143,6 +143,7 @@ class AttNet(nn.Module):
         stem_stride: total stride of the stem: 4, or 2 or 1 for small images.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
+        device, dtype: where the parameters lie, and as what.
 
     Raises:
         ValueError: a stage list that has not four entries, or a stem stride other than 4, 2, 1.
@@ -162,6 +163,8 @@ class AttNet(nn.Module):
         stem_stride: int = 4,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         lists = {"depths": depths, "widths": widths, "expansions": expansions, "kernel_sizes": kernel_sizes}
@@ -197,6 +200,7 @@ class AttNet(nn.Module):
             norm_layer=partial(LayerNorm2d, eps=1e-5),
         )
         self.apply(_init_weights)
+        self.to(device=device, dtype=dtype)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -1,7 +1,7 @@
-"""The authors' AttNet checkpoints → our state dicts. Only facts of their file format are used.
+"""The authors' checkpoints, AttNet's and SiT's → our state dicts. Only facts of their file format are used.
 
-A release file is a `.pth` dict with `model`, `model_ema`, and training state (among it an
-argparse.Namespace); bare state dicts are read too.
+A release file is a dict with `model`, an EMA (`model_ema` in AttNet's, `ema` in SiT's) and training state
+(among it an argparse.Namespace); bare state dicts are read too.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import argparse
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import timm
 import torch
@@ -21,13 +22,18 @@ from torch import Tensor
 
 from atconv.models.attnet import VARIANTS, AttNet
 
+if TYPE_CHECKING:
+    from atconv.models.sit import SiT
+
 __all__ = ["load_release"]
 
 _logger = logging.getLogger(__name__)
 
-# Applied in order to every name of the release. `downsample_layers.0` is the stem there.
-_RENAMES: tuple[tuple[str, str], ...] = (
-    (r"^(module\.|_orig_mod\.)+", ""),
+# Applied in order to every name of the release.
+_PREFIX = (r"^(module\.|_orig_mod\.)+", "")
+# `downsample_layers.0` is the stem there.
+_ATTNET_RENAMES: tuple[tuple[str, str], ...] = (
+    _PREFIX,
     (r"^downsample_layers\.0\.0\.0\.", "stem.conv1."),
     (r"^downsample_layers\.0\.0\.1\.", "stem.norm1."),
     (r"^downsample_layers\.0\.2\.0\.", "stem.conv2."),
@@ -44,66 +50,138 @@ _RENAMES: tuple[tuple[str, str], ...] = (
     (r"^norm\.", "head.norm."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 )
+_SIT_RENAMES: tuple[tuple[str, str], ...] = (
+    _PREFIX,
+    (r"^x_embedder\.proj\.", "patch_embed."),
+    (r"^t_embedder\.mlp\.0\.", "time_embed.fc1."),
+    (r"^t_embedder\.mlp\.2\.", "time_embed.fc2."),
+    (r"^y_embedder\.embedding_table\.", "label_embed."),
+    (r"^final_layer\.linear\.", "head.linear."),
+    (r"^final_layer\.adaLN_modulation\.1\.", "head.modulation."),
+    (r"\.adaLN_modulation\.1\.", ".modulation."),
+    (r"\.attn\.kernel_proj\.", ".mixer.context_proj."),
+    (r"\.attn\.x_proj\.", ".mixer.value_proj."),
+    (r"\.attn\.difference_control$", ".mixer.alpha"),
+    (r"\.attn\.(kernel_gen|qkv)\.", r".mixer.\1."),
+)
 
 
-def load_release(model: AttNet, path: str | Path, weights: Literal["model", "ema"] = "model") -> None:
-    """Load a checkpoint published by the paper's authors into an AttNet, in place.
+def load_release(
+    model: AttNet | SiT, path: str | Path, weights: Literal["model", "ema"] | None = None
+) -> None:
+    """Load a checkpoint of the paper's authors into an AttNet or a SiT, in place.
 
-    Reads `.pth` files with `model` or `model_ema`, bare state dicts (`.pth` or `.safetensors`) and names
-    prefixed by `module.` or `_orig_mod.`. The file is read with `weights_only=True`: nothing but
-    tensors, plain containers and the release's argparse.Namespace is ever built from it.
+    Reads files with `model` and an EMA, bare state dicts (`.pt`, `.pth` or `.safetensors`) and names prefixed
+    by `module.` or `_orig_mod.`. The file is read with `weights_only=True`: nothing but tensors, plain
+    containers and the release's argparse.Namespace is ever built from it.
 
-    If the file was trained for another number of classes, the head keeps its fresh weights, and a
-    warning says so.
+    If an AttNet's file was trained for another number of classes, the head keeps its fresh weights, and
+    a warning says so.
 
     Args:
-        model: an AttNet, for example `timm.create_model("attnet_t2")`.
+        model: for example `timm.create_model("attnet_t2")` or `create_sit("sit_atconv_s_2")`. For weights of
+            the release's REPA folder, build the SiT with `time_reversed=True, mixer_act="silu"`.
         path: the file.
-        weights: "model" (what the authors evaluate) or "ema".
+        weights: "model" or "ema"; by default what the authors evaluate: "model" of AttNet, and "ema" of
+            SiT where the file has one.
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError: `model` is not an AttNet.
+        TypeError: `model` is neither.
         ValueError: the file is truncated, is not a checkpoint, has no such weights, or belongs to another
             variant; the message names the first mismatch and the variant that would fit. `model` is
             unchanged then.
     """
-    if not isinstance(model, AttNet):
-        raise TypeError(
-            f"load_release takes an AttNet classifier, got {type(model).__name__}; for features_only, load "
-            "it into timm.create_model(NAME) first"
-        )
-    if weights not in ("model", "ema"):
+    if weights not in (None, "model", "ema"):
         raise ValueError(f"load_release: weights must be 'model' or 'ema', got {weights!r}")
+    if isinstance(model, AttNet):
+        _load_attnet(model, path, weights or "model")
+    elif _is_sit(model):
+        _load_sit(model, path, weights)
+    else:
+        raise TypeError(
+            f"load_release takes an AttNet classifier or a SiT, got {type(model).__name__}; for "
+            "features_only, load it into timm.create_model(NAME) first"
+        )
+
+
+def _load_attnet(model: AttNet, path: str | Path, weights: str) -> None:
     state = to_attnet(_state_dict(read_checkpoint(path), path, weights))
     expected = model.state_dict()
     classifier = {name for name in ("head.fc.weight", "head.fc.bias") if name in expected}
-    if _classes(state) != model.num_classes:
+    fresh_head = _classes(state) != model.num_classes
+    if fresh_head:
         for name in ("head.fc.weight", "head.fc.bias"):
             state.pop(name, None)
         state.update({name: expected[name] for name in classifier})
-        if model.num_classes:
-            _logger.warning(
-                "%s has another number of classes than the model's %d: the classifier head starts fresh",
-                path,
-                model.num_classes,
-            )
-    mismatch = _first_mismatch(state, expected)
+    _fill(model, state, path, _attnet_advice)
+    if fresh_head and model.num_classes:
+        _logger.warning(
+            "%s has another number of classes than the model's %d: the classifier head starts fresh",
+            path,
+            model.num_classes,
+        )
+
+
+def _load_sit(model: SiT, path: str | Path, weights: str | None) -> None:
+    checkpoint = read_checkpoint(path)
+    if weights is None:
+        weights = "ema" if isinstance(checkpoint.get("ema"), Mapping) else "model"
+    state = to_sit(_state_dict(checkpoint, path, weights))
+    _fill(model, state, path, _sit_advice)
+
+
+def _fill(
+    model: Any,
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    advice: Callable[[Mapping[str, Tensor]], str],
+) -> None:
+    mismatch = _first_mismatch(state, model.state_dict())
     if mismatch is not None:
-        raise ValueError(f"{path} does not fit this model: {mismatch}. {_advice(state)}")
+        raise ValueError(f"{path} does not fit this model: {mismatch}. {advice(state)}")
     model.load_state_dict(state)
+
+
+def _is_sit(model: object) -> TypeGuard[SiT]:
+    """Whether `model` is a SiT, without importing diffusers for those who have none."""
+    module = sys.modules.get("atconv.models.sit")
+    return module is not None and isinstance(model, module.SiT)
+
+
+def to_sit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a release state dict to ours; names that are already ours stay. The fixed position embedding
+    is left out."""
+    atconv = {
+        name.removesuffix("difference_control") for name in state if name.endswith(".difference_control")
+    }
+    renamed = {}
+    for name, tensor in state.items():
+        if name.endswith("pos_embed"):
+            continue
+        # The release calls the last layer of both mixers attn.proj.
+        head, found, part = name.partition("attn.proj.")
+        if found:
+            name = f"{head}mixer.{'out_proj' if f'{head}attn.' in atconv else 'proj'}.{part}"
+        renamed[_renamed(name, _SIT_RENAMES)] = tensor
+    return renamed
 
 
 def to_attnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename (and reshape) a release state dict to ours; names that are already ours stay."""
     renamed = {}
     for name, tensor in state.items():
-        for pattern, replacement in _RENAMES:
-            name = re.sub(pattern, replacement, name)
+        name = _renamed(name, _ATTNET_RENAMES)
         if name.endswith("context_proj.weight") and tensor.ndim == 4:
             tensor = tensor[:, :, 0, 0]
         renamed[name] = tensor
     return renamed
+
+
+def _renamed(name: str, renames: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
@@ -122,13 +200,15 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"it holds {foreign[1]}" if foreign else "it is not a file of torch.save, or is truncated"
         raise ValueError(
-            f"{path} is not a checkpoint that can be read safely (tensors, plain containers and an "
-            f"argparse.Namespace are allowed): {_first_line(error)}"
+            f"{path} is not a checkpoint that can be read safely: {found}; tensors, plain containers and an "
+            "argparse.Namespace are allowed"
         ) from error
     except Exception as error:  # on damaged files torch's readers raise a dozen kinds, IndexError among them
         raise ValueError(
-            f"{path} cannot be read as a checkpoint: truncated, or of another kind ({_first_line(error)})"
+            f"{path} cannot be read as a checkpoint: it is truncated, or of another kind"
         ) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a checkpoint or state dict")
@@ -136,11 +216,12 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
 
 
 def _state_dict(checkpoint: Mapping[str, Any], path: str | Path, weights: str) -> Mapping[str, Tensor]:
-    key = "model_ema" if weights == "ema" else "model"
+    keys = ("model_ema", "ema") if weights == "ema" else ("model",)
     found = checkpoint
-    if isinstance(checkpoint.get("model"), Mapping) or isinstance(checkpoint.get("model_ema"), Mapping):
-        if not isinstance(checkpoint.get(key), Mapping):
-            raise ValueError(f"{path} has no weights under {key!r}, only {sorted(map(str, checkpoint))}")
+    if any(isinstance(checkpoint.get(key), Mapping) for key in ("model", "model_ema", "ema")):
+        key = next((key for key in keys if isinstance(checkpoint.get(key), Mapping)), None)
+        if key is None:
+            raise ValueError(f"{path} has no weights under {keys[0]!r}, only {sorted(map(str, checkpoint))}")
         found = checkpoint[key]
     elif weights == "ema":
         raise ValueError(f"{path} is a bare state dict: it has no EMA weights; use weights='model'")
@@ -166,7 +247,7 @@ def _first_mismatch(state: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     return None if extra is None else f"{extra} {tuple(state[extra].shape)} is not in the model"
 
 
-def _advice(state: Mapping[str, Tensor]) -> str:
+def _attnet_advice(state: Mapping[str, Tensor]) -> str:
     """Name the variant whose tensors, apart from the classifier's, are those of the file."""
     first = state.get("stem.conv1.weight")
     if first is None or first.ndim != 4:
@@ -186,5 +267,16 @@ def _advice(state: Mapping[str, Tensor]) -> str:
     return "It fits none of the seven AttNet variants"
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+def _sit_advice(state: Mapping[str, Tensor]) -> str:
+    """Say which SiT the tensors of the file belong to, from their names and shapes."""
+    first, table = state.get("patch_embed.weight"), state.get("label_embed.weight")
+    if first is None or first.ndim != 4:
+        return "It is not a SiT checkpoint"
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    atconv = sum(name.endswith(".mixer.alpha") for name in state)
+    family = "attention" if atconv == 0 else "atconv" if atconv == depth else "hybrid"
+    labels = "no classes" if table is None else f"{len(table)} rows of labels (one may be the null label)"
+    return (
+        f"It fits a SiT with token_mixer='{family}', hidden_size={first.shape[0]}, depth={depth}, "
+        f"in_channels={first.shape[1]}, patch_size={first.shape[2]} and {labels}"
+    )

@@ -131,8 +131,15 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(_separate(tensors), path)
+        os.chmod(path, 0o666 & ~_umask())  # safetensors leaves it to the owner alone
     except SafetensorError as error:  # safetensors hides the operating system's reason in its text
         raise OSError(str(error)) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no other way to read it
+    os.umask(mask)
+    return mask
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from timm.optim import get_optimizer_info
+
 __all__ = ["BatchPlan", "LoopConfig", "plan_batches"]
 
 
@@ -78,6 +80,12 @@ class LoopConfig:
         for name in ("total_batch", "patience", "checkpoint_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, or null for off, got {getattr(self, name)}")
+        try:
+            get_optimizer_info(self.optimizer)
+        except ValueError:
+            raise ValueError(
+                f"timm knows no optimizer {self.optimizer!r}; adamw, sgd and lamb are usual"
+            ) from None
         if self.lr <= 0 or self.lr == float("inf"):
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.ema_decay < 1:
@@ -136,10 +144,13 @@ def plan_batches(config: LoopConfig, samples: int, processes: int, even: bool = 
             f"{samples} training images are too few for {processes} process(es)"
             + (" with mixup or cutmix, which need pairs; set mixup and cutmix to 0" if even else "")
         )
-    micro = min(config.batch_size, max(1, wanted // processes), limit)
+    # As few passes as batch_size allows, then passes of the size that comes closest to the batch.
+    share = min(max(1, wanted // processes), limit)
+    accumulate = -(-share // config.batch_size)
+    micro = max(1, min(round(share / accumulate), limit // accumulate))
     if even:
         micro = max(2, micro - micro % 2)
-    accumulate = max(1, min(round(wanted / (micro * processes)), limit // micro))
+        accumulate = min(accumulate, limit // micro)
     total = micro * processes * accumulate
     lr = config.lr * total / config.lr_batch
     message = f"total batch {total} = {micro} images × {processes} process(es) × {accumulate} pass(es)"
@@ -147,6 +158,8 @@ def plan_batches(config: LoopConfig, samples: int, processes: int, even: bool = 
         message += f", learning rate {lr:.3g}"
     else:
         message += f"; the learning rate was given for {config.lr_batch}: {config.lr:.3g} → {lr:.3g}"
+    if total != wanted <= samples:
+        message += f" ({wanted} asked for)"
     if samples < wanted:
         message += f" (only {samples} training images for a batch of {wanted})"
     return BatchPlan(micro, accumulate, processes, samples // total, lr, message)

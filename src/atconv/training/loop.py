@@ -38,6 +38,12 @@ class Task(ABC):
     """What the loop needs to know of a task."""
 
     model: nn.Module
+    samples: int
+    """training samples in an epoch"""
+    plan: BatchPlan
+    """set before the first batch is asked for"""
+    pairs: bool = False
+    """passes need an even number of samples"""
     streams: bool = False
     """data comes as a stream that cannot be entered in the middle: resume restarts its epoch"""
 
@@ -54,13 +60,21 @@ class Task(ABC):
         """Metrics of a model on the validation data. Every process calls it and gets the same."""
 
     @abstractmethod
-    def score(self, metrics: dict[str, float]) -> float:
+    def score(self, metrics: dict[str, float]) -> float | None:
         """What picks the best epoch, higher is better. Of equals the later epoch is taken: it has annealed
-        longer."""
+        longer. None: the last epoch is the one to keep."""
 
     @abstractmethod
-    def save_best(self, model: nn.Module) -> None:
+    def save_best(self, model: nn.Module, epoch: int) -> None:
         """Write the weights of the best epoch so far, atomically. Only the main process calls it."""
+
+    @abstractmethod
+    def save_model_config(self) -> None:
+        """Write what is needed to open the model, before training. Only the main process calls it."""
+
+    @abstractmethod
+    def report(self, trainer: Trainer, console: Console) -> None:
+        """After the last epoch: figures and pictures, metrics.json last. Only the main process calls it."""
 
 
 class Trainer:
@@ -215,15 +229,15 @@ class Trainer:
         self.inhibition.extend(inhibition_rows(self.averaged, self.epoch + 1))
         self.accelerator.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=self.step)
         score = self.task.score(metrics)
-        better = score >= self.best
+        better = score is None or score >= self.best
         if better:
             self.kept_epoch = self.epoch
-        if score > self.best:
-            self.best, self.improved_epoch = score, self.epoch
+        if score is None or score > self.best:
+            self.best, self.improved_epoch = score or 0.0, self.epoch
         self.epoch, self.step_in_epoch, self._sums = self.epoch + 1, 0, {}
         self._save_checkpoint()
         self._publish()
-        bars.end_epoch(_epoch_line(row, self.config.epochs, better))
+        bars.end_epoch(_epoch_line(row, self.config.epochs, better and score is not None))
 
     def _publish(self) -> None:
         """Write what follows from the checkpoint at an epoch's end. A resumed run writes it again, for the
@@ -231,7 +245,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         if self.kept_epoch == self.epoch - 1:
-            self.task.save_best(self.averaged)
+            self.task.save_best(self.averaged, self.epoch)
         write_rows(self.run.path / "metrics.csv", self.history)
         write_rows(self.run.path / "inhibition.csv", self.inhibition)
 

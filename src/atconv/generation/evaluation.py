@@ -1,0 +1,287 @@
+"""How good samples are: distances to real images, precision and recall, recognisability, copies, cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from atconv.datasets.config import DataConfig
+from atconv.datasets.splits import Side, load_split, open_sources
+from atconv.generation.config import read_config
+from atconv.generation.data import Pixels
+from atconv.generation.features import FeatureModel, RunFeatures, open_features
+from atconv.generation.samplers import SamplerConfig
+from atconv.generation.samples import PixelSet, draw_pixels, open_pipeline, read_samples
+from atconv.runs import Run, pick_device
+from atconv.training.checkpoint import write_atomically
+from atconv.training.progress import make_table, plain_console, track
+
+__all__ = ["CopyCheck", "GenerationMetrics", "check_copies", "compare", "evaluate"]
+
+_KID_SUBSET = 1000
+_KID_SUBSETS = 100
+
+
+@dataclass(frozen=True)
+class GenerationMetrics:
+    """Figures of one set of samples against one set of real images."""
+
+    samples: int
+    real_images: int
+    features: str
+    """what they are measured in: "Inception", or a run's features"""
+    frechet_distance: float
+    """FID where the features are Inception's"""
+    kernel_distance: float
+    """KID where the features are Inception's: mean of the cubic-kernel MMD over subsets"""
+    precision: float
+    recall: float
+    inception_score: float | None
+    """None where the features are not Inception's"""
+    recognised: float | None
+    """share of samples that the run's classifier takes for their label, percent; None without labels"""
+
+
+@dataclass(frozen=True)
+class CopyCheck:
+    """Distances to the nearest training image, in pixels: of samples, and of real images held out."""
+
+    median: float
+    held_out_median: float
+    below_first_percentile: float
+    """share of samples that lie nearer than the 1st percentile of the held-out images, percent"""
+
+    @property
+    def ratio(self) -> float:
+        """Median of the samples over that of held-out images: well below 1 where samples are copies."""
+        return self.median / self.held_out_median
+
+
+def evaluate(
+    samples: str | Path,
+    data: str,
+    features: str = "inception",
+    images: int = 10_000,
+    split: Literal["train", "val", "test", "all"] = "train",
+    data_root: str | None = None,
+    inception_weights: str | None = None,
+    options: SamplerConfig | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Compare samples with real images, print a table, and write the figures as JSON.
+
+    Args:
+        samples: a generation run, which is asked for samples; or an .npz file or a folder of samples.
+        data: DATA as in training, or an .npz file of real images.
+        features: "inception", or the folder of a classification run whose features are used instead.
+        images: how many samples to draw from a run, shared out evenly over its classes.
+        split: the side of DATA to compare with.
+        data_root: folder of a named timm dataset, if not the run's.
+        inception_weights: file of the Inception network; default: torch.hub's folder, or the network.
+        options: how to draw from a run.
+        seed: of the samples.
+        batch_size: images at a time.
+        device: where models run; auto takes an accelerator if there is one.
+
+    Returns:
+        the figures, as they stand in RUN/evaluation.json (or SAMPLES.json beside an .npz file or folder).
+
+    Raises:
+        FileNotFoundError, ValueError: no such samples, data or features; too few images.
+    """
+    console = console or plain_console()
+    where = pick_device(device)
+    path = Path(samples)
+    model = open_features(features, inception_weights, where)
+    figures: dict[str, Any] = {}
+    if (path / "model_index.json").is_file():
+        drawn, cost = draw_samples(path, images, options or SamplerConfig(), seed, batch_size, where, console)
+        real = _real_images(data, split, data_root, path, console)
+        figures |= cost
+    else:
+        drawn = read_samples(path)
+        real = _real_images(data, split, data_root, None, console)
+    metrics = compare(drawn, real, model, batch_size, console)
+    figures = {"data": data, "split": split} | asdict(metrics) | figures
+    written = path / "evaluation.json" if path.is_dir() else path.with_suffix(".json")
+    text = json.dumps(figures, indent=1)
+    write_atomically(written, lambda temporary: temporary.write_text(text + "\n"))
+    console.print(metrics_table(metrics, figures, f"{samples} against {data}, {split} side"))
+    console.print(f"written to {written}", soft_wrap=True)
+    return figures
+
+
+def draw_samples(
+    run: Path,
+    count: int,
+    options: SamplerConfig,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    console: Console,
+) -> tuple[PixelSet, dict[str, Any]]:
+    """Samples of a run, evenly over its classes, and what they cost."""
+    pipeline = open_pipeline(run, device)
+    classes = pipeline.transformer.num_classes
+    labels: list[int | None] = [i % classes if classes else None for i in range(count)]
+    images, evaluations, seconds = draw_pixels(pipeline, labels, options, seed, batch_size, console)
+    cost = {
+        "sampler": options.sampler,
+        "guidance": options.guidance,
+        "evaluations_per_image": evaluations,
+        "seconds_per_image": seconds / count,
+    }
+    known = [label for label in labels if label is not None]
+    return PixelSet(str(run), images, known or None), cost
+
+
+def compare(
+    samples: PixelSet, real: PixelSet, model: FeatureModel, batch_size: int, console: Console
+) -> GenerationMetrics:
+    """All figures of samples against real images.
+
+    Raises:
+        ValueError: fewer than two images, or fewer than a precision's neighbourhood.
+    """
+    least = min(len(samples), len(real))
+    if least < 5:
+        raise ValueError(
+            f"distances between sets need images: got {len(samples)} samples and {len(real)} real ones"
+        )
+    features, logits = extract(samples, model, batch_size, console)
+    real_features, _ = extract(real, model, batch_size, console)
+    statistics = (fid_features_to_statistics(f.double()) for f in (features, real_features))
+    frechet = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+    kernel = kid_features_to_metric(
+        features,
+        real_features,
+        kid_subsets=_KID_SUBSETS,
+        kid_subset_size=min(_KID_SUBSET, least),
+        verbose=False,
+    )[KEY_METRIC_KID_MEAN]
+    shares = prc_features_to_metric(features, real_features, verbose=False, save_cpu_ram=True)
+    recognised = None
+    if isinstance(model, RunFeatures) and samples.labels is not None:
+        hits = logits.argmax(1) == torch.tensor(samples.labels)
+        recognised = 100 * float(hits.float().mean())
+    score = isc_features_to_metric(logits, splits=min(10, len(logits)))[KEY_METRIC_ISC_MEAN]
+    return GenerationMetrics(
+        samples=len(samples),
+        real_images=len(real),
+        features=model.title,
+        frechet_distance=frechet,
+        kernel_distance=kernel,
+        precision=100 * shares[KEY_METRIC_PRECISION],
+        recall=100 * shares[KEY_METRIC_RECALL],
+        inception_score=score if model.inception else None,
+        recognised=recognised,
+    )
+
+
+def extract(
+    images: PixelSet, model: FeatureModel, batch_size: int, console: Console
+) -> tuple[Tensor, Tensor]:
+    """Features N D and logits N K of all images."""
+    total = -(-len(images) // batch_size)
+    found = [
+        model(batch)
+        for batch in track(images.batches(batch_size), console, f"features of {images.name}", total)
+    ]
+    return torch.cat([features for features, _ in found]), torch.cat([logits for _, logits in found])
+
+
+def check_copies(samples: PixelSet, train: PixelSet, held_out: PixelSet) -> CopyCheck:
+    """Whether samples are copies of training images, by Euclidean distance in pixels (0 … 1).
+
+    Raises:
+        ValueError: images of different sizes.
+    """
+    sets = [_flat(images) for images in (samples, train, held_out)]
+    if len({flat.shape[1] for flat in sets}) > 1:
+        raise ValueError(f"{samples.name} and {train.name} hold images of different sizes")
+    nearest, reference = (_nearest(flat, sets[1]) for flat in (sets[0], sets[2]))
+    limit = torch.quantile(reference, 0.01)
+    return CopyCheck(
+        median=float(nearest.median()),
+        held_out_median=float(reference.median()),
+        below_first_percentile=100 * float((nearest < limit).float().mean()),
+    )
+
+
+def metrics_table(metrics: GenerationMetrics, cost: dict[str, Any], title: str) -> Any:
+    frechet, kernel = (
+        ("FID", "KID") if "Inception" in metrics.features else ("Fréchet distance", "kernel distance")
+    )
+    rows = [
+        ("features", metrics.features),
+        (frechet, f"{metrics.frechet_distance:.3f}"),
+        (kernel, f"{metrics.kernel_distance:.5f}"),
+        ("precision", f"{metrics.precision:.1f} %"),
+        ("recall", f"{metrics.recall:.1f} %"),
+    ]
+    if metrics.inception_score is not None:
+        rows.append(("IS", f"{metrics.inception_score:.3f}"))
+    if metrics.recognised is not None:
+        rows.append(("recognised as their label", f"{metrics.recognised:.1f} %"))
+    rows.append(("samples, real images", f"{metrics.samples}, {metrics.real_images}"))
+    if "seconds_per_image" in cost:
+        rows.append(("evaluations an image", str(cost["evaluations_per_image"])))
+        rows.append(("seconds an image", f"{cost['seconds_per_image']:.4f}"))
+    return make_table(title, ("figure", "value"), rows)
+
+
+def real_side(side: Side, size: int, in_chans: int, name: str, console: Console) -> PixelSet:
+    """The pictures of a side as a generator of this size sees them."""
+    pixels = Pixels(side, size, in_chans, console)
+    images = np.stack([pixels.pixels(i).permute(1, 2, 0).numpy() for i in range(len(pixels))])
+    return PixelSet(name, images, pixels.labels)
+
+
+def _real_images(
+    data: str, split: str, data_root: str | None, run: Path | None, console: Console
+) -> PixelSet:
+    if data.endswith(".npz"):
+        return read_samples(Path(data))
+    if run is None:
+        raise ValueError(
+            f"samples from a file are compared with an .npz file or a run's own data, not {data}"
+        )
+    opened = Run.open(run)
+    config = read_config(opened)
+    if data == config.data and opened.split.is_file():
+        saved = load_split(config, run)
+        sides = {"train": saved.train, "val": saved.val} | ({"test": saved.test} if saved.test else {})
+    else:
+        sources = open_sources(DataConfig(data=data, data_root=data_root))
+        sides = {name: Side(source, list(range(len(source)))) for name, source in sources.items()}
+    if split != "all" and split not in sides:
+        raise ValueError(f"{data} has no {split} side, only {', '.join(sides)}: choose one with --split")
+    chosen = sides.values() if split == "all" else [sides[split]]
+    parts = [real_side(side, config.image_size, config.in_chans, data, console).images for side in chosen]
+    return PixelSet(data, np.concatenate(parts))
+
+
+def _flat(images: PixelSet) -> Tensor:
+    """N × (H·W·3), 0 … 1."""
+    pixels = images.images
+    colour = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
+    return torch.from_numpy(colour.reshape(len(colour), -1)).float() / 255
+
+
+def _nearest(images: Tensor, references: Tensor, chunk: int = 1000) -> Tensor:
+    """Distance of each image to its nearest reference."""
+    return torch.cat([torch.cdist(part, references).amin(1) for part in images.split(chunk)])
