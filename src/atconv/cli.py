@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import errno
 import json
@@ -11,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
@@ -263,13 +263,8 @@ def _train(
     proceed: Callable[[str], None],
 ) -> None:
     """Parse the options of a training command. `recipes` is the task's config module."""
-    resumed = argparse.ArgumentParser(prog=prog, add_help=False)
-    resumed.add_argument("--resume")
     if any(a.split("=")[0] == "--resume" for a in arguments):
-        known, others = resumed.parse_known_args(list(arguments))
-        if others:
-            fail(f"{prog}: --resume takes no other option, got {' '.join(others)}: a run goes on as it began")
-        proceed(known.resume)
+        proceed(_resumed_folder(prog, arguments))
         return
     parser = Parser(
         prog=prog,
@@ -297,6 +292,17 @@ def _train(
     start(options, folder, chosen)
 
 
+def _resumed_folder(prog: str, arguments: Sequence[str]) -> str:
+    """The folder after --resume, which must stand alone."""
+    given = [part for a in arguments for part in (a.split("=", 1) if a.startswith("--resume=") else [a])]
+    folder = given[given.index("--resume") + 1 :][:1]
+    others = [a for a in given if a not in ("--resume", *folder)]
+    if not folder or others:
+        told = f", got {' '.join(others)} too: a run goes on as it began" if others else ""
+        fail(f"{prog}: --resume takes a run's folder and nothing else{told}")
+    return folder[0]
+
+
 def _field_names(kind: type) -> list[str]:
     return [field.name for field in fields(kind)]
 
@@ -317,10 +323,9 @@ def _take_data(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 def _switched_on(arguments: Sequence[str], kind: type) -> list[str]:
     """--compile is --compile=true, for every field of `kind` that is true or false."""
     switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
-    following = [*arguments[1:], "--"]
     return [
         f"{argument}=true" if argument in switches and after.startswith("-") else argument
-        for argument, after in zip(arguments, following, strict=True)
+        for argument, after in pairwise([*arguments, "--"])
     ]
 
 

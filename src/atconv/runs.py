@@ -57,6 +57,10 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
     def model_config(self) -> Path:
         return self.path / "config.json"
 

@@ -50,6 +50,8 @@ class Example(NamedTuple):
     """scalar"""
     label: Tensor
     """class index, the null label, or 0 where there are no classes"""
+    picture: Tensor
+    """3 H W in [−1, 1], for an encoder; empty where none was asked for"""
 
 
 class Examples(ABC):
@@ -67,6 +69,10 @@ class Examples(ABC):
     def draw(self, position: int, flip: bool, rng: torch.Generator) -> Tensor:
         """The sample at a position, C H W float32, mirrored if asked."""
 
+    @abstractmethod
+    def picture(self, position: int, flip: bool) -> Tensor:
+        """The picture behind the sample, C H W in [−1, 1], mirrored if asked."""
+
 
 class Pixels(Examples):
     """Pictures of a side, square, in [−1, 1]."""
@@ -81,8 +87,10 @@ class Pixels(Examples):
             self._cache = torch.stack([self._read(i) for i in positions])
 
     def draw(self, position: int, flip: bool, rng: torch.Generator) -> Tensor:
-        pixels = self._read(position) if self._cache is None else self._cache[position]
-        scaled = pixels.float() / 127.5 - 1
+        return self.picture(position, flip)
+
+    def picture(self, position: int, flip: bool) -> Tensor:
+        scaled = self.pixels(position).float() / 127.5 - 1
         return scaled.flip(2) if flip else scaled
 
     def pixels(self, position: int) -> Tensor:
@@ -114,6 +122,7 @@ class TrainingExamples(Dataset[Example]):
         hflip: probability of a mirrored sample.
         label_dropout: probability of the null label.
         null_label: its index; None where the model has none.
+        pictures: give the pictures behind the samples too.
     """
 
     def __init__(
@@ -125,9 +134,11 @@ class TrainingExamples(Dataset[Example]):
         hflip: float = 0.0,
         label_dropout: float = 0.0,
         null_label: int | None = None,
+        pictures: bool = False,
     ) -> None:
         self.examples, self.path, self.interval, self.times = examples, path, interval, times
         self.hflip, self.label_dropout, self.null_label = hflip, label_dropout, null_label
+        self.pictures = pictures
 
     def __getitem__(self, key: SampleKey) -> Example:
         rng = torch.Generator().manual_seed(key.seed)
@@ -138,7 +149,8 @@ class TrainingExamples(Dataset[Example]):
         label = self.examples.labels[key.position]
         if drop and self.null_label is not None:
             label = self.null_label
-        return Example(data, noise, t, torch.tensor(label))
+        picture = self.examples.picture(key.position, flip) if self.pictures else torch.empty(0)
+        return Example(data, noise, t, torch.tensor(label), picture)
 
     def _time(self, rng: torch.Generator) -> Tensor:
         low, high = self.interval

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from atconv import runs
+from atconv.training.checkpoint import file_digest
 
 __all__ = ["FeatureModel", "InceptionFeatures", "RunFeatures", "open_features"]
 
@@ -110,17 +110,9 @@ def _download() -> Path:
 def _check_hash(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"no such Inception weights: {path}")
-    with path.open("rb") as file:
-        found = _digest(file)
+    found = file_digest(path)
     if not found.startswith(_SHA256_PREFIX):
         raise ValueError(
             f"{path} is not the Inception file that FID is defined by: its SHA-256 begins with {found[:8]}, "
             f"not {_SHA256_PREFIX}"
         )
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()

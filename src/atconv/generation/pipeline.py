@@ -53,7 +53,7 @@ class SiTPipeline(DiffusionPipeline):
         path: interpolant it was trained on: linear, gvp or vp.
         prediction: what it predicts: velocity, score or noise.
         sample_size: height and width of its samples, in latents where there is a VAE.
-        latent_scale: latents of the VAE were multiplied by this.
+        latent_scale, latent_shift: samples are (latents of the VAE − shift)·scale.
         class_names: names of the labels 0, 1, ….
     """
 
@@ -72,6 +72,7 @@ class SiTPipeline(DiffusionPipeline):
         prediction: str = "velocity",
         sample_size: list[int] | None = None,
         latent_scale: float = 0.18215,
+        latent_shift: float = 0.0,
         class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -82,6 +83,7 @@ class SiTPipeline(DiffusionPipeline):
             prediction=prediction,
             sample_size=sample_size or [32, 32],
             latent_scale=latent_scale,
+            latent_shift=latent_shift,
             class_names=class_names,
         )
 
@@ -175,7 +177,8 @@ class SiTPipeline(DiffusionPipeline):
     def decode(self, samples: Tensor) -> NDArray[np.uint8]:
         """Samples B C H W → uint8 pixels B H W C."""
         if self.vae is not None:
-            samples = self.vae.decode(samples.to(self.vae.dtype) / self.config.latent_scale).sample
+            latents = samples / self.config.latent_scale + self.config.latent_shift
+            samples = self.vae.decode(latents.to(self.vae.dtype)).sample
         scaled = (samples.float().clamp(-1, 1) + 1) * 127.5
         return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 

@@ -19,6 +19,7 @@ from atconv.datasets.splits import Side, is_stream, load_split, make_split
 from atconv.generation.config import GenerationConfig, read_config
 from atconv.generation.data import Example, Examples, Pixels, TrainingExamples, examples_loader
 from atconv.generation.figures import draw_grid
+from atconv.generation.latents import LatentFolder, Latents, is_latents
 from atconv.generation.paths import make_path
 from atconv.generation.pipeline import SiTPipeline
 from atconv.generation.repa import AlignedSiT, FrozenEncoder, alignment_loss
@@ -89,6 +90,8 @@ class GenerationTask(Task):
         self.train, self.val, self.classes = train, val, classes
         self.samples = len(train)
         self.path = make_path(config.path)
+        if config.hflip and isinstance(train, Latents):
+            train.check_flips()
         self.model = sit
         self.encoder: FrozenEncoder | None = None
         if config.repa_encoder is not None:
@@ -112,7 +115,7 @@ class GenerationTask(Task):
             return self._per_sample(predicted, example, velocity).mean(), {}
         predicted, tokens = predicted
         match = self._per_sample(predicted, example, velocity).mean()
-        alignment = alignment_loss(tokens, self.encoder(example.data))
+        alignment = alignment_loss(tokens, self.encoder(example.picture))
         return match + self.config.repa_weight * alignment, {"velocity": match, "alignment": alignment}
 
     @torch.inference_mode()
@@ -202,7 +205,14 @@ class GenerationTask(Task):
         interval = self.path.interval(self.config.prediction, sampling=False)
         null = self.sit.null_label
         return TrainingExamples(
-            examples, self.path, interval, self.config.time_sampling, hflip, label_dropout, null
+            examples,
+            self.path,
+            interval,
+            self.config.time_sampling,
+            hflip,
+            label_dropout,
+            null,
+            pictures=self.encoder is not None,
         )
 
     def _per_sample(self, predicted: Tensor, example: Example, velocity: Tensor) -> Tensor:
@@ -223,6 +233,7 @@ class GenerationTask(Task):
             prediction=self.config.prediction,
             sample_size=list(self.train.shape[1:]),
             class_names=self.classes if sit.num_classes else None,
+            **({} if self.vae is None else _scaling(self.vae)),
         )
 
     def _draw_samples(self, sit: SiT, when: str, path: Path) -> None:
@@ -252,9 +263,19 @@ class GenerationTask(Task):
 def _make_task(
     config: GenerationConfig, run: Run, accelerator: Accelerator, console: Console
 ) -> GenerationTask:
-    train, val, classes = _open_pictures(config, run, accelerator, console)
+    vae = None
+    train: Examples
+    val: Examples
+    if is_latents(config.data):
+        folder = LatentFolder(config.data, console)
+        train, val, classes, vae = folder.side("train"), folder.side("val"), folder.splits.classes, folder.vae
+        console.print(
+            f"latents {' × '.join(map(str, train.shape))} of {folder.splits.message}", soft_wrap=True
+        )
+    else:
+        train, val, classes = _open_pictures(config, run, accelerator, console)
     sit = make_model(config, len(classes) if config.conditional else 0, train.shape, console, _is_new(run))
-    return GenerationTask(config, run, accelerator, sit, train, val, classes)
+    return GenerationTask(config, run, accelerator, sit, train, val, classes, vae)
 
 
 def _open_pictures(
@@ -335,6 +356,12 @@ def _load_weights(sit: SiT, path: Path, console: Console) -> None:
     console.print(
         f"starts from {path}" + (f"; other classes there, so {', '.join(fresh)} start fresh" if fresh else "")
     )
+
+
+def _scaling(vae: Any) -> dict[str, float]:
+    """How latents of a VAE were shifted and scaled."""
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return {"latent_scale": vae.config.scaling_factor, "latent_shift": shift}
 
 
 def _sit_of(model: nn.Module) -> SiT:

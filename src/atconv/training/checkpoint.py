@@ -7,6 +7,7 @@ A kill at any moment leaves the previous checkpoint or the new one, never half o
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 __all__ = [
+    "file_digest",
     "latest_checkpoint",
     "load_checkpoint",
     "save_checkpoint",
@@ -134,6 +136,15 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         os.chmod(path, 0o666 & ~_umask())  # safetensors leaves it to the owner alone
     except SafetensorError as error:  # safetensors hides the operating system's reason in its text
         raise OSError(str(error)) from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _umask() -> int:

@@ -78,16 +78,20 @@ def _alone(run: Run, accelerator: Accelerator) -> Iterator[None]:
     if fcntl is None or not accelerator.is_main_process:
         yield
         return
-    with run.config.open("r+") as file:
+    with run.lock.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Not flock: data workers would inherit it, and outlive a killed process for seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise ValueError(
                 f"{run.path} is being trained by another process: wait for it or end it"
             ) from None
         except OSError:  # a file system without locks
             pass
-        yield
+        try:
+            yield
+        finally:
+            run.lock.unlink(missing_ok=True)
 
 
 def _prepare(
