@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo demo-generate test test-all lint format bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
+
+demo-generate: $(VENV)/.generate
+	$(BIN)/python examples/demo_generate.py
 
 # One thread: runs in several processes are compared bit for bit, and two OpenMP programs slow each other down.
 test: $(VENV)/.dev
@@ -38,6 +41,10 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[train]'
 	touch $@
 
+$(VENV)/.generate: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[generation]'
+	touch $@ $(VENV)/.demo
+
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[dev]'
-	touch $@ $(VENV)/.demo
+	touch $@ $(VENV)/.demo $(VENV)/.generate

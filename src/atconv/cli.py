@@ -238,7 +238,7 @@ def _generate_evaluate(arguments: Sequence[str]) -> None:
     parser.add_function_arguments(
         evaluate_samples, as_group=False, skip={"samples", "data", "options", "console"}
     )
-    given = parser.parse_args(list(arguments)).as_dict()
+    given = parser.parse_args(_bare(arguments, {"copies"})).as_dict()
     options = {name: given.pop(name) for name in _field_names(SamplerConfig)}
     evaluate_samples(options=SamplerConfig(**options), **given)
 
@@ -322,7 +322,12 @@ def _take_data(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _switched_on(arguments: Sequence[str], kind: type) -> list[str]:
     """--compile is --compile=true, for every field of `kind` that is true or false."""
-    switches = {f"--{name}" for name, hint in get_type_hints(kind).items() if hint is bool}
+    return _bare(arguments, {name for name, hint in get_type_hints(kind).items() if hint is bool})
+
+
+def _bare(arguments: Sequence[str], names: set[str]) -> list[str]:
+    """--NAME alone is --NAME=true."""
+    switches = {f"--{name}" for name in names}
     return [
         f"{argument}=true" if argument in switches and after.startswith("-") else argument
         for argument, after in pairwise([*arguments, "--"])

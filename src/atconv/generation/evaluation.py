@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -19,10 +19,17 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from atconv.datasets.config import DataConfig
 from atconv.datasets.splits import Side, load_split, open_sources
 from atconv.generation.config import read_config
-from atconv.generation.data import Pixels
 from atconv.generation.features import FeatureModel, RunFeatures, open_features
+from atconv.generation.latents import LatentFolder, is_latents
 from atconv.generation.samplers import SamplerConfig
-from atconv.generation.samples import PixelSet, draw_pixels, open_pipeline, read_samples
+from atconv.generation.samples import (
+    ImageSet,
+    PixelSet,
+    SideImages,
+    draw_pixels,
+    open_pipeline,
+    read_samples,
+)
 from atconv.runs import Run, pick_device
 from atconv.training.checkpoint import write_atomically
 from atconv.training.progress import make_table, plain_console, track
@@ -73,6 +80,8 @@ def evaluate(
     data: str,
     features: str = "inception",
     images: int = 10_000,
+    real_images: int = 50_000,
+    copies: bool = False,
     split: Literal["train", "val", "test", "all"] = "train",
     data_root: str | None = None,
     inception_weights: str | None = None,
@@ -89,6 +98,8 @@ def evaluate(
         data: DATA as in training, or an .npz file of real images.
         features: "inception", or the folder of a classification run whose features are used instead.
         images: how many samples to draw from a run, shared out evenly over its classes.
+        real_images: compare with at most so many, chosen at random.
+        copies: look too for copies of training images; for a run on pictures, and its own DATA.
         split: the side of DATA to compare with.
         data_root: folder of a named timm dataset, if not the run's.
         inception_weights: file of the Inception network; default: torch.hub's folder, or the network.
@@ -107,16 +118,26 @@ def evaluate(
     where = pick_device(device)
     path = Path(samples)
     model = open_features(features, inception_weights, where)
-    figures: dict[str, Any] = {}
-    if (path / "model_index.json").is_file():
-        drawn, cost = draw_samples(path, images, options or SamplerConfig(), seed, batch_size, where, console)
-        real = _real_images(data, split, data_root, path, console)
-        figures |= cost
-    else:
+    figures: dict[str, Any] = {"data": data, "split": split}
+    run = path if (path / "model_index.json").is_file() else None
+    if run is None:
         drawn = read_samples(path)
-        real = _real_images(data, split, data_root, None, console)
-    metrics = compare(drawn, real, model, batch_size, console)
-    figures = {"data": data, "split": split} | asdict(metrics) | figures
+    else:
+        drawn, cost = draw_samples(run, images, options or SamplerConfig(), seed, batch_size, where, console)
+        figures |= cost
+    sides = _real_sides(data, data_root, run, drawn.images.shape, console)
+    metrics = compare(
+        drawn, _chosen(sides, split, data).subset(real_images, seed), model, batch_size, console
+    )
+    figures |= asdict(metrics)
+    if copies:
+        if run is None or not {"train", "val"} <= set(sides):
+            raise ValueError(
+                "copies are looked for in samples of a run, among the pictures it was trained on"
+            )
+        held_out = ImageSet.joined([sides[name] for name in sides if name != "train"])
+        found = check_copies(drawn, sides["train"], held_out)
+        figures["copies"] = asdict(found) | {"ratio": found.ratio}
     written = path / "evaluation.json" if path.is_dir() else path.with_suffix(".json")
     text = json.dumps(figures, indent=1)
     write_atomically(written, lambda temporary: temporary.write_text(text + "\n"))
@@ -150,7 +171,7 @@ def draw_samples(
 
 
 def compare(
-    samples: PixelSet, real: PixelSet, model: FeatureModel, batch_size: int, console: Console
+    samples: ImageSet, real: ImageSet, model: FeatureModel, batch_size: int, console: Console
 ) -> GenerationMetrics:
     """All figures of samples against real images.
 
@@ -193,7 +214,7 @@ def compare(
 
 
 def extract(
-    images: PixelSet, model: FeatureModel, batch_size: int, console: Console
+    images: ImageSet, model: FeatureModel, batch_size: int, console: Console
 ) -> tuple[Tensor, Tensor]:
     """Features N D and logits N K of all images."""
     total = -(-len(images) // batch_size)
@@ -204,7 +225,7 @@ def extract(
     return torch.cat([features for features, _ in found]), torch.cat([logits for _, logits in found])
 
 
-def check_copies(samples: PixelSet, train: PixelSet, held_out: PixelSet) -> CopyCheck:
+def check_copies(samples: ImageSet, train: ImageSet, held_out: ImageSet) -> CopyCheck:
     """Whether samples are copies of training images, by Euclidean distance in pixels (0 … 1).
 
     Raises:
@@ -237,6 +258,10 @@ def metrics_table(metrics: GenerationMetrics, cost: dict[str, Any], title: str) 
         rows.append(("IS", f"{metrics.inception_score:.3f}"))
     if metrics.recognised is not None:
         rows.append(("recognised as their label", f"{metrics.recognised:.1f} %"))
+    if "copies" in cost:
+        rows.append(("distance to the nearest training image", f"{cost['copies']['ratio']:.2f} × held-out's"))
+        below = cost["copies"]["below_first_percentile"]
+        rows.append(("nearer than 99 % of held-out images", f"{below:.1f} %"))
     rows.append(("samples, real images", f"{metrics.samples}, {metrics.real_images}"))
     if "seconds_per_image" in cost:
         rows.append(("evaluations an image", str(cost["evaluations_per_image"])))
@@ -244,42 +269,40 @@ def metrics_table(metrics: GenerationMetrics, cost: dict[str, Any], title: str) 
     return make_table(title, ("figure", "value"), rows)
 
 
-def real_side(side: Side, size: int, in_chans: int, name: str, console: Console) -> PixelSet:
-    """The pictures of a side as a generator of this size sees them."""
-    pixels = Pixels(side, size, in_chans, console)
-    images = np.stack([pixels.pixels(i).permute(1, 2, 0).numpy() for i in range(len(pixels))])
-    return PixelSet(name, images, pixels.labels)
-
-
-def _real_images(
-    data: str, split: str, data_root: str | None, run: Path | None, console: Console
-) -> PixelSet:
+def _real_sides(
+    data: str, data_root: str | None, run: Path | None, shape: Sequence[int], console: Console
+) -> dict[str, ImageSet]:
+    """The sides of DATA, at the size of the samples (N H W C). A run's own sides where DATA is its own."""
     if data.endswith(".npz"):
-        return read_samples(Path(data))
-    if run is None:
-        raise ValueError(
-            f"samples from a file are compared with an .npz file or a run's own data, not {data}"
-        )
-    opened = Run.open(run)
-    config = read_config(opened)
-    if data == config.data and opened.split.is_file():
-        saved = load_split(config, run)
-        sides = {"train": saved.train, "val": saved.val} | ({"test": saved.test} if saved.test else {})
+        return {"all": read_samples(Path(data))}
+    if shape[1] != shape[2]:
+        raise ValueError(f"real pictures are cropped square, and the samples are {shape[1]} × {shape[2]}")
+    config = None if run is None else read_config(Run.open(run))
+    if config is not None and config.data == data and is_latents(data):
+        folder = LatentFolder(data, console)
+        splits = folder.splits
+    elif config is not None and run is not None and config.data == data:
+        splits = load_split(config, run)
     else:
         sources = open_sources(DataConfig(data=data, data_root=data_root))
-        sides = {name: Side(source, list(range(len(source)))) for name, source in sources.items()}
-    if split != "all" and split not in sides:
+        whole = {name: Side(source, list(range(len(source)))) for name, source in sources.items()}
+        return {name: SideImages(side, shape[1], shape[3], data) for name, side in whole.items()}
+    own = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test else {})
+    return {name: SideImages(side, shape[1], shape[3], data) for name, side in own.items()}
+
+
+def _chosen(sides: dict[str, ImageSet], split: str, data: str) -> ImageSet:
+    if split == "all" or list(sides) == ["all"]:
+        return ImageSet.joined(list(sides.values()))
+    if split not in sides:
         raise ValueError(f"{data} has no {split} side, only {', '.join(sides)}: choose one with --split")
-    chosen = sides.values() if split == "all" else [sides[split]]
-    parts = [real_side(side, config.image_size, config.in_chans, data, console).images for side in chosen]
-    return PixelSet(data, np.concatenate(parts))
+    return sides[split]
 
 
-def _flat(images: PixelSet) -> Tensor:
-    """N × (H·W·3), 0 … 1."""
-    pixels = images.images
-    colour = np.repeat(pixels, 3, axis=3) if pixels.shape[3] == 1 else pixels
-    return torch.from_numpy(colour.reshape(len(colour), -1)).float() / 255
+def _flat(images: ImageSet) -> Tensor:
+    """N × (H·W·C), 0 … 1."""
+    flat = [torch.from_numpy(batch.reshape(len(batch), -1)).float() / 255 for batch in images.batches(1000)]
+    return torch.cat(flat)
 
 
 def _nearest(images: Tensor, references: Tensor, chunk: int = 1000) -> Tensor:

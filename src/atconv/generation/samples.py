@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,26 +12,69 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from diffusers.utils.logging import disable_progress_bar
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from safetensors import SafetensorError
 
+from atconv.datasets.splits import Side
+from atconv.generation.data import fit_picture
 from atconv.generation.figures import draw_grid
 from atconv.generation.pipeline import SiTPipeline
 from atconv.generation.samplers import SamplerConfig
-from atconv.images import pictures_in, read_image
+from atconv.images import mode_for, pictures_in, read_image
 from atconv.runs import Run, pick_device
 from atconv.training.checkpoint import write_atomically
 from atconv.training.progress import plain_console, track
 
-__all__ = ["PixelSet", "parse_classes", "read_samples", "sample_run", "write_npz", "write_pngs"]
+__all__ = [
+    "ImageSet",
+    "PixelSet",
+    "SideImages",
+    "parse_classes",
+    "read_samples",
+    "sample_run",
+    "write_npz",
+    "write_pngs",
+]
 
 Pixels = NDArray[np.uint8]
 
 
-class PixelSet:
+class ImageSet(ABC):
     """Images as uint8 N H W C, given in batches, with a label each where they are known."""
+
+    name: str
+    labels: list[int] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, positions: Sequence[int]) -> Pixels:
+        """The images at these positions."""
+
+    def batches(self, size: int) -> Iterator[Pixels]:
+        """All of them, in order."""
+        for start in range(0, len(self), size):
+            yield self.take(range(start, min(start + size, len(self))))
+
+    def subset(self, most: int, seed: int) -> ImageSet:
+        """At most so many, chosen at random."""
+        if most >= len(self):
+            return self
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))
+        return _Some([(self, int(position)) for position in chosen], self.name)
+
+    @staticmethod
+    def joined(sets: Sequence[ImageSet]) -> ImageSet:
+        """All images of several sets."""
+        return _Some([(part, i) for part in sets for i in range(len(part))], sets[0].name)
+
+
+class PixelSet(ImageSet):
+    """Images in memory."""
 
     def __init__(self, name: str, images: Pixels, labels: list[int] | None = None) -> None:
         self.name, self.images, self.labels = name, images, labels
@@ -38,9 +82,32 @@ class PixelSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, size: int) -> Iterator[Pixels]:
-        for start in range(0, len(self), size):
-            yield self.images[start : start + size]
+    def take(self, positions: Sequence[int]) -> Pixels:
+        return self.images[list(positions)]
+
+
+class SideImages(ImageSet):
+    """The pictures of a side, read when they are asked for, at the size and channels of a generator."""
+
+    def __init__(self, side: Side, size: int, channels: int, name: str) -> None:
+        self.side, self.size, self.mode, self.name = side, size, mode_for(channels), name
+
+    def __len__(self) -> int:
+        return len(self.side)
+
+    def take(self, positions: Sequence[int]) -> Pixels:
+        return np.stack([fit_picture(self.side.read(i, self.mode), self.size) for i in positions])
+
+
+class _Some(ImageSet):
+    def __init__(self, members: list[tuple[ImageSet, int]], name: str) -> None:
+        self.members, self.name = members, name
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def take(self, positions: Sequence[int]) -> Pixels:
+        return np.concatenate([self.members[i][0].take([self.members[i][1]]) for i in positions])
 
 
 def sample_run(
@@ -125,6 +192,7 @@ def open_pipeline(run: str | Path, device: torch.device) -> SiTPipeline:
             f"{path} has no model yet: its first epoch has not finished. "
             f"Continue it with atconv generate train --resume {path}"
         )
+    disable_progress_bar()  # diffusers shows one for the files of a model; ours are of images
     try:
         return SiTPipeline.from_pretrained(path).to(device)
     except (OSError, SafetensorError, json.JSONDecodeError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from atconv.generation.paths import make_path
 from atconv.generation.pipeline import SiTPipeline
 from atconv.generation.repa import AlignedSiT, FrozenEncoder, alignment_loss
 from atconv.generation.samplers import SamplerConfig
+from atconv.generation.samples import draw_pixels, open_pipeline
 from atconv.models.release import load_release
 from atconv.models.sit import SiT, create_sit
 from atconv.runs import Run, free_folder
@@ -168,10 +168,8 @@ class GenerationTask(Task):
             Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"}),
         ]
         draw_curves(trainer.history, panels, self.run.path / "curves.png")
-        pipeline = SiTPipeline.from_pretrained(self.run.path)
-        self._draw_samples(
-            pipeline.transformer.to(self.accelerator.device), "", self.run.path / "samples.png"
-        )
+        kept = open_pipeline(self.run.path, self.accelerator.device).transformer
+        self._draw_samples(kept, "", self.run.path / "samples.png")
         last = trainer.history[-1]
         seconds = sum(row["seconds"] for row in trainer.history)
         rows = [
@@ -247,15 +245,8 @@ class GenerationTask(Task):
         ]
         guidance = self.config.sample_guidance if sit.null_label is not None else 1.0
         options = SamplerConfig(steps=25, guidance=guidance)
-        pixels = [
-            image
-            for drawn in pipeline.draw(labels, options, batch_size=50)
-            for image in pipeline.decode(drawn.samples)
-        ]
-        rows = [
-            torch.stack([torch.from_numpy(p) for p in islice(pixels, i, i + _GRID_COLUMNS)]).numpy()
-            for i in range(0, len(pixels), _GRID_COLUMNS)
-        ]
+        images = draw_pixels(pipeline, labels, options, 0, batch_size=50, console=Console(quiet=True))[0]
+        rows = [images[i : i + _GRID_COLUMNS] for i in range(0, len(images), _GRID_COLUMNS)]
         title = ", ".join(part for part in (self.config.model, when, f"guidance {guidance:g}") if part)
         draw_grid(rows, names, title, path)
 
@@ -348,7 +339,7 @@ def _load_weights(sit: SiT, path: Path, console: Console) -> None:
     if not path.is_dir():
         load_release(sit, path)
         return
-    source = SiTPipeline.from_pretrained(path).transformer.state_dict()
+    source = open_pipeline(path, torch.device("cpu")).transformer.state_dict()
     own = sit.state_dict()
     fresh = [name for name, tensor in source.items() if name in own and tensor.shape != own[name].shape]
     source.update({name: own[name] for name in fresh})
