@@ -28,8 +28,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	ATCONV_KEEP_ALLOCATOR=1 $(BIN)/python benchmarks/mixer_layer.py
-	$(BIN)/python benchmarks/mixer_layer.py
+	for script in mixer_layer sit_velocity; do \
+	  ATCONV_KEEP_ALLOCATOR=1 $(BIN)/python benchmarks/$$script.py; $(BIN)/python benchmarks/$$script.py; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,16 +10,15 @@ Prints a Markdown table with the machine it was measured on.
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import machine_line
 from torch import Tensor, nn
 
-from atconv import ATConv2d, tune_allocator
+from atconv import ATConv2d
 
 DIM = 128
 SIZES = (14, 28, 56)
@@ -75,21 +74,10 @@ def measure(size: int, dtype: torch.dtype, train: bool) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
 def main() -> None:
-    tuned = tune_allocator()
     torch.manual_seed(0)
-    allocator = "glibc, tuned by atconv.tune_allocator" if tuned else "as the system has it"
     print(f"# One mixer layer, batch {BATCH}, {DIM} channels\n")
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    print(f"{processor()}, {torch.get_num_threads()} threads, allocator: {allocator}, {versions}.")
+    print(machine_line())
     print(f"Medians of {ROUNDS}, in milliseconds.\n")
     names = list(candidates())
     print("| dtype | pass | map | " + " | ".join(names) + " | attention ÷ ATConv |")

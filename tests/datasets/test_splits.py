@@ -328,3 +328,14 @@ def test_classes_without_pictures_and_pictures_in_two_classes_are_told(tmp_path:
     assert "no pictures in empty" in told
     assert "one picture, which is never tested, in lonely" in told
     assert "1 pictures lie in two classes: b/copy.png is a/0.png" in told
+
+
+def test_pictures_without_class_folders_are_one_class(tmp_path: Path) -> None:
+    data = picture_folder(tmp_path, {"faces": 9}) / "faces"
+    (tmp_path / "run").mkdir()
+    config = tiny_config(data=str(data), test_fraction=0.3, val_fraction=0.3)
+    with pytest.raises(ValueError, match="has 1 class: classification needs two or more"):
+        make_split(config, QUIET, tmp_path / "run")
+    splits = make_split(config, QUIET, tmp_path / "run", least_classes=1)
+    assert splits.classes == ["faces"]
+    assert len(splits.train) + len(splits.val) + len(splits.test or []) == 9

@@ -64,7 +64,8 @@ class ImageSource(ABC):
 
 
 class FolderSource(ImageSource):
-    """root/CLASS/**/picture.jpg; classes in alphabetical order, hidden files left out.
+    """root/CLASS/**/picture.jpg; classes in alphabetical order, hidden files left out. Pictures that lie
+    in root itself, where it has no folders, are one class.
 
     Raises:
         ValueError: no class folders, or no pictures in them.
@@ -81,9 +82,11 @@ class FolderSource(ImageSource):
             raise ValueError(
                 f"{root} has class folders that are not among the run's classes: {', '.join(unknown[:5])}"
             )
-        found = [
-            (path, label) for label, name in enumerate(self.classes) for path in pictures_in(root / name)
-        ]
+        if not self.classes and pictures_in(root):
+            self.classes = [root.resolve().name]
+            found = [(path, 0) for path in pictures_in(root)]
+        else:
+            found = [(p, label) for label, name in enumerate(self.classes) for p in pictures_in(root / name)]
         if not found:
             raise ValueError(
                 f"no pictures in {root}: expected one folder a class, as {root}/CLASS/picture.jpg "

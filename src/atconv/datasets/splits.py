@@ -126,7 +126,9 @@ def make_split(
     skipped += _drop_copies(sources, reports)
     sides = {s: [i for i in range(len(sources[s])) if reports[s].reasons[i] is None] for s in sources}
     if len(classes) < least_classes:
-        raise ValueError(f"{config.data} has {len(classes)} class: classification needs two or more")
+        raise ValueError(
+            f"{config.data} has {len(classes)} class: classification needs two or more, a folder each"
+        )
     for line in _oddities(sources, sides, reports):
         console.print(line, soft_wrap=True)
     message = _hold_out(sides, sources, reports, config, seed)

@@ -171,10 +171,12 @@ class GenerationTask(Task):
         kept = open_pipeline(self.run.path, self.accelerator.device).transformer
         self._draw_samples(kept, "", self.run.path / "samples.png")
         last = trainer.history[-1]
+        parameters = sum(p.numel() for p in self.sit.parameters())
+        macs = self.sit.multiply_adds(*self.train.shape[1:])
         seconds = sum(row["seconds"] for row in trainer.history)
         rows = [
-            ("parameters", f"{sum(p.numel() for p in self.sit.parameters()):,}"),
-            ("multiply-adds an evaluation", f"{self.sit.multiply_adds(*self.train.shape[1:]) / 1e9:.3f} G"),
+            ("parameters", f"{parameters:,}"),
+            ("multiply-adds an evaluation", f"{macs / 1e9:.3f} G"),
             ("held-out loss", f"{last['val_loss']:.4f}"),
             ("training time", f"{seconds:.0f} s"),
         ]
@@ -184,6 +186,8 @@ class GenerationTask(Task):
             "steps": last["step"],
             "val_loss": last["val_loss"],
             "seconds": seconds,
+            "parameters": parameters,
+            "multiply_adds": macs,
         }
         write_atomically(
             self.run.path / "metrics.json",

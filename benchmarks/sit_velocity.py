@@ -1,0 +1,70 @@
+"""Seconds of one velocity evaluation of SiT-B/2: attention, hybrid and ATConv.
+
+The three take turns in one process (A B C A B C …); medians after warm-up. Run it on an otherwise idle
+machine:
+
+    make bench
+
+Prints a Markdown table with the machine it was measured on.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from machine import machine_line
+from torch import nn
+
+from atconv.models import SiT, create_sit
+
+LATENTS = (32, 64, 128)
+NAMES = {"attention": "sit_b_2", "hybrid": "sit_hybrid_b_2", "ATConv": "sit_atconv_b_2"}
+ROUNDS = 7
+WARM_UP = 2
+
+
+def make_models(dtype: torch.dtype) -> dict[str, SiT]:
+    """The three families, with no layer left at its initial zeros."""
+    torch.manual_seed(0)
+    models = {name: create_sit(variant).eval() for name, variant in NAMES.items()}
+    for model in models.values():
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+    # Not SiT.to: diffusers warns there of modules it would keep in float32, of which there are none.
+    return {name: nn.Module.to(model, dtype) for name, model in models.items()}
+
+
+@torch.inference_mode()
+def measure(models: dict[str, SiT], side: int, dtype: torch.dtype) -> dict[str, float]:
+    """Median seconds of each model on one sample, in turn."""
+    x = torch.randn(1, 4, side, side, dtype=dtype)
+    t, label = torch.tensor([0.5]), torch.tensor([7])
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(WARM_UP + ROUNDS):
+        for name, model in models.items():
+            started = time.perf_counter()
+            model(x, t, label)
+            if turn >= WARM_UP:
+                taken[name].append(time.perf_counter() - started)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def main() -> None:
+    print("# One velocity evaluation of SiT-B/2, one sample\n")
+    print(machine_line())
+    print(f"Medians of {ROUNDS}, in milliseconds.\n")
+    print("| dtype | latent | tokens | " + " | ".join(NAMES) + " | attention ÷ hybrid | attention ÷ ATConv |")
+    print("| --- | --- | --- |" + " --- |" * (len(NAMES) + 2))
+    for dtype in (torch.float32, torch.bfloat16):
+        models = make_models(dtype)
+        for side in LATENTS:
+            found = measure(models, side, dtype)
+            cells = " | ".join(f"{1000 * found[name]:.1f}" for name in NAMES)
+            ratios = " | ".join(f"{found['attention'] / found[name]:.2f} ×" for name in ("hybrid", "ATConv"))
+            print(f"| {str(dtype)[6:]} | {side}² | {side**2 // 4} | {cells} | {ratios} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
