@@ -40,6 +40,9 @@ class GenerationConfig(DataConfig, LoopConfig):
     grad_checkpointing: bool = False
     """less memory for more time"""
 
+    weight_decay: float = 0.0
+    """decay of tensors with two or more dimensions"""
+
     path: Literal["linear", "gvp", "vp"] = "linear"
     """the interpolant"""
     prediction: Prediction = "velocity"

@@ -119,7 +119,8 @@ def evaluate(
     path = Path(samples)
     model = open_features(features, inception_weights, where)
     figures: dict[str, Any] = {"data": data, "split": split}
-    run = path if (path / "model_index.json").is_file() else None
+    is_run = (path / "model_index.json").is_file() or (path / "config.yaml").is_file()
+    run = path if is_run else None
     if run is None:
         drawn = read_samples(path)
     else:
@@ -245,7 +246,7 @@ def check_copies(samples: ImageSet, train: ImageSet, held_out: ImageSet) -> Copy
 
 def metrics_table(metrics: GenerationMetrics, cost: dict[str, Any], title: str) -> Any:
     frechet, kernel = (
-        ("FID", "KID") if "Inception" in metrics.features else ("Fréchet distance", "kernel distance")
+        ("FID", "KID") if metrics.inception_score is not None else ("Fréchet distance", "kernel distance")
     )
     rows = [
         ("features", metrics.features),

@@ -198,7 +198,10 @@ def _begin(folder: Path, about: _About, model: Any, console: Console) -> None:
                 f"{folder} holds latents of other settings ({', '.join(differing)}): name another with --out"
             )
         return
-    if folder.exists() and any(child.name != "split.json" for child in folder.iterdir()):
+    begun = {"split.json", "skipped.csv", "vae"}  # what an interrupted call may have left
+    if folder.exists() and any(
+        child.name not in begun and not child.name.startswith(".writing-") for child in folder.iterdir()
+    ):
         raise ValueError(f"{folder} exists and holds no latents: name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     splits = make_split(_data_config(about), console, folder, about.seed, least_classes=1)

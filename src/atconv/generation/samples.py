@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -236,7 +237,7 @@ def read_samples(path: Path) -> PixelSet:
             names = arrays.files
             images = arrays["arr_0"] if "arr_0" in names else None
             labels = arrays["arr_1"] if "arr_1" in names else None
-    except (OSError, ValueError, BadZipFile, KeyError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, KeyError, zlib.error) as error:
         raise ValueError(
             f"{path} is not an .npz file of samples: {str(error).partition(chr(10))[0]}"
         ) from error

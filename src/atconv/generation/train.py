@@ -96,9 +96,9 @@ class GenerationTask(Task):
         self.encoder: FrozenEncoder | None = None
         if config.repa_encoder is not None:
             grid = train.shape[1] // sit.patch_size, train.shape[2] // sit.patch_size
-            self.encoder = FrozenEncoder(config.repa_encoder, grid, config.repa_weights)
-            self.encoder.to(accelerator.device)
             with seeded(derive_seed("projector", config.seed)):
+                self.encoder = FrozenEncoder(config.repa_encoder, grid, config.repa_weights)
+                self.encoder.to(accelerator.device)
                 self.model = AlignedSiT(sit, config.repa_block, self.encoder.features)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:

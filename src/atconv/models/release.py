@@ -221,7 +221,8 @@ def _state_dict(checkpoint: Mapping[str, Any], path: str | Path, weights: str) -
     if any(isinstance(checkpoint.get(key), Mapping) for key in ("model", "model_ema", "ema")):
         key = next((key for key in keys if isinstance(checkpoint.get(key), Mapping)), None)
         if key is None:
-            raise ValueError(f"{path} has no weights under {keys[0]!r}, only {sorted(map(str, checkpoint))}")
+            wanted = " or ".join(map(repr, keys))
+            raise ValueError(f"{path} has no weights under {wanted}, only {sorted(map(str, checkpoint))}")
         found = checkpoint[key]
     elif weights == "ema":
         raise ValueError(f"{path} is a bare state dict: it has no EMA weights; use weights='model'")

@@ -1,0 +1,133 @@
+"""Processes that share a batch, or the weights, train what one process trains."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from atconv.training.checkpoint import latest_checkpoint, load_checkpoint
+from generation.tiny_sit import FAMILIES, preload, tiny_run_options, tiny_sit, train_tiny_sit
+from training.tiny import read_rows, start_process
+
+BATCH, STEPS = 32, 20
+# Adam divides gradients by their size: with its usual eps it blows rounding up where they are near zero.
+CHANGES = dict(
+    epochs=2, eps=1e-4, lr=4e-3, total_batch=BATCH, ema_decay=0.0, label_dropout=0.2, model="sit_hybrid_s_2"
+)
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    newest = latest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    assert newest.name == f"step-{STEPS}"
+    return load_checkpoint(newest)["model"]
+
+
+def assert_same_weights(run: Path, expected: Path) -> None:
+    ours, theirs = weights(run), weights(expected)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(
+            ours[name], theirs[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tiny_sit(tmp_path_factory.mktemp("one") / "run", batch_size=BATCH, **CHANGES)
+
+
+def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
+    run = tmp_path / "run"
+    options = tiny_run_options(batch_size=BATCH // 2, **CHANGES)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
+                "--rdzv_endpoint=localhost:0"]  # fmt: skip
+    ended = subprocess.run(
+        [*launcher, "-m", "--", "atconv.cli", "generate", "train", "digits", *options, f"--out={run}"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "16 images × 2 process(es) × 1 pass(es)" in ended.stdout
+    assert ended.stdout.count("epoch   1/2") == 1, "only the main process speaks"
+    assert_same_weights(run, one_process)
+    for ours, theirs in zip(
+        read_rows(run / "metrics.csv"), read_rows(one_process / "metrics.csv"), strict=True
+    ):
+        for name in ("train_loss", "val_loss"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-5), name
+
+
+def test_two_accumulated_passes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
+    run = train_tiny_sit(tmp_path / "run", batch_size=BATCH // 2, **CHANGES)
+    assert_same_weights(run, one_process)
+
+
+def test_the_weights_that_are_compared_were_trained(tmp_path: Path, one_process: Path) -> None:
+    run = train_tiny_sit(tmp_path / "run", batch_size=BATCH, **(CHANGES | {"label_dropout": 0.3}))
+    with pytest.raises(AssertionError):
+        assert_same_weights(run, one_process)
+
+
+# Sharded weights.
+
+
+def train_twice(model: nn.Module, part: slice) -> Tensor:
+    """Two AdamW steps on this part of a batch of four; returns the loss before the second."""
+    rng = torch.Generator().manual_seed(1)
+    x, target = torch.randn(2, 4, 4, 8, 8, generator=rng)[:, part]
+    t, labels = torch.rand(4, generator=rng)[part], torch.tensor([1, 2, 10, 3])[part]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4)
+    for _ in range(2):
+        loss = ((model(x, t, labels) - target) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.detach()
+
+
+def train_sharded(family: str, rank: int, folder: Path) -> None:
+    """One of two processes; the first writes the loss and the whole weights."""
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    model = tiny_sit(token_mixer=family)
+    mesh = init_device_mesh("cpu", (2,))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    loss = train_twice(model, slice(rank, 4, 2))
+    dist.all_reduce(loss)
+    whole = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
+    if rank == 0:
+        torch.save((loss / 2, whole), folder / "result")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharded_weights_learn_what_whole_ones_learn(family: str, tmp_path: Path) -> None:
+    preload()
+    processes = [start_process(train_sharded, family, rank, tmp_path) for rank in range(2)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    loss, whole = torch.load(tmp_path / "result")
+    model = tiny_sit(token_mixer=family)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected_loss = train_twice(model, slice(0, 4))
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(whole[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        assert not torch.equal(tensor, before[name]), name
