@@ -60,8 +60,9 @@ def one_run(
     recipe = ["--config", str(HERE / "recipe.yaml"), "--model", FAMILIES[family], "--seed", str(seed)]
     train(["generate", "train"], data_root, run, *recipe, *options)
     atconv(
-        "generate", "evaluate", str(run), "torch/fashion_mnist", "--data_root", data_root,
-        "--split", "test", "--features", str(features), "--images", str(SAMPLES), "--batch_size", "100", "--seed", str(seed), *SAMPLING,
+        "generate", "evaluate", str(run), "torch/fashion_mnist", "--data_root", data_root, "--split", "test",
+        "--features", str(features), "--images", str(SAMPLES), "--batch_size", "100", "--seed", str(seed),
+        *SAMPLING,
     )  # fmt: skip
     trained = json.loads((run / "metrics.json").read_text())
     found = json.loads((run / "evaluation.json").read_text())
