@@ -291,7 +291,7 @@ def _find_side(
     trained = read_config(run) if run.config.is_file() else None
     if trained is not None and run.split.is_file() and _same_data(trained, data, data_root):
         saved = load_split(trained, run.path)
-        sides = {"train": saved.train, "val": saved.val} | ({"test": saved.test} if saved.test else {})
+        sides = saved.sides
     else:
         root = data_root or (trained.data_root if trained is not None and trained.data == data else None)
         sources = open_sources(ClassificationConfig(data=data, data_root=root))

@@ -30,10 +30,10 @@ from atconv.datasets.loader import EpochBatches, eval_loader, stream_loader, tra
 from atconv.datasets.sources import KeptPictures, Stream
 from atconv.datasets.splits import Side, Splits, is_stream, load_split, make_split
 from atconv.runs import EvalTransform, Run, free_folder, load
-from atconv.training.checkpoint import latest_checkpoint, save_tensors, write_atomically
+from atconv.training.checkpoint import save_tensors, write_atomically
 from atconv.training.loop import Task, Trainer
 from atconv.training.progress import make_table
-from atconv.training.session import resume_run, start_run
+from atconv.training.session import is_new, resume_run, start_run
 
 __all__ = ["resume", "train"]
 
@@ -294,7 +294,7 @@ def _make_task(
     accelerator.wait_for_everyone()
     splits = load_split(config, run.path)
     console.print(splits.message, soft_wrap=True)
-    model = make_model(config, len(splits.classes), console, fresh=_is_new(run))
+    model = make_model(config, len(splits.classes), console, fresh=is_new(run))
     return SplitTask(config, run, accelerator, splits, model)
 
 
@@ -325,13 +325,8 @@ def _make_stream_task(
         accelerator,
         train,
         val,
-        make_model(config, len(train.classes), console, fresh=_is_new(run)),
+        make_model(config, len(train.classes), console, fresh=is_new(run)),
     )
-
-
-def _is_new(run: Run) -> bool:
-    """Whether the model's weights will not come from a checkpoint anyway."""
-    return latest_checkpoint(run.checkpoints) is None
 
 
 def _data_config(config: ClassificationConfig) -> dict[str, Any]:

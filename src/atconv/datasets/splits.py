@@ -75,6 +75,11 @@ class Splits:
     message: str = ""
     skipped: list[dict[str, str]] = field(default_factory=list)
 
+    @property
+    def sides(self) -> dict[str, Side]:
+        """The sides there are, by name."""
+        return {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
+
 
 def is_stream(data: str) -> bool:
     return data.startswith(STREAM_PREFIXES)

@@ -20,7 +20,7 @@ from atconv.datasets.config import DataConfig
 from atconv.datasets.splits import Side, load_split, open_sources
 from atconv.generation.config import read_config
 from atconv.generation.features import FeatureModel, RunFeatures, open_features
-from atconv.generation.latents import LatentFolder, is_latents
+from atconv.generation.latents import is_latents, latent_splits
 from atconv.generation.samplers import SamplerConfig
 from atconv.generation.samples import (
     ImageSet,
@@ -126,7 +126,7 @@ def evaluate(
     else:
         drawn, cost = draw_samples(run, images, options or SamplerConfig(), seed, batch_size, where, console)
         figures |= cost
-    sides = _real_sides(data, data_root, run, drawn.images.shape, console)
+    sides = _real_sides(data, data_root, run, drawn.images.shape)
     metrics = compare(
         drawn, _chosen(sides, split, data).subset(real_images, seed), model, batch_size, console
     )
@@ -271,7 +271,7 @@ def metrics_table(metrics: GenerationMetrics, cost: dict[str, Any], title: str) 
 
 
 def _real_sides(
-    data: str, data_root: str | None, run: Path | None, shape: Sequence[int], console: Console
+    data: str, data_root: str | None, run: Path | None, shape: Sequence[int]
 ) -> dict[str, ImageSet]:
     """The sides of DATA, at the size of the samples (N H W C). A run's own sides where DATA is its own."""
     if data.endswith(".npz"):
@@ -280,16 +280,14 @@ def _real_sides(
         raise ValueError(f"real pictures are cropped square, and the samples are {shape[1]} × {shape[2]}")
     config = None if run is None else read_config(Run.open(run))
     if config is not None and config.data == data and is_latents(data):
-        folder = LatentFolder(data, console)
-        splits = folder.splits
+        splits = latent_splits(data)
     elif config is not None and run is not None and config.data == data:
         splits = load_split(config, run)
     else:
         sources = open_sources(DataConfig(data=data, data_root=data_root))
         whole = {name: Side(source, list(range(len(source)))) for name, source in sources.items()}
         return {name: SideImages(side, shape[1], shape[3], data) for name, side in whole.items()}
-    own = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test else {})
-    return {name: SideImages(side, shape[1], shape[3], data) for name, side in own.items()}
+    return {name: SideImages(side, shape[1], shape[3], data) for name, side in splits.sides.items()}
 
 
 def _chosen(sides: dict[str, ImageSet], split: str, data: str) -> ImageSet:

@@ -28,13 +28,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from atconv.datasets.config import DataConfig
-from atconv.datasets.splits import SIDES, Side, Splits, load_split, make_split
+from atconv.datasets.splits import Side, Splits, load_split, make_split
 from atconv.generation.data import Examples, fit_picture
+from atconv.generation.pipeline import pixels_per_latent
 from atconv.runs import pick_device
 from atconv.training.checkpoint import file_digest, save_tensors, write_atomically
 from atconv.training.progress import plain_console, track
 
-__all__ = ["LatentFolder", "Latents", "encode", "is_latents"]
+__all__ = ["LatentFolder", "Latents", "encode", "is_latents", "latent_splits"]
 
 _ABOUT = "latents.json"
 
@@ -99,8 +100,10 @@ def encode(
     console = (console or plain_console()) if state.is_main_process else Console(quiet=True)
     about = _About(data, data_root, train_split, val_split, vae, image_size, shard_size, flips, seed)
     folder, model = Path(out), _open_vae(vae)
-    if image_size % _factor(model):
-        raise ValueError(f"this VAE takes sides that {_factor(model)} divides, got image_size {image_size}")
+    if image_size % pixels_per_latent(model):
+        raise ValueError(
+            f"this VAE takes sides that {pixels_per_latent(model)} divides, got image_size {image_size}"
+        )
     if state.is_main_process:
         _begin(folder, about, model, console)
     state.wait_for_everyone()
@@ -108,7 +111,7 @@ def encode(
     _encode_shards(folder, about, splits, model.to(where), batch_size, state, console)
     state.wait_for_everyone()
     if state.is_main_process:
-        sides = {name: len(side) for name, side in _sides(splits).items()}
+        sides = {name: len(side) for name, side in splits.sides.items()}
         console.print(f"{sum(sides.values())} pictures are in {folder}: {sides}", soft_wrap=True)
     return folder
 
@@ -116,6 +119,12 @@ def encode(
 def is_latents(data: str) -> bool:
     """Whether DATA is a folder that `encode` wrote."""
     return (Path(data) / _ABOUT).is_file()
+
+
+def latent_splits(folder: str | Path) -> Splits:
+    """The pictures behind a folder of latents, by side. Opens no shard."""
+    path = Path(folder)
+    return load_split(_data_config(_read_about(path)), path)
 
 
 class LatentFolder:
@@ -128,10 +137,8 @@ class LatentFolder:
     def __init__(self, folder: str | Path, console: Console) -> None:
         self.path = Path(folder)
         self.about = _read_about(self.path)
-        self.splits = load_split(_data_config(self.about), self.path)
-        self.shards = {
-            name: list(self._shards(name, len(side))) for name, side in _sides(self.splits).items()
-        }
+        self.splits = latent_splits(self.path)
+        self.shards = {name: list(self._shards(name, len(side))) for name, side in self.splits.sides.items()}
         every = [shard for shards in self.shards.values() for shard in shards]
         for shard in track(every, console, "checking shards", len(every)):
             _check(shard)
@@ -143,7 +150,7 @@ class LatentFolder:
 
     def side(self, name: str) -> Latents:
         """The samples of a side."""
-        side = _sides(self.splits)[name]
+        side = self.splits.sides[name]
         return Latents(self.shards[name], self.about, side, self.vae.config)
 
     def _shards(self, side: str, count: int) -> Iterator[Path]:
@@ -222,7 +229,7 @@ def _encode_shards(
     """Every shard that has no checksum yet and is this process's turn."""
     tasks = [
         (name, side, number)
-        for name, side in _sides(splits).items()
+        for name, side in splits.sides.items()
         for number in range(-(-len(side) // about.shard_size))
     ]
     mine = [task for i, task in enumerate(tasks) if i % state.num_processes == state.process_index]
@@ -295,15 +302,5 @@ def _data_config(about: _About) -> DataConfig:
     )
 
 
-def _sides(splits: Splits) -> dict[str, Side]:
-    found = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test else {})
-    return {name: found[name] for name in SIDES if name in found}
-
-
 def _shard(folder: Path, side: str, number: int) -> Path:
     return folder / f"{side}-{number:05d}.safetensors"
-
-
-def _factor(model: Any) -> int:
-    """Pixels along a side of a latent."""
-    return 2 ** (len(model.config.block_out_channels) - 1)

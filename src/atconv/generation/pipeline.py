@@ -19,7 +19,7 @@ from atconv.generation.paths import make_path
 from atconv.generation.samplers import Field, ImageNoise, SamplerConfig, sample
 from atconv.models.sit import SiT
 
-__all__ = ["Drawn", "SiTPipeline", "SiTPipelineOutput"]
+__all__ = ["Drawn", "SiTPipeline", "SiTPipelineOutput", "pixels_per_latent"]
 
 
 @dataclass
@@ -214,7 +214,7 @@ class SiTPipeline(DiffusionPipeline):
 
     def _sample_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width of samples for images of this size."""
-        factor = 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor = 1 if self.vae is None else pixels_per_latent(self.vae)
         sides = []
         for given, trained in zip((height, width), self.config.sample_size, strict=True):
             side = trained if given is None else given // factor
@@ -227,6 +227,11 @@ class SiTPipeline(DiffusionPipeline):
                 )
             sides.append(side)
         return sides[0], sides[1]
+
+
+def pixels_per_latent(vae: Any) -> int:
+    """Pixels along a side of one latent of an AutoencoderKL."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def to_pil(pixels: NDArray[np.uint8]) -> list[Image.Image]:

@@ -27,12 +27,12 @@ from atconv.generation.samples import draw_pixels, open_pipeline
 from atconv.models.release import load_release
 from atconv.models.sit import SiT, create_sit
 from atconv.runs import Run, free_folder
-from atconv.training.checkpoint import latest_checkpoint, save_tensors, write_atomically
+from atconv.training.checkpoint import save_tensors, write_atomically
 from atconv.training.curves import Panel, draw_curves
 from atconv.training.loop import Task, Trainer
 from atconv.training.progress import make_table
 from atconv.training.randomness import derive_seed, seeded
-from atconv.training.session import resume_run, start_run
+from atconv.training.session import is_new, resume_run, start_run
 
 __all__ = ["resume", "train"]
 
@@ -269,7 +269,7 @@ def _make_task(
         )
     else:
         train, val, classes = _open_pictures(config, run, accelerator, console)
-    sit = make_model(config, len(classes) if config.conditional else 0, train.shape, console, _is_new(run))
+    sit = make_model(config, len(classes) if config.conditional else 0, train.shape, console, is_new(run))
     return GenerationTask(config, run, accelerator, sit, train, val, classes, vae)
 
 
@@ -364,8 +364,3 @@ def _sit_of(model: nn.Module) -> SiT:
     sit = model.sit if isinstance(model, AlignedSiT) else model
     assert isinstance(sit, SiT)
     return sit
-
-
-def _is_new(run: Run) -> bool:
-    """Whether the model's weights will not come from a checkpoint anyway."""
-    return latest_checkpoint(run.checkpoints) is None

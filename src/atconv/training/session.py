@@ -23,7 +23,7 @@ try:
 except ModuleNotFoundError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["resume_run", "start_run"]
+__all__ = ["is_new", "resume_run", "start_run"]
 
 C = TypeVar("C", bound=LoopConfig)
 MakeTask = Callable[[C, Run, Accelerator, Console], Task]
@@ -66,6 +66,11 @@ def resume_run(config: C, run: Run, make_task: MakeTask[C], console: Console | N
             return _fit(*_prepare(config, run, make_task, accelerator, console))
     finally:
         release_accelerator(accelerator)
+
+
+def is_new(run: Run) -> bool:
+    """Whether a run's weights will not come from a checkpoint anyway."""
+    return latest_checkpoint(run.checkpoints) is None
 
 
 @contextmanager
