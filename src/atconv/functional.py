@@ -33,6 +33,8 @@ __all__ = [
     "project_channels",
 ]
 
+_LARGE_SAMPLE = 2**16  # values of a map from which a convolution of its own pays, measured on two cores
+
 
 def pool_context(x: Tensor, bins: int) -> Tensor:
     """Average the raster-ordered positions of a map into `bins` equal stretches.
@@ -57,7 +59,7 @@ def pool_context(x: Tensor, bins: int) -> Tensor:
     # On MPS adaptive pooling takes only sizes that the bins divide (pytorch issue 96056).
     if _exporting() or x.device.type == "mps":
         return _pool_context_exportable(x, bins)
-    return F.adaptive_avg_pool1d(x.flatten(2), bins)
+    return F.adaptive_avg_pool1d(_flatten_positions(x), bins)
 
 
 def context_to_kernel(
@@ -102,9 +104,12 @@ def context_to_kernel(
             f"context_to_kernel: context {tuple(context.shape)} takes weight ({channels}, {channels}) and "
             f"generator_weight ({n}, {n}), got {tuple(weight.shape)} and {tuple(generator_weight.shape)}"
         )
-    mixed = F.linear(context.transpose(1, 2), weight, bias)
-    kernel = F.linear(activation(mixed).transpose(1, 2), generator_weight, generator_bias)
-    return kernel.unflatten(2, (size, size))
+    # Contiguous, and the generator from the left: in bfloat16 CPUs multiply strided operands many times slower.
+    mixed = F.linear(context.transpose(1, 2).contiguous(), weight, bias)
+    kernel = generator_weight @ activation(mixed)
+    if generator_bias is not None:
+        kernel = kernel + generator_bias[:, None]
+    return kernel.transpose(1, 2).unflatten(2, (size, size))
 
 
 def lateral_inhibition(kernel: Tensor, alpha: Tensor) -> Tensor:
@@ -164,6 +169,9 @@ def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor) -> Tensor:
         )
     if _exporting() or batch == 0:
         return _shifted_products(x, kernel)
+    if _conv_by_sample(x):
+        pairs = zip(x.split(1), kernel.unsqueeze(2).unbind(0), strict=True)
+        return torch.cat([F.conv2d(one, own, padding=size // 2, groups=channels) for one, own in pairs])
     # All samples side by side as channels of one image: one grouped convolution for the batch.
     groups = batch * channels
     y = F.conv2d(
@@ -234,6 +242,23 @@ def check_map(x: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it with {name}.float()")
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"{name} must have at least one channel and one position, got {tuple(x.shape)}")
+
+
+def _conv_by_sample(x: Tensor) -> bool:
+    """Whether one convolution a sample beats one for the batch, which has to leave channels-last and return.
+
+    On a CPU, once a sample is large enough to hide the cost of a call; on GPUs calls cost more.
+    """
+    large = not torch.compiler.is_compiling() and x.device.type == "cpu" and x[0].numel() >= _LARGE_SAMPLE
+    return large and _channels_last(x)
+
+
+def _flatten_positions(x: Tensor) -> Tensor:
+    """B C H W → B C N, a view where it can be."""
+    if _channels_last(x):
+        # flatten gives one sample a batch stride that hides channels-last from pooling, which then copies.
+        return x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
+    return x.flatten(2)
 
 
 def _channels_last(x: Tensor) -> bool:

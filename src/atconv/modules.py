@@ -165,7 +165,7 @@ class ATConvTokens(_ATConvBase):
             )
         kernel = self.kernels(_to_map(x, height, width))
         routed = functional.dynamic_depthwise_conv2d(_to_map(self.value_proj(x), height, width), kernel)
-        return self.out_proj(routed.flatten(2).transpose(1, 2))
+        return self.out_proj(routed.permute(0, 2, 3, 1).flatten(1, 2))
 
 
 def _conv1x1(in_channels: int, out_channels: int, bias: bool) -> nn.Conv2d:

@@ -121,7 +121,8 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         self._check_input(x, t, labels)
         grid = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         condition = self.condition(1 - t if self.time_reversed else t, labels)
-        tokens = self.patch_embed(x).flatten(2).transpose(1, 2)
+        # Contiguous: every later elementwise step keeps these strides.
+        tokens = self.patch_embed(x).flatten(2).transpose(1, 2).contiguous()
         if self.has_positions:
             tokens = tokens + self._positions(*grid).to(tokens.dtype)
         kept = None
