@@ -104,7 +104,7 @@ def context_to_kernel(
             f"context_to_kernel: context {tuple(context.shape)} takes weight ({channels}, {channels}) and "
             f"generator_weight ({n}, {n}), got {tuple(weight.shape)} and {tuple(generator_weight.shape)}"
         )
-    # Contiguous, and the generator from the left: in bfloat16 CPUs multiply strided operands many times slower.
+    # Contiguous, and the generator from the left: CPUs multiply strided bfloat16 many times slower.
     mixed = F.linear(context.transpose(1, 2).contiguous(), weight, bias)
     kernel = generator_weight @ activation(mixed)
     if generator_bias is not None:

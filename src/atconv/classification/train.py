@@ -28,7 +28,7 @@ from atconv.classification.model import adopt_run, make_model
 from atconv.classification.objective import Objective
 from atconv.datasets.loader import EpochBatches, eval_loader, stream_loader, train_loader
 from atconv.datasets.sources import KeptPictures, Stream
-from atconv.datasets.splits import Side, Splits, is_stream, load_split, make_split
+from atconv.datasets.splits import Side, Splits, is_stream, open_split
 from atconv.runs import EvalTransform, Run, free_folder, load
 from atconv.training.checkpoint import save_tensors, write_atomically
 from atconv.training.loop import Task, Trainer
@@ -286,14 +286,7 @@ def _make_task(
 ) -> ClassificationTask:
     if is_stream(config.data):
         return _make_stream_task(config, run, accelerator, console)
-    if accelerator.is_main_process and not run.split.is_file():
-        splits = make_split(config, console, run.path, config.seed)
-        if splits.skipped:
-            skipped = run.path / "skipped.csv"
-            console.print(f"left out {len(splits.skipped)} files, listed in {skipped}", soft_wrap=True)
-    accelerator.wait_for_everyone()
-    splits = load_split(config, run.path)
-    console.print(splits.message, soft_wrap=True)
+    splits = open_split(config, config.seed, run, accelerator, console)
     model = make_model(config, len(splits.classes), console, fresh=is_new(run))
     return SplitTask(config, run, accelerator, splits, model)
 

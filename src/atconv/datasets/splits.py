@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from accelerate import Accelerator
 from PIL import Image
 from rich.console import Console
 
@@ -20,7 +21,7 @@ from atconv.datasets.checking import FileReport, check_files
 from atconv.datasets.config import DataConfig
 from atconv.datasets.sources import DigitsSource, FolderSource, ImageSource, LmdbSource, TimmSource
 from atconv.images import Mode
-from atconv.runs import TooManyUnreadable
+from atconv.runs import Run, TooManyUnreadable
 from atconv.training.checkpoint import write_atomically, write_rows
 from atconv.training.randomness import derive_seed
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_split",
     "make_split",
     "open_sources",
+    "open_split",
 ]
 
 SIDES = ("train", "val", "test")
@@ -112,6 +114,30 @@ def open_sources(config: DataConfig) -> dict[str, ImageSource]:
     if not path.is_dir():
         raise ValueError(f"DATA {data!r} does not exist: {_KINDS}")
     return _open_folder(path)
+
+
+def open_split(
+    config: DataConfig,
+    seed: int,
+    run: Run,
+    accelerator: Accelerator,
+    console: Console,
+    least_classes: int = 2,
+) -> Splits:
+    """The split of a run, made by its first process where there is none yet.
+
+    Raises:
+        ValueError: as `make_split` and `load_split` do.
+    """
+    if accelerator.is_main_process and not run.split.is_file():
+        splits = make_split(config, console, run.path, seed, least_classes)
+        if splits.skipped:
+            skipped = run.path / "skipped.csv"
+            console.print(f"left out {len(splits.skipped)} files, listed in {skipped}", soft_wrap=True)
+    accelerator.wait_for_everyone()
+    splits = load_split(config, run.path)
+    console.print(splits.message, soft_wrap=True)
+    return splits
 
 
 def make_split(

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from atconv.datasets.loader import EpochBatches, SampleKey
-from atconv.datasets.splits import Side, is_stream, load_split, make_split
+from atconv.datasets.splits import Side, is_stream, open_split
 from atconv.generation.config import GenerationConfig, read_config
 from atconv.generation.data import Example, Examples, Pixels, TrainingExamples, examples_loader
 from atconv.generation.figures import draw_grid
@@ -280,15 +280,7 @@ def _open_pictures(
         raise ValueError(
             f"{config.data} is a stream: generation takes folders, LMDB, torch/…, hfds/… or digits"
         )
-    if accelerator.is_main_process and not run.split.is_file():
-        splits = make_split(config, console, run.path, config.seed, least_classes=1)
-        if splits.skipped:
-            console.print(
-                f"left out {len(splits.skipped)} files, listed in {run.path / 'skipped.csv'}", soft_wrap=True
-            )
-    accelerator.wait_for_everyone()
-    splits = load_split(config, run.path)
-    console.print(splits.message, soft_wrap=True)
+    splits = open_split(config, config.seed, run, accelerator, console, least_classes=1)
 
     def pixels(side: Side) -> Pixels:
         return Pixels(side, config.image_size, config.in_chans, console)
