@@ -11,12 +11,11 @@ demo: $(VENV)/.demo
 demo-generate: $(VENV)/.generate
 	$(BIN)/python examples/demo_generate.py
 
-# One thread: runs in several processes are compared bit for bit, and two OpenMP programs slow each other down.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 test-all: $(VENV)/.dev
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ""
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ""
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -187,6 +187,32 @@ def test_routing_keeps_memory_format_and_dtype(batch: int, dtype: torch.dtype) -
     torch.testing.assert_close(last, y)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_large_channels_last_maps_route_as_others_do(batch: int) -> None:
+    """They take one convolution a sample."""
+    x, kernel = normal(batch, 128, 32, 24), normal(batch, 128, 3, 3, seed=1)
+    assert x[0].numel() > functional._LARGE_SAMPLE
+    ours = x.contiguous(memory_format=torch.channels_last).requires_grad_(), kernel.clone().requires_grad_()
+    theirs = x.clone().requires_grad_(), kernel.clone().requires_grad_()
+    results = [functional.dynamic_depthwise_conv2d(*inputs) for inputs in (ours, theirs)]
+    assert results[0].is_contiguous(memory_format=torch.channels_last)
+    weights = normal(*x.shape, seed=2)
+    for result in results:
+        (result * weights).sum().backward()
+    assert_close(*results, 1e-6)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert_close(a.grad, b.grad, 1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pooling_does_not_depend_on_the_memory_format(batch: int) -> None:
+    x = normal(batch, 5, 6, 7)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert_close(functional.pool_context(last, 9), functional.pool_context(x, 9), 1e-6)
+
+
 def test_projection_takes_matrices_and_1x1_kernels() -> None:
     x, weight, bias = normal(2, 3, 4, 5), normal(6, 3), normal(6)
     expected = torch.einsum("dc,bchw->bdhw", weight, x) + bias[:, None, None]

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_the_same_generator_draws_the_same_latent(encoded: Path) -> None:
 # Interrupted.
 
 POINTS = {
-    "before a shard": KillAt("atconv.generation.latents.save_tensors", nth=3),
+    "before a shard": KillAt("atconv.generation.latents.save_tensors", nth=4),
     "before a shard gets its name": KillAt("os.replace", "train-00001.safetensors"),
     "before its checksum": KillAt("os.replace", "train-00001.json"),
     "before the settings": KillAt("os.replace", "latents.json"),
@@ -134,6 +135,20 @@ def test_an_interrupted_encode_continues_to_the_same_end(
     assert ended.code == -signal.SIGKILL, (ended.code, ended.err)
     encode_here(pictures, vae, out)
     assert not list(out.rglob(".writing*"))
+    assert_same(out, encoded)
+
+
+def test_a_disk_that_fills_stops_encoding_in_one_line(
+    small_disk: Callable[[int], Path], pictures: Path, vae: Path, encoded: Path
+) -> None:
+    size = sum(path.stat().st_size for path in encoded.rglob("*") if path.is_file())
+    out = small_disk(size // 2 // 4096 * 4096) / "latents"
+    ended = atconv_generate(*options(pictures, vae, out))
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1, ended.err
+    assert "No space left" in ended.err
+    small_disk(16 << 20)
+    assert atconv_generate(*options(pictures, vae, out)).code == 0
     assert_same(out, encoded)
 
 
@@ -156,7 +171,8 @@ def encode_as(rank: int, port: int, pictures: Path, vae: Path, out: Path, told: 
     original = latents.save_tensors
 
     def noting(tensors: dict[str, Tensor], path: Path) -> None:
-        written.append(path.name)
+        if path.parent == out:  # not the VAE
+            written.append(path.name)
         original(tensors, path)
 
     latents.save_tensors = noting

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,9 +48,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tiny_sit(tmp_path_factory.mktemp("one") / "run", batch_size=BATCH, **CHANGES)
 
 
-def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
-    run = tmp_path / "run"
-    options = tiny_run_options(batch_size=BATCH // 2, **CHANGES)
+def train_in_two_processes(run: Path, **changes: Any) -> str:
+    """Returns what they printed."""
+    options = tiny_run_options(batch_size=BATCH // 2, **changes)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
                 "--rdzv_endpoint=localhost:0"]  # fmt: skip
     ended = subprocess.run(
@@ -60,14 +61,27 @@ def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process
         timeout=180,
     )
     assert ended.returncode == 0, ended.stderr
-    assert "16 images × 2 process(es) × 1 pass(es)" in ended.stdout
-    assert ended.stdout.count("epoch   1/2") == 1, "only the main process speaks"
+    return ended.stdout
+
+
+def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
+    run = tmp_path / "run"
+    printed = train_in_two_processes(run, **CHANGES)
+    assert "16 images × 2 process(es) × 1 pass(es)" in printed
+    assert printed.count("epoch   1/2") == 1, "only the main process speaks"
     assert_same_weights(run, one_process)
     for ours, theirs in zip(
         read_rows(run / "metrics.csv"), read_rows(one_process / "metrics.csv"), strict=True
     ):
         for name in ("train_loss", "val_loss"):
             assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-5), name
+
+
+def test_two_processes_align_with_an_encoder_as_one_does(tmp_path: Path) -> None:
+    changes = CHANGES | dict(repa_encoder="vit_tiny_patch16_224", repa_weights="none", repa_block=1)
+    train_in_two_processes(tmp_path / "two", **changes)
+    one = train_tiny_sit(tmp_path / "one", batch_size=BATCH, **changes)
+    assert_same_weights(tmp_path / "two", one)
 
 
 def test_two_accumulated_passes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:

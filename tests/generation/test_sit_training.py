@@ -355,12 +355,35 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, uninterrupted: Pat
     assert_same_end(run, uninterrupted)
 
 
+def test_a_killed_run_with_an_encoder_resumes_to_the_same_end(tmp_path: Path) -> None:
+    options = tiny_run_options(
+        test_fraction=0.93, batch_size=16, lr_batch=16, checkpoint_steps=2,
+        repa_encoder="vit_tiny_patch16_224", repa_weights="none", repa_block=1,
+    )  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert atconv_generate("train", "digits", *options, f"--out={whole}").code == 0
+    kill_at = KillAt("torch.optim.AdamW.step", nth=4)
+    ended = atconv_generate("train", "digits", *options, f"--out={killed}", kill_at=kill_at)
+    assert ended.code == -signal.SIGKILL, (ended.code, ended.err)
+    assert atconv_generate("train", "--resume", killed).code == 0
+    assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
 def test_resuming_a_finished_run_leaves_it_as_it_is(uninterrupted: Path) -> None:
     before = {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file()}
     reset_accelerate()
     resume(uninterrupted)
     left = {path: path.read_bytes() for path in before}
     assert [p.name for p in before if left[p] != before[p] and p.name != "log.txt"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_run_learns_what_an_eager_one_learns(tmp_path: Path) -> None:
+    eager = train_tiny_sit(tmp_path / "eager", lr=4e-3)
+    compiled = train_tiny_sit(tmp_path / "compiled", lr=4e-3, compile=True)
+    assert column(compiled, "val_loss") == pytest.approx(column(eager, "val_loss"), rel=1e-3)
+    assert load_file(compiled / WEIGHTS).keys() == load_file(eager / WEIGHTS).keys()
 
 
 # What stops it.

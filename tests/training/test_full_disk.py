@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,30 +12,6 @@ from atconv.training.checkpoint import latest_checkpoint, load_checkpoint, save_
 from training.tiny import atconv, tiny_options
 
 MiB = 1 << 20
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mounts an empty disk of so many bytes, or gives the mounted one another size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = False
-
-    def mount(size: int) -> Path:
-        nonlocal mounted
-        options = f"{'remount,' if mounted else ''}size={size}"
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if (
-            shutil.which("mount") is None
-            or subprocess.run(command, capture_output=True, check=False).returncode
-        ):
-            pytest.skip("may not mount a tmpfs")
-        mounted = True
-        return folder
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_older_one(small_disk: Callable[[int], Path]) -> None:

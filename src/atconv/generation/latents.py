@@ -35,7 +35,7 @@ from atconv.runs import pick_device
 from atconv.training.checkpoint import file_digest, save_tensors, write_atomically
 from atconv.training.progress import plain_console, track
 
-__all__ = ["LatentFolder", "Latents", "encode", "is_latents", "latent_splits"]
+__all__ = ["LatentFolder", "Latents", "encode", "is_latents", "latent_splits", "save_vae"]
 
 _ABOUT = "latents.json"
 
@@ -213,7 +213,7 @@ def _begin(folder: Path, about: _About, model: Any, console: Console) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     splits = make_split(_data_config(about), console, folder, about.seed, least_classes=1)
     console.print(splits.message, soft_wrap=True)
-    model.save_pretrained(folder / "vae")
+    save_vae(model, folder / "vae")
     _write_json(folder / _ABOUT, asdict(about))
 
 
@@ -274,6 +274,17 @@ def _check(shard: Path) -> None:
             f"{shard} is damaged: its checksum differs. Delete it and {sums.name}, then run "
             "atconv generate encode again"
         )
+
+
+def save_vae(vae: Any, folder: Path) -> None:
+    """Save a VAE as diffusers reads it, its config.json last.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(vae.state_dict(), folder / "diffusion_pytorch_model.safetensors")
+    vae.save_config(folder)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

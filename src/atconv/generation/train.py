@@ -18,7 +18,7 @@ from atconv.datasets.splits import Side, is_stream, open_split
 from atconv.generation.config import GenerationConfig, read_config
 from atconv.generation.data import Example, Examples, Pixels, TrainingExamples, examples_loader
 from atconv.generation.figures import draw_grid
-from atconv.generation.latents import LatentFolder, Latents, is_latents
+from atconv.generation.latents import LatentFolder, Latents, is_latents, save_vae
 from atconv.generation.paths import make_path
 from atconv.generation.pipeline import SiTPipeline
 from atconv.generation.repa import AlignedSiT, FrozenEncoder, alignment_loss
@@ -158,7 +158,7 @@ class GenerationTask(Task):
         self._pipeline(self.sit).save_config(self.run.path)
         self.sit.save_config(self.run.path / "transformer")
         if self.vae is not None and not (self.run.path / "vae" / "config.json").is_file():
-            self.vae.save_pretrained(self.run.path / "vae")
+            save_vae(self.vae, self.run.path / "vae")
 
     def report(self, trainer: Trainer, console: Console) -> None:
         """After the last epoch: learning curves, a grid of samples, metrics.json."""
