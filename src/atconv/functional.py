@@ -18,6 +18,7 @@ Efficiency", arXiv 2510.20092.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -36,29 +37,36 @@ __all__ = [
 _LARGE_SAMPLE = 2**16  # values of a map from which a convolution of its own pays, measured on two cores
 
 
-def pool_context(x: Tensor, bins: int) -> Tensor:
+def pool_context(x: Tensor, bins: int, grid: bool = False) -> Tensor:
     """Average the raster-ordered positions of a map into `bins` equal stretches.
 
     Bin i covers positions ⌊i·N/bins⌋ up to ⌈(i+1)·N/bins⌉ of the flattened map: one-dimensional,
-    row after row, not a grid. With fewer positions than bins, bins repeat positions.
+    row after row. With fewer positions than bins, bins repeat positions.
 
     Args:
         x: map, B C H W.
         bins: number of bins n ≥ 1, K² for a K×K kernel.
+        grid: average the cells of a √n × √n grid instead, row by row. Not what the released weights take.
 
     Returns:
         context, B C n.
 
     Raises:
-        ValueError: `x` is not B C H W, is an empty map, or `bins` < 1.
+        ValueError: `x` is not B C H W, is an empty map, `bins` < 1, or `bins` is no square for a grid.
         TypeError: `x` is not floating point.
     """
     check_map(x, "x")
     if bins < 1:
         raise ValueError(f"pool_context: bins must be at least 1, got {bins}")
+    side = math.isqrt(bins)
+    if grid and side * side != bins:
+        raise ValueError(f"pool_context: the bins of a grid must be a square, got {bins}")
     # On MPS adaptive pooling takes only sizes that the bins divide (pytorch issue 96056).
     if _exporting() or x.device.type == "mps":
-        return _pool_context_exportable(x, bins)
+        cells = (_bin_means(x, side, 2), side, 3) if grid else (x.flatten(2), bins, 2)
+        return _bin_means(*cells).flatten(2)
+    if grid:
+        return F.adaptive_avg_pool2d(x, side).flatten(2)
     return F.adaptive_avg_pool1d(_flatten_positions(x), bins)
 
 
@@ -274,16 +282,16 @@ def _exporting() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
-def _pool_context_exportable(x: Tensor, bins: int) -> Tensor:
-    """`pool_context` from running sums taken at the bin edges."""
-    flat = x.flatten(2)
-    positions = flat.shape[2]
+def _bin_means(x: Tensor, bins: int, dim: int) -> Tensor:
+    """Adaptive average pooling of one axis, from running sums taken at the bin edges."""
+    positions = x.shape[dim]
     index = torch.arange(bins, device=x.device)
     start = index * positions // bins
     stop = ((index + 1) * positions + bins - 1) // bins
-    sums = F.pad(flat.to(torch.promote_types(flat.dtype, torch.float32)).cumsum(2), (1, 0))
-    means = (sums.index_select(2, stop) - sums.index_select(2, start)) / (stop - start)
-    return means.to(x.dtype)
+    x_last = x.transpose(dim, -1)
+    sums = F.pad(x_last.to(torch.promote_types(x.dtype, torch.float32)).cumsum(-1), (1, 0))
+    means = (sums.index_select(-1, stop) - sums.index_select(-1, start)) / (stop - start)
+    return means.to(x.dtype).transpose(dim, -1)
 
 
 def _shifted_products(x: Tensor, kernel: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class _ATConvBase(nn.Module):
         bias: bool,
         routing: bool,
         inhibition: bool,
+        context_grid: bool,
         projection: Callable[[int, int, bool], nn.Module],
     ) -> None:
         super().__init__()
@@ -36,6 +37,7 @@ class _ATConvBase(nn.Module):
         self.kernel_size = kernel_size
         self.routing = routing
         self.inhibition = inhibition
+        self.context_grid = context_grid
         self.context_proj: nn.Linear | None = None
         self.kernel_gen: nn.Linear | None = None
         if routing:
@@ -55,7 +57,7 @@ class _ATConvBase(nn.Module):
         self._check_input(x)
         if self.context_proj is not None and self.kernel_gen is not None:
             kernel = functional.context_to_kernel(
-                functional.pool_context(x, self.kernel_size**2),
+                functional.pool_context(x, self.kernel_size**2, self.context_grid),
                 self.context_proj.weight,
                 self.context_proj.bias,
                 self.kernel_gen.weight,
@@ -101,6 +103,8 @@ class ATConv2d(_ATConvBase):
         bias: biases in all four projections.
         routing: False learns one static K×K kernel a channel in place of content-made kernels.
         inhibition: False drops lateral inhibition (λ = 0).
+        context_grid: make the kernels from the means of a K×K grid of cells, not of K² raster stretches; the
+            released weights take the latter.
 
     Raises:
         ValueError: `dim` < 1, `kernel_size` even or < 1; in forward, a map of another shape.
@@ -115,8 +119,9 @@ class ATConv2d(_ATConvBase):
         bias: bool = True,
         routing: bool = True,
         inhibition: bool = True,
+        context_grid: bool = False,
     ) -> None:
-        super().__init__(dim, kernel_size, act_layer, bias, routing, inhibition, _conv1x1)
+        super().__init__(dim, kernel_size, act_layer, bias, routing, inhibition, context_grid, _conv1x1)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.kernels(x)
@@ -148,8 +153,9 @@ class ATConvTokens(_ATConvBase):
         bias: bool = True,
         routing: bool = True,
         inhibition: bool = True,
+        context_grid: bool = False,
     ) -> None:
-        super().__init__(dim, kernel_size, act_layer, bias, routing, inhibition, nn.Linear)
+        super().__init__(dim, kernel_size, act_layer, bias, routing, inhibition, context_grid, nn.Linear)
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         if x.ndim != 3 or x.shape[2] != self.dim:

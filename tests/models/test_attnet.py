@@ -78,7 +78,7 @@ def reference_model(name: str, folder: Path) -> AttNet:
         depths=config["depths"],
         widths=config["dims"],
         expansions=config["exp_rates"],
-        kernel_sizes=config["kernel_sizes"],
+        mixer_args=[{"kernel_size": size} for size in config["kernel_sizes"]],
         glu_norm=all(config["glu_norm"]),
         ls_init_value=1e-6 if config["use_layer_scale"] else None,
     )
@@ -103,7 +103,13 @@ def test_reference_stages_and_logits(name: str, memory_format: torch.memory_form
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{}, {"stem_stride": 1}, {"num_classes": 0}, {"kernel_sizes": (3, 5, 7, 3)}]
+    "kwargs",
+    [
+        {},
+        {"stem_stride": 1},
+        {"num_classes": 0},
+        {"mixer_args": [{"kernel_size": size} for size in (3, 5, 7, 3)]},
+    ],
 )
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (45, 70)])
 @torch.no_grad()
@@ -265,9 +271,9 @@ def test_other_stem_strides_are_refused(stem_stride: int) -> None:
         timm.create_model("attnet_xxs", stem_stride=stem_stride)
 
 
-@pytest.mark.parametrize("name", ["depths", "widths", "expansions", "kernel_sizes"])
+@pytest.mark.parametrize("name", ["depths", "widths", "expansions", "token_mixer", "mixer_args"])
 def test_other_than_four_stages_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"4 stages: {name} must have 4 entries, got \(3, 3, 3\)"):
+    with pytest.raises(ValueError, match=rf"4 stages: {name} must have 4 entries, got .3, 3, 3."):
         timm.create_model("attnet_xxs", **{name: (3, 3, 3)})
 
 

@@ -8,7 +8,7 @@ checkpoints, which `atconv.load_release` reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
-from atconv.modules import ATConv2d
+from atconv.mixers import create_mixer
 
 __all__ = ["PUBLISHED_TOP1", "VARIANTS", "AttNet"]
 
@@ -82,7 +82,7 @@ class AttNetBlock(nn.Module):
     def __init__(
         self,
         dim: int,
-        kernel_size: int,
+        token_mixer: nn.Module,
         expansion: float,
         glu_norm: bool,
         ls_init_value: float | None,
@@ -90,7 +90,7 @@ class AttNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = LayerNorm2d(dim, eps=1e-6)
-        self.token_mixer = ATConv2d(dim, kernel_size)
+        self.token_mixer: Any = token_mixer
         self.ls1 = _layer_scale(dim, ls_init_value)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = LayerNorm2d(dim, eps=1e-6)
@@ -136,8 +136,9 @@ class AttNet(nn.Module):
         in_chans: channels of the input image.
         num_classes: classes of the head, 0 for none (pooled, normalised features).
         global_pool: "avg", or "" for none.
-        depths, widths, expansions, kernel_sizes: blocks, channels, channel-mixer expansion and odd
-            ATConv kernel size of each of the four stages.
+        depths, widths, expansions: blocks, channels and channel-mixer expansion of each of the four stages.
+        token_mixer: a name of `atconv.mixers`, or one for each stage.
+        mixer_args: options of that mixer, such as {"kernel_size": 5}, or one mapping for each stage.
         glu_norm: RMS-normalise the gated product of every channel mixer.
         ls_init_value: initial LayerScale, None for no LayerScale.
         stem_stride: total stride of the stem: 4, or 2 or 1 for small images.
@@ -146,7 +147,8 @@ class AttNet(nn.Module):
         device, dtype: where the parameters lie, and as what.
 
     Raises:
-        ValueError: a stage list that has not four entries, or a stem stride other than 4, 2, 1.
+        ValueError: a stage list that has not four entries, a stem stride other than 4, 2, 1, an unknown mixer
+            or an option it does not take.
     """
 
     def __init__(
@@ -157,7 +159,8 @@ class AttNet(nn.Module):
         depths: Sequence[int] = (3, 3, 16, 3),
         widths: Sequence[int] = (64, 128, 288, 512),
         expansions: Sequence[float] = (8, 8, 4, 4),
-        kernel_sizes: Sequence[int] = (3, 3, 3, 3),
+        token_mixer: str | Sequence[str] = "atconv",
+        mixer_args: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         glu_norm: bool = True,
         ls_init_value: float | None = 1e-6,
         stem_stride: int = 4,
@@ -167,7 +170,15 @@ class AttNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        lists = {"depths": depths, "widths": widths, "expansions": expansions, "kernel_sizes": kernel_sizes}
+        mixers = [token_mixer] * _STAGES if isinstance(token_mixer, str) else list(token_mixer)
+        options = [mixer_args or {}] * _STAGES if not isinstance(mixer_args, Sequence) else list(mixer_args)
+        lists = {
+            "depths": depths,
+            "widths": widths,
+            "expansions": expansions,
+            "token_mixer": mixers,
+            "mixer_args": options,
+        }
         for name, values in lists.items():
             if len(values) != _STAGES:
                 raise ValueError(
@@ -183,8 +194,15 @@ class AttNet(nn.Module):
         stages: list[AttNetStage] = []
         for i in range(_STAGES):
             blocks = [
-                AttNetBlock(widths[i], kernel_sizes[i], expansions[i], glu_norm, ls_init_value, next(rates))
-                for _ in range(depths[i])
+                AttNetBlock(
+                    widths[i],
+                    create_mixer(mixers[i], widths[i], block, **options[i]),
+                    expansions[i],
+                    glu_norm,
+                    ls_init_value,
+                    next(rates),
+                )
+                for block in range(depths[i])
             ]
             stages.append(AttNetStage(widths[max(i - 1, 0)], widths[i], i > 0, blocks))
         self.stages = nn.Sequential(*stages)
@@ -204,8 +222,8 @@ class AttNet(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Patterns of parameters that weight decay must not touch: α of every mixer."""
-        return {"*.alpha"}
+        """Patterns of parameters that weight decay must not touch: α and position biases of the mixers."""
+        return {"*.alpha", "*.relative_position_bias_table", "*.position_bias"}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -293,12 +311,14 @@ class AttNet(nn.Module):
         """Multiply-adds for one image of height × width: convolutions, linear layers and the dynamic
         convolution; norms, activations and pooling are not counted."""
         total = self.num_features * self.num_classes
-        for module in self.modules():  # in the order they run
-            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.groups == 1:
-                height, width = -(-height // module.stride[0]), -(-width // module.stride[1])
-                total += height * width * module.weight.numel()
-            elif isinstance(module, AttNetBlock):
-                total += module.multiply_adds(height, width)
+        for part in (self.stem, *self.stages):
+            blocks: Any = part.blocks if isinstance(part, AttNetStage) else ()
+            reducing = part.downsample if isinstance(part, AttNetStage) else part
+            for module in reducing.modules():
+                if isinstance(module, nn.Conv2d):
+                    height, width = -(-height // module.stride[0]), -(-width // module.stride[1])
+                    total += height * width * module.weight.numel()
+            total += sum(block.multiply_adds(height, width) for block in blocks)
         return total
 
 

@@ -1,0 +1,16 @@
+"""Every token mixer that a backbone can be built with, under one signature: B C H W → B C H W.
+
+>>> from atconv.mixers import create_mixer
+>>> create_mixer("window_attention", 64)(torch.randn(2, 64, 14, 14)).shape
+torch.Size([2, 64, 14, 14])
+>>> timm.create_model("attnet_xxs", token_mixer="attention")
+>>> timm.create_model("attnet_xxs", token_mixer=["atconv", "atconv", "attention", "attention"])
+
+`MIXERS` says of each where it comes from and how its cost grows; each has `multiply_adds(height, width)`.
+"""
+
+from __future__ import annotations
+
+from atconv.mixers.registry import MIXERS, Mixer, create_mixer, mixer_names
+
+__all__ = ["MIXERS", "Mixer", "create_mixer", "mixer_names"]

@@ -1,0 +1,236 @@
+"""Attention as token mixers on maps, B C H W → B C H W. Layers are timm's and torch's where they exist."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import AttentionRope, RotaryEmbeddingCat
+from timm.models.pvt_v2 import Attention as PvtAttention
+from timm.models.swin_transformer import WindowAttention as SwinAttention
+from timm.models.swin_transformer import window_partition, window_reverse
+from torch import Tensor, nn
+
+__all__ = [
+    "LinearAttention",
+    "NeighbourhoodAttention",
+    "SelfAttention",
+    "SpatialReductionAttention",
+    "WindowAttention",
+    "heads_for",
+]
+
+
+def heads_for(dim: int, head_dim: int = 32) -> int:
+    """Heads for `dim` channels: as many as divide them into multiples of 4, each of `head_dim` or more."""
+    most = max(1, dim // head_dim)
+    return next(h for h in range(most, 0, -1) if dim % h == 0 and (h == 1 or dim // h % 4 == 0))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over all positions.
+
+    Args:
+        dim: channels C.
+        head_dim: least channels of a head.
+        rope: rotary 2-D position embedding of queries and keys; without it positions are not known.
+
+    Source: ViT (arXiv 2010.11929); rotary embedding, arXiv 2104.09864, over two axes as in EVA-02.
+    """
+
+    def __init__(self, dim: int, head_dim: int = 32, rope: bool = False) -> None:
+        super().__init__()
+        self.dim = dim
+        self.attention = AttentionRope(dim, heads_for(dim, head_dim), num_prefix_tokens=0)
+        self.rope = RotaryEmbeddingCat(self.attention.head_dim, in_pixels=False) if rope else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        rope = None if self.rope is None else self.rope.get_embed(list(x.shape[2:]))
+        return _to_map(self.attention(_to_tokens(x), rope), x.shape)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        positions = height * width
+        return 4 * positions * self.dim**2 + 2 * positions**2 * self.dim
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside windows that do not overlap, with relative position bias.
+
+    Maps that windows do not divide are padded at the right and bottom; padding is never attended to.
+
+    Args:
+        dim: channels C.
+        window: side of the windows.
+        shift: cells that the windows are moved down and right, Swin's second kind of block.
+        head_dim: least channels of a head.
+
+    Source: Swin Transformer (arXiv 2103.14030).
+    """
+
+    def __init__(self, dim: int, window: int = 7, shift: int = 0, head_dim: int = 32) -> None:
+        super().__init__()
+        if not 0 <= shift < window:
+            raise ValueError(f"shift must lie in 0 … window − 1 = {window - 1}, got {shift}")
+        self.dim, self.window, self.shift = dim, window, shift
+        self.attention = SwinAttention(dim, heads_for(dim, head_dim), window_size=window)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        below, beside = -height % self.window, -width % self.window
+        shift = self.shift if max(height, width) > self.window else 0
+        maps = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, beside, 0, below))
+        regions = _regions(height, width, below, beside, shift, self.window, x.device)
+        if shift:
+            maps = maps.roll((-shift, -shift), (1, 2))
+        sides = self.window, self.window
+        windows = window_partition(maps, sides).flatten(1, 2)
+        mixed = self.attention(windows, self._mask(regions, x.dtype))
+        maps = window_reverse(mixed.unflatten(1, sides), sides, height + below, width + beside)
+        if shift:
+            maps = maps.roll((shift, shift), (1, 2))
+        return maps[:, :height, :width].permute(0, 3, 1, 2)
+
+    def _mask(self, regions: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """0 where two cells of a window may see each other, −∞ where not: windows, cells, cells."""
+        if not regions.any():
+            return None
+        cells = window_partition(regions[None, :, :, None], (self.window, self.window)).flatten(1)
+        apart = cells[:, :, None] != cells[:, None, :]
+        return torch.zeros(apart.shape, dtype=dtype, device=regions.device).masked_fill(apart, -torch.inf)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        positions = (height + -height % self.window) * (width + -width % self.window)
+        return 4 * positions * self.dim**2 + 2 * positions * self.window**2 * self.dim
+
+
+class NeighbourhoodAttention(nn.Module):
+    """Each position attends to the K×K positions around it, with relative position bias.
+
+    At the border the window moves inwards, so every position sees as many. A plain gather: it trains on any
+    device, for K² times the memory of a map.
+
+    Args:
+        dim: channels C.
+        kernel_size: odd K.
+        head_dim: least channels of a head.
+
+    Source: Neighborhood Attention Transformer (arXiv 2204.07143).
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 7, head_dim: int = 32) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.dim, self.kernel_size, self.heads = dim, kernel_size, heads_for(dim, head_dim)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.position_bias = nn.Parameter(torch.zeros(self.heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # B heads d H W
+        rows, row_offsets = self._neighbours(x.shape[2], x.device)
+        columns, column_offsets = self._neighbours(x.shape[3], x.device)
+        around = (..., rows[:, None, :, None], columns[None, :, None, :])  # H W K K
+        bias = self.position_bias[:, row_offsets[:, None, :, None], column_offsets[None, :, None, :]]
+        logits = torch.einsum("bndhw,bndhwij->bnhwij", q * q.shape[2] ** -0.5, k[around]) + bias
+        weights = logits.flatten(4).softmax(4).view_as(logits)
+        mixed = torch.einsum("bnhwij,bndhwij->bndhw", weights, v[around])
+        return self.proj(mixed.flatten(1, 2))
+
+    def _neighbours(self, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Positions that each position of an axis attends to, and their offsets as indices of the bias."""
+        size = min(self.kernel_size, side)
+        position = torch.arange(side, device=device)
+        first = (position - size // 2).clamp(0, side - size)
+        seen = first[:, None] + torch.arange(size, device=device)
+        return seen, seen - position[:, None] + self.kernel_size - 1
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        positions = height * width
+        seen = min(self.kernel_size, height) * min(self.kernel_size, width)
+        return 4 * positions * self.dim**2 + 2 * positions * seen * self.dim
+
+
+class SpatialReductionAttention(nn.Module):
+    """Self-attention whose keys and values come from a map that a strided convolution made smaller.
+
+    Args:
+        dim: channels C.
+        reduction: stride of that convolution. Maps smaller than it are padded to it.
+        head_dim: least channels of a head.
+
+    Source: PVTv2 (arXiv 2106.13797).
+    """
+
+    def __init__(self, dim: int, reduction: int = 2, head_dim: int = 32) -> None:
+        super().__init__()
+        self.dim, self.reduction = dim, reduction
+        self.attention = PvtAttention(dim, heads_for(dim, head_dim), sr_ratio=reduction)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        below, beside = max(self.reduction - height, 0), max(self.reduction - width, 0)
+        padded = F.pad(x, (0, beside, 0, below))
+        mixed = self.attention(_to_tokens(padded), list(padded.shape[2:]))
+        return _to_map(mixed, padded.shape)[:, :, :height, :width]
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        height, width = max(height, self.reduction), max(width, self.reduction)
+        positions, dim = height * width, self.dim
+        kept = (height // self.reduction) * (width // self.reduction)
+        reducing = kept * self.reduction**2 * dim**2 if self.reduction > 1 else 0
+        return 2 * positions * dim**2 + reducing + 2 * kept * dim**2 + 2 * positions * kept * dim
+
+
+class LinearAttention(nn.Module):
+    """Attention with the softmax replaced by φ(q)·φ(k), φ = elu + 1, so that its cost is linear in positions.
+
+    Args:
+        dim: channels C.
+        head_dim: least channels of a head.
+
+    Source: "Transformers are RNNs" (arXiv 2006.16236).
+    """
+
+    def __init__(self, dim: int, head_dim: int = 32) -> None:
+        super().__init__()
+        self.dim, self.heads = dim, heads_for(dim, head_dim)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)  # B heads d N
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        summary = k @ v.transpose(2, 3)  # B heads d d
+        total = k.sum(3, keepdim=True)  # B heads d 1
+        mixed = (summary.transpose(2, 3) @ q) / (total.transpose(2, 3) @ q)
+        return self.proj(mixed.flatten(1, 2).view_as(x))
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        positions, head_dim = height * width, self.dim // self.heads
+        return positions * self.dim * (4 * self.dim + 2 * head_dim + 1)
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def _to_map(tokens: Tensor, shape: torch.Size) -> Tensor:
+    return tokens.transpose(1, 2).reshape(shape)
+
+
+def _regions(
+    height: int, width: int, below: int, beside: int, shift: int, window: int, device: torch.device
+) -> Tensor:
+    """A number for every cell of the padded and shifted map: cells see each other only within one number.
+
+    After the shift, the last window of an axis holds cells from both ends; padding is a region of its own.
+    """
+
+    def axis(side: int, padding: int) -> Tensor:
+        cells = torch.arange(side + padding, device=device).roll(-shift)
+        wrapped = torch.zeros_like(cells)
+        if shift:
+            wrapped[-shift:] = 1
+        return torch.where(cells < side, wrapped, 2)
+
+    return 3 * axis(height, below)[:, None] + axis(width, beside)[None, :]

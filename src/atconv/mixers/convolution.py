@@ -1,0 +1,117 @@
+"""Convolutions, static and made from content, as token mixers on maps: B C H W → B C H W."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import CondConv2d
+from timm.models.metaformer import Pooling as PoolFormerPooling
+from torch import Tensor, nn
+
+__all__ = ["CondConv", "DepthwiseConv", "Identity", "Involution", "Pooling"]
+
+
+class DepthwiseConv(nn.Conv2d):
+    """One static K×K kernel a channel, zero padding.
+
+    Args:
+        dim: channels C.
+        kernel_size: odd K.
+
+    Source: MobileNet (arXiv 1704.04861); 7×7 as a token mixer, ConvNeXt (arXiv 2201.03545).
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 3) -> None:
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        return height * width * self.weight.numel()
+
+
+class Pooling(PoolFormerPooling):
+    """Average of the K×K neighbourhood less the position itself; nothing is learned.
+
+    Source: PoolFormer (arXiv 2111.11418).
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 3) -> None:
+        super().__init__(kernel_size)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        return 0  # additions only
+
+
+class Involution(nn.Module):
+    """A K×K kernel made at every position from that position alone, shared by the channels of a group.
+
+    Args:
+        dim: channels C.
+        kernel_size: odd K.
+        group_width: channels that share a kernel; the nearest divisor of `dim` below it is taken.
+        reduction: the kernels are made from C/reduction channels.
+
+    Source: Involution (arXiv 2103.06255).
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 7, group_width: int = 16, reduction: int = 4) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        width = next(w for w in range(min(group_width, dim), 0, -1) if dim % w == 0)
+        self.dim, self.kernel_size, self.groups = dim, kernel_size, dim // width
+        hidden = max(1, dim // reduction)
+        self.reduce = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU())
+        self.span = nn.Conv2d(hidden, kernel_size**2 * self.groups, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, (height, width) = self.kernel_size, x.shape[2:]
+        kernels = self.span(self.reduce(x)).unflatten(1, (self.groups, 1, size**2))  # B groups 1 K² H W
+        around = F.unfold(x, size, padding=size // 2).unflatten(1, (self.groups, -1, size**2))
+        return (kernels * around.unflatten(4, (height, width))).sum(3).flatten(1, 2)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        hidden = self.span.in_channels
+        return (
+            height
+            * width
+            * (self.dim * hidden + hidden * self.span.out_channels + self.kernel_size**2 * self.dim)
+        )
+
+
+class CondConv(nn.Module):
+    """A K×K depthwise kernel for each sample: a mixture of learned kernels, weighted by its mean.
+
+    Args:
+        dim: channels C.
+        kernel_size: odd K.
+        experts: kernels that are mixed.
+
+    Source: CondConv (arXiv 1904.04971).
+    """
+
+    def __init__(self, dim: int, kernel_size: int = 3, experts: int = 4) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.dim, self.experts = dim, experts
+        self.routing = nn.Linear(dim, experts)
+        self.conv = CondConv2d(dim, dim, kernel_size, groups=dim, bias=True, num_experts=experts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, torch.sigmoid(self.routing(x.mean((2, 3)))))
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        kernel = self.conv.weight.shape[1]
+        return height * width * kernel + self.experts * (self.dim + kernel + self.dim)
+
+
+class Identity(nn.Identity):
+    """No mixing: what the rest of the network does alone."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        return 0

@@ -1,0 +1,360 @@
+"""Every token mixer against a form written from its paper's formula, position by position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import pytest
+import timm
+import timm.optim
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from atconv.mixers import MIXERS, create_mixer, mixer_names
+from atconv.mixers.attention import heads_for
+from atconv.modules import ATConv2d
+from helpers import assert_close, randomise
+
+Position = tuple[int, int]
+
+
+def mixer_of(name: str, dim: int, **options: object) -> nn.Module:
+    """In float64 and eval mode, with weights that matter."""
+    return randomise(create_mixer(name, dim, **options)).double().eval()
+
+
+def positions(height: int, width: int) -> list[Position]:
+    return [(i, j) for i in range(height) for j in range(width)]
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer or 1×1 convolution applied to channels that come first."""
+    weight = layer.weight.flatten(1)
+    y = torch.einsum("oc,c...->o...", weight, x)
+    return y if layer.bias is None else y + layer.bias.view(-1, *[1] * (x.ndim - 1))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, seen: Callable[[Position], Iterable[tuple[Position, Tensor]]]
+) -> Tensor:
+    """Softmax attention of one sample, C H W each. `seen` gives positions of k and a bias for each head."""
+    dim = len(q)
+    out = torch.zeros_like(q)
+    for i, j in positions(*q.shape[1:]):
+        for head in range(heads):
+            part = slice(head * dim // heads, (head + 1) * dim // heads)
+            others = list(seen((i, j)))
+            logits = torch.stack(
+                [
+                    q[part, i, j] @ k[part, a, b] / math.sqrt(dim / heads) + bias[head]
+                    for (a, b), bias in others
+                ]
+            )
+            weights = logits.softmax(0)
+            out[part, i, j] = sum(w * v[part, a, b] for w, ((a, b), _) in zip(weights, others, strict=True))
+    return out
+
+
+def whole_map(x: Tensor) -> Callable[[Position], Iterable[tuple[Position, Tensor]]]:
+    zero = torch.zeros(99, dtype=x.dtype)
+    return lambda _: [(p, zero) for p in positions(*x.shape[1:])]
+
+
+def naive_attention(mixer: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = linear(mixer.attention.qkv, x).chunk(3)
+    return linear(mixer.attention.proj, attend(q, k, v, mixer.attention.num_heads, whole_map(x)))
+
+
+def rotate(x: Tensor, heads: int) -> Tensor:
+    """Neighbouring channels of a head turn, the first half by the row, the second half by the column."""
+    width = len(x) // heads
+    bands = 10000 ** (-torch.arange(width // 4, dtype=x.dtype) / (width // 4))
+    turned = x.clone()
+    for i, j in positions(*x.shape[1:]):
+        angles = torch.cat([i * bands, j * bands])
+        for head in range(heads):
+            part = x[head * width : (head + 1) * width, i, j]
+            pairs = torch.complex(part[0::2].contiguous(), part[1::2].contiguous())
+            pairs = pairs * torch.polar(torch.ones_like(angles), angles)
+            turned[head * width : (head + 1) * width, i, j] = torch.view_as_real(pairs).flatten()
+    return turned
+
+
+def naive_attention_rope(mixer: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = linear(mixer.attention.qkv, x).chunk(3)
+    heads = mixer.attention.num_heads
+    out = attend(rotate(q, heads), rotate(k, heads), v, heads, whole_map(x))
+    return linear(mixer.attention.proj, out)
+
+
+def naive_window_attention(mixer: nn.Module, x: Tensor) -> Tensor:
+    side, shift = mixer.window, mixer.shift if max(x.shape[1:]) > mixer.window else 0
+    table = mixer.attention.relative_position_bias_table
+    q, k, v = linear(mixer.attention.qkv, x).chunk(3)
+
+    def window(p: Position) -> Position:
+        return tuple((a + side - shift) // side for a in p)
+
+    def seen(p: Position) -> Iterable[tuple[Position, Tensor]]:
+        for other in positions(*x.shape[1:]):
+            if window(other) == window(p):
+                row, column = p[0] - other[0] + side - 1, p[1] - other[1] + side - 1
+                yield other, table[row * (2 * side - 1) + column]
+
+    return linear(mixer.attention.proj, attend(q, k, v, mixer.attention.num_heads, seen))
+
+
+def naive_neighbourhood_attention(mixer: nn.Module, x: Tensor) -> Tensor:
+    size = mixer.kernel_size
+    q, k, v = linear(mixer.qkv, x).chunk(3)
+
+    def axis(position: int, length: int) -> range:
+        kept = min(size, length)
+        first = min(max(position - kept // 2, 0), length - kept)
+        return range(first, first + kept)
+
+    def seen(p: Position) -> Iterable[tuple[Position, Tensor]]:
+        for a in axis(p[0], x.shape[1]):
+            for b in axis(p[1], x.shape[2]):
+                yield (a, b), mixer.position_bias[:, a - p[0] + size - 1, b - p[1] + size - 1]
+
+    return linear(mixer.proj, attend(q, k, v, mixer.heads, seen))
+
+
+def naive_spatial_reduction_attention(mixer: nn.Module, x: Tensor) -> Tensor:
+    layer, step = mixer.attention, mixer.reduction
+    rows, columns = x.shape[1] // step, x.shape[2] // step
+    small = torch.stack(
+        [
+            torch.einsum(
+                "ochw,chw->o", layer.sr.weight, x[:, i * step : (i + 1) * step, j * step : (j + 1) * step]
+            )
+            for i, j in positions(rows, columns)
+        ],
+        1,
+    ).unflatten(1, (rows, columns)) + layer.sr.bias.view(-1, 1, 1)
+    normed = (small - small.mean(0)) / (small.var(0, unbiased=False) + 1e-5).sqrt()
+    small = normed * layer.norm.weight.view(-1, 1, 1) + layer.norm.bias.view(-1, 1, 1)
+    k, v = linear(layer.kv, small).chunk(2)
+    return linear(layer.proj, attend(linear(layer.q, x), k, v, layer.num_heads, whole_map(small)))
+
+
+def naive_linear_attention(mixer: nn.Module, x: Tensor) -> Tensor:
+    heads, dim = mixer.heads, len(x)
+    q, k, v = linear(mixer.qkv, x).flatten(1).chunk(3)
+    out = torch.zeros_like(v)
+    for head in range(heads):
+        part = slice(head * dim // heads, (head + 1) * dim // heads)
+        similar = (nn.functional.elu(q[part]) + 1).T @ (nn.functional.elu(k[part]) + 1)
+        out[part] = v[part] @ (similar / similar.sum(1, keepdim=True)).T
+    return linear(mixer.proj, out.view_as(x))
+
+
+def around(x: Tensor, i: int, j: int, size: int) -> Tensor:
+    """The K×K neighbourhood of a position, zeros outside the map: C K K."""
+    padded = nn.functional.pad(x, (size // 2,) * 4)
+    return padded[:, i : i + size, j : j + size]
+
+
+def routed(x: Tensor, kernel: Tensor) -> Tensor:
+    """C H W with C K K."""
+    out = torch.zeros_like(x)
+    for i, j in positions(*x.shape[1:]):
+        out[:, i, j] = (around(x, i, j, kernel.shape[-1]) * kernel).sum((1, 2))
+    return out
+
+
+def naive_depthwise(mixer: nn.Module, x: Tensor) -> Tensor:
+    return routed(x, mixer.weight[:, 0]) + mixer.bias.view(-1, 1, 1)
+
+
+def naive_pooling(mixer: nn.Module, x: Tensor) -> Tensor:
+    count = routed(torch.ones_like(x), torch.ones(len(x), 3, 3, dtype=x.dtype))
+    return routed(x, torch.ones(len(x), 3, 3, dtype=x.dtype)) / count - x
+
+
+def naive_involution(mixer: nn.Module, x: Tensor) -> Tensor:
+    conv, norm, _ = mixer.reduce
+    hidden = linear(conv, x)
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    hidden = (hidden - norm.running_mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+    kernels = linear(mixer.span, hidden.clamp_min(0))
+    size, out = mixer.kernel_size, torch.zeros_like(x)
+    for i, j in positions(*x.shape[1:]):
+        for channel in range(len(x)):
+            group = channel * mixer.groups // len(x)
+            kernel = kernels[group * size**2 : (group + 1) * size**2, i, j].view(size, size)
+            out[channel, i, j] = (around(x, i, j, size)[channel] * kernel).sum()
+    return out
+
+
+def naive_condconv(mixer: nn.Module, x: Tensor) -> Tensor:
+    shares = torch.sigmoid(linear(mixer.routing, x.mean((1, 2))))
+    kernel = sum(s * w for s, w in zip(shares, mixer.conv.weight, strict=True)).view(len(x), 3, 3)
+    bias = sum(s * b for s, b in zip(shares, mixer.conv.bias, strict=True))
+    return routed(x, kernel) + bias.view(-1, 1, 1)
+
+
+NAIVE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "attention": naive_attention,
+    "attention_rope": naive_attention_rope,
+    "window_attention": naive_window_attention,
+    "neighbourhood_attention": naive_neighbourhood_attention,
+    "spatial_reduction_attention": naive_spatial_reduction_attention,
+    "linear_attention": naive_linear_attention,
+    "depthwise3": naive_depthwise,
+    "depthwise7": naive_depthwise,
+    "pooling": naive_pooling,
+    "involution": naive_involution,
+    "condconv": naive_condconv,
+    "identity": lambda _, x: x,
+}
+CASES = [(name, {}, (5, 4)) for name in NAIVE] + [
+    ("window_attention", dict(window=3), (7, 5)),
+    ("window_attention", dict(window=3, block=1), (7, 5)),
+    ("window_attention", dict(window=4, block=1), (8, 4)),
+    ("window_attention", dict(window=4, block=1), (3, 4)),
+    ("neighbourhood_attention", dict(kernel_size=3), (5, 2)),
+    ("spatial_reduction_attention", dict(reduction=2), (4, 7)),
+    ("involution", dict(kernel_size=3, group_width=4), (4, 4)),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "options", "size"), CASES, ids=lambda value: str(value))
+def test_mixers_equal_their_formulas(name: str, options: dict[str, int], size: Position) -> None:
+    mixer = mixer_of(name, 16, **({"head_dim": 8} if "attention" in name else {}), **options)
+    x = torch.randn(2, 16, *size, dtype=torch.float64)
+    assert_close(mixer(x), torch.stack([NAIVE[name](mixer, sample) for sample in x]), 1e-6)
+
+
+def test_every_mixer_has_a_formula() -> None:
+    assert set(NAIVE) | {name for name in MIXERS if name.startswith("atconv")} == set(MIXERS)
+
+
+def test_a_context_grid_averages_cells() -> None:
+    mixer = mixer_of("atconv_grid", 4)
+    x = torch.randn(1, 4, 6, 9, dtype=torch.float64)
+    cells = x.unflatten(2, (3, 2)).unflatten(4, (3, 3)).mean((3, 5))  # B C 3 3
+    plain = create_mixer("atconv", 4).double()
+    plain.load_state_dict(mixer.state_dict())
+    # A map of 3 × 3 has one position a raster bin: its bins are the cells themselves.
+    assert_close(mixer.kernels(x), plain.kernels(cells), 1e-12)
+    assert (mixer.kernels(x) - plain.kernels(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", mixer_names())
+@settings(max_examples=8, deadline=None)
+@given(
+    batch=st.integers(1, 3), dim=st.integers(1, 12).map(lambda n: 4 * n), height=st.integers(1, 9),
+    width=st.integers(1, 9), block=st.integers(0, 1),
+)  # fmt: skip
+def test_maps_of_any_size_keep_it(
+    name: str, batch: int, dim: int, height: int, width: int, block: int
+) -> None:
+    mixer = create_mixer(name, dim, block).eval()
+    x = torch.randn(batch, dim, height, width, requires_grad=True)
+    y = mixer(x)
+    assert y.shape == x.shape
+    assert y.isfinite().all()
+    y.square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(14, 14), (9, 5)])
+@pytest.mark.parametrize("name", mixer_names())
+def test_multiply_adds_are_those_that_torch_counts(name: str, size: Position) -> None:
+    mixer = create_mixer(name, 48).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        mixer(torch.randn(1, 48, *size))
+    counted = counter.get_total_flops() // 2
+    if name == "involution":  # torch does not count products of elements
+        counted += size[0] * size[1] * 49 * 48
+    assert mixer.multiply_adds(*size) == counted
+
+
+@pytest.mark.parametrize("name", mixer_names())
+def test_an_attnet_of_every_mixer_learns(name: str) -> None:
+    model = timm.create_model(
+        "attnet_xxs", token_mixer=name, num_classes=3, widths=(8, 16, 16, 32), stem_stride=2
+    )
+    images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    unused = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not unused
+
+
+def test_each_stage_may_have_a_mixer_of_its_own() -> None:
+    model = timm.create_model(
+        "attnet_xxs",
+        token_mixer=["depthwise3", "window_attention", "atconv", "attention"],
+        mixer_args=[{}, {"window": 4}, {"kernel_size": 5}, {"rope": True}],
+    )
+    kinds = [[type(block.token_mixer).__name__ for block in stage.blocks] for stage in model.stages]
+    assert [set(kind) for kind in kinds] == [
+        {"DepthwiseConv"},
+        {"WindowAttention"},
+        {"ATConv2d"},
+        {"SelfAttention"},
+    ]
+    assert [block.token_mixer.shift for block in model.stages[1].blocks] == [0, 2]
+    assert model.stages[2].blocks[0].token_mixer.kernel_size == 5
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.randn(1, 3, 64, 96))
+    assert model.multiply_adds(64, 96) == counter.get_total_flops() // 2
+
+
+def test_the_default_mixer_is_the_released_operator() -> None:
+    model = timm.create_model("attnet_xxs")
+    mixers = [block.token_mixer for stage in model.stages for block in stage.blocks]
+    for mixer in mixers:
+        assert isinstance(mixer, ATConv2d)
+        assert (mixer.kernel_size, mixer.routing, mixer.inhibition, mixer.context_grid) == (
+            3,
+            True,
+            True,
+            False,
+        )
+
+
+def test_position_biases_are_exempt_from_weight_decay() -> None:
+    model = timm.create_model(
+        "attnet_xxs", token_mixer=["window_attention"] * 2 + ["neighbourhood_attention"] * 2
+    )
+    groups = timm.optim.param_groups_weight_decay(model, 0.05, model.no_weight_decay())
+    exempt = {id(p) for p in groups[0]["params"]}
+    biases = [p for n, p in model.named_parameters() if "position_bias" in n]
+    assert biases
+    assert all(id(p) in exempt for p in biases)
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads"), [(32, 1), (64, 2), (240, 6), (40, 1), (8, 1), (12, 1), (96, 3), (160, 5)]
+)
+def test_heads_divide_the_channels(dim: int, heads: int) -> None:
+    assert heads_for(dim) == heads
+
+
+def test_unknown_mixers_and_options_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"no token mixer 'atconv2'; did you mean atconv\?"):
+        create_mixer("atconv2", 8)
+    with pytest.raises(ValueError, match="attention does not take .*kernel_size"):
+        create_mixer("attention", 8, kernel_size=3)
+    with pytest.raises(ValueError, match="shift must lie in 0 … window − 1"):
+        create_mixer("window_attention", 8, window=3, shift=3)
+    for name in ("depthwise3", "neighbourhood_attention", "involution", "condconv"):
+        with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
+            create_mixer(name, 8, kernel_size=4)
