@@ -334,7 +334,7 @@ def test_position_biases_are_exempt_from_weight_decay() -> None:
     model = timm.create_model(
         "attnet_xxs", token_mixer=["window_attention"] * 2 + ["neighbourhood_attention"] * 2
     )
-    groups = timm.optim.param_groups_weight_decay(model, 0.05, model.no_weight_decay())
+    groups = timm.optim.param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
     exempt = {id(p) for p in groups[0]["params"]}
     biases = [p for n, p in model.named_parameters() if "position_bias" in n]
     assert biases
@@ -351,7 +351,7 @@ def test_heads_divide_the_channels(dim: int, heads: int) -> None:
 def test_unknown_mixers_and_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"no token mixer 'atconv2'; did you mean atconv\?"):
         create_mixer("atconv2", 8)
-    with pytest.raises(ValueError, match="attention does not take .*kernel_size"):
+    with pytest.raises(ValueError, match=r"attention does not take .*kernel_size"):
         create_mixer("attention", 8, kernel_size=3)
     with pytest.raises(ValueError, match="shift must lie in 0 … window − 1"):
         create_mixer("window_attention", 8, window=3, shift=3)
