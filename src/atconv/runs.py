@@ -99,6 +99,10 @@ class Run:
         Raises:
             ValueError: no epoch has finished, or the file is damaged.
         """
+        if (self.path / "model_index.json").is_file():
+            raise ValueError(
+                f"{self.path} is a generation run: it has no classifier. Give a run of atconv train"
+            )
         if not self.model_config.is_file() or not self.weights.is_file():
             raise ValueError(
                 f"{self.path} has no model yet: its first epoch has not finished. "

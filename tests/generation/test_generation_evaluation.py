@@ -19,7 +19,14 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from atconv.generation import features as features_module
-from atconv.generation.evaluation import GenerationMetrics, check_copies, compare, evaluate, metrics_table
+from atconv.generation.evaluation import (
+    GenerationMetrics,
+    _labels_for,
+    check_copies,
+    compare,
+    evaluate,
+    metrics_table,
+)
 from atconv.generation.features import FeatureModel, InceptionFeatures, RunFeatures, open_features
 from atconv.generation.samples import PixelSet, write_npz
 from generation.tiny_sit import generate_here, generation_run, unconditional_run
@@ -266,6 +273,36 @@ def test_a_run_is_evaluated_in_a_classifiers_features() -> None:
     assert figures["copies"]["ratio"] > 0.5
 
 
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ("nowhere", {}, "nowhere"),
+        ("digits", dict(split="tset"), "digits has no tset side, only train, val, test"),
+        ("real.npz", dict(copies=True), "copies are looked for in samples of a run"),
+    ],
+)
+def test_what_is_wrong_is_said_before_drawing(
+    data: str,
+    options: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path / "real.npz", images_of(6), None)
+    monkeypatch.setattr("atconv.generation.evaluation.draw_samples", lambda *_: pytest.fail("drew samples"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        evaluate(generation_run(), data, str(trained_run()), device="cpu", console=QUIET, **options)
+
+
+def test_labels_are_compared_by_the_names_of_their_classes() -> None:
+    classes = RunFeatures(trained_run(), torch.device("cpu")).classes
+    samples = PixelSet("samples", images_of(6), [0, 1, 2, 0, 1, 2], ["7", "3", "9"])
+    assert _labels_for(samples, classes) == [7, 3, 9, 7, 3, 9]
+    assert _labels_for(PixelSet("samples", images_of(2), [0, 1], ["7", "cat"]), classes) is None
+    assert _labels_for(PixelSet("samples", images_of(2), [4, 1]), classes) == [4, 1]
+
+
 def test_an_npz_file_is_compared_with_another(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     write_npz(tmp_path / "samples.npz", images, None)
@@ -297,6 +334,9 @@ def test_samples_are_compared_with_the_pictures_of_data(tmp_path: Path) -> None:
         (generation_run, ["--images=3"], "got 3 samples"),
         (generation_run, ["--split=tests"], "split"),
         (trained_run, [], "is not a generation run"),
+        (generation_run, ["--images=0"], "images, real_images and batch_size must be at least 1"),
+        (generation_run, ["--batch_size=0"], "images, real_images and batch_size must be at least 1"),
+        (generation_run, ["--features=GENERATION_RUN"], "is a generation run: it has no classifier"),
         (lambda: Path("/nowhere/samples"), [], "no such samples: /nowhere/samples"),
     ],
 )
@@ -311,6 +351,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = samples()
+    options = [option.replace("GENERATION_RUN", str(generation_run())) for option in options]
     chosen = (
         options
         if any("--features" in option for option in options)

@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from atconv.generation import SiTPipeline
-from atconv.generation.latents import LatentFolder, Latents, is_latents
+from atconv.generation.evaluation import evaluate
+from atconv.generation.latents import LatentFolder, Latents, is_latents, latent_splits
+from atconv.generation.samplers import SamplerConfig
 from generation.tiny_sit import atconv_generate, preload, train_tiny_sit
 from generation.tiny_vae import encode_here, tiny_vae
 from helpers import assert_close
-from training.tiny import KillAt, picture_folder, start_process
+from training.tiny import KillAt, picture_folder, start_process, trained_run
 
 QUIET = Console(quiet=True)
 SCALE, SHIFT = 0.5, 0.25
@@ -71,12 +73,13 @@ def train_side(folder: Path) -> Latents:
 def test_every_picture_is_encoded_once_in_shards_of_the_size_asked_for(encoded: Path) -> None:
     assert is_latents(str(encoded))
     folder = LatentFolder(encoded, QUIET)
-    assert folder.splits.classes == ["a", "b"]
+    assert folder.classes == ["a", "b"]
     assert sum(len(folder.side(name)) for name in folder.shards) == 40
     for name, shards in folder.shards.items():
         side, contents = folder.side(name), [load_file(shard) for shard in shards]
         assert [len(content["labels"]) for content in contents[:-1]] == [8] * (len(shards) - 1)
         assert torch.cat([content["labels"] for content in contents]).tolist() == side.labels
+        assert side.labels == latent_splits(encoded).sides[name].labels
         assert all(content["moments"].shape[1:] == (4, 8, 8) for content in contents)
         assert side.shape == (2, 8, 8)
 
@@ -226,15 +229,25 @@ def test_an_unfinished_folder_is_not_trained_on(missing: str, copied: Path) -> N
         LatentFolder(copied, QUIET)
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"sha256": "0"}'])
+def test_a_damaged_checksum_is_named(content: str, copied: Path) -> None:
+    (copied / "train-00001.json").write_text(content)
+    with pytest.raises(ValueError, match=r"train-00001.safetensors is damaged: .* train-00001\.json"):
+        LatentFolder(copied, QUIET)
+
+
 def test_a_damaged_description_is_said(copied: Path) -> None:
     (copied / "latents.json").write_text('{"data": ')
     with pytest.raises(ValueError, match=r"latents\.json is damaged"):
         LatentFolder(copied, QUIET)
 
 
-def test_a_deleted_shard_is_encoded_again(copied: Path, encoded: Path, pictures: Path, vae: Path) -> None:
-    (copied / "train-00001.safetensors").unlink()
-    (copied / "train-00001.json").unlink()
+@pytest.mark.parametrize("deleted", [("safetensors", "json"), ("safetensors",), ("json",)])
+def test_a_deleted_shard_is_encoded_again(
+    deleted: tuple[str, ...], copied: Path, encoded: Path, pictures: Path, vae: Path
+) -> None:
+    for ending in deleted:
+        (copied / f"train-00001.{ending}").unlink()
     encode_here(pictures, vae, copied)
     assert_same(copied, encoded)
 
@@ -308,3 +321,24 @@ def test_flips_that_were_not_encoded_are_not_trained_on(pictures: Path, vae: Pat
     folder = encode_here(pictures, vae, tmp_path / "latents", flips=False, shard_size=40)
     with pytest.raises(ValueError, match="hflip needs latents of mirrored pictures"):
         train_tiny_sit(tmp_path / "run", data=str(folder), hflip=0.5)
+
+
+def test_latents_are_trained_on_and_judged_where_their_pictures_are(
+    pictures: Path, vae: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "pictures"
+    shutil.copytree(pictures, moved)
+    latents = encode_here(moved, vae, tmp_path / "latents")
+    moved.rename(tmp_path / "gone")
+    run = train_tiny_sit(
+        tmp_path / "run", data=str(latents), model_args={"hidden_size": 32, "depth": 2, "num_heads": 2}
+    )
+    assert SiTPipeline.from_pretrained(run)([0], num_inference_steps=1).images
+    with pytest.raises(ValueError, match="pictures"):
+        train_side(latents).picture(0, flip=False)
+    (tmp_path / "gone").rename(moved)
+    figures = evaluate(run, f"{latents}/", str(trained_run()), images=10, copies=True, device="cpu", console=QUIET,
+                       options=SamplerConfig(steps=1))  # fmt: skip
+    assert figures["split"] == "train side"
+    assert figures["real_images"] == len(train_side(latents))
+    assert figures["copies"]["ratio"] > 0

@@ -126,6 +126,37 @@ def test_drawing_leaves_no_gradients_and_the_model_in_eval_mode() -> None:
     assert not pipeline.transformer.training
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_of_other_dtypes_draw_nearly_the_same(dtype: torch.dtype) -> None:
+    pipeline = pipeline_of()
+    options: dict[str, Any] = dict(num_inference_steps=4, guidance_scale=2.0, output_type="latent")
+    expected = pipeline([1, 2], **options).images
+    drawn = pipeline.to(dtype)([1, 2], **options).images
+    assert drawn.dtype == torch.float32
+    assert_close(drawn, expected, 0.05)
+
+
+def test_labels_may_be_a_tensor_or_an_array() -> None:
+    pipeline = pipeline_of()
+    assert pipeline.check_labels(torch.tensor([3, 7])) == pipeline.check_labels(np.array([3, 7])) == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(class_labels=[]), "there must be an image"),
+        (dict(class_labels=[1], batch_size=0), "there must be an image, and one in a batch"),
+        (dict(class_labels=[1], num_images=3), "num_images is for models without classes"),
+        (dict(class_labels=[1], output_type="pill"), "output_type must be pil, np or latent, got 'pill'"),
+        (dict(class_labels=[1], steps=3), "no sampler option steps"),
+        (dict(class_labels=[1], guidance_channels=0), "guidance_channels must be at least 1"),
+    ],
+)
+def test_calls_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline_of()(**options)
+
+
 def test_an_unknown_path_is_refused() -> None:
     with pytest.raises(ValueError, match="no path 'cosine'"):
         SiTPipeline(tiny_sit(), path="cosine")

@@ -197,10 +197,11 @@ def test_last_steps_start_where_the_sde_without_one_ends(path: Path, diffusion: 
     torch.testing.assert_close(ended(last_step), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_one_step_of_euler_maruyama_is_its_formula() -> None:
+@pytest.mark.parametrize("sampler", ["sde_euler", "sde_heun"])
+def test_one_step_of_an_sde_is_its_formula(sampler: str) -> None:
     path, model = Linear(), Gaussian(Linear())
     config = SamplerConfig(
-        sampler="sde_euler",
+        sampler=sampler,
         steps=1,
         last_step="none",
         diffusion="constant",
@@ -209,9 +210,16 @@ def test_one_step_of_euler_maruyama_is_its_formula() -> None:
     )
     ended = sample(Field(model, path, "velocity", None), noise_of(1, (1, 4, 4)), config)
     draws = noise_of(1, (1, 4, 4))
-    x, kick, t = draws.draw(), draws.draw(), torch.zeros(1)
-    noised = x + math.sqrt(2 * 0.5 * 0.8) * kick
-    expected = noised + 0.8 * (model(noised, t) + 0.5 * model.score(noised, t[0]))
+    x, kick = draws.draw(), math.sqrt(2 * 0.5 * 0.8) * draws.draw()
+
+    def drift(x: Tensor, t: float) -> Tensor:
+        return model(x, torch.tensor([t])) + 0.5 * model.score(x, torch.tensor(t))
+
+    if sampler == "sde_euler":
+        expected = x + 0.8 * drift(x, 0.0) + kick
+    else:
+        slope = drift(x + kick, 0.0)
+        expected = x + kick + 0.4 * (slope + drift(x + kick + 0.8 * slope, 0.8))
     assert_close(ended, expected, 1e-5)
 
 

@@ -205,6 +205,13 @@ def test_classes_that_are_not_there_are_refused(text: str, message: str) -> None
         parse_classes(text, NAMES)
 
 
+def test_numbers_are_names_where_names_are_numbers() -> None:
+    names = ["1", "10", "2"]  # folders in their order
+    assert parse_classes("1-2", names) == parse_classes("1,2", names) == [0, 2]
+    with pytest.raises(ValueError, match="class 3 was asked for: the model has 3, 1 to 10"):
+        parse_classes("2-10", names)
+
+
 @settings(deadline=None)
 @given(text=st.text("0123456789-, abc", max_size=12))
 def test_whatever_is_asked_for_gives_classes_or_one_clear_error(text: str) -> None:
@@ -245,6 +252,18 @@ def test_a_model_without_classes_draws_per_class_images(tmp_path: Path) -> None:
     assert (len(found), found.labels) == (2, None)
 
 
+def test_a_model_without_classes_is_not_asked_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        generate_here("sample", unconditional_run(), *OPTIONS, "--classes=3")
+    assert "has no classes: leave --classes out" in capsys.readouterr().err
+
+
+def test_folders_on_the_way_are_made_before_drawing(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "grid.png"
+    generate_here("sample", generation_run(), *OPTIONS, "--classes=1", f"--out={target}")
+    assert target.is_file()
+
+
 def test_images_of_another_size_are_drawn(tmp_path: Path) -> None:
     generate_here(
         "sample", generation_run(), f"--out={tmp_path / 'out.npz'}", "--classes=1", "--height=12", *OPTIONS
@@ -258,7 +277,7 @@ def test_images_of_another_size_are_drawn(tmp_path: Path) -> None:
         (generation_run, ["--classes=12"], "class 12 was asked for: the model has 10"),
         (generation_run, ["--width=7"], "sides that 2 divides (patches of 2), got 7"),
         (generation_run, ["--sampler=ddim"], "no sampler 'ddim'"),
-        (generation_run, ["--per_class=0"], "per_class must be at least 1"),
+        (generation_run, ["--per_class=0"], "per_class and batch_size must be at least 1"),
         (unconditional_run, ["--guidance=2"], "set guidance to 1"),
         (trained_run, [], "is not a generation run: it was not made by atconv generate train"),
         (lambda: Path("/nowhere/run"), [], "no such run folder: /nowhere/run"),

@@ -246,13 +246,21 @@ def test_the_encoder_gives_a_token_for_each_patch_and_learns_nothing(encoder: Fr
     assert torch.equal(encoder(grey), encoder(grey.expand(-1, 3, -1, -1)))
 
 
-def test_the_encoder_sees_pictures_normalised_as_imagenets(encoder: FrozenEncoder) -> None:
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("vit_tiny_patch16_224", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("vit_small_patch14_dinov2.lvd142m", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ],
+)
+def test_the_encoder_sees_pictures_normalised_as_its_weights_want(
+    name: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    encoder = FrozenEncoder(name, (2, 2), "none")
     seen: list[Tensor] = []
-    hook = encoder.encoder.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    encoder(torch.zeros(1, 3, 8, 8))
-    hook.remove()
-    expected = (0.5 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    assert seen[0].shape == (1, 3, 64, 64)
+    encoder.encoder.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    encoder(torch.full((1, 3, 8, 8), 0.2))
+    expected = (0.6 - torch.tensor(mean)) / torch.tensor(std)
     torch.testing.assert_close(seen[0].amax((0, 2, 3)), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -26,6 +26,7 @@ from atconv.training.checkpoint import write_atomically, write_rows
 from atconv.training.randomness import derive_seed
 
 __all__ = [
+    "SIDES",
     "STREAM_PREFIXES",
     "Side",
     "Splits",

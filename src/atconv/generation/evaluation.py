@@ -21,6 +21,7 @@ from atconv.datasets.splits import Side, load_split, open_sources
 from atconv.generation.config import read_config
 from atconv.generation.features import FeatureModel, RunFeatures, open_features
 from atconv.generation.latents import is_latents, latent_splits
+from atconv.generation.pipeline import SiTPipeline
 from atconv.generation.samplers import SamplerConfig
 from atconv.generation.samples import (
     ImageSet,
@@ -57,7 +58,8 @@ class GenerationMetrics:
     inception_score: float | None
     """None where the features are not Inception's"""
     recognised: float | None
-    """share of samples that the run's classifier takes for their label, percent; None without labels"""
+    """share of samples that the run's classifier takes for their label, percent; None without labels, or
+    where it was not trained on classes of these names"""
 
 
 @dataclass(frozen=True)
@@ -114,50 +116,51 @@ def evaluate(
     Raises:
         FileNotFoundError, ValueError: no such samples, data or features; too few images.
     """
+    if min(images, real_images, batch_size) < 1:
+        raise ValueError(
+            f"images, real_images and batch_size must be at least 1, got {(images, real_images, batch_size)}"
+        )
     console = console or plain_console()
     where = pick_device(device)
     path = Path(samples)
+    run = path if (path / "model_index.json").is_file() or (path / "config.yaml").is_file() else None
     model = open_features(features, inception_weights, where)
-    figures: dict[str, Any] = {"data": data, "split": split}
-    is_run = (path / "model_index.json").is_file() or (path / "config.yaml").is_file()
-    run = path if is_run else None
-    if run is None:
-        drawn = read_samples(path)
+    # All that can be wrong comes before the drawing, which takes long.
+    source = read_samples(path) if run is None else open_pipeline(run, where)
+    shape = source.images.shape[1:] if isinstance(source, PixelSet) else source.image_shape
+    sides = _real_sides(data, data_root, run, shape)
+    side, real = _chosen(sides, split, data)
+    if copies and (run is None or not {"train", "val"} <= set(sides)):
+        raise ValueError("copies are looked for in samples of a run, among the pictures it was trained on")
+    figures: dict[str, Any] = {"data": data, "split": side}
+    if isinstance(source, PixelSet):
+        drawn = source
     else:
-        drawn, cost = draw_samples(run, images, options or SamplerConfig(), seed, batch_size, where, console)
+        drawn, cost = draw_samples(source, images, options or SamplerConfig(), seed, batch_size, console)
         figures |= cost
-    sides = _real_sides(data, data_root, run, drawn.images.shape)
-    metrics = compare(
-        drawn, _chosen(sides, split, data).subset(real_images, seed), model, batch_size, console
-    )
+    metrics = compare(drawn, real.subset(real_images, seed), model, batch_size, console)
     figures |= asdict(metrics)
     if copies:
-        if run is None or not {"train", "val"} <= set(sides):
-            raise ValueError(
-                "copies are looked for in samples of a run, among the pictures it was trained on"
-            )
         held_out = ImageSet.joined([sides[name] for name in sides if name != "train"])
         found = check_copies(drawn, sides["train"], held_out)
         figures["copies"] = asdict(found) | {"ratio": found.ratio}
     written = path / "evaluation.json" if path.is_dir() else path.with_suffix(".json")
     text = json.dumps(figures, indent=1)
     write_atomically(written, lambda temporary: temporary.write_text(text + "\n"))
-    console.print(metrics_table(metrics, figures, f"{samples} against {data}, {split} side"))
+    console.print(metrics_table(metrics, figures, f"{samples} against {data}, {side}"))
     console.print(f"written to {written}", soft_wrap=True)
     return figures
 
 
 def draw_samples(
-    run: Path,
+    pipeline: SiTPipeline,
     count: int,
     options: SamplerConfig,
     seed: int,
     batch_size: int,
-    device: torch.device,
     console: Console,
 ) -> tuple[PixelSet, dict[str, Any]]:
-    """Samples of a run, evenly over its classes, and what they cost."""
-    pipeline = open_pipeline(run, device)
+    """Samples of a generator, evenly over its classes, and what they cost."""
     classes = pipeline.transformer.num_classes
     labels: list[int | None] = [i % classes if classes else None for i in range(count)]
     images, evaluations, seconds = draw_pixels(pipeline, labels, options, seed, batch_size, console)
@@ -168,7 +171,7 @@ def draw_samples(
         "seconds_per_image": seconds / count,
     }
     known = [label for label in labels if label is not None]
-    return PixelSet(str(run), images, known or None), cost
+    return PixelSet("samples", images, known or None, pipeline.config.class_names), cost
 
 
 def compare(
@@ -197,9 +200,9 @@ def compare(
     )[KEY_METRIC_KID_MEAN]
     shares = prc_features_to_metric(features, real_features, verbose=False, save_cpu_ram=True)
     recognised = None
-    if isinstance(model, RunFeatures) and samples.labels is not None:
-        hits = logits.argmax(1) == torch.tensor(samples.labels)
-        recognised = 100 * float(hits.float().mean())
+    wanted = _labels_for(samples, model.classes) if isinstance(model, RunFeatures) else None
+    if wanted is not None:
+        recognised = 100 * float((logits.argmax(1) == torch.tensor(wanted)).float().mean())
     score = isc_features_to_metric(logits, splits=min(10, len(logits)))[KEY_METRIC_ISC_MEAN]
     return GenerationMetrics(
         samples=len(samples),
@@ -212,6 +215,14 @@ def compare(
         inception_score=score if model.inception else None,
         recognised=recognised,
     )
+
+
+def _labels_for(samples: ImageSet, classes: Sequence[str]) -> list[int] | None:
+    """The labels of samples as a classifier numbers its classes; None where it does not know them all."""
+    if samples.labels is None or samples.classes is None:
+        return samples.labels
+    names = [samples.classes[label] for label in samples.labels]
+    return [list(classes).index(name) for name in names] if set(names) <= set(classes) else None
 
 
 def extract(
@@ -273,29 +284,33 @@ def metrics_table(metrics: GenerationMetrics, cost: dict[str, Any], title: str) 
 def _real_sides(
     data: str, data_root: str | None, run: Path | None, shape: Sequence[int]
 ) -> dict[str, ImageSet]:
-    """The sides of DATA, at the size of the samples (N H W C). A run's own sides where DATA is its own."""
+    """The sides of DATA, at the size of the samples (H W C). A run's own sides where DATA is its own."""
     if data.endswith(".npz"):
         return {"all": read_samples(Path(data))}
-    if shape[1] != shape[2]:
-        raise ValueError(f"real pictures are cropped square, and the samples are {shape[1]} × {shape[2]}")
+    if shape[0] != shape[1]:
+        raise ValueError(f"real pictures are cropped square, and the samples are {shape[0]} × {shape[1]}")
     config = None if run is None else read_config(Run.open(run))
-    if config is not None and config.data == data and is_latents(data):
-        splits = latent_splits(data)
-    elif config is not None and run is not None and config.data == data:
-        splits = load_split(config, run)
+    if is_latents(data):
+        sides = latent_splits(data).sides
+    elif config is not None and run is not None and _same_data(config.data, data):
+        sides = load_split(config, run).sides
     else:
         sources = open_sources(DataConfig(data=data, data_root=data_root))
-        whole = {name: Side(source, list(range(len(source)))) for name, source in sources.items()}
-        return {name: SideImages(side, shape[1], shape[3], data) for name, side in whole.items()}
-    return {name: SideImages(side, shape[1], shape[3], data) for name, side in splits.sides.items()}
+        sides = {name: Side(source, list(range(len(source)))) for name, source in sources.items()}
+    return {name: SideImages(side, shape[0], shape[2], data) for name, side in sides.items()}
 
 
-def _chosen(sides: dict[str, ImageSet], split: str, data: str) -> ImageSet:
-    if split == "all" or list(sides) == ["all"]:
-        return ImageSet.joined(list(sides.values()))
+def _same_data(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).resolve()
+
+
+def _chosen(sides: dict[str, ImageSet], split: str, data: str) -> tuple[str, ImageSet]:
+    """The side asked for, and what it is called: DATA that came without sides has only the whole."""
+    if split == "all" or len(sides) == 1:
+        return "all pictures", ImageSet.joined(list(sides.values()))
     if split not in sides:
         raise ValueError(f"{data} has no {split} side, only {', '.join(sides)}: choose one with --split")
-    return sides[split]
+    return f"{split} side", sides[split]
 
 
 def _flat(images: ImageSet) -> Tensor:

@@ -28,7 +28,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from atconv.datasets.config import DataConfig
-from atconv.datasets.splits import Side, Splits, load_split, make_split
+from atconv.datasets.splits import SIDES, Side, Splits, load_split, make_split
 from atconv.generation.data import Examples, fit_picture
 from atconv.generation.pipeline import pixels_per_latent
 from atconv.runs import pick_device
@@ -98,7 +98,17 @@ def encode(
     where = pick_device(device)
     state = PartialState(cpu=where.type == "cpu")
     console = (console or plain_console()) if state.is_main_process else Console(quiet=True)
-    about = _About(data, data_root, train_split, val_split, vae, image_size, shard_size, flips, seed)
+    about = _About(
+        _lasting(data),
+        data_root and _lasting(data_root),
+        train_split,
+        val_split,
+        vae,
+        image_size,
+        shard_size,
+        flips,
+        seed,
+    )
     folder, model = Path(out), _open_vae(vae)
     if image_size % pixels_per_latent(model):
         raise ValueError(
@@ -128,7 +138,7 @@ def latent_splits(folder: str | Path) -> Splits:
 
 
 class LatentFolder:
-    """A finished folder of latents.
+    """A finished folder of latents. The pictures behind them may be gone.
 
     Raises:
         ValueError: a shard is missing or damaged; it is named.
@@ -137,8 +147,10 @@ class LatentFolder:
     def __init__(self, folder: str | Path, console: Console) -> None:
         self.path = Path(folder)
         self.about = _read_about(self.path)
-        self.splits = latent_splits(self.path)
-        self.shards = {name: list(self._shards(name, len(side))) for name, side in self.splits.sides.items()}
+        saved = json.loads((self.path / "split.json").read_text())
+        self.classes: list[str] = saved["classes"]
+        self.message: str = saved["message"]
+        self.shards = {side: list(self._shards(side, len(saved[side]))) for side in SIDES if side in saved}
         every = [shard for shards in self.shards.values() for shard in shards]
         for shard in track(every, console, "checking shards", len(every)):
             _check(shard)
@@ -150,8 +162,7 @@ class LatentFolder:
 
     def side(self, name: str) -> Latents:
         """The samples of a side."""
-        side = self.splits.sides[name]
-        return Latents(self.shards[name], self.about, side, self.vae.config)
+        return Latents(self.path, name, self.shards[name], self.about, self.vae.config)
 
     def _shards(self, side: str, count: int) -> Iterator[Path]:
         for number in range(-(-count // self.about.shard_size)):
@@ -161,13 +172,22 @@ class LatentFolder:
 class Latents(Examples):
     """Latents of one side, sampled anew from their posterior each time, scaled for the model."""
 
-    def __init__(self, shards: list[Path], about: _About, side: Side, vae_config: Any) -> None:
-        self.files, self.about, self.side = shards, about, side
-        self.labels = side.labels
+    def __init__(self, folder: Path, side: str, shards: list[Path], about: _About, vae_config: Any) -> None:
+        self.folder, self.side, self.files, self.about = folder, side, shards, about
         self.scale, self.shift = vae_config.scaling_factor, getattr(vae_config, "shift_factor", None) or 0.0
         self._open: dict[Path, Any] = {}
+        self.labels = torch.cat([self._slice(i, "labels")[:] for i in range(len(shards))]).tolist()
         _, channels, height, width = self._slice(0, "moments").get_shape()
         self.shape = (channels // 2, height, width)
+
+    @cached_property
+    def pictures(self) -> Side:
+        """The pictures that were encoded, for alignment with an encoder.
+
+        Raises:
+            ValueError: they are gone, or others are in their place.
+        """
+        return latent_splits(self.folder).sides[self.side]
 
     def draw(self, position: int, flip: bool, rng: torch.Generator) -> Tensor:
         shard, row = divmod(position, self.about.shard_size)
@@ -178,7 +198,7 @@ class Latents(Examples):
         return (latent - self.shift) * self.scale
 
     def picture(self, position: int, flip: bool) -> Tensor:
-        return _scaled(self.side, position, self.about.image_size, flip)
+        return _scaled(self.pictures, position, self.about.image_size, flip)
 
     def check_flips(self) -> None:
         """Raise ValueError where the mirrored pictures were not encoded."""
@@ -233,7 +253,7 @@ def _encode_shards(
         for number in range(-(-len(side) // about.shard_size))
     ]
     mine = [task for i, task in enumerate(tasks) if i % state.num_processes == state.process_index]
-    left = [task for task in mine if not _shard(folder, task[0], task[2]).with_suffix(".json").is_file()]
+    left = [task for task in mine if not _is_complete(_shard(folder, task[0], task[2]))]
     if len(left) < len(mine):
         console.print(f"continuing: {len(mine) - len(left)} of {len(mine)} shards are done")
     for name, side, number in track(left, console, "encoding shards", len(left)):
@@ -263,17 +283,30 @@ def _scaled(side: Side, position: int, size: int, flip: bool) -> Tensor:
     return scaled.flip(2) if flip else scaled
 
 
+def _is_complete(shard: Path) -> bool:
+    return shard.is_file() and shard.with_suffix(".json").is_file()
+
+
 def _check(shard: Path) -> None:
-    sums = shard.with_suffix(".json")
-    if not shard.is_file() or not sums.is_file():
+    if not _is_complete(shard):
         raise ValueError(
             f"latents are incomplete: {shard} is missing; run atconv generate encode again to go on"
         )
-    if json.loads(sums.read_text())["sha256"] != file_digest(shard):
+    sums = shard.with_suffix(".json")
+    try:
+        expected = json.loads(sums.read_text())["sha256"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        expected = f"not in {sums.name}"
+    if expected != file_digest(shard):
         raise ValueError(
-            f"{shard} is damaged: its checksum differs. Delete it and {sums.name}, then run "
+            f"{shard} is damaged: its checksum is not the one in {sums.name}. Delete both, then run "
             "atconv generate encode again"
         )
+
+
+def _lasting(path: str) -> str:
+    """A path that stays right when a later command starts elsewhere; other names of data stay as they are."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def save_vae(vae: Any, folder: Path) -> None:

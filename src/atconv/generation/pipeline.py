@@ -94,7 +94,7 @@ class SiTPipeline(DiffusionPipeline):
 
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | None = None,
+        class_labels: int | str | Sequence[int | str] | Tensor | NDArray[np.integer] | None = None,
         num_images: int | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
@@ -122,9 +122,11 @@ class SiTPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: a label out of range, a size the patch does not divide, guidance on a model without a
-                null label, an unknown sampler or option.
+                null label, an unknown sampler, option or output type.
         """
-        known = {field.name for field in fields(SamplerConfig)}
+        if output_type not in ("pil", "np", "latent"):
+            raise ValueError(f"output_type must be pil, np or latent, got {output_type!r}")
+        known = {field.name for field in fields(SamplerConfig)} - {"sampler", "steps", "guidance"}
         unknown = sorted(set(sampler_options) - known)
         if unknown:
             raise ValueError(f"no sampler option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
@@ -152,7 +154,13 @@ class SiTPipeline(DiffusionPipeline):
         first: int = 0,
     ) -> Iterator[Drawn]:
         """Samples in batches, in the order of `labels` (None: no class). Image i of them is made from
-        (seed, first + i)."""
+        (seed, first + i).
+
+        Raises:
+            ValueError: no labels, or a batch of none.
+        """
+        if batch_size < 1 or not labels:
+            raise ValueError(f"there must be an image, and one in a batch: got {len(labels)}, {batch_size}")
         model, device = self.transformer.eval(), self.device
         shape = (model.in_channels, *self._sample_size(height, width))
         path = make_path(self.config.path)
@@ -183,7 +191,9 @@ class SiTPipeline(DiffusionPipeline):
         return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
     def check_labels(
-        self, labels: int | str | Sequence[int | str] | None, num_images: int | None = None
+        self,
+        labels: int | str | Sequence[int | str] | Tensor | NDArray[np.integer] | None,
+        num_images: int | None = None,
     ) -> list[int | None]:
         """One class number for each image, or None for each where the model has no classes.
 
@@ -195,11 +205,23 @@ class SiTPipeline(DiffusionPipeline):
             if labels is not None:
                 raise ValueError("this model has no classes: give num_images in place of class_labels")
             return [None] * (1 if num_images is None else num_images)
+        if num_images is not None:
+            raise ValueError("num_images is for models without classes: give one label an image")
         if labels is None:
             raise ValueError(f"give class_labels: numbers from 0 to {classes - 1}, or names")
+        if isinstance(labels, (Tensor, np.ndarray)):
+            labels = labels.reshape(-1).tolist()
         if isinstance(labels, (int, str)):
             labels = [labels]
         return [self._label(label) for label in labels]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """H W C of its images, at the trained size."""
+        factor = 1 if self.vae is None else pixels_per_latent(self.vae)
+        channels = self.transformer.in_channels if self.vae is None else self.vae.config.out_channels
+        height, width = self.config.sample_size
+        return height * factor, width * factor, channels
 
     def _label(self, label: int | str) -> int:
         names, classes = self.class_names, self.transformer.num_classes

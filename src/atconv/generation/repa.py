@@ -9,7 +9,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from atconv.models.release import read_checkpoint
@@ -79,7 +78,7 @@ class FrozenEncoder(nn.Module):
         self.features: int = timm_model.num_features
         self.mean: Tensor
         self.std: Tensor
-        mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+        mean, std = (torch.tensor(timm_model.pretrained_cfg[key]) for key in ("mean", "std"))
         self.register_buffer("mean", mean[:, None, None], persistent=False)
         self.register_buffer("std", std[:, None, None], persistent=False)
 

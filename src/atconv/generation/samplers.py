@@ -82,6 +82,8 @@ class SamplerConfig:
             raise ValueError(f"guidance_interval must be 0 ≤ from < to ≤ 1, got {self.guidance_interval}")
         if not 0 < self.last_step_size < 1:
             raise ValueError(f"last_step_size must lie between 0 and 1, got {self.last_step_size}")
+        if self.guidance_channels is not None and self.guidance_channels < 1:
+            raise ValueError(f"guidance_channels must be at least 1, got {self.guidance_channels}")
         if self.atol <= 0 or self.rtol <= 0 or self.diffusion_scale < 0:
             raise ValueError("atol and rtol must be positive, diffusion_scale not negative")
 
@@ -141,16 +143,20 @@ class Field:
             self.pairs = torch.cat([labels, torch.full_like(labels, null)])
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        """Velocity at one time for all samples: t scalar, x B C H W."""
+        """Velocity at one time for all samples: t scalar, x B C H W, of x's dtype."""
         self.evaluations += 1
         if self.times != (0.0, 1.0):  # adaptive solvers look beyond the end, here into a singularity
             t = t.clamp(*self.times)
         if self.pairs is None or not self._guides(t):
-            predicted = self.model(x, t.expand(len(x)), self.labels)
+            predicted = self._ask(x, t, self.labels)
         else:
-            both = self.model(torch.cat([x, x]), t.expand(2 * len(x)), self.pairs)
-            predicted = self._guided(*both.chunk(2))
+            predicted = self._guided(*self._ask(torch.cat([x, x]), t, self.pairs).chunk(2))
         return self.path.to_velocity(predicted, self.prediction, x, t)
+
+    def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The model works in its own dtype, the solver in that of its state."""
+        parameter = next(self.model.parameters(), x)
+        return self.model(x.to(parameter.dtype), t.expand(len(x)), labels).to(x.dtype)
 
     def _guides(self, t: Tensor) -> bool:
         return self.interval == (0.0, 1.0) or self.interval[0] <= float(t) <= self.interval[1]
@@ -197,11 +203,12 @@ def _solve_sde(field: Field, x: Tensor, noise: ImageNoise, config: SamplerConfig
     for i in range(config.steps):
         t, following = times[i], times[i + 1]
         kick = torch.sqrt(2 * step * _strength(path, t, step, config))
-        x = x + kick * noise.draw()
-        slope = drift(t, x)
-        if config.sampler == "sde_heun":
-            slope = (slope + drift(following, x + step * slope)) / 2
-        x = x + step * slope
+        kicked = x + kick * noise.draw()
+        if config.sampler == "sde_euler":
+            x = kicked + step * drift(t, x)
+        else:  # Heun's two slopes, both from the noised state
+            slope = drift(t, kicked)
+            x = kicked + step / 2 * (slope + drift(following, kicked + step * slope))
     return _last_step(field, drift, x, times[-1], config)
 
 

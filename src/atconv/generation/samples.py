@@ -48,6 +48,8 @@ class ImageSet(ABC):
 
     name: str
     labels: list[int] | None = None
+    classes: Sequence[str] | None = None
+    """names of the labels, where they are known"""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -77,8 +79,14 @@ class ImageSet(ABC):
 class PixelSet(ImageSet):
     """Images in memory."""
 
-    def __init__(self, name: str, images: Pixels, labels: list[int] | None = None) -> None:
-        self.name, self.images, self.labels = name, images, labels
+    def __init__(
+        self,
+        name: str,
+        images: Pixels,
+        labels: list[int] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.name, self.images, self.labels, self.classes = name, images, labels, classes
 
     def __len__(self) -> int:
         return len(self.images)
@@ -150,11 +158,14 @@ def sample_run(
     target = Path(out) if out is not None else Path(run) / f"samples-{options.sampler}.png"
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} holds files already: name a new folder with --out")
-    if per_class < 1:
-        raise ValueError(f"per_class must be at least 1, got {per_class}")
+    if per_class < 1 or batch_size < 1:
+        raise ValueError(f"per_class and batch_size must be at least 1, got {per_class} and {batch_size}")
     pipeline = open_pipeline(run, pick_device(device))
     names = pipeline.class_names
+    if classes != "all" and not names:
+        raise ValueError(f"{run} has no classes: leave --classes out; --per_class is the number of images")
     chosen: list[int | None] = [*parse_classes(classes, names)] if names else [None]
+    target.parent.mkdir(parents=True, exist_ok=True)
     labels = [label for label in chosen for _ in range(per_class)]
     images, evaluations, seconds = draw_pixels(
         pipeline, labels, options, seed, batch_size, console, height, width
@@ -273,26 +284,34 @@ def write_pngs(folder: Path, images: Pixels, names: Sequence[str]) -> None:
 
 
 def parse_classes(text: str, names: Sequence[str]) -> list[int]:
-    """Class numbers from "all", or from numbers, ranges and names separated by commas: "0-4,7,cat".
+    """Class numbers from "all", or from names, numbers and ranges separated by commas: "0-4,7,cat".
+
+    Where the names are numbers themselves, as those of digits are, numbers and ranges are of names.
 
     Raises:
         ValueError: a class that is not there.
     """
     if text == "all":
         return list(range(len(names)))
+    numbers = [int(name) for name in names] if all(name.isdigit() for name in names) else range(len(names))
     found: list[int] = []
     for part in (p.strip() for p in text.split(",") if p.strip()):
         first, dash, last = part.partition("-")
         if part in names:
             found.append(names.index(part))
         elif first.isdigit() and (last.isdigit() or not dash):
-            found.extend(range(int(first), int(last or first) + 1))
+            wanted = range(int(first), int(last or first) + 1)
+            missing = next((number for number in wanted if number not in numbers), None)
+            if missing is not None:
+                raise ValueError(
+                    f"class {missing} was asked for: the model has {len(names)}, "
+                    f"{min(numbers)} to {max(numbers)}"
+                )
+            found.extend(numbers.index(number) for number in wanted)
         else:
-            raise ValueError(f"no class {part!r}: give numbers, ranges such as 0-9, or names")
-    beyond = [number for number in found if number >= len(names)]
-    if beyond or not found:
-        asked = f"class {beyond[0]}" if beyond else "no class"
-        raise ValueError(f"{asked} was asked for: the model has {len(names)}, 0 to {len(names) - 1}")
+            raise ValueError(f"no class {part!r}: give names, numbers, or ranges such as 0-9")
+    if not found:
+        raise ValueError(f"no class was asked for: the model has {len(names)}")
     return found
 
 

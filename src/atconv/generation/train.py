@@ -263,11 +263,11 @@ def _make_task(
     val: Examples
     if is_latents(config.data):
         folder = LatentFolder(config.data, console)
-        train, val, classes, vae = folder.side("train"), folder.side("val"), folder.splits.classes, folder.vae
-        console.print(
-            f"latents {' × '.join(map(str, train.shape))} of {folder.splits.message}", soft_wrap=True
-        )
+        train, val, classes, vae = folder.side("train"), folder.side("val"), folder.classes, folder.vae
+        console.print(f"latents {' × '.join(map(str, train.shape))} of {folder.message}", soft_wrap=True)
     else:
+        with torch.device("meta"):  # what is wrong with the model is said before the data is read
+            _build_sit(config, 1, (config.in_chans, config.image_size, config.image_size))
         train, val, classes = _open_pictures(config, run, accelerator, console)
     sit = make_model(config, len(classes) if config.conditional else 0, train.shape, console, is_new(run))
     return GenerationTask(config, run, accelerator, sit, train, val, classes, vae)
@@ -296,6 +296,16 @@ def make_model(
     Raises:
         ValueError: unknown model or arguments, a size the patch does not divide, or weights that do not fit.
     """
+    with seeded(derive_seed("init", config.seed)):
+        sit = _build_sit(config, classes, shape)
+    if config.weights is not None and fresh:
+        _load_weights(sit, Path(config.weights), console)
+    if config.grad_checkpointing:
+        sit.enable_gradient_checkpointing()
+    return sit
+
+
+def _build_sit(config: GenerationConfig, classes: int, shape: tuple[int, int, int]) -> SiT:
     arguments = {
         "learn_sigma": False,
         **config.model_args,
@@ -303,22 +313,15 @@ def make_model(
         "num_classes": classes,
         "label_dropout": config.label_dropout,
     }
-    with seeded(derive_seed("init", config.seed)):
-        try:
-            sit = create_sit(config.model, **arguments)
-        except TypeError as error:
-            raise ValueError(
-                f"{config.model} does not take model_args {config.model_args}: {error}"
-            ) from error
+    try:
+        sit = create_sit(config.model, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{config.model} does not take model_args {config.model_args}: {error}") from error
     side = sit.patch_size
     if shape[1] % side or shape[2] % side:
         raise ValueError(
             f"patches of {side} do not divide samples of {shape[1]} × {shape[2]}: change image_size"
         )
-    if config.weights is not None and fresh:
-        _load_weights(sit, Path(config.weights), console)
-    if config.grad_checkpointing:
-        sit.enable_gradient_checkpointing()
     return sit
 
 
