@@ -204,7 +204,7 @@ def _generate_train(arguments: Sequence[str]) -> None:
     def start(options: dict[str, Any], folder: str | None, chosen: set[str]) -> None:
         from atconv.generation.train import train
 
-        train(config.GenerationConfig(**options), folder)
+        train(config.GenerationConfig(**options), folder, chosen=chosen)
 
     def proceed(folder: str) -> None:
         from atconv.generation.train import resume

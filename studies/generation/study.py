@@ -36,7 +36,7 @@ def atconv(*arguments: str) -> None:
 
 def train(command: list[str], data_root: str, run: Path, *options: str) -> None:
     """A finished run stays as it is, an interrupted one goes on."""
-    if (run / "checkpoints").is_dir():
+    if (run / "config.yaml").is_file():
         atconv(*command, "--resume", str(run))
     else:
         atconv(*command, "torch/fashion_mnist", "--data_root", data_root, *options, "--out", str(run))

@@ -237,6 +237,21 @@ def test_copies_are_found() -> None:
     assert other.below_first_percentile <= 5
 
 
+def test_mirrored_copies_are_found_where_training_mirrored() -> None:
+    images = [np.random.default_rng(seed).integers(0, 256, (60, 4, 4, 1), dtype=np.uint8) for seed in (0, 1)]
+    train, held_out = PixelSet("train", images[0]), PixelSet("held out", images[1])
+    mirrored = PixelSet("samples", np.ascontiguousarray(images[0][:, :, ::-1]))
+    assert check_copies(mirrored, train, held_out).below_first_percentile < 20
+    found = check_copies(mirrored, train, held_out, mirrored=True)
+    assert (found.median, found.below_first_percentile) == (0, 100)
+
+
+def test_held_out_images_that_are_copies_tell_nothing() -> None:
+    images = PixelSet("train", np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), dtype=np.uint8))
+    with pytest.raises(ValueError, match="most held-out images of train are copies"):
+        check_copies(images, images, images)
+
+
 def test_distances_to_the_nearest_image_are_euclidean() -> None:
     train = np.zeros((3, 2, 2, 1), dtype=np.uint8)
     held_out, samples = train + np.uint8(51), train + np.uint8(102)
@@ -266,6 +281,7 @@ def test_a_run_is_evaluated_in_a_classifiers_features() -> None:
     assert {field.name for field in dataclasses.fields(GenerationMetrics)} <= set(figures)
     assert figures["features"] == f"features of {trained_run()}"
     assert (figures["samples"], figures["evaluations_per_image"], figures["guidance"]) == (40, 6, 1.5)
+    assert (figures["seed"], figures["steps"], figures["sampler"]) == (0, 3, "heun")
     assert figures["seconds_per_image"] > 0
     assert figures["frechet_distance"] > 0
     assert figures["inception_score"] is None

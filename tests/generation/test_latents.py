@@ -337,8 +337,8 @@ def test_latents_are_trained_on_and_judged_where_their_pictures_are(
     with pytest.raises(ValueError, match="pictures"):
         train_side(latents).picture(0, flip=False)
     (tmp_path / "gone").rename(moved)
-    figures = evaluate(run, f"{latents}/", str(trained_run()), images=10, copies=True, device="cpu", console=QUIET,
-                       options=SamplerConfig(steps=1))  # fmt: skip
+    options: dict[str, Any] = dict(images=10, copies=True, device="cpu", options=SamplerConfig(steps=1))
+    figures = evaluate(run, f"{latents}/", str(trained_run()), console=QUIET, **options)
     assert figures["split"] == "train side"
     assert figures["real_images"] == len(train_side(latents))
     assert figures["copies"]["ratio"] > 0

@@ -134,6 +134,24 @@ def test_training_starts_from_another_run(tmp_path: Path) -> None:
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "option", ["--path=gvp", "--model_args={depth: 3}", "--model=sit_s_2", "--conditional=false"]
+)
+def test_options_that_contradict_the_run_started_from_are_refused(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"--weights={generation_run()}", "--config=digits", option, f"--out={tmp_path / 'run'}"]
+    told = one_line(capsys, "train", "digits", *options)
+    name = option.partition("=")[0]
+    assert f"contradicts --weights {generation_run()}" in told
+    assert told.rstrip().endswith(f"leave {name} out")
+
+
+def test_weights_of_a_run_without_classes_make_another_without(tmp_path: Path) -> None:
+    run = train_tiny_sit(tmp_path / "run", weights=str(unconditional_run()))
+    assert SiTPipeline.from_pretrained(run).transformer.num_classes == 0
+
+
 def test_training_starts_from_the_authors_file_and_refuses_another(tmp_path: Path) -> None:
     torch.save({"ema": {"conv.weight": torch.ones(3)}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="It is not a SiT checkpoint"):

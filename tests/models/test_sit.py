@@ -438,6 +438,19 @@ LABELS = torch.tensor([1, 2])
         (torch.zeros(2, 4, 8, 1), torch.zeros(2), LABELS, "8 × 1: crop or pad to 8 × 2"),
         (torch.zeros(2, 4, 8, 8), torch.zeros(()), LABELS, "one t for each of 2 samples"),
         (torch.zeros(2, 4, 8, 8), torch.zeros(2), None, "one label for each of 2 samples, got none"),
+        (
+            torch.zeros(2, 4, 8, 8),
+            torch.zeros(2),
+            LABELS.float(),
+            "labels must be integers, got torch.float32",
+        ),
+        (
+            torch.zeros(2, 4, 8, 8),
+            torch.zeros(2),
+            LABELS + 9,
+            r"lie in 0 … 10 \(null label: 10\), got 10 … 11",
+        ),
+        (torch.zeros(2, 4, 8, 8), torch.zeros(2), LABELS - 2, "labels must lie in 0 … 10"),
         (torch.zeros(2, 4, 8, 8), torch.zeros(2), LABELS[:1], r"one label .* got shape \(1,\)"),
     ],
 )

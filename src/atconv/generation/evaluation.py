@@ -140,9 +140,10 @@ def evaluate(
         figures |= cost
     metrics = compare(drawn, real.subset(real_images, seed), model, batch_size, console)
     figures |= asdict(metrics)
-    if copies:
+    if copies and run is not None:
         held_out = ImageSet.joined([sides[name] for name in sides if name != "train"])
-        found = check_copies(drawn, sides["train"], held_out)
+        mirrored = read_config(Run.open(run)).hflip > 0
+        found = check_copies(drawn, sides["train"], held_out, mirrored)
         figures["copies"] = asdict(found) | {"ratio": found.ratio}
     written = path / "evaluation.json" if path.is_dir() else path.with_suffix(".json")
     text = json.dumps(figures, indent=1)
@@ -165,8 +166,8 @@ def draw_samples(
     labels: list[int | None] = [i % classes if classes else None for i in range(count)]
     images, evaluations, seconds = draw_pixels(pipeline, labels, options, seed, batch_size, console)
     cost = {
-        "sampler": options.sampler,
-        "guidance": options.guidance,
+        **asdict(options),
+        "seed": seed,
         "evaluations_per_image": evaluations,
         "seconds_per_image": seconds / count,
     }
@@ -203,7 +204,9 @@ def compare(
     wanted = _labels_for(samples, model.classes) if isinstance(model, RunFeatures) else None
     if wanted is not None:
         recognised = 100 * float((logits.argmax(1) == torch.tensor(wanted)).float().mean())
-    score = isc_features_to_metric(logits, splits=min(10, len(logits)))[KEY_METRIC_ISC_MEAN]
+    score = None
+    if model.inception:
+        score = isc_features_to_metric(logits, splits=min(10, len(logits)))[KEY_METRIC_ISC_MEAN]
     return GenerationMetrics(
         samples=len(samples),
         real_images=len(real),
@@ -212,7 +215,7 @@ def compare(
         kernel_distance=kernel,
         precision=100 * shares[KEY_METRIC_PRECISION],
         recall=100 * shares[KEY_METRIC_RECALL],
-        inception_score=score if model.inception else None,
+        inception_score=score,
         recognised=recognised,
     )
 
@@ -237,16 +240,23 @@ def extract(
     return torch.cat([features for features, _ in found]), torch.cat([logits for _, logits in found])
 
 
-def check_copies(samples: ImageSet, train: ImageSet, held_out: ImageSet) -> CopyCheck:
+def check_copies(samples: ImageSet, train: ImageSet, held_out: ImageSet, mirrored: bool = False) -> CopyCheck:
     """Whether samples are copies of training images, by Euclidean distance in pixels (0 … 1).
 
+    Args:
+        samples, train, held_out: images of one size.
+        mirrored: the training images were seen mirrored too, so their mirror images count as they do.
+
     Raises:
-        ValueError: images of different sizes.
+        ValueError: images of different sizes, or held-out images that are copies themselves.
     """
     sets = [_flat(images) for images in (samples, train, held_out)]
     if len({flat.shape[1] for flat in sets}) > 1:
         raise ValueError(f"{samples.name} and {train.name} hold images of different sizes")
-    nearest, reference = (_nearest(flat, sets[1]) for flat in (sets[0], sets[2]))
+    known = [sets[1]] + ([_flat(train, mirror=True)] if mirrored else [])
+    nearest, reference = (_nearest(flat, torch.cat(known)) for flat in (sets[0], sets[2]))
+    if reference.median() == 0:
+        raise ValueError(f"most held-out images of {train.name} are copies of training images themselves")
     limit = torch.quantile(reference, 0.01)
     return CopyCheck(
         median=float(nearest.median()),
@@ -313,10 +323,10 @@ def _chosen(sides: dict[str, ImageSet], split: str, data: str) -> tuple[str, Ima
     return f"{split} side", sides[split]
 
 
-def _flat(images: ImageSet) -> Tensor:
+def _flat(images: ImageSet, mirror: bool = False) -> Tensor:
     """N × (H·W·C), 0 … 1."""
-    flat = [torch.from_numpy(batch.reshape(len(batch), -1)).float() / 255 for batch in images.batches(1000)]
-    return torch.cat(flat)
+    batches = (batch[:, :, ::-1] if mirror else batch for batch in images.batches(1000))
+    return torch.cat([torch.from_numpy(batch.reshape(len(batch), -1)).float() / 255 for batch in batches])
 
 
 def _nearest(images: Tensor, references: Tensor, chunk: int = 1000) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -147,9 +148,12 @@ class LatentFolder:
     def __init__(self, folder: str | Path, console: Console) -> None:
         self.path = Path(folder)
         self.about = _read_about(self.path)
-        saved = json.loads((self.path / "split.json").read_text())
-        self.classes: list[str] = saved["classes"]
-        self.message: str = saved["message"]
+        try:
+            saved = json.loads((self.path / "split.json").read_text())
+            self.classes: list[str] = saved["classes"]
+            self.message: str = saved["message"]
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path / 'split.json'} is missing or damaged: {error}") from error
         self.shards = {side: list(self._shards(side, len(saved[side]))) for side in SIDES if side in saved}
         every = [shard for shards in self.shards.values() for shard in shards]
         for shard in track(every, console, "checking shards", len(every)):
@@ -158,7 +162,7 @@ class LatentFolder:
     @cached_property
     def vae(self) -> Any:
         """The VAE that made them."""
-        return AutoencoderKL.from_pretrained(self.path / "vae")
+        return _open_vae(str(self.path / "vae"))
 
     def side(self, name: str) -> Latents:
         """The samples of a side."""
@@ -256,17 +260,29 @@ def _encode_shards(
     left = [task for task in mine if not _is_complete(_shard(folder, task[0], task[2]))]
     if len(left) < len(mine):
         console.print(f"continuing: {len(mine) - len(left)} of {len(mine)} shards are done")
-    for name, side, number in track(left, console, "encoding shards", len(left)):
-        first = number * about.shard_size
-        positions = range(first, min(first + about.shard_size, len(side)))
-        tensors = {"labels": torch.tensor([side.labels[i] for i in positions])}
-        for flip in (False, True) if about.flips else (False,):
-            parts = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
-            moments = [_moments(model, side, part, about.image_size, flip) for part in parts]
-            tensors["flipped" if flip else "moments"] = torch.cat(moments)
-        shard = _shard(folder, name, number)
-        save_tensors(tensors, shard)
-        _write_json(shard.with_suffix(".json"), {"sha256": file_digest(shard), "pictures": len(positions)})
+    sizes = [len(_positions(side, number, about)) for _, side, number in left]
+    batches = sum(-(-size // batch_size) for size in sizes) * (2 if about.flips else 1)
+    with closing(track(range(batches), console, "encoding batches", batches)) as ticks:
+        for name, side, number in left:
+            positions = _positions(side, number, about)
+            tensors = {"labels": torch.tensor([side.labels[i] for i in positions])}
+            for flip in (False, True) if about.flips else (False,):
+                parts = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
+                moments = [
+                    _moments(model, side, part, about.image_size, flip)
+                    for part, _ in zip(parts, ticks, strict=False)
+                ]
+                tensors["flipped" if flip else "moments"] = torch.cat(moments)
+            shard = _shard(folder, name, number)
+            save_tensors(tensors, shard)
+            described = {"sha256": file_digest(shard), "pictures": len(positions)}
+            _write_json(shard.with_suffix(".json"), described)
+
+
+def _positions(side: Side, number: int, about: _About) -> range:
+    """Places in their side of the pictures of a shard."""
+    first = number * about.shard_size
+    return range(first, min(first + about.shard_size, len(side)))
 
 
 @torch.inference_mode()

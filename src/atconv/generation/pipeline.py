@@ -211,7 +211,7 @@ class SiTPipeline(DiffusionPipeline):
             raise ValueError(f"give class_labels: numbers from 0 to {classes - 1}, or names")
         if isinstance(labels, (Tensor, np.ndarray)):
             labels = labels.reshape(-1).tolist()
-        if isinstance(labels, (int, str)):
+        if isinstance(labels, (int, str, np.integer)):
             labels = [labels]
         return [self._label(label) for label in labels]
 
@@ -227,7 +227,7 @@ class SiTPipeline(DiffusionPipeline):
         names, classes = self.class_names, self.transformer.num_classes
         if isinstance(label, str) and label in names:
             return names.index(label)
-        number = int(label) if str(label).lstrip("-").isdigit() else -1
+        number = int(label) if str(label).isdecimal() else -1
         if not 0 <= number < classes:
             raise ValueError(
                 f"no class {label!r}: the model has {classes}, 0 ({names[0]}) to {classes - 1} ({names[-1]})"

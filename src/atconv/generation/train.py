@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,19 @@ _GRID_CLASSES, _GRID_COLUMNS = 10, 10
 _WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
-def train(config: GenerationConfig, run: str | Path | None = None, console: Console | None = None) -> Path:
+def train(
+    config: GenerationConfig,
+    run: str | Path | None = None,
+    console: Console | None = None,
+    chosen: Collection[str] = (),
+) -> Path:
     """Train a generator from a configuration.
 
     Args:
         config: what to train on what, how.
         run: folder of the run; default: runs/DATA-MODEL, numbered where it exists.
         console: where progress shows; default: the terminal, and the run's log.txt.
+        chosen: options that a run named as `weights` must not change: its model and interpolant come with it.
 
     Returns:
         the run's folder, which `SiTPipeline.from_pretrained` opens.
@@ -57,7 +63,7 @@ def train(config: GenerationConfig, run: str | Path | None = None, console: Cons
         OSError: a disk is full or read-only; the last complete checkpoint is kept.
     """
     path = Path(run) if run is not None else free_folder(config.data, config.model)
-    return start_run(_adopt_run(config), path, _make_task, console)
+    return start_run(_adopt_run(config, chosen), path, _make_task, console)
 
 
 def resume(run: str | Path, console: Console | None = None) -> Path:
@@ -176,7 +182,7 @@ class GenerationTask(Task):
         seconds = sum(row["seconds"] for row in trainer.history)
         rows = [
             ("parameters", f"{parameters:,}"),
-            ("multiply-adds an evaluation", f"{macs / 1e9:.3f} G"),
+            ("multiply-adds an evaluation", f"{macs / 1e9:.3g} G"),
             ("held-out loss", f"{last['val_loss']:.4f}"),
             ("training time", f"{seconds:.0f} s"),
         ]
@@ -267,7 +273,9 @@ def _make_task(
         console.print(f"latents {' × '.join(map(str, train.shape))} of {folder.message}", soft_wrap=True)
     else:
         with torch.device("meta"):  # what is wrong with the model is said before the data is read
-            _build_sit(config, 1, (config.in_chans, config.image_size, config.image_size))
+            sit = _build_sit(config, 1, (config.in_chans, config.image_size, config.image_size))
+            if config.repa_encoder is not None:
+                AlignedSiT(sit, config.repa_block, 1)
         train, val, classes = _open_pictures(config, run, accelerator, console)
     sit = make_model(config, len(classes) if config.conditional else 0, train.shape, console, is_new(run))
     return GenerationTask(config, run, accelerator, sit, train, val, classes, vae)
@@ -325,12 +333,22 @@ def _build_sit(config: GenerationConfig, classes: int, shape: tuple[int, int, in
     return sit
 
 
-def _adopt_run(config: GenerationConfig) -> GenerationConfig:
-    """Where weights come from another run, its model and interpolant come with them."""
+def _adopt_run(config: GenerationConfig, chosen: Collection[str]) -> GenerationConfig:
+    """Where weights come from another run, its model and interpolant come with them.
+
+    Raises:
+        ValueError: an option was chosen that contradicts them.
+    """
     if config.weights is None or not Path(config.weights).is_dir():
         return config
     source = read_config(Run.open(config.weights))
-    taken = ("model", "model_args", "in_chans", "path", "prediction")
+    taken = ("model", "model_args", "in_chans", "path", "prediction", "conditional")
+    for name in taken:
+        if name in chosen and getattr(config, name) != getattr(source, name):
+            raise ValueError(
+                f"--{name} {getattr(config, name)} contradicts --weights {config.weights}, whose {name} is "
+                f"{getattr(source, name)}: leave --{name} out"
+            )
     return replace(config, **{name: getattr(source, name) for name in taken})
 
 
@@ -344,7 +362,7 @@ def _load_weights(sit: SiT, path: Path, console: Console) -> None:
     source.update({name: own[name] for name in fresh})
     sit.load_state_dict(source)
     console.print(
-        f"starts from {path}" + (f"; other classes there, so {', '.join(fresh)} start fresh" if fresh else "")
+        f"starts from {path}" + (f"; of other sizes there, {', '.join(fresh)} start fresh" if fresh else "")
     )
 
 

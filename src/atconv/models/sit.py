@@ -195,6 +195,15 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         elif labels is None or labels.shape != (len(x),):
             given = "none" if labels is None else f"shape {tuple(labels.shape)}"
             raise ValueError(f"SiT takes one label for each of {len(x)} samples, got {given}")
+        elif labels.is_floating_point():
+            raise ValueError(f"labels must be integers, got {labels.dtype}")
+        elif labels.device.type == "cpu" and not torch.compiler.is_compiling() and len(labels):
+            low, high = (int(end) for end in labels.aminmax())  # on GPUs this would wait for the device
+            if low < 0 or high >= self.label_embed.num_embeddings:
+                raise ValueError(
+                    f"labels must lie in 0 … {self.label_embed.num_embeddings - 1} "
+                    f"(null label: {self.null_label}), got {low} … {high}"
+                )
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -222,12 +231,11 @@ class TimestepEmbedding(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(2 * _FREQUENCIES, dim)
         self.fc2 = nn.Linear(dim, dim)
-        frequencies = torch.exp(-math.log(10000) * torch.arange(_FREQUENCIES) / _FREQUENCIES)
-        self.frequencies: Tensor
-        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = t.float()[:, None] * self.frequencies.float()
+        # Made here: a buffer would lose its precision where the model is cast.
+        steps = torch.arange(_FREQUENCIES, device=t.device)
+        angles = t.float()[:, None] * torch.exp(-math.log(10000) * steps / _FREQUENCIES)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)
         return self.fc2(F.silu(self.fc1(waves.to(self.fc1.weight.dtype))))
 

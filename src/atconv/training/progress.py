@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,7 +69,9 @@ class TrainingBars:
         self._bars.console.print(line, soft_wrap=True)
 
 
-def track(items: Iterable[T], console: Console, description: str, total: int | None = None) -> Iterator[T]:
+def track(
+    items: Iterable[T], console: Console, description: str, total: int | None = None
+) -> Generator[T, None, None]:
     """Iterate with a bar on a terminal, silently elsewhere."""
     with _progress(console) as bars:
         task = bars.add_task(description, total=total, figures="")
