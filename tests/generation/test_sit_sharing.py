@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -48,20 +51,33 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tiny_sit(tmp_path_factory.mktemp("one") / "run", batch_size=BATCH, **CHANGES)
 
 
-def train_in_two_processes(run: Path, **changes: Any) -> str:
-    """Returns what they printed."""
-    options = tiny_run_options(batch_size=BATCH // 2, **changes)
+def two_processes(*arguments: str) -> subprocess.Popen[str]:
+    """Start `atconv generate train ARGUMENT...` in two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
                 "--rdzv_endpoint=localhost:0"]  # fmt: skip
-    ended = subprocess.run(
-        [*launcher, "-m", "--", "atconv.cli", "generate", "train", "digits", *options, f"--out={run}"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
+    return subprocess.Popen(
+        [*launcher, "-m", "--", "atconv.cli", "generate", "train", *arguments],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=180,
     )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Returns what it printed."""
+    printed, told = process.communicate(timeout=180)
+    assert process.returncode == 0, told
+    return printed
+
+
+def options_for(run: Path, **changes: Any) -> list[str]:
+    return ["digits", *tiny_run_options(batch_size=BATCH // 2, **changes), f"--out={run}"]
+
+
+def train_in_two_processes(run: Path, **changes: Any) -> str:
+    """Returns what they printed."""
+    return finish(two_processes(*options_for(run, **changes)))
 
 
 def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
@@ -96,6 +112,50 @@ def test_the_weights_that_are_compared_were_trained(tmp_path: Path, one_process:
 
 
 # Sharded weights.
+
+SHARDED = CHANGES | dict(ema_decay=0.9, ema_warmup=False, clip_grad=1.0)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that two processes trained, each holding half of every weight."""
+    run = tmp_path_factory.mktemp("sharded") / "run"
+    train_in_two_processes(run, shard=True, **SHARDED)
+    return run
+
+
+def test_a_sharded_run_trains_the_weights_of_one_process(sharded: Path, tmp_path: Path) -> None:
+    one = train_tiny_sit(tmp_path / "one", batch_size=BATCH, **SHARDED)
+    assert_same_weights(sharded, one)
+    kept = "transformer/diffusion_pytorch_model.safetensors"
+    ours, theirs = load_file(sharded / kept), load_file(one / kept)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5)
+
+
+def test_a_killed_sharded_run_resumes_to_the_same_end(sharded: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = two_processes(*options_for(run, shard=True, checkpoint_steps=3, **SHARDED))
+    while process.poll() is None and latest_checkpoint(run / "checkpoints") is None:
+        time.sleep(0.02)
+    for started in [*psutil.Process(process.pid).children(recursive=True), process]:
+        started.kill()
+    process.communicate()
+    killed_at = latest_checkpoint(run / "checkpoints")
+    assert killed_at is not None
+    assert killed_at.name != f"step-{STEPS}"
+    finish(two_processes("--resume", str(run)))
+    ours, theirs = weights(run), weights(sharded)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_one_process_has_nothing_to_share(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is one: start with torchrun"):
+        train_tiny_sit(tmp_path / "run", shard=True)
+    with pytest.raises(ValueError, match="shard needs ema_decay"):
+        train_tiny_sit(tmp_path / "run", shard=True, ema_decay=0.0)
+    assert not (tmp_path / "run").exists()
 
 
 def train_twice(model: nn.Module, part: slice) -> Tensor:

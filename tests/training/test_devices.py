@@ -45,3 +45,9 @@ def test_a_launcher_that_accelerate_did_not_see_is_an_error(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="started 2 processes but accelerate sees 1"):
         make_accelerator(LoopConfig(device="cpu", tracker="none"), str(tmp_path))
+
+
+def test_another_launchers_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="start with torchrun and give --shard true"):
+        make_accelerator(LoopConfig(device="cpu", tracker="none"), str(tmp_path))

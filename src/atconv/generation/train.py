@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,10 @@ class GenerationTask(Task):
                 self.encoder = FrozenEncoder(config.repa_encoder, grid, config.repa_weights)
                 self.encoder.to(accelerator.device)
                 self.model = AlignedSiT(sit, config.repa_block, self.encoder.features)
+
+    @property
+    def parts(self) -> Sequence[nn.Module]:
+        return list(self.sit.blocks)
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
         config, rank = self.config, self.accelerator.process_index

@@ -54,6 +54,8 @@ class LoopConfig:
     """autocast dtype; fp16 needs a GPU, on a CPU bf16 takes its place"""
     compile: bool = False
     """compile the model with torch.compile"""
+    shard: bool = False
+    """split weights, gradients and optimizer state over the processes (FSDP); needs ema_decay"""
     freeze_bn: bool = False
     """keep BatchNorm statistics as they are"""
     patience: int | None = None
@@ -90,6 +92,10 @@ class LoopConfig:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.shard and not self.ema_decay:
+            raise ValueError(
+                "shard needs ema_decay: the average is the whole model that is evaluated and kept"
+            )
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
         if not 0 <= self.warmup_epochs <= self.epochs:

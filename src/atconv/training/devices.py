@@ -22,9 +22,14 @@ def make_accelerator(config: LoopConfig, tracking_folder: str) -> Accelerator:
     CPU, bf16 is used, and said so.
 
     Raises:
-        ValueError: the device is not there, or the tracker not installed.
+        ValueError: the device is not there, the tracker not installed, or FSDP asked for elsewhere.
         RuntimeError: the launcher started several processes and accelerate sees another number.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
+        raise ValueError(
+            "an accelerate configuration asks for FSDP, whose shards this loop does not see: start with "
+            "torchrun and give --shard true"
+        )
     device = pick_device(config.device).type
     if config.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
         raise ValueError("tracker wandb needs its package: pip install wandb")

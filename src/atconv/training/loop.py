@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,6 +30,7 @@ from atconv.training.checkpoint import latest_checkpoint, load_checkpoint, save_
 from atconv.training.config import BatchPlan, LoopConfig
 from atconv.training.progress import TrainingBars
 from atconv.training.randomness import derive_seed
+from atconv.training.sharding import WholeWeights, load_model, load_optimizer, shard, whole
 
 __all__ = ["Task", "Trainer"]
 
@@ -46,6 +47,11 @@ class Task(ABC):
     """passes need an even number of samples"""
     streams: bool = False
     """data comes as a stream that cannot be entered in the middle: resume restarts its epoch"""
+
+    @property
+    def parts(self) -> Sequence[nn.Module]:
+        """Parts of the model that a sharded run gathers one after the other."""
+        return list(self.model.children())
 
     @abstractmethod
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
@@ -103,6 +109,16 @@ class Trainer:
     ) -> None:
         self.task, self.config, self.plan, self.run = task, config, plan, run
         self.accelerator, self.console = accelerator, console
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            task.model = convert_sync_batchnorm(task.model)  # timm's: keeps fused activations
+        task.model.to(accelerator.device)
+        self.ema = (
+            ModelEmaV3(task.model, decay=config.ema_decay, use_warmup=config.ema_warmup)
+            if config.ema_decay
+            else None
+        )
+        if config.shard:
+            shard(task.model, task.parts, accelerator)
         # Built before DDP or compile add prefixes to names that decay and layer groups match on.
         optimizer = _make_optimizer(task.model, config, plan)
         self.scheduler, _ = create_scheduler_v2(
@@ -115,17 +131,11 @@ class Trainer:
             step_on_epochs=False,
             updates_per_epoch=plan.steps_per_epoch,
         )
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            task.model = convert_sync_batchnorm(task.model)  # timm's: keeps fused activations
-        task.model.to(accelerator.device)
-        self.ema = (
-            ModelEmaV3(task.model, decay=config.ema_decay, use_warmup=config.ema_warmup)
-            if config.ema_decay
-            else None
-        )
         if config.compile:
             task.model.compile()
-        self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
+        # A sharded model reduces its gradients itself.
+        self.model = task.model if config.shard else accelerator.prepare(task.model)
+        self.optimizer = accelerator.prepare(optimizer)
         self.epoch = 0
         self.step_in_epoch = 0
         self.best = -math.inf
@@ -215,7 +225,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.update(self.task.model, step=self.step + 1)
+            trained: Any = WholeWeights(self.task.model) if self.config.shard else self.task.model
+            self.ema.update(trained, step=self.step + 1)
         return figures
 
     def _close_epoch(self, bars: TrainingBars, images: int, seconds: float) -> None:
@@ -261,13 +272,14 @@ class Trainer:
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     def _save_checkpoint(self) -> None:
+        model, optimizer = whole(self.task.model.state_dict()), whole(self.optimizer.state_dict())
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
         state = {
-            "model": self.task.model.state_dict(),
+            "model": model,
             "ema": None if self.ema is None else self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": None if scaler is None else scaler.state_dict(),
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
@@ -294,10 +306,10 @@ class Trainer:
                 f"images, this run has {planned[0]} of {planned[1]}: resume on the same data with as many "
                 "processes as before"
             )
-        self.task.model.load_state_dict(state["model"])
+        load_model(self.task.model, state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self._sums = state["epoch"], state["step_in_epoch"], state["sums"]
