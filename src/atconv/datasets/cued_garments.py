@@ -1,0 +1,187 @@
+"""Cued garments: a data set made from real pictures whose label is a relation between them.
+
+A frame of 64 × 64 grey pixels shows three garments of different classes (Fashion-MNIST), a handwritten
+digit 0, 1 or 2 (scikit-learn's scans) and clutter. The digit says which garment counts: 0 the leftmost, 1
+the middle one, 2 the rightmost. The label is its class, one of ten. Who knows the garments but not what the
+digit means is right in a third of the frames.
+
+Frame i of a side is a function of (seed, side, i) alone: `draw_frame` says how. Training frames are made of
+Fashion-MNIST's training pictures and of every digit but each fifth; test frames of its test pictures and of
+those.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from atconv.datasets.lmdb_format import build_lmdb
+from atconv.training.progress import plain_console, track
+
+__all__ = ["FRAME", "Frame", "Material", "build_cued_garments", "draw_frame", "load_material"]
+
+FRAME = 64  # pixels along a side
+_GARMENTS, _CUES = 3, 3
+_LEAST, _MOST = 16, 22  # side of a garment
+_CUE_SIDE = 12
+_FRAGMENTS, _FRAGMENT_SIDE, _FADED = 12, 8, 0.5
+_APART = 4  # pixels between the middles of garments, from left to right
+_SIDES = ("train", "test")
+
+Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int]
+"""top, left, side"""
+
+
+@dataclass(frozen=True)
+class Material:
+    """The pictures that frames of one side are made of."""
+
+    garments: Pixels
+    """N 28 28"""
+    classes: NDArray[np.int64]
+    """N"""
+    names: list[str]
+    digits: list[Pixels]
+    """for each cue its scans, M 8 8"""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One example, and how it came about."""
+
+    pixels: Pixels
+    """64 64"""
+    label: int
+    cue: int
+    classes: list[int]
+    """of the garments, in the order of `boxes`"""
+    boxes: list[Box]
+    """of the garments, then of the digit; none touches another"""
+
+
+def draw_frame(material: Material, seed: int, side: int, index: int) -> Frame:
+    """Frame `index` of a side (0 train, 1 test).
+
+    From numpy's default_rng([seed, side, index]), in this order: twelve fragments of 8 × 8 at half
+    brightness, cut anywhere from any garment and laid anywhere; three classes, a garment of each; the digit
+    and one of its scans; sides of 16 to 22 pixels for the garments, 12 for the digit; places, drawn again
+    until no two boxes touch and the garments' middles are at least 4 pixels apart from left to right.
+    Everything is scaled bilinearly and laid over what is there by the maximum.
+    """
+    rng = np.random.default_rng([seed, side, index])
+    pixels = np.zeros((FRAME, FRAME), dtype=np.uint8)
+    for _ in range(_FRAGMENTS):
+        top, left = rng.integers(0, 28 - _FRAGMENT_SIDE + 1, 2)
+        garment = material.garments[rng.integers(len(material.garments))]
+        fragment = garment[top : top + _FRAGMENT_SIDE, left : left + _FRAGMENT_SIDE] * _FADED
+        _lay(pixels, fragment.astype(np.uint8), *rng.integers(0, FRAME - _FRAGMENT_SIDE + 1, 2))
+    classes = [int(c) for c in rng.choice(len(material.names), _GARMENTS, replace=False)]
+    pictures = [material.garments[rng.choice(np.flatnonzero(material.classes == c))] for c in classes]
+    cue = int(rng.integers(_CUES))
+    pictures.append(material.digits[cue][rng.integers(len(material.digits[cue]))])
+    sides = [*(int(s) for s in rng.integers(_LEAST, _MOST + 1, _GARMENTS)), _CUE_SIDE]
+    boxes = _places(rng, sides)
+    for picture, (top, left, length) in zip(pictures, boxes, strict=True):
+        scaled = Image.fromarray(picture).resize((length, length), Image.Resampling.BILINEAR)
+        _lay(pixels, np.asarray(scaled), top, left)
+    from_left = sorted(range(_GARMENTS), key=lambda i: _middle(boxes[i]))
+    return Frame(pixels, classes[from_left[cue]], cue, classes, boxes)
+
+
+def load_material(data_root: Path, side: str) -> Material:
+    """The pictures of a side ("train" or "test"), from what `atconv data fashion-mnist` laid out.
+
+    Raises:
+        FileNotFoundError: Fashion-MNIST is not there.
+    """
+    from sklearn.datasets import load_digits
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        garments = FashionMNIST(str(data_root), train=side == "train")
+    except RuntimeError:
+        raise FileNotFoundError(
+            f"no Fashion-MNIST in {data_root}: lay it out with atconv data fashion-mnist {data_root}"
+        ) from None
+    scans = load_digits()
+    pixels = np.rint(scans.images * (255 / 16)).astype(np.uint8)  # values are 0…16 ink counts
+    fifth = np.arange(len(pixels)) % 5 == 0
+    kept = ~fifth if side == "train" else fifth
+    digits = [pixels[kept & (scans.target == cue)] for cue in range(_CUES)]
+    return Material(garments.data.numpy(), garments.targets.numpy(), list(garments.classes), digits)
+
+
+def build_cued_garments(
+    data_root: Path, out: Path, train: int = 40_000, test: int = 8_000, seed: int = 0
+) -> Path:
+    """Write OUT/train.lmdb and OUT/test.lmdb, which `atconv train OUT` takes.
+
+    Args:
+        data_root: what `atconv data fashion-mnist` wrote.
+        out: folder to write.
+        train: training frames.
+        test: test frames.
+        seed: of the frames.
+
+    Returns:
+        the folder.
+
+    Raises:
+        FileNotFoundError: Fashion-MNIST is not there.
+        ValueError: no frames were asked for, or the files exist.
+    """
+    if min(train, test) < 1 or seed < 0:
+        raise ValueError(
+            f"train and test must be at least 1 and seed at least 0, got {train}, {test}, {seed}"
+        )
+    out = Path(out)
+    materials = [load_material(Path(data_root), side) for side in _SIDES]
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (side, count) in enumerate(zip(_SIDES, (train, test), strict=True)):
+        records = _records(materials[number], seed, number, count)
+        shown = track(records, plain_console(), f"{side} frames", count)
+        build_lmdb(out / f"{side}.lmdb", shown, count, materials[number].names)
+    return out
+
+
+def _records(material: Material, seed: int, side: int, count: int) -> Iterator[tuple[bytes, int]]:
+    for index in range(count):
+        frame = draw_frame(material, seed, side, index)
+        file = io.BytesIO()
+        Image.fromarray(frame.pixels).save(file, "PNG")
+        yield file.getvalue(), frame.label
+
+
+def _places(rng: np.random.Generator, sides: list[int]) -> list[Box]:
+    """A place for each side, drawn together until they fit."""
+    while True:
+        boxes: list[Box] = []
+        for side in sides:
+            top, left = rng.integers(0, FRAME - side + 1, 2)
+            boxes.append((int(top), int(left), side))
+        middles = sorted(_middle(box) for box in boxes[:_GARMENTS])
+        apart = all(b - a >= _APART for a, b in pairwise(middles))
+        if apart and not any(_touch(a, b) for i, a in enumerate(boxes) for b in boxes[:i]):
+            return boxes
+
+
+def _touch(a: Box, b: Box) -> bool:
+    return all(a[axis] <= b[axis] + b[2] and b[axis] <= a[axis] + a[2] for axis in (0, 1))
+
+
+def _middle(box: Box) -> float:
+    return box[1] + box[2] / 2
+
+
+def _lay(pixels: Pixels, picture: Pixels, top: int, left: int) -> None:
+    height, width = picture.shape
+    part = pixels[top : top + height, left : left + width]
+    np.maximum(part, picture, out=part)
