@@ -12,7 +12,8 @@ COMMANDS = {
     "evaluate": "accuracy, calibration, per-class figures and pictures of a trained model",
     "predict": "classify pictures",
     "models": "the AttNet family: parameters, multiply-adds, published accuracy",
-    "data": "prepare data: fashion-mnist, lmdb",
+    "data": "prepare data: fashion-mnist, lmdb, cued-garments",
+    "study": "compare token mixers: same network, recipe and budget",
     "generate": "diffusion models: train, sample, evaluate, encode",
 }
 

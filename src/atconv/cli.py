@@ -188,6 +188,15 @@ def data(arguments: Sequence[str]) -> None:
     print(f"written to {written}")
 
 
+def study(arguments: Sequence[str]) -> None:
+    from atconv.classification.study import study as run_study
+
+    parser = Parser(prog="atconv study", description="Compare token mixers, as a YAML file says.")
+    parser.add_argument("config", type=str, help="the study's YAML file")
+    parser.add_function_arguments(run_study, as_group=False, skip={"config", "console"})
+    run_study(**parser.parse_args(list(arguments)).as_dict())
+
+
 def generate(arguments: Sequence[str]) -> None:
     tools = {
         "train": (_generate_train, "train a SiT on pictures or latents"),
@@ -358,6 +367,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "predict": predict,
     "models": models,
     "data": data,
+    "study": study,
     "generate": generate,
 }
 
