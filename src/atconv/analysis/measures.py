@@ -1,0 +1,131 @@
+"""Numbers that say what kernels and features do. Each takes tensors and knows nothing of models.
+
+Shapes: kernels B C K K, features B C H W.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "KernelShape",
+    "Redundancy",
+    "RoutingVariance",
+    "kernel_shape",
+    "redundancy",
+    "routing_variance",
+]
+
+
+@dataclass(frozen=True)
+class RoutingVariance:
+    """How much kernels change with the picture, in units of their mean square weight."""
+
+    between: float
+    """variance of the classes' mean kernels"""
+    within: float
+    """variance around the mean kernel of the own class"""
+
+    @property
+    def total(self) -> float:
+        """0 for a static kernel."""
+        return self.between + self.within
+
+    @property
+    def share_between(self) -> float:
+        """Part of the variance that the class accounts for; 0 where nothing varies."""
+        return self.between / self.total if self.total else 0.0
+
+
+def routing_variance(kernels: Tensor, labels: Tensor) -> RoutingVariance:
+    """Between-class and within-class variance of the kernels that a layer made for pictures.
+
+    Args:
+        kernels: B C K K, one for each picture; 1 C K K for a static kernel.
+        labels: B class indices.
+
+    Raises:
+        ValueError: numbers of kernels and labels differ.
+    """
+    if len(kernels) not in (1, len(labels)):
+        raise ValueError(f"{len(kernels)} kernels take {len(kernels)} labels, got {len(labels)}")
+    values = kernels.double().flatten(1).expand(len(labels), -1)
+    means = torch.empty_like(values)
+    for label in labels.unique():
+        means[labels == label] = values[labels == label].mean(0)
+    scale = values.square().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    between = (means - values.mean(0)).square().mean() / scale
+    within = (values - means).square().mean() / scale
+    return RoutingVariance(float(between), float(within))
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """Means over kernels."""
+
+    negative_share: float
+    """share of weights below 0"""
+    entropy: float
+    """of |weights| as shares of a kernel, over its greatest value log K²: 1 is flat, 0 a single weight"""
+    kurtosis: float
+    """fourth moment of the weights around their mean over the squared variance: 1 for two values in equal
+    numbers, large for one weight that stands out"""
+
+
+def kernel_shape(kernels: Tensor) -> KernelShape:
+    """Sign and sharpness of kernels.
+
+    Raises:
+        ValueError: kernels of a single weight have no shape.
+    """
+    values = kernels.double().flatten(2).flatten(0, 1)
+    count = values.shape[1]
+    if count == 1:
+        raise ValueError("kernels of 1 × 1 have no shape")
+    tiny = torch.finfo(torch.float64).tiny
+    shares = values.abs() / values.abs().sum(1, keepdim=True).clamp_min(tiny)
+    entropy = -(shares * shares.clamp_min(tiny).log()).sum(1) / torch.tensor(float(count)).log()
+    centred = values - values.mean(1, keepdim=True)
+    variance = centred.square().mean(1)
+    varying = variance > 1e-12 * values.square().mean(1).clamp_min(tiny)
+    kurtosis = centred[varying].pow(4).mean(1) / variance[varying].square()
+    return KernelShape(
+        float((values < 0).double().mean()),
+        float(entropy.mean()),
+        float(kurtosis.mean()) if varying.any() else float("nan"),
+    )
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """How much the channels of a layer say the same."""
+
+    cosine: float
+    """mean |cosine| between two channels: 1 where all are multiples of one, 0 where all are orthogonal"""
+    effective_rank: float
+    """exp of the entropy of the singular values' shares, over the number of channels: 1 where all channels
+    are orthogonal and of one size, 1/C where all are multiples of one"""
+
+
+def redundancy(features: Tensor) -> Redundancy:
+    """Redundancy of channels, each taken as its values over all pictures and positions, less their mean.
+
+    Raises:
+        ValueError: one channel only.
+    """
+    channels = features.shape[1]
+    if channels == 1:
+        raise ValueError("one channel cannot be redundant: there must be two")
+    values = features.double().transpose(0, 1).flatten(1)
+    values = values - values.mean(1, keepdim=True)
+    tiny = torch.finfo(torch.float64).tiny
+    unit = values / values.norm(dim=1, keepdim=True).clamp_min(tiny)
+    cosines = (unit @ unit.T).abs()
+    pairs = channels * (channels - 1)
+    singular = torch.linalg.svdvals(values @ values.T).sqrt()  # of the values, from their Gram matrix
+    shares = singular / singular.sum().clamp_min(tiny)
+    rank = torch.exp(-(shares * shares.clamp_min(tiny).log()).sum())
+    return Redundancy(float((cosines.sum() - cosines.trace()) / pairs), float(rank / channels))

@@ -1,0 +1,72 @@
+"""Measures on cases whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from atconv.analysis.measures import kernel_shape, redundancy, routing_variance
+
+LABELS = torch.tensor([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_static_kernel_has_no_routing_variance(count: int) -> None:
+    found = routing_variance(torch.randn(1, 5, 3, 3).expand(count, -1, -1, -1), LABELS)
+    assert found.total == pytest.approx(0, abs=1e-25)
+    assert routing_variance(torch.zeros(1, 2, 3, 3), LABELS).share_between == 0
+
+
+def test_variance_is_told_apart_by_class() -> None:
+    by_class = torch.tensor([1.0, 1.0, -1.0, -1.0])[:, None, None, None].expand(4, 2, 3, 3)
+    found = routing_variance(by_class, LABELS)
+    assert (found.between, found.within, found.share_between) == (1, 0, 1)
+    inside = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None, None].expand(4, 2, 3, 3)
+    found = routing_variance(inside, LABELS)
+    assert (found.between, found.within, found.share_between) == (0, 1, 0)
+    both = routing_variance(3 * by_class + inside, LABELS)
+    assert both.share_between == pytest.approx(0.9)
+    assert both.total == pytest.approx(1)
+
+
+def test_variance_does_not_depend_on_the_size_of_the_weights() -> None:
+    kernels = torch.randn(4, 3, 3, 3)
+    one, other = routing_variance(kernels, LABELS), routing_variance(100 * kernels, LABELS)
+    assert one.between == pytest.approx(other.between, rel=1e-6)
+    with pytest.raises(ValueError, match="3 kernels take 3 labels, got 4"):
+        routing_variance(kernels[:3], LABELS)
+
+
+def test_shapes_of_known_kernels() -> None:
+    flat, single = torch.ones(1, 1, 3, 3), torch.zeros(1, 1, 3, 3)
+    single[0, 0, 1, 1] = -2
+    assert kernel_shape(flat).entropy == pytest.approx(1)
+    assert math.isnan(kernel_shape(flat).kurtosis)
+    found = kernel_shape(single)
+    assert (found.entropy, found.negative_share) == (pytest.approx(0, abs=1e-12), pytest.approx(1 / 9))
+    # One of nine stands out: a Bernoulli variable with p = 1/9 has kurtosis 3 + (1 − 6p(1 − p)) / (p(1 − p)).
+    p = 1 / 9
+    assert found.kurtosis == pytest.approx(3 + (1 - 6 * p * (1 - p)) / (p * (1 - p)))
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0, 0, 0, 0, 0]).view(1, 1, 3, 3)
+    assert kernel_shape(signs).negative_share == pytest.approx(2 / 9)
+    assert kernel_shape(torch.randn(400, 4, 5, 5)).kurtosis == pytest.approx(3 * 24 / 26, rel=0.02)
+    with pytest.raises(ValueError, match="1 × 1 have no shape"):
+        kernel_shape(torch.ones(1, 1, 1, 1))
+
+
+def test_identical_channels_are_wholly_redundant() -> None:
+    one = torch.randn(2, 1, 4, 4)
+    found = redundancy(torch.cat([one, -2 * one, one + 3], 1))
+    assert found.cosine == pytest.approx(1)
+    assert found.effective_rank == pytest.approx(1 / 3, rel=1e-4)
+
+
+def test_orthogonal_channels_are_not_redundant() -> None:
+    waves = torch.stack([torch.cos(2 * math.pi * k * torch.arange(16) / 16) for k in (1, 2, 3)])
+    found = redundancy(waves.view(1, 3, 4, 4))
+    assert found.cosine == pytest.approx(0, abs=1e-6)
+    assert found.effective_rank == pytest.approx(1, rel=1e-6)
+    with pytest.raises(ValueError, match="one channel"):
+        redundancy(torch.randn(2, 1, 4, 4))
