@@ -1,0 +1,65 @@
+"""Collected weights reproduce the layer; rollout of known weights is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from atconv.analysis.rollout import collect_attention, rollout
+from atconv.mixers import create_mixer
+from helpers import assert_close, randomise
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_rope"])
+def test_collected_weights_give_the_layers_output(name: str) -> None:
+    mixer: Any = randomise(create_mixer(name, 32, head_dim=8)).eval()
+    x = torch.randn(2, 32, 4, 3)
+    (weights,) = collect_attention(mixer, x).values()
+    assert weights.shape == (2, 4, 12, 12)
+    layer, tokens = mixer.attention, x.flatten(2).transpose(1, 2)
+    values = layer.qkv(tokens).reshape(2, 12, 3, 4, 8)[:, :, 2].transpose(1, 2)
+    mixed = layer.proj((weights @ values).transpose(1, 2).flatten(2))
+    assert_close(mixer(x).flatten(2).transpose(1, 2), mixed, 1e-5)
+
+
+def test_every_layer_of_a_vit_is_collected_and_the_model_left_alone() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    before = model(images)
+    found = collect_attention(model, images)
+    assert list(found) == [f"blocks.{i}.attn" for i in range(12)]
+    assert all(layer.shape == (2, 3, 17, 17) for layer in found.values())
+    assert_close(torch.stack(list(found.values())).sum(-1), torch.ones(12, 2, 3, 17), 1e-6)
+    assert torch.equal(model(images), before)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    mixed = rollout(list(found.values()))
+    assert mixed.shape == (2, 17, 17)
+    assert_close(mixed.sum(-1), torch.ones(2, 17), 1e-5)
+
+
+def uniform(count: int) -> Tensor:
+    return torch.full((1, 2, count, count), 1 / count)
+
+
+def test_rollout_of_known_weights() -> None:
+    eye = torch.eye(4).expand(1, 2, 4, 4)
+    assert_close(rollout([eye, eye])[0], torch.eye(4), 1e-6)
+    assert_close(rollout([uniform(4)])[0], torch.eye(4) / 2 + 1 / 8, 1e-6)
+    shift = torch.eye(4).roll(1, 0).expand(1, 2, 4, 4)  # each token looks at the one before it
+    once = (torch.eye(4) + torch.eye(4).roll(1, 0)) / 2
+    assert_close(rollout([shift, shift])[0], once @ once, 1e-6)
+    first, second = torch.rand(1, 2, 4, 4).softmax(-1), torch.rand(1, 2, 4, 4).softmax(-1)
+    later = (second.mean(1) + torch.eye(4)) / 2
+    assert_close(rollout([first, second]), later @ ((first.mean(1) + torch.eye(4)) / 2), 1e-6)
+
+
+def test_what_has_no_attention_is_refused() -> None:
+    with pytest.raises(ValueError, match="no self-attention layer"):
+        collect_attention(nn.Conv2d(3, 3, 1), torch.randn(1, 3, 4, 4))
+    for layers in ([], [uniform(4), uniform(3)]):
+        with pytest.raises(ValueError, match="rollout takes the layers of one stack"):
+            rollout(layers)
