@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,3 @@ SAMPLES = 1000
 
 def read_recipe() -> dict[str, Any]:
     return dict(yaml.safe_load((HERE / "recipe.yaml").read_text()))
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open(newline=""))) if path.is_file() else []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
-from families import FAMILIES, GUIDANCE, HERE, RUNS, SAMPLES, SEEDS, STEPS, read_recipe, read_rows
+from families import FAMILIES, GUIDANCE, HERE, RUNS, SAMPLES, SEEDS, STEPS, read_recipe
 from rich.console import Console
 from scipy import stats
 
@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 
 from atconv.generation.samplers import SamplerConfig
 from atconv.generation.samples import draw_pixels, open_pipeline
+from atconv.training.checkpoint import read_rows
 
 COLOURS = {"attention": "#4477aa", "hybrid": "#aa7744", "ATConv": "#228833"}
 

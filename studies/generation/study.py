@@ -23,7 +23,9 @@ from typing import Any
 
 import report
 import timing
-from families import FAMILIES, GUIDANCE, HERE, RUNS, SAMPLES, SEEDS, STEPS, read_rows
+from families import FAMILIES, GUIDANCE, HERE, RUNS, SAMPLES, SEEDS, STEPS
+
+from atconv.training.checkpoint import read_rows
 
 SAMPLING = ["--sampler", "heun", "--steps", str(STEPS), "--guidance", str(GUIDANCE)]
 JUDGED = ("frechet_distance", "kernel_distance", "precision", "recall", "recognised", "evaluations_per_image")

@@ -16,6 +16,7 @@ from atconv.models.attnet import AttNet
 from atconv.models.release import load_release
 from atconv.runs import Run
 from atconv.training.randomness import derive_seed, seeded
+from atconv.training.recipes import refuse_contradictions
 
 __all__ = ["adopt_run", "make_model"]
 
@@ -64,12 +65,7 @@ def adopt_run(config: ClassificationConfig, chosen: Collection[str] = ()) -> Cla
         return config
     source = read_config(Run.open(config.weights))
     fixed = ("model", "model_args", "in_chans", "mean", "std")
-    for name in fixed:
-        if name in chosen and getattr(config, name) != getattr(source, name):
-            raise ValueError(
-                f"--{name} {getattr(config, name)} contradicts --weights {config.weights}, whose {name} is "
-                f"{getattr(source, name)}: leave --{name} out"
-            )
+    refuse_contradictions(config, source, fixed, chosen)
     taken = [*fixed, *(name for name in ("image_size", "crop_pct", "interpolation") if name not in chosen)]
     return replace(config, **{name: getattr(source, name) for name in taken})
 

@@ -16,7 +16,6 @@ results.csv; a run that has a row is not run again, an interrupted one goes on.
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 import time
@@ -37,7 +36,7 @@ from atconv.classification.config import ClassificationConfig
 from atconv.classification.figures import accuracy_against_cost
 from atconv.classification.train import resume, train
 from atconv.models.attnet import VARIANTS
-from atconv.training.checkpoint import write_rows
+from atconv.training.checkpoint import read_rows, write_rows
 from atconv.training.progress import make_table, plain_console
 
 __all__ = ["Study", "Summary", "read_study", "report_study", "run_study", "study", "summarise", "time_study"]
@@ -351,11 +350,6 @@ def report_study(study: Study, out: Path, console: Console | None = None) -> Pat
     title = f"{study.recipe.data}: one network, {study.recipe.epochs} epochs, a token mixer in every block"
     accuracy_against_cost(points, study.reference, title, out / "results.png")
     return out / "results.png"
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none where it is not there."""
-    return list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
 
 
 def _mixer_of(variant: Variant) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from atconv.training.curves import Panel, draw_curves
 from atconv.training.loop import Task, Trainer
 from atconv.training.progress import make_table
 from atconv.training.randomness import derive_seed, seeded
+from atconv.training.recipes import refuse_contradictions
 from atconv.training.session import is_new, resume_run, start_run
 
 __all__ = ["resume", "train"]
@@ -347,12 +348,7 @@ def _adopt_run(config: GenerationConfig, chosen: Collection[str]) -> GenerationC
         return config
     source = read_config(Run.open(config.weights))
     taken = ("model", "model_args", "in_chans", "path", "prediction", "conditional")
-    for name in taken:
-        if name in chosen and getattr(config, name) != getattr(source, name):
-            raise ValueError(
-                f"--{name} {getattr(config, name)} contradicts --weights {config.weights}, whose {name} is "
-                f"{getattr(source, name)}: leave --{name} out"
-            )
+    refuse_contradictions(config, source, taken, chosen)
     return replace(config, **{name: getattr(source, name) for name in taken})
 
 

@@ -10,6 +10,8 @@ from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
+from atconv.mixers.checking import check_odd
+
 __all__ = [
     "LinearAttention",
     "NeighbourhoodAttention",
@@ -118,8 +120,7 @@ class NeighbourhoodAttention(nn.Module):
 
     def __init__(self, dim: int, kernel_size: int = 7, head_dim: int = 32) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        check_odd(kernel_size)
         self.dim, self.kernel_size, self.heads = dim, kernel_size, heads_for(dim, head_dim)
         self.qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.position_bias = nn.Parameter(torch.zeros(self.heads, 2 * kernel_size - 1, 2 * kernel_size - 1))

@@ -8,6 +8,8 @@ from timm.layers import CondConv2d
 from timm.models.metaformer import Pooling as PoolFormerPooling
 from torch import Tensor, nn
 
+from atconv.mixers.checking import check_odd
+
 __all__ = ["CondConv", "DepthwiseConv", "Identity", "Involution", "Pooling"]
 
 
@@ -22,8 +24,7 @@ class DepthwiseConv(nn.Conv2d):
     """
 
     def __init__(self, dim: int, kernel_size: int = 3) -> None:
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        check_odd(kernel_size)
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
     def multiply_adds(self, height: int, width: int) -> int:
@@ -57,8 +58,7 @@ class Involution(nn.Module):
 
     def __init__(self, dim: int, kernel_size: int = 7, group_width: int = 16, reduction: int = 4) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        check_odd(kernel_size)
         width = next(w for w in range(min(group_width, dim), 0, -1) if dim % w == 0)
         self.dim, self.kernel_size, self.groups = dim, kernel_size, dim // width
         hidden = max(1, dim // reduction)
@@ -93,8 +93,7 @@ class CondConv(nn.Module):
 
     def __init__(self, dim: int, kernel_size: int = 3, experts: int = 4) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        check_odd(kernel_size)
         self.dim, self.experts = dim, experts
         self.routing = nn.Linear(dim, experts)
         self.conv = CondConv2d(dim, dim, kernel_size, groups=dim, bias=True, num_experts=experts)

@@ -24,6 +24,7 @@ __all__ = [
     "file_digest",
     "latest_checkpoint",
     "load_checkpoint",
+    "read_rows",
     "save_checkpoint",
     "save_tensors",
     "write_atomically",
@@ -128,6 +129,11 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
             writer.writerows(rows)
 
     write_atomically(path, write)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none where it is not there."""
+    return list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

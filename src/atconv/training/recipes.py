@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 from atconv.runs import Run
 from atconv.training.checkpoint import write_atomically
 
-__all__ = ["read_config", "recipe_names", "recipe_path", "write_config"]
+__all__ = ["read_config", "recipe_names", "recipe_path", "refuse_contradictions", "write_config"]
 
 T = TypeVar("T")
 
@@ -62,3 +63,13 @@ def read_config(run: Run, kind: type[T], task: str) -> T:
         if "tuple" in str(hint) and found.get(name) is not None:
             found[name] = tuple(found[name])
     return kind(**found)
+
+
+def refuse_contradictions(config: Any, source: Any, names: Collection[str], chosen: Collection[str]) -> None:
+    """Raise ValueError where an option that comes with the run named as `weights` was chosen otherwise."""
+    for name in names:
+        if name in chosen and getattr(config, name) != getattr(source, name):
+            raise ValueError(
+                f"--{name} {getattr(config, name)} contradicts --weights {config.weights}, whose {name} is "
+                f"{getattr(source, name)}: leave --{name} out"
+            )
