@@ -97,8 +97,9 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
-    from atconv.classification.prediction import Prediction, find_images
+    from atconv.classification.prediction import Prediction
     from atconv.classification.prediction import predict as predict_images
+    from atconv.images import find_images
 
     parser = Parser(prog="atconv predict", description="Classify pictures with a run's best model.")
     parser.add_argument("run", type=str, help="the run's folder")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["IMAGE_SUFFIXES", "PrepareImage", "pictures_in", "read_image", "upright"]
+__all__ = ["IMAGE_SUFFIXES", "PrepareImage", "find_images", "pictures_in", "read_image", "upright"]
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -41,6 +43,31 @@ def pictures_in(folder: Path) -> list[Path]:
     """All picture files below a folder, by their suffix, sorted. Hidden files and folders are left out."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """Files, folders (searched through) and globs → picture files, each once, in order.
+
+    Raises:
+        FileNotFoundError: a pattern matches nothing, or a folder holds no pictures.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = pictures_in(path)
+        elif path.is_file():
+            matches = [path]
+        else:
+            # Second, with the folder taken as it is: names such as "scan [1]" look like patterns.
+            literal = str(Path(glob.escape(str(path.parent))) / path.name)
+            found_names = glob.glob(pattern, recursive=True) or glob.glob(literal)
+            matches = sorted(p for p in map(Path, found_names) if p.is_file())
+        if not matches:
+            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise FileNotFoundError(f"no picture at {pattern!r}: give files, folders or globs of {kinds}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
 
 
 def as_mode(image: Image.Image, mode: Mode) -> Image.Image:

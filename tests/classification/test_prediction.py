@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 import atconv as package
-from atconv.classification.prediction import find_images, predict
+from atconv.classification.prediction import predict
 from atconv.datasets.sources import DigitsSource
+from atconv.images import find_images
 from training.tiny import atconv, trained_run
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from atconv import runs
-from atconv.images import IMAGE_SUFFIXES, pictures_in, read_image
+from atconv.images import read_image
 
-__all__ = ["Prediction", "find_images", "predict"]
+__all__ = ["Prediction", "predict"]
 
 
 @dataclass(frozen=True)
@@ -24,31 +23,6 @@ class Prediction:
     classes: list[str]
     probabilities: list[float]
     error: str | None = None
-
-
-def find_images(patterns: Sequence[str]) -> list[Path]:
-    """Files, folders (searched through) and globs → picture files, each once, in order.
-
-    Raises:
-        FileNotFoundError: a pattern matches nothing, or a folder holds no pictures.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            matches = pictures_in(path)
-        elif path.is_file():
-            matches = [path]
-        else:
-            # Second, with the folder taken as it is: names such as "scan [1]" look like patterns.
-            literal = str(Path(glob.escape(str(path.parent))) / path.name)
-            found_names = glob.glob(pattern, recursive=True) or glob.glob(literal)
-            matches = sorted(p for p in map(Path, found_names) if p.is_file())
-        if not matches:
-            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise FileNotFoundError(f"no picture at {pattern!r}: give files, folders or globs of {kinds}")
-        found.update(dict.fromkeys(matches))
-    return list(found)
 
 
 @torch.inference_mode()
