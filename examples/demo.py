@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from atconv import load
-from atconv.analysis.routing import collect_kernels, draw_kernels
+from atconv.analysis.figures import draw_kernels
+from atconv.analysis.routing import collect_kernels
 from atconv.classification.config import read_config
 from atconv.datasets.splits import Side, load_split
 from atconv.runs import Run

@@ -14,6 +14,7 @@ COMMANDS = {
     "models": "the AttNet family: parameters, multiply-adds, published accuracy",
     "data": "prepare data: fashion-mnist, lmdb, cued-garments",
     "study": "compare token mixers: same network, recipe and budget",
+    "analyze": "see what the operator does with pictures: a page of figures",
     "generate": "diffusion models: train, sample, evaluate, encode",
 }
 

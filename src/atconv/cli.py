@@ -198,6 +198,17 @@ def study(arguments: Sequence[str]) -> None:
     run_study(**parser.parse_args(list(arguments)).as_dict())
 
 
+def analyze(arguments: Sequence[str]) -> None:
+    from atconv.analysis.report import analyze as analyze_run
+
+    parser = Parser(prog="atconv analyze", description="See what the operator of a run's model does.")
+    parser.add_argument("run", type=str, help="the run's folder")
+    parser.add_argument("images", type=str, nargs="+", help="picture files, folders or globs")
+    parser.add_argument("--beside", type=str, nargs="+", default=[], help="other runs, shown beside it")
+    parser.add_function_arguments(analyze_run, as_group=False, skip={"run", "images", "beside", "console"})
+    analyze_run(**parser.parse_args(list(arguments)).as_dict())
+
+
 def generate(arguments: Sequence[str]) -> None:
     tools = {
         "train": (_generate_train, "train a SiT on pictures or latents"),
@@ -369,6 +380,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "models": models,
     "data": data,
     "study": study,
+    "analyze": analyze,
     "generate": generate,
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atconv import functional
 
-__all__ = ["ATConv2d", "ATConvTokens"]
+__all__ = ["ATConv2d", "ATConvTokens", "inhibition_strength"]
 
 
 class _ATConvBase(nn.Module):
@@ -172,6 +172,15 @@ class ATConvTokens(_ATConvBase):
         kernel = self.kernels(_to_map(x, height, width))
         routed = functional.dynamic_depthwise_conv2d(_to_map(self.value_proj(x), height, width), kernel)
         return self.out_proj(routed.permute(0, 2, 3, 1).flatten(1, 2))
+
+
+def inhibition_strength(model: nn.Module) -> dict[str, Tensor]:
+    """λ = sigmoid(α) of every channel, C, by the name of each mixer of a model that has inhibition."""
+    return {
+        name: torch.sigmoid(module.alpha.detach().float())
+        for name, module in model.named_modules()
+        if isinstance(module, _ATConvBase) and module.alpha is not None
+    }
 
 
 def _conv1x1(in_channels: int, out_channels: int, bias: bool) -> nn.Conv2d:

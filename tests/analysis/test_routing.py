@@ -1,17 +1,16 @@
-"""Kernels as they are collected and drawn."""
+"""Kernels as they are collected."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from atconv import ATConv2d, ATConvTokens
-from atconv.analysis.routing import collect_kernels, draw_kernels
+from atconv.analysis.measures import routing_variance
+from atconv.analysis.routing import before_inhibition, collect_kernels
+from atconv.mixers import create_mixer
+from atconv.modules import inhibition_strength
 
 
 def test_kernels_are_those_the_mixers_made_in_the_order_they_ran() -> None:
@@ -45,9 +44,23 @@ def test_a_model_without_the_operator_is_refused() -> None:
         collect_kernels(nn.Conv2d(3, 3, 1), torch.randn(1, 3, 4, 4))
 
 
-def test_a_picture_is_drawn_for_grey_and_colour(tmp_path: Path) -> None:
-    pictures = [np.zeros((8, 8), np.uint8), np.full((8, 8, 3), 200, np.uint8)]
-    draw_kernels(pictures, ["a", "b"], torch.randn(2, 3, 3, 3), "stages.0", tmp_path / "k.png")
-    with Image.open(tmp_path / "k.png") as drawn:
-        assert min(drawn.size) > 200
-        assert len(drawn.convert("L").getcolors(1 << 24)) > 10
+def test_static_convolutions_have_kernels_that_never_vary() -> None:
+    layer = create_mixer("depthwise7", 4)
+    found = collect_kernels(nn.Sequential(layer, ATConv2d(4)), torch.randn(3, 4, 6, 6))
+    assert {name: tuple(kernels.shape) for name, kernels in found.items()} == {
+        "0": (1, 4, 7, 7),
+        "1": (3, 4, 3, 3),
+    }
+    torch.testing.assert_close(found["0"][0], layer.weight[:, 0])
+    assert routing_variance(found["0"], torch.tensor([0, 1, 1])).total == pytest.approx(0, abs=1e-25)
+    assert routing_variance(found["1"], torch.tensor([0, 1, 1])).total > 0
+
+
+def test_inhibition_can_be_taken_back() -> None:
+    torch.manual_seed(0)
+    mixer, x = ATConv2d(4), torch.randn(3, 4, 6, 6)
+    nn.init.normal_(mixer.alpha)
+    found = before_inhibition(mixer.kernels(x), inhibition_strength(mixer)[""])
+    mixer.alpha = None
+    torch.testing.assert_close(found, mixer.kernels(x))
+    assert inhibition_strength(mixer) == {}

@@ -1,4 +1,4 @@
-"""Numbers that say what kernels and features do. Each takes tensors and knows nothing of models.
+"""Numbers that say what kernels and features do. They take tensors, of any device, and know no models.
 
 Shapes: kernels B C K K, features B C H W.
 """
@@ -52,7 +52,7 @@ def routing_variance(kernels: Tensor, labels: Tensor) -> RoutingVariance:
     """
     if len(kernels) not in (1, len(labels)):
         raise ValueError(f"{len(kernels)} kernels take {len(kernels)} labels, got {len(labels)}")
-    values = kernels.double().flatten(1).expand(len(labels), -1)
+    values = kernels.detach().cpu().double().flatten(1).expand(len(labels), -1)
     means = torch.empty_like(values)
     for label in labels.unique():
         means[labels == label] = values[labels == label].mean(0)
@@ -81,7 +81,7 @@ def kernel_shape(kernels: Tensor) -> KernelShape:
     Raises:
         ValueError: kernels of a single weight have no shape.
     """
-    values = kernels.double().flatten(2).flatten(0, 1)
+    values = kernels.detach().cpu().double().flatten(2).flatten(0, 1)
     count = values.shape[1]
     if count == 1:
         raise ValueError("kernels of 1 × 1 have no shape")
@@ -119,7 +119,7 @@ def redundancy(features: Tensor) -> Redundancy:
     channels = features.shape[1]
     if channels == 1:
         raise ValueError("one channel cannot be redundant: there must be two")
-    values = features.double().transpose(0, 1).flatten(1)
+    values = features.detach().cpu().double().transpose(0, 1).flatten(1)
     values = values - values.mean(1, keepdim=True)
     tiny = torch.finfo(torch.float64).tiny
     unit = values / values.norm(dim=1, keepdim=True).clamp_min(tiny)

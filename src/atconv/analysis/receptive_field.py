@@ -43,7 +43,7 @@ def receptive_field(
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(2, found.shape[:2], generator=generator).to(found) * 2 - 1
         (gradient,) = torch.autograd.grad((found[:, :, row, column] * signs).sum(), inputs)
-    total = gradient.abs().double().sum(1).mean(0)
+    total = gradient.abs().cpu().double().sum(1).mean(0)
     return total / total.sum().clamp_min(torch.finfo(torch.float64).tiny)
 
 

@@ -24,7 +24,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
-from atconv.modules import ATConv2d, ATConvTokens
+from atconv.modules import inhibition_strength
 from atconv.runs import Run
 from atconv.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_rows
 from atconv.training.config import BatchPlan, LoopConfig
@@ -339,14 +339,18 @@ def _make_optimizer(model: nn.Module, config: LoopConfig, plan: BatchPlan) -> to
 
 
 def inhibition_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
-    """λ = sigmoid(α) of every ATConv mixer: mean, least and greatest over its channels."""
-    rows = []
-    for name, module in model.named_modules():
-        if isinstance(module, (ATConv2d, ATConvTokens)) and module.alpha is not None:
-            strength = torch.sigmoid(module.alpha.detach().float())
-            figures = {"mean": strength.mean(), "min": strength.min(), "max": strength.max()}
-            rows.append({"epoch": epoch, "layer": name, **{k: float(v) for k, v in figures.items()}})
-    return rows
+    """λ of every ATConv mixer: mean, least and greatest over channels, and each channel's in thousandths."""
+    return [
+        {
+            "epoch": epoch,
+            "layer": name,
+            "mean": float(strength.mean()),
+            "min": float(strength.min()),
+            "max": float(strength.max()),
+            "channels": " ".join(str(round(1000 * value)) for value in strength.tolist()),
+        }
+        for name, strength in inhibition_strength(model).items()
+    ]
 
 
 def _epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:

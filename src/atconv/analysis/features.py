@@ -1,0 +1,88 @@
+"""What the layers of a model put out, and which of them mix tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from timm.layers import Attention, AttentionRope
+from torch import Tensor, nn
+
+from atconv.mixers import attention, convolution
+from atconv.modules import ATConv2d, ATConvTokens
+
+__all__ = ["collect_outputs", "mixer_layers", "stage_layers"]
+
+_MIXERS = (
+    ATConv2d,
+    ATConvTokens,
+    attention.SelfAttention,
+    attention.WindowAttention,
+    attention.NeighbourhoodAttention,
+    attention.SpatialReductionAttention,
+    attention.LinearAttention,
+    convolution.DepthwiseConv,
+    convolution.Pooling,
+    convolution.Involution,
+    convolution.CondConv,
+    convolution.Identity,
+    Attention,
+    AttentionRope,
+)
+
+
+def mixer_layers(model: nn.Module) -> list[str]:
+    """Names of a model's token mixers: those of `atconv.mixers`, the operator's modules, timm's attention;
+    each the outermost of its kind."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(outer == "" or name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, _MIXERS) and not inside:
+            found.append(name)
+    return found
+
+
+def stage_layers(model: nn.Module) -> list[str]:
+    """Names of the layers that end the stages of a timm backbone; of a model without stages, none."""
+    described: Any = getattr(model, "feature_info", None)
+    if not isinstance(described, list):
+        return []
+    return [str(stage["module"]) for stage in described if "module" in stage]
+
+
+def collect_outputs(model: nn.Module, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
+    """What the named layers put out for a batch, through hooks; the model stays as it was.
+
+    Args:
+        images: the model's input, batch first.
+        layers: names as in `model.named_modules()`.
+
+    Returns:
+        outputs by name, in the order the layers were named, with gradients where those are on.
+
+    Raises:
+        ValueError: the model has no such layer, or it did not run.
+    """
+    found: dict[str, Tensor] = {}
+    modules = dict(model.named_modules())
+    wanted = list(layers)
+    unknown = [name for name in wanted if name not in modules]
+    if unknown:
+        raise ValueError(f"the model has no layer {', '.join(unknown)}")
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, given: Any, output: Tensor) -> None:
+            found[name] = output
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(keep(name)) for name in wanted]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = [name for name in wanted if name not in found]
+    if silent:
+        raise ValueError(f"the layer {', '.join(silent)} did not run")
+    return {name: found[name] for name in wanted}
