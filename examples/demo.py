@@ -80,6 +80,9 @@ Done in {time.perf_counter() - started:.0f} s. Everything lies in {FOLDER}:
   kernels.png     the 3×3 kernels the operator made for each of ten digits
   model.safetensors, config.json   the model, for timm.create_model("local-dir:{FOLDER}", pretrained=True)
 
+See what the operator does, on one page:
+  atconv analyze {FOLDER} {FOLDER / "scans"}
+
 Try next, with your own pictures in folders named after their classes:
   atconv train my-pictures --image_size 128 --epochs 30
   atconv predict runs/my-pictures-attnet_xxs some.jpg

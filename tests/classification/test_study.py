@@ -11,17 +11,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from atconv.classification import study as module
-from atconv.classification.study import (
-    multiply_adds,
-    read_rows,
-    read_study,
-    report_study,
-    run_study,
-    study,
-    summarise,
-    time_study,
-)
+from atconv.classification.study import costs, running, study
+from atconv.classification.study.costs import pilot_study, smallest_difference, time_study
+from atconv.classification.study.plan import multiply_adds, read_study
+from atconv.classification.study.report import report_study, summarise
+from atconv.classification.study.running import run_study
+from atconv.training.checkpoint import read_rows, write_rows
 from training.tiny import reset_accelerate, tiny_config
 
 QUIET = Console(quiet=True)
@@ -71,7 +66,7 @@ def test_parameters_agree_within_two_percent(tmp_path: Path) -> None:
 def test_every_run_is_made_once_seed_by_seed(tmp_path: Path) -> None:
     found = read_study(described(tmp_path / "study.yaml"))
     made: list[Path] = []
-    train = module.train
+    train = running.train
 
     def noting(config: Any, run: Path) -> Path:
         reset_accelerate()
@@ -80,7 +75,7 @@ def test_every_run_is_made_once_seed_by_seed(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return train(config, run, QUIET)
 
-    with mock.patch.object(module, "train", noting):
+    with mock.patch.object(running, "train", noting):
         with pytest.raises(KeyboardInterrupt):
             run_study(found, tmp_path, QUIET)
         assert len(read_rows(tmp_path / "results.csv")) == 1
@@ -103,9 +98,9 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
         described(tmp_path / "study.yaml", seeds=1, variants={"ATConv": {"token_mixer": "atconv"}})
     )
     reset_accelerate()
-    module.train(found.config(found.variants[0]), tmp_path / "runs" / "ATConv-0", QUIET)
+    running.train(found.config(found.variants[0]), tmp_path / "runs" / "ATConv-0", QUIET)
     reset_accelerate()
-    with mock.patch.object(module, "train", side_effect=AssertionError("trained anew")):
+    with mock.patch.object(running, "train", side_effect=AssertionError("trained anew")):
         run_study(found, tmp_path, QUIET)
     assert len(read_rows(tmp_path / "results.csv")) == 1
 
@@ -130,6 +125,42 @@ def test_seconds_are_measured_for_every_variant(tmp_path: Path) -> None:
     rows = read_rows(time_study(found, tmp_path, QUIET))
     assert [row["variant"] for row in rows] == ["ATConv", "pooling"]
     assert all(float(row["training_step"]) > float(row["inference_batch"]) > 0 for row in rows)
+
+
+def test_a_pilot_says_what_all_runs_take_and_can_show(tmp_path: Path) -> None:
+    variants = {
+        "ATConv": {"token_mixer": "atconv"},
+        "pooling": {"token_mixer": "pooling"},
+        "identity": {"token_mixer": "identity", "seeds": 1},
+    }
+    found = read_study(described(tmp_path / "study.yaml", seeds=8, variants=variants))
+    with pytest.raises(ValueError, match="seconds of ATConv, pooling, identity are not measured yet"):
+        pilot_study(found, tmp_path, QUIET)
+    times = {"ATConv": 2.0, "pooling": 1.0, "identity": 0.5}
+    write_rows(tmp_path / "timing.csv", [{"variant": n, "training_step": t} for n, t in times.items()])
+    tops = {"ATConv": [90.0, 91.0, 92.0], "pooling": [89.0, 91.0, 90.0]}
+    asked: list[tuple[str, int]] = []
+
+    def ran(study: Any, out: Path, console: Console, jobs: list[tuple[Any, int]]) -> Path:
+        asked.extend((variant.name, seed) for variant, seed in jobs)
+        rows = [{"variant": n, "seed": s, "top1": tops[n][s], "seconds": 180} for n, s in asked]
+        write_rows(out / "results.csv", rows)
+        return out / "results.csv"
+
+    with mock.patch.object(costs, "run_study", ran):
+        rows = {row["variant"]: row for row in read_rows(pilot_study(found, tmp_path, QUIET))}
+    assert asked == [(name, seed) for seed in range(3) for name in ("ATConv", "pooling")]
+    assert [float(row["seconds_a_run"]) for row in rows.values()] == [180, 90, 45]
+    assert [float(row["hours"]) for row in rows.values()] == [0.4, 0.2, 0.01]
+    # Differences −1, 0, −2 have deviation 1; t with 7 degrees of freedom: 2.3646 and 0.8960.
+    assert float(rows["pooling"]["smallest_difference"]) == pytest.approx(3.2606 / 8**0.5, abs=0.01)
+    assert rows["ATConv"]["smallest_difference"] == rows["identity"]["smallest_difference"] == ""
+
+
+def test_the_smallest_difference_falls_with_more_pairs() -> None:
+    assert smallest_difference(1, 8) == pytest.approx(1.1528, rel=1e-3)
+    assert smallest_difference(2, 8) == pytest.approx(2 * smallest_difference(1, 8))
+    assert smallest_difference(1, 3) > 2 * smallest_difference(1, 8)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,143 @@
+"""What a study compares: one network, recipe and budget, a variant for each token mixer, all of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from torch import nn
+
+from atconv.classification.config import ClassificationConfig
+from atconv.models.attnet import VARIANTS
+
+__all__ = ["Study", "Variant", "multiply_adds", "read_study"]
+
+_TOLERANCE = 0.02
+_STEP = 4  # widths are multiples of it
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the study."""
+
+    name: str
+    token_mixer: str
+    mixer_args: dict[str, Any]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared."""
+
+    recipe: ClassificationConfig
+    variants: list[Variant]
+    reference: str
+
+    @property
+    def jobs(self) -> list[tuple[Variant, int]]:
+        """Every run, seed by seed, so that an early end leaves complete comparisons."""
+        most = max(variant.seeds for variant in self.variants)
+        return [(v, seed) for seed in range(most) for v in self.variants if seed < v.seeds]
+
+    def config(self, variant: Variant, seed: int = 0) -> ClassificationConfig:
+        """The configuration of a run."""
+        widths = self.widths[variant.name]
+        arguments = self.recipe.model_args | _mixer_of(variant) | {"widths": widths}
+        return replace(self.recipe, model_args=arguments, seed=seed)
+
+    @cached_property
+    def widths(self) -> dict[str, list[int]]:
+        """Widths of the four stages by variant: the recipe's for the reference, matched for the others.
+
+        Raises:
+            ValueError: no widths bring a variant within 2 % of the reference's parameters.
+        """
+        base = list(self.recipe.model_args.get("widths", VARIANTS[self.recipe.model]["widths"]))
+        reference = next(v for v in self.variants if v.name == self.reference)
+        target = self.parameters(reference, base)
+        found = {v.name: self._match(v, base, target) for v in self.variants if v is not reference}
+        return {reference.name: base, **found}
+
+    def build(self, variant: Variant, widths: Sequence[int] | None = None) -> nn.Module:
+        """The network of a variant, untrained, for 10 classes where the data is not asked."""
+        arguments = self.recipe.model_args | _mixer_of(variant)
+        arguments["widths"] = self.widths[variant.name] if widths is None else list(widths)
+        return timm.create_model(
+            self.recipe.model, in_chans=self.recipe.in_chans, num_classes=10, **arguments
+        )
+
+    def parameters(self, variant: Variant, widths: Sequence[int]) -> int:
+        """Of the network of a variant."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in self.build(variant, widths).parameters())
+
+    def _match(self, variant: Variant, base: Sequence[int], target: int) -> list[int]:
+        """Scale all widths until the parameters pass the target, then choose among the neighbours."""
+        low, high = 0.25, 4.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            below = self.parameters(variant, _scaled(base, middle)) < target
+            low, high = (middle, high) if below else (low, middle)
+        near = _scaled(base, low)
+        candidates = [
+            [near[0], near[1], near[2] + _STEP * i, near[3] + _STEP * j]
+            for i in range(-2, 3)
+            for j in range(-3, 4)
+            if near[2] + _STEP * i > 0 and near[3] + _STEP * j > 0
+        ]
+        off, best = min((abs(self.parameters(variant, c) / target - 1), c) for c in candidates)
+        if off > _TOLERANCE:
+            raise ValueError(f"{variant.name}: no widths near {best} have {target} parameters to 2 %")
+        return best
+
+
+def read_study(path: str | Path) -> Study:
+    """Read a study's YAML file.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or it does not describe a study.
+    """
+    try:
+        given = yaml.safe_load(Path(path).read_text())
+        known = {field.name for field in fields(ClassificationConfig)}
+        unknown = sorted(set(given["recipe"]) - known)
+        if unknown:
+            raise ValueError(f"the recipe has no {', '.join(unknown)}")
+        variants = [
+            Variant(
+                name,
+                options["token_mixer"],
+                options.get("mixer_args", {}),
+                options.get("seeds", given["seeds"]),
+            )
+            for name, options in given["variants"].items()
+        ]
+        study = Study(ClassificationConfig(**given["recipe"]), variants, given["reference"])
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not describe a study: {error!r}") from error
+    if study.reference not in [variant.name for variant in variants]:
+        raise ValueError(f"{path}: the reference {study.reference!r} is not among the variants")
+    return study
+
+
+def multiply_adds(study: Study, variant: Variant) -> int:
+    """Of one image."""
+    with torch.device("meta"):
+        model: Any = study.build(variant)
+    side = study.recipe.image_size
+    return int(model.multiply_adds(side, side))
+
+
+def _mixer_of(variant: Variant) -> dict[str, Any]:
+    return {"token_mixer": variant.token_mixer, "mixer_args": variant.mixer_args}
+
+
+def _scaled(widths: Sequence[int], factor: float) -> list[int]:
+    return [max(_STEP, round(width * factor / _STEP) * _STEP) for width in widths]
