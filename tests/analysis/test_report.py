@@ -124,6 +124,13 @@ def test_one_picture_of_an_unknown_class_is_enough(photos: Path, tmp_path: Path)
     assert not (page.parent / "routing.png").exists()
 
 
+def test_a_model_without_routing_and_inhibition_is_told_so(photos: Path, tmp_path: Path) -> None:
+    run = train_tiny(tmp_path / "run", model_args=TINY_ARGS | {"token_mixer": "atconv_neither"})
+    page = analyze(run, [str(photos)], str(tmp_path / "out"), console=Console(quiet=True))
+    assert "the same for every picture: the model has no routing" in page.read_text()
+    assert not (page.parent / "inhibition.png").exists()
+
+
 def test_pictures_are_spread_and_unreadable_ones_left_out(photos: Path, tmp_path: Path) -> None:
     spoiled = Path(shutil.copytree(photos, tmp_path / "photos"))
     (spoiled / "0" / "bad.png").write_text("text")

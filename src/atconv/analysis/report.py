@@ -23,6 +23,7 @@ from atconv.training.progress import plain_console, track
 __all__ = ["analyze"]
 
 _SHOWN = 6  # pictures drawn
+_ROUNDING = 1e-12  # variance of what does not vary
 
 
 @dataclass(frozen=True)
@@ -146,18 +147,20 @@ def _kernels(material: Material) -> Section:
     layer = max(routed, key=lambda name: routed[name])
     drawn = {n: k if len(k) == 1 else k[shown] for n, k in layers.items()}
     one, all_layers = material.folder / "kernels.png", material.folder / "kernels_by_layer.png"
-    count = len(shown)
-    figures.draw_kernels(
-        pictures, titles, drawn[layer].expand(count, -1, -1, -1), figures.layer_label(layer), one
-    )
+    label = figures.layer_label(layer)
+    figures.draw_kernels(pictures, titles, drawn[layer].expand(len(shown), -1, -1, -1), label, one)
     figures.draw_kernels_by_layer(pictures, titles, drawn, all_layers)
+    if len(material.labels) == 1:
+        finding = ""
+    elif routed[layer] > _ROUNDING:
+        finding = f"Kernels change most in layer {label}."
+    else:
+        finding = "These kernels are the same for every picture: the model has no routing."
     return Section(
         "The kernels",
         "Each square is a kernel: red weights add what lies there, blue ones subtract it. Where columns of "
         "the second picture differ, the layer treats the pictures differently.",
-        f"Kernels change most in layer {figures.layer_label(layer)}."
-        if routed[layer] > 0
-        else "These kernels are the same for every picture: the model has no routing.",
+        finding,
         [one, all_layers],
     )
 
@@ -198,10 +201,12 @@ def _inhibition(material: Material) -> Section | None:
     )
 
 
-def _shapes(material: Material) -> Section:
+def _shapes(material: Material) -> Section | None:
     path = material.folder / "shapes.png"
-    figures.draw_shapes(material.layers, path)
     after = [one.kernel for one in material.own if one.kernel is not None]
+    if not after:  # kernels of 1 × 1 have no shape
+        return None
+    figures.draw_shapes(material.layers, path)
     before = [one.uninhibited for one in material.own if one.uninhibited is not None]
     finding = f"{statistics.mean(one.negative_share for one in after):.0%} of the weights are negative"
     if before:

@@ -53,7 +53,7 @@ def collect_kernels(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         for mixer in mixers.values():
             del mixer.kernels
     found |= static
-    return {name: found[name] for name in layers if name in found}
+    return {name: found[name].detach() for name in layers if name in found}
 
 
 def before_inhibition(kernels: Tensor, strength: Tensor) -> Tensor:
