@@ -1,0 +1,162 @@
+"""Exact folding for inference: the same function in fewer passes over memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm2d, LayerScale2d, RmsNorm2d
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from atconv.models.attnet import AttNet, AttNetBlock, AttNetStage, ConvGLU
+from atconv.modules import ATConv2d
+
+__all__ = ["FoldedConvGLU", "fold"]
+
+
+def fold(model: AttNet) -> AttNet:
+    """Fold an AttNet's normalisations and scales into the layers beside them, for inference.
+
+    >>> model = timm.create_model("attnet_t2").eval()
+    >>> fast = atconv.deploy.fold(model)                # same outputs; `model` stays as it is
+
+    BatchNorm goes into the convolution before it, LayerNorm's affine part into the projections after it,
+    LayerScale into the projection before it, RMSNorm's weight into the projection after it; the gate's two
+    halves get a projection each. What comes out cannot be trained.
+
+    Args:
+        model: in eval mode. Blocks with other token mixers than ATConv keep the norm before the mixer.
+
+    Returns:
+        a folded copy, channels-last. It has the model's names of layers, not of weights.
+
+    Raises:
+        TypeError: the model is no AttNet.
+        ValueError: it is in training mode, or folded already.
+    """
+    if not isinstance(model, AttNet):
+        raise TypeError(f"fold takes an AttNet, got {type(model).__name__}")
+    if model.training:
+        raise ValueError("fold takes a model in eval mode, whose BatchNorms have settled. Call model.eval()")
+    if any(isinstance(module, FoldedConvGLU) for module in model.modules()):
+        raise ValueError("this model is folded already")
+    folded: Any = copy.deepcopy(model).requires_grad_(False)
+    stem = folded.stem
+    stem.conv1, stem.norm1 = fuse_conv_bn_eval(stem.conv1, stem.norm1), nn.Identity()
+    stem.conv2, stem.norm2 = fuse_conv_bn_eval(stem.conv2, stem.norm2), nn.Identity()
+    for stage in folded.stages:
+        _fold_stage(stage)
+    return folded.to(memory_format=torch.channels_last)
+
+
+class FoldedConvGLU(nn.Module):
+    """`ConvGLU` for inference, with the norm before it and the LayerScale behind it. B C H W → same.
+
+    The RMS norm divides each position by one number, which commutes with the last projection: it is applied
+    to the C channels behind that, not to the hidden ones before.
+
+    Args:
+        glu: what is folded.
+        norm: before it; its affine part goes into the first projection.
+        scale: LayerScale behind it, or nothing; it goes into the last projection.
+    """
+
+    def __init__(self, glu: ConvGLU, norm: LayerNorm2d, scale: nn.Module) -> None:
+        super().__init__()
+        first, last = _absorb_affine(glu.fc1, norm), _absorb_scale(glu.fc2, scale)
+        self.gate, self.value = (_conv1x1(*half) for half in zip(*_halves(first), strict=True))
+        self.dwconv, self.act = glu.dwconv, glu.act
+        weight, bias = _weights(last)
+        self.eps = None
+        if isinstance(glu.norm, RmsNorm2d):
+            self.eps = glu.norm.eps
+            weight = weight * glu.norm.weight.double()[:, None, None]
+        self.fc2 = _conv1x1(weight.to(last.weight), None)
+        self.bias = nn.Parameter(bias[:, None, None].to(last.weight), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated = self.act(self.dwconv(self.gate(x))) * self.value(x)
+        mixed = self.fc2(gated)
+        if self.eps is None:
+            return mixed + self.bias
+        wide = torch.promote_types(gated.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(gated, dim=1, keepdim=True, dtype=wide)
+        size = torch.rsqrt(norm.square() / gated.shape[1] + self.eps)
+        return torch.addcmul(self.bias, mixed, size.to(mixed.dtype))
+
+
+def _fold_stage(stage: AttNetStage) -> None:
+    if isinstance(stage.downsample, nn.Sequential):
+        conv, norm = stage.downsample
+        stage.downsample = nn.Sequential(fuse_conv_bn_eval(conv, norm))  # type: ignore[type-var, arg-type]
+    blocks: Any = stage.blocks
+    for block in blocks:
+        _fold_block(block)
+
+
+def _fold_block(block: AttNetBlock) -> None:
+    mixer, norm1, norm2 = block.token_mixer, block.norm1, block.norm2
+    if isinstance(mixer, ATConv2d):
+        for name in ("context_proj", "value_proj"):  # averages of an affine function's values are its value
+            if getattr(mixer, name) is not None:
+                setattr(mixer, name, _absorb_affine(getattr(mixer, name), norm1))
+        mixer.out_proj = _absorb_scale(mixer.out_proj, block.ls1)
+        block.norm1, block.ls1 = _without_affine(norm1), nn.Identity()
+    block.channel_mixer = FoldedConvGLU(block.channel_mixer, norm2, block.ls2)  # type: ignore[assignment]
+    block.norm2, block.ls2 = _without_affine(norm2), nn.Identity()
+
+
+def _absorb_affine(layer: Any, norm: LayerNorm2d) -> Any:
+    """The layer of w·n + b, as a layer of n."""
+    weight, bias = _weights(layer)
+    flat = weight.flatten(1)
+    gain, shift = norm.weight.double(), norm.bias.double()
+    return _with(layer, (flat * gain).view_as(weight), bias + flat @ shift)
+
+
+def _absorb_scale(layer: Any, scale: nn.Module) -> Any:
+    """γ·layer, as a layer."""
+    weight, bias = _weights(layer)
+    if isinstance(scale, LayerScale2d):
+        gamma = scale.gamma.double()
+        weight, bias = weight * gamma.view(-1, *[1] * (weight.ndim - 1)), bias * gamma
+    return _with(layer, weight, bias)
+
+
+def _halves(layer: nn.Conv2d) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    assert layer.bias is not None
+    return layer.weight.chunk(2), layer.bias.chunk(2)
+
+
+def _weights(layer: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer or 1×1 convolution, in float64."""
+    weight = layer.weight.double()
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.double()
+    return weight, bias
+
+
+def _with(layer: Any, weight: Tensor, bias: Tensor) -> Any:
+    """A copy of the layer with other weights."""
+    if isinstance(layer, nn.Conv2d):
+        return _conv1x1(weight.to(layer.weight), bias.to(layer.weight))
+    made = nn.Linear(weight.shape[1], len(weight), device="meta")
+    made.weight, made.bias = _frozen(weight.to(layer.weight)), _frozen(bias.to(layer.weight))
+    return made
+
+
+def _conv1x1(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    made = nn.Conv2d(weight.shape[1], len(weight), 1, bias=bias is not None, device="meta")
+    made.weight = _frozen(weight)
+    if bias is not None:
+        made.bias = _frozen(bias)
+    return made
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().clone(), requires_grad=False)
+
+
+def _without_affine(norm: LayerNorm2d) -> LayerNorm2d:
+    return LayerNorm2d(norm.normalized_shape[0], eps=norm.eps, affine=False).eval()

@@ -1,0 +1,82 @@
+"""Folding changes nothing but the work."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from atconv.deploy import FoldedConvGLU, fold
+from atconv.models.attnet import VARIANTS
+from helpers import assert_close, randomise, tiny_attnet
+
+IMAGES = (2, 3, 45, 70)
+
+
+@pytest.mark.parametrize("variant", ["attnet_xxs", "attnet_xs", "attnet_t2"])
+def test_outputs_are_the_same_for_every_kind_of_block(variant: str) -> None:
+    small = VARIANTS[variant] | {"depths": (2, 1, 1, 1), "widths": (8, 16, 24, 32), "num_classes": 5}
+    model: Any = randomise(timm.create_model(variant, **small)).eval()
+    images = torch.randn(IMAGES)
+    before = copy.deepcopy(model.state_dict())
+    folded: Any = fold(model)
+    with torch.no_grad():
+        assert_close(folded(images), model(images), 1e-5)
+        assert_close(folded.double()(images.double()), model.double()(images.double()), 1e-6)
+        assert_close(folded.forward_features(images.double()), model.forward_features(images.double()), 1e-6)
+    model.float()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+@pytest.mark.parametrize("mixer", ["atconv_neither", "atconv_no_routing", "attention_rope", "depthwise7"])
+def test_other_mixers_are_kept(mixer: str) -> None:
+    model = tiny_attnet(token_mixer=mixer, ls_init_value=0.5)
+    images = torch.randn(IMAGES)
+    with torch.no_grad():
+        assert_close(fold(model)(images), model(images), 1e-5)
+
+
+def test_projections_without_bias_fold_too() -> None:
+    model: Any = tiny_attnet(mixer_args={"bias": False})
+    images = torch.randn(IMAGES)
+    with torch.no_grad():
+        assert_close(fold(model)(images), model(images), 1e-5)
+
+
+def test_nothing_that_could_be_folded_is_left() -> None:
+    folded = fold(tiny_attnet(glu_norm=True, ls_init_value=1e-6))
+    kinds = {type(module).__name__ for module in folded.modules()}
+    assert not kinds & {"BatchNorm2d", "LayerScale2d", "RmsNorm2d", "ConvGLU"}
+    norms = [m for name, m in folded.named_modules() if isinstance(m, nn.LayerNorm) and "head" not in name]
+    assert norms
+    assert not any(norm.elementwise_affine for norm in norms)
+    convolution = folded.stages[0].blocks[0].channel_mixer.fc2
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_half_precision_is_as_near_as_the_model_itself() -> None:
+    model: Any = tiny_attnet(glu_norm=True)
+    images = torch.randn(IMAGES)
+    with torch.no_grad():
+        expected = model(images)
+        own = (model.bfloat16()(images.bfloat16()).float() - expected).norm()
+        model.float()
+        folded = (fold(model).bfloat16()(images.bfloat16()).float() - expected).norm()
+    assert folded < 2 * own
+
+
+def test_what_cannot_be_folded_is_refused() -> None:
+    model = tiny_attnet()
+    with pytest.raises(TypeError, match="fold takes an AttNet, got ResNet"):
+        fold(timm.create_model("resnet18"))
+    with pytest.raises(ValueError, match=r"eval mode.*Call model\.eval\(\)"):
+        fold(model.train())
+    folded = fold(model.eval())
+    assert any(isinstance(module, FoldedConvGLU) for module in folded.modules())
+    with pytest.raises(ValueError, match="folded already"):
+        fold(folded)
