@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from atconv import ATConvTokens
-from atconv.analysis.features import collect_outputs, mixer_layers, stage_layers
+from atconv.analysis.explanation import class_activation
+from atconv.analysis.features import collect_outputs, evaluating, mixer_layers, spread, stage_layers
+from atconv.analysis.rollout import collect_attention
+from atconv.analysis.routing import collect_kernels
 from atconv.mixers import mixer_names
 from helpers import tiny_attnet
 
@@ -48,3 +51,38 @@ def test_layers_that_are_not_there_or_do_not_run_are_named() -> None:
     model.spare = nn.Identity()
     with pytest.raises(ValueError, match="layer spare did not run"):
         collect_outputs(model, torch.randn(1, 3, 32, 32), ["spare"])
+
+
+def test_a_model_in_training_stays_as_it_was() -> None:
+    model: Any = tiny_attnet(token_mixer=["atconv", "atconv", "attention", "attention"]).train()
+    model.stages[0].eval()  # frozen, say
+    modes = {name: module.training for name, module in model.named_modules()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.randn(2, 3, 32, 32)
+    collect_outputs(model, images, ["stem"])
+    collect_attention(model, images)
+    class_activation(model, images, torch.tensor([0, 1]), "stages.1")
+    for kernels in collect_kernels(model, images).values():
+        assert not kernels.requires_grad
+        assert (kernels * torch.ones(1, requires_grad=True)).sum().requires_grad  # not of inference mode
+    assert modes == {name: module.training for name, module in model.named_modules()}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_modes_return_after_an_error() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+
+    def fail() -> None:
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_items_are_spread_evenly() -> None:
+    assert spread(range(10), 4) == [0, 3, 6, 9]
+    assert spread(range(3), 4) == [0, 1, 2]
+    assert spread("abc", 1) == ["a"]

@@ -16,25 +16,42 @@ LABELS = torch.tensor([0, 0, 1, 1])
 def test_a_static_kernel_has_no_routing_variance(count: int) -> None:
     found = routing_variance(torch.randn(1, 5, 3, 3).expand(count, -1, -1, -1), LABELS)
     assert found.total == pytest.approx(0, abs=1e-25)
+    assert found.share_between == 0
     assert routing_variance(torch.zeros(1, 2, 3, 3), LABELS).share_between == 0
 
 
 def test_variance_is_told_apart_by_class() -> None:
     by_class = torch.tensor([1.0, 1.0, -1.0, -1.0])[:, None, None, None].expand(4, 2, 3, 3)
     found = routing_variance(by_class, LABELS)
-    assert (found.between, found.within, found.share_between) == (1, 0, 1)
+    assert (found.total, found.share_between) == (1, 1)
     inside = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None, None].expand(4, 2, 3, 3)
     found = routing_variance(inside, LABELS)
-    assert (found.between, found.within, found.share_between) == (0, 1, 0)
+    assert (found.total, found.share_between) == (1, 0)
+    # A tenth of the sum of squares lies within classes, on 2 of 3 degrees of freedom.
     both = routing_variance(3 * by_class + inside, LABELS)
-    assert both.share_between == pytest.approx(0.9)
+    assert both.share_between == pytest.approx(1 - (0.1 / 2) / (1 / 3))
     assert both.total == pytest.approx(1)
+
+
+def test_kernels_that_know_nothing_of_the_classes_owe_them_nothing() -> None:
+    labels = torch.arange(64) % 40  # most classes have a single picture
+    found = routing_variance(torch.randn(64, 500, 3, 3), labels)
+    assert found.share_between == pytest.approx(0, abs=0.02)
+    assert found.total == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [5, 5, 5, 5]])
+def test_classes_that_cannot_be_told_from_chance_are_not(labels: list[int]) -> None:
+    found = routing_variance(torch.randn(4, 3, 3, 3), torch.tensor(labels))
+    assert found.share_between is None
+    assert found.total > 0
 
 
 def test_variance_does_not_depend_on_the_size_of_the_weights() -> None:
     kernels = torch.randn(4, 3, 3, 3)
     one, other = routing_variance(kernels, LABELS), routing_variance(100 * kernels, LABELS)
-    assert one.between == pytest.approx(other.between, rel=1e-6)
+    assert one.total == pytest.approx(other.total, rel=1e-6)
+    assert one.share_between == pytest.approx(other.share_between, rel=1e-6)
     with pytest.raises(ValueError, match="3 kernels take 3 labels, got 4"):
         routing_variance(kernels[:3], LABELS)
 
@@ -61,6 +78,7 @@ def test_identical_channels_are_wholly_redundant() -> None:
     found = redundancy(torch.cat([one, -2 * one, one + 3], 1))
     assert found.cosine == pytest.approx(1)
     assert found.effective_rank == pytest.approx(1 / 3, rel=1e-4)
+    assert found.samples_per_channel == pytest.approx(32 / 3)
 
 
 def test_orthogonal_channels_are_not_redundant() -> None:
@@ -70,3 +88,5 @@ def test_orthogonal_channels_are_not_redundant() -> None:
     assert found.effective_rank == pytest.approx(1, rel=1e-6)
     with pytest.raises(ValueError, match="one channel"):
         redundancy(torch.randn(2, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"B C H W, got \(2, 9, 4\); tokens"):
+        redundancy(torch.randn(2, 9, 4))

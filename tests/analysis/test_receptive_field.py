@@ -31,6 +31,12 @@ def test_what_depends_on_nothing_has_no_field() -> None:
     assert float(field.sum()) == 0
 
 
+def test_channels_that_cancel_are_seen() -> None:
+    # Their plain sum does not depend on the image; with signs of their own, channels do.
+    field = receptive_field(lambda x: torch.cat([x, -x] * 20, 1), torch.randn(1, 1, 4, 4))
+    assert field[2, 2] == pytest.approx(1)
+
+
 def test_a_stage_of_attention_sees_everything_and_one_of_identities_little() -> None:
     images = torch.randn(2, 3, 64, 64)
     radius = {}

@@ -11,13 +11,15 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
-from atconv.analysis.report import analyze
-from atconv.analysis.subject import Subject
+from atconv import load
+from atconv.analysis.report import _one_of_each, analyze
+from atconv.analysis.subject import Subject, _seen_from_the_middle
 from atconv.datasets.sources import DigitsSource
 from training.tiny import TINY_ARGS, atconv, train_tiny, trained_run
 
@@ -97,21 +99,29 @@ def test_the_numbers_are_those_of_the_layers(page: Path) -> None:
     assert list(found["layers"]) == ["run", "depthwise3", "attention"]
     for i, layer in enumerate(own):
         assert (layer["name"], layer["kind"]) == (f"stages.{i}.blocks.0.token_mixer", "ATConv2d")
-        assert layer["routing"]["between"] > 0 < layer["routing"]["within"]
+        assert layer["routing"]["total"] > 1e-6
+        assert 0 <= layer["routing"]["share_between"] <= 1
         assert layer["inhibition"] == pytest.approx(0.5, abs=0.05)
         # Inhibition shifts a kernel: its signs change, its kurtosis, taken around the mean, does not.
         assert layer["kernel"]["negative_share"] != layer["uninhibited"]["negative_share"]
         assert layer["kernel"]["kurtosis"] == pytest.approx(layer["uninhibited"]["kurtosis"], rel=1e-3)
     for layer in static:
-        assert layer["routing"]["between"] + layer["routing"]["within"] == pytest.approx(0, abs=1e-20)
+        assert layer["routing"]["total"] == pytest.approx(0, abs=1e-20)
         assert layer["inhibition"] is None
     for layer in attention:
         assert layer["kernel"] is None
         assert 0 < layer["redundancy"]["effective_rank"] <= 1
     fields = found["receptive_fields"].items()
-    radii = {model: [list(one["radius_in_pixels"]) for one in rows] for model, rows in fields}
-    assert radii["attention"] == [["gradient", "attention"]] * 4
-    assert radii["run"] == [["gradient"]] * 4
+    spreads = {model: [list(one["spread_in_pixels"]) for one in rows] for model, rows in fields}
+    assert spreads["attention"] == [["gradient", "attention"]] * 4
+    assert spreads["run"] == [["gradient"]] * 4
+    assert [len(values) for values in found["inhibition_by_channel"].values()] == TINY_ARGS["widths"]
+    assert [answer["class"] for answer in found["answers"]] == ["0", "0", "1", "1", "2", "2"]
+    model, transform, classes = load(trained_run())
+    for answer in found["answers"]:
+        said = model(transform(Image.open(answer["picture"]))[None]).softmax(1)[0].detach()
+        assert answer["said"] == classes[int(said.argmax())]
+        assert answer["probability"] == pytest.approx(float(said.max()), abs=1e-5)
 
 
 def test_one_picture_of_an_unknown_class_is_enough(photos: Path, tmp_path: Path) -> None:
@@ -135,8 +145,9 @@ def test_pictures_are_spread_and_unreadable_ones_left_out(photos: Path, tmp_path
     spoiled = Path(shutil.copytree(photos, tmp_path / "photos"))
     (spoiled / "0" / "bad.png").write_text("text")
     told = io.StringIO()
-    page = analyze(trained_run(), [str(spoiled)], str(tmp_path / "out"), most=4, console=Console(file=told))
-    assert json.loads((page.parent / "analysis.json").read_text())["pictures"] in (3, 4)
+    page = analyze(trained_run(), [str(photos)], str(tmp_path / "out"), most=3, console=Console(file=told))
+    answers = json.loads((page.parent / "analysis.json").read_text())["answers"]
+    assert [answer["class"] for answer in answers] == ["0", "1", "2"]
     page = analyze(trained_run(), [str(spoiled)], str(tmp_path / "out"), console=Console(file=told))
     assert json.loads((page.parent / "analysis.json").read_text())["pictures"] == 6
     assert re.search(r"left out: \S+bad.png: not a readable picture", told.getvalue())
@@ -148,7 +159,46 @@ def test_classes_come_from_folders_where_the_run_knows_them(photos: Path) -> Non
     labels, named = subject.labels(["7", "cats", "7", "1", "1", "1"])
     said = subject.probabilities.argmax(1).tolist()
     assert (labels.tolist(), named) == ([7, said[1], 7, 1, 1, 1], 5)
-    assert [picture.shape for picture in subject.pictures([0, 1])] == [(8, 8), (8, 8)]
+    shown = subject.pictures([0, 1])
+    assert [picture.shape for picture in shown] == [(8, 8), (8, 8)]
+    transformed = load(trained_run())[1](Image.open(paths[0]))[0]  # grey: mean and deviation 0.5
+    assert np.abs(shown[0] - 255 * (0.5 * transformed.numpy() + 0.5)).max() <= 0.51
+
+
+def test_pictures_of_every_class_are_drawn_and_looked_into(photos: Path) -> None:
+    assert _one_of_each(torch.tensor([3, 3, 3, 3, 3, 1, 2, 1])) == [0, 1, 2, 5, 6, 7]
+    subject = Subject(trained_run(), sorted(photos.rglob("*.png")), torch.device("cpu"))
+    torch.testing.assert_close(subject._some(3), subject.images[[0, 2, 5]])
+
+
+def test_answers_are_traced_to_the_deepest_map_that_shows_where(tmp_path: Path, photos: Path) -> None:
+    paths = sorted(photos.rglob("*.png"))[:2]
+    answers, layer = Subject(trained_run(), paths, torch.device("cpu")).answers([1])
+    assert (layer, answers[0].where.shape) == ("stages.0", (8, 8))  # of maps 8, 4, 2 and 1
+    run = train_tiny(tmp_path / "run", image_size=32)
+    assert Subject(run, paths, torch.device("cpu")).answers([0])[1] == "stages.2"  # of maps 32, 16, 8 and 4
+
+
+def test_rollout_is_seen_from_the_middle() -> None:
+    rolled = torch.zeros(2, 12, 12)
+    rolled[:, 6, 1] = 1  # of a map of 3 × 4, row 1, column 2 takes all from row 0, column 1
+    field = _seen_from_the_middle(rolled, (3, 4), torch.zeros(6, 8))
+    expected = torch.zeros(6, 8, dtype=torch.float64)
+    expected[:2, 2:4] = 0.25
+    torch.testing.assert_close(field, expected)
+
+
+def test_names_that_mean_something_to_the_plotter_are_taken_as_they_are(tmp_path: Path, photos: Path) -> None:
+    run = shutil.copytree(trained_run(), tmp_path / "_a_$_$b")
+    page = analyze(run, [str(photos)], beside=[str(trained_run())], console=Console(quiet=True))
+    assert page == run / "analysis" / "index.html"
+
+
+def test_pictures_of_an_earlier_analysis_go(tmp_path: Path, photos: Path) -> None:
+    out, console = tmp_path / "out", Console(quiet=True)
+    analyze(trained_run(), [str(photos)], str(out), console=console)
+    analyze(trained_run(), [str(next(photos.rglob("*.png")))], str(out), console=console)
+    assert {path.name for path in out.glob("*.png")} == PICTURES - {"routing.png"}
 
 
 def test_bad_input_is_one_line(photos: Path, others: list[Path], tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atconv.analysis.features import evaluating
+
 __all__ = ["class_activation"]
 
 
 def class_activation(model: nn.Module, images: Tensor, classes: Tensor, layer: str) -> Tensor:
-    """Class-activation maps by gradients (Grad-CAM), through a hook; the model stays as it was.
+    """Class-activation maps by gradients (Grad-CAM), through a hook and in eval mode; the model
+    stays as it was.
 
     The channels of a layer are summed, each weighted by the mean gradient of the logit with respect to it;
     what is negative is cut off. For a linear classifier on the mean over positions of that layer, this is
@@ -43,7 +46,7 @@ def class_activation(model: nn.Module, images: Tensor, classes: Tensor, layer: s
 
     handle = modules[layer].register_forward_hook(hook)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), evaluating(model):
             logits = model(images)
             if not kept or kept[-1].ndim != 4:
                 shape = tuple(kept[-1].shape) if kept else "nothing"

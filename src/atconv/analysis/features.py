@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from timm.layers import Attention, AttentionRope
 from torch import Tensor, nn
 
-from atconv.mixers import attention, convolution
+from atconv.mixers import MIXERS
 from atconv.modules import ATConv2d, ATConvTokens
 
-__all__ = ["collect_outputs", "mixer_layers", "stage_layers"]
+__all__ = ["collect_outputs", "evaluating", "mixer_layers", "spread", "stage_layers"]
 
-_MIXERS = (
+T = TypeVar("T")
+
+# A registered mixer is a class, or a class with some options set.
+_MIXERS: tuple[Any, ...] = (
     ATConv2d,
     ATConvTokens,
-    attention.SelfAttention,
-    attention.WindowAttention,
-    attention.NeighbourhoodAttention,
-    attention.SpatialReductionAttention,
-    attention.LinearAttention,
-    convolution.DepthwiseConv,
-    convolution.Pooling,
-    convolution.Involution,
-    convolution.CondConv,
-    convolution.Identity,
     Attention,
     AttentionRope,
+    *{getattr(mixer.build, "func", mixer.build) for mixer in MIXERS.values()},
 )
 
 
@@ -51,7 +46,8 @@ def stage_layers(model: nn.Module) -> list[str]:
 
 
 def collect_outputs(model: nn.Module, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-    """What the named layers put out for a batch, through hooks; the model stays as it was.
+    """What the named layers put out for a batch, through hooks and in eval mode; the model stays as
+    it was.
 
     Args:
         images: the model's input, batch first.
@@ -78,7 +74,8 @@ def collect_outputs(model: nn.Module, images: Tensor, layers: Iterable[str]) -> 
 
     handles = [modules[name].register_forward_hook(keep(name)) for name in wanted]
     try:
-        model(images)
+        with evaluating(model):
+            model(images)
     finally:
         for handle in handles:
             handle.remove()
@@ -86,3 +83,22 @@ def collect_outputs(model: nn.Module, images: Tensor, layers: Iterable[str]) -> 
     if silent:
         raise ValueError(f"the layer {', '.join(silent)} did not run")
     return {name: found[name] for name in wanted}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while: every module goes back to the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many items, evenly spread; the first and the last among them where there are two."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / max(most - 1, 1))] for i in range(most)]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atconv.analysis.features import spread
 from atconv.analysis.subject import Answer, Field, Layer
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from atconv.drawing import plt, save, shorten
 
 __all__ = [
     "draw_answers",
@@ -35,7 +33,6 @@ __all__ = [
 Picture = NDArray[np.uint8]
 """H W or H W 3"""
 
-_DPI = 110
 _SHOWN_LAYERS = 8
 
 
@@ -70,11 +67,10 @@ def draw_kernels(
     values = kernels.float().cpu().numpy()
     chosen = _most_changing(values)[:channels]
     count = len(pictures)
-    figure, axes = plt.subplots(
-        count, len(chosen) + 1, figsize=(1.25 * (len(chosen) + 1) + 1.2, 1.3 * count + 1.3), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    figure.suptitle(f"Kernels made for each picture, layer {layer}\nchannels that change most", fontsize=11)
+    size = (1.25 * (len(chosen) + 1) + 1.2, max(3.6, 1.3 * count + 1.3))
+    figure, axes = plt.subplots(count, len(chosen) + 1, figsize=size, squeeze=False, layout="constrained")
+    which = "\nchannels that change most" if np.ptp(values, axis=0).any() else ""
+    figure.suptitle(f"Kernels made for each picture, layer {layer}{which}", fontsize=11)
     for row in range(count):
         _show_picture(axes[row, 0], pictures[row])
         axes[row, 0].set_ylabel(titles[row], fontsize=10)
@@ -85,7 +81,7 @@ def draw_kernels(
                 axes[row, column].set_title(f"channel {channel}", fontsize=8)
     _clear_ticks(axes)
     _weight_bar(figure, image, axes, limit, "weight, relative to the channel's largest")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_kernels_by_layer(
@@ -99,13 +95,13 @@ def draw_kernels_by_layer(
         kernels: B C K K (1 C K K for a static kernel) by layer.
         path: PNG to write.
     """
-    shown = _spread(list(kernels), _SHOWN_LAYERS)
+    shown = spread(list(kernels), _SHOWN_LAYERS)
     columns = len(pictures)
-    figure, axes = plt.subplots(
-        len(shown) + 1, columns, figsize=(1.15 * columns + 2.2, 1.1 * (len(shown) + 1) + 0.9), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    figure.suptitle("One kernel of each layer (rows), as it was made for each picture (columns)", fontsize=11)
+    rows = len(shown) + 1
+    size = (max(5.6, 1.15 * columns + 2.2), 1.1 * rows + 0.9)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    which = "each layer" if len(shown) == len(kernels) else f"{len(shown)} of {len(kernels)} layers"
+    figure.suptitle(f"One kernel of {which} (rows)\nas it was made for each picture (columns)", fontsize=11)
     for column in range(columns):
         _show_picture(axes[0, column], pictures[column])
         axes[0, column].set_title(titles[column], fontsize=8)
@@ -119,7 +115,7 @@ def draw_kernels_by_layer(
         axes[row, 0].set_ylabel(f"layer {layer_label(name)}\nchannel {channel}", fontsize=8)
     _clear_ticks(axes)
     _weight_bar(figure, image, axes, limit, "weight, relative to the row's largest")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_routing(layers: Mapping[str, Sequence[Layer]], path: Path) -> None:
@@ -132,22 +128,26 @@ def draw_routing(layers: Mapping[str, Sequence[Layer]], path: Path) -> None:
     panels = {model: [one for one in rows if one.routing is not None] for model, rows in layers.items()}
     panels = {model: rows for model, rows in panels.items() if rows}
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(min(9.6, 1.8 + 4.2 * len(panels)), 3.6), squeeze=False, sharey=True,
+        1, len(panels), figsize=(min(9.6, 1.8 + 4.2 * len(panels)), 4.0), squeeze=False, sharey=True,
         layout="constrained",
     )  # fmt: skip
     figure.suptitle("How much kernels change with the picture", fontsize=11)
     for axis, (model, rows) in zip(axes[0], panels.items(), strict=True):
-        places = range(len(rows))
-        between = [100 * one.routing.between for one in rows if one.routing is not None]
-        within = [100 * one.routing.within for one in rows if one.routing is not None]
-        axis.bar(places, between, label="between classes", color="C0")
-        axis.bar(places, within, bottom=between, label="within a class", color="C1")
-        _layer_axis(axis, rows)
-        axis.set_title(model, fontsize=10)
+        found = [one.routing for one in rows if one.routing is not None]
+        between = [100 * one.total * (one.share_between or 0.0) for one in found]
+        rest = [100 * one.total - share for one, share in zip(found, between, strict=True)]
+        told = any(one.share_between is not None for one in found)
+        if told:
+            axis.bar(range(len(found)), between, label="explained by the class", color="C0")
+        label = "within a class" if told else "all of it"
+        axis.bar(range(len(found)), rest, bottom=between, label=label, color="C1")
+        _layer_axis(axis, [one.name for one in rows])
+        axis.set_title(_model(model), fontsize=10)
         axis.grid(axis="y", alpha=0.3)
     axes[0, 0].set_ylabel("variance, % of the mean square weight")
-    axes[0, 0].legend(fontsize=9)
-    _save(figure, path)
+    axes[0, 0].set_ylim(0, max(1.0, axes[0, 0].get_ylim()[1]))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    save(figure, path)
 
 
 def draw_shapes(layers: Mapping[str, Sequence[Layer]], path: Path) -> None:
@@ -164,30 +164,34 @@ def draw_shapes(layers: Mapping[str, Sequence[Layer]], path: Path) -> None:
     ]
     figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 4.0), layout="constrained")
     figure.suptitle("Shape of the kernels, by layer", fontsize=11)
+    names = _all_names([one for one in rows if one.kernel] for rows in layers.values())
     for axis, (title, unit, figure_of) in zip(axes, panels, strict=True):
         for colour, (model, rows) in enumerate(layers.items()):
-            kept = [one for one in rows if one.kernel is not None]
-            if not kept:
-                continue
-            axis.plot([figure_of(one.kernel) for one in kept], "o-", color=f"C{colour}", label=model)
-            if all(one.uninhibited is not None for one in kept):
-                before = [figure_of(one.uninhibited) for one in kept]
-                axis.plot(before, "o--", color=f"C{colour}", alpha=0.55, label=f"{model}, before inhibition")
-            _layer_axis(axis, kept)
+            after = {one.name: figure_of(one.kernel) for one in rows if one.kernel}
+            before = {one.name: figure_of(one.uninhibited) for one in rows if one.uninhibited}
+            told = {
+                "o-": (after, 1.0, _model(model)),
+                "o--": (before, 0.55, f"{_model(model)}, before inhibition"),
+            }
+            for style, (values, alpha, label) in told.items():
+                if values:
+                    places = [names.index(name) for name in values]
+                    axis.plot(places, values.values(), style, color=f"C{colour}", alpha=alpha, label=label)
+        _layer_axis(axis, names)
         axis.set_title(title, fontsize=10)
         axis.set_ylabel(unit, fontsize=9)
         axis.grid(alpha=0.3)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9)
-    _save(figure, path)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    save(figure, path)
 
 
-def draw_redundancy(layers: Mapping[str, Sequence[Layer]], path: Path) -> None:
+def draw_redundancy(layers: Mapping[str, Sequence[Layer]], path: Path, enough: float) -> None:
     """Draw how much the channels behind each token mixer say the same.
 
     Args:
         layers: from `Subject.measure`, by the model's name.
         path: PNG to write.
+        enough: values a channel below which a point is hollow.
     """
     panels = [
         ("Likeness of channels", "mean |cosine| of two channels", lambda one: one.redundancy.cosine),
@@ -199,17 +203,21 @@ def draw_redundancy(layers: Mapping[str, Sequence[Layer]], path: Path) -> None:
     ]
     figure, axes = plt.subplots(1, len(panels), figsize=(9.0, 4.0), layout="constrained")
     figure.suptitle("Redundancy of what each token mixer puts out", fontsize=11)
+    names = _all_names(layers.values())
     for axis, (title, unit, figure_of) in zip(axes, panels, strict=True):
-        for model, rows in layers.items():
-            axis.plot([figure_of(one) for one in rows], "o-", label=model)
-        _layer_axis(axis, max(layers.values(), key=len))
+        for colour, (model, rows) in enumerate(layers.items()):
+            places, values = [names.index(one.name) for one in rows], [figure_of(one) for one in rows]
+            sure = [one.redundancy.samples_per_channel >= enough for one in rows]
+            axis.plot(places, values, "-", color=f"C{colour}", label=_model(model))
+            fills = [f"C{colour}" if full else "white" for full in sure]
+            axis.scatter(places, values, c=fills, edgecolors=f"C{colour}", zorder=3)
+        _layer_axis(axis, names)
         axis.set_title(title, fontsize=10)
         axis.set_ylabel(unit, fontsize=9)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9)
-    _save(figure, path)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    save(figure, path)
 
 
 def draw_inhibition(rows: Sequence[Mapping[str, str]], path: Path) -> None:
@@ -219,7 +227,8 @@ def draw_inhibition(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         rows: of a run's inhibition.csv.
         path: PNG to write.
     """
-    shown = _spread(list(dict.fromkeys(row["layer"] for row in rows)), _SHOWN_LAYERS)
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    shown = spread(layers, _SHOWN_LAYERS)
     columns = min(4, len(shown))
     lines = -(-len(shown) // columns)
     figure, axes = plt.subplots(
@@ -244,7 +253,7 @@ def draw_inhibition(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         axis.axis("off")
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("λ: 0 none, 1 the whole mean is taken off", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_fields(fields: Mapping[str, Sequence[Field]], path: Path) -> None:
@@ -257,41 +266,41 @@ def draw_fields(fields: Mapping[str, Sequence[Field]], path: Path) -> None:
     """
     rows: list[tuple[str, list[tuple[Field, Tensor | None, str]]]] = []
     for model, stages in fields.items():
-        rows.append((f"{model}\nby gradients", [(f, f.gradient, "gradient") for f in stages]))
+        rows.append((f"{_model(model)}\nby gradients", [(f, f.gradient, "gradient") for f in stages]))
         if any(f.attention is not None for f in stages):
-            rows.append((f"{model}\nattention rollout", [(f, f.attention, "attention") for f in stages]))
+            rows.append(
+                (f"{_model(model)}\nattention rollout", [(f, f.attention, "attention") for f in stages])
+            )
     columns = max(len(cells) for _, cells in rows)
     figure, axes = plt.subplots(
         len(rows), columns, figsize=(2.1 * columns + 1.4, 2.25 * len(rows) + 0.6), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    figure.suptitle(
-        "Where the middle of each stage takes its value from (r: mean distance, pixels)", fontsize=11
-    )
+    figure.suptitle("Where the middle of each stage takes its value from (r: spread, pixels)", fontsize=11)
     for line, (label, cells) in enumerate(rows):
         axes[line, 0].set_ylabel(label, fontsize=9)
         for axis, (field, shown, kind) in zip(axes[line], cells, strict=False):
             if shown is None:
-                axis.text(0.5, 0.5, "no attention\nin this stage", ha="center", va="center", fontsize=8)
+                axis.text(0.5, 0.5, "no global\nself-attention here", ha="center", va="center", fontsize=8)
                 continue
             height, width = field.map_size
             share = shown / shown.max() if float(shown.max()) else shown
             image = axis.imshow(share.numpy(), cmap="magma", norm=PowerNorm(0.5, 0, 1))
             axis.set_title(
-                f"stage {layer_label(field.stage)}, {height} × {width}: r = {field.radii[kind]:.1f}",
+                f"stage {layer_label(field.stage)}, {height} × {width}: r = {field.spreads[kind]:.1f}",
                 fontsize=8,
             )
         for axis in axes[line][len(cells) :]:
             axis.axis("off")
     _clear_ticks(axes)
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the greatest (square-root scale)")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_answers(
     pictures: Sequence[Picture],
     answers: Sequence[Answer],
-    truths: Sequence[str | None],
+    truths: Sequence[str],
     layer: str,
     path: Path,
 ) -> None:
@@ -300,7 +309,7 @@ def draw_answers(
     Args:
         pictures: H W or H W 3, as the model sees them.
         answers: from `Subject.answers`.
-        truths: the true class of each, None where it is not known.
+        truths: the class of each.
         layer: the end of a stage, where the answer was traced to.
         path: PNG to write.
     """
@@ -322,13 +331,13 @@ def draw_answers(
             answer.where.float().numpy(), cmap="inferno", alpha=0.6, extent=frame, interpolation="bilinear",
             vmin=0, vmax=1,
         )  # fmt: skip
-        wrong = "" if truth in (None, answer.name) else f"\nis {_short(str(truth))}"
+        wrong = "" if truth == answer.name else f"\nis {shorten(truth)}"
         axes[0, column].set_title(
-            f"{_short(answer.name)}\n{100 * answer.probability:.0f} %{wrong}", fontsize=8
+            f"{shorten(answer.name)}\n{100 * answer.probability:.0f} %{wrong}", fontsize=8
         )
     _clear_ticks(axes)
     figure.colorbar(image, ax=axes, shrink=0.7, label="speaks for it: 0 no, 1 most")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _most_changing(values: NDArray[Any]) -> NDArray[np.int64]:
@@ -338,19 +347,22 @@ def _most_changing(values: NDArray[Any]) -> NDArray[np.int64]:
     return np.argsort(-change / np.maximum(np.abs(values).max((0, 2, 3)), 1e-30), kind="stable")
 
 
-def _spread(items: Sequence[str], most: int) -> list[str]:
-    """At most so many items, evenly spread, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+def _all_names(models: Iterable[Iterable[Layer]]) -> list[str]:
+    """Names of the layers of several models, each once, in order of depth."""
+    names = list(dict.fromkeys(one.name for rows in models for one in rows))
+    return sorted(names, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
 
 
-def _layer_axis(axis: Axes, layers: Sequence[Layer]) -> None:
-    step = -(-len(layers) // 14)
-    places = list(range(0, len(layers), step))
-    names = [layer_label(layers[i].name) for i in places]
-    axis.set_xticks(places, names, fontsize=8, rotation=90 if max(map(len, names)) > 4 else 0)
-    axis.set_xlabel("layer (stage.block)" if re.fullmatch(r"[\d.]+", names[0]) else "layer", fontsize=9)
+def _layer_axis(axis: Axes, names: Sequence[str]) -> None:
+    places = list(range(0, len(names), -(-len(names) // 14)))
+    labels = [layer_label(names[i]) for i in places]
+    axis.set_xticks(places, labels, fontsize=8, rotation=90 if max(map(len, labels)) > 4 else 0)
+    axis.set_xlabel("layer (stage.block)" if re.fullmatch(r"[\d.]+", labels[0]) else "layer", fontsize=9)
+
+
+def _model(name: str) -> str:
+    """A model's name beside a plot: matplotlib hides names that begin with an underscore."""
+    return shorten(f" {name}" if name.startswith("_") else name, 22)
 
 
 def _show_picture(axis: Axes, picture: Picture) -> None:
@@ -366,12 +378,3 @@ def _clear_ticks(axes: NDArray[Any]) -> None:
 def _weight_bar(figure: Any, image: Any, axes: NDArray[Any], limit: float, label: str) -> None:
     bar = figure.colorbar(image, ax=axes, shrink=0.6, label=label)
     bar.set_ticks([-limit, 0, limit], labels=["−1", "0", "+1"])
-
-
-def _short(name: str, most: int = 16) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)

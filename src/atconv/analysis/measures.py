@@ -20,28 +20,25 @@ __all__ = [
 ]
 
 
+_ROUNDING = 1e-24  # variance of what does not vary, in units of the mean square
+
+
 @dataclass(frozen=True)
 class RoutingVariance:
-    """How much kernels change with the picture, in units of their mean square weight."""
+    """How much kernels change with the picture."""
 
-    between: float
-    """variance of the classes' mean kernels"""
-    within: float
-    """variance around the mean kernel of the own class"""
-
-    @property
-    def total(self) -> float:
-        """0 for a static kernel."""
-        return self.between + self.within
-
-    @property
-    def share_between(self) -> float:
-        """Part of the variance that the class accounts for; 0 where nothing varies."""
-        return self.between / self.total if self.total else 0.0
+    total: float
+    """variance over pictures, in units of the mean square weight: 0 for a static kernel"""
+    share_between: float | None
+    """part of it that the classes account for beyond chance, 0…1; None where that cannot be told: a single
+    class, or no class with two pictures"""
 
 
 def routing_variance(kernels: Tensor, labels: Tensor) -> RoutingVariance:
-    """Between-class and within-class variance of the kernels that a layer made for pictures.
+    """Variance of the kernels that a layer made for pictures, and how much of it lies between classes.
+
+    The share between classes is the adjusted R² of a one-way analysis of variance, summed over weights, cut
+    off at 0: kernels that know nothing of the classes have an expected share of 0.
 
     Args:
         kernels: B C K K, one for each picture; 1 C K K for a static kernel.
@@ -53,13 +50,19 @@ def routing_variance(kernels: Tensor, labels: Tensor) -> RoutingVariance:
     if len(kernels) not in (1, len(labels)):
         raise ValueError(f"{len(kernels)} kernels take {len(kernels)} labels, got {len(labels)}")
     values = kernels.detach().cpu().double().flatten(1).expand(len(labels), -1)
-    means = torch.empty_like(values)
-    for label in labels.unique():
-        means[labels == label] = values[labels == label].mean(0)
-    scale = values.square().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    between = (means - values.mean(0)).square().mean() / scale
-    within = (values - means).square().mean() / scale
-    return RoutingVariance(float(between), float(within))
+    scale = values.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    total = (values - values.mean(0)).square().sum()
+    classes = labels.unique()
+    spare = len(labels) - len(classes)  # degrees of freedom within classes
+    if len(classes) < 2 or spare == 0:
+        return RoutingVariance(float(total / scale), None)
+    within = sum(
+        float((own - own.mean(0)).square().sum()) for own in (values[labels == label] for label in classes)
+    )
+    if float(total) <= _ROUNDING * float(scale):
+        return RoutingVariance(float(total / scale), 0.0)
+    share = 1 - (within / spare) / (float(total) / (len(labels) - 1))
+    return RoutingVariance(float(total / scale), max(0.0, share))
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,25 @@ class Redundancy:
     effective_rank: float
     """exp of the entropy of the singular values' shares, over the number of channels: 1 where all channels
     are orthogonal and of one size, 1/C where all are multiples of one"""
+    samples_per_channel: float
+    """values behind each channel over the number of channels: below about 10, chance raises the cosine and
+    lowers the rank visibly"""
 
 
 def redundancy(features: Tensor) -> Redundancy:
     """Redundancy of channels, each taken as its values over all pictures and positions, less their mean.
 
+    Args:
+        features: B C H W.
+
     Raises:
-        ValueError: one channel only.
+        ValueError: no map, or one channel only.
     """
+    if features.ndim != 4:
+        raise ValueError(
+            f"redundancy takes features B C H W, got {tuple(features.shape)}; tokens B N C become "
+            "tokens.mT[..., None]"
+        )
     channels = features.shape[1]
     if channels == 1:
         raise ValueError("one channel cannot be redundant: there must be two")
@@ -128,4 +142,5 @@ def redundancy(features: Tensor) -> Redundancy:
     singular = torch.linalg.svdvals(values @ values.T).sqrt()  # of the values, from their Gram matrix
     shares = singular / singular.sum().clamp_min(tiny)
     rank = torch.exp(-(shares * shares.clamp_min(tiny).log()).sum())
-    return Redundancy(float((cosines.sum() - cosines.trace()) / pairs), float(rank / channels))
+    cosine = float((cosines.sum() - cosines.trace()) / pairs)
+    return Redundancy(cosine, float(rank / channels), values.shape[1] / channels)

@@ -48,8 +48,8 @@ def receptive_field(
 
 
 def field_radius(field: Tensor) -> float:
-    """Root mean square distance of a receptive field's weight from its centre of weight, in pixels: 0 for one
-    pixel. `field` is H W."""
+    """Spread of a receptive field: the root mean square distance of its weight from its own centre, in
+    pixels; 0 for one pixel. `field` is H W."""
     rows, columns = (torch.arange(side, dtype=torch.float64) for side in field.shape)
     field = field.double() / field.double().sum()
     spread = 0.0

@@ -9,15 +9,18 @@ import torch
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from torch import Tensor, nn
 
+from atconv.analysis.features import evaluating
+
 __all__ = ["collect_attention", "rollout"]
 
 
 @torch.no_grad()
 def collect_attention(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The weights of every self-attention layer for a batch, by the layer's name.
+    """The weights of every global self-attention layer for a batch, by the layer's name.
 
-    Works for any model that contains timm's `Attention` or `AttentionRope`, through hooks, and leaves it as
-    it was.
+    Works for any model that contains timm's `Attention` or `AttentionRope`, through hooks and in eval mode,
+    and leaves it as it was. Attention within windows or to a smaller map is left out: it has no N × N
+    weights.
 
     Args:
         images: the model's input, batch first.
@@ -44,7 +47,8 @@ def collect_attention(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
     handles = [layer.register_forward_pre_hook(keep(n), with_kwargs=True) for n, layer in layers.items()]
     try:
-        model(images)
+        with evaluating(model):
+            model(images)
     finally:
         for handle in handles:
             handle.remove()

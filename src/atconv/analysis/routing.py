@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from atconv.analysis.features import evaluating
 from atconv.mixers.convolution import DepthwiseConv
 from atconv.modules import ATConv2d, ATConvTokens
 
 __all__ = ["before_inhibition", "collect_kernels"]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def collect_kernels(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """The kernels k̂ that every ATConv mixer of a model makes for a batch, by the mixer's name; and those that
     `atconv.mixers`' static depthwise convolutions have.
 
-    Works for any model that contains the mixers, through hooks, and leaves it as it was.
+    Works for any model that contains the mixers, in eval mode, and leaves it as it was.
 
     Args:
         images: the model's input, batch first.
@@ -48,7 +49,8 @@ def collect_kernels(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     try:
         for name, mixer in mixers.items():
             keep(name, mixer)
-        model(images)
+        with evaluating(model):
+            model(images)
     finally:
         for mixer in mixers.values():
             del mixer.kernels

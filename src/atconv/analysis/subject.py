@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from atconv import runs
 from atconv.analysis.explanation import class_activation
-from atconv.analysis.features import collect_outputs, mixer_layers, stage_layers
+from atconv.analysis.features import collect_outputs, mixer_layers, spread, stage_layers
 from atconv.analysis.measures import (
     KernelShape,
     Redundancy,
@@ -32,8 +32,9 @@ from atconv.modules import ATConv2d, ATConvTokens, inhibition_strength
 
 __all__ = ["Answer", "Field", "Layer", "Subject"]
 
-_SOME = 16  # pictures behind features and receptive fields
+_SOME = 16  # pictures behind receptive fields
 _FEW = 4  # pictures behind a rollout: attention weights are large
+_OPERATOR = (ATConv2d.__name__, ATConvTokens.__name__)
 _FINE = 7  # positions along a map that can show where
 
 
@@ -51,6 +52,11 @@ class Layer:
     """mean λ over its channels"""
     redundancy: Redundancy
 
+    @property
+    def is_operator(self) -> bool:
+        """ATConv, whole or ablated."""
+        return self.kind in _OPERATOR
+
 
 @dataclass(frozen=True)
 class Field:
@@ -61,11 +67,11 @@ class Field:
     gradient: Tensor
     """H W, of sum 1: through the network, by gradients"""
     attention: Tensor | None
-    """H W, of sum 1: through the attention layers of the stage, by rollout"""
+    """H W, of sum 1: through the global self-attention of the stage, by rollout"""
 
     @property
-    def radii(self) -> dict[str, float]:
-        """Root mean square distances in pixels of the input."""
+    def spreads(self) -> dict[str, float]:
+        """Spreads of the two, in pixels of the input."""
         found = {"gradient": field_radius(self.gradient)}
         return found if self.attention is None else found | {"attention": field_radius(self.attention)}
 
@@ -110,7 +116,16 @@ class Subject:
     @property
     def has_operator(self) -> bool:
         """It contains ATConv, whole or ablated."""
-        return any(isinstance(module, (ATConv2d, ATConvTokens)) for module in self.model.modules())
+        return any(kind in _OPERATOR for kind in self.kinds)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Classes of its token mixers."""
+        return sorted({type(self.model.get_submodule(name)).__name__ for name in self.layers})
+
+    def routes(self, layer: str) -> bool:
+        """Whether an ATConv layer makes its kernels from the picture."""
+        return bool(getattr(self.model.get_submodule(layer), "routing", False))
 
     def pictures(self, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
         """Some of the pictures as the model sees them, cropped and scaled: H W (grey) or H W 3."""
@@ -137,7 +152,7 @@ class Subject:
     @torch.no_grad()
     def measure(self, kernels: dict[str, Tensor], labels: Tensor) -> list[Layer]:
         """The figures of every token mixer, first to last."""
-        features = collect_outputs(self.model, self.images[:_SOME], self.layers)
+        features = collect_outputs(self.model, self.images, self.layers)
         strengths, modules = inhibition_strength(self.model), dict(self.model.named_modules())
         found = []
         for name in self.layers:
@@ -153,16 +168,16 @@ class Subject:
                     _shape(made),
                     _shape(raw),
                     None if strength is None else float(strength.mean()),
-                    redundancy(output if output.ndim == 4 else output.mT),
+                    redundancy(output if output.ndim == 4 else output.mT[..., None]),
                 )
             )
         return found
 
     def fields(self) -> list[Field]:
-        """The receptive field of every stage that ends in a map, and its attention's rollout."""
-        some, found = self.images[:_SOME], []
+        """The receptive field of every stage that ends in a map; its global self-attention's rollout."""
+        some, found = self._some(_SOME), []
         try:
-            weights = collect_attention(self.model, self.images[:_FEW])
+            weights = collect_attention(self.model, self._some(_FEW))
         except ValueError:  # no attention
             weights = {}
         for stage, map_size in self._maps().items():
@@ -185,6 +200,10 @@ class Subject:
         where = class_activation(self.model, asked, said.to(asked.device), layer)
         rows = zip(said.tolist(), probabilities.tolist(), where.cpu(), strict=True)
         return [Answer(self.classes[index], share, place) for index, share, place in rows], layer
+
+    def _some(self, most: int) -> Tensor:
+        """Pictures spread evenly over all of them, which often come sorted by class."""
+        return self.images[spread(range(len(self.images)), most)]
 
     @torch.no_grad()
     def _maps(self) -> dict[str, tuple[int, int]]:

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
 from atconv.datasets.sources import KeptPictures
 from atconv.datasets.splits import Side
+from atconv.drawing import plt, save, shorten
 from atconv.images import Mode
 from atconv.training.curves import Panel, draw_curves
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
 
 __all__ = [
     "accuracy_against_cost",
@@ -26,7 +23,6 @@ __all__ = [
     "worst_positions",
 ]
 
-_DPI = 110
 _MOST_NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
 
 
@@ -55,9 +51,9 @@ def confusion_matrix(
     if numbered:
         ticks = range(len(classes))
         axis.set_xticks(
-            ticks, [_short(name) for name in classes], rotation=45, ha="right", rotation_mode="anchor"
+            ticks, [shorten(name) for name in classes], rotation=45, ha="right", rotation_mode="anchor"
         )
-        axis.set_yticks(ticks, [_short(name) for name in classes])
+        axis.set_yticks(ticks, [shorten(name) for name in classes])
         for row, column in np.argwhere(counts > 0):
             colour = "white" if shares[row, column] > 55 else "black"
             axis.text(
@@ -70,7 +66,7 @@ def confusion_matrix(
         ylabel="true class",
     )
     figure.colorbar(image, ax=axis, label="share of the true class (%)", shrink=0.8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def worst_positions(
@@ -109,11 +105,11 @@ def worst_mistakes(
     for axis, index in zip(axes.flat, worst, strict=False):
         axis.imshow(pictures.read(int(index), mode), cmap="gray" if mode == "L" else None)
         axis.set_title(
-            f"is {_short(classes[labels[index]])}\n"
-            f"taken for {_short(classes[predicted[index]])}, {100 * confidence[index]:.0f} %",
+            f"is {shorten(classes[labels[index]])}\n"
+            f"taken for {shorten(classes[predicted[index]])}, {100 * confidence[index]:.0f} %",
             fontsize=9,
         )
-    _save(figure, path)
+    save(figure, path)
 
 
 def accuracy_against_cost(
@@ -142,13 +138,4 @@ def accuracy_against_cost(
     axis.set_title(title, fontsize=11)
     axis.grid(alpha=0.3)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
-    _save(figure, path)
-
-
-def _short(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    save(figure, path)

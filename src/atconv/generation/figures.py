@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-mpl.use("Agg")  # files only: no display is needed
-
-from matplotlib import pyplot as plt
+from atconv.drawing import plt, save
 
 __all__ = ["draw_grid"]
 
@@ -49,5 +46,4 @@ def draw_grid(rows: Sequence[NDArray[np.uint8]], names: Sequence[str], title: st
     for side_line in axis.spines.values():
         side_line.set_visible(False)
     axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    save(figure, path, dpi=100)

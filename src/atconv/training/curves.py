@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-
-mpl.use("Agg")  # files only: no display is needed
-
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+
+from atconv.drawing import plt, save
 
 __all__ = ["Panel", "draw_curves"]
 
@@ -54,8 +51,7 @@ def draw_curves(
             axis.legend()
         if best is not None and best[0] in panel.columns.values():
             _mark(axis, *best)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _mark(axis: Axes, column: str, row: dict[str, Any]) -> None:
