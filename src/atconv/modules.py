@@ -77,7 +77,7 @@ class _ATConvBase(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"dim={self.dim}, kernel_size={self.kernel_size}, routing={self.routing}, "
-            f"inhibition={self.inhibition}"
+            f"inhibition={self.inhibition}, context_grid={self.context_grid}"
         )
 
     def _check_input(self, x: Tensor) -> None:

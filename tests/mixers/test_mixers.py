@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -355,6 +357,58 @@ def test_unknown_mixers_and_options_are_refused() -> None:
         create_mixer("attention", 8, kernel_size=3)
     with pytest.raises(ValueError, match="shift must lie in 0 … window − 1"):
         create_mixer("window_attention", 8, window=3, shift=3)
-    for name in ("depthwise3", "neighbourhood_attention", "involution", "condconv"):
+    for name in ("depthwise3", "neighbourhood_attention", "involution", "condconv", "pooling"):
         with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
             create_mixer(name, 8, kernel_size=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("spatial_reduction_attention", {"reduction": 0}, "reduction must be at least 1, got 0"),
+        ("attention", {"head_dim": 0}, "head_dim must be at least 1, got 0"),
+        ("window_attention", {"window": 0}, "window must be at least 1, got 0"),
+        ("involution", {"reduction": 0}, "reduction must be at least 1, got 0"),
+        ("condconv", {"experts": 0}, "experts must be at least 1, got 0"),
+    ],
+)
+def test_options_that_make_no_mixer_are_refused(name: str, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_mixer(name, 8, **options)
+
+
+@pytest.mark.parametrize("dim", [6, 7, 30])
+def test_rotary_positions_ask_for_heads_that_4_divides(dim: int) -> None:
+    with pytest.raises(ValueError, match=f"{dim} channels make heads of"):
+        create_mixer("attention_rope", dim)
+
+
+def test_the_documents_table_is_true() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "mixers.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+    table = {row[0]: row[1:] for row in rows[1:]}
+    assert list(table) == mixer_names()
+    for name, (cost, parameters, multiply_adds, source) in table.items():
+        mixer: Any = create_mixer(name, 64)
+        assert (cost, source) == (MIXERS[name].cost, MIXERS[name].source)
+        assert int(parameters.replace(",", "")) == sum(p.numel() for p in mixer.parameters())
+        assert float(multiply_adds) == pytest.approx(mixer.multiply_adds(14, 14) / 1e6, abs=0.005)
+
+
+def test_parameters_are_those_of_the_formulas() -> None:
+    channels, attention = 64, 4 * 64**2 + 4 * 64
+    expected = {
+        "atconv": 3 * (channels**2 + channels) + 9 * 9 + 9 + channels,
+        "atconv_neither": 2 * (channels**2 + channels) + 9 * channels,
+        "attention": attention,
+        "linear_attention": attention,
+        "window_attention": attention + 2 * 13**2,
+        "spatial_reduction_attention": attention + 4 * channels**2 + channels + 2 * channels,
+        "depthwise7": 50 * channels,
+        "condconv": 4 * (channels + 1) + 4 * (9 * channels + channels),
+        "involution": 16 * (channels + 1) + 2 * 16 + 49 * 4 * 17,
+        "identity": 0,
+    }
+    for name, count in expected.items():
+        assert sum(p.numel() for p in create_mixer(name, channels).parameters()) == count, name

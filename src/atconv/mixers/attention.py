@@ -10,7 +10,7 @@ from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
-from atconv.mixers.checking import check_odd
+from atconv.mixers.checking import check_least, check_odd
 
 __all__ = [
     "LinearAttention",
@@ -24,6 +24,7 @@ __all__ = [
 
 def heads_for(dim: int, head_dim: int = 32) -> int:
     """Heads for `dim` channels: as many as divide them into multiples of 4, each of `head_dim` or more."""
+    check_least(head_dim=head_dim)
     most = max(1, dim // head_dim)
     return next(h for h in range(most, 0, -1) if dim % h == 0 and (h == 1 or dim // h % 4 == 0))
 
@@ -43,6 +44,11 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.dim = dim
         self.attention = AttentionRope(dim, heads_for(dim, head_dim), num_prefix_tokens=0)
+        if rope and self.attention.head_dim % 4:
+            raise ValueError(
+                f"rotary positions take heads whose channels 4 divides, {dim} channels make heads of "
+                f"{self.attention.head_dim}: choose widths that are multiples of 4"
+            )
         self.rope = RotaryEmbeddingCat(self.attention.head_dim, in_pixels=False) if rope else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,6 +76,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, window: int = 7, shift: int = 0, head_dim: int = 32) -> None:
         super().__init__()
+        check_least(window=window)
         if not 0 <= shift < window:
             raise ValueError(f"shift must lie in 0 … window − 1 = {window - 1}, got {shift}")
         self.dim, self.window, self.shift = dim, window, shift
@@ -164,6 +171,7 @@ class SpatialReductionAttention(nn.Module):
 
     def __init__(self, dim: int, reduction: int = 2, head_dim: int = 32) -> None:
         super().__init__()
+        check_least(reduction=reduction)
         self.dim, self.reduction = dim, reduction
         self.attention = PvtAttention(dim, heads_for(dim, head_dim), sr_ratio=reduction)
 

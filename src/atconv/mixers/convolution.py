@@ -8,7 +8,7 @@ from timm.layers import CondConv2d
 from timm.models.metaformer import Pooling as PoolFormerPooling
 from torch import Tensor, nn
 
-from atconv.mixers.checking import check_odd
+from atconv.mixers.checking import check_least, check_odd
 
 __all__ = ["CondConv", "DepthwiseConv", "Identity", "Involution", "Pooling"]
 
@@ -38,6 +38,7 @@ class Pooling(PoolFormerPooling):
     """
 
     def __init__(self, dim: int, kernel_size: int = 3) -> None:
+        check_odd(kernel_size)
         super().__init__(kernel_size)
 
     def multiply_adds(self, height: int, width: int) -> int:
@@ -59,6 +60,7 @@ class Involution(nn.Module):
     def __init__(self, dim: int, kernel_size: int = 7, group_width: int = 16, reduction: int = 4) -> None:
         super().__init__()
         check_odd(kernel_size)
+        check_least(group_width=group_width, reduction=reduction)
         width = next(w for w in range(min(group_width, dim), 0, -1) if dim % w == 0)
         self.dim, self.kernel_size, self.groups = dim, kernel_size, dim // width
         hidden = max(1, dim // reduction)
@@ -94,6 +96,7 @@ class CondConv(nn.Module):
     def __init__(self, dim: int, kernel_size: int = 3, experts: int = 4) -> None:
         super().__init__()
         check_odd(kernel_size)
+        check_least(experts=experts)
         self.dim, self.experts = dim, experts
         self.routing = nn.Linear(dim, experts)
         self.conv = CondConv2d(dim, dim, kernel_size, groups=dim, bias=True, num_experts=experts)

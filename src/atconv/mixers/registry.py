@@ -46,16 +46,17 @@ class Mixer:
 
 
 _ATCONV = "Attentive Convolution (arXiv 2510.20092)"
+_ATCONV_COST = "N·C² + N·K²·C"
 
 MIXERS: dict[str, Mixer] = {
-    "atconv": Mixer(ATConv2d, _ATCONV, "N·C²"),
-    "atconv_no_routing": Mixer(partial(ATConv2d, routing=False), f"{_ATCONV}, ablated", "N·C²"),
-    "atconv_no_inhibition": Mixer(partial(ATConv2d, inhibition=False), f"{_ATCONV}, ablated", "N·C²"),
+    "atconv": Mixer(ATConv2d, _ATCONV, _ATCONV_COST),
+    "atconv_no_routing": Mixer(partial(ATConv2d, routing=False), f"{_ATCONV}, ablated", _ATCONV_COST),
+    "atconv_no_inhibition": Mixer(partial(ATConv2d, inhibition=False), f"{_ATCONV}, ablated", _ATCONV_COST),
     "atconv_neither": Mixer(
         partial(ATConv2d, routing=False, inhibition=False), f"{_ATCONV}, ablated", "N·C²"
     ),
     "atconv_grid": Mixer(
-        partial(ATConv2d, context_grid=True), f"{_ATCONV}, context pooled over a grid", "N·C²"
+        partial(ATConv2d, context_grid=True), f"{_ATCONV}, context pooled over a grid", _ATCONV_COST
     ),
     "attention": Mixer(SelfAttention, "ViT (arXiv 2010.11929)", "N·C² + N²·C"),
     "attention_rope": Mixer(
