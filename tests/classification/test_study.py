@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from rich.console import Console
+from scipy import stats
 
+from atconv import load
 from atconv.classification.study import costs, running, study
 from atconv.classification.study.costs import pilot_study, smallest_difference, time_study
 from atconv.classification.study.plan import multiply_adds, read_study
@@ -87,10 +93,31 @@ def test_every_run_is_made_once_seed_by_seed(tmp_path: Path) -> None:
         ("pooling", "0"),
         ("ATConv", "1"),
     ]
-    assert all(0 <= float(row["top1"]) <= 100 for row in rows)
+    for row in rows:
+        run = tmp_path / "runs" / f"{row['variant']}-{row['seed']}"
+        measured = json.loads((run / "metrics.json").read_text())
+        assert float(row["top1"]) == measured["top1"]
+        assert int(row["parameters"]) == sum(p.numel() for p in load(run)[0].parameters())
     assert int(rows[0]["multiply_adds"]) == multiply_adds(found, found.variants[0])
-    report_study(found, tmp_path, QUIET)
-    assert (tmp_path / "results.png").stat().st_size > 1000
+
+
+def test_the_report_tells_means_spreads_and_intervals(tmp_path: Path) -> None:
+    found, told = read_study(described(tmp_path / "study.yaml")), io.StringIO()
+    tops = {"ATConv": [90.0, 92.0, 94.0], "pooling": [89.0, 90.0, 94.0]}
+    rows = [
+        {"variant": name, "seed": seed, "top1": top, "parameters": 1234, "multiply_adds": 5_600_000}
+        for name, values in tops.items()
+        for seed, top in enumerate(values)
+    ]
+    write_rows(tmp_path / "results.csv", rows)
+    report_study(found, tmp_path, Console(file=told, width=200))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in told.getvalue().splitlines()]
+    reference, other = (line for line in lines if line and line[0] in tops)
+    assert reference[:6] == ["ATConv", "3", "92.00 ± 2.00", "", "1,234", "5.6"]
+    # Differences −1, −2, 0: mean −1, deviation 1; t(0.975, 2 degrees of freedom) = 4.303 over √3.
+    assert other[2:4] == ["91.00 ± 2.65", "-1.00 ± 2.48"]
+    with Image.open(tmp_path / "results.png") as picture:
+        assert min(picture.size) > 400
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
@@ -152,15 +179,43 @@ def test_a_pilot_says_what_all_runs_take_and_can_show(tmp_path: Path) -> None:
     assert asked == [(name, seed) for seed in range(3) for name in ("ATConv", "pooling")]
     assert [float(row["seconds_a_run"]) for row in rows.values()] == [180, 90, 45]
     assert [float(row["hours"]) for row in rows.values()] == [0.4, 0.2, 0.01]
-    # Differences −1, 0, −2 have deviation 1; t with 7 degrees of freedom: 2.3646 and 0.8960.
-    assert float(rows["pooling"]["smallest_difference"]) == pytest.approx(3.2606 / 8**0.5, abs=0.01)
+    # Differences −1, 0, −2 have deviation 1.
+    assert float(rows["pooling"]["smallest_difference"]) == pytest.approx(
+        smallest_difference(1, 8), abs=0.005
+    )
     assert rows["ATConv"]["smallest_difference"] == rows["identity"]["smallest_difference"] == ""
 
 
-def test_the_smallest_difference_falls_with_more_pairs() -> None:
-    assert smallest_difference(1, 8) == pytest.approx(1.1528, rel=1e-3)
-    assert smallest_difference(2, 8) == pytest.approx(2 * smallest_difference(1, 8))
-    assert smallest_difference(1, 3) > 2 * smallest_difference(1, 8)
+@pytest.mark.parametrize("pairs", [2, 3, 8])
+def test_the_smallest_difference_is_found_four_times_in_five(pairs: int) -> None:
+    shift = smallest_difference(1.5, pairs)
+    samples = np.random.default_rng(0).normal(shift, 1.5, (20_000, pairs))
+    found = stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_table_holds_rows_of_one_recipe(tmp_path: Path) -> None:
+    path, table = tmp_path / "study.yaml", tmp_path / "results.csv"
+
+    def keep(**changes: Any) -> None:
+        """All that `run_study` does before its first run."""
+        run_study(read_study(described(path, **changes)), tmp_path, QUIET, jobs=[])
+
+    keep()
+    keep(seeds=3)
+    keep(variants={"ATConv": {"token_mixer": "atconv"}, "identity": {"token_mixer": "identity"}})
+    recipe = read_study(path).recipe
+    given = {
+        name: getattr(recipe, name) for name in ("data", "model", "model_args", "image_size", "in_chans")
+    }
+    with pytest.raises(ValueError, match=r"begun with another recipe .*epochs: 1 → 30,.*name another folder"):
+        keep(recipe=given)
+    changed = {"ATConv": {"token_mixer": "atconv", "mixer_args": {"kernel_size": 5}}}
+    with pytest.raises(ValueError, match=r"begun with another recipe .*ATConv: .*kernel_size"):
+        keep(variants=changed)
+    with pytest.raises(ValueError, match=r"begun with another recipe .*pooling"):
+        keep(variants={"ATConv": {"token_mixer": "atconv"}, "pooling": {"token_mixer": "identity"}})
+    assert not table.exists()
 
 
 @pytest.mark.parametrize(
@@ -170,6 +225,20 @@ def test_the_smallest_difference_falls_with_more_pairs() -> None:
         (dict(variants={"x": {}}), "does not describe a study"),
         (dict(variants=[]), "does not describe a study"),
         (dict(recipe={"colour": 3}), "the recipe has no colour"),
+        (dict(seed=3), "the study has no seed; there are recipe, reference, seeds, variants"),
+        (dict(seeds="three"), "must have 1 seed or more, a whole number, got three"),
+        (dict(seeds=0), "must have 1 seed or more"),
+        (
+            dict(variants={"K5": {"token_mixer": "atconv", "mixer_arg": {}}}),
+            "the variant 'K5' has no mixer_arg",
+        ),
+        (dict(variants={"x": {"token_mixer": "atconf"}}), "did you mean atconv"),
+        (dict(recipe={"data": "digits", "model": "resnet18"}), "takes a model among attnet_xxs"),
+        (dict(recipe={"data": "digits", "model_args": None}), "model_args as a mapping"),
+        (
+            dict(reference="a b", variants={n: {"token_mixer": "atconv"} for n in ("a b", "a-b")}),
+            "two variants share a folder",
+        ),
     ],
 )
 def test_files_that_describe_no_study_are_refused(

@@ -32,7 +32,7 @@ from atconv.training.progress import TrainingBars
 from atconv.training.randomness import derive_seed
 from atconv.training.sharding import WholeWeights, load_model, load_optimizer, shard, whole
 
-__all__ = ["Task", "Trainer"]
+__all__ = ["Task", "Trainer", "inhibition_rows", "make_optimizer"]
 
 
 class Task(ABC):
@@ -120,7 +120,7 @@ class Trainer:
         if config.shard:
             shard(task.model, task.parts, accelerator)
         # Built before DDP or compile add prefixes to names that decay and layer groups match on.
-        optimizer = _make_optimizer(task.model, config, plan)
+        optimizer = make_optimizer(task.model, config, plan.lr)
         self.scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=config.schedule,
@@ -324,14 +324,15 @@ class Trainer:
             )
 
 
-def _make_optimizer(model: nn.Module, config: LoopConfig, plan: BatchPlan) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: LoopConfig, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, with its weight decay and layer decay."""
     info = get_optimizer_info(config.optimizer)
     adam: dict[str, Any] = {"betas": config.betas} if info.has_betas and info.num_betas == 2 else {}
     adam |= {"eps": config.eps} if info.has_eps else {}
     return create_optimizer_v2(
         model,
         opt=config.optimizer,
-        lr=plan.lr,
+        lr=lr,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
         **adam,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -14,6 +15,8 @@ import yaml
 from torch import nn
 
 from atconv.classification.config import ClassificationConfig
+from atconv.datasets.splits import open_sources
+from atconv.mixers import create_mixer
 from atconv.models.attnet import VARIANTS
 
 __all__ = ["Study", "Variant", "multiply_adds", "read_study"]
@@ -31,6 +34,11 @@ class Variant:
     mixer_args: dict[str, Any]
     seeds: int
 
+    @property
+    def folder(self) -> str:
+        """Its name as part of a path."""
+        return re.sub(r"[\s/\\]", "-", self.name)
+
 
 @dataclass(frozen=True)
 class Study:
@@ -39,6 +47,11 @@ class Study:
     recipe: ClassificationConfig
     variants: list[Variant]
     reference: str
+
+    @cached_property
+    def classes(self) -> int:
+        """Of the data."""
+        return len(next(iter(open_sources(self.recipe).values())).classes)
 
     @property
     def jobs(self) -> list[tuple[Variant, int]]:
@@ -66,11 +79,11 @@ class Study:
         return {reference.name: base, **found}
 
     def build(self, variant: Variant, widths: Sequence[int] | None = None) -> nn.Module:
-        """The network of a variant, untrained, for 10 classes where the data is not asked."""
+        """The network of a variant, untrained."""
         arguments = self.recipe.model_args | _mixer_of(variant)
         arguments["widths"] = self.widths[variant.name] if widths is None else list(widths)
         return timm.create_model(
-            self.recipe.model, in_chans=self.recipe.in_chans, num_classes=10, **arguments
+            self.recipe.model, in_chans=self.recipe.in_chans, num_classes=self.classes, **arguments
         )
 
     def parameters(self, variant: Variant, widths: Sequence[int]) -> int:
@@ -94,7 +107,10 @@ class Study:
         ]
         off, best = min((abs(self.parameters(variant, c) / target - 1), c) for c in candidates)
         if off > _TOLERANCE:
-            raise ValueError(f"{variant.name}: no widths near {best} have {target} parameters to 2 %")
+            raise ValueError(
+                f"{variant.name}: no widths near {best} have {target:,} parameters to 2 %: give the recipe "
+                "wider stages (model_args: {widths: …}), or the variant other mixer_args"
+            )
         return best
 
 
@@ -102,29 +118,47 @@ def read_study(path: str | Path) -> Study:
     """Read a study's YAML file.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or it does not describe a study.
+        FileNotFoundError: no such file.
+        ValueError: it does not describe a study, or one of its mixers cannot be built.
     """
     try:
-        given = yaml.safe_load(Path(path).read_text())
-        known = {field.name for field in fields(ClassificationConfig)}
-        unknown = sorted(set(given["recipe"]) - known)
-        if unknown:
-            raise ValueError(f"the recipe has no {', '.join(unknown)}")
-        variants = [
-            Variant(
-                name,
-                options["token_mixer"],
-                options.get("mixer_args", {}),
-                options.get("seeds", given["seeds"]),
-            )
-            for name, options in given["variants"].items()
-        ]
-        study = Study(ClassificationConfig(**given["recipe"]), variants, given["reference"])
+        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        _check_names("the study", given, {"reference", "seeds", "recipe", "variants"})
+        _check_names("the recipe", given["recipe"], {field.name for field in fields(ClassificationConfig)})
+        recipe = ClassificationConfig(**given["recipe"])
+        variants = [_read_variant(name, told, given["seeds"]) for name, told in given["variants"].items()]
+        reference = given["reference"]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not describe a study: {error!r}") from error
-    if study.reference not in [variant.name for variant in variants]:
-        raise ValueError(f"{path}: the reference {study.reference!r} is not among the variants")
-    return study
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if reference not in [variant.name for variant in variants]:
+        raise ValueError(f"{path}: the reference {reference!r} is not among the variants")
+    folders = [variant.folder for variant in variants]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"{path}: two variants share a folder, their names differ in spaces or slashes")
+    if recipe.model not in VARIANTS or not isinstance(recipe.model_args, dict):
+        raise ValueError(
+            f"{path}: the recipe takes a model among {', '.join(VARIANTS)} and model_args as a mapping, "
+            f"got {recipe.model} and {recipe.model_args}"
+        )
+    return Study(recipe, variants, reference)
+
+
+def _read_variant(name: str, told: dict[str, Any], seeds: int) -> Variant:
+    _check_names(f"the variant {name!r}", told, {"token_mixer", "mixer_args", "seeds"})
+    seeds = told.get("seeds", seeds)
+    if not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"the variant {name!r} must have 1 seed or more, a whole number, got {seeds}")
+    variant = Variant(str(name), told["token_mixer"], dict(told.get("mixer_args", {})), seeds)
+    create_mixer(variant.token_mixer, 64, **variant.mixer_args)  # complains early
+    return variant
+
+
+def _check_names(what: str, given: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ValueError(f"{what} has no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
 
 
 def multiply_adds(study: Study, variant: Variant) -> int:

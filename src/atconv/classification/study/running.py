@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from atconv.classification.study.plan import Study, Variant, multiply_adds
 from atconv.classification.train import resume, train
-from atconv.training.checkpoint import read_rows, write_rows
+from atconv.training.checkpoint import read_rows, write_atomically, write_rows
 from atconv.training.progress import plain_console
 
 __all__ = ["run_study"]
+
+_ELSEWHERE = {"data_root", "device", "workers", "tracker"}  # where it runs, not what
 
 
 def run_study(
@@ -32,13 +36,17 @@ def run_study(
 
     Returns:
         results.csv.
+
+    Raises:
+        ValueError: the folder holds runs of another recipe.
     """
     console, table = console or plain_console(), out / "results.csv"
+    _keep_recipe(study, out)
     for variant, seed in study.jobs if jobs is None else jobs:
         rows = read_rows(table)
         if any(row["variant"] == variant.name and int(row["seed"]) == seed for row in rows):
             continue
-        run = out / "runs" / f"{variant.name}-{seed}".replace(" ", "-").replace("/", "-")
+        run = out / "runs" / f"{variant.folder}-{seed}"
         console.print(f"{variant.name}, seed {seed}: {run}", soft_wrap=True)
         if (run / "config.yaml").is_file():
             resume(run)
@@ -56,3 +64,30 @@ def run_study(
         }
         write_rows(table, [*rows, row])
     return table
+
+
+def _keep_recipe(study: Study, out: Path) -> None:
+    """Rows of one table come from one recipe: it lies beside them and is compared with.
+
+    Raises:
+        ValueError: the folder was begun with another one.
+    """
+    path = out / "recipe.json"
+    recipe = {name: value for name, value in asdict(study.recipe).items() if name not in _ELSEWHERE}
+    told = json.loads(json.dumps(recipe))  # tuples become lists, as in the file
+    mixers = {v.name: {"token_mixer": v.token_mixer, "mixer_args": v.mixer_args} for v in study.variants}
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = _changes(before["recipe"], told) + _changes(before["variants"], mixers, before["variants"])
+        if changes:
+            raise ValueError(
+                f"{out} was begun with another recipe ({', '.join(changes)}): name another folder with --out"
+            )
+        mixers = before["variants"] | mixers
+    text = json.dumps({"recipe": told, "variants": mixers}, indent=1, ensure_ascii=False)
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], names: Iterable[str] | None = None) -> list[str]:
+    asked = now if names is None else [name for name in names if name in now]
+    return [f"{name}: {before.get(name)} → {now[name]}" for name in asked if before.get(name) != now[name]]
