@@ -76,8 +76,12 @@ def test_files_hold_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert train.classes == MATERIAL.names
     assert [train[i][1] for i in range(12)] == [draw_frame(MATERIAL, 3, 0, i).label for i in range(12)]
     assert [test[i][1] for i in range(5)] == [draw_frame(MATERIAL, 3, 1, i).label for i in range(5)]
-    with pytest.raises(ValueError, match="exists already"):
+    (out / "train.lmdb").unlink()  # as a build that was stopped may leave it
+    with pytest.raises(
+        ValueError, match=r"out/test\.lmdb exist already: remove them, or name another folder"
+    ):
         build_cued_garments(tmp_path, out, train=12, test=5)
+    assert not (out / "train.lmdb").exists()
 
 
 def test_missing_pictures_and_no_frames_are_said(tmp_path: Path) -> None:

@@ -143,6 +143,9 @@ def build_cued_garments(
             f"train and test must be at least 1 and seed at least 0, got {train}, {test}, {seed}"
         )
     out = Path(out)
+    there = [str(out / f"{side}.lmdb") for side in _SIDES if (out / f"{side}.lmdb").exists()]
+    if there:
+        raise ValueError(f"{' and '.join(there)} exist already: remove them, or name another folder")
     materials = [load_material(Path(data_root), side) for side in _SIDES]
     out.mkdir(parents=True, exist_ok=True)
     for number, (side, count) in enumerate(zip(_SIDES, (train, test), strict=True)):
