@@ -9,6 +9,7 @@ import yaml
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/study-generation")
+JUDGE = HERE / "judge"  # the classifier whose features distances are measured in
 FAMILIES = {"attention": "sit_s_2", "hybrid": "sit_hybrid_s_2", "ATConv": "sit_atconv_s_2"}
 SEEDS = (0, 1, 2)
 STEPS, GUIDANCE = 12, 1.5  # Heun's method: 24 velocity evaluations

@@ -23,7 +23,7 @@ from typing import Any
 
 import report
 import timing
-from families import FAMILIES, GUIDANCE, HERE, RUNS, SAMPLES, SEEDS, STEPS
+from families import FAMILIES, GUIDANCE, HERE, JUDGE, RUNS, SAMPLES, SEEDS, STEPS
 
 from atconv.training.checkpoint import read_rows
 
@@ -36,24 +36,23 @@ def atconv(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "atconv.cli", *arguments], check=True)
 
 
-def train(command: list[str], data_root: str, run: Path, *options: str) -> None:
+def train(data_root: str, run: Path, *options: str) -> None:
     """A finished run stays as it is, an interrupted one goes on."""
+    command = ["generate", "train"]
     if (run / "config.yaml").is_file():
         atconv(*command, "--resume", str(run))
     else:
         atconv(*command, "torch/fashion_mnist", "--data_root", data_root, *options, "--out", str(run))
 
 
-def one_run(
-    family: str, seed: int, data_root: str, features: Path, folder: Path, *options: str
-) -> dict[str, Any]:
+def one_run(family: str, seed: int, data_root: str, folder: Path, *options: str) -> dict[str, Any]:
     """Train and judge; returns the row of the table."""
     run = folder / f"{family}-{seed}"
     recipe = ["--config", str(HERE / "recipe.yaml"), "--model", FAMILIES[family], "--seed", str(seed)]
-    train(["generate", "train"], data_root, run, *recipe, *options)
+    train(data_root, run, *recipe, *options)
     atconv(
         "generate", "evaluate", str(run), "torch/fashion_mnist", "--data_root", data_root, "--split", "test",
-        "--features", str(features), "--images", str(SAMPLES), "--batch_size", "100", "--seed", str(seed),
+        "--features", str(JUDGE), "--images", str(SAMPLES), "--batch_size", "100", "--seed", str(seed),
         *SAMPLING,
     )  # fmt: skip
     trained = json.loads((run / "metrics.json").read_text())
@@ -71,14 +70,12 @@ def one_run(
 
 def run_all(data_root: str, table: Path, folder: Path, families: list[str], *options: str) -> None:
     """Every run that has no row yet, seed by seed, so that an early end leaves complete comparisons."""
-    judge = RUNS / "judge"  # the classifier whose features distances are measured in
-    train(["train"], data_root, judge, "--config", "fashion_mnist", "--epochs", "5", "--tracker", "none")
     for seed in SEEDS:
         for family in families:
             rows = read_rows(table)
             if any(row["family"] == family and int(row["seed"]) == seed for row in rows):
                 continue
-            row = one_run(family, seed, data_root, judge, folder, *options)
+            row = one_run(family, seed, data_root, folder, *options)
             with table.open("a", newline="") as file:
                 writer = csv.DictWriter(file, fieldnames=list(row))
                 if not rows:
