@@ -122,7 +122,7 @@ def draw_results(rows: list[dict[str, str]]) -> None:
     axes[0].set(xlabel="training, seconds", ylabel="Fréchet distance in the judge's features")
     axes[1].set(xlabel=f"one sample of {2 * STEPS} guided evaluations, milliseconds")
     for axis in axes:
-        axis.set_xlim(left=0)
+        axis.set_xlim(0, 1.08 * axis.get_xlim()[1])
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     axes[1].legend(markerscale=0.4, title="bar: mean of the seeds")
