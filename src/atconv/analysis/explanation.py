@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atconv.analysis.features import evaluating
+from atconv.analysis.features import run_hooked
 
 __all__ = ["class_activation"]
 
@@ -45,14 +45,11 @@ def class_activation(model: nn.Module, images: Tensor, classes: Tensor, layer: s
         return kept[-1]
 
     handle = modules[layer].register_forward_hook(hook)
-    try:
-        with torch.enable_grad(), evaluating(model):
-            logits = model(images)
-            if not kept or kept[-1].ndim != 4:
-                shape = tuple(kept[-1].shape) if kept else "nothing"
-                raise ValueError(f"the layer {layer} must put out a map B C h w, got {shape}")
-            (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept[-1])
-    finally:
-        handle.remove()
+    with torch.enable_grad():
+        logits = run_hooked(model, images, [handle])
+        if not kept or kept[-1].ndim != 4:
+            shape = tuple(kept[-1].shape) if kept else "nothing"
+            raise ValueError(f"the layer {layer} must put out a map B C h w, got {shape}")
+        (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept[-1])
     maps = (gradient.mean((2, 3), keepdim=True) * kept[-1]).sum(1).relu().detach()
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)

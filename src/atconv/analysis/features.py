@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 from timm.layers import Attention, AttentionRope
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from atconv.mixers import MIXERS
 from atconv.modules import ATConv2d, ATConvTokens
 
-__all__ = ["collect_outputs", "evaluating", "mixer_layers", "spread", "stage_layers"]
+__all__ = ["collect_outputs", "evaluating", "mixer_layers", "run_hooked", "spread", "stage_layers"]
 
 T = TypeVar("T")
 
@@ -73,16 +74,21 @@ def collect_outputs(model: nn.Module, images: Tensor, layers: Iterable[str]) -> 
         return hook
 
     handles = [modules[name].register_forward_hook(keep(name)) for name in wanted]
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(model, images, handles)
     silent = [name for name in wanted if name not in found]
     if silent:
         raise ValueError(f"the layer {', '.join(silent)} did not run")
     return {name: found[name] for name in wanted}
+
+
+def run_hooked(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle]) -> Any:
+    """What the model makes of a batch in eval mode; then its hooks are removed, also after an error."""
+    try:
+        with evaluating(model):
+            return model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from torch import Tensor, nn
 
-from atconv.analysis.features import evaluating
+from atconv.analysis.features import run_hooked
 
 __all__ = ["collect_attention", "rollout"]
 
@@ -46,12 +46,7 @@ def collect_attention(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         return hook
 
     handles = [layer.register_forward_pre_hook(keep(n), with_kwargs=True) for n, layer in layers.items()]
-    try:
-        with evaluating(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(model, images, handles)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ class Subject:
             weights = collect_attention(self.model, self._some(_FEW))
         except ValueError:  # no attention
             weights = {}
-        for stage, map_size in self._maps().items():
+        for stage, map_size in self._maps.items():
             layers = [weight for name, weight in weights.items() if name.startswith(f"{stage}.")]
             gradient = receptive_field(_up_to(self.model, stage), some)
             attention = _seen_from_the_middle(rollout(layers), map_size, gradient) if layers else None
@@ -190,7 +191,7 @@ class Subject:
     def answers(self, indices: Sequence[int]) -> tuple[list[Answer], str]:
         """What is said of some of the pictures, explained at the deepest map that can show where; and that
         map's layer. Nothing for a model without maps."""
-        maps = self._maps()
+        maps = self._maps
         if not maps:
             return [], ""
         fine = [name for name, size in maps.items() if min(size) >= _FINE]
@@ -205,10 +206,11 @@ class Subject:
         """Pictures spread evenly over all of them, which often come sorted by class."""
         return self.images[spread(range(len(self.images)), most)]
 
-    @torch.no_grad()
+    @cached_property
     def _maps(self) -> dict[str, tuple[int, int]]:
         """Sizes of the maps that the stages of the backbone end in."""
-        outputs = collect_outputs(self.model, self.images[:1], stage_layers(self.model))
+        with torch.no_grad():
+            outputs = collect_outputs(self.model, self.images[:1], stage_layers(self.model))
         return {name: (y.shape[2], y.shape[3]) for name, y in outputs.items() if y.ndim == 4}
 
 
