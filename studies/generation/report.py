@@ -5,16 +5,13 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
 from families import FAMILIES, GUIDANCE, HERE, RUNS, SAMPLES, SEEDS, STEPS, read_recipe
 from rich.console import Console
 from scipy import stats
 
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
-
+from atconv.classification.study.costs import smallest_difference
+from atconv.drawing import plt, save
 from atconv.generation.samplers import SamplerConfig
 from atconv.generation.samples import draw_pixels, open_pipeline
 from atconv.training.checkpoint import read_rows
@@ -35,14 +32,8 @@ def pilot() -> None:
         total += (training + judging) * len(SEEDS)
         print(f"{family}: {training:.0f} s to train a run, {judging:.0f} s to draw its {SAMPLES} samples")
     print(f"{len(FAMILIES) * len(SEEDS)} runs: {total / 3600:.1f} hours")
-    print(f"smallest difference to be shown with {len(SEEDS)} seeds: {detectable(deviation, len(SEEDS)):.3g}")
-
-
-def detectable(deviation: float, pairs: int) -> float:
-    """Paired difference found with 80 % power at the 5 % level, if the seeds' distances are independent."""
-    freedom = pairs - 1
-    quantiles = stats.t.ppf(0.975, freedom) + stats.t.ppf(0.8, freedom)
-    return float(quantiles * 2**0.5 * deviation / pairs**0.5)
+    least = smallest_difference(2**0.5 * deviation, len(SEEDS))  # of a pair, if its two are independent
+    print(f"smallest difference to be shown with {len(SEEDS)} seeds: {least:.2g}")
 
 
 def results() -> None:
@@ -127,8 +118,7 @@ def draw_results(rows: list[dict[str, str]]) -> None:
         axis.grid(alpha=0.3)
     axes[1].legend(markerscale=0.4, title="bar: mean of the seeds")
     figure.suptitle("Fashion-MNIST, same steps: lower and further left is better", fontsize=11)
-    figure.savefig(HERE / "results.png", dpi=110)
-    plt.close(figure)
+    save(figure, HERE / "results.png")
 
 
 def draw_grids(runs: dict[str, Path], columns: int = 6) -> None:
@@ -147,5 +137,4 @@ def draw_grids(runs: dict[str, Path], columns: int = 6) -> None:
         named = pipeline.class_names if axis is axes[0] else []
         axis.set_yticks([i * side + side / 2 for i in range(len(named))], labels=named)
         axis.tick_params(length=0)
-    figure.savefig(HERE / "grids.png", dpi=90)
-    plt.close(figure)
+    save(figure, HERE / "grids.png", dpi=90)
