@@ -128,8 +128,12 @@ def read_study(path: str | Path) -> Study:
         recipe = ClassificationConfig(**given["recipe"])
         variants = [_read_variant(name, told, given["seeds"]) for name, told in given["variants"].items()]
         reference = given["reference"]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not describe a study: {error!r}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no such file: {path}; give a study's YAML file") from error
+    except KeyError as error:
+        raise ValueError(f"{path} does not describe a study: {error} is missing") from error
+    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not describe a study: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if reference not in [variant.name for variant in variants]:
