@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 from scipy import stats
@@ -46,6 +47,7 @@ def described(path: Path, **changes: Any) -> Path:
     return path
 
 
+TWO = {"ATConv": {"token_mixer": "atconv"}, "pooling": {"token_mixer": "pooling"}}
 MIXERS = {
     "ATConv": {"token_mixer": "atconv"},
     "attention": {"token_mixer": "attention"},
@@ -99,6 +101,28 @@ def test_every_run_is_made_once_seed_by_seed(tmp_path: Path) -> None:
         assert float(row["top1"]) == measured["top1"]
         assert int(row["parameters"]) == sum(p.numel() for p in load(run)[0].parameters())
     assert int(rows[0]["multiply_adds"]) == multiply_adds(found, found.variants[0])
+
+
+def test_processes_share_the_runs_of_a_folder(tmp_path: Path) -> None:
+    found, made, told = read_study(described(tmp_path / "study.yaml")), [], io.StringIO()
+
+    def noting(config: Any, run: Path) -> None:
+        made.append(run.name)
+        run.mkdir(parents=True)
+        (run / "metrics.json").write_text('{"top1": 90}')
+
+    with mock.patch.object(running, "train", noting):
+        with FileLock(tmp_path / "runs" / "ATConv-0.lock"):
+            run_study(found, tmp_path, Console(file=told, width=200))
+            assert made == ["pooling-0", "ATConv-1"]
+            assert "1 of the runs were left to other processes" in told.getvalue()
+            with pytest.raises(ValueError, match="another process has some of the pilot's runs"):
+                write_rows(
+                    tmp_path / "timing.csv", [{"variant": n, "training_step": 1} for n in ("ATConv", "pooling")]
+                )
+                pilot_study(read_study(described(tmp_path / "study.yaml", variants=TWO)), tmp_path, QUIET)
+        run_study(found, tmp_path, QUIET)
+    assert made == ["pooling-0", "ATConv-1", "pooling-1", "ATConv-0"]
 
 
 def test_the_report_tells_means_spreads_and_intervals(tmp_path: Path) -> None:

@@ -114,7 +114,10 @@ def pilot_study(study: Study, out: Path, console: Console | None = None) -> Path
     table = run_study(study, out, console, [(v, seed) for seed in seeds for v in (reference, others[0])])
     ran = [row for row in read_rows(table) if int(row["seed"]) in seeds]
     a_run = statistics.median(float(row["seconds"]) for row in ran if row["variant"] == reference.name)
-    deviation = statistics.stdev(paired_differences(ran, others[0].name, reference.name))
+    differences = paired_differences(ran, others[0].name, reference.name)
+    if len(differences) < len(seeds):
+        raise ValueError("another process has some of the pilot's runs: ask again when it has ended them")
+    deviation = statistics.stdev(differences)
     if deviation == 0:
         raise ValueError(f"{others[0].name} differs by as much in every pair: too little to plan with")
     rows: list[dict[str, str]] = []

@@ -81,6 +81,8 @@ def report_study(study: Study, out: Path, console: Console | None = None) -> Pat
     rows = read_rows(out / "results.csv")
     if not rows:
         raise ValueError(f"{out / 'results.csv'} has no rows yet: no run has ended")
+    order = {variant.name: place for place, variant in enumerate(study.variants)}
+    rows.sort(key=lambda row: order.get(row["variant"], len(order)))
     found, times = summarise(rows, study.reference), {r["variant"]: r for r in read_rows(out / "timing.csv")}
     cells = []
     for one in found:

@@ -1,4 +1,4 @@
-"""The runs of a study, one after another: those that have a row are not run again."""
+"""The runs of a study: those that have a row, or that another process has begun, are left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from atconv.classification.study.plan import Study, Variant, multiply_adds
@@ -28,6 +29,9 @@ def run_study(
 ) -> Path:
     """Train and test every variant that has no row yet.
 
+    Several processes may work on one folder, one for each device or core: each takes the next run that none
+    of the others has.
+
     Args:
         study: from `read_study`.
         out: folder with a run for each job, and results.csv.
@@ -42,28 +46,47 @@ def run_study(
     """
     console, table = console or plain_console(), out / "results.csv"
     _keep_recipe(study, out)
+    elsewhere = 0
     for variant, seed in study.jobs if jobs is None else jobs:
-        rows = read_rows(table)
-        if any(row["variant"] == variant.name and int(row["seed"]) == seed for row in rows):
-            continue
         run = out / "runs" / f"{variant.folder}-{seed}"
-        console.print(f"{variant.name}, seed {seed}: {run}", soft_wrap=True)
-        if (run / "config.yaml").is_file():
-            resume(run)
-        else:
-            train(study.config(variant, seed), run)
-        measured = json.loads((run / "metrics.json").read_text())
-        row = {
-            "variant": variant.name,
-            "seed": seed,
-            "top1": measured["top1"],
-            "parameters": study.parameters(variant, study.widths[variant.name]),
-            "multiply_adds": multiply_adds(study, variant),
-            "seconds": f"{sum(float(epoch['seconds']) for epoch in read_rows(run / 'metrics.csv')):.0f}",
-            "widths": " ".join(map(str, study.widths[variant.name])),
-        }
-        write_rows(table, [*rows, row])
+        run.parent.mkdir(exist_ok=True)
+        try:
+            with FileLock(run.with_suffix(".lock"), timeout=0):
+                if not _has_row(table, variant, seed):
+                    console.print(f"{variant.name}, seed {seed}: {run}", soft_wrap=True)
+                    _run(study, variant, seed, run)
+                    _add_row(table, study, variant, seed, run)
+        except Timeout:
+            elsewhere += 1
+    if elsewhere:
+        console.print(f"{elsewhere} of the runs were left to other processes: their rows come when they end")
     return table
+
+
+def _has_row(table: Path, variant: Variant, seed: int) -> bool:
+    return any(row["variant"] == variant.name and int(row["seed"]) == seed for row in read_rows(table))
+
+
+def _run(study: Study, variant: Variant, seed: int, run: Path) -> None:
+    if (run / "config.yaml").is_file():
+        resume(run)
+    else:
+        train(study.config(variant, seed), run)
+
+
+def _add_row(table: Path, study: Study, variant: Variant, seed: int, run: Path) -> None:
+    measured = json.loads((run / "metrics.json").read_text())
+    row = {
+        "variant": variant.name,
+        "seed": seed,
+        "top1": measured["top1"],
+        "parameters": study.parameters(variant, study.widths[variant.name]),
+        "multiply_adds": multiply_adds(study, variant),
+        "seconds": f"{sum(float(epoch['seconds']) for epoch in read_rows(run / 'metrics.csv')):.0f}",
+        "widths": " ".join(map(str, study.widths[variant.name])),
+    }
+    with FileLock(run.parent / "results.lock"):
+        write_rows(table, [*read_rows(table), row])
 
 
 def _keep_recipe(study: Study, out: Path) -> None:
