@@ -1,9 +1,9 @@
 """Cued garments: a data set made from real pictures whose label is a relation between them.
 
-A frame of 64 × 64 grey pixels shows three garments of different classes (Fashion-MNIST), a handwritten
-digit 0, 1 or 2 (scikit-learn's scans) and clutter. The digit says which garment counts: 0 the leftmost, 1
-the middle one, 2 the rightmost. The label is its class, one of ten. Who knows the garments but not what the
-digit means is right in a third of the frames.
+A frame of 64 × 64 grey pixels shows two garments of different classes (Fashion-MNIST), a handwritten digit
+0 or 1 (scikit-learn's scans) and clutter. The digit says which garment counts: 0 the left one, 1 the right
+one. The label is its class, one of ten. Who knows the garments but not what the digit means is right in half
+of the frames.
 
 Frame i of a side is a function of (seed, side, i) alone: `draw_frame` says how. Training frames are made of
 Fashion-MNIST's training pictures and of every digit but each fifth; test frames of its test pictures and of
@@ -28,10 +28,10 @@ from atconv.training.progress import plain_console, track
 __all__ = ["FRAME", "Frame", "Material", "build_cued_garments", "draw_frame", "load_material"]
 
 FRAME = 64  # pixels along a side
-_GARMENTS, _CUES = 3, 3
-_LEAST, _MOST = 16, 22  # side of a garment
-_CUE_SIDE = 12
-_FRAGMENTS, _FRAGMENT_SIDE, _FADED = 12, 8, 0.5
+_GARMENTS = _CUES = 2
+_LEAST, _MOST = 20, 28  # side of a garment
+_CUE_SIDE = 16
+_FRAGMENTS, _FRAGMENT_SIDE, _FADED = 8, 8, 0.5
 _APART = 4  # pixels between the middles of garments, from left to right
 _SIDES = ("train", "test")
 
@@ -70,9 +70,9 @@ class Frame:
 def draw_frame(material: Material, seed: int, side: int, index: int) -> Frame:
     """Frame `index` of a side (0 train, 1 test).
 
-    From numpy's default_rng([seed, side, index]), in this order: twelve fragments of 8 × 8 at half
-    brightness, cut anywhere from any garment and laid anywhere; three classes, a garment of each; the digit
-    and one of its scans; sides of 16 to 22 pixels for the garments, 12 for the digit; places, drawn again
+    From numpy's default_rng([seed, side, index]), in this order: eight fragments of 8 × 8 at half
+    brightness, cut anywhere from any garment and laid anywhere; two classes, a garment of each; the digit
+    and one of its scans; sides of 20 to 28 pixels for the garments, 16 for the digit; places, drawn again
     until no two boxes touch and the garments' middles are at least 4 pixels apart from left to right.
     Everything is scaled bilinearly and laid over what is there by the maximum.
     """
@@ -120,7 +120,7 @@ def load_material(data_root: Path, side: str) -> Material:
 
 
 def build_cued_garments(
-    data_root: Path, out: Path, train: int = 40_000, test: int = 8_000, seed: int = 0
+    data_root: Path, out: Path, train: int = 60_000, test: int = 10_000, seed: int = 0
 ) -> Path:
     """Write OUT/train.lmdb and OUT/test.lmdb, which `atconv train OUT` takes.
 
