@@ -15,6 +15,7 @@ COMMANDS = {
     "data": "prepare data: fashion-mnist, lmdb, cued-garments",
     "study": "compare token mixers: same network, recipe and budget",
     "analyze": "see what the operator does with pictures: a page of figures",
+    "export": "write a trained model as ONNX (int8 too), torch.export or AOTInductor, checked and timed",
     "generate": "diffusion models: train, sample, evaluate, encode",
 }
 

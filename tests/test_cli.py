@@ -14,12 +14,13 @@ import pytest
 import yaml
 from PIL import Image
 
+import atconv_command
 from atconv import cli
 from atconv.classification.config import recipe_path
 from atconv.training.checkpoint import latest_checkpoint
 from training.tiny import atconv, picture_folder, tiny_options, train_tiny, trained_run
 
-COMMANDS = ("train", "evaluate", "predict", "models", "data")
+COMMANDS = tuple(atconv_command.COMMANDS)
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -51,7 +51,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     try:
         _COMMANDS[command]([_underscored(a) for a in arguments])
     except ImportError as error:
-        extra = "generation" if command == "generate" else "train"
+        extra = {"generate": "generation", "export": "train,export"}.get(command, "train")
         fail(f"atconv {command}: {error}: pip install 'atconv[{extra}]'")
     except (ValueError, TypeError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
         fail(f"atconv {command}: {' '.join(str(error).split())}")
@@ -207,6 +207,15 @@ def analyze(arguments: Sequence[str]) -> None:
     parser.add_argument("--beside", type=str, nargs="+", default=[], help="other runs, shown beside it")
     parser.add_function_arguments(analyze_run, as_group=False, skip={"run", "images", "beside", "console"})
     analyze_run(**parser.parse_args(list(arguments)).as_dict())
+
+
+def export(arguments: Sequence[str]) -> None:
+    from atconv.classification.export import export as export_run
+
+    parser = Parser(prog="atconv export", description="Write a run's best model as a file for elsewhere.")
+    parser.add_argument("run", type=str, help="the run's folder")
+    parser.add_function_arguments(export_run, as_group=False, skip={"run", "console"})
+    export_run(**parser.parse_args(_bare(arguments, {"int8"})).as_dict())
 
 
 def generate(arguments: Sequence[str]) -> None:
@@ -381,6 +390,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "data": data,
     "study": study,
     "analyze": analyze,
+    "export": export,
     "generate": generate,
 }
 

@@ -34,6 +34,7 @@ __all__ = [
     "evaluate_side",
     "evaluate_stream",
     "expected_calibration_error",
+    "find_side",
     "predict_loader",
 ]
 
@@ -94,7 +95,7 @@ def evaluate(
     console = console or plain_console()
     opened = Run.open(run)
     model, transform, classes = runs.load(run)
-    side_name, side = _find_side(opened, data, split, data_root, classes, console)
+    side_name, side = find_side(opened, data, split, data_root, classes, console)
     console.print(f"{len(side)} images, {side_name} side of {data}", soft_wrap=True)
     where = runs.pick_device(device)
     result = evaluate_side(model, transform, side, len(classes), batch_size, workers, where, console)
@@ -282,10 +283,15 @@ def _per_class(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes:
     ]
 
 
-def _find_side(
+def find_side(
     run: Run, data: str, split: str, data_root: str | None, classes: list[str], console: Console
 ) -> tuple[str, Side]:
-    """The side to evaluate: the run's own where DATA is the run's, else what DATA comes with."""
+    """A side of DATA by name, "auto" for the one to evaluate, and its name: the run's own where DATA is the
+    run's, else what DATA comes with.
+
+    Raises:
+        ValueError: DATA has no such side, is a stream, or names other classes.
+    """
     if is_stream(data):
         raise ValueError(f"{data} is a stream: give an image folder, an LMDB, torch/…, hfds/… or digits")
     trained = read_config(run) if run.config.is_file() else None

@@ -1,0 +1,28 @@
+"""Ship a model: fold it, export it, check what came out."""
+
+from atconv.deploy.fold import FoldedConvGLU, fold
+from atconv.deploy.formats import (
+    Sizes,
+    export_aoti,
+    export_onnx,
+    export_torch,
+    largest_error,
+    open_aoti,
+    open_onnx,
+    open_torch,
+)
+from atconv.deploy.int8 import quantize_onnx
+
+__all__ = [
+    "FoldedConvGLU",
+    "Sizes",
+    "export_aoti",
+    "export_onnx",
+    "export_torch",
+    "fold",
+    "largest_error",
+    "open_aoti",
+    "open_onnx",
+    "open_torch",
+    "quantize_onnx",
+]

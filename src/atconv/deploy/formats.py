@@ -1,0 +1,156 @@
+"""A model as a file that runs without this package: ONNX, torch.export, AOTInductor.
+
+For each format a function that writes and one that opens; what is opened is called like the model, on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+__all__ = [
+    "Sizes",
+    "export_aoti",
+    "export_onnx",
+    "export_torch",
+    "largest_error",
+    "open_aoti",
+    "open_onnx",
+    "open_torch",
+]
+
+Call = Callable[[Tensor], Tensor]
+Sizes = Literal["any", "batch", "fixed"]
+"""What the file takes: any batch, height and width; any batch; or the traced shape alone."""
+
+_BATCH, _HEIGHT, _WIDTH = 0, 2, 3
+
+
+def export_onnx(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "any") -> Path:
+    """Write an ONNX file, with input "images" and output "logits".
+
+    Args:
+        model: in eval mode.
+        path: file to write.
+        images: an example, B C H W, B > 1 unless sizes are fixed.
+        sizes: what else the file shall take.
+
+    Returns:
+        the file.
+
+    Raises:
+        ImportError: onnx or onnxscript is missing.
+        ValueError: the model is in training mode, or its graph depends on a size that was to be free.
+    """
+    program = _trace(model, images, sizes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names: Any = {"input_names": ["images"], "output_names": ["logits"]}
+    with _quiet():
+        torch.onnx.export(program, (), path, dynamo=True, verbose=False, external_data=False, **names)
+    return path
+
+
+def export_torch(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "any") -> Path:
+    """Write a .pt2 file, which `torch.export.load(path).module()` opens. As `export_onnx` otherwise.
+
+    Images must be 33 pixels high and wide or more for a network that reduces 32 times.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program = _trace(model, images, sizes)
+    with _quiet():
+        torch.export.save(program, path)
+    return path
+
+
+def export_aoti(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "any") -> Path:
+    """Compile to a .pt2 package for this machine's CPU; `torch._inductor.aoti_load_package(path)` opens it.
+
+    As `export_torch` otherwise. Takes a C++ compiler, and a minute or more.
+
+    Raises:
+        ValueError: as `export_onnx`; or there is no C++ compiler.
+    """
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program = _trace(model, images, sizes)
+    try:
+        with _quiet():
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except InvalidCxxCompiler as error:
+        raise ValueError("aoti needs a C++ compiler (Debian: apt install g++), or name one in CXX") from error
+    return path
+
+
+def open_onnx(path: Path, threads: int | None = None) -> Call:
+    """An ONNX file in onnxruntime, on the CPU with torch's number of threads or another."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    # Threads that spin while they wait take the cores from whatever else the process does.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def open_torch(path: Path) -> Call:
+    """A file of `export_torch`."""
+    return torch.export.load(path).module()
+
+
+def open_aoti(path: Path) -> Call:
+    """A package of `export_aoti`."""
+    with _quiet():
+        return torch._inductor.aoti_load_package(str(path))
+
+
+@torch.inference_mode()
+def largest_error(call: Call, model: Call, shapes: Sequence[tuple[int, int, int, int]]) -> float:
+    """The largest difference of outputs on random images of the given shapes (B C H W), relative to the
+    largest output."""
+    worst = 0.0
+    for seed, shape in enumerate(shapes):
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        expected = model(images)
+        error = (call(images) - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+        worst = max(worst, float(error))
+    return worst
+
+
+def _trace(model: nn.Module, images: Tensor, sizes: Sizes) -> ExportedProgram:
+    if model.training:
+        raise ValueError("an export takes a model in eval mode. Call model.eval()")
+    if sizes != "fixed" and len(images) < 2:
+        raise ValueError("an export for any batch takes an example of 2 images or more: 1 would be fixed")
+    axes = {"any": (_BATCH, _HEIGHT, _WIDTH), "batch": (_BATCH,), "fixed": ()}[sizes]
+    free = (dict.fromkeys(axes, Dim.DYNAMIC),)
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(model, (images,), dynamic_shapes=free if axes else None)
+    except Exception as error:  # torch names its reasons in many types
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{type(model).__name__} does not export for sizes={sizes!r}: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remarks on its own insides."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

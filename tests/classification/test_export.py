@@ -1,0 +1,140 @@
+"""`atconv export`: files that compute what the model does, checked before they are told of."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import atconv as package
+from atconv import deploy
+from atconv.classification import export as module
+from atconv.classification.export import export
+from atconv.datasets.sources import DigitsSource
+from training.tiny import Finished, atconv, picture_folder, trained_run
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(trained_run(), tmp_path_factory.mktemp("exported") / "run"))
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> tuple[Finished, Path]:
+    ended = atconv("export", run, "--int8", "--calibration-images=64", "--batch-size=4")
+    assert ended.code == 0, ended.err
+    return ended, run / "export"
+
+
+def test_files_compute_what_the_model_does(exported: tuple[Finished, Path], run: Path) -> None:
+    _, folder = exported
+    model, transform, _ = package.load(run)
+    images = torch.stack([transform(DigitsSource().read(i, "L")) for i in range(4)])
+    with torch.inference_mode():
+        expected = model(images)
+    free, fixed = (deploy.open_onnx(folder / f"model{name}.onnx") for name in ("", "-batch4"))
+    for call in (free, fixed):
+        assert (call(images) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    with torch.inference_mode():
+        larger = torch.randn(3, 1, 19, 12)
+        assert (free(larger) - model(larger)).abs().max() <= 1e-4 * model(larger).abs().max()
+
+
+def test_the_description_is_enough_to_use_the_files(exported: tuple[Finished, Path], run: Path) -> None:
+    _, folder = exported
+    told = json.loads((folder / "export.json").read_text())
+    _, transform, classes = package.load(run)
+    assert told["classes"] == classes
+    asked = told["input"]
+    assert (asked["channels"], asked["size"], asked["crop_mode"]) == (1, [8, 8], "center")
+    picture = DigitsSource().read(0, "L").resize((33, 33))
+    side = math.floor(8 / asked["crop_pct"])
+    scaled = picture.resize((side, side), Image.Resampling[asked["interpolation"].upper()])
+    left = round((side - 8) / 2)
+    pixels = np.asarray(scaled.crop((left, left, left + 8, left + 8)), dtype=np.float32)[None] / 255
+    expected = (pixels - asked["mean"][0]) / asked["std"][0]
+    assert np.allclose(expected, transform(picture).numpy(), atol=1e-6)
+    assert set(told["files"]) == {"model.onnx", "model-batch4.onnx", "model-int8.onnx"}
+    assert set(told["milliseconds"]) >= {"eager", "eager, folded", *told["files"]}
+
+
+def test_the_command_tells_accuracy_and_speed(exported: tuple[Finished, Path]) -> None:
+    ended, folder = exported
+    assert "int8: top-1" in ended.out
+    assert "1420 images" in ended.out or "images:" in ended.out
+    assert "calibrated on 64 images" in ended.out
+    for name in ("eager", "model.onnx", "model-batch4.onnx", "model-int8.onnx"):
+        assert name in ended.out
+    assert str(folder) in ended.out
+    assert {path.name for path in folder.iterdir()} == {
+        "export.json", "model.onnx", "model-batch4.onnx", "model-int8.onnx",
+    }  # fmt: skip
+
+
+def test_other_pictures_calibrate_and_measure(run: Path, tmp_path: Path) -> None:
+    classes = package.load(run)[2]
+    pictures = picture_folder(tmp_path / "pictures", dict.fromkeys(classes, 4))
+    calibration, measured = module._int8_sides(
+        package.runs.Run.open(run), str(pictures), None, classes, 15, QUIET
+    )
+    assert (len(calibration), len(measured)) == (15, 25)
+    assert not set(calibration.indices) & set(measured.indices)
+    with pytest.raises(ValueError, match=r"has 40 images, all of which --calibration_images 40 would take"):
+        module._int8_sides(package.runs.Run.open(run), str(pictures), None, classes, 40, QUIET)
+
+
+def test_a_torch_program_is_written(run: Path, tmp_path: Path) -> None:
+    told = io.StringIO()
+    console = Console(file=told, width=200, markup=False)
+    folder = export(run, "torch", out=str(tmp_path / "new" / "out"), console=console)
+    # The last map of 8 pixels is one position, which torch.export takes for a constant.
+    assert "writing it for 8 × 8 only" in told.getvalue()
+    assert "any batch of 8 × 8" in (folder / "export.json").read_text()
+    model, _, _ = package.load(run)
+    shape: Any = (2, 1, 8, 8)
+    assert deploy.largest_error(deploy.open_torch(folder / "model.pt2"), model, [shape]) <= 1e-4
+
+
+def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.pt2").write_text("the old one")
+    wrong = {"torch": lambda path: lambda x: torch.zeros(len(x), 10)}
+    with (
+        mock.patch.object(module, "_OPEN", wrong),
+        pytest.raises(RuntimeError, match=r"does not compute what the model does: relative error 1\.0e"),
+    ):
+        export(run, "torch", out=str(tmp_path / "out"), console=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "model.pt2").read_text() == "the old one"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--format=torch", "--int8"], "int8 is written as onnx only, got --format torch"),
+        (["--batch-size=0"], "must be at least 1, got 0"),
+        (["--format=tflite"], "tflite"),
+    ],
+)
+def test_bad_options_get_one_line(run: Path, options: list[str], told: str) -> None:
+    ended = atconv("export", run, *options)
+    assert ended.code == 2
+    assert told in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_a_run_without_a_model_is_refused(tmp_path: Path) -> None:
+    ended = atconv("export", tmp_path / "none")
+    assert (ended.code, ended.err.strip()) == (2, f"atconv export: no such run folder: {tmp_path / 'none'}")

@@ -1,0 +1,197 @@
+"""What a file computes is what the model does, at sizes and batches it was not traced with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from atconv import ATConv2d, deploy, functional
+from helpers import assert_close, randomise, tiny_attnet
+
+# Batch, height and width. A 1×1 map and N < n are among them.
+MIXER_SIZES = [(2, 6, 7), (1, 1, 1), (5, 2, 2), (3, 11, 4), (1, 2, 3)]
+ATTNET_SIZES = [(2, 64, 96), (1, 64, 33), (3, 70, 45), (5, 40, 128)]
+# torch.export assumes that no map behind a strided convolution is one position high or wide; ONNX does not.
+SMALL_ATTNET_SIZES = [(1, 32, 32), (3, 8, 70), (1, 1, 1)]
+
+Call = Callable[[Tensor], Tensor]
+FORMATS: dict[str, tuple[Any, Any]] = {
+    "torch": (deploy.export_torch, deploy.open_torch),
+    "onnx": (deploy.export_onnx, deploy.open_onnx),
+    "aoti": (deploy.export_aoti, deploy.open_aoti),
+}
+# Compiling takes a minute.
+FAST_FORMATS = ["torch", "onnx"]
+ALL_FORMATS = [*FAST_FORMATS, pytest.param("aoti", marks=pytest.mark.slow)]
+
+
+def mixer() -> ATConv2d:
+    return randomise(ATConv2d(8)).eval()
+
+
+def folded() -> nn.Module:
+    return deploy.fold(tiny_attnet(glu_norm=True, ls_init_value=0.5))
+
+
+def through_file(
+    format: str, model: nn.Module, images: Tensor, folder: Path, sizes: deploy.Sizes = "any"
+) -> Call:
+    write, opened = FORMATS[format]
+    return opened(write(model, folder / "new" / f"{format}.pt2", images, sizes))
+
+
+@pytest.fixture(scope="module", params=FAST_FORMATS)
+def exported_mixer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Call:
+    return through_file(request.param, mixer(), torch.randn(2, 8, 6, 7), tmp_path_factory.mktemp("mixer"))
+
+
+@pytest.fixture(scope="module", params=ALL_FORMATS)
+def exported_attnet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Call]:
+    images = torch.randn(2, 3, 64, 96)
+    torch.manual_seed(0)
+    return request.param, through_file(request.param, folded(), images, tmp_path_factory.mktemp("attnet"))
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), MIXER_SIZES)
+@torch.no_grad()
+def test_a_mixer_takes_any_size(exported_mixer: Call, batch: int, height: int, width: int) -> None:
+    x = torch.randn(batch, 8, height, width)
+    assert_close(exported_mixer(x), mixer()(x), 1e-5)
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), ATTNET_SIZES + SMALL_ATTNET_SIZES)
+@torch.no_grad()
+def test_a_folded_attnet_takes_any_size(
+    exported_attnet: tuple[str, Call], batch: int, height: int, width: int
+) -> None:
+    format, call = exported_attnet
+    if format != "onnx" and (batch, height, width) in SMALL_ATTNET_SIZES:
+        pytest.skip("torch.export takes larger images only")
+    x = torch.randn(batch, 3, height, width)
+    model = tiny_attnet(glu_norm=True, ls_init_value=0.5)
+    assert deploy.largest_error(call, model, [(batch, 3, height, width)]) <= 1e-5
+    assert_close(call(x), model(x), 1e-5)
+
+
+@pytest.mark.parametrize("format", FAST_FORMATS)
+@torch.no_grad()
+def test_fixed_sizes_are_fixed(format: str, tmp_path: Path) -> None:
+    model = tiny_attnet()
+    for sizes, fits, refused in (
+        ("fixed", (2, 3, 64, 64), (3, 3, 64, 64)),
+        ("batch", (3, 3, 64, 64), (2, 3, 96, 64)),
+    ):
+        call = through_file(format, model, torch.randn(2, 3, 64, 64), tmp_path, sizes)  # type: ignore[arg-type]
+        assert deploy.largest_error(call, model, [fits]) <= 1e-5  # type: ignore[list-item]
+        with pytest.raises(Exception):  # noqa: B017, PT011  (each runtime has its own)
+            call(torch.randn(refused))
+
+
+@pytest.mark.slow
+def test_a_compiled_package_runs_without_this_package(tmp_path: Path) -> None:
+    model, images = folded(), torch.randn(3, 3, 40, 70)
+    package = deploy.export_aoti(model, tmp_path / "model.pt2", torch.randn(2, 3, 64, 96))
+    save_file({"images": images}, tmp_path / "images.safetensors")
+    script = (
+        "import sys, torch; from safetensors.torch import load_file, save_file\n"
+        "call = torch._inductor.aoti_load_package(sys.argv[1])\n"
+        "logits = call(load_file(sys.argv[2])['images'])\n"
+        "assert not any(name.startswith(('atconv', 'timm')) for name in sys.modules)\n"
+        "save_file({'logits': logits}, sys.argv[3])"
+    )
+    files = [str(package), str(tmp_path / "images.safetensors"), str(tmp_path / "logits.safetensors")]
+    subprocess.run([sys.executable, "-c", script, *files], check=True)
+    with torch.no_grad():
+        assert_close(load_file(tmp_path / "logits.safetensors")["logits"], model(images), 1e-5)
+
+
+def test_an_error_is_seen() -> None:
+    model = tiny_attnet()
+    with torch.no_grad():
+        expected = model(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    wrong = deploy.largest_error(lambda x: model(x) + 0.5, model, [(1, 3, 32, 32)])
+    assert wrong == pytest.approx(0.5 / float(expected.abs().max()), rel=1e-3)
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"eval mode. Call model.eval\(\)"):
+        deploy.export_onnx(tiny_attnet().train(), tmp_path / "m.onnx", torch.randn(2, 3, 64, 96))
+    with pytest.raises(ValueError, match="2 images or more"):
+        deploy.export_torch(tiny_attnet(), tmp_path / "m.pt2", torch.randn(1, 3, 64, 96))
+
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(-1, 3, 64, 64).mean((2, 3))
+
+    with pytest.raises(ValueError, match="Square does not export for sizes='any'"):
+        deploy.export_onnx(Square().eval(), tmp_path / "m.onnx", torch.randn(2, 3, 64, 64))
+    assert not any(tmp_path.iterdir())
+
+
+def test_int8_is_near_and_smaller(tmp_path: Path) -> None:
+    model = folded()
+    images = torch.randn(16, 3, 64, 96)
+    path = deploy.export_onnx(model, tmp_path / "model.onnx", images[:2])
+    small = deploy.quantize_onnx(path, tmp_path / "int8.onnx", images.split(4))
+    call = deploy.open_onnx(small)
+    with torch.no_grad():
+        assert_close(call(images), model(images), 0.1)
+        assert_close(call(images[:3, :, :40, :50]), model(images[:3, :, :40, :50]), 0.2)
+        assert (call(images) - model(images)).abs().max() > 1e-4  # it is another arithmetic
+    assert small.read_bytes().count(b"QuantizeLinear") > 10
+    with pytest.raises(ValueError, match="int8 takes images to calibrate on"):
+        deploy.quantize_onnx(path, tmp_path / "none.onnx", [])
+
+
+@pytest.mark.parametrize("kwargs", [{"kernel_size": 5}, {"routing": False}, {"inhibition": False}])
+@torch.no_grad()
+def test_every_form_of_the_mixer_exports(kwargs: dict[str, Any], tmp_path: Path) -> None:
+    model = randomise(ATConv2d(8, **kwargs)).eval()
+    call = through_file("torch", model, torch.randn(2, 8, 6, 7), tmp_path)
+    for batch, height, width in MIXER_SIZES:
+        x = torch.randn(batch, 8, height, width)
+        assert_close(call(x), model(x), 1e-5)
+
+
+# An export takes other forms of two steps; these are the same functions.
+
+
+@settings(deadline=None, max_examples=40)
+@given(height=st.integers(1, 12), width=st.integers(1, 12), bins=st.integers(1, 49))
+def test_exportable_pooling_equals_pooling(height: int, width: int, bins: int) -> None:
+    x = torch.randn(2, 3, height, width, dtype=torch.float64)
+    assert_close(functional._bin_means(x.flatten(2), bins, 2), functional.pool_context(x, bins), 1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    kernel_size=st.sampled_from([1, 3, 5, 7]),
+)
+def test_shifted_products_equal_convolution(batch: int, height: int, width: int, kernel_size: int) -> None:
+    x = torch.randn(batch, 4, height, width, dtype=torch.float64)
+    kernel = torch.randn(batch, 4, kernel_size, kernel_size, dtype=torch.float64)
+    expected = functional.dynamic_depthwise_conv2d(x, kernel)
+    assert_close(functional._shifted_products(x, kernel), expected, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_exportable_pooling_keeps_half_precision_accurate(dtype: torch.dtype) -> None:
+    x = torch.rand(1, 2, 128, 128).to(dtype)
+    pooled = functional._bin_means(x.flatten(2), 9, 2)
+    assert pooled.dtype == dtype
+    assert_close(pooled, functional.pool_context(x.double(), 9), 4e-3)
