@@ -23,7 +23,11 @@ from transcription import transcribe
 from atconv.deploy import fold
 
 NAME = "attnet_t2"
-OTHERS = {"ConvNeXt-T": "convnext_tiny", "Swin-T": "swin_tiny_patch4_window7_224", "DeiT-S": "deit_small_patch16_224"}
+OTHERS = {
+    "ConvNeXt-T": "convnext_tiny",
+    "Swin-T": "swin_tiny_patch4_window7_224",
+    "DeiT-S": "deit_small_patch16_224",
+}
 SIDE = 224
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 

@@ -1,7 +1,7 @@
 """Classify pictures with an exported model: onnxruntime, numpy and Pillow, nothing else.
 
-    atconv export runs/demo
-    python examples/onnx_predict.py runs/demo/export runs/demo/scans/*.png
+atconv export runs/demo
+python examples/onnx_predict.py runs/demo/export runs/demo/scans/*.png
 """
 
 import json

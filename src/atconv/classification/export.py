@@ -108,7 +108,7 @@ def export(
             written.append(_write_int8(written[0], sides, transform, len(classes), batch_size, console))
         forms = {"eager": model, **({"eager, folded": fast} if fast is not model else {})}
         milliseconds = _latency(forms | {one.file.name: one.call for one in written}, images, console)
-        _write_description(staging, transform, classes, written, milliseconds, batch_size)
+        _write_description(staging, folder, transform, classes, written, milliseconds, batch_size)
     _tell(console, folder, written, milliseconds, batch_size)
     return folder
 
@@ -232,6 +232,7 @@ def _latency(forms: dict[str, Call], images: Tensor, console: Console) -> dict[s
 
 
 def _write_description(
+    staging: Path,
     folder: Path,
     transform: runs.EvalTransform,
     classes: list[str],
@@ -239,19 +240,32 @@ def _write_description(
     milliseconds: dict[str, float],
     batch_size: int,
 ) -> None:
-    """export.json: what a program that opens the files must know."""
+    """export.json: what a program that opens the files must know. Files written before stay in it."""
+    told = folder / "export.json"
+    before = json.loads(told.read_text(encoding="utf-8"))["files"] if told.is_file() else {}
+    shared = {
+        "eager_milliseconds": round(milliseconds["eager"], 2),
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+    }
+    files = {
+        one.file.name: {
+            "takes": one.takes,
+            "largest_relative_error": one.error,
+            "milliseconds": round(milliseconds[one.file.name], 2),
+            **shared,
+        }
+        for one in written
+    }
     description = {
         "classes": classes,
         "input": {"name": "images", "dtype": "float32", "axes": "batch channels height width"}
         | transform.describe(),
         "output": {"name": "logits", "axes": "batch classes"},
-        "files": {
-            one.file.name: {"takes": one.takes, "largest_relative_error": one.error} for one in written
-        },
-        "milliseconds": {"batch_size": batch_size, "threads": torch.get_num_threads()}
-        | {name: round(value, 2) for name, value in milliseconds.items()},
+        "files": before | files,
     }
-    (folder / "export.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(description, indent=1, ensure_ascii=False)
+    (staging / told.name).write_text(text + "\n", encoding="utf-8")
 
 
 def _tell(
