@@ -116,7 +116,7 @@ def draw_results(rows: list[dict[str, str]]) -> None:
         axis.set_xlim(0, 1.08 * axis.get_xlim()[1])
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axes[1].legend(markerscale=0.4, title="bar: mean of the seeds")
+    axes[0].legend(markerscale=0.4, title="bar: mean of the seeds", loc="lower left")
     figure.suptitle("Fashion-MNIST, same steps: lower and further left is better", fontsize=11)
     save(figure, HERE / "results.png")
 
