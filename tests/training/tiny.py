@@ -153,6 +153,8 @@ def start_process(function: Callable[..., None], *arguments: Any) -> ForkServerP
 
 def _command(arguments: list[str], output: Path, kill_at: KillAt | None, pictures: bool) -> None:
     multiprocessing.set_start_method(None, force=True)  # data loaders start their workers the usual way
+    # What runs in a shell's background was started with interrupts ignored, and hands that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), descriptor)
     if not pictures:
