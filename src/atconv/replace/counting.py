@@ -1,0 +1,72 @@
+"""Multiply-adds of a model and of its parts, counted by torch on tensors without data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["example_of", "multiply_adds"]
+
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+def multiply_adds(model: nn.Module, example: Example) -> dict[str, int]:
+    """Multiply-adds of one pass, by module; "" is the whole model.
+
+    Convolutions, matrix products and attention are counted, as torch.utils.flop_counter does. Nothing is
+    computed: the model's weights are only looked at.
+
+    Args:
+        model: any.
+        example: its input: a tensor, positional or named arguments.
+    """
+    args: tuple[Any, ...] = example if isinstance(example, tuple) else ()
+    named: Mapping[str, Any] = example if isinstance(example, Mapping) else {}
+    if isinstance(example, Tensor):
+        args = (example,)
+    state = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.func.functional_call(model, state, _to_meta(args), _to_meta(dict(named)))
+    prefix = f"{type(model).__name__}."
+    counts = {name: sum(by_operator.values()) // 2 for name, by_operator in counter.get_flop_counts().items()}
+    found = {name.removeprefix(prefix): count for name, count in counts.items()}
+    return found | {"": counts["Global"]}
+
+
+def example_of(model: nn.Module) -> Tensor | None:
+    """An image of the size that a timm, torchvision or transformers model was made for, else None."""
+    image = _image_for(model)
+    if image is None:
+        return None
+    try:
+        multiply_adds(model, image)
+    except (RuntimeError, AssertionError):  # it was made for another size than it says
+        return None
+    return image
+
+
+def _image_for(model: Any) -> Tensor | None:
+    pretrained = getattr(model, "pretrained_cfg", None)
+    if pretrained is not None:
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None) or pretrained["input_size"][1:]
+        return torch.empty(1, model.in_chans if hasattr(model, "in_chans") else 3, *size)
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "image_size") and hasattr(config, "num_channels"):
+        side = config.image_size
+        return torch.empty(1, config.num_channels, *((side, side) if isinstance(side, int) else side))
+    if type(model).__module__.startswith("torchvision."):
+        side = getattr(model, "image_size", 224)
+        return torch.empty(1, 3, side, side)
+    return None
+
+
+def _to_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    if isinstance(value, dict):
+        return {name: _to_meta(one) for name, one in value.items()}
+    return tuple(_to_meta(one) for one in value) if isinstance(value, tuple) else value

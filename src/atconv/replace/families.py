@@ -1,0 +1,283 @@
+"""Where attention sits in the models people use, and what it takes to put ATConv there.
+
+A family is known by the names of its classes, so that none of the libraries is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from atconv.modules import ATConvTokens
+from atconv.replace.layers import (
+    ATConvAttention,
+    ATConvDiffusersAttention,
+    ATConvLastAttention,
+    ATConvMapAttention,
+    ATConvMultiheadAttention,
+    ATConvSizedAttention,
+    ATConvSwinBlock,
+    ATConvTransformersAttention,
+    Grid,
+    GridWriter,
+)
+
+__all__ = ["Projections", "Site", "find_sites"]
+
+Weights = tuple[Tensor, "Tensor | None"]
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Value and output projection of an attention, C C and C each, as ATConv has them too."""
+
+    value: Weights
+    output: Weights
+
+
+@dataclass(eq=False)
+class Site:
+    """One attention of a model: replaced by `make`, or left alone for a reason."""
+
+    name: str
+    """of the module that is replaced, as in model.named_modules()"""
+    kind: str
+    dim: int = 0
+    make: Callable[[ATConvTokens], nn.Module] | None = None
+    projections: Projections | None = None
+    hook: tuple[nn.Module, GridWriter] | None = None
+    """the patch embedding, and what writes the grid there"""
+    reason: str = ""
+    """why it cannot be replaced"""
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Every attention of a model, in order of its modules. Those inside a replaced block are not listed."""
+    writers: dict[int, tuple[nn.Module, GridWriter]] = {}
+    sites = []
+    covered: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{outer}.") for outer in covered):
+            continue
+        site = _site(model, name, module, writers)
+        if site is not None:
+            sites.append(site)
+            covered.append(name)
+    return sites
+
+
+def _site(
+    model: nn.Module, name: str, module: Any, writers: dict[int, tuple[nn.Module, GridWriter]]
+) -> Site | None:
+    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__]
+    known = next((kind for kind in kinds if kind in _FAMILIES), None)
+    if known is not None:
+        return _FAMILIES[known](model, name, module, writers)
+    if (
+        type(module).__name__.endswith("Attention")
+        or "torch.nn.modules.activation.MultiheadAttention" in kinds
+    ):
+        return Site(name, type(module).__name__, reason="this attention is not one that ATConv knows")
+    return None
+
+
+def _timm_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+    """timm's ViT, DeiT, BEiT and EVA: class and register tokens, then the patches of `patch_embed`."""
+    kind = type(module).__name__
+    owner: Any = _owner(model, name, "patch_embed")
+    if owner is None or not hasattr(owner, "num_prefix_tokens"):
+        return Site(name, kind, reason="no patch embedding above it says what grid its tokens are")
+    drop = getattr(owner, "patch_drop", None)
+    if drop is not None and not isinstance(drop, nn.Identity):
+        return Site(name, kind, reason="patch_drop leaves out tokens: what is left is no grid")
+    embedding = owner.patch_embed
+    if not hasattr(embedding, "patch_size"):
+        return Site(name, kind, reason=f"its {type(embedding).__name__} does not say its patch size")
+    dim = module.qkv.in_features if getattr(module, "qkv", None) is not None else module.proj.out_features
+    hook = _writer(embedding, writers, embedding.patch_size, getattr(embedding, "dynamic_img_pad", False))
+    prefix = owner.num_prefix_tokens
+    return Site(
+        name,
+        kind,
+        dim,
+        lambda mixer: ATConvAttention(mixer, hook[1].grid, prefix),
+        _thirds(module, dim),
+        hook,
+    )
+
+
+def _timm_swin(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+    dim = module.attn.qkv.in_features
+    return Site(
+        name,
+        "SwinTransformerBlock",
+        dim,
+        lambda mixer: ATConvSwinBlock(module, mixer),
+        _thirds(module.attn, dim),
+    )
+
+
+def _timm_pvt(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+    weight, bias = module.kv.weight, module.kv.bias
+    value = (weight[module.dim :], None if bias is None else bias[module.dim :])
+    projections = Projections(value, (module.proj.weight, module.proj.bias))
+    return Site(name, "PVTv2 Attention", module.dim, ATConvSizedAttention, projections)
+
+
+def _timm_map(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+    """CoAtNet and its kin: attention over a map, heads before or after the thirds of qkv."""
+    dim, out = module.qkv.in_channels, module.proj.out_channels
+    if dim != out:
+        return Site(name, "Attention2d", reason=f"it turns {dim} channels into {out}")
+    return Site(name, "Attention2d", dim, ATConvMapAttention, _map_projections(module, dim))
+
+
+def _timm_partition(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+    return Site(name, "PartitionAttention", reason="it sees windows or strided grids of the map, not the map")
+
+
+def _torchvision_multihead(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+    """torchvision's ViT: a class token, then the patches of `conv_proj`."""
+    kind, dim = "MultiheadAttention", module.embed_dim
+    owner: Any = _owner(model, name, "conv_proj")
+    if owner is None or not module.batch_first or module.in_proj_weight is None:
+        return Site(name, kind, reason="it is not the self-attention of a torchvision VisionTransformer")
+    hook = _writer(owner.conv_proj, writers, owner.conv_proj.stride, padded=False)
+    weight, bias = module.in_proj_weight, module.in_proj_bias
+    value = (weight[2 * dim :], None if bias is None else bias[2 * dim :])
+    projections = Projections(value, (module.out_proj.weight, module.out_proj.bias))
+    return Site(
+        name, kind, dim, lambda mixer: ATConvMultiheadAttention(mixer, hook[1].grid, 1), projections, hook
+    )
+
+
+def _torchvision_swin(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+    dim = module.qkv.in_features
+    return Site(name, type(module).__name__, dim, ATConvLastAttention, _thirds(module, dim))
+
+
+def _transformers_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+    """transformers' ViT and DINOv2: class, distillation and register tokens, then `patch_embeddings`."""
+    kind, dim = type(module).__name__, module.q_proj.in_features
+    owner: Any = _owner(model, name, "embeddings")
+    embeddings: Any = getattr(owner, "embeddings", None)
+    if not hasattr(getattr(embeddings, "patch_embeddings", None), "patch_size"):
+        return Site(name, kind, reason="no patch embedding above it says what grid its tokens are")
+    given = [
+        getattr(embeddings, token, None) for token in ("cls_token", "distillation_token", "register_tokens")
+    ]
+    prefix = sum(token.shape[1] for token in given if token is not None)
+    patches = embeddings.patch_embeddings
+    hook = _writer(patches, writers, patches.patch_size, padded=False)
+    return Site(
+        name,
+        kind,
+        dim,
+        lambda mixer: ATConvTransformersAttention(mixer, hook[1].grid, prefix),
+        _separate(module.v_proj, module.o_proj, dim),
+        hook,
+    )
+
+
+def _diffusers(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+    """diffusers' Attention in DiT, PixArt, SD3 and the transformers of a UNet."""
+    kind, dim = "diffusers Attention", module.query_dim
+    if module.added_kv_proj_dim is not None:
+        return Site(name, kind, reason="it mixes text and image tokens")
+    if module.is_cross_attention:
+        return Site(name, kind, reason="it is cross-attention")
+    if module.residual_connection or module.group_norm is not None or module.spatial_norm is not None:
+        return Site(name, kind, reason="it normalises and adds inside, as a VAE's attention does")
+    owner: Any = _owner(model, name, "pos_embed")
+    if owner is not None and hasattr(owner.pos_embed, "patch_size"):
+        hook = _writer(owner.pos_embed, writers, owner.pos_embed.patch_size, padded=False)
+    else:
+        owner = next((m for m in _above(model, name) if getattr(m, "is_input_continuous", False)), None)
+        if owner is None:
+            return Site(name, kind, reason="nothing above it says what grid its tokens are")
+        hook = _writer(owner, writers, 1, padded=False)
+    return Site(
+        name,
+        kind,
+        dim,
+        lambda mixer: ATConvDiffusersAttention(mixer, hook[1].grid, 0),
+        _separate(module.to_v, module.to_out[0], dim),
+        hook,
+    )
+
+
+Finder = Callable[[nn.Module, str, Any, "dict[int, Any]"], Site]
+
+_FAMILIES: dict[str, Finder] = {
+    "timm.layers.attention.Attention": _timm_tokens,
+    "timm.layers.attention.AttentionRope": _timm_tokens,
+    "timm.models.beit.Attention": _timm_tokens,
+    "timm.models.eva.EvaAttention": _timm_tokens,
+    "timm.models.swin_transformer.SwinTransformerBlock": _timm_swin,
+    "timm.models.pvt_v2.Attention": _timm_pvt,
+    "timm.models.maxxvit.Attention2d": _timm_map,
+    "timm.models.maxxvit.AttentionCl": _timm_partition,
+    "torch.nn.modules.activation.MultiheadAttention": _torchvision_multihead,
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": _torchvision_swin,
+    "transformers.models.vit.modeling_vit.ViTAttention": _transformers_tokens,
+    "transformers.models.dinov2.modeling_dinov2.Dinov2Attention": _transformers_tokens,
+    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersAttention": (
+        _transformers_tokens
+    ),
+    "diffusers.models.attention_processor.Attention": _diffusers,
+}
+
+
+def _owner(model: nn.Module, name: str, attribute: str) -> nn.Module | None:
+    """The nearest module above `name` that has the attribute."""
+    return next((m for m in _above(model, name) if getattr(m, attribute, None) is not None), None)
+
+
+def _above(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    parts = name.split(".")
+    for length in range(len(parts) - 1, -1, -1):
+        yield model.get_submodule(".".join(parts[:length]))
+
+
+def _writer(
+    embedding: nn.Module, writers: dict[int, Any], patch: Any, padded: bool
+) -> tuple[nn.Module, GridWriter]:
+    """One for each patch embedding."""
+    if id(embedding) not in writers:
+        sides = (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
+        writers[id(embedding)] = (embedding, GridWriter(Grid(), sides, padded))
+    return writers[id(embedding)]
+
+
+def _thirds(module: Any, dim: int) -> Projections | None:
+    """Of a qkv projection whose last third makes the values; None where the shapes are others."""
+    if getattr(module, "qkv", None) is None:
+        return _separate(module.v_proj, module.proj, dim)
+    weight, bias = module.qkv.weight, module.qkv.bias
+    if weight.shape != (3 * dim, dim) or module.proj.weight.shape != (dim, dim):
+        return None
+    value_bias = bias[2 * dim :] if bias is not None else getattr(module, "v_bias", None)
+    return Projections((weight[2 * dim :], value_bias), (module.proj.weight, module.proj.bias))
+
+
+def _separate(value: Any, output: Any, dim: int) -> Projections | None:
+    """Of two linear layers; None where the attention is wider or narrower inside."""
+    if value.weight.shape != (dim, dim) or output.weight.shape != (dim, dim):
+        return None
+    return Projections((value.weight, value.bias), (output.weight, output.bias))
+
+
+def _map_projections(module: Any, dim: int) -> Projections | None:
+    """Of 1×1 convolutions; with heads first, each head holds its query, key and value side by side."""
+    weight, bias = module.qkv.weight.flatten(1), module.qkv.bias
+    if weight.shape != (3 * dim, dim):
+        return None
+    heads = module.num_heads
+    layout = (heads, 3, -1) if module.head_first else (3, heads, -1)
+    axis = 1 if module.head_first else 0
+    value = weight.unflatten(0, layout).select(axis, 2).flatten(0, 1)
+    value_bias = None if bias is None else bias.unflatten(0, layout).select(axis, 2).flatten()
+    return Projections((value, value_bias), (module.proj.weight.flatten(1), module.proj.bias))

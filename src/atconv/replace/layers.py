@@ -1,0 +1,206 @@
+"""What takes an attention's place: each is called as the attention was, and holds one ATConv mixer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atconv.functional import dynamic_depthwise_conv2d
+from atconv.modules import ATConvTokens
+
+__all__ = [
+    "ATConvAttention",
+    "ATConvDiffusersAttention",
+    "ATConvLastAttention",
+    "ATConvMapAttention",
+    "ATConvMultiheadAttention",
+    "ATConvSizedAttention",
+    "ATConvSwinBlock",
+    "ATConvTransformersAttention",
+    "Grid",
+    "GridWriter",
+    "mix_tokens",
+]
+
+Size = tuple[int, int]
+
+
+class Grid:
+    """Height and width of the tokens in the pass that runs; the model's patch embedding writes them."""
+
+    def __init__(self) -> None:
+        self.size: Size | None = None
+
+
+class GridWriter:
+    """A hook before the patch embedding: input height and width → those of the tokens.
+
+    Args:
+        grid: written at every pass, read by the mixers behind.
+        patch: pixels of a patch along each axis.
+        padded: the embedding pads images up to whole patches; else what is left over is cut.
+    """
+
+    def __init__(self, grid: Grid, patch: Size, padded: bool) -> None:
+        self.grid, self.patch, self.padded = grid, patch, padded
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        image = inputs[0] if inputs else next(iter(named.values()))
+        height, width = image.shape[-2:]
+        extra = (self.patch[0] - 1, self.patch[1] - 1) if self.padded else (0, 0)
+        self.grid.size = ((height + extra[0]) // self.patch[0], (width + extra[1]) // self.patch[1])
+
+
+def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> Tensor:
+    """ATConv over tokens of which the first are no positions of the grid.
+
+    The spatial tokens are routed as a map. A prefix token (class, registers) takes its own value plus the
+    mean of the routed map: it sees every position, as it does in attention, at linear cost.
+
+    Args:
+        mixer: its weights.
+        x: tokens, B (prefix + H·W) C.
+        size: H and W.
+        prefix: how many tokens come before the grid.
+
+    Returns:
+        tokens, as `x`.
+
+    Raises:
+        ValueError: the tokens do not fill the grid.
+    """
+    if prefix == 0:
+        return mixer(x, grid=size)
+    height, width = size
+    if x.shape[1] != prefix + height * width:
+        raise ValueError(
+            f"{x.shape[1]} tokens are not {prefix} and a grid of {height} × {width}: tokens were dropped or "
+            "added on the way, which ATConv cannot follow"
+        )
+    kernel = mixer.kernels(_to_map(x[:, prefix:], size))
+    value = mixer.value_proj(x)
+    routed = dynamic_depthwise_conv2d(_to_map(value[:, prefix:], size), kernel)
+    routed = routed.permute(0, 2, 3, 1).flatten(1, 2)
+    first = value[:, :prefix] + routed.mean(1, keepdim=True)
+    return mixer.out_proj(torch.cat((first, routed), dim=1))
+
+
+class ATConvAttention(nn.Module):
+    """For attention over B N C tokens whose grid the patch embedding knows. Masks are refused.
+
+    Args:
+        mixer: the operator.
+        grid: written by the patch embedding.
+        prefix: class and register tokens before the grid.
+    """
+
+    def __init__(self, mixer: ATConvTokens, grid: Grid, prefix: int) -> None:
+        super().__init__()
+        self.mixer, self.grid, self.prefix = mixer, grid, prefix
+
+    def forward(self, x: Tensor, *positions: Any, attn_mask: Any = None, **others: Any) -> Tensor:
+        """Whatever else the attention took (rotary or relative positions) is of no use here.
+
+        Raises:
+            ValueError: a mask is given, or the tokens do not fill the grid.
+        """
+        if attn_mask is not None or others.get("is_causal"):
+            raise ValueError("ATConv takes no attention mask: it sees a whole map")
+        if self.grid.size is None:
+            raise ValueError("the grid of the tokens is not known: run the whole model, not its blocks alone")
+        return mix_tokens(self.mixer, x, self.grid.size, self.prefix)
+
+
+class ATConvTransformersAttention(ATConvAttention):
+    """For transformers' attention, which also gives weights: there are none here."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, attention_mask: Any = None, **others: Any
+    ) -> tuple[Tensor, None]:
+        return super().forward(hidden_states, attn_mask=attention_mask), None
+
+
+class ATConvDiffusersAttention(ATConvAttention):
+    """For diffusers' attention where it is self-attention over image tokens."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Any = None,
+        **others: Any,
+    ) -> Tensor:
+        if encoder_hidden_states is not None:
+            raise ValueError(
+                "this attention was self-attention when it was replaced, and got other tokens now"
+            )
+        return super().forward(hidden_states, attn_mask=attention_mask)
+
+
+class ATConvMultiheadAttention(ATConvAttention):
+    """For torchvision's call of nn.MultiheadAttention: query, key and value are one tensor."""
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = True, **others: Any
+    ) -> tuple[Tensor, None]:
+        return super().forward(query, **others), None
+
+
+class ATConvLastAttention(nn.Module):
+    """For attention over B H W C maps, shifted windows included: the whole map is one map here."""
+
+    def __init__(self, mixer: ATConvTokens) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        return mix_tokens(self.mixer, x.flatten(1, 2), (height, width)).unflatten(1, (height, width))
+
+
+class ATConvMapAttention(nn.Module):
+    """For attention over B C H W maps."""
+
+    def __init__(self, mixer: ATConvTokens) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor, *positions: Any, **others: Any) -> Tensor:
+        mixed = mix_tokens(self.mixer, x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
+        return mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class ATConvSizedAttention(nn.Module):
+    """For attention that is given tokens B N C and their height and width (PVTv2)."""
+
+    def __init__(self, mixer: ATConvTokens) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor, feat_size: Any) -> Tensor:
+        return mix_tokens(self.mixer, x, (int(feat_size[0]), int(feat_size[1])))
+
+
+class ATConvSwinBlock(nn.Module):
+    """timm's Swin block with ATConv over the whole map in place of its (shifted) windows. B H W C → same.
+
+    timm partitions windows in the block itself, so the block is replaced; norms, MLP and their names stay.
+    """
+
+    def __init__(self, block: Any, mixer: ATConvTokens) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
+        self.drop_path1, self.drop_path2 = block.drop_path1, block.drop_path2
+        self.attn = ATConvLastAttention(mixer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        tokens = x.flatten(1, 2)
+        tokens = tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
+        return tokens.view_as(x)
+
+
+def _to_map(tokens: Tensor, size: Size) -> Tensor:
+    return tokens.transpose(1, 2).unflatten(2, size)

@@ -1,0 +1,133 @@
+"""Replacement in diffusers' and transformers' models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from atconv import replace_attention
+from atconv.replace.layers import ATConvDiffusersAttention, mix_tokens
+from helpers import randomise
+
+diffusers = pytest.importorskip("diffusers")
+
+
+def dit() -> tuple[nn.Module, dict[str, Any]]:
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=2, sample_size=16,
+        patch_size=2, num_embeds_ada_norm=10,
+    )  # fmt: skip
+    return model, {"hidden_states": torch.randn(2, 4, 16, 16), "class_labels": torch.tensor([1, 2])}
+
+
+def unet() -> tuple[nn.Module, dict[str, Any]]:
+    model = diffusers.UNet2DConditionModel(
+        sample_size=16, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), attention_head_dim=8, norm_num_groups=8,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    return model, {"sample": torch.randn(2, 4, 16, 24), "encoder_hidden_states": torch.randn(2, 5, 8)}
+
+
+def pixart() -> tuple[nn.Module, dict[str, Any]]:
+    model = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=16, cross_attention_dim=16,
+        caption_channels=8, norm_num_groups=8,
+    )  # fmt: skip
+    conditions = {"resolution": None, "aspect_ratio": None}
+    text = torch.randn(2, 5, 8)
+    return model, {
+        "hidden_states": torch.randn(2, 4, 16, 16),
+        "encoder_hidden_states": text,
+        "added_cond_kwargs": conditions,
+    }
+
+
+def sd3() -> tuple[nn.Module, dict[str, Any]]:
+    model = diffusers.SD3Transformer2DModel(
+        sample_size=16, num_layers=2, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=8,
+        caption_projection_dim=16, pooled_projection_dim=8, out_channels=16, dual_attention_layers=(0, 1),
+        pos_embed_max_size=32,
+    )  # fmt: skip
+    return model, {
+        "hidden_states": torch.randn(2, 16, 16, 24),
+        "encoder_hidden_states": torch.randn(2, 5, 8),
+        "pooled_projections": torch.randn(2, 8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "replaced", "kept"),
+    [
+        (dit, {"attn1": 2}, {}),
+        (unet, {"attn1": 4}, {"attn2": "it is cross-attention"}),
+        (pixart, {"attn1": 2}, {"attn2": "it is cross-attention"}),
+        (sd3, {"attn2": 2}, {"attn": "it mixes text and image tokens"}),
+    ],
+)
+def test_self_attention_over_images_is_replaced(make: Any, replaced: dict[str, int], kept: Any) -> None:
+    model, inputs = make()
+    inputs["timestep"] = torch.tensor([3, 500])
+    randomise(model).eval()
+    with torch.no_grad():
+        before = model(**inputs).sample
+    report = replace_attention(model, example=inputs)
+    names = [one.name.rpartition(".")[2] for one in report.replaced]
+    assert {name: names.count(name) for name in names} == replaced
+    assert {name.rpartition(".")[2]: reason for name, reason in report.kept.items()} == kept
+    assert report.multiply_adds is not None
+    assert 0 < report.multiply_adds[1] < report.multiply_adds[0]
+    seen: list[tuple[Tensor, Tensor]] = []
+    attention: Any = next(m for m in model.modules() if isinstance(m, ATConvDiffusersAttention))
+    attention.register_forward_hook(
+        lambda m, given, named, output: seen.append((given[0] if given else named["hidden_states"], output)),
+        with_kwargs=True,
+    )
+    after = model(**inputs).sample
+    assert after.shape == before.shape
+    assert not torch.allclose(after, before)
+    after.square().sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+    latent = inputs["sample" if "sample" in inputs else "hidden_states"].shape[-2:]
+    tokens, found = seen[0]
+    patch = round((latent[0] * latent[1] / tokens.shape[1]) ** 0.5)
+    size = (latent[0] // patch, latent[1] // patch)
+    assert torch.equal(found, mix_tokens(attention.mixer, tokens, size))
+
+
+def test_cross_attention_that_is_asked_for_is_refused() -> None:
+    model, _ = unet()
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=r"nothing was replaced\. .*attn2: it is cross-attention"):
+        replace_attention(model, where=lambda name, module: True)
+    assert list(model.state_dict()) == before
+
+
+def test_transformers() -> None:
+    library = pytest.importorskip("transformers")
+    size = {"image_size": 32, "patch_size": 8}
+    small = size | {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    makers = (
+        lambda: library.ViTForImageClassification(library.ViTConfig(intermediate_size=32, **small)),
+        lambda: library.Dinov2Model(library.Dinov2Config(**small)),
+        lambda: library.Dinov2WithRegistersModel(library.Dinov2WithRegistersConfig(**small)),
+    )
+    for make in makers:
+        model = randomise(make()).eval()
+        images = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            before = model(images)[0]
+        report = replace_attention(model)
+        assert len(report.replaced) == 2
+        assert all(one.copied for one in report.replaced)
+        assert report.multiply_adds is not None
+        after = model(images)[0]
+        assert after.shape == before.shape
+        assert not torch.allclose(after, before)
+        after.square().sum().backward()
+        assert all(
+            m.mixer.context_proj.weight.grad.abs().sum() > 0 for m in model.modules() if hasattr(m, "mixer")
+        )

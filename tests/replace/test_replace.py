@@ -1,0 +1,306 @@
+"""Attention out, ATConv in: in the models of four libraries, wholly or not at all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import atconv
+from atconv import functional, replace_attention
+from atconv.replace.families import Site, find_sites
+from atconv.replace.layers import ATConvAttention, mix_tokens
+from helpers import assert_close, randomise
+
+Make = Callable[[], nn.Module]
+
+
+def vit(**options: Any) -> nn.Module:
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
+    return timm.create_model("vit_tiny_patch16_224", **small | options)
+
+
+def deit() -> nn.Module:
+    return timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=2)
+
+
+def beit() -> nn.Module:
+    return timm.create_model(
+        "beit_base_patch16_224", img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2
+    )
+
+
+def eva() -> nn.Module:
+    return timm.create_model("eva02_tiny_patch14_224", img_size=28, embed_dim=24, depth=2, num_heads=2)
+
+
+def swin() -> nn.Module:
+    return timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=64,
+        window_size=4,
+        embed_dim=8,
+        depths=(2, 2),
+        num_heads=(2, 2),
+    )
+
+
+def pvt() -> nn.Module:
+    return timm.create_model("pvt_v2_b0", depths=(1, 1, 1, 1))
+
+
+def coatnet() -> nn.Module:
+    return timm.create_model("coatnet_nano_rw_224", img_size=64)
+
+
+def torchvision_vit() -> nn.Module:
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=5)
+    nn.init.normal_(model.heads[-1].weight)
+    return model
+
+
+def torchvision_swin() -> nn.Module:
+    return torchvision.models.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=5)
+
+
+VISION: dict[str, tuple[Make, tuple[int, int], int]] = {
+    "ViT": (vit, (32, 32), 2),
+    "ViT, registers, not square": (lambda: vit(reg_tokens=3, dynamic_img_size=True), (24, 40), 2),
+    "ViT, no class token": (lambda: vit(class_token=False, global_pool="avg"), (32, 32), 2),
+    "distilled DeiT": (deit, (32, 32), 2),
+    "BEiT": (beit, (32, 32), 2),
+    "EVA": (eva, (28, 28), 2),
+    "Swin": (swin, (64, 64), 4),
+    "PVTv2": (pvt, (64, 96), 4),
+    "CoAtNet": (coatnet, (64, 64), 7),
+    "torchvision ViT": (torchvision_vit, (32, 32), 2),
+    "torchvision Swin": (torchvision_swin, (32, 48), 4),
+}  # fmt: skip
+
+
+@pytest.fixture(params=VISION)
+def family(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, int]:
+    make, size, count = VISION[request.param]
+    return randomise(make()).eval(), torch.randn(2, 3, *size), count
+
+
+def mixers(model: nn.Module) -> list[atconv.ATConvTokens]:
+    return [module for module in model.modules() if isinstance(module, atconv.ATConvTokens)]
+
+
+def test_every_attention_is_replaced_and_learns(family: tuple[nn.Module, Tensor, int]) -> None:
+    model, images, count = family
+    before = model(images)
+    report = replace_attention(model)
+    assert len(report.replaced) == count == len(mixers(model))
+    after = model(images)
+    assert after.shape == before.shape
+    assert torch.isfinite(after).all()
+    assert not torch.allclose(after, before)
+    model(images).square().sum().backward()
+    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle
+    assert all(
+        m.context_proj is not None and m.context_proj.weight.grad.abs().sum() > 0 for m in mixers(model)
+    )
+
+
+def test_copies_and_saved_weights_compute_the_same(family: tuple[nn.Module, Tensor, int]) -> None:
+    model, images, _ = family
+    other = copy.deepcopy(model)
+    replace_attention(model)
+    replace_attention(other)
+    with torch.no_grad():
+        expected = model(images)
+        assert not torch.equal(other(images), expected)  # kernels start at random
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other(images), expected)
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin(images), expected)
+    grids = {id(m.grid) for m in model.modules() if isinstance(m, ATConvAttention)}
+    assert not grids & {id(m.grid) for m in twin.modules() if isinstance(m, ATConvAttention)}
+
+
+def test_value_and_output_projections_are_those_of_the_attention(
+    family: tuple[nn.Module, Tensor, int],
+) -> None:
+    """Where all tokens are alike, attention gives each its value, projected: so must the copied weights."""
+    model, images, _ = family
+    # PVTv2's values are those of a reduced map wherever it reduces.
+    reduced = {name for name, module in model.named_modules() if getattr(module, "sr", None) is not None}
+    sites = [site for site in find_sites(model) if site.make is not None and site.name not in reduced]
+    assert sites
+    met = [_feed_one_token(model, site) for site in sites]
+    with torch.no_grad():
+        model(images)
+    for site, (token, outputs) in zip(sites, met, strict=True):
+        assert site.projections is not None
+        (value, value_bias), (output, output_bias) = site.projections.value, site.projections.output
+        projected = output @ (value @ token + (0 if value_bias is None else value_bias)) + output_bias
+        assert_close(projected.detach(), outputs[0], 1e-4)
+
+
+def _feed_one_token(model: nn.Module, site: Site) -> tuple[Tensor, list[Tensor]]:
+    """Let an attention see one token everywhere; returns that token, and later what came out for it."""
+    module: Any = model.get_submodule(site.name)
+    attention = module.attn if "SwinTransformerBlock" in site.kind else module
+    axis = 1 if site.kind == "Attention2d" else -1
+    token, outputs = torch.randn(site.dim), []
+
+    def before(m: nn.Module, inputs: Any, named: Any) -> Any:
+        shape = [1] * inputs[0].ndim
+        shape[axis] = site.dim
+        constant = token.view(shape).expand_as(inputs[0]).contiguous()
+        query_key_value = site.kind == "MultiheadAttention"
+        return ((constant,) * 3 if query_key_value else (constant, *inputs[1:])), named
+
+    def after(m: nn.Module, inputs: Any, output: Any) -> None:
+        found = output[0] if isinstance(output, tuple) else output
+        outputs.append(found.movedim(axis, -1).flatten(0, -2)[0])
+
+    attention.register_forward_pre_hook(before, with_kwargs=True)
+    attention.register_forward_hook(after)
+    return token, outputs
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_prefix_tokens_take_their_value_and_the_mean_of_the_map(prefix: int) -> None:
+    mixer = randomise(atconv.ATConvTokens(6)).double()
+    x = torch.randn(2, prefix + 12, 6, dtype=torch.float64)
+    height, width = 3, 4
+    found = mix_tokens(mixer, x, (height, width), prefix)
+    spatial = x[:, prefix:].transpose(1, 2).reshape(2, 6, height, width)
+    kernel = mixer.kernels(spatial)
+    value = mixer.value_proj(x)
+    routed = functional.dynamic_depthwise_conv2d(
+        value[:, prefix:].transpose(1, 2).reshape(2, 6, height, width), kernel
+    ).flatten(2)
+    assert_close(found[:, prefix:], mixer.out_proj(routed.transpose(1, 2)), 1e-10)
+    assert_close(found[:, prefix:], mixer(x[:, prefix:], grid=(height, width)), 1e-10)
+    for token in range(prefix):
+        assert_close(found[:, token], mixer.out_proj(value[:, token] + routed.mean(2)), 1e-10)
+
+
+def test_the_grid_is_that_of_the_image() -> None:
+    model: Any = vit(dynamic_img_size=True, depth=1).eval()
+    replace_attention(model)
+    wide, high = torch.randn(1, 3, 16, 64), torch.randn(1, 3, 64, 16)
+    attention, seen = model.blocks[0].attn, []
+    attention.register_forward_hook(lambda m, inputs, output: seen.append((inputs[0], output)))
+    with torch.no_grad():
+        for image, size in ((wide, (2, 8)), (high, (8, 2))):
+            model(image)
+            tokens, found = seen[-1]
+            assert torch.equal(found, mix_tokens(attention.mixer, tokens, size, 1))
+            assert not torch.allclose(found, mix_tokens(attention.mixer, tokens, size[::-1], 1))
+
+
+def test_kernels_start_as_local_averages() -> None:
+    model = vit()
+    replace_attention(model, kernel_size=5)
+    for mixer in mixers(model):
+        kernel = mixer.kernels(torch.zeros(1, 16, 4, 4))
+        assert kernel.shape == (1, 16, 5, 5)
+        assert (kernel.mean((2, 3)) * 25 - 1).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("other", ["autocast", "checkpointing", "second size"])
+def test_it_runs_as_the_model_did(other: str) -> None:
+    model: Any = randomise(vit(dynamic_img_size=True)).train()
+    replace_attention(model)
+    images = torch.randn(2, 3, 24, 40)
+    expected = model(images)
+    expected.sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    if other == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_close(model(images).float(), expected, 5e-2)
+    elif other == "checkpointing":
+        model.set_grad_checkpointing()
+        model(images).sum().backward()
+        for name, p in model.named_parameters():
+            assert_close(p.grad, gradients[name], 1e-5)
+    else:
+        model(torch.randn(1, 3, 32, 16))
+        assert torch.equal(model(images), expected)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_it_compiles_whole() -> None:
+    model = randomise(vit(depth=1)).eval()
+    replace_attention(model)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(images), model(images), 1e-5)
+
+
+def test_the_report_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    model = vit()
+    report = replace_attention(model, blocks=[1])
+    tokens, dim, bins = 17, 16, 9
+    row = report.replaced[0]
+    assert row.name == "blocks.1.attn"
+    assert row.parameters == (4 * dim * dim + 4 * dim, 3 * dim * dim + 4 * dim + bins * bins + bins)
+    assert row.multiply_adds == (
+        4 * tokens * dim * dim + 2 * tokens * tokens * dim,
+        2 * tokens * dim * dim + bins * dim * (dim + bins) + bins * (tokens - 1) * dim,
+    )
+    assert report.parameters[1] - report.parameters[0] == row.parameters[1] - row.parameters[0]
+    assert report.parameters[1] == sum(p.numel() for p in model.parameters())
+    assert report.kept == {"blocks.0.attn": "not chosen"}
+    told = str(report)
+    assert "blocks.1.attn" in told
+    assert f"{row.parameters[0]:,} → {row.parameters[1]:,}" in told
+    assert "left alone: blocks.0.attn (not chosen)" in told
+
+
+def test_some_blocks_can_be_chosen() -> None:
+    model = vit(depth=6)
+    report = replace_attention(model, every=2, where=lambda name, module: "5" not in name)
+    assert [one.name for one in report.replaced] == ["blocks.1.attn", "blocks.3.attn"]
+    assert [one.name for one in replace_attention(model, blocks=[0]).replaced] == ["blocks.0.attn"]
+
+
+def test_what_cannot_be_replaced_is_said_and_nothing_is_touched() -> None:
+    maxvit = timm.create_model("maxvit_nano_rw_256", img_size=64)
+    before = [type(module) for module in maxvit.modules()]
+    with pytest.raises(
+        ValueError, match=r"nothing was replaced\. stages\.0\.blocks\.0.*sees windows or strided"
+    ):
+        replace_attention(maxvit)
+    assert [type(module) for module in maxvit.modules()] == before
+    kept = replace_attention(coatnet()).kept
+    assert set(kept) == {"stages.2.blocks.0.attn", "stages.3.blocks.0.attn"}
+    assert kept["stages.2.blocks.0.attn"] == "it turns 128 channels into 256"
+    with pytest.raises(ValueError, match="ResNet has no attention that could be replaced"):
+        replace_attention(timm.create_model("resnet18"))
+    with pytest.raises(ValueError, match="patch_drop leaves out tokens"):
+        replace_attention(vit(patch_drop_rate=0.5))
+    with pytest.raises(ValueError, match="not the self-attention of a torchvision VisionTransformer"):
+        replace_attention(nn.TransformerEncoderLayer(16, 2, batch_first=True))
+    with pytest.raises(ValueError, match=r"blocks must lie in 0…1, got \[7\]"):
+        replace_attention(vit(), blocks=[7])
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        replace_attention(vit(), every=0)
+    with pytest.raises(ValueError, match="none of the 2 attentions was chosen"):
+        replace_attention(vit(), where=lambda name, module: False)
+
+
+def test_masks_and_lone_blocks_are_refused() -> None:
+    model: Any = vit()
+    replace_attention(model)
+    with pytest.raises(ValueError, match="run the whole model"):
+        model.blocks[0](torch.randn(1, 17, 16))
+    model(torch.randn(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="takes no attention mask"):
+        model.blocks[0](torch.randn(1, 17, 16), attn_mask=torch.ones(17, 17))
+    with pytest.raises(ValueError, match="13 tokens are not 1 and a grid of 4 × 4"):
+        model.blocks[0](torch.randn(1, 13, 16))
