@@ -13,7 +13,7 @@ ROWS, COLUMNS = 2, 6
 
 def main(data_root: Path) -> None:
     material = load_material(data_root, "train")
-    figure, axes = plt.subplots(ROWS, COLUMNS, figsize=(12, 4.8))
+    figure, axes = plt.subplots(ROWS, COLUMNS, figsize=(12, 4.6), layout="constrained")
     for index, axis in enumerate(axes.flat):
         frame = draw_frame(material, seed=0, side=0, index=index)
         axis.imshow(frame.pixels, cmap="gray", vmin=0, vmax=255)

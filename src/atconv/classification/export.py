@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from atconv import deploy, runs
 from atconv.classification.config import read_config
-from atconv.classification.evaluation import Evaluation, figures_of, find_side, predict_loader
+from atconv.classification.evaluation import find_side, predict_loader
 from atconv.datasets.loader import eval_loader
 from atconv.datasets.splits import Side
 from atconv.models.attnet import AttNet
@@ -105,7 +105,7 @@ def export(
         images = torch.randn(batch_size, *transform.input_size)
         written = _write_all(fast, model, format, images, staging, console)
         if sides is not None:
-            written.append(_write_int8(written[0], sides, transform, len(classes), batch_size, console))
+            written.append(_write_int8(written[0], sides, transform, batch_size, console))
         forms = {"eager": model, **({"eager, folded": fast} if fast is not model else {})}
         milliseconds = _latency(forms | {one.file.name: one.call for one in written}, images, console)
         _write_description(staging, folder, transform, classes, written, milliseconds, batch_size)
@@ -161,7 +161,6 @@ def _write_int8(
     source: _Written,
     sides: tuple[Side, Side],
     transform: runs.EvalTransform,
-    classes: int,
     batch_size: int,
     console: Console,
 ) -> _Written:
@@ -174,23 +173,20 @@ def _write_int8(
     batches = (images for images, _ in track(calibration, console, "calibrating", len(calibration)))
     deploy.quantize_onnx(source.file, path, batches)
     written = _Written(path, source.takes, deploy.open_onnx(path), None)
-    found = []
+    right = []
     for one in (source, written):
         model: Any = one.call
         shown = track(measured, console, f"measuring {one.file.name}", len(measured))
         probabilities, labels = predict_loader(model, shown, torch.device("cpu"))
-        found.append(figures_of(probabilities, labels, classes, 0.0))
-    console.print(_accuracy_change(*found), soft_wrap=True)
-    return written
-
-
-def _accuracy_change(before: Evaluation, after: Evaluation) -> str:
-    right = [one.probabilities.argmax(1) == one.labels for one in (before, after)]
-    lost, won = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-    return (
-        f"int8: top-1 {before.top1:.2f} → {after.top1:.2f} % on {before.images} images: "
-        f"{lost} right before are wrong now, {won} wrong before are right now"
+        right.append(probabilities.argmax(1) == labels)
+    before, after = right
+    console.print(
+        f"int8: top-1 {100 * before.mean():.2f} → {100 * after.mean():.2f} % on {len(before)} images: "
+        f"{(before & ~after).sum()} right before are wrong now, {(after & ~before).sum()} wrong before are "
+        "right now",
+        soft_wrap=True,
     )
+    return written
 
 
 def _int8_sides(

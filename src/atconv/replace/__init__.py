@@ -107,14 +107,20 @@ def replace_attention(
         told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise ValueError(f"nothing was replaced. {told}")
     chosen = [site for site in chosen if site.make is not None]
+    guessed, parameters, counted = example is None, _count(model), None
     if example is None:
         example = example_of(model)
-    parameters, counted = _count(model), None if example is None else multiply_adds(model, example)
+    if example is not None:
+        try:
+            counted = multiply_adds(model, example)
+        except (RuntimeError, AssertionError):
+            if not guessed:  # a model may be made for another size than it says
+                raise
     made = [_make(model, site, kernel_size) for site in chosen]  # may fail: the model is still untouched
     old = {site.name: _count(model.get_submodule(site.name)) for site in chosen}
     for site, module in zip(chosen, made, strict=True):
         _put(model, site, module)
-    after = None if example is None else multiply_adds(model, example)
+    after = None if example is None or counted is None else multiply_adds(model, example)
     for site in chosen:
         if site.hook is not None:  # the grid of the pass that counted is not that of a pass to come
             site.hook[1].grid.size = None

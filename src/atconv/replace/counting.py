@@ -37,19 +37,8 @@ def multiply_adds(model: nn.Module, example: Example) -> dict[str, int]:
     return found | {"": counts["Global"]}
 
 
-def example_of(model: nn.Module) -> Tensor | None:
-    """An image of the size that a timm, torchvision or transformers model was made for, else None."""
-    image = _image_for(model)
-    if image is None:
-        return None
-    try:
-        multiply_adds(model, image)
-    except (RuntimeError, AssertionError):  # it was made for another size than it says
-        return None
-    return image
-
-
-def _image_for(model: Any) -> Tensor | None:
+def example_of(model: Any) -> Tensor | None:
+    """An image of the size that a timm, torchvision or transformers model says it was made for, else None."""
     pretrained = getattr(model, "pretrained_cfg", None)
     if pretrained is not None:
         size = getattr(getattr(model, "patch_embed", None), "img_size", None) or pretrained["input_size"][1:]

@@ -76,10 +76,7 @@ def _site(
     known = next((kind for kind in kinds if kind in _FAMILIES), None)
     if known is not None:
         return _FAMILIES[known](model, name, module, writers)
-    if (
-        type(module).__name__.endswith("Attention")
-        or "torch.nn.modules.activation.MultiheadAttention" in kinds
-    ):
+    if type(module).__name__.endswith("Attention"):
         return Site(name, type(module).__name__, reason="this attention is not one that ATConv knows")
     return None
 
