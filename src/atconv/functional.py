@@ -18,6 +18,7 @@ Efficiency", arXiv 2510.20092.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -296,13 +297,11 @@ def _bin_means(x: Tensor, bins: int, dim: int) -> Tensor:
 
 def _shifted_products(x: Tensor, kernel: Tensor) -> Tensor:
     """`dynamic_depthwise_conv2d` as K² shifted maps, each times its weight."""
-    height, width = x.shape[2:]
     size = kernel.shape[-1]
     padded = F.pad(x, (size // 2,) * 4)
-    return torch.stack(
-        [
-            padded[:, :, i : i + height, j : j + width] * kernel[:, :, i, j, None, None]
-            for i in range(size)
-            for j in range(size)
-        ]
-    ).sum(0)
+    taps = kernel.flatten(2).unsqueeze(3).split(1, dim=2)
+    # Ends counted from the back are constants in the graph; counted from the front they would be symbols.
+    windows = [slice(i, i - size + 1 or None) for i in range(size)]
+    bands = [padded[..., rows, :] for rows in windows]
+    shifted = (band[..., cols] for band in bands for cols in windows)
+    return functools.reduce(torch.add, map(torch.mul, shifted, taps))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from atconv import ATConv2d, deploy, functional
+from atconv.models import attnet_t2
 from helpers import assert_close, randomise, tiny_attnet
 
 # Batch, height and width. A 1×1 map and N < n are among them.
@@ -97,6 +98,13 @@ def test_fixed_sizes_are_fixed(format: str, tmp_path: Path) -> None:
         assert deploy.largest_error(call, model, [fits]) <= 1e-5  # type: ignore[list-item]
         with pytest.raises(Exception):  # noqa: B017, PT011  (each runtime has its own)
             call(torch.randn(refused))
+
+
+@pytest.mark.slow
+def test_a_large_network_converts_to_onnx(tmp_path: Path) -> None:
+    model = attnet_t2().eval()
+    path = deploy.export_onnx(deploy.fold(model), tmp_path / "t2.onnx", torch.randn(2, 3, 64, 96))
+    assert deploy.largest_error(deploy.open_onnx(path), model, [(1, 3, 64, 64), (3, 3, 70, 45)]) <= 1e-5
 
 
 @pytest.mark.slow

@@ -54,7 +54,14 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "an
     path.parent.mkdir(parents=True, exist_ok=True)
     names: Any = {"input_names": ["images"], "output_names": ["logits"]}
     with _quiet():
-        torch.onnx.export(program, (), path, dynamo=True, verbose=False, external_data=False, **names)
+        from onnxscript import optimizer
+
+        # Torch's own optimization also looks for patterns, in time that grows with the square of the graph:
+        # minutes for a large network, and ONNX Runtime looks for them when it opens the file.
+        made: Any = torch.onnx.export(program, (), dynamo=True, verbose=False, optimize=False, **names)
+        optimizer.fold_constants(made.model)
+        optimizer.remove_unused_nodes(made.model)
+        made.save(path)
     return path
 
 
