@@ -12,13 +12,14 @@ from atconv.allocator import tune_allocator
 from atconv.models import attnet as _attnet  # noqa: F401  (registers the models with timm)
 from atconv.models.release import load_release
 from atconv.modules import ATConv2d, ATConvTokens
-from atconv.replace import replace_attention
+from atconv.replace import distill_blocks, replace_attention
 from atconv.runs import load
 
 __version__ = "0.1.0"
 __all__ = [
     "ATConv2d",
     "ATConvTokens",
+    "distill_blocks",
     "functional",
     "load",
     "load_release",

@@ -169,8 +169,8 @@ class ATConvTokens(_ATConvBase):
                 f"ATConvTokens: {x.shape[1]} tokens do not fill a grid of {height} × {width} = "
                 f"{height * width}; pass grid=(height, width) of the tokens, without class or register tokens"
             )
-        kernel = self.kernels(_to_map(x, height, width))
-        routed = functional.dynamic_depthwise_conv2d(_to_map(self.value_proj(x), height, width), kernel)
+        kernel = self.kernels(tokens_to_map(x, height, width))
+        routed = functional.dynamic_depthwise_conv2d(tokens_to_map(self.value_proj(x), height, width), kernel)
         return self.out_proj(routed.permute(0, 2, 3, 1).flatten(1, 2))
 
 
@@ -187,7 +187,8 @@ def _conv1x1(in_channels: int, out_channels: int, bias: bool) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 
 
-def _to_map(tokens: Tensor, height: int, width: int) -> Tensor:
+def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """B (H·W) C → B C H W, a view."""
     return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 

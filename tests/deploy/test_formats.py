@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from atconv import ATConv2d, deploy, functional
-from atconv.models import attnet_t2
+from atconv.models.attnet import attnet_t2
 from helpers import assert_close, randomise, tiny_attnet
 
 # Batch, height and width. A 1×1 map and N < n are among them.

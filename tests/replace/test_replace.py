@@ -304,3 +304,10 @@ def test_masks_and_lone_blocks_are_refused() -> None:
         model.blocks[0](torch.randn(1, 17, 16), attn_mask=torch.ones(17, 17))
     with pytest.raises(ValueError, match="13 tokens are not 1 and a grid of 4 × 4"):
         model.blocks[0](torch.randn(1, 13, 16))
+
+
+def test_an_example_that_does_not_fit_is_refused() -> None:
+    model = vit()
+    with pytest.raises(ValueError, match=r"nothing was replaced\. VisionTransformer does not take the ex"):
+        replace_attention(model, example=torch.randn(1, 3, 24, 24))
+    assert not mixers(model)

@@ -11,9 +11,16 @@ from torch import nn
 
 from atconv.modules import ATConvTokens
 from atconv.replace.counting import Example, example_of, multiply_adds
+from atconv.replace.distill import DistillationReport, distill_blocks
 from atconv.replace.families import Projections, Site, find_sites
 
-__all__ = ["Replacement", "ReplacementReport", "replace_attention"]
+__all__ = [
+    "DistillationReport",
+    "Replacement",
+    "ReplacementReport",
+    "distill_blocks",
+    "replace_attention",
+]
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,8 @@ def replace_attention(
         what was replaced, and what was left alone and why.
 
     Raises:
-        ValueError: there is no attention, none was chosen, or a chosen one cannot be replaced.
+        ValueError: there is no attention, none was chosen, a chosen one cannot be replaced, or the model
+            does not take the example.
     """
     sites = find_sites(model)
     if not sites:
@@ -113,9 +121,12 @@ def replace_attention(
     if example is not None:
         try:
             counted = multiply_adds(model, example)
-        except (RuntimeError, AssertionError):
+        except Exception as error:  # whatever the model raises
             if not guessed:  # a model may be made for another size than it says
-                raise
+                reason = str(error).strip().partition("\n")[0]
+                raise ValueError(
+                    f"nothing was replaced. {type(model).__name__} does not take the example: {reason}"
+                ) from error
     made = [_make(model, site, kernel_size) for site in chosen]  # may fail: the model is still untouched
     old = {site.name: _count(model.get_submodule(site.name)) for site in chosen}
     for site, module in zip(chosen, made, strict=True):

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from atconv.functional import dynamic_depthwise_conv2d
-from atconv.modules import ATConvTokens
+from atconv.modules import ATConvTokens, tokens_to_map
 
 __all__ = [
+    "REPLACEMENTS",
     "ATConvAttention",
     "ATConvDiffusersAttention",
     "ATConvLastAttention",
@@ -79,9 +80,9 @@ def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> T
             f"{x.shape[1]} tokens are not {prefix} and a grid of {height} × {width}: tokens were dropped or "
             "added on the way, which ATConv cannot follow"
         )
-    kernel = mixer.kernels(_to_map(x[:, prefix:], size))
+    kernel = mixer.kernels(tokens_to_map(x[:, prefix:], *size))
     value = mixer.value_proj(x)
-    routed = dynamic_depthwise_conv2d(_to_map(value[:, prefix:], size), kernel)
+    routed = dynamic_depthwise_conv2d(tokens_to_map(value[:, prefix:], *size), kernel)
     routed = routed.permute(0, 2, 3, 1).flatten(1, 2)
     first = value[:, :prefix] + routed.mean(1, keepdim=True)
     return mixer.out_proj(torch.cat((first, routed), dim=1))
@@ -156,8 +157,7 @@ class ATConvLastAttention(nn.Module):
         self.mixer = mixer
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1:3]
-        return mix_tokens(self.mixer, x.flatten(1, 2), (height, width)).unflatten(1, (height, width))
+        return _mix_last(self.mixer, x)
 
 
 class ATConvMapAttention(nn.Module):
@@ -193,14 +193,25 @@ class ATConvSwinBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
         self.drop_path1, self.drop_path2 = block.drop_path1, block.drop_path2
-        self.attn = ATConvLastAttention(mixer)
+        self.mixer = mixer
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        x = x + self.drop_path1(_mix_last(self.mixer, self.norm1(x)))
         tokens = x.flatten(1, 2)
         tokens = tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
         return tokens.view_as(x)
 
 
-def _to_map(tokens: Tensor, size: Size) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, size)
+def _mix_last(mixer: ATConvTokens, x: Tensor) -> Tensor:
+    """ATConv over a map B H W C."""
+    size = (x.shape[1], x.shape[2])
+    return mixer(x.flatten(1, 2), grid=size).unflatten(1, size)
+
+
+REPLACEMENTS: tuple[type[nn.Module], ...] = (
+    ATConvAttention,
+    ATConvLastAttention,
+    ATConvMapAttention,
+    ATConvSizedAttention,
+    ATConvSwinBlock,
+)

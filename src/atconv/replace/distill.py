@@ -1,0 +1,185 @@
+"""Fit each new mixer to the attention it replaced, all blocks in one pass, before end-to-end tuning."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from atconv.replace.layers import REPLACEMENTS, GridWriter
+
+__all__ = ["DistillationReport", "distill_blocks"]
+
+
+@dataclass(frozen=True)
+class DistillationReport:
+    """How near each mixer came to its attention. Printed, it is a table."""
+
+    errors: dict[str, tuple[float, float]]
+    """by name: mean squared difference over mean square of the attention's output, in the first batch and
+    over the last tenth of them"""
+    steps: int
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.errors)
+        head = f"{'mixer':<{width}}  squared error, relative"
+        rows = [f"{name:<{width}}  {first:.3f} → {last:.3f}" for name, (first, last) in self.errors.items()]
+        return "\n".join([head, *rows])
+
+
+def distill_blocks(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Iterable[Any],
+    steps: int | None = None,
+    lr: float = 2e-3,
+    progress: bool = True,
+) -> DistillationReport:
+    """Fit each mixer of a model to the attention that it replaced, by what the attention does on data.
+
+    >>> student = copy.deepcopy(vit)
+    >>> atconv.replace_attention(student)
+    >>> print(atconv.distill_blocks(student, vit, loader))
+    >>> ...                                                   # then tune `student` end to end, as any model
+
+    The teacher runs; every mixer sees what its attention saw and learns to answer the same, each by itself:
+    an error in one block does not reach the next. Only the mixers change.
+
+    Args:
+        student: a copy of the teacher after `replace_attention`.
+        teacher: the model as it was. It is run in eval mode and left as it is.
+        data: batches: images B C H W; or lists whose first entry is that; or named arguments of the model.
+            Without labels. It is begun again when it ends before the steps do.
+        steps: batches to learn from; one round of the data by default.
+        lr: of AdamW at its start; it falls to 0 along a cosine.
+        progress: show a bar.
+
+    Returns:
+        the error of every mixer before and after.
+
+    Raises:
+        ValueError: the student has no replaced attention, the teacher none of the same name, there are no
+            data, or `steps` < 1.
+        TypeError: `steps` is not given and the data have no length.
+    """
+    pairs = _pairs(student, teacher)
+    steps = _steps(steps, data)
+    parameters = {name: _mixer_parameters(new) for name, (new, _) in pairs.items()}
+    optimizer = torch.optim.AdamW(itertools.chain(*parameters.values()), lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
+    )
+    device = next(teacher.parameters()).device
+    errors: dict[str, list[float]] = {name: [] for name in pairs}
+    hooks = [
+        old.register_forward_hook(_Fit(new, parameters[name], errors[name]), with_kwargs=True)
+        for name, (new, old) in pairs.items()
+    ]
+    hooks += _share_grids(student, teacher)
+    modes = {module: module.training for module in (*student.modules(), *teacher.modules())}
+    student.eval(), teacher.eval()
+    try:
+        for batch in tqdm(_batches(data, steps), "distilling", steps, disable=not progress, unit="batch"):
+            optimizer.zero_grad()
+            with torch.no_grad():
+                _run(teacher, batch, device)
+            optimizer.step()
+            schedule.step()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+        optimizer.zero_grad()
+    last = max(1, steps // 10)
+    return DistillationReport({n: (one[0], sum(one[-last:]) / last) for n, one in errors.items()}, steps)
+
+
+class _Fit:
+    """A hook behind an attention: its mixer answers the same question, and gets its gradient."""
+
+    def __init__(self, mixer: nn.Module, parameters: list[nn.Parameter], errors: list[float]) -> None:
+        self.mixer, self.parameters, self.errors = mixer, parameters, errors
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        expected = _first(output)
+        with torch.enable_grad():
+            answer = _first(self.mixer(*args, **named))
+            error = nn.functional.mse_loss(answer.float(), expected.float())
+            error = error / expected.float().square().mean().clamp_min(1e-12)
+            error.backward(inputs=self.parameters)
+        self.errors.append(error.item())
+
+
+def _pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """By name: the module in the place of an attention, and the attention."""
+    replaced = {name: module for name, module in student.named_modules() if isinstance(module, REPLACEMENTS)}
+    if not replaced:
+        raise ValueError("the student has no replaced attention: call atconv.replace_attention on it first")
+    originals = dict(teacher.named_modules())
+    lacking = [name for name in replaced if isinstance(originals.get(name), (type(None), *REPLACEMENTS))]
+    if lacking:
+        raise ValueError(
+            f"the teacher has no attention at {', '.join(lacking)}: it must be the model as it was before "
+            "atconv.replace_attention, such as a deepcopy made then"
+        )
+    return {name: (module, originals[name]) for name, module in replaced.items()}
+
+
+def _steps(steps: int | None, data: Any) -> int:
+    if steps is None:
+        try:
+            steps = len(data)
+        except TypeError as error:
+            raise TypeError("the data have no length: say how many steps to take") from error
+        if steps == 0:
+            raise ValueError("there are no batches to learn from")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return steps
+
+
+def _mixer_parameters(module: Any) -> list[nn.Parameter]:
+    return [parameter for parameter in module.mixer.parameters() if parameter.requires_grad]
+
+
+def _share_grids(student: nn.Module, teacher: nn.Module) -> list[Any]:
+    """The student's mixers read the grid of what the teacher's patch embedding sees."""
+    return [
+        teacher.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+        for name, module in student.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, GridWriter)
+    ]
+
+
+def _batches(data: Iterable[Any], steps: int) -> Iterator[Any]:
+    taken = 0
+    while taken < steps:
+        before = taken
+        for batch in itertools.islice(data, steps - taken):
+            taken += 1
+            yield batch
+        if taken == before:
+            raise ValueError(f"the data ended after {taken} of {steps} batches and cannot be begun again")
+
+
+def _run(model: nn.Module, batch: Any, device: torch.device) -> None:
+    if isinstance(batch, Mapping):
+        model(**{name: _to(value, device) for name, value in batch.items()})
+    else:
+        model(_to(batch[0] if isinstance(batch, (tuple, list)) else batch, device))
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,113 @@
+"""Each mixer learns to do what its attention did, by itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import atconv
+from atconv import distill_blocks, replace_attention
+from helpers import randomise
+from replace.test_replace import swin, torchvision_vit, vit
+
+
+def pair(make: Any = vit) -> tuple[nn.Module, nn.Module]:
+    """A model with ATConv, and the model as it was."""
+    teacher = randomise(make()).eval()
+    student = copy.deepcopy(teacher)
+    replace_attention(student)
+    return student, teacher
+
+
+def batches(count: int = 4, size: int = 32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(4, 3, size, size, generator=generator) for _ in range(count)]
+
+
+def mixer_names(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, atconv.ATConvTokens)]
+
+
+@pytest.mark.parametrize(("make", "size"), [(vit, 32), (torchvision_vit, 32), (swin, 64)])
+def test_every_mixer_comes_nearer(make: Any, size: int) -> None:
+    student, teacher = pair(make)
+    report = distill_blocks(student, teacher, batches(size=size), steps=40, lr=1e-2, progress=False)
+    assert len(report.errors) == len(mixer_names(student))
+    assert all(last < 0.9 * first for first, last in report.errors.values()), report.errors
+    assert all(name in str(report) for name in report.errors)
+
+
+def test_the_error_is_that_of_mixer_and_attention() -> None:
+    student, teacher = pair()
+    [images] = batches(1)
+    seen: dict[str, Any] = {}
+    attention = teacher.blocks[1].attn
+    hook = attention.register_forward_hook(lambda module, args, output: seen.update(x=args[0], y=output))
+    with torch.no_grad():
+        teacher(images)
+    hook.remove()
+    mixer = copy.deepcopy(student.blocks[1].attn)
+    mixer.grid.size = (4, 4)
+    with torch.no_grad():
+        expected = (mixer(seen["x"]) - seen["y"]).square().mean() / seen["y"].square().mean()
+    report = distill_blocks(student, teacher, [images], progress=False)
+    assert report.errors["blocks.1.attn"][0] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_only_the_mixers_change_and_the_models_are_left_as_they_were() -> None:
+    student, teacher = pair()
+    student.train()
+    before, as_it_was = copy.deepcopy(student.state_dict()), copy.deepcopy(teacher.state_dict())
+    distill_blocks(student, teacher, batches(), progress=False)
+    changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(".attn.mixer." in name for name in changed)
+    assert all(torch.equal(tensor, as_it_was[name]) for name, tensor in teacher.state_dict().items())
+    assert student.training
+    assert not teacher.training
+    assert not any(module._forward_hooks for module in teacher.modules())
+    assert not any(module._forward_pre_hooks for module in teacher.modules())
+    assert all(parameter.grad is None for parameter in [*student.parameters(), *teacher.parameters()])
+
+
+def test_an_error_on_the_way_leaves_no_hooks() -> None:
+    student, teacher = pair()
+    with pytest.raises(AssertionError):
+        distill_blocks(student, teacher, [torch.randn(1, 3, 7, 7)], progress=False)
+    assert not any(module._forward_hooks for module in teacher.modules())
+
+
+def test_batches_come_in_many_forms() -> None:
+    student, teacher = pair()
+    [images] = batches(1)
+    errors = [
+        distill_blocks(copy.deepcopy(student), teacher, data, progress=False).errors
+        for data in ([images], [(images, torch.zeros(4))], [{"x": images}])
+    ]
+    assert errors[0] == errors[1] == errors[2]
+
+
+def test_data_are_begun_again_until_the_steps_are_done() -> None:
+    student, teacher = pair()
+    assert distill_blocks(student, teacher, batches(2), steps=5, progress=False).steps == 5
+    assert distill_blocks(student, teacher, batches(4), progress=False).steps == 4
+
+
+def test_bad_input_is_refused() -> None:
+    student, teacher = pair()
+    with pytest.raises(ValueError, match=r"call atconv\.replace_attention on it first"):
+        distill_blocks(teacher, teacher, batches(1))
+    with pytest.raises(ValueError, match=r"no attention at blocks\.0\.attn, blocks\.1\.attn"):
+        distill_blocks(student, student, batches(1))
+    with pytest.raises(ValueError, match="no batches"):
+        distill_blocks(student, teacher, [])
+    with pytest.raises(ValueError, match="at least 1"):
+        distill_blocks(student, teacher, batches(1), steps=0)
+    with pytest.raises(TypeError, match="how many steps"):
+        distill_blocks(student, teacher, iter(batches(1)))
+    with pytest.raises(ValueError, match="ended after 2 of 3 batches"):
+        distill_blocks(student, teacher, iter(batches(2)), steps=3, progress=False)
