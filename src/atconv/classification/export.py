@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from atconv.datasets.loader import eval_loader
 from atconv.datasets.splits import Side
 from atconv.models.attnet import AttNet
 from atconv.runs import Run
+from atconv.timing import ROUNDS, TURNS, by_turns
 from atconv.training.progress import make_table, plain_console, track
 
 __all__ = ["export"]
@@ -33,7 +33,6 @@ Call = Callable[[Tensor], Tensor]
 
 _TOLERANCE = 1e-4
 _LARGE = 128  # pixels
-_ROUNDS, _WARM_UP = 7, 2
 _WRITE = {"onnx": deploy.export_onnx, "torch": deploy.export_torch, "aoti": deploy.export_aoti}
 _OPEN: dict[str, Callable[[Path], Call]] = {
     "onnx": deploy.open_onnx,
@@ -217,14 +216,9 @@ def _int8_sides(
 @torch.inference_mode()
 def _latency(forms: dict[str, Call], images: Tensor, console: Console) -> dict[str, float]:
     """Median milliseconds of a call, by turns."""
-    taken: dict[str, list[float]] = {name: [] for name in forms}
-    for turn in track(range(_WARM_UP + _ROUNDS), console, "timing", _WARM_UP + _ROUNDS):
-        for name, call in forms.items():
-            started = time.perf_counter()
-            call(images)
-            if turn >= _WARM_UP:
-                taken[name].append(time.perf_counter() - started)
-    return {name: 1000 * statistics.median(seconds) for name, seconds in taken.items()}
+    calls = {name: functools.partial(call, images) for name, call in forms.items()}
+    taken = by_turns(calls, track(range(TURNS), console, "timing", TURNS))
+    return {name: 1000 * seconds for name, seconds in taken.items()}
 
 
 def _write_description(
@@ -275,7 +269,7 @@ def _tell(
         error = "" if one is None or one.error is None else f"{one.error:.1e}"
         rows.append((name, "" if one is None else one.takes, error, f"{value:.1f}", f"{eager / value:.2f} ×"))
     heads = ("form", "takes", "relative error", f"ms for {batch_size}", "speed of eager")
-    title = f"batch of {batch_size}, {torch.get_num_threads()} threads, medians of {_ROUNDS}, by turns"
+    title = f"batch of {batch_size}, {torch.get_num_threads()} threads, medians of {ROUNDS}, by turns"
     console.print(make_table(title, heads, rows))
     console.print(f"everything is in {folder}", soft_wrap=True)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,13 +16,13 @@ from atconv.classification.study.plan import Study
 from atconv.classification.study.report import paired_differences
 from atconv.classification.study.running import run_study
 from atconv.runs import pick_device
+from atconv.timing import TURNS, by_turns
 from atconv.training.checkpoint import read_rows, write_rows
 from atconv.training.loop import make_optimizer
 from atconv.training.progress import make_table, plain_console, track
 
 __all__ = ["pilot_study", "smallest_difference", "time_study"]
 
-_ROUNDS, _WARM_UP = 7, 2
 _PILOT_SEEDS = 3
 
 
@@ -34,23 +35,16 @@ def time_study(study: Study, out: Path, console: Console | None = None) -> Path:
     images = torch.randn(batch, recipe.in_chans, recipe.image_size, recipe.image_size, device=device)
     models = {variant.name: study.build(variant).to(device) for variant in study.variants}
     optimizers = {name: make_optimizer(model, recipe, recipe.lr) for name, model in models.items()}
-    steps: dict[str, list[float]] = {name: [] for name in models}
-    passes: dict[str, list[float]] = {name: [] for name in models}
-    for turn in track(range(_WARM_UP + _ROUNDS), console, "timing", _WARM_UP + _ROUNDS):
-        for name, model in models.items():
-            started = time.perf_counter()
-            _train_step(model, optimizers[name], images, recipe.precision)
-            between = time.perf_counter()
-            _forward(model, images, recipe.precision)
-            ended = time.perf_counter()
-            if turn >= _WARM_UP:
-                steps[name].append(between - started)
-                passes[name].append(ended - between)
+    calls: dict[tuple[str, str], Callable[[], None]] = {}
+    for name, model in models.items():
+        calls[name, "step"] = partial(_train_step, model, optimizers[name], images, recipe.precision)
+        calls[name, "pass"] = partial(_forward, model, images, recipe.precision)
+    seconds = by_turns(calls, track(range(TURNS), console, "timing", TURNS))
     rows = [
         {
             "variant": name,
-            "training_step": f"{statistics.median(steps[name]):.4f}",
-            "inference_batch": f"{statistics.median(passes[name]):.4f}",
+            "training_step": f"{seconds[name, 'step']:.4f}",
+            "inference_batch": f"{seconds[name, 'pass']:.4f}",
             "batch": str(batch),
         }
         for name in models
