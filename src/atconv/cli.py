@@ -166,11 +166,13 @@ def data(arguments: Sequence[str]) -> None:
     from atconv.datasets.cued_garments import build_cued_garments
     from atconv.datasets.fashion_mnist import lay_out
     from atconv.datasets.preparation import build_lmdb_from_folder
+    from atconv.datasets.scenes import build_garment_scenes
 
     tools: dict[str, Callable[..., Any]] = {
         "fashion-mnist": lay_out,
         "lmdb": build_lmdb_from_folder,
         "cued-garments": build_cued_garments,
+        "garment-scenes": build_garment_scenes,
     }
     if not arguments or arguments[0] not in tools:
         wanted = arguments[0] if arguments else "nothing"
@@ -178,7 +180,8 @@ def data(arguments: Sequence[str]) -> None:
             print(
                 "usage: atconv data fashion-mnist ROOT [--source FOLDER]\n"
                 "       atconv data lmdb FOLDER OUT\n"
-                "       atconv data cued-garments ROOT OUT [--train N] [--test N] [--seed N]"
+                "       atconv data cued-garments ROOT OUT [--train N] [--test N] [--seed N]\n"
+                "       atconv data garment-scenes ROOT OUT [--train N] [--val N] [--test N] [--seed N]"
             )
             return
         fail(f"atconv data: {wanted!r} is not among {', '.join(tools)} (see atconv data --help)")
