@@ -17,6 +17,8 @@ COMMANDS = {
     "analyze": "see what the operator does with pictures: a page of figures",
     "export": "write a trained model as ONNX (int8 too), torch.export or AOTInductor, checked and timed",
     "generate": "diffusion models: train, sample, evaluate, encode",
+    "detect": "boxes and masks of objects: train, evaluate, predict",
+    "segment": "a class for every pixel: train, evaluate, predict",
 }
 
 

@@ -108,8 +108,8 @@ def open_coco(
         found = {"train": data / "annotations.json"}
     if not found:
         raise ValueError(
-            f"{data} does not exist or has no annotations: give a folder with images/ and train.json, val.json "
-            "(COCO's format), or annotations.json"
+            f"{data} does not exist or has no annotations: give a folder with images/ and train.json, "
+            "val.json (COCO's format), or annotations.json"
         )
     sides = {}
     for name, file in found.items():
@@ -136,7 +136,9 @@ def _read_side(file: Path, folder: Path, masks: bool, classes: list[str] | None)
         raise ValueError(f"{file}: it has no categories, or two of one name: {', '.join(names[:10])}")
     if classes is not None and set(names) - set(classes):
         unknown = ", ".join(sorted(set(names) - set(classes))[:5])
-        raise ValueError(f"{file}: its categories {unknown} are not among the classes {', '.join(classes[:10])}")
+        raise ValueError(
+            f"{file}: its categories {unknown} are not among the classes {', '.join(classes[:10])}"
+        )
     order = classes or names
     labels = {category["id"]: 1 + order.index(str(category["name"])) for category in categories}
     by_id = {image["id"]: image for image in told["images"]}
@@ -222,7 +224,9 @@ def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
     if isinstance(segmentation, dict):
         size = [image["height"], image["width"]]
         if segmentation.get("size") != size or "counts" not in segmentation:
-            return f"its run lengths are of the size {segmentation.get('size')}, its image of {size}: {_MENDED}"
+            return (
+                f"its run lengths are of the size {segmentation.get('size')}, its image of {size}: {_MENDED}"
+            )
         counts = segmentation["counts"]
         if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
             return f"its run lengths add up to {sum(counts)}, not to {size[0]} × {size[1]}: {_MENDED}"

@@ -63,7 +63,8 @@ def picture_problem(path: Path, how: str, size: tuple[int, int] | None = None) -
         reason = str(error).partition("\n")[0]
         return reason if str(path) in reason else f"{path}: not a readable picture ({reason})"
     if size is not None and found != size:
-        return f"{path} is {found[0]} × {found[1]} pixels and not {size[0]} × {size[1]} as its mask or annotation says"
+        told = f"{size[0]} × {size[1]}"
+        return f"{path} is {found[0]} × {found[1]} pixels and not {told} as its mask or annotation says"
     return None
 
 
@@ -75,13 +76,15 @@ def raise_problems(where: Path, problems: Sequence[str]) -> None:
 
 
 def hold_out(sides: Mapping[str, S], fraction: float, seed: int) -> dict[str, S]:
-    """The sides with a validation side: where there is none, a share of the training pictures, drawn by the seed.
+    """The sides with a validation side: where there is none, some training pictures, drawn by the seed.
 
     Raises:
         ValueError: there is no training side, or it has only one picture.
     """
     if "train" not in sides:
-        raise ValueError("there is no training side: give train.json and images, or images/train and masks/train")
+        raise ValueError(
+            "there is no training side: give train.json and images, or images/train and masks/train"
+        )
     if "val" in sides:
         return dict(sides)
     count = len(sides["train"])
@@ -103,7 +106,8 @@ def keep_split(run: Run, sides: Mapping[str, AnnotatedSide]) -> None:
     if run.split.is_file():
         if json.loads(run.split.read_text()) != told:
             raise ValueError(
-                f"the pictures are not those that {run.path} began with ({run.split}): put them back, or start anew"
+                f"the pictures are not those that {run.path} began with ({run.split}): put them back, or "
+                "start anew"
             )
         return
     write_atomically(run.split, lambda temporary: temporary.write_text(json.dumps(told, indent=1)))

@@ -1,8 +1,8 @@
 """Pictures with a mask each that holds the class of every pixel, checked before anything is trained on them.
 
-    DATA/images/SIDE/x.jpg, or DATA/images/x.jpg     pictures
-    DATA/masks/SIDE/x.png, or DATA/masks/x.png       grey or palette PNG, class indices; 255 is left out
-    DATA/classes.txt                                 names, one a line, the first for index 0
+DATA/images/SIDE/x.jpg, or DATA/images/x.jpg     pictures
+DATA/masks/SIDE/x.png, or DATA/masks/x.png       grey or palette PNG, class indices; 255 is left out
+DATA/classes.txt                                 names, one a line, the first for index 0
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def open_masks(
     Args:
         data: the folder.
         console: where progress shows.
-        check_images: how files are checked: decode pictures and masks, read the headers of pictures (masks are
-            decoded), or not at all.
+        check_images: how files are checked: decode pictures and masks, read the headers of pictures
+            (masks are decoded), or not at all.
         classes: the names that classes.txt must have.
 
     Raises:
@@ -81,9 +81,8 @@ def open_masks(
         )
     found = _read_classes(data / "classes.txt")
     if classes is not None and found != classes:
-        raise ValueError(
-            f"{data / 'classes.txt'} names {', '.join(found[:10])} and not {', '.join(classes[:10])} as the run does"
-        )
+        told, wanted = ", ".join(found[:10]), ", ".join(classes[:10])
+        raise ValueError(f"{data / 'classes.txt'} names {told} and not {wanted} as the run does")
     names = [side for side in _SIDES if (data / "images" / side).is_dir()]
     sides = {side: _open_side(data, side, found) for side in names or ["train"]}
     if check_images != "none":
@@ -94,7 +93,9 @@ def open_masks(
                 console,
                 "checking masks",
             )
-            raise_problems(image_folder(data, name, "masks"), [wrong for wrong in results if wrong is not None])
+            raise_problems(
+                image_folder(data, name, "masks"), [wrong for wrong in results if wrong is not None]
+            )
     return sides
 
 
@@ -108,7 +109,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             if image.mode not in ("1", "L", "P"):
                 raise ValueError(
-                    f"{path} has the mode {image.mode}: a mask is a grey or palette PNG with one class index a pixel"
+                    f"{path} has the mode {image.mode}: a mask is a grey or palette PNG of class indices"
                 )
             return np.array(image).astype(np.uint8)
     except UnidentifiedImageError:
@@ -121,9 +122,13 @@ def _read_classes(path: Path) -> list[str]:
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError:
-        raise ValueError(f"{path} is not there: write the name of a class on each line, the first for index 0") from None
+        raise ValueError(
+            f"{path} is not there: write the name of a class on each line, the first for index 0"
+        ) from None
     if len(names) < 2 or len(set(names)) < len(names) or len(names) > IGNORED:
-        raise ValueError(f"{path} must have 2 … {IGNORED} names, no two alike; it has {', '.join(names[:10]) or 'none'}")
+        raise ValueError(
+            f"{path} must have 2 … {IGNORED} names, no two alike; it has {', '.join(names[:10]) or 'none'}"
+        )
     return names
 
 
@@ -136,7 +141,9 @@ def _open_side(data: Path, side: str, classes: list[str]) -> MaskSide:
     wanted = [masks / stem.with_name(f"{stem.name}.png") for stem in stems]
     problems = [f"{p} has no mask {m}: add it, or remove the picture" for p, m in zip(pictures, wanted, strict=True)
                 if not m.is_file()]  # fmt: skip
-    problems += [f"{stem} names two pictures: rename one" for stem, counted in Counter(stems).items() if counted > 1]
+    problems += [
+        f"{stem} names two pictures: rename one" for stem, counted in Counter(stems).items() if counted > 1
+    ]
     raise_problems(images, problems)
     return MaskSide([images / path for path in pictures], wanted, classes)
 
@@ -155,4 +162,4 @@ def _problem(side: MaskSide, position: int, how: str) -> str | None:
             f"{side.masks[position].name} holds {told}: classes.txt names 0 … {len(side.classes) - 1}, and "
             f"{IGNORED} is left out"
         )
-    return picture_problem(side.images[position], how, mask.shape[::-1])  # type: ignore[arg-type]
+    return picture_problem(side.images[position], how, mask.shape[::-1])

@@ -1,11 +1,12 @@
 """Garment scenes: real garments that lie over each other, with exact boxes and masks.
 
-A scene of 96 × 128 grey pixels shows one to five garments (Fashion-MNIST) of 28 to 52 pixels over clutter. Each has
-its class (ten), its box and the mask of what is seen of it; a semantic mask has the kind of every pixel: shirts,
-coats and pullovers are hard to tell apart even for people, and are of one kind.
+A scene of 96 × 128 grey pixels shows one to five garments (Fashion-MNIST) of 28 to 52 pixels over clutter.
+Each has its class (ten), its box and the mask of what is seen of it; a semantic mask has the kind of every
+pixel: shirts, coats and pullovers are hard to tell apart even for people, and are of one kind.
 
-Scene i of a side is a function of (seed, side, i) alone: `draw_scene` says how. Training scenes are made of nine
-tenths of Fashion-MNIST's training pictures, validation scenes of the last tenth, test scenes of its test pictures.
+Scene i of a side is a function of (seed, side, i) alone: `draw_scene` says how. Training scenes are made of
+nine tenths of Fashion-MNIST's training pictures, validation scenes of the last tenth, test scenes of its test
+pictures.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ def draw_scene(garments: Garments, seed: int, side: int, index: int) -> Scene:
     """Scene `index` of a side (0 train, 1 val, 2 test).
 
     From numpy's default_rng([seed, side, index]), in this order: twelve fragments of 12 × 12 at half
-    brightness, cut anywhere from any garment and laid anywhere; how many garments, one to five; for each a class,
-    a picture of it and a side of 28 to 52 pixels; places, drawn together again until six tenths of each garment
-    are seen. Later garments lie over earlier ones.
+    brightness, cut anywhere from any garment and laid anywhere; how many garments, one to five, and the class
+    of each; for each a picture and a side of 28 to 52 pixels; places, drawn together again until six tenths
+    of each garment are seen. Later garments lie over earlier ones.
     """
     rng = np.random.default_rng([seed, side, index])
     pixels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)

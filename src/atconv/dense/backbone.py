@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,12 @@ def make_features(
         weights: of the whole classifier; its own names.
 
     Raises:
-        ValueError: timm has no such model, it has no such maps, takes no such arguments, or weights do not fit.
+        ValueError: no such model, it has no such maps, takes no such arguments, or weights do not fit.
     """
     if not timm.is_model(name):
-        raise ValueError(f"timm knows no model {name!r}; AttNet's are {', '.join(timm.list_models('attnet*'))}")
+        raise ValueError(
+            f"timm knows no model {name!r}; AttNet's are {', '.join(timm.list_models('attnet*'))}"
+        )
     options: dict[str, Any] = {**arguments, "in_chans": in_chans, "features_only": True}
     if weights is not None:
         options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
@@ -90,10 +93,10 @@ def strides_of(body: nn.Module, name: str) -> list[int]:
     """
     info: Any = body.feature_info
     strides = [int(stride) for stride in info.reduction()]
-    if strides[0] & (strides[0] - 1) or any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)):
+    if strides[0] & (strides[0] - 1) or any(b != 2 * a for a, b in pairwise(strides)):
         raise ValueError(
-            f"the feature maps of {name} have strides {strides}: a pyramid needs powers of two, each twice the "
-            "one before. AttNet, ResNet, ConvNeXt and Swin have such"
+            f"the feature maps of {name} have strides {strides}: a pyramid needs powers of two, each twice "
+            "the one before. AttNet, ResNet, ConvNeXt and Swin have such"
         )
     return strides
 
@@ -119,7 +122,9 @@ def trained_arguments(run: str | Path) -> dict[str, Any]:
         raise ValueError(f"{run} is not a finished run of atconv train: {error}") from error
 
 
-def classifier_weights(path: str | Path, name: str, arguments: Mapping[str, Any], in_chans: int) -> dict[str, Tensor]:
+def classifier_weights(
+    path: str | Path, name: str, arguments: Mapping[str, Any], in_chans: int
+) -> dict[str, Tensor]:
     """Weights of a classifier, to start a backbone from.
 
     Args:

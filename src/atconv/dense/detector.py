@@ -11,9 +11,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from atconv.dense.backbone import Pyramid, make_features, strides_of
+from atconv.images import normalization
 
 __all__ = ["ARCHITECTURES", "Architecture", "detector"]
 
@@ -44,9 +45,10 @@ def detector(
 ) -> FasterRCNN | MaskRCNN | RetinaNet:
     """A detector of torchvision on a backbone of timm.
 
-    It takes and gives what torchvision's do: a list of images, C H W in 0…1 and of any sizes, and in training a
-    list of {"boxes": N 4 as left, top, right, bottom in pixels, "labels": N, and "masks": N H W for Mask R-CNN}.
-    It normalises and resizes inside, nowhere else. Anchors follow the strides of the backbone, whatever its stem.
+    It takes and gives what torchvision's do: a list of images, C H W in 0…1 and of any sizes, and in training
+    a list of {"boxes": N 4 as left, top, right, bottom in pixels, "labels": N, and "masks": N H W for Mask
+    R-CNN}. It normalises and resizes inside, nowhere else. Anchors follow the strides of the backbone,
+    whatever its stem.
 
     >>> model = detector("attnet_t2", num_classes=80).eval()
     >>> model([torch.rand(3, 480, 640)])[0]["boxes"]          # N × 4
@@ -74,31 +76,27 @@ def detector(
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
     if num_classes < 1 or channels < 1 or in_chans < 1:
         raise ValueError(
-            f"num_classes, channels and in_chans must be at least 1, got {num_classes}, {channels}, {in_chans}"
+            f"num_classes, channels, in_chans must be at least 1, got {num_classes}, {channels}, {in_chans}"
         )
     one_stage = architecture == "retinanet"
-    body = make_features(
-        backbone, in_chans, levels or (3 if one_stage else 4), backbone_args or {}, weights
-    )
+    body = make_features(backbone, in_chans, levels or (3 if one_stage else 4), backbone_args or {}, weights)
     strides = strides_of(body, backbone)
-    extra = LastLevelP6P7(channels, channels) if one_stage else LastLevelMaxPool()
+    mean, std = normalization(in_chans, mean, std)
+    common: dict[str, Any] = {
+        "min_size": min_size if isinstance(min_size, int) else tuple(min_size),
+        "max_size": max_size,
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "size_divisible": max(32, strides[-1]),
+    }
+    extra: ExtraFPNBlock = LastLevelP6P7(channels, channels) if one_stage else LastLevelMaxPool()
     strides += [2 * strides[-1], 4 * strides[-1]] if one_stage else [2 * strides[-1]]
-    scales = _THIRDS if one_stage else (1.0,)
     anchor = anchor_scale or (4.0 if one_stage else 8.0)
+    scales = _THIRDS if one_stage else (1.0,)
     anchors = AnchorGenerator(
         tuple(tuple(anchor * stride * scale for scale in scales) for stride in strides),
         (_RATIOS,) * len(strides),
     )
-    colour = in_chans == 3
-    common: dict[str, Any] = {
-        "min_size": min_size if isinstance(min_size, int) else tuple(min_size),
-        "max_size": max_size,
-        "image_mean": list(mean or ((0.485, 0.456, 0.406) if colour else (0.5,) * in_chans)),
-        "image_std": list(std or ((0.229, 0.224, 0.225) if colour else (0.5,) * in_chans)),
-        "size_divisible": max(32, strides[-1] // (4 if one_stage else 2)),
-    }
-    if len(common["image_mean"]) != in_chans or len(common["image_std"]) != in_chans:
-        raise ValueError(f"mean and std must have one value for each of {in_chans} channels, got {mean}, {std}")
     pyramid = Pyramid(body, channels, extra)
     if one_stage:
         return RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **common, **options)

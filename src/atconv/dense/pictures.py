@@ -16,7 +16,9 @@ def colours_of(count: int) -> list[Colour]:
     """Bright colours, neighbours far apart: hues by the golden ratio, lighter and darker by turns."""
     golden = (math.sqrt(5) - 1) / 2
     hsv = [(0.02 + i * golden, 0.75 if i % 2 else 0.55, 1.0 if i % 3 else 0.85) for i in range(count)]
-    return [(int(255 * r), int(255 * g), int(255 * b)) for r, g, b in (colorsys.hsv_to_rgb(*one) for one in hsv)]
+    return [
+        (int(255 * r), int(255 * g), int(255 * b)) for r, g, b in (colorsys.hsv_to_rgb(*one) for one in hsv)
+    ]
 
 
 def shown_size(size: Sequence[int], least: int) -> tuple[int, int]:

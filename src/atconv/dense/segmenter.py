@@ -32,8 +32,8 @@ def segmenter(
 ) -> nn.Module:
     """What `smp.create_model(architecture, "tu-BACKBONE", encoder_weights=None, …)` gives, checked.
 
-    smp looks at a backbone without its arguments: one whose strides these change gives maps of a wrong size, and
-    no error. That is refused here.
+    smp looks at a backbone without its arguments: one whose strides these change gives maps of a wrong size,
+    and no error. That is refused here.
 
     Args:
         backbone: model by timm's name, one that has feature maps (`features_only`).
@@ -58,7 +58,7 @@ def segmenter(
     if strides not in _READ:
         raise ValueError(
             f"the feature maps of {backbone} with {arguments} have strides {strides}: segmentation needs "
-            "4, 8, 16, 32, or those and finer ones. Leave stem_stride at 4, or enlarge the images (short_side)"
+            "4, 8, 16, 32, or those and finer ones. Leave stem_stride at 4; short_side enlarges images"
         )
     try:
         model = smp.create_model(
@@ -73,6 +73,8 @@ def segmenter(
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{architecture} does not take {options}: {error}") from error
     if weights is not None:
-        body = make_features(backbone, in_chans, len(model.encoder.model.feature_info.channels()), arguments, weights)
+        body = make_features(
+            backbone, in_chans, len(model.encoder.model.feature_info.channels()), arguments, weights
+        )
         model.encoder.model.load_state_dict(body.state_dict())
     return model

@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from atconv.datasets.folders import AnnotatedSide
 from atconv.datasets.loader import EpochBatches, SeededItems
 from atconv.dense.backbone import classifier_weights
 from atconv.dense.config import DenseConfig
@@ -100,7 +99,9 @@ class DenseTask(Task):
         found = self.judge(console)
         write_json(self.run.path / "metrics.json", {"best_epoch": best["epoch"], **found})
         pictures = ", ".join(sorted(p.name for p in self.run.path.glob("*.png")))
-        console.print(f"everything is in {self.run.path}: model.safetensors, metrics.csv, {pictures}", soft_wrap=True)
+        console.print(
+            f"everything is in {self.run.path}: model.safetensors, metrics.csv, {pictures}", soft_wrap=True
+        )
 
 
 def starting_weights(config: DenseConfig, fresh: bool, console: Console) -> dict[str, Tensor] | None:

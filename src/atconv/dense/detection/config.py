@@ -29,7 +29,7 @@ class DetectionConfig(DenseConfig):
     anchor_scale: float | None = None
     """side of an anchor by the stride of its map; default: 8, and 4 for RetinaNet"""
     min_size: tuple[int, ...] = (800,)
-    """the shorter side is resized to it; of several, each training picture takes one, and evaluation the last"""
+    """the shorter side is resized to it; of several, each training picture takes one, evaluation the last"""
     max_size: int = 1333
     """but the longer side is never longer than this"""
     detector_args: dict[str, Any] = field(default_factory=dict)

@@ -38,8 +38,8 @@ def example(side: CocoSide, position: int, mode: Mode, masks: bool) -> tuple[tv_
 
 
 def target_of(side: CocoSide, position: int, masks: bool) -> Target:
-    """What a picture shows, as torchmetrics takes it: boxes (N 4, left top right bottom), labels, area, iscrowd,
-    and masks (N H W) where asked."""
+    """What a picture shows, as torchmetrics takes it: boxes (N 4, left top right bottom), labels, area,
+    iscrowd, and masks (N H W) where asked."""
     image = side.images[position]
     boxes = image.boxes
     target: Target = {

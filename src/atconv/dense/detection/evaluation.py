@@ -105,7 +105,8 @@ def evaluate_side(opened: Detector, side: CocoSide, batch_size: int, console: Co
     per_class: list[dict[str, Any]] = [{"class": name} for name in opened.classes]
     for kind, prefix in _kinds(opened.masks):
         figures |= {f"{kind}_{name}": _figure(found[f"{prefix}{name}"]) for name in _FIGURES}
-        by_label = dict(zip(_labels(found["classes"]), found[f"{prefix}map_per_class"].reshape(-1), strict=True))
+        values = found[f"{prefix}map_per_class"].reshape(-1)
+        by_label = dict(zip(found["classes"].reshape(-1).tolist(), values, strict=True))
         for label, row in enumerate(per_class, 1):
             row[f"{kind}_map"] = _figure(by_label.get(label, torch.tensor(-1.0)))
     return Evaluation(len(side), figures, per_class, speed)
@@ -121,7 +122,7 @@ def mean_average_precision(
     metric = _metric(masks, by_class=False)
     _update(metric, model, side, positions, mode, masks, batch_size, Console(quiet=True))
     found = metric.compute()
-    kinds = dict((kind, prefix) for kind, prefix in _kinds(masks))
+    kinds = dict(_kinds(masks))
     told = {"map": found[f"{kinds['box']}map"], "map_50": found[f"{kinds['box']}map_50"]}
     told |= {"mask_map": found[f"{kinds['mask']}map"]} if masks else {}
     return {name: _figure(value) or 0.0 for name, value in told.items()}
@@ -164,10 +165,6 @@ def _metric(masks: bool, by_class: bool) -> MeanAveragePrecision:
 def _kinds(masks: bool) -> list[tuple[str, str]]:
     """What is measured, and how torchmetrics begins its names."""
     return [("box", "bbox_"), ("mask", "segm_")] if masks else [("box", "")]
-
-
-def _labels(found: Tensor) -> list[int]:
-    return [int(label) for label in found.reshape(-1)]
 
 
 def _figure(value: Tensor) -> float | None:

@@ -72,7 +72,6 @@ def draw_side(opened: Detector, side: CocoSide, path: Path, threshold: float = 0
     count = min(_SHOWN, len(side))
     columns = min(3, count)
     rows = -(-count // columns)
-    device = next(opened.model.parameters()).device
     figure, axes = plt.subplots(
         2 * rows, columns, figsize=(4.6 * columns, 7.4 * rows), squeeze=False, layout="constrained"
     )
@@ -80,13 +79,10 @@ def draw_side(opened: Detector, side: CocoSide, path: Path, threshold: float = 0
         axis.axis("off")
     for i in range(count):
         image = picture_tensor(side.read(i, opened.mode))
-        found = opened.model([image.to(device)])[0]
-        told = {name: value.cpu() for name, value in found.items()}
-        if opened.masks:
-            told["masks"] = told["masks"][:, 0]
+        found = opened.find(image)
         row, column = divmod(i, columns)
         annotated = target_of(side, i, opened.masks)
-        for line, (title, what) in enumerate({"annotated": annotated, "found": told}.items()):
+        for line, (title, what) in enumerate({"annotated": annotated, "found": found}.items()):
             axis = axes[2 * row + line, column]
             axis.imshow(draw_found(image, what, opened.classes, threshold).permute(1, 2, 0))
             axis.set_title(f"{shorten(side.names[i])}, {title}", fontsize=10)

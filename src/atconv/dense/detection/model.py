@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from atconv.dense.detection.config import DetectionConfig
+from atconv.dense.detection.data import picture_tensor
 from atconv.dense.detector import detector
 from atconv.dense.task import starting_weights
-from atconv.images import mode_for, normalization
+from atconv.images import Mode, PrepareImage, normalization
 from atconv.runs import Run
 from atconv.training.randomness import derive_seed, seeded
 
 __all__ = ["Detector", "describe", "make_model", "open_detector"]
 
 
+class PictureTransform:
+    """Any PIL image → C H W in 0…1, as a detector reads it; it resizes and normalises itself."""
+
+    def __init__(self, in_chans: int) -> None:
+        self.prepare = PrepareImage(in_chans)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return picture_tensor(self.prepare(image))
+
+
+@dataclass(frozen=True)
 class Detector:
     """A trained detector, in eval mode, with what is needed to use it."""
 
-    def __init__(self, model: nn.Module, classes: list[str], in_chans: int, masks: bool) -> None:
-        self.model, self.classes, self.masks = model, classes, masks
-        self.mode = mode_for(in_chans)
+    model: nn.Module
+    transform: PictureTransform
+    classes: list[str]
+    masks: bool
+
+    @property
+    def mode(self) -> Mode:
+        """How pictures are read."""
+        return self.transform.prepare.mode
+
+    def find(self, image: Tensor) -> dict[str, Tensor]:
+        """What is in a picture, C H W in 0…1: boxes (N 4), labels, scores, and masks (N H W of 0…1)."""
+        device = next(self.model.parameters()).device
+        found = {name: value.cpu() for name, value in self.model([image.to(device)])[0].items()}
+        return found | ({"masks": found["masks"][:, 0]} if self.masks else {})
 
 
 def make_model(config: DetectionConfig, classes: int, console: Console, fresh: bool) -> nn.Module:
@@ -61,7 +87,8 @@ def open_detector(path: str | Path) -> Detector:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the model in {path} is damaged: {str(error).splitlines()[0]}") from error
-    return Detector(model.eval(), classes, arguments["in_chans"], arguments["architecture"] == "mask_rcnn")
+    transform = PictureTransform(arguments["in_chans"])
+    return Detector(model.eval(), transform, classes, arguments["architecture"] == "mask_rcnn")
 
 
 def _build(arguments: dict[str, Any], **further: Any) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -59,8 +59,7 @@ def predict(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in 0 … 1, got {threshold}")
     opened = open_detector(run)
-    where = runs.pick_device(device)
-    opened.model.to(where)
+    opened.model.to(runs.pick_device(device))
     folder = Path(out) if out is not None else Path(run) / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
     for path, name in zip(images, free_names(images), strict=True):
@@ -69,9 +68,7 @@ def predict(
         except (ValueError, OSError) as error:
             yield Detections(str(path), error=str(error))
             continue
-        found: dict[str, Any] = {n: v.cpu() for n, v in opened.model([image.to(where)])[0].items()}
-        if opened.masks:
-            found["masks"] = found["masks"][:, 0]
+        found = opened.find(image)
         kept = found["scores"] >= threshold
         drawn = draw_found(image, found, opened.classes, threshold)
         Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(folder / name)
