@@ -139,8 +139,11 @@ def _open_side(data: Path, side: str, classes: list[str]) -> MaskSide:
         raise ValueError(f"no pictures in {images}")
     stems = [path.with_suffix("") for path in pictures]
     wanted = [masks / stem.with_name(f"{stem.name}.png") for stem in stems]
-    problems = [f"{p} has no mask {m}: add it, or remove the picture" for p, m in zip(pictures, wanted, strict=True)
-                if not m.is_file()]  # fmt: skip
+    problems = [
+        f"{picture} has no mask {mask}: add it, or remove the picture"
+        for picture, mask in zip(pictures, wanted, strict=True)
+        if not mask.is_file()
+    ]
     problems += [
         f"{stem} names two pictures: rename one" for stem, counted in Counter(stems).items() if counted > 1
     ]

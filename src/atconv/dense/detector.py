@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -99,12 +100,27 @@ def detector(
     )
     pyramid = Pyramid(body, channels, extra)
     if one_stage:
-        return RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **common, **options)
+        return _RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **common, **options)
     heads = _box_head(channels, num_classes, len(strides) - 1)
     if architecture == "faster_rcnn":
         return FasterRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options)
     heads |= _mask_head(channels, num_classes, len(strides) - 1)
     return MaskRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options)
+
+
+class _RetinaNet(RetinaNet):
+    """torchvision's has an output for label 0 that nothing trains upwards, and may find it. This never does."""
+
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: list[list[Tensor]],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        never = [logits.clone() for logits in head_outputs["cls_logits"]]
+        for logits in never:
+            logits[..., 0] = -torch.inf
+        return super().postprocess_detections({**head_outputs, "cls_logits": never}, anchors, image_shapes)
 
 
 def _box_head(channels: int, num_classes: int, levels: int) -> dict[str, nn.Module]:
