@@ -75,7 +75,7 @@ def test_anchors_and_pooling_follow_the_strides(stem: int, levels: int, scale: f
     expected = [scale * stride for stride in [*strides, 2 * strides[-1]]]
     assert [size for (size,) in model.rpn.anchor_generator.sizes] == expected
     with torch.inference_mode():
-        model([torch.rand(3, 48, 96)])
+        model([torch.rand(3, 67, 48)])  # padded to 96 × 64, from which torchvision would guess other strides
     assert model.roi_heads.box_roi_pool.scales == [1 / stride for stride in strides]
 
 
@@ -133,6 +133,11 @@ def test_other_backbones_of_timm_fit(name: str, arguments: dict[str, Any]) -> No
 def test_bad_arguments_are_said(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         detector(**{"backbone": "attnet_xxs", "num_classes": 2, **arguments})
+
+
+def test_an_option_that_torchvision_would_pass_over_is_said() -> None:
+    with pytest.raises(TypeError, match="torchvision's FasterRCNN has no option no_such"):
+        tiny(no_such=1)
 
 
 def test_weights_of_another_model_are_said() -> None:

@@ -65,8 +65,11 @@ def adopt_run(config: D, chosen: Collection[str] = ()) -> D:
     """Where weights come from a run, its model, channels and normalisation come with them.
 
     Raises:
+        FileNotFoundError: the weights are not there.
         ValueError: an option was chosen that contradicts them, or the run is none of classification.
     """
+    if config.weights is not None and not Path(config.weights).exists():
+        raise FileNotFoundError(f"no such file or run: {config.weights}")
     if config.weights is None or not Path(config.weights).is_dir():
         return config
     taken = trained_arguments(config.weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.poolers import initLevelMapper
 
 from atconv.dense.backbone import Pyramid, make_features, strides_of
 from atconv.images import normalization
@@ -80,6 +83,7 @@ def detector(
             f"num_classes, channels, in_chans must be at least 1, got {num_classes}, {channels}, {in_chans}"
         )
     one_stage = architecture == "retinanet"
+    _check_options(architecture, options)
     body = make_features(backbone, in_chans, levels or (3 if one_stage else 4), backbone_args or {}, weights)
     strides = strides_of(body, backbone)
     mean, std = normalization(in_chans, mean, std)
@@ -101,15 +105,23 @@ def detector(
     pyramid = Pyramid(body, channels, extra)
     if one_stage:
         return _RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **common, **options)
-    heads = _box_head(channels, num_classes, len(strides) - 1)
+    heads = _box_head(channels, num_classes, strides[:-1])
     if architecture == "faster_rcnn":
         return FasterRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options)
-    heads |= _mask_head(channels, num_classes, len(strides) - 1)
+    heads |= _mask_head(channels, num_classes, strides[:-1])
     return MaskRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options)
 
 
+def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> None:
+    """torchvision passes over names that it does not know."""
+    kind = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "retinanet": RetinaNet}[architecture]
+    unknown = set(options) - set(inspect.signature(kind).parameters)
+    if unknown:
+        raise TypeError(f"torchvision's {kind.__name__} has no option {', '.join(sorted(unknown))}")
+
+
 class _RetinaNet(RetinaNet):
-    """torchvision's has an output for label 0 that nothing trains upwards, and may find it. This never does."""
+    """torchvision has an output for label 0, which nothing trains upwards but may be found. Not so here."""
 
     def postprocess_detections(
         self,
@@ -123,18 +135,28 @@ class _RetinaNet(RetinaNet):
         return super().postprocess_detections({**head_outputs, "cls_logits": never}, anchors, image_shapes)
 
 
-def _box_head(channels: int, num_classes: int, levels: int) -> dict[str, nn.Module]:
+def _pool(cells: int, strides: Sequence[int]) -> MultiScaleRoIAlign:
+    """torchvision's, told the strides. By itself it guesses them once, from the first batch: padded maps by
+    pictures that are not, which is wrong for small pictures."""
+    pool = MultiScaleRoIAlign([str(i) for i in range(len(strides))], cells, sampling_ratio=2)
+    pool.scales = [1 / stride for stride in strides]
+    finest, coarsest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    pool.map_levels = initLevelMapper(finest, coarsest, pool.canonical_scale, pool.canonical_level)
+    return pool
+
+
+def _box_head(channels: int, num_classes: int, strides: Sequence[int]) -> dict[str, nn.Module]:
     """torchvision's, as wide as the pyramid: with 256 channels it has torchvision's 1024 features."""
     return {
-        "box_roi_pool": MultiScaleRoIAlign([str(i) for i in range(levels)], _BOX_CELLS, sampling_ratio=2),
+        "box_roi_pool": _pool(_BOX_CELLS, strides),
         "box_head": TwoMLPHead(channels * _BOX_CELLS**2, 4 * channels),
         "box_predictor": FastRCNNPredictor(4 * channels, num_classes + 1),
     }
 
 
-def _mask_head(channels: int, num_classes: int, levels: int) -> dict[str, nn.Module]:
+def _mask_head(channels: int, num_classes: int, strides: Sequence[int]) -> dict[str, nn.Module]:
     return {
-        "mask_roi_pool": MultiScaleRoIAlign([str(i) for i in range(levels)], _MASK_CELLS, sampling_ratio=2),
+        "mask_roi_pool": _pool(_MASK_CELLS, strides),
         "mask_head": MaskRCNNHeads(channels, (channels,) * 4, 1),
         "mask_predictor": MaskRCNNPredictor(channels, channels, num_classes + 1),
     }
