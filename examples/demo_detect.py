@@ -21,8 +21,8 @@ def main() -> None:
     found = json.loads((FOLDER / "metrics.json").read_text())["figures"]
     print(
         f"""
-Done in {time.perf_counter() - started:.0f} s: {found["box_map"]:.1f} % mAP@[.5:.95] on scenes of garments never seen.
-Everything lies in {FOLDER}:
+Done in {time.perf_counter() - started:.0f} s: {found["box_map"]:.1f} % mAP@[.5:.95] on scenes of
+garments never seen. Everything lies in {FOLDER}:
   predictions.png    what test scenes show, and what was found
   predictions/       four scenes, drawn one by one
   curves.png         loss and precision by epoch

@@ -21,8 +21,8 @@ def main() -> None:
     found = json.loads((FOLDER / "metrics.json").read_text())
     print(
         f"""
-Done in {time.perf_counter() - started:.0f} s: {found["miou"]:.1f} % mean IoU on scenes of garments never seen.
-Everything lies in {FOLDER}:
+Done in {time.perf_counter() - started:.0f} s: {found["miou"]:.1f} % mean IoU on scenes of
+garments never seen. Everything lies in {FOLDER}:
   predictions.png    test scenes, their masks, and what was found
   predictions/       four scenes, drawn one by one, and their masks
   curves.png         loss and mean IoU by epoch

@@ -77,16 +77,28 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "category": (annotation(category_id=9), r"annotation 2: no category has the id 9 \(there are 3, 7\)"),
     "width": (annotation(bbox=[3, 4, 0, 5]), r"annotation 2: its box \[3, 4, 0, 5\] has no extent"),
     "negative": (annotation(bbox=[3, 4, 5, -5]), "annotation 2: .* has no extent"),
-    "outside": (annotation(bbox=[30, 4, 50, 5]), "annotation 2: .* reaches out of its image of 56 × 40 pixels"),
+    "outside": (
+        annotation(bbox=[30, 4, 50, 5]),
+        "annotation 2: .* reaches out of its image of 56 × 40 pixels",
+    ),
     "far outside": (annotation(bbox=[-9, 4, 20, 5]), "annotation 2: .* reaches out of its image"),
     "no box": (annotation(bbox=[3, 4, 5]), "annotation 2: its box is .*: give left, top, width, height"),
     "text": (annotation(bbox=[3, 4, 5, "6"]), "annotation 2: its box is"),
     "not a number": (annotation(bbox=[3, 4, 5, float("nan")]), "annotation 2: its box is"),
-    "polygon": (annotation(segmentation=[[1, 2, 3, 4]]), "annotation 2: a polygon of 4 numbers: three points"),
+    "polygon": (
+        annotation(segmentation=[[1, 2, 3, 4]]),
+        "annotation 2: a polygon of 4 numbers: three points",
+    ),
     "odd polygon": (annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 2: a polygon of 7 numbers"),
     "no mask": (annotation(segmentation=[]), "annotation 2: it has no segmentation"),
-    "mask size": (annotation(segmentation={"size": [2, 2], "counts": [4]}), "annotation 2: its run lengths are"),
-    "runs": (annotation(segmentation={"size": [40, 56], "counts": [4]}), "annotation 2: its run lengths add up to 4"),
+    "mask size": (
+        annotation(segmentation={"size": [2, 2], "counts": [4]}),
+        "annotation 2: its run lengths are",
+    ),
+    "runs": (
+        annotation(segmentation={"size": [40, 56], "counts": [4]}),
+        "annotation 2: its run lengths add up to 4",
+    ),
     "missing box": (lambda told: told["annotations"][1].pop("bbox"), "annotations, 2: bbox missing"),
     "missing file": (image(file_name="none.png"), r"image 101: .*none.png is not there: put it back"),
     "two names": (image(file_name="0.png"), "image 101: another image has file_name '0.png'"),
@@ -94,7 +106,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no images": (lambda told: told.update(images=[]), "lists no images"),
     "not COCO": (lambda told: told.pop("categories"), "has no list 'categories'"),
     "two categories": (lambda told: told["categories"][0].update(name="bright"), "two of one name"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -117,7 +129,7 @@ def test_files_that_are_broken_or_not_there_are_named(tmp_path: Path) -> None:
         open_coco(data, False, QUIET)
     assert open_coco(data, False, QUIET, check_images="none")["train"].names == ["0.png", "1.png", "2.png"]
     (data / "val.json").write_text("{")
-    with pytest.raises(ValueError, match="val.json is not readable JSON"):
+    with pytest.raises(ValueError, match=r"val.json is not readable JSON"):
         open_coco(data, False, QUIET, check_images="none")
     with pytest.raises(ValueError, match="no annotations: give a folder with images/"):
         open_coco(tmp_path / "none", False, QUIET)
@@ -131,7 +143,7 @@ def test_many_problems_are_counted_and_unknown_categories_told(tmp_path: Path) -
     (data / "train.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match="and 5 more"):
         open_coco(data, False, QUIET)
-    with pytest.raises(ValueError, match="its categories dark are not among the classes bright, cat"):
+    with pytest.raises(ValueError, match=r"its categories dark are not among the classes bright, cat"):
         open_coco(annotated_folder(tmp_path / "b", 2, 1), False, QUIET, classes=["bright", "cat"])
 
 

@@ -49,23 +49,35 @@ def write(path: Path, value: int, size: tuple[int, int] = (40, 56), mode: str = 
 
 WRONG: dict[str, tuple[Any, str]] = {
     "class": (lambda data: write(mask_of(data), 3), r"masks/train: 1.png holds 3: classes.txt names 0 … 2"),
-    "size": (lambda data: write(mask_of(data), 1, (40, 55)), r"1.png is 40 × 56 pixels and not 40 × 55 as its mask"),
+    "size": (
+        lambda data: write(mask_of(data), 1, (40, 55)),
+        r"1.png is 40 × 56 pixels and not 40 × 55 as its mask",
+    ),
     "colours": (lambda data: write(mask_of(data), 1, mode="RGB"), "1.png has the mode RGB: a mask is"),
-    "missing": (lambda data: mask_of(data).unlink(), "images/train: 1.png has no mask .*masks/train/1.png: add it"),
+    "missing": (
+        lambda data: mask_of(data).unlink(),
+        "images/train: 1.png has no mask .*masks/train/1.png: add it",
+    ),
     "broken mask": (lambda data: mask_of(data).write_text("text"), "1.png: not in a picture format"),
     "half a mask": (
-        lambda data: mask_of(data).write_bytes(mask_of(data).read_bytes()[:60]), "1.png: not a readable picture"
+        lambda data: mask_of(data).write_bytes(mask_of(data).read_bytes()[:60]),
+        "1.png: not a readable picture",
     ),
     "broken picture": (
-        lambda data: (data / "images" / "train" / "1.png").write_text("text"), "1.png: not a readable picture"
+        lambda data: (data / "images" / "train" / "1.png").write_text("text"),
+        "1.png: not a readable picture",
     ),
     "two pictures": (
-        lambda data: write(data / "images" / "train" / "1.bmp", 1), "1 names two pictures: rename one"
+        lambda data: write(data / "images" / "train" / "1.bmp", 1),
+        "1 names two pictures: rename one",
     ),
     "no classes": (lambda data: (data / "classes.txt").unlink(), "classes.txt is not there: write"),
-    "one class": (lambda data: (data / "classes.txt").write_text("a\n"), "2 … 255 names, no two alike; it has a"),
+    "one class": (
+        lambda data: (data / "classes.txt").write_text("a\n"),
+        "2 … 255 names, no two alike; it has a",
+    ),
     "twice": (lambda data: (data / "classes.txt").write_text("a\na\n"), "no two alike; it has a, a"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("wrong", WRONG)

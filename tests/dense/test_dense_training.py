@@ -151,7 +151,7 @@ def test_runs_of_other_tasks_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_backbone_starts_from_a_classifier(task: str, tmp_path: Path) -> None:
     source = train_tiny(tmp_path / "classifier", model_args={**DETECT["model_args"]}, image_size=32)
-    train, values = TASKS[task]
+    values = TASKS[task][1]
     fixed = {"lr": 1e-30, "warmup_lr": 0.0, "min_lr": 0.0, "epochs": 1, "ema_decay": 0.0, "weight_decay": 0.0}
     own = {name: value for name, value in values.items() if name not in ("model_args", "in_chans")}
     given = options(own, **fixed, weights=str(source), freeze_bn=True)
