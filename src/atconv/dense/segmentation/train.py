@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from rich.console import Console
+from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 
 from atconv.datasets.folders import hold_out, keep_split
@@ -80,6 +81,7 @@ class SegmentationTask(DenseTask):
         super().__init__(config, run, accelerator, model, len(sides["train"]))
         self.sides, self.classes = sides, sides["train"].classes
         self.augmentation = augmentation(config)
+        self.dice = DiceLoss("multiclass", ignore_index=IGNORED)
         self.transform = SegmentTransform(config.in_chans, config.short_side, config.mean, config.std)
 
     def draw(self, position: int) -> tuple[Tensor, Tensor]:
@@ -90,13 +92,14 @@ class SegmentationTask(DenseTask):
         return torch.stack([image for image, _ in examples]), torch.stack([mask for _, mask in examples])
 
     def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of every pixel that is not left out."""
+        """Cross-entropy and Dice, to which small classes count as much. Pixels left out do not count."""
         inputs, masks = (part.to(self.accelerator.device, non_blocking=True) for part in batch)
         logits = model(inputs).float()
         kept = (masks != IGNORED).sum().clamp(min=1)  # a crop may hold nothing else
-        loss = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / kept
+        entropy = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / kept
+        dice = self.dice(logits, masks)
         right = (logits.detach().argmax(1) == masks).sum() / kept
-        return loss, {"accuracy": 100 * right}
+        return entropy + dice, {"entropy": entropy, "dice": dice, "accuracy": 100 * right}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """val_miou and val_accuracy in percent, over all processes."""
