@@ -72,7 +72,11 @@ def make_features(
         )
     options: dict[str, Any] = {**arguments, "in_chans": in_chans, "features_only": True}
     if weights is not None:
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
+        shown = {
+            "state_dict": weights,
+            "input_size": (in_chans, 224, 224),
+        }  # else timm warns of other channels
+        options |= {"pretrained": True, "pretrained_cfg_overlay": shown}
     try:
         whole: Any = timm.create_model(name, **{**arguments, "features_only": True})
         count = len(whole.feature_info.reduction())
