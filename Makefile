@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-generate test test-all lint format bench clean
+.PHONY: demo demo-generate demo-detect demo-segment test test-all lint format bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 demo-generate: $(VENV)/.generate
 	$(BIN)/python examples/demo_generate.py
+
+demo-detect: $(VENV)/.dense
+	$(BIN)/python examples/demo_detect.py
+
+demo-segment: $(VENV)/.dense
+	$(BIN)/python examples/demo_segment.py
 
 test: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
@@ -44,6 +50,10 @@ $(VENV)/.generate: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[generation]'
 	touch $@ $(VENV)/.demo
 
+$(VENV)/.dense: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[dense]'
+	touch $@ $(VENV)/.demo
+
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[dev]'
-	touch $@ $(VENV)/.demo $(VENV)/.generate
+	touch $@ $(VENV)/.demo $(VENV)/.generate $(VENV)/.dense

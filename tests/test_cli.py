@@ -64,7 +64,7 @@ def test_every_command_has_help(command: str) -> None:
     assert not ended.err
 
 
-@pytest.mark.parametrize("tool", ["lmdb", "fashion-mnist"])
+@pytest.mark.parametrize("tool", ["lmdb", "fashion-mnist", "cued-garments", "garment-scenes"])
 def test_every_data_tool_has_help(tool: str) -> None:
     ended = atconv("data", tool, "--help")
     assert ended.code == 0

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,11 @@ except ImportError as error:
 
 __all__ = ["run"]
 
+_EXTRAS = {"generate": "generation", "export": "train,export", "detect": "dense", "segment": "dense"}
 _DATA = "an image folder, an LMDB file, a timm dataset name (torch/..., hfds/..., wds/...) or digits"
+
+_BOXES = "a folder with images/ and train.json, val.json (COCO's format), or annotations.json"
+_MASKS = "a folder with images/, masks/ and classes.txt"
 
 
 class Parser(ArgumentParser):
@@ -51,7 +55,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     try:
         _COMMANDS[command]([_underscored(a) for a in arguments])
     except ImportError as error:
-        extra = {"generate": "generation", "export": "train,export"}.get(command, "train")
+        extra = _EXTRAS.get(command, "train")
         fail(f"atconv {command}: {error}: pip install 'atconv[{extra}]'")
     except (ValueError, TypeError, FileNotFoundError, FloatingPointError, RuntimeError) as error:
         fail(f"atconv {command}: {' '.join(str(error).split())}")
@@ -166,11 +170,13 @@ def data(arguments: Sequence[str]) -> None:
     from atconv.datasets.cued_garments import build_cued_garments
     from atconv.datasets.fashion_mnist import lay_out
     from atconv.datasets.preparation import build_lmdb_from_folder
+    from atconv.datasets.scenes import build_garment_scenes
 
     tools: dict[str, Callable[..., Any]] = {
         "fashion-mnist": lay_out,
         "lmdb": build_lmdb_from_folder,
         "cued-garments": build_cued_garments,
+        "garment-scenes": build_garment_scenes,
     }
     if not arguments or arguments[0] not in tools:
         wanted = arguments[0] if arguments else "nothing"
@@ -178,7 +184,8 @@ def data(arguments: Sequence[str]) -> None:
             print(
                 "usage: atconv data fashion-mnist ROOT [--source FOLDER]\n"
                 "       atconv data lmdb FOLDER OUT\n"
-                "       atconv data cued-garments ROOT OUT [--train N] [--test N] [--seed N]"
+                "       atconv data cued-garments ROOT OUT [--train N] [--test N] [--seed N]\n"
+                "       atconv data garment-scenes ROOT OUT [--train N] [--val N] [--test N] [--seed N]"
             )
             return
         fail(f"atconv data: {wanted!r} is not among {', '.join(tools)} (see atconv data --help)")
@@ -225,13 +232,149 @@ def generate(arguments: Sequence[str]) -> None:
         "evaluate": (_generate_evaluate, "FID or its kin, precision, recall, cost of samples"),
         "encode": (_generate_encode, "pictures to latents of a VAE, once"),
     }
+    _dispatch("generate", tools, arguments)
+
+
+def detect(arguments: Sequence[str]) -> None:
+    tools = {
+        "train": (_detect_train, "train a detector on boxes or masks in COCO's format"),
+        "evaluate": (_detect_evaluate, "mean average precision, by class, and pictures"),
+        "predict": (_detect_predict, "find objects in pictures, and draw them"),
+    }
+    _dispatch("detect", tools, arguments)
+
+
+def _detect_train(arguments: Sequence[str]) -> None:
+    from atconv.dense.detection import config
+
+    def start(options: dict[str, Any], folder: str | None, chosen: set[str]) -> None:
+        from atconv.dense.detection.train import train
+
+        train(config.DetectionConfig(**options), folder, chosen=chosen)
+
+    def proceed(folder: str) -> None:
+        from atconv.dense.detection.train import resume
+
+        resume(folder)
+
+    _train("atconv detect train", arguments, config, config.DetectionConfig, start, proceed, _BOXES)
+
+
+def _detect_evaluate(arguments: Sequence[str]) -> None:
+    from atconv.dense.detection.evaluation import evaluate as evaluate_run
+
+    _evaluate("detect", "Evaluate a detector's best model on DATA.", evaluate_run, arguments)
+
+
+def _detect_predict(arguments: Sequence[str]) -> None:
+    from atconv.dense.detection.prediction import Detections
+    from atconv.dense.detection.prediction import predict as predict_images
+
+    def rows(found: Detections) -> list[tuple[str, ...]]:
+        each = zip(found.classes, found.scores, found.boxes, strict=True)
+        told = [(f"{name} {score:.2f}", " ".join(f"{x:.0f}" for x in box)) for name, score, box in each]
+        return [(found.image, *row) for row in told or [("nothing", "")]]
+
+    heads = ("image", "found", "left top right bottom")
+    _predict("detect", "Find objects in pictures.", predict_images, rows, heads, arguments)
+
+
+def segment(arguments: Sequence[str]) -> None:
+    tools = {
+        "train": (_segment_train, "train a segmenter on pictures and masks"),
+        "evaluate": (_segment_evaluate, "intersection over union, by class, and pictures"),
+        "predict": (_segment_predict, "a class for every pixel of pictures, drawn"),
+    }
+    _dispatch("segment", tools, arguments)
+
+
+def _segment_train(arguments: Sequence[str]) -> None:
+    from atconv.dense.segmentation import config
+
+    def start(options: dict[str, Any], folder: str | None, chosen: set[str]) -> None:
+        from atconv.dense.segmentation.train import train
+
+        train(config.SegmentationConfig(**options), folder, chosen=chosen)
+
+    def proceed(folder: str) -> None:
+        from atconv.dense.segmentation.train import resume
+
+        resume(folder)
+
+    _train("atconv segment train", arguments, config, config.SegmentationConfig, start, proceed, _MASKS)
+
+
+def _segment_evaluate(arguments: Sequence[str]) -> None:
+    from atconv.dense.segmentation.evaluation import evaluate as evaluate_run
+
+    _evaluate("segment", "Evaluate a segmenter's best model on DATA.", evaluate_run, arguments)
+
+
+def _segment_predict(arguments: Sequence[str]) -> None:
+    from atconv.dense.segmentation.prediction import Segments
+    from atconv.dense.segmentation.prediction import predict as predict_images
+
+    def rows(found: Segments) -> list[tuple[str, ...]]:
+        told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found.shares.items())
+        return [(found.image, told)]
+
+    heads = ("image", "share of the picture")
+    _predict("segment", "Segment pictures.", predict_images, rows, heads, arguments)
+
+
+def _evaluate(command: str, description: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
+    """Parse the options of a dense task's evaluation, and evaluate."""
+    parser = Parser(prog=f"atconv {command} evaluate", description=description)
+    parser.add_argument("run", type=str, help="the run's folder")
+    parser.add_argument("data", type=str, help="DATA as in training")
+    parser.add_function_arguments(function, as_group=False, skip={"run", "data", "console"})
+    function(**parser.parse_args(list(arguments)).as_dict())
+
+
+def _predict(
+    command: str,
+    description: str,
+    function: Callable[..., Any],
+    rows: Callable[[Any], list[tuple[str, ...]]],
+    heads: tuple[str, ...],
+    arguments: Sequence[str],
+) -> None:
+    """Parse the options of a dense task's prediction, and print what it finds."""
+    from atconv.images import find_images
+
+    parser = Parser(prog=f"atconv {command} predict", description=description)
+    parser.add_argument("run", type=str, help="the run's folder")
+    parser.add_argument("images", type=str, nargs="+", help="picture files, folders or globs")
+    parser.add_function_arguments(function, as_group=False, skip={"run", "images"})
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(list(arguments)).as_dict()
+    as_json, images = options.pop("json"), find_images(options.pop("images"))
+    found = list(function(images=images, **options))
+    good = [one for one in found if one.error is None]
+    if as_json:
+        print(json.dumps([vars(one) for one in found], indent=1, ensure_ascii=False))
+    elif good:
+        cells = [row for one in good for row in rows(one)]
+        plain_console().print(make_table(f"{len(good)} pictures", heads, cells, len(heads)))
+        print(f"drawn in {Path(good[0].picture).parent}")
+    for one in found:
+        if one.error is not None:
+            print(f"atconv {command} predict: {one.error}", file=sys.stderr)
+    if not good:
+        fail(f"atconv {command} predict: none of the pictures could be read")
+
+
+def _dispatch(
+    command: str, tools: Mapping[str, tuple[Callable[[Sequence[str]], None], str]], arguments: Sequence[str]
+) -> None:
+    """Run one of a command's tools."""
     if not arguments or arguments[0] not in tools:
         wanted = arguments[0] if arguments else "nothing"
         if wanted in ("-h", "--help"):
-            print("usage: atconv generate COMMAND ...\n")
+            print(f"usage: atconv {command} COMMAND ...\n")
             print("\n".join(f"  {name:<9} {text}" for name, (_, text) in tools.items()))
             return
-        fail(f"atconv generate: {wanted!r} is not among {', '.join(tools)} (see atconv generate --help)")
+        fail(f"atconv {command}: {wanted!r} is not among {', '.join(tools)} (see atconv {command} --help)")
     tools[arguments[0]][0](arguments[1:])
 
 
@@ -298,6 +441,7 @@ def _train(
     kind: type,
     start: Callable[[dict[str, Any], str | None, set[str]], None],
     proceed: Callable[[str], None],
+    data: str = _DATA,
 ) -> None:
     """Parse the options of a training command. `recipes` is the task's config module."""
     if any(a.split("=")[0] == "--resume" for a in arguments):
@@ -307,7 +451,7 @@ def _train(
         prog=prog,
         usage=f"{prog} DATA [--config RECIPE] [--model NAME] [--out FOLDER] [--OPTION VALUE ...]\n"
         f"       {prog} --resume FOLDER",
-        description=f"DATA is {_DATA}. RECIPE is a YAML file or one of "
+        description=f"DATA is {data}. RECIPE is a YAML file or one of "
         f"{', '.join(recipes.recipe_names())} (default: {recipes.DEFAULT_RECIPE}).",
         epilog="--resume FOLDER continues an interrupted run exactly, as it was configured.",
     )
@@ -325,7 +469,7 @@ def _train(
     if given is not None:
         options["data"] = given
     if not options.get("data"):
-        parser.error(f"DATA is missing: {_DATA}")
+        parser.error(f"DATA is missing: {data}")
     start(options, folder, chosen)
 
 
@@ -392,6 +536,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "analyze": analyze,
     "export": export,
     "generate": generate,
+    "detect": detect,
+    "segment": segment,
 }
 
 if __name__ == "__main__":

@@ -10,7 +10,18 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["IMAGE_SUFFIXES", "PrepareImage", "find_images", "pictures_in", "read_image", "upright"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "PrepareImage",
+    "find_images",
+    "normalization",
+    "pictures_in",
+    "read_image",
+    "upright",
+]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -107,6 +118,35 @@ def mode_for(in_chans: int) -> Mode:
     if in_chans not in (1, 3):
         raise ValueError(f"pictures are read with in_chans 3 (colour) or 1 (grey), got {in_chans}")
     return "RGB" if in_chans == 3 else "L"
+
+
+def normalization(
+    in_chans: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: those given, else ImageNet's, or 0.5 where not in colour.
+
+    Raises:
+        ValueError: there is not one value, nor one for each channel, or a deviation is not positive.
+    """
+    colour = in_chans == 3
+    found = (
+        _per_channel("mean", mean, in_chans, IMAGENET_MEAN if colour else (0.5,)),
+        _per_channel("std", std, in_chans, IMAGENET_STD if colour else (0.5,)),
+    )
+    if min(found[1]) <= 0:
+        raise ValueError(f"std must be positive, got {found[1]}")
+    return found
+
+
+def _per_channel(
+    name: str, given: Sequence[float] | None, channels: int, default: tuple[float, ...]
+) -> tuple[float, ...]:
+    values = default if given is None else tuple(given)
+    if len(values) == 1:
+        values = values * channels
+    if len(values) != channels:
+        raise ValueError(f"{name} must have one value, or one for each of {channels} channels, got {values}")
+    return values
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

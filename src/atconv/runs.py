@@ -83,6 +83,16 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
 
+    @property
+    def task(self) -> str | None:
+        """ "detection" or "segmentation", where the run is of a dense task and has begun to train."""
+        try:
+            told = json.loads(self.model_config.read_text())
+            found: str | None = told.get("_atconv", told).get("task")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return found
+
     def discard(self, keep_skipped: bool = False) -> None:
         """Remove the folder of a run that never trained, all but the list of skipped files if asked."""
         for child in self.path.iterdir():
@@ -147,6 +157,8 @@ def load(run: str | Path) -> tuple[nn.Module, EvalTransform, list[str]]:
         ValueError: it is not a run, no epoch of it has finished, or its weights are damaged.
     """
     opened = Run.open(run)
+    if opened.task is not None:
+        raise ValueError(f"{opened.path} is a {opened.task} run: open it with atconv.dense.load")
     state = opened.read_weights()
     try:
         model = timm.create_model(f"local-dir:{opened.path}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atconv.datasets.config import DataConfig
+from atconv.images import normalization
 from atconv.runs import Run
 from atconv.training import recipes
 from atconv.training.config import LoopConfig, check_shares
@@ -14,8 +15,6 @@ from atconv.training.config import LoopConfig, check_shares
 __all__ = ["ClassificationConfig", "read_config", "recipe_names", "recipe_path"]
 
 DEFAULT_RECIPE = "small"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(kw_only=True)
@@ -127,12 +126,7 @@ class ClassificationConfig(DataConfig, LoopConfig):
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel of the input."""
-        grey = self.in_chans == 1
-        mean = _per_channel("mean", self.mean, self.in_chans, (0.5,) if grey else IMAGENET_MEAN)
-        std = _per_channel("std", self.std, self.in_chans, (0.5,) if grey else IMAGENET_STD)
-        if min(std) <= 0:
-            raise ValueError(f"std must be positive, got {std}")
-        return mean, std
+        return normalization(self.in_chans, self.mean, self.std)
 
     @property
     def mixes(self) -> bool:
@@ -152,14 +146,3 @@ def recipe_path(name: str) -> Path:
 def read_config(run: Run) -> ClassificationConfig:
     """The configuration of a classification run. Raises ValueError where it is not one."""
     return recipes.read_config(run, ClassificationConfig, "classification")
-
-
-def _per_channel(
-    name: str, given: tuple[float, ...] | None, channels: int, default: tuple[float, ...]
-) -> tuple[float, ...]:
-    values = default if given is None else tuple(given)
-    if len(values) == 1:
-        values = values * channels
-    if len(values) != channels:
-        raise ValueError(f"{name} must have one value, or one for each of {channels} channels, got {values}")
-    return values

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from PIL import Image
 from rich.console import Console
@@ -16,9 +17,9 @@ from atconv.datasets.sources import ImageSource
 from atconv.images import read_image
 from atconv.training.progress import track
 
-__all__ = ["FileReport", "check_files"]
+__all__ = ["FileReport", "check_files", "in_threads"]
 
-
+T = TypeVar("T")
 _CHUNK = 4096  # files handed to the threads at a time: a million waiting tasks would fill memory
 
 
@@ -43,14 +44,17 @@ def check_files(
     report = FileReport([None] * count, [None] * count)
     if how == "none" or not source.checkable:
         return report
+    results = in_threads(lambda i: _check(source, i, how == "decode"), count, console, "checking images")
+    for i, result in enumerate(results):
+        report.reasons[i], report.digests[i] = result
+    return report
+
+
+def in_threads(function: Callable[[int], T], count: int, console: Console, told: str) -> Iterator[T]:
+    """`function` of 0 … count − 1, in order, by several threads, with a progress bar."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
-        results = (
-            r for chunk in chunks for r in pool.map(lambda i: _check(source, i, how == "decode"), chunk)
-        )
-        for i, result in enumerate(track(results, console, "checking images", count)):
-            report.reasons[i], report.digests[i] = result
-    return report
+        yield from track((r for chunk in chunks for r in pool.map(function, chunk)), console, told, count)
 
 
 def _check(source: ImageSource, index: int, decode: bool) -> tuple[str | None, bytes | None]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atconv.datasets.garments import Pixels, enlarge, lay, lay_fragments, load_garments
 from atconv.datasets.lmdb_format import build_lmdb
 from atconv.training.progress import plain_console, track
 
@@ -35,7 +36,6 @@ _FRAGMENTS, _FRAGMENT_SIDE, _FADED = 8, 8, 0.5
 _APART = 4  # pixels between the middles of garments, from left to right
 _SIDES = ("train", "test")
 
-Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int]
 """top, left, side"""
 
@@ -78,11 +78,7 @@ def draw_frame(material: Material, seed: int, side: int, index: int) -> Frame:
     """
     rng = np.random.default_rng([seed, side, index])
     pixels = np.zeros((FRAME, FRAME), dtype=np.uint8)
-    for _ in range(_FRAGMENTS):
-        top, left = rng.integers(0, 28 - _FRAGMENT_SIDE + 1, 2)
-        garment = material.garments[rng.integers(len(material.garments))]
-        fragment = garment[top : top + _FRAGMENT_SIDE, left : left + _FRAGMENT_SIDE] * _FADED
-        _lay(pixels, fragment.astype(np.uint8), *rng.integers(0, FRAME - _FRAGMENT_SIDE + 1, 2))
+    lay_fragments(rng, pixels, material.garments, _FRAGMENTS, _FRAGMENT_SIDE, _FADED)
     classes = [int(c) for c in rng.choice(len(material.names), _GARMENTS, replace=False)]
     pictures = [material.garments[rng.choice(np.flatnonzero(material.classes == c))] for c in classes]
     cue = int(rng.integers(_CUES))
@@ -90,8 +86,7 @@ def draw_frame(material: Material, seed: int, side: int, index: int) -> Frame:
     sides = [*(int(s) for s in rng.integers(_LEAST, _MOST + 1, _GARMENTS)), _CUE_SIDE]
     boxes = _places(rng, sides)
     for picture, (top, left, length) in zip(pictures, boxes, strict=True):
-        scaled = Image.fromarray(picture).resize((length, length), Image.Resampling.BILINEAR)
-        _lay(pixels, np.asarray(scaled), top, left)
+        lay(pixels, enlarge(picture, length), top, left)
     from_left = sorted(range(_GARMENTS), key=lambda i: _middle(boxes[i]))
     return Frame(pixels, classes[from_left[cue]], cue, classes, boxes)
 
@@ -103,20 +98,14 @@ def load_material(data_root: Path, side: str) -> Material:
         FileNotFoundError: Fashion-MNIST is not there.
     """
     from sklearn.datasets import load_digits
-    from torchvision.datasets import FashionMNIST
 
-    try:
-        garments = FashionMNIST(str(data_root), train=side == "train")
-    except RuntimeError:
-        raise FileNotFoundError(
-            f"no Fashion-MNIST in {data_root}: lay it out with atconv data fashion-mnist {data_root}"
-        ) from None
+    garments = load_garments(data_root, side)
     scans = load_digits()
     pixels = np.rint(scans.images * (255 / 16)).astype(np.uint8)  # values are 0…16 ink counts
     fifth = np.arange(len(pixels)) % 5 == 0
     kept = ~fifth if side == "train" else fifth
     digits = [pixels[kept & (scans.target == cue)] for cue in range(_CUES)]
-    return Material(garments.data.numpy(), garments.targets.numpy(), list(garments.classes), digits)
+    return Material(garments.pictures, garments.classes, garments.names, digits)
 
 
 def build_cued_garments(
@@ -182,9 +171,3 @@ def _touch(a: Box, b: Box) -> bool:
 
 def _middle(box: Box) -> float:
     return box[1] + box[2] / 2
-
-
-def _lay(pixels: Pixels, picture: Pixels, top: int, left: int) -> None:
-    height, width = picture.shape
-    part = pixels[top : top + height, left : left + width]
-    np.maximum(part, picture, out=part)

@@ -7,7 +7,7 @@ together with its seed, so workers, their number and a resume in mid-epoch chang
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,8 +20,9 @@ from atconv.images import PrepareImage, mode_for
 from atconv.training.config import BatchPlan
 from atconv.training.randomness import derive_seed, seed_generators, seeded
 
-__all__ = ["EpochBatches", "eval_loader", "stream_loader", "train_loader"]
+__all__ = ["EpochBatches", "SampleKey", "SeededItems", "eval_loader", "stream_loader", "train_loader"]
 
+T = TypeVar("T")
 Transform = Callable[[Image.Image], Tensor]
 
 
@@ -70,19 +71,28 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return SampleKey(position, derive_seed("sample", self.seed, self.epoch, position, copy))
 
 
-class _TrainImages(Dataset[tuple[Tensor, int]]):
-    def __init__(self, side: Side, transform: Transform, in_chans: int) -> None:
-        self.side, self.transform, self.mode = side, transform, mode_for(in_chans)
+class SeededItems(Dataset[T]):
+    """Items by key: what `draw` makes of a position, with all generators seeded by the key."""
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
-        image, label = self.side.item(key.position, self.mode)
+    def __init__(self, draw: Callable[[int], T]) -> None:
+        self.draw = draw
+
+    def __getitem__(self, key: SampleKey) -> T:
         if get_worker_info() is None:
             with seeded(key.seed):
-                tensor = self.transform(image)
-        else:  # nothing else draws in a worker: no need to put generators back, which takes longer
-            seed_generators(key.seed)
-            tensor = self.transform(image)
-        return tensor, label
+                return self.draw(key.position)
+        seed_generators(key.seed)  # nothing else draws in a worker: no need to put generators back
+        return self.draw(key.position)
+
+
+class _TrainImages(SeededItems[tuple[Tensor, int]]):
+    def __init__(self, side: Side, transform: Transform, in_chans: int) -> None:
+        super().__init__(self._transformed)
+        self.side, self.transform, self.mode = side, transform, mode_for(in_chans)
+
+    def _transformed(self, position: int) -> tuple[Tensor, int]:
+        image, label = self.side.item(position, self.mode)
+        return self.transform(image), label
 
 
 class _EvalImages(Dataset[tuple[Tensor, int]]):

@@ -1,0 +1,274 @@
+"""Boxes and instance masks in COCO's format, checked before anything is trained on them.
+
+    DATA/images/SIDE/…, or DATA/images/…      pictures
+    DATA/train.json, val.json, test.json      one COCO file a side; val and test may be missing
+    DATA/annotations.json                     instead, where there are no sides
+
+Category ids may be any numbers; labels count the categories from 1, in the order of their ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+
+from atconv.datasets.checking import in_threads
+from atconv.datasets.folders import image_folder, picture_problem, raise_problems
+from atconv.images import Mode, read_image
+
+__all__ = ["Box", "CocoSide", "instance_mask", "open_coco"]
+
+_SIDES = ("train", "val", "test")
+_SLACK = 1.0  # pixels that a box may reach over its image: annotations are rounded
+
+_MENDED = "mend it or remove it"
+
+
+@dataclass(frozen=True)
+class Box:
+    """One annotation."""
+
+    id: int
+    label: int
+    """1 … number of classes"""
+    corners: tuple[float, float, float, float]
+    """left, top, right, bottom in pixels, inside the image"""
+    area: float
+    crowd: bool
+    """stands for many objects; not trained on, and no detection inside it counts as wrong"""
+    segmentation: Any = None
+    """COCO's: polygons or run lengths"""
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One picture."""
+
+    id: int
+    name: str
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class CocoSide:
+    """The pictures of one side."""
+
+    folder: Path
+    images: Sequence[Annotated]
+    classes: list[str]
+    """labels count them from 1"""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def names(self) -> list[str]:
+        return [image.name for image in self.images]
+
+    def read(self, position: int, mode: Mode) -> Image.Image:
+        return read_image(self.folder / self.images[position].name, mode)
+
+    def take(self, positions: Sequence[int]) -> CocoSide:
+        """Some of its pictures."""
+        return replace(self, images=[self.images[i] for i in positions])
+
+
+def open_coco(
+    data: str | Path,
+    masks: bool,
+    console: Console,
+    check_images: Literal["decode", "header", "none"] = "decode",
+    classes: list[str] | None = None,
+) -> dict[str, CocoSide]:
+    """The sides of a folder by name; a lone "train" is all there is.
+
+    Args:
+        data: the folder.
+        masks: every box needs its mask.
+        console: where progress shows.
+        check_images: how picture files are checked: decode each, read its header, or not at all.
+        classes: names that the categories must have; default: those of the first side.
+
+    Raises:
+        ValueError: no such folder or files, or annotations that are wrong: each is named.
+    """
+    data = Path(data)
+    found = {side: data / f"{side}.json" for side in _SIDES if (data / f"{side}.json").is_file()}
+    if not found and (data / "annotations.json").is_file():
+        found = {"train": data / "annotations.json"}
+    if not found:
+        raise ValueError(
+            f"{data} does not exist or has no annotations: give a folder with images/ and train.json, "
+            "val.json (COCO's format), or annotations.json"
+        )
+    sides = {}
+    for name, file in found.items():
+        side = _read_side(file, image_folder(data, name), masks, classes)
+        _check_pictures(side, file, check_images, console)
+        classes = classes or side.classes
+        sides[name] = side
+    return sides
+
+
+def instance_mask(box: Box, height: int, width: int) -> NDArray[np.uint8]:
+    """What a box's polygons or run lengths cover: H W of 0 and 1."""
+    from faster_coco_eval.core import mask
+
+    decoded = mask.decode(mask.segmToRle(box.segmentation, width, height))
+    return decoded.reshape(height, width)
+
+
+def _read_side(file: Path, folder: Path, masks: bool, classes: list[str] | None) -> CocoSide:
+    told = _read_json(file)
+    categories = sorted(told["categories"], key=lambda category: category["id"])
+    names = [str(category["name"]) for category in categories]
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(f"{file}: it has no categories, or two of one name: {', '.join(names[:10])}")
+    if classes is not None and set(names) - set(classes):
+        unknown = ", ".join(sorted(set(names) - set(classes))[:5])
+        raise ValueError(
+            f"{file}: its categories {unknown} are not among the classes {', '.join(classes[:10])}"
+        )
+    order = classes or names
+    labels = {category["id"]: 1 + order.index(str(category["name"])) for category in categories}
+    by_id = {image["id"]: image for image in told["images"]}
+    boxes: dict[Any, list[Box]] = {number: [] for number in by_id}
+    problems = [*_image_problems(told["images"])]
+    for annotation in told["annotations"]:
+        wrong = _problem(annotation, by_id, labels, masks)
+        if wrong is None:
+            boxes[annotation["image_id"]].append(_box(annotation, by_id, labels))
+        else:
+            problems.append(f"annotation {annotation.get('id', '?')}: {wrong}")
+    raise_problems(file, problems)
+    images = [
+        Annotated(number, image["file_name"], image["width"], image["height"], tuple(boxes[number]))
+        for number, image in by_id.items()
+    ]
+    return CocoSide(folder, images, list(order))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not readable JSON: {error}; write it again") from error
+    for name, needed in (
+        ("images", ("id", "file_name", "width", "height")),
+        ("annotations", ("image_id", "category_id", "bbox")),
+        ("categories", ("id", "name")),
+    ):
+        entries = told.get(name) if isinstance(told, dict) else None
+        if not isinstance(entries, list):
+            raise ValueError(f"{file} has no list {name!r}: it is not an annotation file in COCO's format")
+        for i, entry in enumerate(entries):
+            missing = [n for n in needed if not isinstance(entry, dict) or n not in entry]
+            if missing:
+                which = entry.get("id", f"number {i + 1}") if isinstance(entry, dict) else f"number {i + 1}"
+                raise ValueError(f"{file}: {name}, {which}: {', '.join(missing)} missing")
+    if not told["images"]:
+        raise ValueError(f"{file} lists no images")
+    return told
+
+
+def _image_problems(images: Sequence[dict[str, Any]]) -> Iterator[str]:
+    seen: dict[str, set[Any]] = {"id": set(), "file_name": set()}
+    for image in images:
+        for name, values in seen.items():
+            if image[name] in values:
+                yield f"image {image['id']}: another image has {name} {image[name]!r}"
+            values.add(image[name])
+        if not all(isinstance(image[name], int) and image[name] > 0 for name in ("width", "height")):
+            yield f"image {image['id']}: width and height must be whole numbers, at least 1"
+
+
+def _problem(
+    annotation: dict[str, Any], images: dict[Any, dict[str, Any]], labels: dict[Any, int], masks: bool
+) -> str | None:
+    """What is wrong with an annotation."""
+    image = images.get(annotation["image_id"])
+    if image is None:
+        return f"no image has the id {annotation['image_id']}: {_MENDED}"
+    if annotation["category_id"] not in labels:
+        known = ", ".join(map(str, list(labels)[:10]))
+        return f"no category has the id {annotation['category_id']} (there are {known}): {_MENDED}"
+    box = annotation["bbox"]
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        return f"its box is {box}: give left, top, width, height in pixels"
+    left, top, width, height = box
+    if width <= 0 or height <= 0:
+        return f"its box {box} has no extent: width and height must be positive; {_MENDED}"
+    if (
+        min(left, top) < -_SLACK
+        or left + width > image["width"] + _SLACK
+        or top + height > image["height"] + _SLACK
+        or left >= image["width"]
+        or top >= image["height"]
+    ):
+        size = f"{image['width']} × {image['height']}"
+        return f"its box {box} reaches out of its image of {size} pixels: {_MENDED}"
+    return _mask_problem(annotation.get("segmentation"), image) if masks else None
+
+
+def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
+    if isinstance(segmentation, dict):
+        size = [image["height"], image["width"]]
+        if segmentation.get("size") != size or "counts" not in segmentation:
+            return (
+                f"its run lengths are of the size {segmentation.get('size')}, its image of {size}: {_MENDED}"
+            )
+        counts = segmentation["counts"]
+        if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
+            return f"its run lengths add up to {sum(counts)}, not to {size[0]} × {size[1]}: {_MENDED}"
+        return None
+    if not segmentation or not isinstance(segmentation, list):
+        return "it has no segmentation, which masks need: give polygons or run lengths"
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or not all(_is_number(value) for value in polygon):
+            return "its segmentation is no list of polygons: give lists of x, y, x, y, …"
+        if len(polygon) < 6 or len(polygon) % 2:
+            return f"a polygon of {len(polygon)} numbers: three points or more are needed, x, y of each"
+    return None
+
+
+def _box(annotation: dict[str, Any], images: dict[Any, dict[str, Any]], labels: dict[Any, int]) -> Box:
+    image = images[annotation["image_id"]]
+    left, top, width, height = annotation["bbox"]
+    corners = (
+        max(0.0, float(left)),
+        max(0.0, float(top)),
+        min(float(left + width), float(image["width"])),
+        min(float(top + height), float(image["height"])),
+    )
+    return Box(
+        annotation.get("id", 0),
+        labels[annotation["category_id"]],
+        corners,
+        float(annotation.get("area", width * height)),
+        bool(annotation.get("iscrowd", 0)),
+        annotation.get("segmentation"),
+    )
+
+
+def _check_pictures(side: CocoSide, file: Path, how: str, console: Console) -> None:
+    def problem(position: int) -> str | None:
+        image = side.images[position]
+        wrong = picture_problem(side.folder / image.name, how, (image.width, image.height))
+        return None if wrong is None else f"image {image.id}: {wrong}"
+
+    results = in_threads(problem, len(side), console, "checking images")
+    raise_problems(file, [wrong for wrong in results if wrong is not None])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)

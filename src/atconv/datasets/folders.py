@@ -1,0 +1,113 @@
+"""What annotated folders share: where a side's pictures lie, what is wrong with a file, what is held out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+from typing_extensions import Self
+
+from atconv.images import read_image
+from atconv.runs import Run
+from atconv.training.checkpoint import write_atomically
+from atconv.training.randomness import derive_seed
+
+__all__ = ["AnnotatedSide", "hold_out", "image_folder", "keep_split", "picture_problem", "raise_problems"]
+
+_TOLD = 5  # problems that are named; the others are counted
+
+
+class AnnotatedSide(Protocol):
+    """Pictures of one side, by position."""
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, positions: Sequence[int]) -> Self: ...
+
+
+S = TypeVar("S", bound=AnnotatedSide)
+
+
+def image_folder(data: Path, side: str, kind: str = "images") -> Path:
+    """DATA/images/SIDE where it is there, else DATA/images."""
+    own = data / kind / side
+    return own if own.is_dir() else data / kind
+
+
+def picture_problem(path: Path, how: str, size: tuple[int, int] | None = None) -> str | None:
+    """What is wrong with a picture file.
+
+    Args:
+        how: "decode" reads it in full, "header" its header, "none" only asks whether it is there.
+        size: width and height that it must have, upright.
+    """
+    if not path.is_file():
+        return f"{path} is not there: put it back, or remove its entry"
+    if how == "none":
+        return None
+    try:
+        if how == "decode":
+            found = read_image(path, "L").size
+        else:
+            with Image.open(path) as image:
+                turned = image.getexif().get(0x0112, 1) >= 5  # orientation: on its side
+                found = image.size[::-1] if turned else image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).partition("\n")[0]
+        return reason if str(path) in reason else f"{path}: not a readable picture ({reason})"
+    if size is not None and found != size:
+        told = f"{size[0]} × {size[1]}"
+        return f"{path} is {found[0]} × {found[1]} pixels and not {told} as its mask or annotation says"
+    return None
+
+
+def raise_problems(where: Path, problems: Sequence[str]) -> None:
+    """Raise ValueError that names the first few problems, if there are any."""
+    if problems:
+        more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
+        raise ValueError(f"{where}: {'; '.join(problems[:_TOLD])}{more}")
+
+
+def hold_out(sides: Mapping[str, S], fraction: float, seed: int) -> dict[str, S]:
+    """The sides with a validation side: where there is none, some training pictures, drawn by the seed.
+
+    Raises:
+        ValueError: there is no training side, or it has only one picture.
+    """
+    if "train" not in sides:
+        raise ValueError(
+            "there is no training side: give train.json and images, or images/train and masks/train"
+        )
+    if "val" in sides:
+        return dict(sides)
+    count = len(sides["train"])
+    if count < 2:
+        raise ValueError("one training picture cannot be shared out to training and validation: give more")
+    order = np.random.default_rng(derive_seed("split", seed)).permutation(count)
+    held = max(1, min(count - 1, round(fraction * count)))
+    train, val = sorted(order[held:].tolist()), sorted(order[:held].tolist())
+    return {**sides, "train": sides["train"].take(train), "val": sides["train"].take(val)}
+
+
+def keep_split(run: Run, sides: Mapping[str, AnnotatedSide]) -> None:
+    """Write which pictures are on which side, or compare with what a run that goes on has written.
+
+    Raises:
+        ValueError: other pictures are there than when the run began.
+    """
+    told = {name: side.names for name, side in sides.items()}
+    if run.split.is_file():
+        if json.loads(run.split.read_text()) != told:
+            raise ValueError(
+                f"the pictures are not those that {run.path} began with ({run.split}): put them back, or "
+                "start anew"
+            )
+        return
+    write_atomically(run.split, lambda temporary: temporary.write_text(json.dumps(told, indent=1)))

@@ -1,0 +1,168 @@
+"""Pictures with a mask each that holds the class of every pixel, checked before anything is trained on them.
+
+DATA/images/SIDE/x.jpg, or DATA/images/x.jpg     pictures
+DATA/masks/SIDE/x.png, or DATA/masks/x.png       grey or palette PNG, class indices; 255 is left out
+DATA/classes.txt                                 names, one a line, the first for index 0
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+
+from atconv.datasets.checking import in_threads
+from atconv.datasets.folders import image_folder, picture_problem, raise_problems
+from atconv.images import Mode, pictures_in, read_image
+
+__all__ = ["IGNORED", "MaskSide", "open_masks", "read_mask"]
+
+IGNORED = 255
+_SIDES = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class MaskSide:
+    """The pictures and masks of one side."""
+
+    images: Sequence[Path]
+    masks: Sequence[Path]
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def names(self) -> list[str]:
+        return [image.name for image in self.images]
+
+    def read(self, position: int, mode: Mode) -> Image.Image:
+        return read_image(self.images[position], mode)
+
+    def mask(self, position: int) -> NDArray[np.uint8]:
+        """H W of class indices, 255 where pixels are left out."""
+        return read_mask(self.masks[position])
+
+    def take(self, positions: Sequence[int]) -> MaskSide:
+        """Some of its pictures."""
+        images, masks = [self.images[i] for i in positions], [self.masks[i] for i in positions]
+        return replace(self, images=images, masks=masks)
+
+
+def open_masks(
+    data: str | Path,
+    console: Console,
+    check_images: Literal["decode", "header", "none"] = "decode",
+    classes: list[str] | None = None,
+) -> dict[str, MaskSide]:
+    """The sides of a folder by name; a lone "train" is all there is.
+
+    Args:
+        data: the folder.
+        console: where progress shows.
+        check_images: how files are checked: decode pictures and masks, read the headers of pictures
+            (masks are decoded), or not at all.
+        classes: the names that classes.txt must have.
+
+    Raises:
+        ValueError: no such folder or files, or masks that are wrong: each is named.
+    """
+    data = Path(data)
+    if not (data / "images").is_dir() or not (data / "masks").is_dir():
+        raise ValueError(
+            f"{data} does not exist or has no masks: give a folder with images/, masks/ and classes.txt"
+        )
+    found = _read_classes(data / "classes.txt")
+    if classes is not None and found != classes:
+        told, wanted = ", ".join(found[:10]), ", ".join(classes[:10])
+        raise ValueError(f"{data / 'classes.txt'} names {told} and not {wanted} as the run does")
+    names = [side for side in _SIDES if (data / "images" / side).is_dir()]
+    sides = {side: _open_side(data, side, found) for side in names or ["train"]}
+    if check_images != "none":
+        for name, side in sides.items():
+            results = in_threads(
+                lambda i, side=side: _problem(side, i, check_images),  # type: ignore[misc]
+                len(side),
+                console,
+                "checking masks",
+            )
+            raise_problems(
+                image_folder(data, name, "masks"), [wrong for wrong in results if wrong is not None]
+            )
+    return sides
+
+
+def read_mask(path: Path) -> NDArray[np.uint8]:
+    """The class indices of a mask file, H W.
+
+    Raises:
+        ValueError: it is unreadable, or has colours instead of indices.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("1", "L", "P"):
+                raise ValueError(
+                    f"{path} has the mode {image.mode}: a mask is a grey or palette PNG of class indices"
+                )
+            return np.array(image).astype(np.uint8)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not in a picture format") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable picture ({error})") from error
+
+
+def _read_classes(path: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError:
+        raise ValueError(
+            f"{path} is not there: write the name of a class on each line, the first for index 0"
+        ) from None
+    if len(names) < 2 or len(set(names)) < len(names) or len(names) > IGNORED:
+        raise ValueError(
+            f"{path} must have 2 … {IGNORED} names, no two alike; it has {', '.join(names[:10]) or 'none'}"
+        )
+    return names
+
+
+def _open_side(data: Path, side: str, classes: list[str]) -> MaskSide:
+    images, masks = (image_folder(data, side, kind) for kind in ("images", "masks"))
+    pictures = [path.relative_to(images) for path in pictures_in(images)]
+    if not pictures:
+        raise ValueError(f"no pictures in {images}")
+    stems = [path.with_suffix("") for path in pictures]
+    wanted = [masks / stem.with_name(f"{stem.name}.png") for stem in stems]
+    problems = [
+        f"{picture} has no mask {mask}: add it, or remove the picture"
+        for picture, mask in zip(pictures, wanted, strict=True)
+        if not mask.is_file()
+    ]
+    problems += [
+        f"{stem} names two pictures: rename one" for stem, counted in Counter(stems).items() if counted > 1
+    ]
+    raise_problems(images, problems)
+    return MaskSide([images / path for path in pictures], wanted, classes)
+
+
+def _problem(side: MaskSide, position: int, how: str) -> str | None:
+    """What is wrong with a picture or its mask."""
+    try:
+        mask = side.mask(position)
+    except ValueError as error:
+        return str(error)
+    values = np.unique(mask)
+    outside = values[(values >= len(side.classes)) & (values != IGNORED)]
+    if outside.size:
+        told = ", ".join(map(str, outside[:5].tolist()))
+        return (
+            f"{side.masks[position].name} holds {told}: classes.txt names 0 … {len(side.classes) - 1}, and "
+            f"{IGNORED} is left out"
+        )
+    return picture_problem(side.images[position], how, mask.shape[::-1])

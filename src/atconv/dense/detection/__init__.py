@@ -1,0 +1,1 @@
+"""Detection and instance segmentation: boxes, names and masks of objects."""

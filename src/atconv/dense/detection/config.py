@@ -1,0 +1,63 @@
+"""What a detection run can be told. A recipe is a YAML file of these fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atconv.dense.config import DenseConfig
+from atconv.dense.detector import Architecture
+from atconv.runs import Run
+from atconv.training import recipes
+
+__all__ = ["DEFAULT_RECIPE", "DetectionConfig", "read_config", "recipe_names", "recipe_path"]
+
+DEFAULT_RECIPE = "small"
+
+
+@dataclass(kw_only=True)
+class DetectionConfig(DenseConfig):
+    """Options of `atconv detect train`: data, detector, and the loop's."""
+
+    architecture: Architecture = "faster_rcnn"
+    """faster_rcnn, retinanet, or mask_rcnn, which also gives masks"""
+    levels: int | None = None
+    """feature maps of the backbone, from the coarsest; default: 4, and 3 for RetinaNet"""
+    channels: int = 256
+    """channels of the pyramid and the heads"""
+    anchor_scale: float | None = None
+    """side of an anchor by the stride of its map; default: 8, and 4 for RetinaNet"""
+    min_size: tuple[int, ...] = (800,)
+    """the shorter side is resized to it; of several, each training picture takes one, evaluation the last"""
+    max_size: int = 1333
+    """but the longer side is never longer than this"""
+    detector_args: dict[str, Any] = field(default_factory=dict)
+    """further arguments of torchvision's detector, such as {box_batch_size_per_image: 128}"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.min_size or min(self.min_size) < 1 or max(self.min_size) > self.max_size:
+            raise ValueError(
+                f"min_size must be one size or several, 1 … max_size ({self.max_size}), got {self.min_size}"
+            )
+
+    @property
+    def masks(self) -> bool:
+        """Whether it learns masks too."""
+        return self.architecture == "mask_rcnn"
+
+
+def recipe_names() -> list[str]:
+    """Detection recipes that ship with the package, selectable by name."""
+    return recipes.recipe_names("atconv.dense.detection")
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a detection recipe. Raises ValueError where there is none of that name."""
+    return recipes.recipe_path("atconv.dense.detection", name)
+
+
+def read_config(run: Run) -> DetectionConfig:
+    """The configuration of a detection run. Raises ValueError where it is not one."""
+    return recipes.read_config(run, DetectionConfig, "detection")

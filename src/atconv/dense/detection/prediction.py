@@ -1,0 +1,81 @@
+"""What a trained detector finds in pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+
+from atconv import runs
+from atconv.dense.detection.data import picture_tensor
+from atconv.dense.detection.figures import draw_found
+from atconv.dense.detection.model import open_detector
+from atconv.dense.pictures import free_names
+from atconv.images import read_image
+
+__all__ = ["Detections", "predict"]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one picture, most certain first, or why it could not be read."""
+
+    image: str
+    classes: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    boxes: list[list[float]] = field(default_factory=list)
+    """left, top, right, bottom in pixels"""
+    picture: str | None = None
+    """the file it is drawn in"""
+    error: str | None = None
+
+
+@torch.inference_mode()
+def predict(
+    run: str | Path,
+    images: Sequence[Path],
+    threshold: float = 0.5,
+    out: str | Path | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> Iterator[Detections]:
+    """Find objects with a run's best model, one picture after the other, and draw them.
+
+    Unreadable pictures give Detections with `error` set; the others are not affected.
+
+    Args:
+        run: the run's folder.
+        images: picture files.
+        threshold: least score.
+        out: folder for the drawn pictures; default: RUN/predictions.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, or it has no model; or the threshold is not in 0 … 1.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie in 0 … 1, got {threshold}")
+    opened = open_detector(run)
+    opened.model.to(runs.pick_device(device))
+    folder = Path(out) if out is not None else Path(run) / "predictions"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, name in zip(images, free_names(images), strict=True):
+        try:
+            image = picture_tensor(read_image(path, opened.mode))
+        except (ValueError, OSError) as error:
+            yield Detections(str(path), error=str(error))
+            continue
+        found = opened.find(image)
+        kept = found["scores"] >= threshold
+        drawn = draw_found(image, found, opened.classes, threshold)
+        Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(folder / name)
+        yield Detections(
+            str(path),
+            [opened.classes[label - 1] for label in found["labels"][kept].tolist()],
+            found["scores"][kept].tolist(),
+            found["boxes"][kept].tolist(),
+            str(folder / name),
+        )

@@ -1,0 +1,162 @@
+"""Detectors: any timm backbone in torchvision's Faster R-CNN, Mask R-CNN and RetinaNet, through a pyramid."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.poolers import initLevelMapper
+
+from atconv.dense.backbone import Pyramid, make_features, strides_of
+from atconv.images import normalization
+
+__all__ = ["ARCHITECTURES", "Architecture", "detector"]
+
+Architecture = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
+ARCHITECTURES: tuple[Architecture, ...] = ("faster_rcnn", "mask_rcnn", "retinanet")
+
+_RATIOS = (0.5, 1.0, 2.0)
+_BOX_CELLS, _MASK_CELLS = 7, 14  # sides of what is cut out of the maps, as torchvision has them
+_THIRDS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # RetinaNet's three anchors to an octave
+
+
+def detector(
+    backbone: str = "attnet_t2",
+    num_classes: int = 80,
+    architecture: Architecture = "faster_rcnn",
+    *,
+    in_chans: int = 3,
+    backbone_args: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    levels: int | None = None,
+    channels: int = 256,
+    anchor_scale: float | None = None,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **options: Any,
+) -> FasterRCNN | MaskRCNN | RetinaNet:
+    """A detector of torchvision on a backbone of timm.
+
+    It takes and gives what torchvision's do: a list of images, C H W in 0…1 and of any sizes, and in training
+    a list of {"boxes": N 4 as left, top, right, bottom in pixels, "labels": N, and "masks": N H W for Mask
+    R-CNN}. It normalises and resizes inside, nowhere else. Anchors follow the strides of the backbone,
+    whatever its stem.
+
+    >>> model = detector("attnet_t2", num_classes=80).eval()
+    >>> model([torch.rand(3, 480, 640)])[0]["boxes"]          # N × 4
+
+    Args:
+        backbone: model by timm's name, one that has feature maps (`features_only`).
+        num_classes: kinds of objects, numbered from 1; 0 is background and is not counted.
+        architecture: faster_rcnn, mask_rcnn or retinanet.
+        in_chans: channels of the images.
+        backbone_args: further arguments of the backbone, such as {"stem_stride": 2}.
+        weights: of a classifier, to start the backbone from.
+        levels: how many of its maps, counted from the coarsest; default: 4, and 3 for RetinaNet.
+        channels: of the pyramid and the heads.
+        anchor_scale: side of an anchor by its map's stride; default: 8, and 4 for RetinaNet.
+        min_size: the shorter side of every image is resized to it; of several, each training image takes one.
+        max_size: but the longer side is never longer than this.
+        mean, std: of each channel; default: ImageNet's, or 0.5 for images that are not in colour.
+        options: further arguments of torchvision's class, such as box_detections_per_img.
+
+    Raises:
+        ValueError: an argument is out of range, or the backbone has no such maps.
+        TypeError: torchvision's class has no such option.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    if num_classes < 1 or channels < 1 or in_chans < 1:
+        raise ValueError(
+            f"num_classes, channels, in_chans must be at least 1, got {num_classes}, {channels}, {in_chans}"
+        )
+    one_stage = architecture == "retinanet"
+    _check_options(architecture, options)
+    body = make_features(backbone, in_chans, levels or (3 if one_stage else 4), backbone_args or {}, weights)
+    strides = strides_of(body, backbone)
+    mean, std = normalization(in_chans, mean, std)
+    common: dict[str, Any] = {
+        "min_size": min_size if isinstance(min_size, int) else tuple(min_size),
+        "max_size": max_size,
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "size_divisible": max(32, strides[-1]),
+    }
+    extra: ExtraFPNBlock = LastLevelP6P7(channels, channels) if one_stage else LastLevelMaxPool()
+    strides += [2 * strides[-1], 4 * strides[-1]] if one_stage else [2 * strides[-1]]
+    anchor = anchor_scale or (4.0 if one_stage else 8.0)
+    scales = _THIRDS if one_stage else (1.0,)
+    anchors = AnchorGenerator(
+        tuple(tuple(anchor * stride * scale for scale in scales) for stride in strides),
+        (_RATIOS,) * len(strides),
+    )
+    pyramid = Pyramid(body, channels, extra)
+    if one_stage:
+        return _RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **common, **options)
+    heads = _box_head(channels, num_classes, strides[:-1])
+    if architecture == "faster_rcnn":
+        return FasterRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options)
+    heads |= _mask_head(channels, num_classes, strides[:-1])
+    return MaskRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options)
+
+
+def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> None:
+    """torchvision passes over names that it does not know."""
+    kind = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "retinanet": RetinaNet}[architecture]
+    unknown = set(options) - set(inspect.signature(kind).parameters)
+    if unknown:
+        raise TypeError(f"torchvision's {kind.__name__} has no option {', '.join(sorted(unknown))}")
+
+
+class _RetinaNet(RetinaNet):
+    """torchvision has an output for label 0, which nothing trains upwards but may be found. Not so here."""
+
+    def postprocess_detections(
+        self,
+        head_outputs: dict[str, list[Tensor]],
+        anchors: list[list[Tensor]],
+        image_shapes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        never = [logits.clone() for logits in head_outputs["cls_logits"]]
+        for logits in never:
+            logits[..., 0] = -torch.inf
+        return super().postprocess_detections({**head_outputs, "cls_logits": never}, anchors, image_shapes)
+
+
+def _pool(cells: int, strides: Sequence[int]) -> MultiScaleRoIAlign:
+    """torchvision's, told the strides. By itself it guesses them once, from the first batch: padded maps by
+    pictures that are not, which is wrong for small pictures."""
+    pool = MultiScaleRoIAlign([str(i) for i in range(len(strides))], cells, sampling_ratio=2)
+    pool.scales = [1 / stride for stride in strides]
+    finest, coarsest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    pool.map_levels = initLevelMapper(finest, coarsest, pool.canonical_scale, pool.canonical_level)
+    return pool
+
+
+def _box_head(channels: int, num_classes: int, strides: Sequence[int]) -> dict[str, nn.Module]:
+    """torchvision's, as wide as the pyramid: with 256 channels it has torchvision's 1024 features."""
+    return {
+        "box_roi_pool": _pool(_BOX_CELLS, strides),
+        "box_head": TwoMLPHead(channels * _BOX_CELLS**2, 4 * channels),
+        "box_predictor": FastRCNNPredictor(4 * channels, num_classes + 1),
+    }
+
+
+def _mask_head(channels: int, num_classes: int, strides: Sequence[int]) -> dict[str, nn.Module]:
+    return {
+        "mask_roi_pool": _pool(_MASK_CELLS, strides),
+        "mask_head": MaskRCNNHeads(channels, (channels,) * 4, 1),
+        "mask_predictor": MaskRCNNPredictor(channels, channels, num_classes + 1),
+    }

@@ -1,0 +1,40 @@
+"""Drawn pictures: colours of classes, sizes, names of files."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["colours_of", "free_names", "shown_size"]
+
+Colour = tuple[int, int, int]
+
+
+def colours_of(count: int) -> list[Colour]:
+    """Bright colours, neighbours far apart: hues by the golden ratio, lighter and darker by turns."""
+    golden = (math.sqrt(5) - 1) / 2
+    hsv = [(0.02 + i * golden, 0.75 if i % 2 else 0.55, 1.0 if i % 3 else 0.85) for i in range(count)]
+    return [
+        (int(255 * r), int(255 * g), int(255 * b)) for r, g, b in (colorsys.hsv_to_rgb(*one) for one in hsv)
+    ]
+
+
+def shown_size(size: Sequence[int], least: int) -> tuple[int, int]:
+    """Height and width, enlarged by a whole number until the longer side has `least` pixels."""
+    factor = max(1, -(-least // max(size)))
+    return size[0] * factor, size[1] * factor
+
+
+def free_names(paths: Sequence[Path]) -> list[str]:
+    """A PNG file's name for each picture, no two alike."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for path in paths:
+        stem, number = path.stem, 2
+        while stem in taken:
+            stem, number = f"{path.stem}-{number}", number + 1
+        taken.add(stem)
+        names.append(f"{stem}.png")
+    return names

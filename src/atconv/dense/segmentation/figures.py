@@ -1,0 +1,89 @@
+"""Pictures of segmentations: colours over the picture, and a legend; readable at 100 %."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+from torchvision.utils import draw_segmentation_masks
+
+from atconv.datasets.mask_folder import IGNORED, MaskSide
+from atconv.dense.pictures import colours_of, shown_size
+from atconv.dense.segmentation.model import OpenSegmenter
+from atconv.drawing import plt, save, shorten
+
+__all__ = ["draw_found", "draw_side"]
+
+_SHOWN = 4
+_SIDE = 480  # pixels of a picture's longer side, at least
+_DPI = 110
+
+
+def draw_found(image: Image.Image, found: Tensor, classes: Sequence[str], path: Path) -> None:
+    """A picture beside its classes, with a legend of those that occur.
+
+    Args:
+        found: H W of class indices.
+        path: PNG to write.
+    """
+    height, width = shown_size((image.height, image.width), _SIDE)
+    figure, axes = plt.subplots(
+        1, 2, figsize=(2 * width / _DPI + 0.3, height / _DPI + 0.9), layout="constrained"
+    )
+    nothing = torch.full_like(found, IGNORED)
+    for axis, mask in zip(axes, (nothing, found), strict=True):
+        _show(axis, _overlaid(image, mask, len(classes)))
+    _legend(figure, found.unique().tolist(), classes)
+    save(figure, path, _DPI)
+
+
+@torch.inference_mode()
+def draw_side(opened: OpenSegmenter, side: MaskSide, path: Path) -> None:
+    """The first pictures of a side: as they are, as their masks say, as they were segmented."""
+    count = min(_SHOWN, len(side))
+    figure, axes = plt.subplots(
+        count, 3, figsize=(13.8, 3.6 * count + 0.6), squeeze=False, layout="constrained"
+    )
+    occurring: set[int] = set()
+    for i, row in enumerate(axes):
+        image = side.read(i, opened.transform.mode)
+        mask = torch.from_numpy(side.mask(i))
+        found = opened.classify(opened.transform(image)[None], (image.height, image.width))[0]
+        occurring |= {*mask.unique().tolist(), *found.unique().tolist()} - {IGNORED}
+        nothing = torch.full_like(mask, IGNORED)
+        shown = {shorten(side.names[i]): nothing, "mask": mask, "found": found}
+        for axis, (title, what) in zip(row, shown.items(), strict=True):
+            _show(axis, _overlaid(image, what, len(opened.classes)))
+            axis.set_title(title, fontsize=10)
+    _legend(figure, sorted(occurring), opened.classes)
+    save(figure, path, _DPI)
+
+
+def _overlaid(image: Image.Image, mask: Tensor, classes: int) -> Tensor:
+    """3 H W uint8: the picture, enlarged where it is small, and the colours of its classes."""
+    height, width = shown_size((image.height, image.width), _SIDE)
+    large = F.resize(F.pil_to_tensor(image.convert("RGB")), [height, width], antialias=True)
+    indices = F.resize(mask[None], [height, width], interpolation=InterpolationMode.NEAREST)[0]
+    own = torch.stack([indices == i for i in range(classes)])
+    return draw_segmentation_masks(large, own, alpha=0.55, colors=list(colours_of(classes)))
+
+
+def _show(axis: Axes, picture: Tensor) -> None:
+    axis.imshow(picture.permute(1, 2, 0))
+    axis.axis("off")
+
+
+def _legend(figure: Figure, indices: Sequence[int], classes: Sequence[str]) -> None:
+    colours = colours_of(len(classes))
+    patches = [Patch(color="#" + bytes(colours[i]).hex(), label=shorten(classes[i])) for i in indices]
+    figure.legend(
+        handles=patches, loc="outside lower center", ncols=min(6, max(1, len(patches))), fontsize=10
+    )

@@ -1,0 +1,99 @@
+"""The segmenter of a run: built from its configuration, and opened from its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor, nn
+
+from atconv.dense.segmentation.config import SegmentationConfig
+from atconv.dense.segmentation.data import SegmentTransform
+from atconv.dense.segmenter import segmenter
+from atconv.dense.task import starting_weights
+from atconv.runs import Run
+from atconv.training.randomness import derive_seed, seeded
+
+__all__ = ["OpenSegmenter", "describe", "make_model", "open_segmenter"]
+
+
+@dataclass(frozen=True)
+class OpenSegmenter:
+    """A trained segmenter, in eval mode, with what is needed to use it."""
+
+    model: nn.Module
+    transform: SegmentTransform
+    classes: list[str]
+
+    def classify(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:
+        """Class indices of pictures of one size (height, width): B C H W of inputs → B height width."""
+        device = next(self.model.parameters()).device
+        logits = self.model(inputs.to(device)).float()
+        return self.transform.undo(logits, size).argmax(1).cpu()
+
+
+def make_model(config: SegmentationConfig, classes: int, console: Console, fresh: bool) -> nn.Module:
+    """The segmenter of a configuration, seeded; its backbone with its starting weights where it is `fresh`.
+
+    Raises:
+        ValueError: unknown model or arguments, or weights that do not fit.
+    """
+    weights = starting_weights(config, fresh, console)
+    with seeded(derive_seed("init", config.seed)):
+        return _build(_arguments(config, classes), weights)
+
+
+def describe(config: SegmentationConfig, model: Any, classes: list[str]) -> dict[str, Any]:
+    """config.json of a run. `smp.from_pretrained(RUN)` opens it too: it skips names that begin with _."""
+    transform = SegmentTransform(config.in_chans, config.short_side, config.mean, config.std)
+    told = {
+        "task": "segmentation",
+        "label_names": classes,
+        "segmenter": _arguments(config, len(classes)),
+        "transform": {"short_side": config.short_side, "mean": transform.mean, "std": transform.std},
+    }
+    return {**model.config, "_model_class": type(model).__name__, "_atconv": told}
+
+
+def open_segmenter(path: str | Path) -> OpenSegmenter:
+    """The best model of a segmentation run.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, none of segmentation, or it has no model yet.
+    """
+    run = Run.open(path)
+    state = run.read_weights()
+    try:
+        told = json.loads(run.model_config.read_text())["_atconv"]
+        arguments, classes = told["segmenter"], list(told["label_names"])
+        transform = SegmentTransform(arguments["in_chans"], **told["transform"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a run of atconv segment train: {error} in its config.json"
+        ) from error
+    model = _build(arguments)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the model in {path} is damaged: {str(error).splitlines()[0]}") from error
+    return OpenSegmenter(model.eval(), transform, classes)
+
+
+def _build(arguments: dict[str, Any], weights: dict[str, Tensor] | None = None) -> nn.Module:
+    options = {name: value for name, value in arguments.items() if name != "segmenter_args"}
+    return segmenter(**options, weights=weights, **arguments["segmenter_args"])
+
+
+def _arguments(config: SegmentationConfig, classes: int) -> dict[str, Any]:
+    """Arguments of `segmenter`, as JSON holds them."""
+    return {
+        "backbone": config.model,
+        "num_classes": classes,
+        "architecture": config.architecture,
+        "in_chans": config.in_chans,
+        "backbone_args": config.backbone_args,
+        "segmenter_args": config.segmenter_args,
+    }

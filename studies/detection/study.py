@@ -1,0 +1,103 @@
+"""AttNet, ResNet and Swin in one small Faster R-CNN on garment scenes, from scratch: who finds more?
+
+    python studies/detection/study.py run SCENES       # all runs; stop and start it as you like
+    python studies/detection/study.py report           # the table of what is there
+
+SCENES is what `atconv data garment-scenes ROOT SCENES` wrote. Each run is an `atconv detect train`, printed
+before it starts, and adds one row to results.csv. A run that has a row is not run again, one that was
+interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from atconv.dense import load
+from atconv.training.checkpoint import read_rows, write_rows
+from atconv.training.progress import make_table, plain_console
+
+HERE = Path(__file__).parent
+RUNS = Path("runs/study-detection")
+TABLE = HERE / "results.csv"
+SEEDS = range(3)
+BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    "AttNet": (
+        "attnet_xxs",
+        {"depths": [1, 1, 3, 1], "widths": [32, 64, 128, 192], "expansions": [4, 4, 4, 4]},
+    ),
+    "ResNet": ("resnet18", {"channels": [32, 64, 128, 224], "layers": [1, 1, 2, 1]}),
+    "Swin": (
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 29, "depths": [1, 1, 3, 1], "num_heads": [1, 2, 4, 8], "window_size": 4,
+         "img_size": [96, 128], "strict_img_size": False},
+    ),
+}  # fmt: skip
+FIGURES = ("box_map", "box_map_50", "box_map_75")
+
+
+def train(name: str, seed: int, scenes: str, run: Path) -> None:
+    """A finished run stays as it is, an interrupted one goes on."""
+    model, arguments = BACKBONES[name]
+    options = ["--config", str(HERE / "recipe.yaml"), "--model", model, "--model_args", json.dumps(arguments)]
+    start = [scenes, *options, "--seed", str(seed), "--out", str(run)]
+    command = ["detect", "train", *(["--resume", str(run)] if (run / "config.yaml").is_file() else start)]
+    print("\n$ atconv " + shlex.join(command), flush=True)
+    subprocess.run([sys.executable, "-m", "atconv.cli", *command], check=True)
+
+
+def run_all(scenes: str) -> None:
+    """Every run that has no row yet, seed by seed, so that an early end leaves complete comparisons."""
+    for seed in SEEDS:
+        for name in BACKBONES:
+            rows: list[dict[str, Any]] = [*read_rows(TABLE)]
+            if any(row["backbone"] == name and int(row["seed"]) == seed for row in rows):
+                continue
+            run = RUNS / f"{name}-{seed}"
+            train(name, seed, scenes, run)
+            found = json.loads((run / "metrics.json").read_text())
+            seconds = sum(float(row["seconds"]) for row in read_rows(run / "metrics.csv"))
+            parameters = sum(p.numel() for p in load(run)[0].parameters())
+            figures = {figure: f"{found['figures'][figure]:.2f}" for figure in FIGURES}
+            row = {
+                "backbone": name,
+                "seed": seed,
+                **figures,
+                "parameters": parameters,
+                "seconds": f"{seconds:.0f}",
+            }
+            write_rows(TABLE, [*rows, row])
+
+
+def report() -> None:
+    """Means over the seeds, on test scenes."""
+    rows, cells = read_rows(TABLE), []
+    for name in BACKBONES:
+        own = [row for row in rows if row["backbone"] == name]
+        means = (
+            [f"{statistics.mean(float(row[f]) for row in own):.1f}" for f in FIGURES] if own else ["–"] * 3
+        )
+        cells.append((name, str(len(own)), *means, own[0]["parameters"] if own else "–"))
+    heads = ("backbone", "seeds", "mAP, %", "mAP 50, %", "mAP 75, %", "parameters")
+    plain_console().print(make_table("test scenes", heads, cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    stages.add_parser("run").add_argument("scenes", help="folder of garment scenes")
+    stages.add_parser("report")
+    given = parser.parse_args()
+    if given.stage == "run":
+        run_all(given.scenes)
+    report()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""COCO files: what is read, and that what is wrong with one is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from atconv.datasets.coco import Box, instance_mask, open_coco
+from atconv.datasets.folders import hold_out
+from atconv.datasets.scenes import _runs
+from dense.tiny_dense import CLASSES, annotated_folder, shared_data
+
+QUIET = Console(quiet=True)
+
+
+def test_boxes_labels_and_masks_are_those_of_the_file() -> None:
+    side = open_coco(shared_data(), True, QUIET)["train"]
+    assert side.classes == [CLASSES[1], CLASSES[0]]  # in the order of their ids
+    pixels = np.asarray(side.read(0, "L"))
+    for box in side.images[0].boxes:
+        left, top, right, bottom = (int(x) for x in box.corners)
+        mask = instance_mask(box, *pixels.shape)
+        assert mask.sum() == (right - left) * (bottom - top) == mask[top:bottom, left:right].sum()
+    uppermost = side.images[0].boxes[-1]
+    assert side.classes[uppermost.label - 1] == CLASSES[1]
+    left, top, right, bottom = (int(x) for x in uppermost.corners)
+    assert (pixels[top:bottom, left:right] == 240).all()
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=6))
+def test_run_lengths_give_the_mask_back(rows: list[list[bool]]) -> None:
+    mask = np.array(rows)
+    height, width = mask.shape
+    told = {"size": [height, width], "counts": _runs(mask)}
+    assert sum(told["counts"]) == mask.size
+    box = Box(1, 1, (0, 0, width, height), 1.0, False, told)
+    assert np.array_equal(instance_mask(box, height, width), mask)
+
+
+def test_without_sides_some_pictures_are_held_out(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=10)
+    (data / "train.json").rename(data / "annotations.json")
+    (data / "val.json").unlink()
+    (data / "images" / "train").rename(data / "pictures")
+    (data / "images" / "val").rename(data / "unused")
+    (data / "images").rmdir()
+    (data / "pictures").rename(data / "images")
+    opened = open_coco(data, False, QUIET)
+    assert list(opened) == ["train"]
+    sides = hold_out(opened, 0.3, seed=1)
+    assert (len(sides["train"]), len(sides["val"])) == (7, 3)
+    assert sorted(sides["train"].names + sides["val"].names) == sorted(opened["train"].names)
+    assert sides["val"].names == hold_out(opened, 0.3, seed=1)["val"].names
+    assert any(sides["val"].names != hold_out(opened, 0.3, seed)["val"].names for seed in range(2, 6))
+
+
+def annotation(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda told: told["annotations"][1].update(changes)
+
+
+def image(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda told: told["images"][1].update(changes)
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "image id": (annotation(image_id=9), "annotation 2: no image has the id 9"),
+    "category": (annotation(category_id=9), r"annotation 2: no category has the id 9 \(there are 3, 7\)"),
+    "width": (annotation(bbox=[3, 4, 0, 5]), r"annotation 2: its box \[3, 4, 0, 5\] has no extent"),
+    "negative": (annotation(bbox=[3, 4, 5, -5]), "annotation 2: .* has no extent"),
+    "outside": (
+        annotation(bbox=[30, 4, 50, 5]),
+        "annotation 2: .* reaches out of its image of 56 × 40 pixels",
+    ),
+    "far outside": (annotation(bbox=[-9, 4, 20, 5]), "annotation 2: .* reaches out of its image"),
+    "no box": (annotation(bbox=[3, 4, 5]), "annotation 2: its box is .*: give left, top, width, height"),
+    "text": (annotation(bbox=[3, 4, 5, "6"]), "annotation 2: its box is"),
+    "not a number": (annotation(bbox=[3, 4, 5, float("nan")]), "annotation 2: its box is"),
+    "polygon": (
+        annotation(segmentation=[[1, 2, 3, 4]]),
+        "annotation 2: a polygon of 4 numbers: three points",
+    ),
+    "odd polygon": (annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "annotation 2: a polygon of 7 numbers"),
+    "no mask": (annotation(segmentation=[]), "annotation 2: it has no segmentation"),
+    "mask size": (
+        annotation(segmentation={"size": [2, 2], "counts": [4]}),
+        "annotation 2: its run lengths are",
+    ),
+    "runs": (
+        annotation(segmentation={"size": [40, 56], "counts": [4]}),
+        "annotation 2: its run lengths add up to 4",
+    ),
+    "missing box": (lambda told: told["annotations"][1].pop("bbox"), "annotations, 2: bbox missing"),
+    "missing file": (image(file_name="none.png"), r"image 101: .*none.png is not there: put it back"),
+    "two names": (image(file_name="0.png"), "image 101: another image has file_name '0.png'"),
+    "size": (image(width=55), "image 101: .*1.png is 40 × 56 pixels and not 55 × 56"),
+    "no images": (lambda told: told.update(images=[]), "lists no images"),
+    "not COCO": (lambda told: told.pop("categories"), "has no list 'categories'"),
+    "two categories": (lambda told: told["categories"][0].update(name="bright"), "two of one name"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_named(wrong: str, tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    mend, message = WRONG[wrong]
+    told = json.loads((data / "train.json").read_text())
+    mend(told)
+    (data / "train.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=message) as caught:
+        open_coco(data, True, QUIET)
+    assert str(data / "train.json") in str(caught.value)
+
+
+def test_files_that_are_broken_or_not_there_are_named(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", train=3, val=1)
+    picture = data / "images" / "train" / "2.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"train.json: image 102: .*2.png: not a readable picture"):
+        open_coco(data, False, QUIET)
+    assert open_coco(data, False, QUIET, check_images="none")["train"].names == ["0.png", "1.png", "2.png"]
+    (data / "val.json").write_text("{")
+    with pytest.raises(ValueError, match=r"val.json is not readable JSON"):
+        open_coco(data, False, QUIET, check_images="none")
+    with pytest.raises(ValueError, match="no annotations: give a folder with images/"):
+        open_coco(tmp_path / "none", False, QUIET)
+
+
+def test_many_problems_are_counted_and_unknown_categories_told(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=5, val=1)
+    told = json.loads((data / "train.json").read_text())
+    for one in told["annotations"]:
+        one["bbox"][2] = 0
+    (data / "train.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="and 5 more"):
+        open_coco(data, False, QUIET)
+    with pytest.raises(ValueError, match=r"its categories dark are not among the classes bright, cat"):
+        open_coco(annotated_folder(tmp_path / "b", 2, 1), False, QUIET, classes=["bright", "cat"])
+
+
+def test_a_picture_on_its_side_is_measured_upright(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=2, val=1)
+    told = json.loads((data / "train.json").read_text())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (40, 56)).save(data / "images" / "train" / "0.jpg", exif=exif)
+    told["images"][0]["file_name"] = "0.jpg"  # 56 × 40 when upright
+    (data / "train.json").write_text(json.dumps(told))
+    for how in ("decode", "header"):
+        open_coco(data, False, QUIET, check_images=how)  # type: ignore[arg-type]

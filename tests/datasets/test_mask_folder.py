@@ -1,0 +1,109 @@
+"""Folders of pictures and masks: what is read, and that what is wrong with one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from atconv.datasets.mask_folder import open_masks, read_mask
+from dense.tiny_dense import annotated_folder, shared_data
+
+QUIET = Console(quiet=True)
+
+
+def test_pictures_and_masks_belong_together() -> None:
+    sides = open_masks(shared_data(), QUIET)
+    assert {name: len(side) for name, side in sides.items()} == {"train": 12, "val": 4}
+    side = sides["train"]
+    assert side.classes == ["ground", "dark", "bright"]
+    for i in range(len(side)):
+        pixels, mask = np.asarray(side.read(i, "L")), side.mask(i)
+        assert (pixels[mask == 1] == 20).all()
+        assert (pixels[mask == 2] == 240).all()
+        assert (abs(pixels[mask == 0].astype(int) - 124) <= 4).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1"])
+def test_masks_of_indices_are_read_in_any_mode(mode: str, tmp_path: Path) -> None:
+    indices = np.array([[0, 1], [1, 0]], np.uint8)
+    image = Image.fromarray(indices * (255 if mode == "1" else 1)).convert("1" if mode == "1" else "L")
+    if mode == "P":
+        image = Image.fromarray(indices, "P")
+        image.putpalette([9, 9, 9, 200, 0, 0])
+    image.save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), indices)
+
+
+def mask_of(data: Path) -> Path:
+    return data / "masks" / "train" / "1.png"
+
+
+def write(path: Path, value: int, size: tuple[int, int] = (40, 56), mode: str = "L") -> None:
+    Image.new(mode, size, value).save(path)
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "class": (lambda data: write(mask_of(data), 3), r"masks/train: 1.png holds 3: classes.txt names 0 … 2"),
+    "size": (
+        lambda data: write(mask_of(data), 1, (40, 55)),
+        r"1.png is 40 × 56 pixels and not 40 × 55 as its mask",
+    ),
+    "colours": (lambda data: write(mask_of(data), 1, mode="RGB"), "1.png has the mode RGB: a mask is"),
+    "missing": (
+        lambda data: mask_of(data).unlink(),
+        "images/train: 1.png has no mask .*masks/train/1.png: add it",
+    ),
+    "broken mask": (lambda data: mask_of(data).write_text("text"), "1.png: not in a picture format"),
+    "half a mask": (
+        lambda data: mask_of(data).write_bytes(mask_of(data).read_bytes()[:60]),
+        "1.png: not a readable picture",
+    ),
+    "broken picture": (
+        lambda data: (data / "images" / "train" / "1.png").write_text("text"),
+        "1.png: not a readable picture",
+    ),
+    "two pictures": (
+        lambda data: write(data / "images" / "train" / "1.bmp", 1),
+        "1 names two pictures: rename one",
+    ),
+    "no classes": (lambda data: (data / "classes.txt").unlink(), "classes.txt is not there: write"),
+    "one class": (
+        lambda data: (data / "classes.txt").write_text("a\n"),
+        "2 … 255 names, no two alike; it has a",
+    ),
+    "twice": (lambda data: (data / "classes.txt").write_text("a\na\n"), "no two alike; it has a, a"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_named(wrong: str, tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    harm, message = WRONG[wrong]
+    harm(data)
+    with pytest.raises(ValueError, match=message):
+        open_masks(data, QUIET)
+
+
+def test_empty_and_missing_folders_and_other_classes_are_said(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="does not exist or has no masks: give a folder with images/, masks/"
+    ):
+        open_masks(tmp_path / "none", QUIET)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match="no pictures in"):
+        open_masks(tmp_path, QUIET)
+    with pytest.raises(ValueError, match="names ground, dark, bright and not a, b as the run does"):
+        open_masks(shared_data(), QUIET, classes=["a", "b"])
+
+
+def test_left_out_pixels_are_no_class(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    write(mask_of(data), 255)
+    assert len(open_masks(data, QUIET)["train"]) == 3

@@ -1,0 +1,176 @@
+"""`atconv detect` and `atconv segment`: evaluation, prediction, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atconv.dense.detection.evaluation import evaluate as evaluate_detector
+from atconv.dense.detection.figures import draw_found
+from atconv.dense.pictures import colours_of, free_names, shown_size
+from atconv.dense.segmentation.evaluation import evaluate as evaluate_segmenter
+from atconv.dense.segmentation.evaluation import mean_iou
+from dense.tiny_dense import annotated_folder, detection_run, segmentation_run, shared_data
+from training.tiny import atconv, read_rows
+
+
+def test_detection_is_evaluated_as_in_training(tmp_path: Path) -> None:
+    ended = atconv("detect", "evaluate", detection_run(), shared_data(), "--batch_size=4")
+    assert ended.code == 0, ended.err
+    assert "box map 50" in ended.out
+    folder = detection_run() / "evaluation" / "data-val"
+    found = json.loads((folder / "metrics.json").read_text())
+    kept = json.loads((detection_run() / "metrics.json").read_text())
+    assert found["figures"] == kept["figures"]
+    assert [row["class"] for row in read_rows(folder / "per_class.csv")] == ["bright", "dark"]
+    assert min(Image.open(folder / "predictions.png").size) > 300
+
+
+def test_segmentation_does_not_depend_on_batches() -> None:
+    one, _ = evaluate_segmenter(segmentation_run(), str(shared_data()), batch_size=1)
+    two, _ = evaluate_segmenter(segmentation_run(), str(shared_data()), split="val", batch_size=3)
+    kept = json.loads((segmentation_run() / "metrics.json").read_text())
+    assert one.miou == pytest.approx(two.miou, abs=0.02)
+    assert one.miou == pytest.approx(kept["miou"], abs=0.02)
+    assert [row["class"] for row in one.per_class] == ["ground", "dark", "bright"]
+
+
+def test_mean_iou_counts_classes_that_occur() -> None:
+    counts = torch.tensor([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
+    assert mean_iou(counts) == pytest.approx(100 * (6 / 9 + 3 / 6) / 2)
+    assert mean_iou(torch.zeros(2, 2)) == 0
+
+
+def test_found_objects_are_drawn_and_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pictures = shared_data() / "images" / "val"
+    ended = atconv(
+        "detect", "predict", detection_run(), pictures, "--threshold=0.01", "--json", f"--out={out}"
+    )
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert len(told) == 4
+    for one in told:
+        assert one["scores"] == sorted(one["scores"], reverse=True)
+        assert all(score >= 0.01 for score in one["scores"])
+        assert set(one["classes"]) <= {"bright", "dark"}
+        assert max(Image.open(one["picture"]).size) >= 480
+
+
+def test_segments_are_drawn_and_written(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("text")
+    pictures = [shared_data() / "images" / "val" / "0.png", shared_data() / "images" / "train" / "0.png"]
+    ended = atconv(
+        "segment", "predict", segmentation_run(), *pictures, tmp_path / "bad.png", f"--out={tmp_path}"
+    )
+    assert ended.code == 0
+    assert "bad.png: not a readable picture" in ended.err
+    for name in ("0.png", "0-2.png"):
+        mask = Image.open(tmp_path / "masks" / name)
+        assert mask.size == Image.open(pictures[0]).size
+        assert np.asarray(mask).max() <= 2
+        assert min(Image.open(tmp_path / name).size) > 300
+    assert "ground" in ended.out
+
+
+def test_a_drawn_box_lies_where_it_was_found() -> None:
+    found = {
+        "boxes": torch.tensor([[10.0, 20.0, 30.0, 36.0]]),
+        "labels": torch.tensor([2]),
+        "scores": torch.tensor([0.9]),
+    }
+    drawn = draw_found(torch.zeros(1, 48, 64), found, ["a", "b"])
+    factor = drawn.shape[2] // 64
+    inside = (drawn.sum(0) > 0).nonzero()
+    assert inside.min(0).values.tolist() == [20 * factor, 10 * factor]
+    assert inside.max(0).values[1] <= 30 * factor + 60
+    assert not draw_found(torch.zeros(1, 48, 64), found, ["a", "b"], threshold=0.95).any()
+
+
+def test_colours_differ_and_names_do_too() -> None:
+    assert len(set(colours_of(80))) == 80
+    assert free_names([Path("a/x.jpg"), Path("b/x.png"), Path("x-2.png")]) == [
+        "x.png",
+        "x-2.png",
+        "x-2-2.png",
+    ]
+    assert shown_size((96, 128), 480) == (384, 512)
+    assert shown_size((600, 800), 480) == (600, 800)
+
+
+def refused(*arguments: str | Path) -> str:
+    ended = atconv(*arguments)
+    assert ended.code == 2, (ended.code, ended.err[-500:])
+    assert ended.err.count("\n") == 1, ended.err
+    return ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect"], "'nothing' is not among train, evaluate, predict"),
+        (["segment", "fly"], "'fly' is not among train, evaluate, predict"),
+        (["detect", "train"], "DATA is missing: a folder with images/ and train.json"),
+        (["detect", "train", "none"], "does not exist or has no annotations"),
+        (["segment", "train", "none"], "does not exist or has no masks"),
+        (["detect", "train", "none", "--model=attnet_t9"], "timm knows no model 'attnet_t9'"),
+        (["detect", "train", "none", "--min_size=[]"], "min_size must be one size or several"),
+        (["detect", "train", "none", "--detector_args={no_such: 1}"], "detector_args do not fit"),
+        (["detect", "train", "none", "--detector_args={channels: 1}"], "give --channels itself"),
+        (["detect", "train", "none", "--weights=none.pth"], "none.pth"),
+        (["segment", "train", "none", "--crop=[100, 100]"], "multiples of 32"),
+        (["segment", "train", "none", "--model_args={stem_stride: 2}"], "Leave stem_stride at 4"),
+        (["segment", "train", "none", "--in_chans=4"], "in_chans"),
+        (
+            ["segment", "train", "--config=none"],
+            "no recipe 'none': give a YAML file, or one of scenes, small",
+        ),
+        (["detect", "evaluate", "none", "none"], "no such run folder"),
+        (["segment", "predict", "none", "none.png"], "no picture at 'none.png'"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(*arguments)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_wrong_annotation_is_one_line(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", 3, 1)
+    told = json.loads((data / "train.json").read_text())
+    told["annotations"][4]["bbox"][2] = -1
+    (data / "train.json").write_text(json.dumps(told))
+    assert "train.json: annotation 5: its box" in refused(
+        "detect", "train", data, f"--out={tmp_path / 'run'}"
+    )
+    assert not (tmp_path / "run").exists()
+    assert "has no test side, only train, val" in refused(
+        "segment", "evaluate", segmentation_run(), data, "--split=test"
+    )
+
+
+def test_another_tasks_run_is_refused() -> None:
+    assert "is not a run of atconv detect train" in refused(
+        "detect", "evaluate", segmentation_run(), shared_data()
+    )
+    assert "is not a run of atconv segment train" in refused(
+        "segment", "evaluate", detection_run(), shared_data()
+    )
+
+
+def test_classes_that_the_run_does_not_know_are_refused(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", 2, 1)
+    for side in ("train", "val"):
+        told = json.loads((data / f"{side}.json").read_text())
+        told["categories"][0]["name"] = "cat"
+        (data / f"{side}.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="its categories cat are not among the classes bright, dark"):
+        evaluate_detector(detection_run(), str(data))

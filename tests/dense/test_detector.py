@@ -1,0 +1,150 @@
+"""Detectors: what torchvision's take and give, on backbones of any stem, with anchors that follow it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import atconv
+from atconv.dense import detector
+from dense.tiny_dense import BACKBONE
+from helpers import randomise
+
+ARCHITECTURES = ("faster_rcnn", "mask_rcnn", "retinanet")
+SMALL: dict[str, Any] = {"channels": 8, "min_size": 48, "max_size": 96}
+
+
+def tiny(
+    architecture: str = "faster_rcnn", backbone_args: dict[str, Any] | None = None, **options: Any
+) -> Any:
+    arguments = {**BACKBONE, **(backbone_args or {})}
+    return detector("attnet_xxs", 3, architecture, backbone_args=arguments, **{**SMALL, **options})
+
+
+def target(height: int, width: int) -> dict[str, Tensor]:
+    return {
+        "boxes": torch.tensor([[2.0, 3.0, width / 2, height - 2]]),
+        "labels": torch.tensor([3]),
+        "masks": torch.ones(1, height, width, dtype=torch.uint8),
+    }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("stem_stride", [1, 2, 4])
+def test_gradients_reach_all_of_the_backbone(architecture: str, stem_stride: int) -> None:
+    model = tiny(architecture, {"stem_stride": stem_stride})
+    images = [torch.rand(3, 51, 70), torch.rand(3, 70, 33)]
+    losses = model(images, [target(51, 70), target(70, 33)])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert [
+        name for name, p in model.backbone.body.named_parameters() if p.grad is None or not p.grad.any()
+    ] == []
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_found_lies_in_its_own_picture(architecture: str) -> None:
+    scored = {"score_thresh" if architecture == "retinanet" else "box_score_thresh": 0.0}
+    model = tiny(architecture, in_chans=1, **scored).eval()
+    sizes = [(33, 95), (70, 41)]
+    with torch.inference_mode():
+        found = model([torch.rand(1, *size) for size in sizes])
+    for one, (height, width) in zip(found, sizes, strict=True):
+        assert len(one["boxes"]) > 0
+        assert one["boxes"].min() >= 0
+        assert (one["boxes"] <= torch.tensor([width, height, width, height])).all()
+        assert one["labels"].min() >= 1
+        assert one["labels"].max() <= 3
+        if architecture == "mask_rcnn":
+            assert one["masks"].shape[1:] == (1, height, width)
+
+
+@settings(deadline=None, max_examples=12)
+@given(stem=st.sampled_from([1, 2, 4]), levels=st.integers(1, 4), scale=st.sampled_from([2.0, 8.0]))
+def test_anchors_and_pooling_follow_the_strides(stem: int, levels: int, scale: float) -> None:
+    model = tiny(backbone_args={"stem_stride": stem}, levels=levels, anchor_scale=scale).eval()
+    strides = [stem * 2**i for i in range(4 - levels, 4)]
+    maps = model.backbone(torch.rand(1, 3, 64, 96))
+    assert [64 // one.shape[2] for one in maps.values()][:levels] == strides
+    expected = [scale * stride for stride in [*strides, 2 * strides[-1]]]
+    assert [size for (size,) in model.rpn.anchor_generator.sizes] == expected
+    with torch.inference_mode():
+        model([torch.rand(3, 67, 48)])  # padded to 96 × 64, from which torchvision would guess other strides
+    assert model.roi_heads.box_roi_pool.scales == [1 / stride for stride in strides]
+
+
+def test_features_are_those_that_timm_gives() -> None:
+    classifier = randomise(timm.create_model("attnet_xxs", num_classes=7, **BACKBONE)).eval()
+    model = tiny(weights=classifier.state_dict()).eval()
+    x = torch.randn(2, 3, 49, 70)
+    own = model.backbone.body(x)
+    features = timm.create_model("attnet_xxs", features_only=True, **BACKBONE)
+    assert [one.shape[1] for one in own] == features.feature_info.channels()
+    for ours, theirs in zip(own, classifier.forward_intermediates(x, intermediates_only=True), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_same_numbers_come_in_as_they_are_normalised_once() -> None:
+    model = tiny(in_chans=1, mean=[0.25], std=[0.5], min_size=64, max_size=64)
+    seen, _ = model.transform([torch.full((1, 64, 64), 0.75)])
+    assert seen.tensors.unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnet10t", {}),
+        ("convnext_atto", {}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 4,
+             "img_size": 64, "strict_img_size": False},
+        ),
+    ],
+)  # fmt: skip
+def test_other_backbones_of_timm_fit(name: str, arguments: dict[str, Any]) -> None:
+    model = detector(name, 2, backbone_args=arguments, **SMALL)
+    sum(model([torch.rand(3, 64, 64)], [target(64, 64) | {"labels": torch.tensor([2])}]).values()).backward()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(backbone="attnet_t9"), "timm knows no model 'attnet_t9'; AttNet's are attnet_s"),
+        (
+            dict(backbone="vit_tiny_patch16_224", levels=3),
+            r"strides \[16, 16, 16\]: a pyramid needs powers of two",
+        ),
+        (dict(architecture="yolo"), "architecture must be one of faster_rcnn"),
+        (dict(levels=5), "4 feature maps: levels must lie in 1 … 4, got 5"),
+        (dict(num_classes=0), "must be at least 1"),
+        (dict(mean=[0.1, 0.2]), "mean must have one value"),
+        (dict(backbone_args={"stem_stride": 3}), "stem_stride"),
+        (dict(backbone_args={"no_such": 3}), "no_such"),
+    ],
+    ids=lambda v: str(next(iter(v))) if isinstance(v, dict) else "",
+)
+def test_bad_arguments_are_said(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        detector(**{"backbone": "attnet_xxs", "num_classes": 2, **arguments})
+
+
+def test_an_option_that_torchvision_would_pass_over_is_said() -> None:
+    with pytest.raises(TypeError, match="torchvision's FasterRCNN has no option no_such"):
+        tiny(no_such=1)
+
+
+def test_weights_of_another_model_are_said() -> None:
+    other = timm.create_model("attnet_xxs", **{**BACKBONE, "widths": [8, 8, 16, 24]}).state_dict()
+    with pytest.raises(ValueError, match="the weights do not fit attnet_xxs"):
+        tiny(weights=other)
+
+
+def test_the_package_gives_it_late() -> None:
+    assert atconv.dense.detector is detector
