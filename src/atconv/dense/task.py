@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ class DenseTask(Task):
     def __init__(
         self, config: DenseConfig, run: Run, accelerator: Accelerator, model: nn.Module, samples: int
     ) -> None:
-        self.config, self.run, self.accelerator, self.model = config, run, accelerator, model
-        self.samples = samples
+        self.config, self.run, self.accelerator, self.samples = config, run, accelerator, samples
+        self.model = model.to(memory_format=torch.channels_last)  # what convolutions run fastest in
 
     @abstractmethod
     def draw(self, position: int) -> tuple[Any, Any]:

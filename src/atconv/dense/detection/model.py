@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
@@ -87,8 +88,9 @@ def open_detector(path: str | Path) -> Detector:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the model in {path} is damaged: {str(error).splitlines()[0]}") from error
+    model = model.to(memory_format=torch.channels_last).eval()
     transform = PictureTransform(arguments["in_chans"])
-    return Detector(model.eval(), transform, classes, arguments["architecture"] == "mask_rcnn")
+    return Detector(model, transform, classes, arguments["architecture"] == "mask_rcnn")
 
 
 def _build(arguments: dict[str, Any], **further: Any) -> nn.Module:

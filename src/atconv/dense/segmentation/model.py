@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ def open_segmenter(path: str | Path) -> OpenSegmenter:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the model in {path} is damaged: {str(error).splitlines()[0]}") from error
-    return OpenSegmenter(model.eval(), transform, classes)
+    return OpenSegmenter(model.to(memory_format=torch.channels_last).eval(), transform, classes)
 
 
 def _build(arguments: dict[str, Any], weights: dict[str, Tensor] | None = None) -> nn.Module:
