@@ -25,6 +25,7 @@ __all__ = ["draw_found", "draw_side"]
 _SHOWN = 4
 _SIDE = 480  # pixels of a picture's longer side, at least
 _DPI = 110
+_PLAIN = "background"  # a class of this name is left as it is
 
 
 def draw_found(image: Image.Image, found: Tensor, classes: Sequence[str], path: Path) -> None:
@@ -40,7 +41,7 @@ def draw_found(image: Image.Image, found: Tensor, classes: Sequence[str], path: 
     )
     nothing = torch.full_like(found, IGNORED)
     for axis, mask in zip(axes, (nothing, found), strict=True):
-        _show(axis, _overlaid(image, mask, len(classes)))
+        _show(axis, _overlaid(image, mask, classes))
     _legend(figure, found.unique().tolist(), classes)
     save(figure, path, _DPI)
 
@@ -61,19 +62,21 @@ def draw_side(opened: OpenSegmenter, side: MaskSide, path: Path) -> None:
         nothing = torch.full_like(mask, IGNORED)
         shown = {shorten(side.names[i]): nothing, "mask": mask, "found": found}
         for axis, (title, what) in zip(row, shown.items(), strict=True):
-            _show(axis, _overlaid(image, what, len(opened.classes)))
+            _show(axis, _overlaid(image, what, opened.classes))
             axis.set_title(title, fontsize=10)
     _legend(figure, sorted(occurring), opened.classes)
     save(figure, path, _DPI)
 
 
-def _overlaid(image: Image.Image, mask: Tensor, classes: int) -> Tensor:
-    """3 H W uint8: the picture, enlarged where it is small, and the colours of its classes."""
+def _overlaid(image: Image.Image, mask: Tensor, classes: Sequence[str]) -> Tensor:
+    """3 H W uint8: the picture, enlarged where it is small, and the colours of its classes but background."""
     height, width = shown_size((image.height, image.width), _SIDE)
     large = F.resize(F.pil_to_tensor(image.convert("RGB")), [height, width], antialias=True)
     indices = F.resize(mask[None], [height, width], interpolation=InterpolationMode.NEAREST)[0]
-    own = torch.stack([indices == i for i in range(classes)])
-    return draw_segmentation_masks(large, own, alpha=0.55, colors=list(colours_of(classes)))
+    drawn = [i for i, name in enumerate(classes) if name != _PLAIN]
+    colours = colours_of(len(classes))
+    own = torch.stack([indices == i for i in drawn])
+    return draw_segmentation_masks(large, own, alpha=0.55, colors=[colours[i] for i in drawn])
 
 
 def _show(axis: Axes, picture: Tensor) -> None:
@@ -83,7 +86,8 @@ def _show(axis: Axes, picture: Tensor) -> None:
 
 def _legend(figure: Figure, indices: Sequence[int], classes: Sequence[str]) -> None:
     colours = colours_of(len(classes))
-    patches = [Patch(color="#" + bytes(colours[i]).hex(), label=shorten(classes[i])) for i in indices]
+    named = [i for i in indices if classes[i] != _PLAIN]
+    patches = [Patch(color="#" + bytes(colours[i]).hex(), label=shorten(classes[i])) for i in named]
     figure.legend(
         handles=patches, loc="outside lower center", ncols=min(6, max(1, len(patches))), fontsize=10
     )
