@@ -1,6 +1,6 @@
 """Garment scenes: real garments that lie over each other, with exact boxes and masks.
 
-A scene of 96 × 128 grey pixels shows one to four garments (Fashion-MNIST) of 36 to 60 pixels over clutter.
+A scene of 96 × 128 grey pixels shows one to three garments (Fashion-MNIST) of 36 to 60 pixels over clutter.
 Each has its class (ten), its box and the mask of what is seen of it; a semantic mask has the kind of every
 pixel: shirts, coats, pullovers and dresses are hard to tell apart even for people, and are of one kind.
 
@@ -37,11 +37,11 @@ KINDS = {
 """Fashion-MNIST's classes of each kind; masks number the kinds from 1, 0 is background"""
 
 _SIDES = ("train", "val", "test")
-_MOST_GARMENTS = 4
+_MOST_GARMENTS = 3
 _LEAST, _MOST = 36, 60  # side of a garment
 _FRAGMENTS, _FRAGMENT_SIDE, _FADED = 12, 12, 0.5
 _INK = 24  # what is darker than this in a garment's picture is not garment
-_SEEN = 0.7  # least share of a garment that others leave to be seen
+_SEEN = 0.75  # least share of a garment that others leave to be seen
 
 Mask = NDArray[np.bool_]
 
@@ -67,9 +67,9 @@ def draw_scene(garments: Garments, seed: int, side: int, index: int) -> Scene:
     """Scene `index` of a side (0 train, 1 val, 2 test).
 
     From numpy's default_rng([seed, side, index]), in this order: twelve fragments of 12 × 12 at half
-    brightness, cut anywhere from any garment and laid anywhere; how many garments, one to four, and the class
-    of each; for each a picture and a side of 36 to 60 pixels; places, drawn together again until seven tenths
-    of each garment are seen. Later garments lie over earlier ones.
+    brightness, cut anywhere from any garment and laid anywhere; how many garments, one to three, and the
+    class of each; for each a picture and a side of 36 to 60 pixels; places, drawn together again until three
+    quarters of each garment are seen. Later garments lie over earlier ones.
     """
     rng = np.random.default_rng([seed, side, index])
     pixels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
