@@ -102,7 +102,7 @@ def load_side(data_root: Path, side: str) -> Garments:
 
 
 def build_garment_scenes(
-    data_root: Path, out: Path, train: int = 7000, val: int = 200, test: int = 500, seed: int = 0
+    data_root: Path, out: Path, train: int = 4000, val: int = 200, test: int = 500, seed: int = 0
 ) -> Path:
     """Write a folder that `atconv detect train` and `atconv segment train` take.
 
