@@ -5,8 +5,6 @@ Every step but the last picture is a command that is printed before it runs.
 
 from __future__ import annotations
 
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from steps import atconv
 
 from atconv import load
 from atconv.analysis.figures import draw_kernels
@@ -24,11 +23,6 @@ from atconv.runs import Run
 
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
 SHOWN = 10
-
-
-def atconv(*arguments: str) -> None:
-    print("\n$ atconv " + shlex.join(arguments), flush=True)
-    subprocess.run([sys.executable, "-m", "atconv.cli", *arguments], check=True)
 
 
 def held_out() -> Side:

@@ -5,30 +5,15 @@ Every step is a command that is printed before it runs.
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
 from pathlib import Path
+
+from steps import atconv, train
 
 ROOT = Path("runs/data")
 SCENES = Path("runs/garment-scenes")
 CLASSIFIER = Path("runs/garments")
 # Both tasks start from it: a garment alone teaches its class at a twentieth of a scene's cost.
 BACKBONE = "{depths: [1, 1, 3, 1], widths: [32, 64, 128, 192], expansions: [4, 4, 4, 4]}"
-
-
-def atconv(*arguments: str) -> None:
-    print("\n$ atconv " + shlex.join(arguments), flush=True)
-    subprocess.run([sys.executable, "-m", "atconv.cli", *arguments], check=True)
-
-
-def train(folder: Path, command: list[str], *options: str) -> None:
-    """Train, or go on where an earlier call was interrupted."""
-    if folder.exists():
-        print(f"{folder} is there already: continuing it (delete it to start over)")
-        atconv(*command, "--resume", str(folder))
-    else:
-        atconv(*command, *options, "--out", str(folder))
 
 
 def prepare() -> None:

@@ -6,38 +6,25 @@ Every step is a command that is printed before it runs.
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from steps import atconv, train
+
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo-generate")
 CLASSIFIER = Path("runs/demo")  # what `make demo` trains, if it has been run
 GUIDANCE = "2"
-
-
-def atconv(*arguments: str) -> None:
-    print("\n$ atconv " + shlex.join(arguments), flush=True)
-    subprocess.run([sys.executable, "-m", "atconv.cli", *arguments], check=True)
-
-
-def train(command: list[str], folder: Path, *options: str) -> None:
-    """Train, or go on where an earlier call was interrupted."""
-    if folder.exists():
-        print(f"{folder} is there already: continuing it (delete it to start over)")
-        atconv(*command, "--resume", str(folder))
-    else:
-        atconv(*command, "digits", "--config", "digits", *options, "--out", str(folder))
+DIGITS = ("digits", "--config", "digits")
 
 
 def main() -> None:
     started = time.perf_counter()
-    train(["generate", "train"], FOLDER)
+    train(FOLDER, ["generate", "train"], *DIGITS)
     judge = CLASSIFIER
     if not (judge / "metrics.json").is_file():
         judge = FOLDER.with_name(FOLDER.name + "-judge")
-        train(["train"], judge, "--epochs", "20")
+        train(judge, ["train"], *DIGITS, "--epochs", "20")
     grid = FOLDER / "grid.png"
     sampling = ["--guidance", GUIDANCE, "--sampler", "heun", "--steps", "15"]
     atconv("generate", "sample", str(FOLDER), "--classes", "0-9", *sampling, "--out", str(grid))

@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from demo_dense import CLASSIFIER, SCENES, atconv, prepare, train
+from demo_dense import CLASSIFIER, SCENES, prepare
+from steps import atconv, train
 
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo-segment")
 

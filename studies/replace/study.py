@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST
 
 import atconv
+from atconv.timing import by_turns
 from atconv.training.checkpoint import read_rows, write_rows
 
 HERE = Path(__file__).parent
@@ -195,18 +197,13 @@ def run(root: str) -> None:
 
 
 @torch.inference_mode()
-def latency(rounds: int = 9) -> dict[str, float]:
-    """Milliseconds for 64 images, by turns, medians after two rounds of warm-up."""
+def latency() -> dict[str, float]:
+    """Milliseconds for 64 images, by turns."""
     models = {"attention": make(0).eval(), "ATConv": make(0).eval()}
     print(atconv.replace_attention(models["ATConv"]))
     images = torch.randn(64, 1, 28, 28)
-    taken: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds + 2):
-        for name, model in models.items():
-            started = time.perf_counter()
-            model(images)
-            taken[name].append(time.perf_counter() - started)
-    return {name: 1000 * statistics.median(times[2:]) for name, times in taken.items()}
+    seconds = by_turns({name: partial(model, images) for name, model in models.items()})
+    return {name: 1000 * value for name, value in seconds.items()}
 
 
 def report() -> None:

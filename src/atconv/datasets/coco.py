@@ -22,11 +22,11 @@ from rich.console import Console
 
 from atconv.datasets.checking import in_threads
 from atconv.datasets.folders import image_folder, picture_problem, raise_problems
+from atconv.datasets.splits import SIDES
 from atconv.images import Mode, read_image
 
 __all__ = ["Box", "CocoSide", "instance_mask", "open_coco"]
 
-_SIDES = ("train", "val", "test")
 _SLACK = 1.0  # pixels that a box may reach over its image: annotations are rounded
 
 _MENDED = "mend it or remove it"
@@ -103,7 +103,7 @@ def open_coco(
         ValueError: no such folder or files, or annotations that are wrong: each is named.
     """
     data = Path(data)
-    found = {side: data / f"{side}.json" for side in _SIDES if (data / f"{side}.json").is_file()}
+    found = {side: data / f"{side}.json" for side in SIDES if (data / f"{side}.json").is_file()}
     if not found and (data / "annotations.json").is_file():
         found = {"train": data / "annotations.json"}
     if not found:

@@ -11,12 +11,21 @@ import numpy as np
 from PIL import Image
 from typing_extensions import Self
 
+from atconv.datasets.splits import SIDES
 from atconv.images import read_image
 from atconv.runs import Run
 from atconv.training.checkpoint import write_atomically
 from atconv.training.randomness import derive_seed
 
-__all__ = ["AnnotatedSide", "hold_out", "image_folder", "keep_split", "picture_problem", "raise_problems"]
+__all__ = [
+    "AnnotatedSide",
+    "choose_side",
+    "hold_out",
+    "image_folder",
+    "keep_split",
+    "picture_problem",
+    "raise_problems",
+]
 
 _TOLD = 5  # problems that are named; the others are counted
 
@@ -73,6 +82,14 @@ def raise_problems(where: Path, problems: Sequence[str]) -> None:
     if problems:
         more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
         raise ValueError(f"{where}: {'; '.join(problems[:_TOLD])}{more}")
+
+
+def choose_side(sides: Mapping[str, S], split: str, data: str) -> str:
+    """The side to evaluate on: "auto" takes test, else val, else train. ValueError where it is not there."""
+    name = next(n for n in reversed(SIDES) if n in sides) if split == "auto" else split
+    if name not in sides:
+        raise ValueError(f"{data} has no {name} side, only {', '.join(sides)}: choose one with --split")
+    return name
 
 
 def hold_out(sides: Mapping[str, S], fraction: float, seed: int) -> dict[str, S]:

@@ -20,12 +20,12 @@ from rich.console import Console
 
 from atconv.datasets.checking import in_threads
 from atconv.datasets.folders import image_folder, picture_problem, raise_problems
+from atconv.datasets.splits import SIDES
 from atconv.images import Mode, pictures_in, read_image
 
 __all__ = ["IGNORED", "MaskSide", "open_masks", "read_mask"]
 
 IGNORED = 255
-_SIDES = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def open_masks(
     if classes is not None and found != classes:
         told, wanted = ", ".join(found[:10]), ", ".join(classes[:10])
         raise ValueError(f"{data / 'classes.txt'} names {told} and not {wanted} as the run does")
-    names = [side for side in _SIDES if (data / "images" / side).is_dir()]
+    names = [side for side in SIDES if (data / "images" / side).is_dir()]
     sides = {side: _open_side(data, side, found) for side in names or ["train"]}
     if check_images != "none":
         for name, side in sides.items():

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atconv.datasets.garments import Garments, Pixels, enlarge, lay_fragments, load_garments
+from atconv.datasets.splits import SIDES
 from atconv.training.checkpoint import write_atomically
 from atconv.training.progress import plain_console, track
 
@@ -36,7 +37,6 @@ KINDS = {
 }
 """Fashion-MNIST's classes of each kind; masks number the kinds from 1, 0 is background"""
 
-_SIDES = ("train", "val", "test")
 _MOST_GARMENTS = 3
 _LEAST, _MOST = 36, 60  # side of a garment
 _FRAGMENTS, _FRAGMENT_SIDE, _FADED = 12, 12, 0.5
@@ -133,7 +133,7 @@ def build_garment_scenes(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: remove it, or name another folder")
-    sides = {side: load_side(Path(data_root), side) for side in _SIDES}
+    sides = {side: load_side(Path(data_root), side) for side in SIDES}
     for number, (side, garments) in enumerate(sides.items()):
         _write_side(garments, out, side, number, counts[number], seed)
     (out / "classes.txt").write_text("\n".join(["background", *KINDS]) + "\n")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from atconv.datasets.folders import AnnotatedSide, hold_out, keep_split
 from atconv.datasets.loader import EpochBatches, SeededItems
 from atconv.dense.backbone import classifier_weights
 from atconv.dense.config import DenseConfig
@@ -23,7 +23,11 @@ from atconv.training.curves import Panel, draw_curves
 from atconv.training.loop import Task, Trainer
 from atconv.training.progress import make_table
 
-__all__ = ["DenseTask", "starting_weights", "write_json"]
+__all__ = ["DenseTask", "open_sides", "starting_weights", "write_json"]
+
+
+Checking = Literal["decode", "header", "none"]
+S = TypeVar("S", bound=AnnotatedSide)
 
 
 class DenseTask(Task):
@@ -35,8 +39,8 @@ class DenseTask(Task):
     def __init__(
         self, config: DenseConfig, run: Run, accelerator: Accelerator, model: nn.Module, samples: int
     ) -> None:
-        self.config, self.run, self.accelerator, self.samples = config, run, accelerator, samples
-        self.model = model.to(memory_format=torch.channels_last)  # what convolutions run fastest in
+        self.config, self.run, self.accelerator, self.model = config, run, accelerator, model
+        self.samples = samples
 
     @abstractmethod
     def draw(self, position: int) -> tuple[Any, Any]:
@@ -103,6 +107,23 @@ class DenseTask(Task):
         console.print(
             f"everything is in {self.run.path}: model.safetensors, metrics.csv, {pictures}", soft_wrap=True
         )
+
+
+def open_sides(
+    config: DenseConfig, run: Run, accelerator: Accelerator, read: Callable[[Checking], Mapping[str, S]]
+) -> dict[str, S]:
+    """Training, validation and other sides, kept in split.json.
+
+    Args:
+        read: how image files are checked → the sides of DATA.
+    """
+    # The main process checks the files while the others wait.
+    with accelerator.main_process_first():
+        how: Checking = config.check_images if accelerator.is_main_process else "none"
+        sides = hold_out(read(how), config.val_fraction, config.seed)
+        if accelerator.is_main_process:
+            keep_split(run, sides)
+    return sides
 
 
 def starting_weights(config: DenseConfig, fresh: bool, console: Console) -> dict[str, Tensor] | None:

@@ -11,6 +11,7 @@ from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
 from atconv.mixers.checking import check_least, check_odd
+from atconv.modules import tokens_to_map
 
 __all__ = [
     "LinearAttention",
@@ -53,7 +54,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rope = None if self.rope is None else self.rope.get_embed(list(x.shape[2:]))
-        return _to_map(self.attention(_to_tokens(x), rope), x.shape)
+        return tokens_to_map(self.attention(_to_tokens(x), rope), *x.shape[2:])
 
     def multiply_adds(self, height: int, width: int) -> int:
         positions = height * width
@@ -180,7 +181,7 @@ class SpatialReductionAttention(nn.Module):
         below, beside = max(self.reduction - height, 0), max(self.reduction - width, 0)
         padded = F.pad(x, (0, beside, 0, below))
         mixed = self.attention(_to_tokens(padded), list(padded.shape[2:]))
-        return _to_map(mixed, padded.shape)[:, :, :height, :width]
+        return tokens_to_map(mixed, *padded.shape[2:])[:, :, :height, :width]
 
     def multiply_adds(self, height: int, width: int) -> int:
         height, width = max(height, self.reduction), max(width, self.reduction)
@@ -221,10 +222,6 @@ class LinearAttention(nn.Module):
 
 def _to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
-
-
-def _to_map(tokens: Tensor, shape: torch.Size) -> Tensor:
-    return tokens.transpose(1, 2).reshape(shape)
 
 
 def _regions(

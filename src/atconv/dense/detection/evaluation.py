@@ -15,6 +15,7 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from atconv import runs
 from atconv.datasets.coco import CocoSide, open_coco
+from atconv.datasets.folders import choose_side
 from atconv.dense.detection.data import Target, eval_batches
 from atconv.dense.detection.figures import draw_side
 from atconv.dense.detection.model import Detector, open_detector
@@ -66,9 +67,7 @@ def evaluate(
     console = console or plain_console()
     opened = open_detector(run)
     sides = open_coco(data, opened.masks, console, classes=opened.classes)
-    name = next(n for n in ("test", "val", "train") if n in sides) if split == "auto" else split
-    if name not in sides:
-        raise ValueError(f"{data} has no {name} side, only {', '.join(sides)}: choose one with --split")
+    name = choose_side(sides, split, data)
     opened.model.to(runs.pick_device(device))
     folder = Path(run) / "evaluation" / f"{Path(data).resolve().name}-{name}"
     found = report_side(opened, sides[name], f"{run} on {data}, {name} side", batch_size, folder, console)

@@ -13,13 +13,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from atconv.datasets.coco import CocoSide, open_coco
-from atconv.datasets.folders import hold_out, keep_split
 from atconv.dense.config import adopt_run
 from atconv.dense.detection.config import DetectionConfig, read_config
 from atconv.dense.detection.data import Target, augmentation, example
 from atconv.dense.detection.evaluation import mean_average_precision, report_side
 from atconv.dense.detection.model import describe, make_model, open_detector
-from atconv.dense.task import DenseTask
+from atconv.dense.task import DenseTask, open_sides
 from atconv.images import mode_for
 from atconv.runs import Run, free_folder
 from atconv.training.session import is_new, resume_run, start_run
@@ -126,12 +125,9 @@ def _make_task(
 ) -> DetectionTask:
     with torch.device("meta"):  # what is wrong with the model is said before the data is read
         make_model(config, 1, Console(quiet=True), fresh=False)
-    # The main process checks the files while the others wait.
-    with accelerator.main_process_first():
-        how = config.check_images if accelerator.is_main_process else "none"
-        sides = hold_out(open_coco(config.data, config.masks, console, how), config.val_fraction, config.seed)
-        if accelerator.is_main_process:
-            keep_split(run, sides)
+    sides = open_sides(
+        config, run, accelerator, lambda how: open_coco(config.data, config.masks, console, how)
+    )
     told = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
     classes = sides["train"].classes
     boxes = sum(len(image.boxes) for image in sides["train"].images)

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from atconv import runs
+from atconv.datasets.folders import choose_side
 from atconv.datasets.mask_folder import IGNORED, MaskSide, open_masks
 from atconv.dense.segmentation.data import equal_batches
 from atconv.dense.segmentation.figures import draw_side
@@ -66,9 +67,7 @@ def evaluate(
     console = console or plain_console()
     opened = open_segmenter(run)
     sides = open_masks(data, console, classes=opened.classes)
-    name = next(n for n in ("test", "val", "train") if n in sides) if split == "auto" else split
-    if name not in sides:
-        raise ValueError(f"{data} has no {name} side, only {', '.join(sides)}: choose one with --split")
+    name = choose_side(sides, split, data)
     opened.model.to(runs.pick_device(device))
     folder = Path(run) / "evaluation" / f"{Path(data).resolve().name}-{name}"
     found = report_side(opened, sides[name], f"{run} on {data}, {name} side", batch_size, folder, console)

@@ -14,14 +14,13 @@ from rich.console import Console
 from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 
-from atconv.datasets.folders import hold_out, keep_split
 from atconv.datasets.mask_folder import IGNORED, MaskSide, open_masks
 from atconv.dense.config import adopt_run
 from atconv.dense.segmentation.config import SegmentationConfig, read_config
 from atconv.dense.segmentation.data import SegmentTransform, augmentation, example
 from atconv.dense.segmentation.evaluation import count_pixels, mean_iou, report_side
 from atconv.dense.segmentation.model import OpenSegmenter, describe, make_model, open_segmenter
-from atconv.dense.task import DenseTask
+from atconv.dense.task import DenseTask, open_sides
 from atconv.runs import Run, free_folder
 from atconv.training.session import is_new, resume_run, start_run
 
@@ -130,12 +129,7 @@ def _make_task(
 ) -> SegmentationTask:
     with torch.device("meta"):  # what is wrong with the model is said before the data is read
         make_model(config, 2, Console(quiet=True), fresh=False)
-    # The main process checks the files while the others wait.
-    with accelerator.main_process_first():
-        how = config.check_images if accelerator.is_main_process else "none"
-        sides = hold_out(open_masks(config.data, console, how), config.val_fraction, config.seed)
-        if accelerator.is_main_process:
-            keep_split(run, sides)
+    sides = open_sides(config, run, accelerator, lambda how: open_masks(config.data, console, how))
     told = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
     classes = sides["train"].classes
     console.print(f"{len(classes)} classes, images: {told}", soft_wrap=True)
