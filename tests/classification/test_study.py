@@ -21,8 +21,9 @@ from atconv import load
 from atconv.classification.study import costs, running, study
 from atconv.classification.study.costs import pilot_study, smallest_difference, time_study
 from atconv.classification.study.plan import multiply_adds, read_study
-from atconv.classification.study.report import report_study, summarise
+from atconv.classification.study.report import report_study
 from atconv.classification.study.running import run_study
+from atconv.classification.study.summary import summarise
 from atconv.training.checkpoint import read_rows, write_rows
 from training.tiny import reset_accelerate, tiny_config
 
@@ -141,6 +142,9 @@ def test_the_report_tells_means_spreads_and_intervals(tmp_path: Path) -> None:
     assert reference[:6] == ["ATConv", "3", "92.00 ± 2.00", "", "1,234", "5.6"]
     # Differences −1, −2, 0: mean −1, deviation 1; t(0.975, 2 degrees of freedom) = 4.303 over √3.
     assert other[2:4] == ["91.00 ± 2.65", "-1.00 ± 2.48"]
+    written = (tmp_path / "results.md").read_text().splitlines()
+    assert written[3].startswith("| pooling | 3 | 91.00 ± 2.65 | -1.00 ± 2.48 | 1,234 | 5.6 |")
+    assert len({line.count("|") for line in written}) == 1
     with Image.open(tmp_path / "results.png") as picture:
         assert min(picture.size) > 400
 

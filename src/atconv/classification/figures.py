@@ -16,7 +16,6 @@ from atconv.images import Mode
 from atconv.training.curves import Panel, draw_curves
 
 __all__ = [
-    "accuracy_against_cost",
     "confusion_matrix",
     "learning_curves",
     "worst_mistakes",
@@ -109,33 +108,4 @@ def worst_mistakes(
             f"taken for {shorten(classes[predicted[index]])}, {100 * confidence[index]:.0f} %",
             fontsize=9,
         )
-    save(figure, path)
-
-
-def accuracy_against_cost(
-    points: Sequence[tuple[str, float, float, float]], marked: str, title: str, path: Path
-) -> None:
-    """Accuracy of networks against their multiply-adds, with the spread of their runs.
-
-    Args:
-        points: name, multiply-adds in millions, mean top-1 in percent, standard deviation.
-        marked: the name that is drawn large.
-        title: above the plot.
-        path: PNG to write.
-    """
-    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
-    colours, markers = plt.get_cmap("tab10"), "osD^v"
-    for i, (name, cost, mean, deviation) in enumerate(points):
-        axis.errorbar(
-            cost, mean, yerr=deviation or None, label=name, color=colours(i % 10),
-            marker=markers[i // 10 % len(markers)], markersize=11 if name == marked else 7, capsize=3,
-            linestyle="none",
-        )  # fmt: skip
-    axis.set(
-        xlabel="multiply-adds of an image, millions",
-        ylabel="top-1 on test images, % (bar: standard deviation of runs)",
-    )
-    axis.set_title(title, fontsize=11)
-    axis.grid(alpha=0.3)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     save(figure, path)

@@ -40,7 +40,7 @@ def study(
 
     Args:
         config: the study's YAML file.
-        out: folder for the runs, timing.csv, pilot.csv, results.csv and results.png.
+        out: folder for the runs, timing.csv, pilot.csv, results.csv, results.md and results.png.
         stage: time measures seconds, on an idle machine; pilot does the first runs and says what all will
             take and can show; run does every run that is left, and reports; report draws what is there.
         console: where progress shows.

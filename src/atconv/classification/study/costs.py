@@ -13,8 +13,8 @@ from scipy import optimize, stats
 from torch import Tensor, nn
 
 from atconv.classification.study.plan import Study
-from atconv.classification.study.report import paired_differences
 from atconv.classification.study.running import run_study
+from atconv.classification.study.summary import paired_differences
 from atconv.runs import pick_device
 from atconv.timing import TURNS, by_turns
 from atconv.training.checkpoint import read_rows, write_rows

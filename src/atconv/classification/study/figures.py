@@ -1,0 +1,60 @@
+"""Picture of a study: accuracy against cost, and how far each variant is from the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from atconv.classification.study.summary import Summary
+from atconv.drawing import plt, save
+
+__all__ = ["compare_variants"]
+
+
+def compare_variants(found: Sequence[Summary], reference: str, title: str, path: Path) -> None:
+    """Accuracy against multiply-adds with the spread of runs; beside it each difference to the reference.
+
+    Args:
+        found: the variants, in the order that the differences are listed in.
+        reference: the variant that is drawn large.
+        title: above both plots.
+        path: PNG to write.
+    """
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11.5, max(4.6, 1.4 + 0.3 * len(found))), layout="constrained"
+    )
+    colours, markers = plt.get_cmap("tab10"), "osD^v"
+    places = _beside_each_other([one.multiply_adds / 1e6 for one in found])
+    for row, (one, place) in enumerate(zip(found, places, strict=True)):
+        style: dict[str, Any] = {
+            "color": colours(row % 10),
+            "marker": markers[row // 10 % len(markers)],
+            "markersize": 11 if one.variant == reference else 7,
+            "capsize": 3,
+            "linestyle": "none",
+        }
+        left.errorbar(place, one.mean, yerr=one.deviation or None, **style)
+        right.errorbar(one.difference or 0.0, row, xerr=one.half_width, **style)
+    left.set(
+        xlabel="multiply-adds of an image, millions (equal ones side by side)",
+        ylabel="top-1 on test images, % (bar: standard deviation of runs)",
+    )
+    right.axvline(0, color="grey", linewidth=1)
+    right.set_xlabel(f"top-1 minus that of {reference}, points (bar: 95 % interval)")
+    right.set_yticks(range(len(found)), [one.variant for one in found])
+    right.invert_yaxis()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=11)
+    save(figure, path)
+
+
+def _beside_each_other(places: Sequence[float]) -> list[float]:
+    """The places, moved a little where they nearly coincide, so that each can be seen."""
+    step = 0.02 * (max(places) - min(places))
+    moved = list(places)
+    for before, here in pairwise(sorted(range(len(places)), key=lambda i: places[i])):
+        moved[here] = max(places[here], moved[before] + step)
+    return moved
