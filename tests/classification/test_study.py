@@ -280,3 +280,18 @@ def test_files_that_describe_no_study_are_refused(
 def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no rows yet"):
         study(str(described(tmp_path / "study.yaml")), str(tmp_path / "out"), "report", QUIET)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fashion_mnist", "cued_garments"])
+def test_the_committed_studies_match_parameters_and_heads(name: str) -> None:
+    found = read_study(Path(__file__).parents[2] / "studies" / "mixers" / f"{name}.yaml")
+    vars(found)["classes"] = 10  # without the data
+    target = found.parameters(found.variants[0], found.widths[found.reference])
+    for variant in found.variants:
+        widths = found.widths[variant.name]
+        assert abs(found.parameters(variant, widths) / target - 1) <= 0.02, variant.name
+        heads = [getattr(m, "num_heads", None) for m in found.build(variant).modules()]
+        assert [h for h in heads if h] in ([], [1, 2, 3, 3, 3, 4]), variant.name
+        shifts = [m.shift for m in found.build(variant).modules() if hasattr(m, "shift")]
+        assert variant.token_mixer != "window_attention" or any(shifts)

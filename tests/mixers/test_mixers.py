@@ -94,12 +94,13 @@ def naive_attention_rope(mixer: nn.Module, x: Tensor) -> Tensor:
 
 
 def naive_window_attention(mixer: nn.Module, x: Tensor) -> Tensor:
-    side, shift = mixer.window, mixer.shift if max(x.shape[1:]) > mixer.window else 0
+    side = mixer.window
+    shifts = [mixer.shift if length > side else 0 for length in x.shape[1:]]
     table = mixer.attention.relative_position_bias_table
     q, k, v = linear(mixer.attention.qkv, x).chunk(3)
 
     def window(p: Position) -> Position:
-        return tuple((a + side - shift) // side for a in p)
+        return tuple((a + side - shift) // side for a, shift in zip(p, shifts, strict=True))
 
     def seen(p: Position) -> Iterable[tuple[Position, Tensor]]:
         for other in positions(*x.shape[1:]):
@@ -124,7 +125,7 @@ def naive_neighbourhood_attention(mixer: nn.Module, x: Tensor) -> Tensor:
             for b in axis(p[1], x.shape[2]):
                 yield (a, b), mixer.position_bias[:, a - p[0] + size - 1, b - p[1] + size - 1]
 
-    return linear(mixer.proj, attend(q, k, v, mixer.heads, seen))
+    return linear(mixer.proj, attend(q, k, v, mixer.num_heads, seen))
 
 
 def naive_spatial_reduction_attention(mixer: nn.Module, x: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ def naive_spatial_reduction_attention(mixer: nn.Module, x: Tensor) -> Tensor:
 
 
 def naive_linear_attention(mixer: nn.Module, x: Tensor) -> Tensor:
-    heads, dim = mixer.heads, len(x)
+    heads, dim = mixer.num_heads, len(x)
     q, k, v = linear(mixer.qkv, x).flatten(1).chunk(3)
     out = torch.zeros_like(v)
     for head in range(heads):
@@ -343,8 +344,15 @@ def test_position_biases_are_exempt_from_weight_decay() -> None:
     assert all(id(p) in exempt for p in biases)
 
 
+def test_a_static_kernel_starts_as_other_convolutions_do() -> None:
+    model = timm.create_model("attnet_xxs", token_mixer="atconv_neither")
+    kernels = torch.cat([p.flatten() for n, p in model.named_parameters() if n.endswith("static_kernel")])
+    assert kernels.std().item() == pytest.approx(0.02, rel=0.03)
+
+
 @pytest.mark.parametrize(
-    ("dim", "heads"), [(32, 1), (64, 2), (240, 6), (40, 1), (8, 1), (12, 1), (96, 3), (160, 5)]
+    ("dim", "heads"),
+    [(32, 1), (64, 2), (240, 6), (40, 1), (8, 1), (12, 1), (96, 3), (160, 5), (92, 4), (116, 4)],
 )
 def test_heads_divide_the_channels(dim: int, heads: int) -> None:
     assert heads_for(dim) == heads

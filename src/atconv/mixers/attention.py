@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from timm.layers import AttentionRope, RotaryEmbeddingCat
@@ -23,11 +25,15 @@ __all__ = [
 ]
 
 
-def heads_for(dim: int, head_dim: int = 32) -> int:
-    """Heads for `dim` channels: as many as divide them into multiples of 4, each of `head_dim` or more."""
+def heads_for(dim: int, head_dim: int = 32, multiple: int = 1) -> int:
+    """Heads that divide `dim` channels, each of nearly `head_dim`: half to twice as many, or else one head.
+
+    Multiples of 4 channels go first, and only those of `multiple` count.
+    """
     check_least(head_dim=head_dim)
-    most = max(1, dim // head_dim)
-    return next(h for h in range(most, 0, -1) if dim % h == 0 and (h == 1 or dim // h % 4 == 0))
+    near = range(-(-head_dim // 2), 2 * head_dim + 1)
+    widths = [width for width in near if dim % width == 0 and width % multiple == 0] or [dim]
+    return dim // min(widths, key=lambda width: (width % 4 > 0, abs(width - head_dim), -width))
 
 
 class SelfAttention(nn.Module):
@@ -35,7 +41,7 @@ class SelfAttention(nn.Module):
 
     Args:
         dim: channels C.
-        head_dim: least channels of a head.
+        head_dim: channels of a head, as nearly as they divide `dim`.
         rope: rotary 2-D position embedding of queries and keys; without it positions are not known.
 
     Source: ViT (arXiv 2010.11929); rotary embedding, arXiv 2104.09864, over two axes as in EVA-02.
@@ -44,7 +50,7 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, head_dim: int = 32, rope: bool = False) -> None:
         super().__init__()
         self.dim = dim
-        self.attention = AttentionRope(dim, heads_for(dim, head_dim), num_prefix_tokens=0)
+        self.attention = AttentionRope(dim, heads_for(dim, head_dim, 4 if rope else 1), num_prefix_tokens=0)
         if rope and self.attention.head_dim % 4:
             raise ValueError(
                 f"rotary positions take heads whose channels 4 divides, {dim} channels make heads of "
@@ -70,7 +76,7 @@ class WindowAttention(nn.Module):
         dim: channels C.
         window: side of the windows.
         shift: cells that the windows are moved down and right, Swin's second kind of block.
-        head_dim: least channels of a head.
+        head_dim: channels of a head, as nearly as they divide `dim`.
 
     Source: Swin Transformer (arXiv 2103.14030).
     """
@@ -86,18 +92,16 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         below, beside = -height % self.window, -width % self.window
-        shift = self.shift if max(height, width) > self.window else 0
+        # An axis that fits into one window is seen whole; Swin does not shift it either.
+        shifts = [self.shift if side > self.window else 0 for side in (height, width)]
         maps = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, beside, 0, below))
-        regions = _regions(height, width, below, beside, shift, self.window, x.device)
-        if shift:
-            maps = maps.roll((-shift, -shift), (1, 2))
+        regions = _regions((height, width), (below, beside), shifts, x.device)
+        maps = maps.roll([-shift for shift in shifts], (1, 2))
         sides = self.window, self.window
         windows = window_partition(maps, sides).flatten(1, 2)
         mixed = self.attention(windows, self._mask(regions, x.dtype))
         maps = window_reverse(mixed.unflatten(1, sides), sides, height + below, width + beside)
-        if shift:
-            maps = maps.roll((shift, shift), (1, 2))
-        return maps[:, :height, :width].permute(0, 3, 1, 2)
+        return maps.roll(shifts, (1, 2))[:, :height, :width].permute(0, 3, 1, 2)
 
     def _mask(self, regions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """0 where two cells of a window may see each other, −∞ where not: windows, cells, cells."""
@@ -121,7 +125,7 @@ class NeighbourhoodAttention(nn.Module):
     Args:
         dim: channels C.
         kernel_size: odd K.
-        head_dim: least channels of a head.
+        head_dim: channels of a head, as nearly as they divide `dim`.
 
     Source: Neighborhood Attention Transformer (arXiv 2204.07143).
     """
@@ -129,13 +133,15 @@ class NeighbourhoodAttention(nn.Module):
     def __init__(self, dim: int, kernel_size: int = 7, head_dim: int = 32) -> None:
         super().__init__()
         check_odd(kernel_size)
-        self.dim, self.kernel_size, self.heads = dim, kernel_size, heads_for(dim, head_dim)
+        self.dim, self.kernel_size, self.num_heads = dim, kernel_size, heads_for(dim, head_dim)
         self.qkv = nn.Conv2d(dim, 3 * dim, 1)
-        self.position_bias = nn.Parameter(torch.zeros(self.heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+        self.position_bias = nn.Parameter(
+            torch.zeros(self.num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
+        )
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # B heads d H W
+        q, k, v = self.qkv(x).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # B heads d H W
         rows, row_offsets = self._neighbours(x.shape[2], x.device)
         columns, column_offsets = self._neighbours(x.shape[3], x.device)
         around = (..., rows[:, None, :, None], columns[None, :, None, :])  # H W K K
@@ -165,7 +171,7 @@ class SpatialReductionAttention(nn.Module):
     Args:
         dim: channels C.
         reduction: stride of that convolution. Maps smaller than it are padded to it.
-        head_dim: least channels of a head.
+        head_dim: channels of a head, as nearly as they divide `dim`.
 
     Source: PVTv2 (arXiv 2106.13797).
     """
@@ -196,19 +202,19 @@ class LinearAttention(nn.Module):
 
     Args:
         dim: channels C.
-        head_dim: least channels of a head.
+        head_dim: channels of a head, as nearly as they divide `dim`.
 
     Source: "Transformers are RNNs" (arXiv 2006.16236).
     """
 
     def __init__(self, dim: int, head_dim: int = 32) -> None:
         super().__init__()
-        self.dim, self.heads = dim, heads_for(dim, head_dim)
+        self.dim, self.num_heads = dim, heads_for(dim, head_dim)
         self.qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.heads, -1)).unbind(1)  # B heads d N
+        q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # B heads d N
         q, k = F.elu(q) + 1, F.elu(k) + 1
         summary = k @ v.transpose(2, 3)  # B heads d d
         total = k.sum(3, keepdim=True)  # B heads d 1
@@ -216,7 +222,7 @@ class LinearAttention(nn.Module):
         return self.proj(mixed.flatten(1, 2).view_as(x))
 
     def multiply_adds(self, height: int, width: int) -> int:
-        positions, head_dim = height * width, self.dim // self.heads
+        positions, head_dim = height * width, self.dim // self.num_heads
         return positions * self.dim * (4 * self.dim + 2 * head_dim + 1)
 
 
@@ -225,18 +231,19 @@ def _to_tokens(x: Tensor) -> Tensor:
 
 
 def _regions(
-    height: int, width: int, below: int, beside: int, shift: int, window: int, device: torch.device
+    sides: Sequence[int], paddings: Sequence[int], shifts: Sequence[int], device: torch.device
 ) -> Tensor:
     """A number for every cell of the padded and shifted map: cells see each other only within one number.
 
     After the shift, the last window of an axis holds cells from both ends; padding is a region of its own.
     """
 
-    def axis(side: int, padding: int) -> Tensor:
+    def axis(side: int, padding: int, shift: int) -> Tensor:
         cells = torch.arange(side + padding, device=device).roll(-shift)
         wrapped = torch.zeros_like(cells)
         if shift:
             wrapped[-shift:] = 1
         return torch.where(cells < side, wrapped, 2)
 
-    return 3 * axis(height, below)[:, None] + axis(width, beside)[None, :]
+    down, across = (axis(*each) for each in zip(sides, paddings, shifts, strict=True))
+    return 3 * down[:, None] + across[None, :]

@@ -53,7 +53,7 @@ MIXERS: dict[str, Mixer] = {
     "atconv_no_routing": Mixer(partial(ATConv2d, routing=False), f"{_ATCONV}, ablated", _ATCONV_COST),
     "atconv_no_inhibition": Mixer(partial(ATConv2d, inhibition=False), f"{_ATCONV}, ablated", _ATCONV_COST),
     "atconv_neither": Mixer(
-        partial(ATConv2d, routing=False, inhibition=False), f"{_ATCONV}, ablated", "N·C²"
+        partial(ATConv2d, routing=False, inhibition=False), f"{_ATCONV}, ablated", _ATCONV_COST
     ),
     "atconv_grid": Mixer(
         partial(ATConv2d, context_grid=True), f"{_ATCONV}, context pooled over a grid", _ATCONV_COST

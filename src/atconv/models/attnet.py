@@ -29,6 +29,7 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from atconv.mixers import create_mixer
+from atconv.modules import ATConv2d
 
 __all__ = ["PUBLISHED_TOP1", "VARIANTS", "AttNet"]
 
@@ -335,6 +336,8 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    if isinstance(module, ATConv2d) and not module.routing:  # its kernel starts as every convolution's does
+        nn.init.normal_(module.static_kernel, std=0.02)
 
 
 # Differences from the defaults of `AttNet`, which are those of attnet_t2.

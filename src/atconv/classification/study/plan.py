@@ -105,13 +105,35 @@ class Study:
             for j in range(-3, 4)
             if near[2] + _STEP * i > 0 and near[3] + _STEP * j > 0
         ]
-        off, best = min((abs(self.parameters(variant, c) / target - 1), c) for c in candidates)
-        if off > _TOLERANCE:
+        off = [abs(self.parameters(variant, c) / target - 1) for c in candidates]
+        heads = self._heads(variant, base)
+
+        def rank(i: int) -> tuple[bool, bool, float]:
+            fits = off[i] <= _TOLERANCE
+            return not fits, not (fits and self._keeps(variant, candidates[i], heads)), off[i]
+
+        chosen = min(range(len(candidates)), key=rank)
+        best = candidates[chosen]
+        if off[chosen] > _TOLERANCE:
             raise ValueError(
                 f"{variant.name}: no widths near {best} have {target:,} parameters to 2 %: give the recipe "
                 "wider stages (model_args: {widths: …}), or the variant other mixer_args"
             )
         return best
+
+    def _heads(self, variant: Variant, widths: Sequence[int]) -> list[int]:
+        """Attention heads of each stage; 1 in stages without attention."""
+        found = [1] * len(widths)
+        with torch.device("meta"):
+            for name, module in self.build(variant, widths).named_modules():
+                if isinstance(heads := getattr(module, "num_heads", None), int):
+                    found[int(name.split(".")[1])] = heads  # stages.2.…
+        return found
+
+    def _keeps(self, variant: Variant, widths: Sequence[int], heads: list[int]) -> bool:
+        """Whether a variant of these widths has these heads, each of a multiple of 4 channels."""
+        even = all(width % (_STEP * count) == 0 for width, count in zip(widths, heads, strict=True))
+        return even and self._heads(variant, widths) == heads
 
 
 def read_study(path: str | Path) -> Study:
