@@ -303,9 +303,7 @@ def test_a_model_that_fails_with_atconv_in_it_is_put_back() -> None:
     model.norm_pre = Dropping()
     before, images = list(model.modules()), torch.randn(2, 3, 32, 32)
     expected = model.eval()(images)
-    with pytest.raises(
-        ValueError, match=r"replaced\. VisionTransformer does not run with ATConv"
-    ):
+    with pytest.raises(ValueError, match=r"replaced\. VisionTransformer does not run with ATConv"):
         replace_attention(model)
     assert all(now is then for now, then in zip(model.modules(), before, strict=True))
     assert not model.patch_embed._forward_pre_hooks
@@ -356,9 +354,7 @@ def test_only_what_can_be_replaced_is_counted() -> None:
     report = replace_attention(model, every=2)
     assert [one.name for one in report.replaced] == ["blocks.1.attn", "blocks.3.attn"]
     assert "not one that ATConv knows" in report.kept["blocks.1.extra"]
-    with pytest.raises(
-        ValueError, match=r"replaced\. blocks\.1\.attn: it is ATConv already; bl"
-    ):
+    with pytest.raises(ValueError, match=r"replaced\. blocks\.1\.attn: it is ATConv already; bl"):
         replace_attention(model, where=lambda name, module: True)
     with pytest.raises(ValueError, match=r"blocks\.0\.attn: this attention is not one that ATConv knows"):
         replace_attention(timm.create_model("cait_xxs24_224", img_size=32, depth=1))

@@ -90,7 +90,7 @@ def replace_attention(
 
     Args:
         model: timm's ViT, DeiT, BEiT, EVA, Swin, PVTv2, CoAtNet; torchvision's ViT and Swin; transformers'
-            ViT and DINOv2; diffusers' DiT, PixArt, SD3 and UNet2DConditionModel.
+            ViT, DeiT, BEiT, DINOv2, DINOv3 and their kin; diffusers' DiT, PixArt, SD3, UNet2DConditionModel.
         where: (name, module) → whether to replace it; all that can be by default.
         every: take only each n-th of those that can be replaced, the last of every n.
         blocks: take only these, counted from 0 among those that can be replaced, in order.

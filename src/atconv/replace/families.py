@@ -162,18 +162,19 @@ def _torchvision_swin(model: nn.Module, name: str, module: Any, writers: dict[in
 
 
 def _transformers_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    """transformers' ViT and DINOv2: class, distillation and register tokens, then `patch_embeddings`."""
+    """transformers' ViT and its kin: class, distillation and register tokens, then `patch_embeddings`."""
     kind, dim = type(module).__name__, module.q_proj.in_features
     owner: Any = _owner(model, name, "embeddings")
     embeddings: Any = getattr(owner, "embeddings", None)
-    if not hasattr(getattr(embeddings, "patch_embeddings", None), "patch_size"):
+    patches = getattr(embeddings, "patch_embeddings", None)
+    if patches is None:
         return Site(name, kind, reason="no patch embedding above it says what grid its tokens are")
     given = [
         getattr(embeddings, token, None) for token in ("cls_token", "distillation_token", "register_tokens")
     ]
     prefix = sum(token.shape[1] for token in given if token is not None)
-    patches = embeddings.patch_embeddings
-    hook = _writer(patches, writers, _patch_size, padded=False)
+    patch = _stride if isinstance(patches, nn.Conv2d) else _patch_size
+    hook = _writer(patches, writers, patch, padded=False)
     return Site(
         name,
         kind,
@@ -229,11 +230,19 @@ _FAMILIES: dict[str, Finder] = {
     "timm.models.maxxvit.AttentionCl": _timm_partition,
     "torch.nn.modules.activation.MultiheadAttention": _torchvision_multihead,
     "torchvision.models.swin_transformer.ShiftedWindowAttention": _torchvision_swin,
-    "transformers.models.vit.modeling_vit.ViTAttention": _transformers_tokens,
-    "transformers.models.dinov2.modeling_dinov2.Dinov2Attention": _transformers_tokens,
-    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersAttention": (
-        _transformers_tokens
-    ),
+    **{
+        f"transformers.models.{folder}.modeling_{folder}.{kind}Attention": _transformers_tokens
+        for folder, kind in {
+            "vit": "ViT",
+            "vit_msn": "ViTMSN",
+            "deit": "DeiT",
+            "beit": "Beit",
+            "ijepa": "IJepa",
+            "dinov2": "Dinov2",
+            "dinov2_with_registers": "Dinov2WithRegisters",
+            "dinov3_vit": "DINOv3ViT",
+        }.items()
+    },
     "diffusers.models.attention_processor.Attention": _diffusers,
 }
 
