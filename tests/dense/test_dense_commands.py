@@ -12,7 +12,7 @@ from PIL import Image
 
 from atconv.dense.detection.evaluation import evaluate as evaluate_detector
 from atconv.dense.detection.figures import draw_found
-from atconv.dense.pictures import colours_of, free_names, shown_size
+from atconv.dense.pictures import colours_of, drawn_files, shown_size
 from atconv.dense.segmentation.evaluation import evaluate as evaluate_segmenter
 from atconv.dense.segmentation.evaluation import mean_iou
 from dense.tiny_dense import annotated_folder, detection_run, segmentation_run, shared_data
@@ -94,11 +94,10 @@ def test_a_drawn_box_lies_where_it_was_found() -> None:
 
 def test_colours_differ_and_names_do_too() -> None:
     assert len(set(colours_of(80))) == 80
-    assert free_names([Path("a/x.jpg"), Path("b/x.png"), Path("x-2.png")]) == [
-        "x.png",
-        "x-2.png",
-        "x-2-2.png",
-    ]
+    files = drawn_files([Path("a/x.jpg"), Path("b/x.png"), Path("x-2.png")], Path("out"))
+    assert [str(file) for file in files] == ["out/x.png", "out/x-2.png", "out/x-2-2.png"]
+    with pytest.raises(ValueError, match=r"b/x\.png is one of the pictures and would be written over"):
+        drawn_files([Path("b/x.png")], Path("a/../b"))
     assert shown_size((96, 128), 480) == (384, 512)
     assert shown_size((600, 800), 480) == (600, 800)
 

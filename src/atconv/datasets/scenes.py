@@ -12,6 +12,7 @@ pictures.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -134,9 +135,14 @@ def build_garment_scenes(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: remove it, or name another folder")
     sides = {side: load_side(Path(data_root), side) for side in SIDES}
+    writing = out.with_name(f".writing-{out.name}")  # an interrupted call leaves nothing at `out`
+    shutil.rmtree(writing, ignore_errors=True)
     for number, (side, garments) in enumerate(sides.items()):
-        _write_side(garments, out, side, number, counts[number], seed)
-    (out / "classes.txt").write_text("\n".join(["background", *KINDS]) + "\n")
+        _write_side(garments, writing, side, number, counts[number], seed)
+    (writing / "classes.txt").write_text("\n".join(["background", *KINDS]) + "\n")
+    if out.exists():
+        out.rmdir()
+    writing.rename(out)
     return out
 
 

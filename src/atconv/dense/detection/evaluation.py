@@ -95,7 +95,7 @@ def report_side(
 
 def evaluate_side(opened: Detector, side: CocoSide, batch_size: int, console: Console) -> Evaluation:
     """Run a detector over a side and compute every figure."""
-    metric = _metric(opened.masks, by_class=True)
+    metric = _metric(opened.masks, whole=True)
     started = time.perf_counter()
     _update(metric, opened.model, side, range(len(side)), opened.mode, opened.masks, batch_size, console)
     speed = len(side) / (time.perf_counter() - started)
@@ -118,7 +118,7 @@ def mean_average_precision(
 
     Several processes give each their positions, and all get the figures of the whole.
     """
-    metric = _metric(masks, by_class=False)
+    metric = _metric(masks, whole=False)
     _update(metric, model, side, positions, mode, masks, batch_size, Console(quiet=True))
     found = metric.compute()
     kinds = dict(_kinds(masks))
@@ -153,9 +153,13 @@ def _as_metric(found: dict[str, Tensor], masks: bool) -> Target:
     return told
 
 
-def _metric(masks: bool, by_class: bool) -> MeanAveragePrecision:
+def _metric(masks: bool, whole: bool) -> MeanAveragePrecision:
+    """Of one process that sees the whole side, by class too; or of several that see a part each."""
     metric = MeanAveragePrecision(
-        iou_type=("bbox", "segm") if masks else "bbox", class_metrics=by_class, backend="faster_coco_eval"
+        iou_type=("bbox", "segm") if masks else "bbox",
+        class_metrics=whole,
+        backend="faster_coco_eval",
+        sync_on_compute=not whole,
     )
     metric.warn_on_many_detections = False
     return metric
