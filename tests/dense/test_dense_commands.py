@@ -63,18 +63,17 @@ def test_found_objects_are_drawn_and_told(tmp_path: Path) -> None:
 
 
 def test_segments_are_drawn_and_written(tmp_path: Path) -> None:
+    out = tmp_path / "drawn"
     (tmp_path / "bad.png").write_text("text")
     pictures = [shared_data() / "images" / "val" / "0.png", shared_data() / "images" / "train" / "0.png"]
-    ended = atconv(
-        "segment", "predict", segmentation_run(), *pictures, tmp_path / "bad.png", f"--out={tmp_path}"
-    )
+    ended = atconv("segment", "predict", segmentation_run(), *pictures, tmp_path / "bad.png", f"--out={out}")
     assert ended.code == 0
     assert "bad.png: not a readable picture" in ended.err
     for name in ("0.png", "0-2.png"):
-        mask = Image.open(tmp_path / "masks" / name)
+        mask = Image.open(out / "masks" / name)
         assert mask.size == Image.open(pictures[0]).size
         assert np.asarray(mask).max() <= 2
-        assert min(Image.open(tmp_path / name).size) > 300
+        assert min(Image.open(out / name).size) > 300
     assert "ground" in ended.out
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from atconv.datasets.checking import in_threads
-from atconv.datasets.folders import image_folder, picture_problem, raise_problems
+from atconv.datasets.folders import choose_side, image_folder, picture_problem, raise_problems
 from atconv.datasets.splits import SIDES
 from atconv.images import Mode, read_image
 
@@ -89,6 +89,7 @@ def open_coco(
     console: Console,
     check_images: Literal["decode", "header", "none"] = "decode",
     classes: list[str] | None = None,
+    split: str | None = None,
 ) -> dict[str, CocoSide]:
     """The sides of a folder by name; a lone "train" is all there is.
 
@@ -98,6 +99,7 @@ def open_coco(
         console: where progress shows.
         check_images: how picture files are checked: decode each, read its header, or not at all.
         classes: names that the categories must have; default: those of the first side.
+        split: open one side alone, as `choose_side` names it; default: all.
 
     Raises:
         ValueError: no such folder or files, or annotations that are wrong: each is named.
@@ -111,6 +113,9 @@ def open_coco(
             f"{data} does not exist or has no annotations: give a folder with images/ and train.json, "
             "val.json (COCO's format), or annotations.json"
         )
+    if split is not None:
+        name = choose_side(found, split, data)
+        found = {name: found[name]}
     sides = {}
     for name, file in found.items():
         side = _read_side(file, image_folder(data, name), masks, classes)

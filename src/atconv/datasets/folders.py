@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -84,7 +84,7 @@ def raise_problems(where: Path, problems: Sequence[str]) -> None:
         raise ValueError(f"{where}: {'; '.join(problems[:_TOLD])}{more}")
 
 
-def choose_side(sides: Mapping[str, S], split: str, data: str) -> str:
+def choose_side(sides: Collection[str], split: str, data: str | Path) -> str:
     """The side to evaluate on: "auto" takes test, else val, else train. ValueError where it is not there."""
     name = next(n for n in reversed(SIDES) if n in sides) if split == "auto" else split
     if name not in sides:

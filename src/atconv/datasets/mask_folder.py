@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
 from atconv.datasets.checking import in_threads
-from atconv.datasets.folders import image_folder, picture_problem, raise_problems
+from atconv.datasets.folders import choose_side, image_folder, picture_problem, raise_problems
 from atconv.datasets.splits import SIDES
 from atconv.images import Mode, pictures_in, read_image
 
@@ -61,6 +61,7 @@ def open_masks(
     console: Console,
     check_images: Literal["decode", "header", "none"] = "decode",
     classes: list[str] | None = None,
+    split: str | None = None,
 ) -> dict[str, MaskSide]:
     """The sides of a folder by name; a lone "train" is all there is.
 
@@ -70,6 +71,7 @@ def open_masks(
         check_images: how files are checked: decode pictures and masks, read the headers of pictures
             (masks are decoded), or not at all.
         classes: the names that classes.txt must have.
+        split: open one side alone, as `choose_side` names it; default: all.
 
     Raises:
         ValueError: no such folder or files, or masks that are wrong: each is named.
@@ -83,8 +85,10 @@ def open_masks(
     if classes is not None and found != classes:
         told, wanted = ", ".join(found[:10]), ", ".join(classes[:10])
         raise ValueError(f"{data / 'classes.txt'} names {told} and not {wanted} as the run does")
-    names = [side for side in SIDES if (data / "images" / side).is_dir()]
-    sides = {side: _open_side(data, side, found) for side in names or ["train"]}
+    names = [side for side in SIDES if (data / "images" / side).is_dir()] or ["train"]
+    if split is not None:
+        names = [choose_side(names, split, data)]
+    sides = {side: _open_side(data, side, found) for side in names}
     if check_images != "none":
         for name, side in sides.items():
             results = in_threads(

@@ -15,7 +15,6 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from atconv import runs
 from atconv.datasets.coco import CocoSide, open_coco
-from atconv.datasets.folders import choose_side
 from atconv.dense.detection.data import Target, eval_batches
 from atconv.dense.detection.figures import draw_side
 from atconv.dense.detection.model import Detector, open_detector
@@ -66,11 +65,10 @@ def evaluate(
     """
     console = console or plain_console()
     opened = open_detector(run)
-    sides = open_coco(data, opened.masks, console, classes=opened.classes)
-    name = choose_side(sides, split, data)
+    [(name, side)] = open_coco(data, opened.masks, console, classes=opened.classes, split=split).items()
     opened.model.to(runs.pick_device(device))
     folder = Path(run) / "evaluation" / f"{Path(data).resolve().name}-{name}"
-    found = report_side(opened, sides[name], f"{run} on {data}, {name} side", batch_size, folder, console)
+    found = report_side(opened, side, f"{run} on {data}, {name} side", batch_size, folder, console)
     write_json(folder / "metrics.json", {"side": name, **asdict(found)})
     console.print(f"written to {folder}: metrics.json, per_class.csv, predictions.png", soft_wrap=True)
     return found, folder
