@@ -15,8 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 from atconv.datasets.coco import decode_mask, open_coco
-from atconv.datasets.folders import hold_out
+from atconv.datasets.folders import hold_out, keep_split
+from atconv.datasets.mask_folder import open_masks
 from atconv.datasets.scenes import _runs
+from atconv.runs import Run
 from dense.tiny_dense import CLASSES, annotated_folder, shared_data
 
 QUIET = Console(quiet=True)
@@ -179,3 +181,19 @@ def test_a_picture_on_its_side_is_measured_upright(tmp_path: Path) -> None:
     (data / "train.json").write_text(json.dumps(told))
     for how in ("decode", "header"):
         open_coco(data, False, QUIET, check_images=how)  # type: ignore[arg-type]
+
+
+def test_a_run_does_not_go_on_with_other_annotations(tmp_path: Path) -> None:
+    data, run = annotated_folder(tmp_path / "data", train=3, val=1), Run(tmp_path / "run")
+    run.path.mkdir()
+    for opened in (lambda: open_coco(data, False, QUIET), lambda: open_masks(data, QUIET)):
+        keep_split(run, opened())
+        keep_split(run, opened())
+        told = json.loads((data / "train.json").read_text())
+        told["annotations"][0]["bbox"][2] -= 1
+        (data / "train.json").write_text(json.dumps(told))
+        Image.new("L", (40, 56), 1).save(data / "masks" / "train" / "1.png")
+        with pytest.raises(ValueError, match="the pictures or annotations are not those that"):
+            keep_split(run, opened())
+        run.split.unlink()
+        Image.new("L", (40, 56), 0).save(data / "masks" / "train" / "1.png", compress_level=0)

@@ -9,6 +9,7 @@ Category ids may be any numbers; labels count the categories from 1, in the orde
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,11 @@ class CocoSide:
     @property
     def names(self) -> list[str]:
         return [image.name for image in self.images]
+
+    @property
+    def digest(self) -> str:
+        """Of all that the file says of these pictures."""
+        return hashlib.sha256(repr((self.classes, list(self.images))).encode()).hexdigest()
 
     def read(self, position: int, mode: Mode) -> Image.Image:
         return read_image(self.folder / self.images[position].name, mode)

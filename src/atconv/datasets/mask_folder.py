@@ -7,6 +7,7 @@ DATA/classes.txt                                 names, one a line, the first fo
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,12 @@ class MaskSide:
     @property
     def names(self) -> list[str]:
         return [image.name for image in self.images]
+
+    @property
+    def digest(self) -> str:
+        """Of the masks' sizes in bytes: reading all of them takes long, and few changes keep a PNG's size."""
+        sizes = [(path.name, path.stat().st_size) for path in self.masks]
+        return hashlib.sha256(repr((self.classes, sizes)).encode()).hexdigest()
 
     def read(self, position: int, mode: Mode) -> Image.Image:
         return read_image(self.images[position], mode)
