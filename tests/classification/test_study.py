@@ -245,6 +245,41 @@ def test_a_table_holds_rows_of_one_recipe(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"begun with another recipe .*pooling"):
         keep(variants={"ATConv": {"token_mixer": "atconv"}, "pooling": {"token_mixer": "identity"}})
     assert not table.exists()
+    keep(variants=TWO)
+    write_rows(table, [{"variant": "pooling", "seed": 0, "widths": "8 8 8 8"}])
+    with pytest.raises(ValueError, match=r"begun with another recipe .*pooling: 8 8 8 8 → "):
+        keep(variants=TWO, reference="pooling")
+
+
+def test_a_run_that_diverges_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    found, began = read_study(described(tmp_path / "study.yaml", seeds=1, variants=TWO)), []
+
+    def train(config: Any, run: Path) -> Path:
+        began.append(run.name)
+        raise FloatingPointError("the loss is nan")
+
+    with (
+        mock.patch.object(running, "train", train),
+        pytest.raises(
+            FloatingPointError, match=r"2 runs have no row\. ATConv, seed 0: the loss is nan; pooling"
+        ),
+    ):
+        run_study(found, tmp_path / "out", QUIET)
+    assert began == ["ATConv-0", "pooling-0"]
+
+
+def test_mixers_may_differ_by_stage(tmp_path: Path) -> None:
+    mixed = {
+        "token_mixer": ["atconv", "atconv", "attention", "attention"],
+        "mixer_args": [{"kernel_size": 5}, {}, {}, {"head_dim": 16}],
+    }
+    found = read_study(
+        described(tmp_path / "study.yaml", variants={"ATConv": {"token_mixer": "atconv"}, "m": mixed})
+    )
+    model: Any = found.build(found.variants[1])
+    mixers = [stage.blocks[0].token_mixer for stage in model.stages]
+    assert [type(mixer).__name__ for mixer in mixers] == ["ATConv2d"] * 2 + ["SelfAttention"] * 2
+    assert mixers[0].kernel_size == 5
 
 
 @pytest.mark.parametrize(
