@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atconv.datasets.garments import Garments, Pixels, enlarge, lay_fragments, load_garments
+from atconv.datasets.garments import Garments, Pixels, lay_fragments, load_garments, scale
 from atconv.datasets.splits import SIDES
 from atconv.training.checkpoint import write_atomically
 from atconv.training.progress import plain_console, track
@@ -79,7 +79,7 @@ def draw_scene(garments: Garments, seed: int, side: int, index: int) -> Scene:
     pictures = []
     for number in classes:
         picture = garments.pictures[rng.choice(np.flatnonzero(garments.classes == number))]
-        pictures.append(enlarge(picture, int(rng.integers(_LEAST, _MOST + 1))))
+        pictures.append(scale(picture, int(rng.integers(_LEAST, _MOST + 1))))
     while True:
         places = [rng.integers(0, [HEIGHT - len(p) + 1, WIDTH - len(p) + 1]) for p in pictures]
         whole = [_placed(p > _INK, *place) for p, place in zip(pictures, places, strict=True)]
