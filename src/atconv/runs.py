@@ -116,7 +116,7 @@ class Run:
         if not self.model_config.is_file() or not self.weights.is_file():
             raise ValueError(
                 f"{self.path} has no model yet: its first epoch has not finished. "
-                f"Continue it with atconv train --resume {self.path}"
+                f"Continue its training with --resume {self.path}"
             )
         try:
             return load_file(self.weights)

@@ -7,7 +7,9 @@ import timm
 import torch
 from torch import nn
 
+from atconv import ATConv2d
 from atconv.analysis.receptive_field import field_radius, receptive_field
+from atconv.analysis.routing import hold_kernels
 
 
 def test_an_identity_network_sees_one_pixel() -> None:
@@ -49,6 +51,19 @@ def test_a_stage_of_attention_sees_everything_and_one_of_identities_little() -> 
         radius[name] = field_radius(field)
         assert (field > 0).double().mean() == pytest.approx(1.0 if name == "attention" else 0.0, abs=0.1)
     assert radius["identity"] < 6 < radius["attention"]
+
+
+def test_held_kernels_leave_the_way_of_the_values() -> None:
+    mixer, images = ATConv2d(4), torch.randn(2, 4, 11, 11)
+    for parameter in mixer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    assert (receptive_field(mixer, images) > 0).all()  # the kernels depend on every pixel
+    with hold_kernels(mixer):
+        held = receptive_field(mixer, images)
+    assert int((held > 0).sum()) == 9
+    assert (held[4:7, 4:7] > 0).all()
+    assert (receptive_field(mixer, images) > 0).all()
+    assert "kernels" not in vars(mixer)
 
 
 def test_what_is_no_map_and_positions_beyond_it_are_refused() -> None:

@@ -113,8 +113,9 @@ def test_the_numbers_are_those_of_the_layers(page: Path) -> None:
         assert 0 < layer["redundancy"]["effective_rank"] <= 1
     fields = found["receptive_fields"].items()
     spreads = {model: [list(one["spread_in_pixels"]) for one in rows] for model, rows in fields}
-    assert spreads["attention"] == [["gradient", "attention"]] * 4
-    assert spreads["run"] == [["gradient"]] * 4
+    assert spreads["attention"] == [["gradient", "one picture", "attention"]] * 4
+    assert spreads["depthwise3"] == [["gradient", "one picture"]] * 4
+    assert spreads["run"] == [["gradient", "one picture", "kernels held"]] * 4
     assert [len(values) for values in found["inhibition_by_channel"].values()] == TINY_ARGS["widths"]
     assert [answer["class"] for answer in found["answers"]] == ["0", "0", "1", "1", "2", "2"]
     model, transform, classes = load(trained_run())

@@ -188,13 +188,14 @@ def test_a_pilot_says_what_all_runs_take_and_can_show(tmp_path: Path) -> None:
         "ATConv": {"token_mixer": "atconv"},
         "pooling": {"token_mixer": "pooling"},
         "identity": {"token_mixer": "identity", "seeds": 1},
+        "grid": {"token_mixer": "atconv_grid"},
     }
     found = read_study(described(tmp_path / "study.yaml", seeds=8, variants=variants))
-    with pytest.raises(ValueError, match="seconds of ATConv, pooling, identity are not measured yet"):
+    with pytest.raises(ValueError, match="seconds of ATConv, pooling, identity, grid are not measured yet"):
         pilot_study(found, tmp_path, QUIET)
-    times = {"ATConv": 2.0, "pooling": 1.0, "identity": 0.5}
+    times = {"ATConv": 2.0, "pooling": 1.0, "identity": 0.5, "grid": 2.0}
     write_rows(tmp_path / "timing.csv", [{"variant": n, "training_step": t} for n, t in times.items()])
-    tops = {"ATConv": [90.0, 91.0, 92.0], "pooling": [89.0, 91.0, 90.0]}
+    tops = {"ATConv": [90.0, 91.0, 92.0], "pooling": [89.0, 91.0, 90.0], "grid": [90.5, 91.4, 92.6]}
     asked: list[tuple[str, int]] = []
 
     def ran(study: Any, out: Path, console: Console, jobs: list[tuple[Any, int]]) -> Path:
@@ -205,10 +206,12 @@ def test_a_pilot_says_what_all_runs_take_and_can_show(tmp_path: Path) -> None:
 
     with mock.patch.object(costs, "run_study", ran):
         rows = {row["variant"]: row for row in read_rows(pilot_study(found, tmp_path, QUIET))}
-    assert asked == [(name, seed) for seed in range(3) for name in ("ATConv", "pooling")]
-    assert [float(row["seconds_a_run"]) for row in rows.values()] == [180, 90, 45]
-    assert [float(row["hours"]) for row in rows.values()] == [0.4, 0.2, 0.01]
-    # Differences −1, 0, −2 have deviation 1.
+    assert asked == [(name, seed) for seed in range(3) for name in ("ATConv", "pooling", "grid")]
+    assert [float(row["seconds_a_run"]) for row in rows.values()] == [180, 90, 45, 180]
+    assert [float(row["hours"]) for row in rows.values()] == [0.4, 0.2, 0.01, 0.4]
+    # Differences −1, 0, −2 have deviation 1; those of the variant of ATConv's own widths, 0.5, 0.4, 0.6, 0.1.
+    assert [rows[name]["deviation"] for name in ("pooling", "grid")] == ["1.00", "0.10"]
+    assert float(rows["grid"]["smallest_difference"]) == pytest.approx(smallest_difference(0.1, 8), abs=0.005)
     assert float(rows["pooling"]["smallest_difference"]) == pytest.approx(
         smallest_difference(1, 8), abs=0.005
     )
@@ -245,6 +248,41 @@ def test_a_table_holds_rows_of_one_recipe(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"begun with another recipe .*pooling"):
         keep(variants={"ATConv": {"token_mixer": "atconv"}, "pooling": {"token_mixer": "identity"}})
     assert not table.exists()
+    keep(variants=TWO)
+    write_rows(table, [{"variant": "pooling", "seed": 0, "widths": "8 8 8 8"}])
+    with pytest.raises(ValueError, match=r"begun with another recipe .*pooling: 8 8 8 8 → "):
+        keep(variants=TWO, reference="pooling")
+
+
+def test_a_run_that_diverges_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    found, began = read_study(described(tmp_path / "study.yaml", seeds=1, variants=TWO)), []
+
+    def train(config: Any, run: Path) -> Path:
+        began.append(run.name)
+        raise FloatingPointError("the loss is nan")
+
+    with (
+        mock.patch.object(running, "train", train),
+        pytest.raises(
+            FloatingPointError, match=r"2 runs have no row\. ATConv, seed 0: the loss is nan; pooling"
+        ),
+    ):
+        run_study(found, tmp_path / "out", QUIET)
+    assert began == ["ATConv-0", "pooling-0"]
+
+
+def test_mixers_may_differ_by_stage(tmp_path: Path) -> None:
+    mixed = {
+        "token_mixer": ["atconv", "atconv", "attention", "attention"],
+        "mixer_args": [{"kernel_size": 5}, {}, {}, {"head_dim": 16}],
+    }
+    found = read_study(
+        described(tmp_path / "study.yaml", variants={"ATConv": {"token_mixer": "atconv"}, "m": mixed})
+    )
+    model: Any = found.build(found.variants[1])
+    mixers = [stage.blocks[0].token_mixer for stage in model.stages]
+    assert [type(mixer).__name__ for mixer in mixers] == ["ATConv2d"] * 2 + ["SelfAttention"] * 2
+    assert mixers[0].kernel_size == 5
 
 
 @pytest.mark.parametrize(

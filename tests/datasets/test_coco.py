@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from atconv.datasets.coco import Box, instance_mask, open_coco
-from atconv.datasets.folders import hold_out
+from atconv.datasets.coco import decode_mask, open_coco
+from atconv.datasets.folders import hold_out, keep_split
+from atconv.datasets.mask_folder import open_masks
 from atconv.datasets.scenes import _runs
+from atconv.runs import Run
 from dense.tiny_dense import CLASSES, annotated_folder, shared_data
 
 QUIET = Console(quiet=True)
@@ -28,7 +30,7 @@ def test_boxes_labels_and_masks_are_those_of_the_file() -> None:
     pixels = np.asarray(side.read(0, "L"))
     for box in side.images[0].boxes:
         left, top, right, bottom = (int(x) for x in box.corners)
-        mask = instance_mask(box, *pixels.shape)
+        mask = decode_mask(box.segmentation, *pixels.shape)
         assert mask.sum() == (right - left) * (bottom - top) == mask[top:bottom, left:right].sum()
     uppermost = side.images[0].boxes[-1]
     assert side.classes[uppermost.label - 1] == CLASSES[1]
@@ -43,8 +45,7 @@ def test_run_lengths_give_the_mask_back(rows: list[list[bool]]) -> None:
     height, width = mask.shape
     told = {"size": [height, width], "counts": _runs(mask)}
     assert sum(told["counts"]) == mask.size
-    box = Box(1, 1, (0, 0, width, height), 1.0, False, told)
-    assert np.array_equal(instance_mask(box, height, width), mask)
+    assert np.array_equal(decode_mask(told, height, width), mask)
 
 
 def test_without_sides_some_pictures_are_held_out(tmp_path: Path) -> None:
@@ -98,6 +99,29 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "runs": (
         annotation(segmentation={"size": [40, 56], "counts": [4]}),
         "annotation 2: its run lengths add up to 4",
+    ),
+    "inverted": (annotation(bbox=[-1, 4, 0.5, 5]), "annotation 2: nothing of its box .* lies in its image"),
+    "hairline": (annotation(bbox=[50, 4, 1e-7, 5]), "annotation 2: nothing of its box"),
+    "broken runs": (
+        annotation(segmentation={"size": [40, 56], "counts": "abc"}),
+        "annotation 2: its run lengths cannot be decoded",
+    ),
+    "negative runs": (
+        annotation(segmentation={"size": [40, 56], "counts": [-5, 2245]}),
+        "annotation 2: its run lengths are not whole numbers",
+    ),
+    "area": (annotation(area=None), "annotation 2: its area must be a number"),
+    "crowd": (annotation(iscrowd="0"), "annotation 2: its area must be a number and its iscrowd 0 or 1"),
+    "list of ids": (annotation(image_id=[1]), r"annotation 2: no image has the id \[1\]"),
+    "width in words": (image(width="56"), "image 101: width and height must be whole numbers"),
+    "file name": (image(file_name=None), "image 101: id must be a whole number or a name, file_name a name"),
+    "mixed ids": (
+        lambda told: told["categories"][1].update(id="3"),
+        "category '3': ids must be whole numbers",
+    ),
+    "category twice": (
+        lambda told: told["categories"][1].update(id=7),
+        "category 7: another category has th",
     ),
     "missing box": (lambda told: told["annotations"][1].pop("bbox"), "annotations, 2: bbox missing"),
     "missing file": (image(file_name="none.png"), r"image 101: .*none.png is not there: put it back"),
@@ -157,3 +181,19 @@ def test_a_picture_on_its_side_is_measured_upright(tmp_path: Path) -> None:
     (data / "train.json").write_text(json.dumps(told))
     for how in ("decode", "header"):
         open_coco(data, False, QUIET, check_images=how)  # type: ignore[arg-type]
+
+
+def test_a_run_does_not_go_on_with_other_annotations(tmp_path: Path) -> None:
+    data, run = annotated_folder(tmp_path / "data", train=3, val=1), Run(tmp_path / "run")
+    run.path.mkdir()
+    for opened in (lambda: open_coco(data, False, QUIET), lambda: open_masks(data, QUIET)):
+        keep_split(run, opened())
+        keep_split(run, opened())
+        told = json.loads((data / "train.json").read_text())
+        told["annotations"][0]["bbox"][2] -= 1
+        (data / "train.json").write_text(json.dumps(told))
+        Image.new("L", (40, 56), 1).save(data / "masks" / "train" / "1.png")
+        with pytest.raises(ValueError, match="the pictures or annotations are not those that"):
+            keep_split(run, opened())
+        run.split.unlink()
+        Image.new("L", (40, 56), 0).save(data / "masks" / "train" / "1.png", compress_level=0)

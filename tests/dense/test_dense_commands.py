@@ -12,7 +12,7 @@ from PIL import Image
 
 from atconv.dense.detection.evaluation import evaluate as evaluate_detector
 from atconv.dense.detection.figures import draw_found
-from atconv.dense.pictures import colours_of, free_names, shown_size
+from atconv.dense.pictures import colours_of, drawn_files, shown_size
 from atconv.dense.segmentation.evaluation import evaluate as evaluate_segmenter
 from atconv.dense.segmentation.evaluation import mean_iou
 from dense.tiny_dense import annotated_folder, detection_run, segmentation_run, shared_data
@@ -63,18 +63,17 @@ def test_found_objects_are_drawn_and_told(tmp_path: Path) -> None:
 
 
 def test_segments_are_drawn_and_written(tmp_path: Path) -> None:
+    out = tmp_path / "drawn"
     (tmp_path / "bad.png").write_text("text")
     pictures = [shared_data() / "images" / "val" / "0.png", shared_data() / "images" / "train" / "0.png"]
-    ended = atconv(
-        "segment", "predict", segmentation_run(), *pictures, tmp_path / "bad.png", f"--out={tmp_path}"
-    )
+    ended = atconv("segment", "predict", segmentation_run(), *pictures, tmp_path / "bad.png", f"--out={out}")
     assert ended.code == 0
     assert "bad.png: not a readable picture" in ended.err
     for name in ("0.png", "0-2.png"):
-        mask = Image.open(tmp_path / "masks" / name)
+        mask = Image.open(out / "masks" / name)
         assert mask.size == Image.open(pictures[0]).size
         assert np.asarray(mask).max() <= 2
-        assert min(Image.open(tmp_path / name).size) > 300
+        assert min(Image.open(out / name).size) > 300
     assert "ground" in ended.out
 
 
@@ -94,11 +93,10 @@ def test_a_drawn_box_lies_where_it_was_found() -> None:
 
 def test_colours_differ_and_names_do_too() -> None:
     assert len(set(colours_of(80))) == 80
-    assert free_names([Path("a/x.jpg"), Path("b/x.png"), Path("x-2.png")]) == [
-        "x.png",
-        "x-2.png",
-        "x-2-2.png",
-    ]
+    files = drawn_files([Path("a/x.jpg"), Path("b/x.png"), Path("x-2.png")], Path("out"))
+    assert [str(file) for file in files] == ["out/x.png", "out/x-2.png", "out/x-2-2.png"]
+    with pytest.raises(ValueError, match=r"b/x\.png is one of the pictures and would be written over"):
+        drawn_files([Path("b/x.png")], Path("a/../b"))
     assert shown_size((96, 128), 480) == (384, 512)
     assert shown_size((600, 800), 480) == (600, 800)
 

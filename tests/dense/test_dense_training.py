@@ -182,7 +182,7 @@ def test_pictures_that_changed_stop_a_resume(tmp_path: Path) -> None:
         (data / folder / "train" / "1.png").rename(data / folder / "train" / "other.png")
     ended = command("segment", "train", "--resume", run)
     assert ended.code == 2
-    assert "the pictures are not those that" in ended.err
+    assert "the pictures or annotations are not those that" in ended.err
 
 
 @pytest.mark.parametrize("size", [(40, 40), (97, 64), (33, 95), (64, 130)])

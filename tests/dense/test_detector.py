@@ -148,3 +148,22 @@ def test_weights_of_another_model_are_said() -> None:
 
 def test_the_package_gives_it_late() -> None:
     assert atconv.dense.detector is detector
+
+
+@pytest.mark.parametrize("size", [(3, 900), (900, 2), (1, 400)])
+@pytest.mark.parametrize("architecture", ["mask_rcnn", "retinanet"])
+def test_pictures_of_any_shape_are_taken(architecture: Any, size: tuple[int, int]) -> None:
+    model = tiny(architecture)
+    height, width = size
+    images = [torch.rand(3, height, width), torch.rand(3, 40, 60)]
+    boxes = [[0.0, 0.0, width / 2, height / 1.0]], [[2.0, 3.0, 30.0, 30.0]]
+    targets = [
+        {"boxes": torch.tensor(b), "labels": torch.tensor([1]), "masks": torch.ones(1, *i.shape[1:]).byte()}
+        for b, i in zip(boxes, images, strict=True)
+    ]
+    assert all(loss.isfinite() for loss in model.train()(images, targets).values())
+    with torch.no_grad():
+        found = model.eval()(images)[0]["boxes"]
+    assert found.isfinite().all()
+    assert (found[:, 2] <= width).all()
+    assert (found[:, 3] <= height).all()

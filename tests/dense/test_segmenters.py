@@ -8,8 +8,12 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from transformers import TimmBackboneConfig, UperNetConfig, UperNetForSemanticSegmentation
 
+from atconv.dense.segmentation.data import SegmentTransform
 from atconv.dense.segmenter import segmenter
 from dense.tiny_dense import BACKBONE
 from helpers import randomise
@@ -89,3 +93,15 @@ def test_strides_that_smp_would_read_wrongly_are_refused(stem_stride: int) -> No
 def test_bad_arguments_are_said(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         segmenter(**{"backbone": "attnet_xxs", "num_classes": 2, **arguments})
+
+
+@given(height=st.integers(1, 60), width=st.integers(1, 60))
+@settings(deadline=None, max_examples=30)
+def test_the_transform_can_be_undone_for_any_shape(height: int, width: int) -> None:
+    transform = SegmentTransform(1, 32, None, None)
+    x = transform(Image.new("L", (20 * width, height)))
+    assert x.shape[1] % 32 == x.shape[2] % 32 == 0
+    assert max(x.shape[1:]) <= 32 * 10 + 32
+    resized = transform.resized((height, 20 * width))
+    assert (x[:, resized[0] :] == 0).all()
+    assert transform.undo(x[None], (height, 20 * width)).shape[2:] == (height, 20 * width)

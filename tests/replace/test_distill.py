@@ -111,3 +111,13 @@ def test_bad_input_is_refused() -> None:
         distill_blocks(student, teacher, iter(batches(1)))
     with pytest.raises(ValueError, match="ended after 2 of 3 batches"):
         distill_blocks(student, teacher, iter(batches(2)), steps=3, progress=False)
+
+
+def test_it_learns_under_autocast() -> None:
+    student, teacher = pair()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        report = distill_blocks(student, teacher, batches(), steps=40, lr=1e-2, progress=False)
+    after = distill_blocks(student, teacher, batches(1), steps=1, lr=1e-9, progress=False)
+    for name, (first, last) in report.errors.items():
+        assert last < 0.9 * first
+        assert after.errors[name][0] < 1.2 * last  # in fp32, with the weights as they are

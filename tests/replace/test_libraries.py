@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -110,11 +111,16 @@ def test_transformers() -> None:
     library = pytest.importorskip("transformers")
     size = {"image_size": 32, "patch_size": 8}
     small = size | {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    makers = (
+    makers: tuple[Any, ...] = (
         lambda: library.ViTForImageClassification(library.ViTConfig(intermediate_size=32, **small)),
         lambda: library.Dinov2Model(library.Dinov2Config(**small)),
         lambda: library.Dinov2WithRegistersModel(library.Dinov2WithRegistersConfig(**small)),
     )
+    kin = ("ViTMSN", "DeiT", "Beit", "IJepa", "DINOv3ViT")
+    for kind in kin:
+        registers = {"num_register_tokens": 4} if kind == "DINOv3ViT" else {}
+        config = getattr(library, f"{kind}Config")(**small, **registers)
+        makers += (partial(getattr(library, f"{kind}Model"), config),)
     for make in makers:
         model = randomise(make()).eval()
         images = torch.randn(2, 3, 32, 32)

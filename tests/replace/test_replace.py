@@ -294,6 +294,72 @@ def test_what_cannot_be_replaced_is_said_and_nothing_is_touched() -> None:
         replace_attention(vit(), where=lambda name, module: False)
 
 
+def test_a_model_that_fails_with_atconv_in_it_is_put_back() -> None:
+    class Dropping(nn.Module):  # the patch embedding is not told
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :-1]
+
+    model: Any = vit()
+    model.norm_pre = Dropping()
+    before, images = list(model.modules()), torch.randn(2, 3, 32, 32)
+    expected = model.eval()(images)
+    with pytest.raises(ValueError, match=r"replaced\. VisionTransformer does not run with ATConv"):
+        replace_attention(model)
+    assert all(now is then for now, then in zip(model.modules(), before, strict=True))
+    assert not model.patch_embed._forward_pre_hooks
+    assert torch.equal(model(images), expected)
+
+
+def test_checkpointing_finds_each_grid_again() -> None:
+    model: Any = randomise(vit(dynamic_img_size=True)).train()
+    replace_attention(model)
+    views = [torch.randn(2, 3, 16, 64), torch.randn(2, 3, 24, 24)]
+    sum(model(view).sum() for view in views).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    sum(model(view).sum() for view in views).backward()
+    for name, p in model.named_parameters():
+        assert_close(p.grad, gradients[name], 1e-5)
+    twins = [torch.randn(2, 3, 16, 64), torch.randn(2, 3, 64, 16)]
+    for view in twins:  # one after the other is no question
+        model(view).sum().backward()
+    with pytest.raises(ValueError, match="grids of 2 × 8 and 8 × 2 have as many tokens"):
+        sum(model(view).sum() for view in twins).backward()
+
+
+def test_the_size_of_the_input_can_be_set_anew() -> None:
+    for model, size in ((vit(), 64), (swin(), 96)):
+        replace_attention(model)
+        model.set_input_size((size, 32))  # type: ignore[operator]
+        assert model(torch.randn(1, 3, size, 32)).isfinite().all()
+    model = vit()
+    replace_attention(model)
+    model.set_input_size(img_size=32, patch_size=4)  # type: ignore[operator]
+    assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+def test_a_patch_embedding_behind_convolutions() -> None:
+    model = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64)
+    replace_attention(model)
+    assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
+
+
+def test_only_what_can_be_replaced_is_counted() -> None:
+    class FancyAttention(nn.Module):
+        pass
+
+    model: Any = vit(depth=4)
+    model.blocks[1].extra = FancyAttention()
+    report = replace_attention(model, every=2)
+    assert [one.name for one in report.replaced] == ["blocks.1.attn", "blocks.3.attn"]
+    assert "not one that ATConv knows" in report.kept["blocks.1.extra"]
+    with pytest.raises(ValueError, match=r"replaced\. blocks\.1\.attn: it is ATConv already; bl"):
+        replace_attention(model, where=lambda name, module: True)
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn: this attention is not one that ATConv knows"):
+        replace_attention(timm.create_model("cait_xxs24_224", img_size=32, depth=1))
+
+
 def test_masks_and_lone_blocks_are_refused() -> None:
     model: Any = vit()
     replace_attention(model)

@@ -160,7 +160,7 @@ def draw_shapes(layers: Mapping[str, Sequence[Layer]], path: Path) -> None:
     panels = [
         ("Weights below zero", "% of weights", lambda shape: 100 * shape.negative_share),
         ("Flatness", "entropy over its greatest: 1 is flat", lambda shape: shape.entropy),
-        ("Peakedness", "kurtosis: 1.8 is even, more is peaked", lambda shape: shape.kurtosis),
+        ("Peakedness", "kurtosis: 1.8 spread evenly, higher: one stands out", lambda shape: shape.kurtosis),
     ]
     figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 4.0), layout="constrained")
     figure.suptitle("Shape of the kernels, by layer", fontsize=11)
@@ -256,9 +256,16 @@ def draw_inhibition(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     save(figure, path)
 
 
+_VIEWS = {
+    "gradient": "by gradients",
+    "one picture": "one picture",
+    "kernels held": "kernels held",
+    "attention": "attention rollout",
+}
+
+
 def draw_fields(fields: Mapping[str, Sequence[Field]], path: Path) -> None:
-    """Draw where the middle of each stage's map takes its value from: a row for each model, and one for each
-    model's attention.
+    """Draw where the middle of each stage's map takes its value from: a row for each model and view.
 
     Args:
         fields: from `Subject.fields`, by the model's name.
@@ -266,11 +273,10 @@ def draw_fields(fields: Mapping[str, Sequence[Field]], path: Path) -> None:
     """
     rows: list[tuple[str, list[tuple[Field, Tensor | None, str]]]] = []
     for model, stages in fields.items():
-        rows.append((f"{_model(model)}\nby gradients", [(f, f.gradient, "gradient") for f in stages]))
-        if any(f.attention is not None for f in stages):
-            rows.append(
-                (f"{_model(model)}\nattention rollout", [(f, f.attention, "attention") for f in stages])
-            )
+        for kind, told in _VIEWS.items():
+            if any(kind in field.views for field in stages):
+                cells = [(field, field.views.get(kind), kind) for field in stages]
+                rows.append((f"{_model(model)}\n{told}", cells))
     columns = max(len(cells) for _, cells in rows)
     figure, axes = plt.subplots(
         len(rows), columns, figsize=(2.1 * columns + 1.4, 2.25 * len(rows) + 0.6), squeeze=False,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +12,7 @@ from atconv.analysis.features import evaluating
 from atconv.mixers.convolution import DepthwiseConv
 from atconv.modules import ATConv2d, ATConvTokens
 
-__all__ = ["before_inhibition", "collect_kernels"]
+__all__ = ["before_inhibition", "collect_kernels", "hold_kernels"]
 
 
 @torch.no_grad()
@@ -30,32 +33,50 @@ def collect_kernels(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
 
-    def keep(name: str, mixer: ATConv2d | ATConvTokens) -> None:
-        original = mixer.kernels
-
-        def kernels(x: Tensor) -> Tensor:
-            found[name] = original(x)
-            return found[name]
-
-        mixer.kernels = kernels  # type: ignore[method-assign]
+    def keep(name: str, made: Tensor) -> Tensor:
+        found[name] = made
+        return made
 
     layers = dict(model.named_modules())
-    mixers = {name: m for name, m in layers.items() if isinstance(m, (ATConv2d, ATConvTokens))}
     static = {name: m.weight.transpose(0, 1) for name, m in layers.items() if isinstance(m, DepthwiseConv)}
-    if not mixers and not static:
+    if not static and not any(isinstance(m, _MIXERS) for m in layers.values()):
         raise ValueError(
             "the model has no ATConv mixer (ATConv2d or ATConvTokens): there are no kernels to show"
         )
-    try:
-        for name, mixer in mixers.items():
-            keep(name, mixer)
-        with evaluating(model):
-            model(images)
-    finally:
-        for mixer in mixers.values():
-            del mixer.kernels
+    with _kernels_through(model, keep), evaluating(model):
+        model(images)
     found |= static
     return {name: found[name].detach() for name in layers if name in found}
+
+
+@contextmanager
+def hold_kernels(model: nn.Module) -> Iterator[None]:
+    """While it is open, no gradient passes through the kernels of a model's ATConv mixers: what an input
+    changes by making other kernels does not count, only the way of the values does."""
+    with _kernels_through(model, lambda name, made: made.detach()):
+        yield
+
+
+_MIXERS = (ATConv2d, ATConvTokens)
+
+
+@contextmanager
+def _kernels_through(model: nn.Module, function: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """While it is open, mixers take function(their name, the kernels they made) for their kernels."""
+    mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, _MIXERS)]
+    try:
+        for name, mixer in mixers:
+            mixer.kernels = _changed(name, mixer.kernels, function)  # type: ignore[assignment, method-assign]
+        yield
+    finally:
+        for _, mixer in mixers:
+            del mixer.kernels
+
+
+def _changed(
+    name: str, original: Callable[[Tensor], Tensor], function: Callable[[str, Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    return lambda x: function(name, original(x))
 
 
 def before_inhibition(kernels: Tensor, strength: Tensor) -> Tensor:

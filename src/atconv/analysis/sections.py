@@ -170,13 +170,19 @@ def _fields(material: Material) -> Section | None:
         return None
     path = material.folder / "receptive_field.png"
     figures.draw_fields(fields, path)
-    parts = [f"{name} {found[-1].spreads['gradient']:.1f} pixels" for name, found in fields.items()]
+    parts = []
+    for name, found in fields.items():
+        spreads = found[-1].spreads
+        held = f", {spreads['kernels held']:.1f} with its kernels held" if "kernels held" in spreads else ""
+        parts.append(f"{name} {spreads['gradient']:.1f} pixels{held}")
     return Section(
         "Effective routing: where does the output look?",
         "The brighter a pixel, the more the middle of a stage's map changes with it, through all layers "
-        "before. For models with global self-attention, the rollout of each stage's attention weights is "
-        "shown below. The spread r is the root mean square distance of the light from its own centre.",
-        f"Spread in the last stage: {', '.join(parts)}.",
+        "before: averaged over pictures, and for one of them. A picture also changes ATConv's kernels, and "
+        "through them every position; with the kernels held, only the way of the values is left. For models "
+        "with global self-attention, the rollout of each stage's attention weights is shown. The spread r is "
+        "the root mean square distance of the light from its own centre.",
+        f"Spread in the last stage: {'; '.join(parts)}.",
         [path],
     )
 

@@ -27,7 +27,7 @@ from atconv.analysis.measures import (
 )
 from atconv.analysis.receptive_field import field_radius, receptive_field
 from atconv.analysis.rollout import collect_attention, rollout
-from atconv.analysis.routing import before_inhibition, collect_kernels
+from atconv.analysis.routing import before_inhibition, collect_kernels, hold_kernels
 from atconv.images import read_image
 from atconv.modules import ATConv2d, ATConvTokens, inhibition_strength
 
@@ -65,16 +65,15 @@ class Field:
 
     stage: str
     map_size: tuple[int, int]
-    gradient: Tensor
-    """H W, of sum 1: through the network, by gradients"""
-    attention: Tensor | None
-    """H W, of sum 1: through the global self-attention of the stage, by rollout"""
+    views: dict[str, Tensor]
+    """each H W, of sum 1. By gradients through the network: "gradient" over some pictures, "one picture" of
+    the first, "kernels held" without the way through the kernels. By rollout through the stage's global
+    self-attention: "attention". Those that there are"""
 
     @property
     def spreads(self) -> dict[str, float]:
-        """Spreads of the two, in pixels of the input."""
-        found = {"gradient": field_radius(self.gradient)}
-        return found if self.attention is None else found | {"attention": field_radius(self.attention)}
+        """Of the views, in pixels of the input."""
+        return {name: field_radius(view) for name, view in self.views.items()}
 
 
 @dataclass(frozen=True)
@@ -183,9 +182,17 @@ class Subject:
             weights = {}
         for stage, map_size in self._maps.items():
             layers = [weight for name, weight in weights.items() if name.startswith(f"{stage}.")]
-            gradient = receptive_field(_up_to(self.model, stage), some)
-            attention = _seen_from_the_middle(rollout(layers), map_size, gradient) if layers else None
-            found.append(Field(stage, map_size, gradient, attention))
+            features = _up_to(self.model, stage)
+            views = {
+                "gradient": receptive_field(features, some),
+                "one picture": receptive_field(features, some[:1]),
+            }
+            if any(self.routes(layer) for layer in self.layers):
+                with hold_kernels(self.model):
+                    views["kernels held"] = receptive_field(features, some)
+            if layers:
+                views["attention"] = _seen_from_the_middle(rollout(layers), map_size, views["gradient"])
+            found.append(Field(stage, map_size, views))
         return found
 
     def answers(self, indices: Sequence[int]) -> tuple[list[Answer], str]:

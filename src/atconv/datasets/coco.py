@@ -9,6 +9,7 @@ Category ids may be any numbers; labels count the categories from 1, in the orde
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +22,11 @@ from PIL import Image
 from rich.console import Console
 
 from atconv.datasets.checking import in_threads
-from atconv.datasets.folders import image_folder, picture_problem, raise_problems
+from atconv.datasets.folders import choose_side, image_folder, picture_problem, raise_problems
 from atconv.datasets.splits import SIDES
 from atconv.images import Mode, read_image
 
-__all__ = ["Box", "CocoSide", "instance_mask", "open_coco"]
+__all__ = ["Box", "CocoSide", "decode_mask", "open_coco"]
 
 _SLACK = 1.0  # pixels that a box may reach over its image: annotations are rounded
 
@@ -75,6 +76,11 @@ class CocoSide:
     def names(self) -> list[str]:
         return [image.name for image in self.images]
 
+    @property
+    def digest(self) -> str:
+        """Of all that the file says of these pictures."""
+        return hashlib.sha256(repr((self.classes, list(self.images))).encode()).hexdigest()
+
     def read(self, position: int, mode: Mode) -> Image.Image:
         return read_image(self.folder / self.images[position].name, mode)
 
@@ -89,6 +95,7 @@ def open_coco(
     console: Console,
     check_images: Literal["decode", "header", "none"] = "decode",
     classes: list[str] | None = None,
+    split: str | None = None,
 ) -> dict[str, CocoSide]:
     """The sides of a folder by name; a lone "train" is all there is.
 
@@ -98,6 +105,7 @@ def open_coco(
         console: where progress shows.
         check_images: how picture files are checked: decode each, read its header, or not at all.
         classes: names that the categories must have; default: those of the first side.
+        split: open one side alone, as `choose_side` names it; default: all.
 
     Raises:
         ValueError: no such folder or files, or annotations that are wrong: each is named.
@@ -111,6 +119,9 @@ def open_coco(
             f"{data} does not exist or has no annotations: give a folder with images/ and train.json, "
             "val.json (COCO's format), or annotations.json"
         )
+    if split is not None:
+        name = choose_side(found, split, data)
+        found = {name: found[name]}
     sides = {}
     for name, file in found.items():
         side = _read_side(file, image_folder(data, name), masks, classes)
@@ -120,16 +131,17 @@ def open_coco(
     return sides
 
 
-def instance_mask(box: Box, height: int, width: int) -> NDArray[np.uint8]:
-    """What a box's polygons or run lengths cover: H W of 0 and 1."""
+def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
+    """What COCO's polygons or run lengths cover: H W of 0 and 1."""
     from faster_coco_eval.core import mask
 
-    decoded = mask.decode(mask.segmToRle(box.segmentation, width, height))
+    decoded = mask.decode(mask.segmToRle(segmentation, width, height))
     return decoded.reshape(height, width)
 
 
 def _read_side(file: Path, folder: Path, masks: bool, classes: list[str] | None) -> CocoSide:
     told = _read_json(file)
+    raise_problems(file, [*_category_problems(told["categories"]), *_image_problems(told["images"])])
     categories = sorted(told["categories"], key=lambda category: category["id"])
     names = [str(category["name"]) for category in categories]
     if len(set(names)) < len(names) or not names:
@@ -143,7 +155,7 @@ def _read_side(file: Path, folder: Path, masks: bool, classes: list[str] | None)
     labels = {category["id"]: 1 + order.index(str(category["name"])) for category in categories}
     by_id = {image["id"]: image for image in told["images"]}
     boxes: dict[Any, list[Box]] = {number: [] for number in by_id}
-    problems = [*_image_problems(told["images"])]
+    problems = []
     for annotation in told["annotations"]:
         wrong = _problem(annotation, by_id, labels, masks)
         if wrong is None:
@@ -181,14 +193,28 @@ def _read_json(file: Path) -> dict[str, Any]:
     return told
 
 
+def _category_problems(categories: Sequence[dict[str, Any]]) -> Iterator[str]:
+    ids = [category["id"] for category in categories]
+    for i, number in enumerate(ids):
+        if not _is_id(number) or type(number) is not type(ids[0]):
+            yield f"category {number!r}: ids must be whole numbers, or all of them names"
+        elif number in ids[:i]:
+            yield f"category {number!r}: another category has this id"
+
+
 def _image_problems(images: Sequence[dict[str, Any]]) -> Iterator[str]:
     seen: dict[str, set[Any]] = {"id": set(), "file_name": set()}
     for image in images:
+        if not _is_id(image["id"]) or not isinstance(image["file_name"], str):
+            yield f"image {image['id']!r}: id must be a whole number or a name, file_name a name"
+            continue
         for name, values in seen.items():
             if image[name] in values:
                 yield f"image {image['id']}: another image has {name} {image[name]!r}"
             values.add(image[name])
-        if not all(isinstance(image[name], int) and image[name] > 0 for name in ("width", "height")):
+        if not all(
+            _is_id(image[n]) and isinstance(image[n], int) and image[n] > 0 for n in ("width", "height")
+        ):
             yield f"image {image['id']}: width and height must be whole numbers, at least 1"
 
 
@@ -196,12 +222,15 @@ def _problem(
     annotation: dict[str, Any], images: dict[Any, dict[str, Any]], labels: dict[Any, int], masks: bool
 ) -> str | None:
     """What is wrong with an annotation."""
-    image = images.get(annotation["image_id"])
+    of, kind = annotation["image_id"], annotation["category_id"]
+    image = images.get(of) if _is_id(of) else None
     if image is None:
-        return f"no image has the id {annotation['image_id']}: {_MENDED}"
-    if annotation["category_id"] not in labels:
+        return f"no image has the id {of}: {_MENDED}"
+    if not _is_id(kind) or kind not in labels:
         known = ", ".join(map(str, list(labels)[:10]))
-        return f"no category has the id {annotation['category_id']} (there are {known}): {_MENDED}"
+        return f"no category has the id {kind} (there are {known}): {_MENDED}"
+    if not _is_number(annotation.get("area", 0)) or annotation.get("iscrowd", 0) not in (0, 1):
+        return f"its area must be a number and its iscrowd 0 or 1: {_MENDED}"
     box = annotation["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
         return f"its box is {box}: give left, top, width, height in pixels"
@@ -217,6 +246,9 @@ def _problem(
     ):
         size = f"{image['width']} × {image['height']}"
         return f"its box {box} reaches out of its image of {size} pixels: {_MENDED}"
+    corners = np.array(_corners(box, image), dtype=np.float32)  # what the detector sees
+    if (corners[:2] >= corners[2:]).any():
+        return f"nothing of its box {box} lies in its image: {_MENDED}"
     return _mask_problem(annotation.get("segmentation"), image) if masks else None
 
 
@@ -227,10 +259,7 @@ def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
             return (
                 f"its run lengths are of the size {segmentation.get('size')}, its image of {size}: {_MENDED}"
             )
-        counts = segmentation["counts"]
-        if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
-            return f"its run lengths add up to {sum(counts)}, not to {size[0]} × {size[1]}: {_MENDED}"
-        return None
+        return _runs_problem(segmentation, size)
     if not segmentation or not isinstance(segmentation, list):
         return "it has no segmentation, which masks need: give polygons or run lengths"
     for polygon in segmentation:
@@ -241,20 +270,40 @@ def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
     return None
 
 
+def _runs_problem(segmentation: dict[str, Any], size: list[int]) -> str | None:
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        if not all(_is_id(run) and isinstance(run, int) and run >= 0 for run in counts):
+            return f"its run lengths are not whole numbers from 0 on: {_MENDED}"
+        if sum(counts) != size[0] * size[1]:
+            return f"its run lengths add up to {sum(counts)}, not to {size[0]} × {size[1]}: {_MENDED}"
+        return None
+    try:
+        covered = decode_mask(segmentation, *size)
+    except Exception:  # whatever the decoder raises
+        return f"its run lengths cannot be decoded: {_MENDED}"
+    return None if covered.any() else f"its run lengths cover nothing: {_MENDED}"
+
+
+def _corners(box: Sequence[float], image: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom, cut at the border of the image."""
+    left, top, width, height = map(float, box)
+    return (
+        max(0.0, left),
+        max(0.0, top),
+        min(left + width, float(image["width"])),
+        min(top + height, float(image["height"])),
+    )
+
+
 def _box(annotation: dict[str, Any], images: dict[Any, dict[str, Any]], labels: dict[Any, int]) -> Box:
     image = images[annotation["image_id"]]
-    left, top, width, height = annotation["bbox"]
-    corners = (
-        max(0.0, float(left)),
-        max(0.0, float(top)),
-        min(float(left + width), float(image["width"])),
-        min(float(top + height), float(image["height"])),
-    )
+    box = annotation["bbox"]
     return Box(
         annotation.get("id", 0),
         labels[annotation["category_id"]],
-        corners,
-        float(annotation.get("area", width * height)),
+        _corners(box, image),
+        float(annotation.get("area", box[2] * box[3])),
         bool(annotation.get("iscrowd", 0)),
         annotation.get("segmentation"),
     )
@@ -268,6 +317,10 @@ def _check_pictures(side: CocoSide, file: Path, how: str, console: Console) -> N
 
     results = in_threads(problem, len(side), console, "checking images")
     raise_problems(file, [wrong for wrong in results if wrong is not None])
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

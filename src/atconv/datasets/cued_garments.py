@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atconv.datasets.garments import Pixels, enlarge, lay, lay_fragments, load_garments
+from atconv.datasets.garments import Pixels, lay, lay_fragments, load_garments, scale
 from atconv.datasets.lmdb_format import build_lmdb
 from atconv.training.progress import plain_console, track
 
@@ -86,7 +86,7 @@ def draw_frame(material: Material, seed: int, side: int, index: int) -> Frame:
     sides = [*(int(s) for s in rng.integers(_LEAST, _MOST + 1, _GARMENTS)), _CUE_SIDE]
     boxes = _places(rng, sides)
     for picture, (top, left, length) in zip(pictures, boxes, strict=True):
-        lay(pixels, enlarge(picture, length), top, left)
+        lay(pixels, scale(picture, length), top, left)
     from_left = sorted(range(_GARMENTS), key=lambda i: _middle(boxes[i]))
     return Frame(pixels, classes[from_left[cue]], cue, classes, boxes)
 
@@ -97,15 +97,19 @@ def load_material(data_root: Path, side: str) -> Material:
     Raises:
         FileNotFoundError: Fashion-MNIST is not there.
     """
+    garments = load_garments(data_root, side)
+    return Material(garments.pictures, garments.classes, garments.names, digit_scans(side))
+
+
+def digit_scans(side: str) -> list[Pixels]:
+    """scikit-learn's scans of each digit that is a cue, N 8 8: every fifth for "test", others for "train"."""
     from sklearn.datasets import load_digits
 
-    garments = load_garments(data_root, side)
     scans = load_digits()
     pixels = np.rint(scans.images * (255 / 16)).astype(np.uint8)  # values are 0…16 ink counts
     fifth = np.arange(len(pixels)) % 5 == 0
     kept = ~fifth if side == "train" else fifth
-    digits = [pixels[kept & (scans.target == cue)] for cue in range(_CUES)]
-    return Material(garments.pictures, garments.classes, garments.names, digits)
+    return [pixels[kept & (scans.target == cue)] for cue in range(_CUES)]
 
 
 def build_cued_garments(

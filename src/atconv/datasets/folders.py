@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -35,6 +35,11 @@ class AnnotatedSide(Protocol):
 
     @property
     def names(self) -> list[str]: ...
+
+    @property
+    def digest(self) -> str:
+        """Another one where the annotations are others."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -84,7 +89,7 @@ def raise_problems(where: Path, problems: Sequence[str]) -> None:
         raise ValueError(f"{where}: {'; '.join(problems[:_TOLD])}{more}")
 
 
-def choose_side(sides: Mapping[str, S], split: str, data: str) -> str:
+def choose_side(sides: Collection[str], split: str, data: str | Path) -> str:
     """The side to evaluate on: "auto" takes test, else val, else train. ValueError where it is not there."""
     name = next(n for n in reversed(SIDES) if n in sides) if split == "auto" else split
     if name not in sides:
@@ -117,14 +122,15 @@ def keep_split(run: Run, sides: Mapping[str, AnnotatedSide]) -> None:
     """Write which pictures are on which side, or compare with what a run that goes on has written.
 
     Raises:
-        ValueError: other pictures are there than when the run began.
+        ValueError: other pictures or annotations are there than when the run began.
     """
-    told = {name: side.names for name, side in sides.items()}
+    told: dict[str, Any] = {name: side.names for name, side in sides.items()}
+    told["annotations"] = {name: side.digest for name, side in sides.items()}
     if run.split.is_file():
         if json.loads(run.split.read_text()) != told:
             raise ValueError(
-                f"the pictures are not those that {run.path} began with ({run.split}): put them back, or "
-                "start anew"
+                f"the pictures or annotations are not those that {run.path} began with ({run.split}): put "
+                "them back, or start anew"
             )
         return
     write_atomically(run.split, lambda temporary: temporary.write_text(json.dumps(told, indent=1)))

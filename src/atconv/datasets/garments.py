@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Garments", "Pixels", "enlarge", "lay", "lay_fragments", "load_garments"]
+__all__ = ["Garments", "Pixels", "lay", "lay_fragments", "load_garments", "scale"]
 
 Pixels = NDArray[np.uint8]
 
@@ -42,7 +42,7 @@ def load_garments(data_root: Path, side: str) -> Garments:
     return Garments(found.data.numpy(), found.targets.numpy(), list(found.classes))
 
 
-def enlarge(picture: Pixels, side: int) -> Pixels:
+def scale(picture: Pixels, side: int) -> Pixels:
     """A picture scaled bilinearly to side × side."""
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
 

@@ -7,6 +7,7 @@ DATA/classes.txt                                 names, one a line, the first fo
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
 from atconv.datasets.checking import in_threads
-from atconv.datasets.folders import image_folder, picture_problem, raise_problems
+from atconv.datasets.folders import choose_side, image_folder, picture_problem, raise_problems
 from atconv.datasets.splits import SIDES
 from atconv.images import Mode, pictures_in, read_image
 
@@ -43,6 +44,12 @@ class MaskSide:
     def names(self) -> list[str]:
         return [image.name for image in self.images]
 
+    @property
+    def digest(self) -> str:
+        """Of the masks' sizes in bytes: reading all of them takes long, and few changes keep a PNG's size."""
+        sizes = [(path.name, path.stat().st_size) for path in self.masks]
+        return hashlib.sha256(repr((self.classes, sizes)).encode()).hexdigest()
+
     def read(self, position: int, mode: Mode) -> Image.Image:
         return read_image(self.images[position], mode)
 
@@ -61,6 +68,7 @@ def open_masks(
     console: Console,
     check_images: Literal["decode", "header", "none"] = "decode",
     classes: list[str] | None = None,
+    split: str | None = None,
 ) -> dict[str, MaskSide]:
     """The sides of a folder by name; a lone "train" is all there is.
 
@@ -70,6 +78,7 @@ def open_masks(
         check_images: how files are checked: decode pictures and masks, read the headers of pictures
             (masks are decoded), or not at all.
         classes: the names that classes.txt must have.
+        split: open one side alone, as `choose_side` names it; default: all.
 
     Raises:
         ValueError: no such folder or files, or masks that are wrong: each is named.
@@ -83,8 +92,10 @@ def open_masks(
     if classes is not None and found != classes:
         told, wanted = ", ".join(found[:10]), ", ".join(classes[:10])
         raise ValueError(f"{data / 'classes.txt'} names {told} and not {wanted} as the run does")
-    names = [side for side in SIDES if (data / "images" / side).is_dir()]
-    sides = {side: _open_side(data, side, found) for side in names or ["train"]}
+    names = [side for side in SIDES if (data / "images" / side).is_dir()] or ["train"]
+    if split is not None:
+        names = [choose_side(names, split, data)]
+    sides = {side: _open_side(data, side, found) for side in names}
     if check_images != "none":
         for name, side in sides.items():
             results = in_threads(

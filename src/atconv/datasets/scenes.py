@@ -12,6 +12,7 @@ pictures.
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atconv.datasets.garments import Garments, Pixels, enlarge, lay_fragments, load_garments
+from atconv.datasets.garments import Garments, Pixels, lay_fragments, load_garments, scale
 from atconv.datasets.splits import SIDES
 from atconv.training.checkpoint import write_atomically
 from atconv.training.progress import plain_console, track
@@ -78,7 +79,7 @@ def draw_scene(garments: Garments, seed: int, side: int, index: int) -> Scene:
     pictures = []
     for number in classes:
         picture = garments.pictures[rng.choice(np.flatnonzero(garments.classes == number))]
-        pictures.append(enlarge(picture, int(rng.integers(_LEAST, _MOST + 1))))
+        pictures.append(scale(picture, int(rng.integers(_LEAST, _MOST + 1))))
     while True:
         places = [rng.integers(0, [HEIGHT - len(p) + 1, WIDTH - len(p) + 1]) for p in pictures]
         whole = [_placed(p > _INK, *place) for p, place in zip(pictures, places, strict=True)]
@@ -134,9 +135,14 @@ def build_garment_scenes(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: remove it, or name another folder")
     sides = {side: load_side(Path(data_root), side) for side in SIDES}
+    writing = out.with_name(f".writing-{out.name}")  # an interrupted call leaves nothing at `out`
+    shutil.rmtree(writing, ignore_errors=True)
     for number, (side, garments) in enumerate(sides.items()):
-        _write_side(garments, out, side, number, counts[number], seed)
-    (out / "classes.txt").write_text("\n".join(["background", *KINDS]) + "\n")
+        _write_side(garments, writing, side, number, counts[number], seed)
+    (writing / "classes.txt").write_text("\n".join(["background", *KINDS]) + "\n")
+    if out.exists():
+        out.rmdir()
+    writing.rename(out)
     return out
 
 

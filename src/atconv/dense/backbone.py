@@ -86,6 +86,8 @@ def make_features(
     except (TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{name} with {dict(arguments)} gives no feature maps: {error}") from error
     except RuntimeError as error:
+        if weights is None:
+            raise
         raise ValueError(f"the weights do not fit {name}: {str(error).splitlines()[-1].strip()}") from error
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import initLevelMapper
@@ -83,8 +85,12 @@ def detector(
             f"num_classes, channels, in_chans must be at least 1, got {num_classes}, {channels}, {in_chans}"
         )
     one_stage = architecture == "retinanet"
+    levels = (3 if one_stage else 4) if levels is None else levels
+    anchor_scale = (4.0 if one_stage else 8.0) if anchor_scale is None else anchor_scale
+    if anchor_scale <= 0:
+        raise ValueError(f"anchor_scale must be positive, got {anchor_scale}")
     _check_options(architecture, options)
-    body = make_features(backbone, in_chans, levels or (3 if one_stage else 4), backbone_args or {}, weights)
+    body = make_features(backbone, in_chans, levels, backbone_args or {}, weights)
     strides = strides_of(body, backbone)
     mean, std = normalization(in_chans, mean, std)
     common: dict[str, Any] = {
@@ -96,20 +102,21 @@ def detector(
     }
     extra: ExtraFPNBlock = LastLevelP6P7(channels, channels) if one_stage else LastLevelMaxPool()
     strides += [2 * strides[-1], 4 * strides[-1]] if one_stage else [2 * strides[-1]]
-    anchor = anchor_scale or (4.0 if one_stage else 8.0)
     scales = _THIRDS if one_stage else (1.0,)
     anchors = AnchorGenerator(
-        tuple(tuple(anchor * stride * scale for scale in scales) for stride in strides),
+        tuple(tuple(anchor_scale * stride * scale for scale in scales) for stride in strides),
         (_RATIOS,) * len(strides),
     )
     pyramid = Pyramid(body, channels, extra)
     if one_stage:
-        return _RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **common, **options)
+        return _for_any_shape(
+            _RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **common, **options)
+        )
     heads = _box_head(channels, num_classes, strides[:-1])
     if architecture == "faster_rcnn":
-        return FasterRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options)
+        return _for_any_shape(FasterRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options))
     heads |= _mask_head(channels, num_classes, strides[:-1])
-    return MaskRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options)
+    return _for_any_shape(MaskRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options))
 
 
 def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> None:
@@ -118,6 +125,32 @@ def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> No
     unknown = set(options) - set(inspect.signature(kind).parameters)
     if unknown:
         raise TypeError(f"torchvision's {kind.__name__} has no option {', '.join(sorted(unknown))}")
+
+
+class _Transform(GeneralizedRCNNTransform):
+    """torchvision's, for pictures of any shape: a side never becomes shorter than a pixel."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, Any]:
+        height, width = image.shape[-2:]
+        if min(height, width) * self.max_size > max(height, width):
+            return super().resize(image, target)
+        size = (1, self.max_size) if height < width else (self.max_size, 1)
+        if target is not None:
+            target = {**target, "boxes": resize_boxes(target["boxes"], [height, width], list(size))}
+            if "masks" in target:
+                target["masks"] = F.interpolate(target["masks"][:, None].float(), size)[:, 0].byte()
+        return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0], target
+
+
+D = TypeVar("D", FasterRCNN, MaskRCNN, RetinaNet)
+
+
+def _for_any_shape(model: D) -> D:
+    made = model.transform
+    model.transform = _Transform(
+        made.min_size, made.max_size, made.image_mean, made.image_std, made.size_divisible, made.fixed_size
+    )
+    return model
 
 
 class _RetinaNet(RetinaNet):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["colours_of", "free_names", "shown_size"]
+__all__ = ["colours_of", "drawn_files", "shown_size"]
 
 Colour = tuple[int, int, int]
 
@@ -27,8 +27,12 @@ def shown_size(size: Sequence[int], least: int) -> tuple[int, int]:
     return size[0] * factor, size[1] * factor
 
 
-def free_names(paths: Sequence[Path]) -> list[str]:
-    """A PNG file's name for each picture, no two alike."""
+def drawn_files(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """A PNG file in the folder for each picture, no two alike.
+
+    Raises:
+        ValueError: one of them is a picture that is given.
+    """
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
@@ -37,4 +41,9 @@ def free_names(paths: Sequence[Path]) -> list[str]:
             stem, number = f"{path.stem}-{number}", number + 1
         taken.add(stem)
         names.append(f"{stem}.png")
-    return names
+    found = [folder / name for name in names]
+    given = {path.resolve() for path in paths}
+    hit = next((path for path in found if path.resolve() in given), None)
+    if hit is not None:
+        raise ValueError(f"{hit} is one of the pictures and would be written over: give another --out")
+    return found

@@ -85,15 +85,15 @@ def replace_attention(
 
     Value and output projections are taken over where their shapes allow, and kernels start as local
     averages, so that fine-tuning begins near the pretrained function. Cross-attention, and attention that
-    mixes text with images, is left alone and said so. Where one was asked for by `where` or `blocks` that
-    cannot be replaced, nothing is. Make optimizers and compile after the call.
+    mixes text with images, is left alone and said so. Where `where` asks for one that cannot be replaced,
+    nothing is. Make optimizers and compile after the call.
 
     Args:
         model: timm's ViT, DeiT, BEiT, EVA, Swin, PVTv2, CoAtNet; torchvision's ViT and Swin; transformers'
-            ViT and DINOv2; diffusers' DiT, PixArt, SD3 and UNet2DConditionModel.
+            ViT, DeiT, BEiT, DINOv2, DINOv3 and their kin; diffusers' DiT, PixArt, SD3, UNet2DConditionModel.
         where: (name, module) → whether to replace it; all that can be by default.
-        every: take only each n-th of them, the last of every n.
-        blocks: take only these, counted from 0 in order.
+        every: take only each n-th of those that can be replaced, the last of every n.
+        blocks: take only these, counted from 0 among those that can be replaced, in order.
         kernel_size: odd side of ATConv's kernels.
         example: an input of the model (a tensor, positional or named arguments) to count multiply-adds for;
             by default an image of the size it was made for. diffusers' models take more than an image.
@@ -109,12 +109,6 @@ def replace_attention(
     if not sites:
         raise ValueError(f"{type(model).__name__} has no attention that could be replaced")
     chosen = _choose(model, sites, where, every, blocks)
-    refused = {site.name: site.reason for site in chosen if site.make is None}
-    asked = where is not None or blocks is not None
-    if refused and (asked or len(refused) == len(chosen)):
-        told = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise ValueError(f"nothing was replaced. {told}")
-    chosen = [site for site in chosen if site.make is not None]
     guessed, parameters, counted = example is None, _count(model), None
     if example is None:
         example = example_of(model)
@@ -129,9 +123,16 @@ def replace_attention(
                 ) from error
     made = [_make(model, site, kernel_size) for site in chosen]  # may fail: the model is still untouched
     old = {site.name: _count(model.get_submodule(site.name)) for site in chosen}
-    for site, module in zip(chosen, made, strict=True):
-        _put(model, site, module)
-    after = None if example is None or counted is None else multiply_adds(model, example)
+    undo = [_put(model, site, module) for site, module in zip(chosen, made, strict=True)]
+    try:
+        after = None if example is None or counted is None else multiply_adds(model, example)
+    except Exception as error:
+        for step in undo:
+            step()
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"nothing was replaced. {type(model).__name__} does not run with ATConv in it: {reason}"
+        ) from error
     for site in chosen:
         if site.hook is not None:  # the grid of the pass that counted is not that of a pass to come
             site.hook[1].grid.size = None
@@ -158,14 +159,17 @@ def _choose(
 ) -> list[Site]:
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
-    if blocks is not None and not set(blocks) <= set(range(len(sites))):
-        raise ValueError(f"blocks must lie in 0…{len(sites) - 1}, got {sorted(blocks)}")
+    picked = [s for s in sites if where is None or where(s.name, model.get_submodule(s.name))]
+    refused = [f"{site.name}: {site.reason}" for site in picked if site.make is None]
+    if refused and (where is not None or len(refused) == len(picked)):
+        raise ValueError(f"nothing was replaced. {'; '.join(refused)}")
+    able = [site for site in picked if site.make is not None]
+    if blocks is not None and not set(blocks) <= set(range(len(able))):
+        raise ValueError(f"blocks must lie in 0…{len(able) - 1}, got {sorted(blocks)}")
     chosen = [
         site
-        for number, site in enumerate(sites)
-        if (number + 1) % every == 0
-        and (blocks is None or number in blocks)
-        and (where is None or where(site.name, model.get_submodule(site.name)))
+        for number, site in enumerate(able)
+        if (number + 1) % every == 0 and (blocks is None or number in blocks)
     ]
     if not chosen:
         names = ", ".join(site.name for site in sites[:3])
@@ -202,13 +206,23 @@ def _copy(mixer: Any, projections: Projections) -> None:
         layer.bias.zero_() if bias is None else layer.bias.copy_(bias)
 
 
-def _put(model: nn.Module, site: Site, module: nn.Module) -> None:
+def _put(model: nn.Module, site: Site, module: nn.Module) -> Callable[[], None]:
+    """Put the module in its place. Returns what takes it out again."""
     parent, _, attribute = site.name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, module)
+    owner, old = model.get_submodule(parent), model.get_submodule(site.name)
+    setattr(owner, attribute, module)
+    handle = None
     if site.hook is not None:
         embedding, writer = site.hook
         if writer not in embedding._forward_pre_hooks.values():
-            embedding.register_forward_pre_hook(writer, with_kwargs=True)
+            handle = embedding.register_forward_pre_hook(writer, with_kwargs=True)
+
+    def undo() -> None:
+        setattr(owner, attribute, old)
+        if handle is not None:
+            handle.remove()
+
+    return undo
 
 
 def _count(module: nn.Module) -> int:

@@ -90,6 +90,7 @@ def distill_blocks(
             with torch.no_grad():
                 _run(teacher, batch, device)
             optimizer.step()
+            torch.clear_autocast_cache()  # under autocast, the next answer would come from the old weights
             schedule.step()
     finally:
         for hook in hooks:

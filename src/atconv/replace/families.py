@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atconv.modules import ATConvTokens
 from atconv.replace.layers import (
+    REPLACEMENTS,
     ATConvAttention,
     ATConvDiffusersAttention,
     ATConvLastAttention,
@@ -23,6 +24,7 @@ from atconv.replace.layers import (
     ATConvTransformersAttention,
     Grid,
     GridWriter,
+    Size,
 )
 
 __all__ = ["Projections", "Site", "find_sites"]
@@ -73,10 +75,13 @@ def _site(
     model: nn.Module, name: str, module: Any, writers: dict[int, tuple[nn.Module, GridWriter]]
 ) -> Site | None:
     kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__]
+    if isinstance(module, REPLACEMENTS):
+        return Site(name, type(module).__name__, reason="it is ATConv already")
     known = next((kind for kind in kinds if kind in _FAMILIES), None)
     if known is not None:
         return _FAMILIES[known](model, name, module, writers)
-    if type(module).__name__.endswith("Attention"):
+    called = type(module).__name__
+    if called.endswith(_ENDINGS) and "Block" not in called:  # blocks hold attention
         return Site(name, type(module).__name__, reason="this attention is not one that ATConv knows")
     return None
 
@@ -91,10 +96,10 @@ def _timm_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, An
     if drop is not None and not isinstance(drop, nn.Identity):
         return Site(name, kind, reason="patch_drop leaves out tokens: what is left is no grid")
     embedding = owner.patch_embed
-    if not hasattr(embedding, "patch_size"):
+    if not hasattr(embedding, "feat_ratio"):
         return Site(name, kind, reason=f"its {type(embedding).__name__} does not say its patch size")
     dim = module.qkv.in_features if getattr(module, "qkv", None) is not None else module.proj.out_features
-    hook = _writer(embedding, writers, embedding.patch_size, getattr(embedding, "dynamic_img_pad", False))
+    hook = _writer(embedding, writers, _timm_patch, getattr(embedding, "dynamic_img_pad", False))
     prefix = owner.num_prefix_tokens
     return Site(
         name,
@@ -142,7 +147,7 @@ def _torchvision_multihead(model: nn.Module, name: str, module: Any, writers: di
     owner: Any = _owner(model, name, "conv_proj")
     if owner is None or not module.batch_first or module.in_proj_weight is None:
         return Site(name, kind, reason="it is not the self-attention of a torchvision VisionTransformer")
-    hook = _writer(owner.conv_proj, writers, owner.conv_proj.stride, padded=False)
+    hook = _writer(owner.conv_proj, writers, _stride, padded=False)
     weight, bias = module.in_proj_weight, module.in_proj_bias
     value = (weight[2 * dim :], None if bias is None else bias[2 * dim :])
     projections = Projections(value, (module.out_proj.weight, module.out_proj.bias))
@@ -157,18 +162,19 @@ def _torchvision_swin(model: nn.Module, name: str, module: Any, writers: dict[in
 
 
 def _transformers_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    """transformers' ViT and DINOv2: class, distillation and register tokens, then `patch_embeddings`."""
+    """transformers' ViT and its kin: class, distillation and register tokens, then `patch_embeddings`."""
     kind, dim = type(module).__name__, module.q_proj.in_features
     owner: Any = _owner(model, name, "embeddings")
     embeddings: Any = getattr(owner, "embeddings", None)
-    if not hasattr(getattr(embeddings, "patch_embeddings", None), "patch_size"):
+    patches = getattr(embeddings, "patch_embeddings", None)
+    if patches is None:
         return Site(name, kind, reason="no patch embedding above it says what grid its tokens are")
     given = [
         getattr(embeddings, token, None) for token in ("cls_token", "distillation_token", "register_tokens")
     ]
     prefix = sum(token.shape[1] for token in given if token is not None)
-    patches = embeddings.patch_embeddings
-    hook = _writer(patches, writers, patches.patch_size, padded=False)
+    patch = _stride if isinstance(patches, nn.Conv2d) else _patch_size
+    hook = _writer(patches, writers, patch, padded=False)
     return Site(
         name,
         kind,
@@ -189,13 +195,13 @@ def _diffusers(model: nn.Module, name: str, module: Any, writers: dict[int, Any]
     if module.residual_connection or module.group_norm is not None or module.spatial_norm is not None:
         return Site(name, kind, reason="it normalises and adds inside, as a VAE's attention does")
     owner: Any = _owner(model, name, "pos_embed")
-    if owner is not None and hasattr(owner.pos_embed, "patch_size"):
-        hook = _writer(owner.pos_embed, writers, owner.pos_embed.patch_size, padded=False)
+    if owner is not None and type(owner).__name__ in _IMAGE_TRANSFORMERS:
+        hook = _writer(owner.pos_embed, writers, _patch_size, padded=False)
     else:
         owner = next((m for m in _above(model, name) if getattr(m, "is_input_continuous", False)), None)
         if owner is None:
             return Site(name, kind, reason="nothing above it says what grid its tokens are")
-        hook = _writer(owner, writers, 1, padded=False)
+        hook = _writer(owner, writers, _one, padded=False)
     return Site(
         name,
         kind,
@@ -205,6 +211,11 @@ def _diffusers(model: nn.Module, name: str, module: Any, writers: dict[int, Any]
         hook,
     )
 
+
+_ENDINGS = ("Attention", "Attn", "XCA", "AttentionPoolLatent")  # of classes that are told as left alone
+
+# Those of diffusers whose attention sees image tokens alone, or says so.
+_IMAGE_TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
 
 Finder = Callable[[nn.Module, str, Any, "dict[int, Any]"], Site]
 
@@ -219,11 +230,19 @@ _FAMILIES: dict[str, Finder] = {
     "timm.models.maxxvit.AttentionCl": _timm_partition,
     "torch.nn.modules.activation.MultiheadAttention": _torchvision_multihead,
     "torchvision.models.swin_transformer.ShiftedWindowAttention": _torchvision_swin,
-    "transformers.models.vit.modeling_vit.ViTAttention": _transformers_tokens,
-    "transformers.models.dinov2.modeling_dinov2.Dinov2Attention": _transformers_tokens,
-    "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersAttention": (
-        _transformers_tokens
-    ),
+    **{
+        f"transformers.models.{folder}.modeling_{folder}.{kind}Attention": _transformers_tokens
+        for folder, kind in {
+            "vit": "ViT",
+            "vit_msn": "ViTMSN",
+            "deit": "DeiT",
+            "beit": "Beit",
+            "ijepa": "IJepa",
+            "dinov2": "Dinov2",
+            "dinov2_with_registers": "Dinov2WithRegisters",
+            "dinov3_vit": "DINOv3ViT",
+        }.items()
+    },
     "diffusers.models.attention_processor.Attention": _diffusers,
 }
 
@@ -240,13 +259,33 @@ def _above(model: nn.Module, name: str) -> Iterator[nn.Module]:
 
 
 def _writer(
-    embedding: nn.Module, writers: dict[int, Any], patch: Any, padded: bool
+    embedding: nn.Module, writers: dict[int, Any], patch: Callable[[Any], Size], padded: bool
 ) -> tuple[nn.Module, GridWriter]:
     """One for each patch embedding."""
     if id(embedding) not in writers:
-        sides = (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
-        writers[id(embedding)] = (embedding, GridWriter(Grid(), sides, padded))
+        writers[id(embedding)] = (embedding, GridWriter(Grid(), patch, padded))
     return writers[id(embedding)]
+
+
+# Pixels of a patch, by patch embedding; read at every pass, since some models can be given another.
+
+
+def _timm_patch(embedding: Any) -> Size:
+    ratio = embedding.feat_ratio(as_scalar=False)  # with the stride of a convolutional trunk before it
+    return int(ratio[0]), int(ratio[1])
+
+
+def _stride(convolution: Any) -> Size:
+    return convolution.stride
+
+
+def _patch_size(embedding: Any) -> Size:
+    patch = embedding.patch_size
+    return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
+
+
+def _one(embedding: Any) -> Size:
+    return 1, 1
 
 
 def _thirds(module: Any, dim: int) -> Projections | None:

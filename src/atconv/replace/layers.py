@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "ATConvTransformersAttention",
     "Grid",
     "GridWriter",
+    "Size",
     "mix_tokens",
 ]
 
@@ -29,10 +31,44 @@ Size = tuple[int, int]
 
 
 class Grid:
-    """Height and width of the tokens in the pass that runs; the model's patch embedding writes them."""
+    """Height and width of the tokens in the pass that runs; the model's patch embedding writes them.
+
+    Gradient checkpointing runs blocks a second time, in the backward pass, when other sizes may have passed
+    since. So the sizes since the last backward pass are kept, and told apart by their number of tokens.
+    """
 
     def __init__(self) -> None:
         self.size: Size | None = None
+        self._since: set[Size] = set()
+        self._recomputed = False
+
+    def write(self, size: Size) -> None:
+        """Of the forward pass that begins."""
+        self.size = size
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            if self._recomputed:
+                self._since, self._recomputed = set(), False
+            self._since.add(size)
+
+    def read(self, tokens: int) -> Size:
+        """Of the pass that runs, which has so many tokens on the grid.
+
+        Raises:
+            ValueError: no pass has begun, or a backward pass recomputes one of two grids of as many tokens.
+        """
+        if self.size is None:
+            raise ValueError("the grid of the tokens is not known: run the whole model, not its blocks alone")
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            return self.size
+        self._recomputed = True
+        fitting = [size for size in self._since if size[0] * size[1] == tokens]
+        if len(fitting) > 1:
+            told = " and ".join(f"{height} × {width}" for height, width in sorted(fitting))
+            raise ValueError(
+                f"grids of {told} have as many tokens: with gradient checkpointing, run backward for one of "
+                "them before the other"
+            )
+        return fitting[0] if fitting else self.size
 
 
 class GridWriter:
@@ -40,18 +76,19 @@ class GridWriter:
 
     Args:
         grid: written at every pass, read by the mixers behind.
-        patch: pixels of a patch along each axis.
+        patch: the patch embedding → pixels of a patch along each axis.
         padded: the embedding pads images up to whole patches; else what is left over is cut.
     """
 
-    def __init__(self, grid: Grid, patch: Size, padded: bool) -> None:
+    def __init__(self, grid: Grid, patch: Callable[[Any], Size], padded: bool) -> None:
         self.grid, self.patch, self.padded = grid, patch, padded
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         image = inputs[0] if inputs else next(iter(named.values()))
         height, width = image.shape[-2:]
-        extra = (self.patch[0] - 1, self.patch[1] - 1) if self.padded else (0, 0)
-        self.grid.size = ((height + extra[0]) // self.patch[0], (width + extra[1]) // self.patch[1])
+        down, across = self.patch(module)
+        extra = (down - 1, across - 1) if self.padded else (0, 0)
+        self.grid.write(((height + extra[0]) // down, (width + extra[1]) // across))
 
 
 def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> Tensor:
@@ -109,9 +146,7 @@ class ATConvAttention(nn.Module):
         """
         if attn_mask is not None or others.get("is_causal"):
             raise ValueError("ATConv takes no attention mask: it sees a whole map")
-        if self.grid.size is None:
-            raise ValueError("the grid of the tokens is not known: run the whole model, not its blocks alone")
-        return mix_tokens(self.mixer, x, self.grid.size, self.prefix)
+        return mix_tokens(self.mixer, x, self.grid.read(x.shape[1] - self.prefix), self.prefix)
 
 
 class ATConvTransformersAttention(ATConvAttention):
@@ -194,6 +229,9 @@ class ATConvSwinBlock(nn.Module):
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
         self.drop_path1, self.drop_path2 = block.drop_path1, block.drop_path2
         self.mixer = mixer
+
+    def set_input_size(self, *size: Any, **others: Any) -> None:
+        """timm tells its blocks the size of their windows; there are none here."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(_mix_last(self.mixer, self.norm1(x)))

@@ -12,7 +12,7 @@ from rich.console import Console
 from scipy import optimize, stats
 from torch import Tensor, nn
 
-from atconv.classification.study.plan import Study
+from atconv.classification.study.plan import Study, Variant
 from atconv.classification.study.running import run_study
 from atconv.classification.study.summary import paired_differences
 from atconv.runs import pick_device
@@ -83,14 +83,17 @@ def _wait(device: torch.device) -> None:
 
 
 def pilot_study(study: Study, out: Path, console: Console | None = None) -> Path:
-    """Run the first three seeds of the reference and of the first variant beside it, and say what all runs
+    """Run the first three seeds of the reference and of one or two variants beside it, and say what all runs
     will take and what differences they can show.
 
-    The runs count: `run_study` goes on from them. Seconds of the other variants follow from timing.csv.
+    Networks of the reference's widths start alike and scatter less against it than others do, so one of
+    either kind is run. The runs count: `run_study` goes on from them. Seconds of the other variants follow
+    from timing.csv.
 
     Returns:
-        pilot.csv: for each variant its seeds, seconds a run, hours, and the smallest difference to the
-        reference, in points, that they show.
+        pilot.csv: for each variant its seeds, seconds a run, hours; and the smallest difference to the
+        reference, in points, that they show if its pairs scatter as those of the pilot (`deviation`, from so
+        many `pairs`) do.
 
     Raises:
         ValueError: seconds were not measured for every variant, or there are too few runs for a pilot.
@@ -100,43 +103,60 @@ def pilot_study(study: Study, out: Path, console: Console | None = None) -> Path
     missing = [variant.name for variant in study.variants if variant.name not in seconds]
     if missing:
         raise ValueError(f"seconds of {', '.join(missing)} are not measured yet: run --stage time first")
-    reference = next(v for v in study.variants if v.name == study.reference)
-    others = [v for v in study.variants if v is not reference and min(v.seeds, reference.seeds) > 1]
-    if not others:
-        raise ValueError("a pilot takes two variants with two seeds or more")
-    seeds = range(min(_PILOT_SEEDS, reference.seeds, others[0].seeds))
-    table = run_study(study, out, console, [(v, seed) for seed in seeds for v in (reference, others[0])])
-    ran = [row for row in read_rows(table) if int(row["seed"]) in seeds]
-    a_run = statistics.median(float(row["seconds"]) for row in ran if row["variant"] == reference.name)
-    differences = paired_differences(ran, others[0].name, reference.name)
-    if len(differences) < len(seeds):
-        raise ValueError("another process has some of the pilot's runs: ask again when it has ended them")
-    deviation = statistics.stdev(differences)
-    if deviation == 0:
-        raise ValueError(f"{others[0].name} differs by as much in every pair: too little to plan with")
-    rows: list[dict[str, str]] = []
+    reference, pilots = _choose_pilots(study)
+    seeds = range(min(_PILOT_SEEDS, reference.seeds))
+    ran = [(v, seed) for seed in seeds for v in (reference, *pilots.values()) if seed < v.seeds]
+    table = run_study(study, out, console, ran)
+    rows = [row for row in read_rows(table) if int(row["seed"]) in seeds]
+    a_run = statistics.median(float(row["seconds"]) for row in rows if row["variant"] == reference.name)
+    spreads = {alike: _spread(rows, pilot, reference) for alike, pilot in pilots.items()}
+    told = []
     for variant in study.variants:
         took = a_run * seconds[variant.name] / seconds[reference.name]
+        alike = study.widths[variant.name] == study.widths[reference.name]
+        deviation, count = spreads.get(alike, next(iter(spreads.values())))
         pairs = min(variant.seeds, reference.seeds)
-        shown = f"{smallest_difference(deviation, pairs):.2f}" if pairs > 1 else ""
-        rows.append(
+        judged = variant is not reference and pairs > 1
+        told.append(
             {
                 "variant": variant.name,
                 "seeds": str(variant.seeds),
                 "seconds_a_run": f"{took:.0f}",
                 "hours": f"{took * variant.seeds / 3600:.2f}",
-                "smallest_difference": "" if variant is reference else shown,
+                "deviation": f"{deviation:.2f}" if judged else "",
+                "pairs": str(count) if judged else "",
+                "smallest_difference": f"{smallest_difference(deviation, pairs):.2f}" if judged else "",
             }
         )
-    write_rows(out / "pilot.csv", rows)
-    hours = sum(float(row["hours"]) for row in rows)
+    write_rows(out / "pilot.csv", told)
+    hours = sum(float(row["hours"]) for row in told)
     runs = sum(variant.seeds for variant in study.variants)
-    title = (
-        f"{runs} runs, {hours:.1f} hours; smallest difference: points of top-1 found with 80 % power at the "
-        f"5 % level, if all scatter as the {len(seeds)} pairs of {others[0].name} do (± {deviation:.2f})"
-    )
-    console.print(make_table(title, list(rows[0]), [list(row.values()) for row in rows]))
+    title = f"{runs} runs, {hours:.1f} hours; smallest difference: found with 80 % power at the 5 % level"
+    console.print(make_table(title, list(told[0]), [list(row.values()) for row in told]))
     return out / "pilot.csv"
+
+
+def _choose_pilots(study: Study) -> tuple[Variant, dict[bool, Variant]]:
+    """The reference; and the first variant of other widths than it has (False) and of the same (True)."""
+    reference = next(v for v in study.variants if v.name == study.reference)
+    others = [v for v in study.variants if v is not reference and min(v.seeds, reference.seeds) > 1]
+    if not others:
+        raise ValueError("a pilot takes two variants with two seeds or more")
+    pilots: dict[bool, Variant] = {}
+    for variant in others:
+        pilots.setdefault(study.widths[variant.name] == study.widths[reference.name], variant)
+    return reference, pilots
+
+
+def _spread(rows: list[dict[str, str]], pilot: Variant, reference: Variant) -> tuple[float, int]:
+    """Standard deviation of the paired differences, and how many there are."""
+    differences = paired_differences(rows, pilot.name, reference.name)
+    if len(differences) < min(_PILOT_SEEDS, pilot.seeds, reference.seeds):
+        raise ValueError("another process has some of the pilot's runs: ask again when it has ended them")
+    deviation = statistics.stdev(differences)
+    if deviation == 0:
+        raise ValueError(f"{pilot.name} differs by as much in every pair: too little to plan with")
+    return deviation, len(differences)
 
 
 def smallest_difference(deviation: float, pairs: int) -> float:

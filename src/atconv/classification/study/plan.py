@@ -16,7 +16,6 @@ from torch import nn
 
 from atconv.classification.config import ClassificationConfig
 from atconv.datasets.splits import open_sources
-from atconv.mixers import create_mixer
 from atconv.models.attnet import VARIANTS
 
 __all__ = ["Study", "Variant", "multiply_adds", "read_study"]
@@ -30,8 +29,9 @@ class Variant:
     """One row of the study."""
 
     name: str
-    token_mixer: str
-    mixer_args: dict[str, Any]
+    token_mixer: str | list[str]
+    """one for all stages, or one for each"""
+    mixer_args: dict[str, Any] | list[dict[str, Any]]
     seeds: int
 
     @property
@@ -174,10 +174,11 @@ def read_study(path: str | Path) -> Study:
 def _read_variant(name: str, told: dict[str, Any], seeds: int) -> Variant:
     _check_names(f"the variant {name!r}", told, {"token_mixer", "mixer_args", "seeds"})
     seeds = told.get("seeds", seeds)
-    if not isinstance(seeds, int) or seeds < 1:
+    if type(seeds) is not int or seeds < 1:
         raise ValueError(f"the variant {name!r} must have 1 seed or more, a whole number, got {seeds}")
-    variant = Variant(str(name), told["token_mixer"], dict(told.get("mixer_args", {})), seeds)
-    create_mixer(variant.token_mixer, 64, **variant.mixer_args)  # complains early
+    variant = Variant(str(name), told["token_mixer"], told.get("mixer_args", {}), seeds)
+    with torch.device("meta"):  # complains early
+        timm.create_model("attnet_xxs", **_mixer_of(variant))
     return variant
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from atconv.classification.config import ClassificationConfig
 from atconv.classification.study.plan import Study, Variant, multiply_adds
 from atconv.classification.train import resume, train
 from atconv.training.checkpoint import read_rows, write_atomically, write_rows
@@ -43,10 +44,12 @@ def run_study(
 
     Raises:
         ValueError: the folder holds runs of another recipe.
+        FloatingPointError: the loss of some runs was not finite; all others have ended.
     """
     console, table = console or plain_console(), out / "results.csv"
+    out.mkdir(parents=True, exist_ok=True)
     _keep_recipe(study, out)
-    elsewhere = 0
+    elsewhere, diverged = 0, []
     for variant, seed in study.jobs if jobs is None else jobs:
         run = out / "runs" / f"{variant.folder}-{seed}"
         run.parent.mkdir(exist_ok=True)
@@ -58,8 +61,13 @@ def run_study(
                     _add_row(table, study, variant, seed, run)
         except Timeout:
             elsewhere += 1
+        except FloatingPointError as error:  # it would do so again: the others shall not wait for it
+            diverged.append(f"{variant.name}, seed {seed}: {error}")
+            console.print(diverged[-1], soft_wrap=True)
     if elsewhere:
         console.print(f"{elsewhere} of the runs were left to other processes: their rows come when they end")
+    if diverged:
+        raise FloatingPointError(f"{len(diverged)} runs have no row. {'; '.join(diverged)}")
     return table
 
 
@@ -83,7 +91,7 @@ def _add_row(table: Path, study: Study, variant: Variant, seed: int, run: Path) 
         "parameters": study.parameters(variant, study.widths[variant.name]),
         "multiply_adds": multiply_adds(study, variant),
         "seconds": f"{sum(float(epoch['seconds']) for epoch in read_rows(run / 'metrics.csv')):.0f}",
-        "widths": " ".join(map(str, study.widths[variant.name])),
+        "widths": _told(study.widths[variant.name]),
     }
     with FileLock(run.parent / "results.lock"):
         write_rows(table, [*read_rows(table), row])
@@ -101,7 +109,12 @@ def _keep_recipe(study: Study, out: Path) -> None:
     mixers = {v.name: {"token_mixer": v.token_mixer, "mixer_args": v.mixer_args} for v in study.variants}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changes = _changes(before["recipe"], told) + _changes(before["variants"], mixers, before["variants"])
+        defaults = {f.name: f.default for f in fields(ClassificationConfig)}  # of fields that are new since
+        changes = _changes(json.loads(json.dumps(defaults, default=str)) | before["recipe"], told)
+        changes += _changes(before["variants"], mixers, before["variants"])
+        rows = {row["variant"]: row["widths"] for row in read_rows(out / "results.csv")}
+        widths = {name: _told(found) for name, found in study.widths.items()} if rows else {}
+        changes += _changes(rows, widths, rows)
         if changes:
             raise ValueError(
                 f"{out} was begun with another recipe ({', '.join(changes)}): name another folder with --out"
@@ -109,6 +122,10 @@ def _keep_recipe(study: Study, out: Path) -> None:
         mixers = before["variants"] | mixers
     text = json.dumps({"recipe": told, "variants": mixers}, indent=1, ensure_ascii=False)
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _told(widths: Sequence[int]) -> str:
+    return " ".join(map(str, widths))
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any], names: Iterable[str] | None = None) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from atconv.datasets.coco import CocoSide, instance_mask
+from atconv.datasets.coco import CocoSide, decode_mask
 from atconv.images import Mode
 
 __all__ = ["Target", "augmentation", "eval_batches", "example", "picture_tensor", "target_of"]
@@ -49,7 +49,7 @@ def target_of(side: CocoSide, position: int, masks: bool) -> Target:
         "iscrowd": torch.tensor([int(box.crowd) for box in boxes], dtype=torch.int64),
     }
     if masks:
-        found = [instance_mask(box, image.height, image.width) for box in boxes]
+        found = [decode_mask(box.segmentation, image.height, image.width) for box in boxes]
         empty = np.zeros((0, image.height, image.width), dtype=np.uint8)
         target["masks"] = torch.from_numpy(np.stack(found) if found else empty)
     return target

@@ -15,7 +15,6 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from atconv import runs
 from atconv.datasets.coco import CocoSide, open_coco
-from atconv.datasets.folders import choose_side
 from atconv.dense.detection.data import Target, eval_batches
 from atconv.dense.detection.figures import draw_side
 from atconv.dense.detection.model import Detector, open_detector
@@ -66,11 +65,10 @@ def evaluate(
     """
     console = console or plain_console()
     opened = open_detector(run)
-    sides = open_coco(data, opened.masks, console, classes=opened.classes)
-    name = choose_side(sides, split, data)
+    [(name, side)] = open_coco(data, opened.masks, console, classes=opened.classes, split=split).items()
     opened.model.to(runs.pick_device(device))
     folder = Path(run) / "evaluation" / f"{Path(data).resolve().name}-{name}"
-    found = report_side(opened, sides[name], f"{run} on {data}, {name} side", batch_size, folder, console)
+    found = report_side(opened, side, f"{run} on {data}, {name} side", batch_size, folder, console)
     write_json(folder / "metrics.json", {"side": name, **asdict(found)})
     console.print(f"written to {folder}: metrics.json, per_class.csv, predictions.png", soft_wrap=True)
     return found, folder
@@ -95,7 +93,7 @@ def report_side(
 
 def evaluate_side(opened: Detector, side: CocoSide, batch_size: int, console: Console) -> Evaluation:
     """Run a detector over a side and compute every figure."""
-    metric = _metric(opened.masks, by_class=True)
+    metric = _metric(opened.masks, whole=True)
     started = time.perf_counter()
     _update(metric, opened.model, side, range(len(side)), opened.mode, opened.masks, batch_size, console)
     speed = len(side) / (time.perf_counter() - started)
@@ -118,7 +116,7 @@ def mean_average_precision(
 
     Several processes give each their positions, and all get the figures of the whole.
     """
-    metric = _metric(masks, by_class=False)
+    metric = _metric(masks, whole=False)
     _update(metric, model, side, positions, mode, masks, batch_size, Console(quiet=True))
     found = metric.compute()
     kinds = dict(_kinds(masks))
@@ -153,9 +151,13 @@ def _as_metric(found: dict[str, Tensor], masks: bool) -> Target:
     return told
 
 
-def _metric(masks: bool, by_class: bool) -> MeanAveragePrecision:
+def _metric(masks: bool, whole: bool) -> MeanAveragePrecision:
+    """Of one process that sees the whole side, by class too; or of several that see a part each."""
     metric = MeanAveragePrecision(
-        iou_type=("bbox", "segm") if masks else "bbox", class_metrics=by_class, backend="faster_coco_eval"
+        iou_type=("bbox", "segm") if masks else "bbox",
+        class_metrics=whole,
+        backend="faster_coco_eval",
+        sync_on_compute=not whole,
     )
     metric.warn_on_many_detections = False
     return metric

@@ -14,7 +14,7 @@ from atconv import runs
 from atconv.dense.detection.data import picture_tensor
 from atconv.dense.detection.figures import draw_found
 from atconv.dense.detection.model import open_detector
-from atconv.dense.pictures import free_names
+from atconv.dense.pictures import drawn_files
 from atconv.images import read_image
 
 __all__ = ["Detections", "predict"]
@@ -61,8 +61,9 @@ def predict(
     opened = open_detector(run)
     opened.model.to(runs.pick_device(device))
     folder = Path(out) if out is not None else Path(run) / "predictions"
+    files = drawn_files(images, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for path, name in zip(images, free_names(images), strict=True):
+    for path, file in zip(images, files, strict=True):
         try:
             image = picture_tensor(read_image(path, opened.mode))
         except (ValueError, OSError) as error:
@@ -71,11 +72,11 @@ def predict(
         found = opened.find(image)
         kept = found["scores"] >= threshold
         drawn = draw_found(image, found, opened.classes, threshold)
-        Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(folder / name)
+        Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(file)
         yield Detections(
             str(path),
             [opened.classes[label - 1] for label in found["labels"][kept].tolist()],
             found["scores"][kept].tolist(),
             found["boxes"][kept].tolist(),
-            str(folder / name),
+            str(file),
         )

@@ -15,37 +15,46 @@ from torchvision.transforms import v2
 from atconv.datasets.mask_folder import IGNORED, MaskSide
 from atconv.dense.segmentation.config import SegmentationConfig
 from atconv.dense.segmenter import DIVISOR
-from atconv.images import Mode, mode_for, normalization
+from atconv.images import Mode, PrepareImage, normalization
 
 __all__ = ["SegmentTransform", "augmentation", "equal_batches", "example"]
 
 
+_LONGEST = 10  # times the shorter side
+
+
 class SegmentTransform:
     """What evaluation does to any PIL image → C H W: shorter side resized, normalised, padded to multiples of
-    32 at the right and bottom."""
+    32 at the right and bottom. Of pictures more than ten times as long as wide the longer side is resized."""
 
     def __init__(
         self, in_chans: int, short_side: int, mean: Sequence[float] | None, std: Sequence[float] | None
     ) -> None:
-        self.in_chans, self.short_side, self.mode = in_chans, short_side, mode_for(in_chans)
+        self.in_chans, self.short_side, self.prepare = in_chans, short_side, PrepareImage(in_chans)
+        self.mode = self.prepare.mode
         self.mean, self.std = normalization(in_chans, mean, std)
         self.steps = v2.Compose(
             [
-                v2.Resize(short_side, antialias=True),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(list(self.mean), list(self.std)),
             ]
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        x = self.steps(v2.functional.pil_to_tensor(image.convert(self.mode)))
+        x = v2.functional.pil_to_tensor(self.prepare(image))
+        x = self.steps(v2.functional.resize(x, list(self.resized(x.shape[-2:])), antialias=True))
         height, width = x.shape[-2:]
         return F.pad(x, (0, -width % DIVISOR, 0, -height % DIVISOR))
 
+    def resized(self, size: Sequence[int]) -> tuple[int, int]:
+        """Height and width before padding."""
+        short = max(min(size), -(-max(size) // _LONGEST))
+        height, width = (max(1, self.short_side * side // short) for side in size)
+        return height, width
+
     def undo(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits of a padded input, … K H W, at the size of its picture (height, width)."""
-        short = min(size)
-        height, width = (self.short_side * side // short for side in size)  # as v2.Resize rounds
+        height, width = self.resized(size)
         shown = logits[..., :height, :width]
         return F.interpolate(shown, size=size, mode="bilinear", align_corners=False)
 

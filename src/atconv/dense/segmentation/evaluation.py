@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 from atconv import runs
-from atconv.datasets.folders import choose_side
 from atconv.datasets.mask_folder import IGNORED, MaskSide, open_masks
 from atconv.dense.segmentation.data import equal_batches
 from atconv.dense.segmentation.figures import draw_side
@@ -66,11 +65,10 @@ def evaluate(
     """
     console = console or plain_console()
     opened = open_segmenter(run)
-    sides = open_masks(data, console, classes=opened.classes)
-    name = choose_side(sides, split, data)
+    [(name, side)] = open_masks(data, console, classes=opened.classes, split=split).items()
     opened.model.to(runs.pick_device(device))
     folder = Path(run) / "evaluation" / f"{Path(data).resolve().name}-{name}"
-    found = report_side(opened, sides[name], f"{run} on {data}, {name} side", batch_size, folder, console)
+    found = report_side(opened, side, f"{run} on {data}, {name} side", batch_size, folder, console)
     write_json(folder / "metrics.json", {"side": name, **asdict(found)})
     console.print(f"written to {folder}: metrics.json, per_class.csv, predictions.png", soft_wrap=True)
     return found, folder

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from atconv import runs
-from atconv.dense.pictures import free_names
+from atconv.dense.pictures import drawn_files
 from atconv.dense.segmentation.figures import draw_found
 from atconv.dense.segmentation.model import open_segmenter
 from atconv.images import read_image
@@ -56,17 +56,18 @@ def predict(
     opened = open_segmenter(run)
     opened.model.to(runs.pick_device(device))
     folder = Path(out) if out is not None else Path(run) / "predictions"
+    files, masks = drawn_files(images, folder), drawn_files(images, folder / "masks")
     (folder / "masks").mkdir(parents=True, exist_ok=True)
-    for path, name in zip(images, free_names(images), strict=True):
+    for path, file, mask in zip(images, files, masks, strict=True):
         try:
             image = read_image(path, opened.transform.mode)
         except (ValueError, OSError) as error:
             yield Segments(str(path), error=str(error))
             continue
         found = opened.classify(opened.transform(image)[None], (image.height, image.width))[0]
-        Image.fromarray(found.byte().numpy()).save(folder / "masks" / name)
-        draw_found(image, found, opened.classes, folder / name)
+        Image.fromarray(found.byte().numpy()).save(mask)
+        draw_found(image, found, opened.classes, file)
         indices, counts = found.unique(return_counts=True)
         order = counts.argsort(descending=True)
         shares = {opened.classes[int(indices[i])]: int(counts[i]) / found.numel() for i in order}
-        yield Segments(str(path), shares, str(folder / "masks" / name), str(folder / name))
+        yield Segments(str(path), shares, str(mask), str(file))
