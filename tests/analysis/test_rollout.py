@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers import AttentionRope
 from torch import Tensor, nn
 
 from atconv.analysis.rollout import collect_attention, rollout
@@ -24,6 +25,15 @@ def test_collected_weights_give_the_layers_output(name: str) -> None:
     values = layer.qkv(tokens).reshape(2, 12, 3, 4, 8)[:, :, 2].transpose(1, 2)
     mixed = layer.proj((weights @ values).transpose(1, 2).flatten(2))
     assert_close(mixer(x).flatten(2).transpose(1, 2), mixed, 1e-5)
+
+
+def test_keys_that_several_heads_share() -> None:
+    layer: Any = AttentionRope(32, num_heads=4, num_kv_heads=2, qkv_fused=False, num_prefix_tokens=0).eval()
+    randomise(layer)
+    x = torch.randn(2, 12, 32)
+    (weights,) = collect_attention(layer, x).values()
+    values = layer.v_proj(x).reshape(2, 12, 2, 8).transpose(1, 2).repeat_interleave(2, dim=1)
+    assert_close(layer(x), layer.proj((weights @ values).transpose(1, 2).flatten(2)), 1e-5)
 
 
 def test_every_layer_of_a_vit_is_collected_and_the_model_left_alone() -> None:

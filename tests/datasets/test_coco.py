@@ -183,6 +183,21 @@ def test_a_picture_on_its_side_is_measured_upright(tmp_path: Path) -> None:
         open_coco(data, False, QUIET, check_images=how)  # type: ignore[arg-type]
 
 
+def test_coco_is_read_as_it_comes(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=2)
+    plain = open_coco(data, True, QUIET)
+    (data / "annotations").mkdir()
+    for side in ("train", "val"):
+        (data / f"{side}.json").rename(data / "annotations" / f"instances_{side}2017.json")
+        (data / "images" / side).rename(data / f"{side}2017")
+    found = open_coco(data, True, QUIET)
+    assert {name: side.images for name, side in found.items()} == {n: s.images for n, s in plain.items()}
+    assert found["val"].folder == data / "val2017"
+    (data / "train.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"several annotation files for train: train.json, annotations/inst"):
+        open_coco(data, True, QUIET)
+
+
 def test_a_run_does_not_go_on_with_other_annotations(tmp_path: Path) -> None:
     data, run = annotated_folder(tmp_path / "data", train=3, val=1), Run(tmp_path / "run")
     run.path.mkdir()

@@ -260,6 +260,9 @@ def test_the_report_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "blocks.1.attn" in told
     assert f"{row.parameters[0]:,} → {row.parameters[1]:,}" in told
     assert "left alone: blocks.0.attn (not chosen)" in told
+    assert report.multiply_adds is not None
+    assert told.splitlines()[0].endswith("MMACs")
+    assert f"{report.multiply_adds[0] / 1e6:.3f} → {report.multiply_adds[1] / 1e6:.3f}" in told
 
 
 def test_some_blocks_can_be_chosen() -> None:

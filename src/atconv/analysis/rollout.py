@@ -78,9 +78,10 @@ def _weights(layer: Any, x: Tensor, rope: Tensor | None) -> Tensor:
     if layer.qkv is not None:
         q, k, _ = layer.qkv(x).reshape(batch, count, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     else:
-        q, k = (
-            part(x).reshape(batch, count, heads, -1).transpose(1, 2) for part in (layer.q_proj, layer.k_proj)
-        )
+        q = layer.q_proj(x).reshape(batch, count, heads, -1).transpose(1, 2)
+        shared = heads // getattr(layer, "num_kv_heads", heads)  # queries to a key
+        k = layer.k_proj(x).reshape(batch, count, heads // shared, -1).transpose(1, 2)
+        k = k.repeat_interleave(shared, dim=1)
     q, k = layer.q_norm(q), layer.k_norm(k)
     if rope is not None:
         first, half = layer.num_prefix_tokens, layer.rotate_half

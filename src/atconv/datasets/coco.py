@@ -4,6 +4,8 @@
     DATA/train.json, val.json, test.json      one COCO file a side; val and test may be missing
     DATA/annotations.json                     instead, where there are no sides
 
+or as COCO itself comes: DATA/annotations/instances_train2017.json beside DATA/train2017/.
+
 Category ids may be any numbers; labels count the categories from 1, in the order of their ids.
 """
 
@@ -111,24 +113,40 @@ def open_coco(
         ValueError: no such folder or files, or annotations that are wrong: each is named.
     """
     data = Path(data)
-    found = {side: data / f"{side}.json" for side in SIDES if (data / f"{side}.json").is_file()}
-    if not found and (data / "annotations.json").is_file():
-        found = {"train": data / "annotations.json"}
-    if not found:
-        raise ValueError(
-            f"{data} does not exist or has no annotations: give a folder with images/ and train.json, "
-            "val.json (COCO's format), or annotations.json"
-        )
+    found = _annotation_files(data)
     if split is not None:
         name = choose_side(found, split, data)
         found = {name: found[name]}
     sides = {}
     for name, file in found.items():
-        side = _read_side(file, image_folder(data, name), masks, classes)
+        year = file.stem.removeprefix("instances_")  # COCO's own: train2017/ for instances_train2017.json
+        folder = data / year if file.parent != data else image_folder(data, name)
+        side = _read_side(file, folder, masks, classes)
         _check_pictures(side, file, check_images, console)
         classes = classes or side.classes
         sides[name] = side
     return sides
+
+
+def _annotation_files(data: Path) -> dict[str, Path]:
+    """SIDE.json; or as COCO itself comes, annotations/instances_SIDE….json; or annotations.json alone."""
+    found: dict[str, Path] = {}
+    for side in SIDES:
+        own = [data / f"{side}.json", *sorted((data / "annotations").glob(f"instances_{side}*.json"))]
+        there = [file for file in own if file.is_file()]
+        if len(there) > 1:
+            told = ", ".join(str(file.relative_to(data)) for file in there)
+            raise ValueError(f"{data} has several annotation files for {side}: {told}; leave one")
+        if there:
+            found[side] = there[0]
+    if not found and (data / "annotations.json").is_file():
+        found = {"train": data / "annotations.json"}
+    if not found:
+        raise ValueError(
+            f"{data} does not exist or has no annotations: give a folder with images/ and train.json, "
+            "val.json (COCO's format), or annotations.json; or COCO's own, with annotations/ and train2017/"
+        )
+    return found
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:

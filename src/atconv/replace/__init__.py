@@ -50,8 +50,9 @@ class ReplacementReport:
 
     def __str__(self) -> str:
         whole = Replacement("whole model", "", self.parameters, self.multiply_adds, copied=True)
-        rows = [("attention", "parameters", "GMACs")]
-        rows += [_row(one) for one in (*self.replaced, whole)]
+        unit, size = ("GMACs", 1e9) if max(self.multiply_adds or (0,)) >= 1e9 else ("MMACs", 1e6)
+        rows = [("attention", "parameters", unit)]
+        rows += [_row(one, size) for one in (*self.replaced, whole)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = [
             f"{name:<{widths[0]}}  {parameters:>{widths[1]}}  {counted:>{widths[2]}}".rstrip()
@@ -64,9 +65,9 @@ class ReplacementReport:
         return "\n".join(lines)
 
 
-def _row(one: Replacement) -> tuple[str, str, str]:
+def _row(one: Replacement, size: float) -> tuple[str, str, str]:
     before, after = one.parameters
-    counted = "" if one.multiply_adds is None else " → ".join(f"{n / 1e9:.3f}" for n in one.multiply_adds)
+    counted = "" if one.multiply_adds is None else " → ".join(f"{n / size:.3f}" for n in one.multiply_adds)
     return one.name, f"{before:,} → {after:,}", counted
 
 
