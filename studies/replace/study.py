@@ -4,8 +4,8 @@
     python studies/replace/study.py time              # milliseconds of inference
     python studies/replace/study.py report
 
-Run and time on an idle machine: seconds are part of the answer. What could be chosen was chosen by the
-accuracy on 5,000 held-out training images of seed 0 (`val_top1`); the test images judge.
+Run and time on an idle machine: seconds are part of the answer. `val_top1` is the accuracy on 5,000 training
+images that are held out: whoever changes a constant chooses by it, and the test images judge.
 """
 
 from __future__ import annotations

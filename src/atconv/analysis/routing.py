@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +49,10 @@ def collect_kernels(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {name: found[name].detach() for name in layers if name in found}
 
 
-@contextmanager
-def hold_kernels(model: nn.Module) -> Iterator[None]:
+def hold_kernels(model: nn.Module) -> AbstractContextManager[None]:
     """While it is open, no gradient passes through the kernels of a model's ATConv mixers: what an input
     changes by making other kernels does not count, only the way of the values does."""
-    with _kernels_through(model, lambda name, made: made.detach()):
-        yield
+    return _kernels_through(model, lambda name, made: made.detach())
 
 
 _MIXERS = (ATConv2d, ATConvTokens)

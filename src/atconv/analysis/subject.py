@@ -176,6 +176,7 @@ class Subject:
     def fields(self) -> list[Field]:
         """The receptive field of every stage that ends in a map; its global self-attention's rollout."""
         some, found = self._some(_SOME), []
+        routed = any(self.routes(layer) for layer in self.layers)
         try:
             weights = collect_attention(self.model, self._some(_FEW))
         except ValueError:  # no attention
@@ -187,7 +188,7 @@ class Subject:
                 "gradient": receptive_field(features, some),
                 "one picture": receptive_field(features, some[:1]),
             }
-            if any(self.routes(layer) for layer in self.layers):
+            if routed:
                 with hold_kernels(self.model):
                     views["kernels held"] = receptive_field(features, some)
             if layers:

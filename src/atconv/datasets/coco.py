@@ -212,12 +212,15 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _category_problems(categories: Sequence[dict[str, Any]]) -> Iterator[str]:
-    ids = [category["id"] for category in categories]
-    for i, number in enumerate(ids):
-        if not _is_id(number) or type(number) is not type(ids[0]):
+    seen: set[Any] = set()
+    for category in categories:
+        number = category["id"]
+        if not _is_id(number) or type(number) is not type(categories[0]["id"]):
             yield f"category {number!r}: ids must be whole numbers, or all of them names"
-        elif number in ids[:i]:
+            continue
+        if number in seen:
             yield f"category {number!r}: another category has this id"
+        seen.add(number)
 
 
 def _image_problems(images: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -230,9 +233,7 @@ def _image_problems(images: Sequence[dict[str, Any]]) -> Iterator[str]:
             if image[name] in values:
                 yield f"image {image['id']}: another image has {name} {image[name]!r}"
             values.add(image[name])
-        if not all(
-            _is_id(image[n]) and isinstance(image[n], int) and image[n] > 0 for n in ("width", "height")
-        ):
+        if not all(_is_whole(image[name], 1) for name in ("width", "height")):
             yield f"image {image['id']}: width and height must be whole numbers, at least 1"
 
 
@@ -291,7 +292,7 @@ def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
 def _runs_problem(segmentation: dict[str, Any], size: list[int]) -> str | None:
     counts = segmentation["counts"]
     if isinstance(counts, list):
-        if not all(_is_id(run) and isinstance(run, int) and run >= 0 for run in counts):
+        if not all(_is_whole(run, 0) for run in counts):
             return f"its run lengths are not whole numbers from 0 on: {_MENDED}"
         if sum(counts) != size[0] * size[1]:
             return f"its run lengths add up to {sum(counts)}, not to {size[0]} × {size[1]}: {_MENDED}"
@@ -339,6 +340,10 @@ def _check_pictures(side: CocoSide, file: Path, how: str, console: Console) -> N
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: Any) -> bool:

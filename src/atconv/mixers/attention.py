@@ -96,12 +96,15 @@ class WindowAttention(nn.Module):
         shifts = [self.shift if side > self.window else 0 for side in (height, width)]
         maps = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, beside, 0, below))
         regions = _regions((height, width), (below, beside), shifts, x.device)
-        maps = maps.roll([-shift for shift in shifts], (1, 2))
+        if any(shifts):
+            maps = maps.roll([-shift for shift in shifts], (1, 2))
         sides = self.window, self.window
         windows = window_partition(maps, sides).flatten(1, 2)
         mixed = self.attention(windows, self._mask(regions, x.dtype))
         maps = window_reverse(mixed.unflatten(1, sides), sides, height + below, width + beside)
-        return maps.roll(shifts, (1, 2))[:, :height, :width].permute(0, 3, 1, 2)
+        if any(shifts):
+            maps = maps.roll(shifts, (1, 2))
+        return maps[:, :height, :width].permute(0, 3, 1, 2)
 
     def _mask(self, regions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """0 where two cells of a window may see each other, −∞ where not: windows, cells, cells."""

@@ -9,6 +9,7 @@ A study is a YAML file:
       ATConv: {token_mixer: atconv}
       depthwise 7×7: {token_mixer: depthwise7}
       pooling: {token_mixer: pooling, seeds: 3}
+      attention late: {token_mixer: [atconv, atconv, attention, attention]}      # by stage
 
 Widths are adjusted until each variant has the reference's parameters to 2 %. Each run adds a row to
 results.csv; a run that has a row is not run again, an interrupted one goes on.

@@ -121,19 +121,19 @@ class Study:
             )
         return best
 
-    def _heads(self, variant: Variant, widths: Sequence[int]) -> list[int]:
-        """Attention heads of each stage; 1 in stages without attention."""
-        found = [1] * len(widths)
+    def _heads(self, variant: Variant, widths: Sequence[int]) -> dict[int, int]:
+        """Attention heads by stage, of the stages that have attention."""
+        found = {}
         with torch.device("meta"):
             for name, module in self.build(variant, widths).named_modules():
                 if isinstance(heads := getattr(module, "num_heads", None), int):
                     found[int(name.split(".")[1])] = heads  # stages.2.…
         return found
 
-    def _keeps(self, variant: Variant, widths: Sequence[int], heads: list[int]) -> bool:
+    def _keeps(self, variant: Variant, widths: Sequence[int], heads: dict[int, int]) -> bool:
         """Whether a variant of these widths has these heads, each of a multiple of 4 channels."""
-        even = all(width % (_STEP * count) == 0 for width, count in zip(widths, heads, strict=True))
-        return even and self._heads(variant, widths) == heads
+        even = all(widths[stage] % (_STEP * count) == 0 for stage, count in heads.items())
+        return not heads or (even and self._heads(variant, widths) == heads)
 
 
 def read_study(path: str | Path) -> Study:
