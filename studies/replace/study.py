@@ -30,6 +30,7 @@ from torchvision.datasets import FashionMNIST
 import atconv
 from atconv.timing import by_turns
 from atconv.training.checkpoint import read_rows, write_atomically, write_rows
+from atconv.training.devices import available_precision
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
@@ -86,6 +87,11 @@ def batches(data: Data, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]
         yield torch.where(mirrored[:, None, None, None], images.flip(3), images), data.labels[index]
 
 
+def autocast() -> torch.autocast:
+    """bfloat16 where this CPU has it."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=available_precision("bf16", "cpu") == "bf16")
+
+
 def scaled(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
@@ -97,7 +103,7 @@ def fit(model: nn.Module, data: Data, seed: int, steps: int, lr: float) -> float
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     for images, labels in batches(data, seed, steps):
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss = F.cross_entropy(model(images), labels, label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
@@ -139,7 +145,7 @@ def distilled(data: Data, seed: int) -> tuple[nn.Module, float]:
     atconv.replace_attention(model)
     steps = short_steps(data)
     started = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         fitting = int(DISTILLING * steps)
         print(atconv.distill_blocks(model, teacher, batches(data, seed + 100, fitting), fitting))
     fit(model, data, seed + 200, steps - fitting, TUNING_LR)

@@ -25,12 +25,20 @@ def test_one_process_on_the_cpu(tmp_path: object) -> None:
     assert accelerator.mixed_precision == "no"
 
 
-def test_half_precision_on_a_cpu_is_bfloat16_and_said(
-    tmp_path: object, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = LoopConfig(device="cpu", tracker="none", precision="fp16")
-    assert make_accelerator(config, str(tmp_path)).mixed_precision == "bf16"
-    assert "bf16" in capsys.readouterr().out
+@pytest.mark.parametrize("asked", ["fp16", "bf16"])
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_a_cpu_trains_in_the_precision_that_it_has_and_says_so(
+    asked: str, has_bf16: bool, tmp_path: object, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    config = LoopConfig(device="cpu", tracker="none", precision=asked)
+    taken = "bf16" if has_bf16 else "fp32"
+    mixed = make_accelerator(config, str(tmp_path)).mixed_precision
+    assert mixed == ("bf16" if has_bf16 else "no")
+    assert capsys.readouterr().out == (
+        "" if asked == taken else f"this CPU has no fast {asked}: training in {taken}\n"
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -51,7 +51,7 @@ class LoopConfig:
     ema_warmup: bool = True
     """let the average start short and grow to ema_decay"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """autocast dtype; fp16 needs a GPU, on a CPU bf16 takes its place"""
+    """autocast dtype; on a CPU bf16 takes the place of fp16, and fp32 that of both where it has no bf16"""
     compile: bool = False
     """compile the model with torch.compile"""
     shard: bool = False

@@ -18,6 +18,7 @@ from atconv.classification.study.summary import paired_differences
 from atconv.runs import pick_device
 from atconv.timing import TURNS, by_turns
 from atconv.training.checkpoint import read_rows, write_rows
+from atconv.training.devices import available_precision
 from atconv.training.loop import make_optimizer
 from atconv.training.progress import make_table, plain_console, track
 
@@ -73,7 +74,8 @@ def _forward(model: nn.Module, images: Tensor, precision: str) -> None:
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    taken = available_precision(precision, device.type)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(taken)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 

@@ -14,7 +14,9 @@ from rich.console import Console
 from atconv.classification.config import ClassificationConfig
 from atconv.classification.study.plan import Study, Variant, multiply_adds
 from atconv.classification.train import resume, train
+from atconv.runs import pick_device
 from atconv.training.checkpoint import read_rows, write_atomically, write_rows
+from atconv.training.devices import available_precision
 from atconv.training.progress import plain_console
 
 __all__ = ["run_study"]
@@ -92,6 +94,7 @@ def _add_row(table: Path, study: Study, variant: Variant, seed: int, run: Path) 
         "multiply_adds": multiply_adds(study, variant),
         "seconds": f"{sum(float(epoch['seconds']) for epoch in read_rows(run / 'metrics.csv')):.0f}",
         "widths": _told(study.widths[variant.name]),
+        "precision": available_precision(study.recipe.precision, pick_device(study.recipe.device).type),
     }
     with FileLock(run.parent / "results.lock"):
         write_rows(table, [*read_rows(table), row])
