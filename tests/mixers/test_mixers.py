@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from atconv.mixers import MIXERS, create_mixer, mixer_names
@@ -273,7 +274,7 @@ def test_maps_of_any_size_keep_it(
 @pytest.mark.parametrize("name", mixer_names())
 def test_multiply_adds_are_those_that_torch_counts(name: str, size: Position) -> None:
     mixer = create_mixer(name, 48).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         mixer(torch.randn(1, 48, *size))
     counted = counter.get_total_flops() // 2
     if name == "involution":  # torch does not count products of elements
@@ -315,7 +316,7 @@ def test_each_stage_may_have_a_mixer_of_its_own() -> None:
     ]
     assert [block.token_mixer.shift for block in model.stages[1].blocks] == [0, 2]
     assert model.stages[2].blocks[0].token_mixer.kernel_size == 5
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.randn(1, 3, 64, 96))
     assert model.multiply_adds(64, 96) == counter.get_total_flops() // 2
 
