@@ -14,10 +14,10 @@ import statistics
 import time
 
 import torch
-from machine import machine_line
 from torch import nn
 
 from atconv.models import SiT, create_sit
+from machine import machine_line
 
 LATENTS = (32, 64, 128)
 NAMES = {"attention": "sit_b_2", "hybrid": "sit_hybrid_b_2", "ATConv": "sit_atconv_b_2"}

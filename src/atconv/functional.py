@@ -63,7 +63,7 @@ def pool_context(x: Tensor, bins: int, grid: bool = False) -> Tensor:
     if grid and side * side != bins:
         raise ValueError(f"pool_context: the bins of a grid must be a square, got {bins}")
     # On MPS adaptive pooling takes only sizes that the bins divide (pytorch issue 96056).
-    if _exporting() or x.device.type == "mps":
+    if _symbolic() or x.device.type == "mps":
         cells = (_bin_means(x, side, 2), side, 3) if grid else (x.flatten(2), bins, 2)
         return _bin_means(*cells).flatten(2)
     if grid:
@@ -176,7 +176,7 @@ def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor) -> Tensor:
         raise ValueError(
             f"dynamic_depthwise_conv2d: {batch} samples take {batch} kernels or 1, got {kernel.shape[0]}"
         )
-    if _exporting() or batch == 0:
+    if _symbolic() or batch == 0:
         return _shifted_products(x, kernel)
     if _conv_by_sample(x):
         pairs = zip(x.split(1), kernel.unsqueeze(2).unbind(0), strict=True)
@@ -258,8 +258,7 @@ def _conv_by_sample(x: Tensor) -> bool:
 
     On a CPU, once a sample is large enough to hide the cost of a call; on GPUs calls cost more.
     """
-    large = not torch.compiler.is_compiling() and x.device.type == "cpu" and x[0].numel() >= _LARGE_SAMPLE
-    return large and _channels_last(x)
+    return x.device.type == "cpu" and x[0].numel() >= _LARGE_SAMPLE and _channels_last(x)
 
 
 def _flatten_positions(x: Tensor) -> Tensor:
@@ -274,13 +273,14 @@ def _channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-# Export. Adaptive pooling converts to ONNX with the traced size baked in, and a convolution with
-# B·C groups does not convert at all. The two forms below are the same functions, written so that
-# batch, height and width stay symbols. They are slower in eager mode.
+# Compiling and export. Adaptive pooling converts to ONNX with the traced size baked in, and a convolution
+# with B·C groups does not convert at all; torch.compile makes both anew for every size. The two forms below
+# are the same functions, written so that batch, height and width stay symbols. A compiler fuses them;
+# in eager mode they are slower.
 
 
-def _exporting() -> bool:
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+def _symbolic() -> bool:
+    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
 def _bin_means(x: Tensor, bins: int, dim: int) -> Tensor:

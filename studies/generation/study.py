@@ -21,10 +21,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import report
 import timing
 from families import FAMILIES, GUIDANCE, HERE, JUDGE, RUNS, SAMPLES, SEEDS, STEPS
 
+import report
 from atconv.training.checkpoint import read_rows
 
 SAMPLING = ["--sampler", "heun", "--steps", str(STEPS), "--guidance", str(GUIDANCE)]

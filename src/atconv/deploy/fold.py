@@ -10,7 +10,7 @@ from timm.layers import LayerNorm2d, LayerScale2d, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from atconv.models.attnet import AttNet, AttNetBlock, AttNetStage, ConvGLU
+from atconv.models.attnet import AttNet, AttNetBlock, AttNetStage, ConvGLU, gated_product
 from atconv.modules import ATConv2d
 
 __all__ = ["FoldedConvGLU", "fold"]
@@ -23,8 +23,8 @@ def fold(model: AttNet) -> AttNet:
     >>> fast = atconv.deploy.fold(model)                # same outputs; `model` stays as it is
 
     BatchNorm goes into the convolution before it, LayerNorm's affine part into the projections after it,
-    LayerScale into the projection before it, RMSNorm's weight into the projection after it; the gate's two
-    halves get a projection each. What comes out cannot be trained.
+    LayerScale into the projection before it, RMSNorm's weight into the projection after it. What comes out
+    cannot be trained.
 
     Args:
         model: in eval mode. Blocks with other token mixers than ATConv keep the norm before the mixer.
@@ -65,26 +65,24 @@ class FoldedConvGLU(nn.Module):
 
     def __init__(self, glu: ConvGLU, norm: LayerNorm2d, scale: nn.Module) -> None:
         super().__init__()
-        first, last = _absorb_affine(glu.fc1, norm), _absorb_scale(glu.fc2, scale)
-        self.gate, self.value = (_conv1x1(*half) for half in zip(*_halves(first), strict=True))
+        self.gate_proj = _absorb_affine(glu.gate_proj, norm)
+        self.value_proj = _absorb_affine(glu.value_proj, norm)
         self.dwconv, self.act = glu.dwconv, glu.act
+        last = _absorb_scale(glu.out_proj, scale)
         weight, bias = _weights(last)
         self.eps = None
         if isinstance(glu.norm, RmsNorm2d):
             self.eps = glu.norm.eps
             weight = weight * glu.norm.weight.double()[:, None, None]
-        self.fc2 = _conv1x1(weight.to(last.weight), None)
+        self.out_proj = _conv1x1(weight.to(last.weight), None)
         self.bias = nn.Parameter(bias[:, None, None].to(last.weight), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated = self.act(self.dwconv(self.gate(x))) * self.value(x)
-        mixed = self.fc2(gated)
+        gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         if self.eps is None:
-            return mixed + self.bias
-        wide = torch.promote_types(gated.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(gated, dim=1, keepdim=True, dtype=wide)
-        size = torch.rsqrt(norm.square() / gated.shape[1] + self.eps)
-        return torch.addcmul(self.bias, mixed, size.to(mixed.dtype))
+            return self.out_proj(self.act(gate) * value) + self.bias
+        gated, inverse = gated_product(gate, value, self.eps)
+        return torch.addcmul(self.bias, self.out_proj(gated), inverse)
 
 
 def _fold_stage(stage: AttNetStage) -> None:
@@ -123,11 +121,6 @@ def _absorb_scale(layer: Any, scale: nn.Module) -> Any:
         gamma = scale.gamma.double()
         weight, bias = weight * gamma.view(-1, *[1] * (weight.ndim - 1)), bias * gamma
     return _with(layer, weight, bias)
-
-
-def _halves(layer: nn.Conv2d) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    assert layer.bias is not None
-    return layer.weight.chunk(2), layer.bias.chunk(2)
 
 
 def _weights(layer: Any) -> tuple[Tensor, Tensor]:

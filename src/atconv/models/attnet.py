@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
@@ -50,6 +51,8 @@ class Stem(nn.Module):
         self.norm2 = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":  # norms over channels and 1×1 convolutions agree on this layout
+            x = x.contiguous(memory_format=torch.channels_last)
         return self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
 
 
@@ -62,19 +65,75 @@ class ConvGLU(nn.Module):
     def __init__(self, dim: int, expansion: float, norm: bool) -> None:
         super().__init__()
         self.hidden = 2 * int(dim * expansion) // 3
-        self.fc1 = nn.Conv2d(dim, 2 * self.hidden, 1)
+        # A layer each: halves of a common output would be copied before they are used.
+        self.gate_proj = nn.Conv2d(dim, self.hidden, 1)
+        self.value_proj = nn.Conv2d(dim, self.hidden, 1)
         self.dwconv = nn.Conv2d(self.hidden, self.hidden, 3, padding=1, groups=self.hidden)
         self.act = nn.GELU()
         self.norm = RmsNorm2d(self.hidden, eps=1e-6) if norm else nn.Identity()
-        self.fc2 = nn.Conv2d(self.hidden, dim, 1)
+        self.out_proj = nn.Conv2d(self.hidden, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.fc1(x).chunk(2, dim=1)
-        return self.fc2(self.norm(self.act(self.dwconv(gate)) * value))
+        gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
+        if not (isinstance(self.norm, RmsNorm2d) and _bare(self.norm, self.act, self.out_proj)):
+            return self.out_proj(self.norm(self.act(gate) * value))
+        if gate.dtype == torch.float16:  # its range is too small for a product that is normalised afterwards
+            return self.out_proj(self.norm(self.act(gate) * value))
+        # The norm divides a position by one number. Behind the projection these are fewer channels.
+        gated, inverse = gated_product(gate, value, self.norm.eps)
+        projected = F.conv2d(gated, self.out_proj.weight * self.norm.weight[:, None, None])
+        assert self.out_proj.bias is not None
+        return torch.addcmul(self.out_proj.bias.to(projected)[:, None, None], projected, inverse)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        dim = self.fc2.out_channels
-        return height * width * self.hidden * (3 * dim + 9)
+        return height * width * self.hidden * (3 * self.out_proj.out_channels + 9)
+
+
+def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """GELU(gate)·value, B C H W, and 1/√(mean_c of its squares + eps), B 1 H W."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the compiler fuses what is plain
+        return _GatedProduct.apply(gate, value, eps)
+    return _gated_product(gate, value, eps)
+
+
+def _gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    product = F.gelu(gate) * value if torch.is_grad_enabled() else F.gelu(gate).mul_(value)
+    wide = torch.promote_types(product.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(product, dim=1, keepdim=True, dtype=wide)
+    return product, torch.rsqrt(norm.square() / product.shape[1] + eps).to(product.dtype)
+
+
+class _GatedProduct(torch.autograd.Function):
+    """`_gated_product` that keeps four maps fewer for its gradient and passes over memory half as often.
+
+    All that it keeps is input or output, and its backward is made of differentiable operations, so it
+    can be differentiated twice.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return _gated_product(gate, value, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:2], *output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, value, product, inverse = ctx.saved_tensors
+        grad_product, grad_inverse = grads
+        of_squares = -inverse * inverse * inverse * grad_inverse / product.shape[1]
+        grad = torch.addcmul(grad_product, product, of_squares)
+        return torch.ops.aten.gelu_backward(grad * value, gate), grad * F.gelu(gate), None
+
+
+def _bare(*modules: nn.Module) -> bool:
+    """Whether modules are the plain layers they were built as, that nobody wrapped or watches: then
+    their weights may be used without calling them."""
+    plain = (nn.Conv2d, nn.GELU, RmsNorm2d)
+    return all(type(m) in plain and not (m._forward_hooks or m._forward_pre_hooks) for m in modules)
 
 
 class AttNetBlock(nn.Module):

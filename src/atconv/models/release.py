@@ -45,6 +45,7 @@ _ATTNET_RENAMES: tuple[tuple[str, str], ...] = (
     (r"\.token_mixer\.proj\.", ".token_mixer.out_proj."),
     (r"\.token_mixer\.difference_control$", ".token_mixer.alpha"),
     (r"\.channel_mixer\.norm_layer\.", ".channel_mixer.norm."),
+    (r"\.channel_mixer\.fc2\.", ".channel_mixer.out_proj."),
     (r"\.layer_scale_([12])\.", r".ls\1."),
     (r"\.norm_([12])\.", r".norm\1."),
     (r"^norm\.", "head.norm."),
@@ -168,10 +169,16 @@ def to_sit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_attnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename (and reshape) a release state dict to ours; names that are already ours stay."""
+    """Rename, reshape and cut a release state dict to ours; names that are already ours stay."""
     renamed = {}
     for name, tensor in state.items():
         name = _renamed(name, _ATTNET_RENAMES)
+        head, joint, part = name.partition(".channel_mixer.fc1.")
+        if joint:  # gate and value come from one layer there
+            gate, value = tensor.chunk(2)
+            renamed[f"{head}.channel_mixer.gate_proj.{part}"] = gate
+            renamed[f"{head}.channel_mixer.value_proj.{part}"] = value
+            continue
         if name.endswith("context_proj.weight") and tensor.ndim == 4:
             tensor = tensor[:, :, 0, 0]
         renamed[name] = tensor

@@ -1,0 +1,81 @@
+"""All speed tables in one go.
+
+    make bench            # every measurement that has no result yet; stop it and start it as you like
+    make bench-quick      # six ratios in three minutes
+
+Run it on an otherwise idle machine. Results lie in benchmarks/results/MACHINE/, one file a measurement;
+delete those that shall be taken again. MACHINE.md beside the folder is written from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from commands import commands
+from inference import compiled, eager
+from machine import dtypes, machine_line, machine_name
+from operators import operators
+from quick import print_ratios
+from report import write_report
+from sizes import sizes
+from training import memory, seconds
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def jobs() -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    """Every measurement by the name of its file."""
+    found: dict[str, Callable[[], list[dict[str, Any]]]] = {}
+    for dtype in dtypes():
+        told = str(dtype).removeprefix("torch.")
+        found |= {
+            f"eager-8-{told}": partial(eager, dtype, 8),
+            f"eager-1-{told}": partial(eager, dtype, 1),
+            f"training-{told}": partial(seconds, dtype),
+            f"memory-{told}": partial(memory, dtype),
+            f"operators-{told}": partial(operators, dtype),
+        }
+    found |= {"commands": commands, "sizes": sizes}
+    for dtype in dtypes():  # the compiler takes minutes
+        told = str(dtype).removeprefix("torch.")
+        found |= {
+            f"compiled-8-{told}": partial(compiled, dtype, 8),
+            f"compiled-training-{told}": partial(seconds, dtype, compile=True),
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="print six ratios, write nothing")
+    parser.add_argument("--report", action="store_true", help="write the tables of what is there")
+    given = parser.parse_args()
+    line, folder = machine_line(), RESULTS / machine_name()
+    print(line)
+    if given.quick:
+        print_ratios()
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, job in {} if given.report else jobs().items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            continue
+        print(f"{name} …", flush=True)
+        started = time.perf_counter()
+        torch.compiler.reset()
+        rows = job()
+        path.write_text(json.dumps({"machine": line, "rows": rows}, indent=1) + "\n")
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"written: {write_report(folder)}")
+
+
+if __name__ == "__main__":
+    main()

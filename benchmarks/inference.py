@@ -1,0 +1,59 @@
+"""AttNet-T2 against its floor, its plain transcription, and models of timm."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from atconv import deploy
+from atconv.timing import by_turns
+from floor import floor_seconds, list_products
+from models import OTHERS, attnet, check_floor, check_same, images, other, plain
+
+__all__ = ["compiled", "eager"]
+
+Rows = list[dict[str, Any]]
+
+
+@torch.inference_mode()
+def eager(dtype: torch.dtype, batch: int) -> Rows:
+    """Seconds of a batch: the floor, ours as it comes and folded, the plain one, and others."""
+    x = images(batch, dtype=dtype)
+    models: dict[str, nn.Module] = {"plain": plain(dtype), "as it comes": attnet(dtype)}
+    models["folded"] = deploy.fold(attnet()).to(dtype)
+    for name in ("as it comes", "folded"):
+        check_same(models["plain"], models[name], x)
+    models |= {told: other(name, dtype) for told, name in OTHERS.items()}
+    return _beside_floor(dtype, batch, {name: partial(model, x) for name, model in models.items()})
+
+
+@torch.inference_mode()
+def compiled(dtype: torch.dtype, batch: int) -> Rows:
+    """The same for torch.compile, folded ours beside ConvNeXt-T; and how long the compiler took."""
+    x, calls, took = images(batch, dtype=dtype), {}, {}
+    models = {"folded": deploy.fold(attnet()).to(dtype), "ConvNeXt-T": other(OTHERS["ConvNeXt-T"], dtype)}
+    for name, model in models.items():
+        made = torch.compile(model, fullgraph=True)
+        started = time.perf_counter()
+        made(x)
+        took[name] = time.perf_counter() - started
+        check_same(model, made, x)
+        calls[name] = partial(made, x)
+    return [{**row, "compile": took.get(row["model"])} for row in _beside_floor(dtype, batch, calls)]
+
+
+def _beside_floor(dtype: torch.dtype, batch: int, calls: Mapping[str, Callable[[], object]]) -> Rows:
+    """The floor is measured before and after the models, since a machine's speed drifts."""
+    check_floor()
+    products = list_products(attnet(), images(batch))
+    before = sum(floor_seconds(products, dtype).values())
+    seconds = by_turns(calls)
+    kinds = floor_seconds(products, dtype)
+    floor = {"model": "floor", "seconds": statistics.mean([before, sum(kinds.values())]), "kinds": kinds}
+    return [floor, *({"model": name, "seconds": seconds[name]} for name in calls)]

@@ -1,0 +1,85 @@
+"""One mixer layer alone, by map size: ATConv, its plain transcription, attention, a static convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib import pyplot as plt
+from torch import Tensor, nn
+
+from atconv import ATConv2d
+from atconv.mixers import create_mixer
+from atconv.timing import by_turns
+from plain import PlainATConv
+
+__all__ = ["SIDES", "draw", "operators"]
+
+DIM = 64
+SIDES = (14, 28, 56, 112, 256)
+MOST_POSITIONS = 112**2  # that attention is trained on: a turn at 256² would take a minute
+NAMES = ("ATConv", "plain ATConv", "self-attention", "window attention 7×7", "static depthwise 3×3")
+
+
+def _mixers() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    ours = ATConv2d(DIM)
+    made = (
+        ours,
+        PlainATConv(ours),
+        create_mixer("attention", DIM),
+        create_mixer("window_attention", DIM),
+        create_mixer("atconv_neither", DIM),
+    )
+    return dict(zip(NAMES, made, strict=True))
+
+
+def operators(dtype: torch.dtype, sides: Sequence[int] = SIDES) -> list[dict[str, Any]]:
+    """Seconds of forward, and of forward and backward, for one map of 64 channels, channels last."""
+    mixers = {name: mixer.to(dtype) for name, mixer in _mixers().items()}
+    rows = []
+    for side in sides:
+        x = torch.randn(1, DIM, side, side).to(dtype).contiguous(memory_format=torch.channels_last)
+        ours, transcribed = (mixers[name](x).float() for name in NAMES[:2])
+        assert (ours - transcribed).norm() < (1e-5 if dtype == torch.float32 else 3e-2) * ours.norm()
+        calls: dict[tuple[str, bool], Callable[[], None]] = {}
+        for name, mixer in mixers.items():
+            calls[name, False] = partial(_forward, mixer, x)
+            if name != "self-attention" or side**2 <= MOST_POSITIONS:
+                calls[name, True] = partial(_train, mixer, x.detach().clone().requires_grad_())
+        for (name, trained), seconds in by_turns(calls).items():
+            rows.append({"mixer": name, "side": side, "backward": trained, "seconds": seconds})
+    return rows
+
+
+@torch.inference_mode()
+def _forward(mixer: nn.Module, x: Tensor) -> None:
+    mixer(x)
+
+
+def _train(mixer: nn.Module, x: Tensor) -> None:
+    mixer(x).sum().backward()
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Milliseconds against the side of the map."""
+    matplotlib.use("agg")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharey=True)
+    for axis, backward in zip(axes, (False, True), strict=True):
+        for name, marker in zip(NAMES, "osD^v", strict=True):
+            own = [row for row in rows if row["mixer"] == name and row["backward"] == backward]
+            sides = [row["side"] for row in own]
+            axis.plot(sides, [1000 * row["seconds"] for row in own], f"{marker}-", label=name)
+        axis.set(xscale="log", yscale="log", xlabel="side of one square map, positions")
+        axis.set_title("forward and backward" if backward else "forward")
+        axis.set_xticks(SIDES, [str(side) for side in SIDES])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(f"milliseconds, {DIM} channels")
+    axes[0].legend(fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

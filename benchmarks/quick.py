@@ -1,0 +1,53 @@
+"""Six ratios, one for each table, in a few minutes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from atconv.allocator import REFUSE_VARIABLE
+from inference import eager
+from operators import operators
+from sizes import sizes
+from training import memory, seconds
+
+__all__ = ["print_ratios"]
+
+_PASS = "from models import *; import time, atconv; atconv.tune_allocator(); m, x = attnet(), images(8)\n" + (
+    "import torch\nwith torch.inference_mode():\n for _ in range(3): t = time.perf_counter(); m(x)\n"
+    "print(time.perf_counter() - t)"
+)
+
+
+def print_ratios() -> None:
+    """Print them, each as soon as it is known."""
+    found = {row["model"]: row["seconds"] for row in eager(torch.float32, 8)}
+    _tell("as it comes ÷ floor of products", found["as it comes"] / found["floor"])
+    _tell("folded ÷ floor of products", found["folded"] / found["floor"])
+    _tell("folded ÷ ConvNeXt-T", found["folded"] / found["ConvNeXt-T"])
+    steps = {row["model"]: row["seconds"] for row in seconds(torch.float32)}
+    peaks = {row["model"]: row["bytes"] for row in memory(torch.float32)}
+    _tell(
+        f"training step, plain ÷ ours (memory ours ÷ plain: {peaks['ours'] / peaks['plain']:.2f})",
+        steps["plain"] / steps["ours"],
+    )
+    default, tuned = (_fresh(refuse) for refuse in ("1", "0"))
+    _tell("forward pass in a fresh process, system's allocator ÷ tuned", default / tuned)
+    grown = {row["side"]: row["seconds"] for row in sizes((224, 1024), False) if row["model"] == "AttNet-T2"}
+    _tell("seconds a pixel, 1024² ÷ 224²", grown[1024] / grown[224] * (224 / 1024) ** 2)
+    layers = {(r["mixer"], r["backward"]): r["seconds"] for r in operators(torch.float32, (56,))}
+    _tell("self-attention ÷ ATConv, forward, 56²", layers["self-attention", False] / layers["ATConv", False])
+
+
+def _tell(what: str, ratio: float) -> None:
+    print(f"{ratio:6.2f} ×  {what}", flush=True)
+
+
+def _fresh(refuse: str) -> float:
+    environment = os.environ | {REFUSE_VARIABLE: refuse, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", _PASS]
+    return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

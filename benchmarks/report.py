@@ -1,0 +1,177 @@
+"""From measurements to one page with its figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import operators
+import sizes
+
+__all__ = ["write_report"]
+
+Rows = list[dict[str, Any]]
+# From the project's aims: ours ÷ floor by form and dtype.
+AIMS = {
+    ("as it comes", "float32"): 1.35,
+    ("as it comes", "bfloat16"): 1.65,
+    ("folded", "float32"): 1.3,
+    ("folded", "bfloat16"): 1.5,
+    ("compiled", "float32"): 1.12,
+    ("compiled", "bfloat16"): 1.12,
+}
+
+
+def write_report(folder: Path) -> Path:
+    """Write MACHINE.md beside the folder MACHINE, and its figures into the folder.
+
+    Returns:
+        the page.
+    """
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    rows: dict[str, Rows] = {name: told["rows"] for name, told in found.items()}
+    lines = [
+        "# Speed of AttNet-T2 and its operator\n",
+        *(f"{line}\n" for line in dict.fromkeys(told["machine"] for told in found.values())),
+        "Medians of 7 turns after 2 of warm-up; what stands in one table ran by turns in one process.",
+        "Written by `make bench`.\n",
+    ]
+    sections = (_inference, _others, _training, _commands, _sizes, _operators)
+    lines += [line for section in sections for line in section(rows, folder)]
+    page = folder.with_suffix(".md")
+    page.write_text("\n".join(lines) + "\n")
+    return page
+
+
+def _inference(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
+    yield "## Against the floor\n"
+    yield "The floor: every product and convolution of the model at its own size, each alone in its best form"
+    yield "and layout. Plain: the mathematics written down directly (`benchmarks/plain.py`). Batch 8, 224².\n"
+    cells = []
+    for dtype in ("float32", "bfloat16"):
+        for job, forms in (("eager", ("plain", "as it comes", "folded")), ("compiled", ("folded",))):
+            own = {row["model"]: row for row in rows.get(f"{job}-8-{dtype}", [])}
+            for form in forms if own else ():
+                told = "compiled" if job == "compiled" else form
+                ratio = own[form]["seconds"] / own["floor"]["seconds"]
+                aim = AIMS.get((told, dtype))
+                cells.append(
+                    (dtype, f"{told}, folded" if job == "compiled" else told, _ms(own[form]["seconds"]),
+                     _ms(own["floor"]["seconds"]), f"{ratio:.2f} ×", f"≤ {aim}" if aim else "")
+                )  # fmt: skip
+    yield from _table(("dtype", "form", "ms", "floor, ms", "÷ floor", "aim"), cells)
+    for name, told in rows.items():
+        if name.startswith("eager-8"):
+            kinds = told[0]["kinds"]
+            parts = ", ".join(
+                f"{kind} {_ms(kinds[kind])}" for kind in sorted(kinds, key=kinds.get, reverse=True)
+            )
+            yield f"The floor's products in {name.removeprefix('eager-8-')}, ms: {parts}.\n"
+        if name.startswith("compiled-8"):
+            took = {row["model"]: row["compile"] for row in told}
+            yield f"Compiling took {took['folded']:.0f} s; ConvNeXt-T, {took['ConvNeXt-T']:.0f} s.\n"
+
+
+def _others(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
+    yield "## Beside other models\n"
+    yield "Milliseconds at 224², eager; compiled where it says so. AttNet-T2 has 4.73 GMACs, ConvNeXt-T 4.46,"
+    yield "Swin-T 4.36, DeiT-S 4.25.\n"
+    cells = []
+    for dtype in ("float32", "bfloat16"):
+        for job in ("eager-8", "eager-1", "compiled-8"):
+            own = {row["model"]: _ms(row["seconds"]) for row in rows.get(f"{job}-{dtype}", [])}
+            if own:
+                mode, batch = job.split("-")
+                names = ("as it comes", "folded", "ConvNeXt-T", "Swin-T", "DeiT-S")
+                cells.append((dtype, mode, batch, *(own.get(name, "–") for name in names)))
+    heads = ("dtype", "mode", "batch", "AttNet-T2", "folded", "ConvNeXt-T", "Swin-T", "DeiT-S")
+    yield from _table(heads, cells)
+
+
+def _training(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
+    yield "## Training\n"
+    yield "A step of AttNet-T2, batch 8, 224², AdamW; bfloat16 is autocast. Memory: peak of forward and"
+    yield "backward above the idle model, each in a fresh process.\n"
+    cells = []
+    for name, told in rows.items():
+        if name.startswith(("training-", "compiled-training-")):
+            dtype, base = name.rsplit("-", 1)[1], told[0]["seconds"]
+            for row in told:
+                took = f"{row['compile']:.0f} s" if row["compile"] else ""
+                cells.append(
+                    (dtype, row["model"], _ms(row["seconds"]), f"{base / row['seconds']:.2f} ×", took)
+                )
+    yield from _table(("dtype", "model", "ms a step", "faster than plain", "compiling took"), cells)
+    for name, told in rows.items():
+        if name.startswith("memory-"):
+            taken = {row["model"]: row["bytes"] for row in told}
+            yield (
+                f"Memory in {name.removeprefix('memory-')}: plain {taken['plain'] / 2**20:.0f} MiB, ours "
+                f"{taken['ours'] / 2**20:.0f} MiB, {taken['ours'] / taken['plain']:.2f} ×.\n"
+            )
+
+
+def _commands(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
+    yield "## The commands, with the system's allocator and the tuned one\n"
+    yield "AttNet-T2 at 224², batches of 8, start-up left out. Medians of 3 turns of whole commands.\n"
+    seconds = {(row["command"], row["tuned"]): row["seconds"] for row in rows.get("commands", [])}
+    cells = []
+    for command in dict.fromkeys(name for name, _ in seconds):
+        default, tuned = seconds[command, False], seconds[command, True]
+        cells.append((f"`atconv {command}`", _ms(default), _ms(tuned), f"{default / tuned:.2f} ×"))
+    yield from _table(("command", "ms an image, system", "tuned", "faster"), cells)
+
+
+def _sizes(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
+    own = rows.get("sizes", [])
+    yield "## As images grow\n"
+    if own:
+        sizes.draw(own, folder / "sizes.png")
+        yield f"![Time a pixel and memory against the side of an image]({folder.name}/sizes.png)\n"
+    cells = []
+    for name in dict.fromkeys(row["model"] for row in own):
+        mine = {row["side"]: row for row in own if row["model"] == name}
+        a_pixel = {side: 1e9 * row["seconds"] / side**2 for side, row in mine.items()}
+        cells.append(
+            (name, *(f"{value:.0f}" for value in a_pixel.values()), f"{a_pixel[1024] / a_pixel[224]:.2f} ×",
+             *(f"{mine[side]['bytes'] / 2**20:.0f}" for side in (224, 1024)))
+        )  # fmt: skip
+    heads = (
+        "ns a pixel",
+        *(f"{side}²" for side in sizes.SIDES),
+        "1024² ÷ 224²",
+        "MiB at 224²",
+        "MiB at 1024²",
+    )
+    yield from _table(heads, cells)
+
+
+def _operators(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
+    yield "## One layer\n"
+    yield f"Milliseconds for one map of {operators.DIM} channels, channels last; self-attention is torch's.\n"
+    for name, told in rows.items():
+        if not name.startswith("operators-"):
+            continue
+        dtype = name.removeprefix("operators-")
+        operators.draw(told, folder / f"{name}.png")
+        yield f"![Time of one layer against the side of its map]({folder.name}/{name}.png)\n"
+        found = {(row["mixer"], row["side"], row["backward"]): _ms(row["seconds"], 2) for row in told}
+        cells = [
+            (dtype, "forward and backward" if backward else "forward", f"{side}²",
+             *(found.get((mixer, side, backward), "–") for mixer in operators.NAMES))
+            for backward in (False, True)
+            for side in operators.SIDES
+        ]  # fmt: skip
+        yield from _table(("dtype", "pass", "map", *operators.NAMES), cells)
+
+
+def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    for row in (heads, ["---"] * len(heads), *cells):
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _ms(seconds: float, digits: int = 0) -> str:
+    return f"{1000 * seconds:.{digits}f}"
