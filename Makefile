@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-generate demo-detect demo-segment test test-all lint format bench clean
+.PHONY: demo demo-generate demo-detect demo-segment test test-all lint format bench bench-quick clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -33,8 +33,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	for script in mixer_layer sit_velocity; do \
-	  ATCONV_KEEP_ALLOCATOR=1 $(BIN)/python benchmarks/$$script.py; $(BIN)/python benchmarks/$$script.py; done
+	$(BIN)/python benchmarks/bench.py
+
+bench-quick: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench.py --quick
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

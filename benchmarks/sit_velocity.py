@@ -3,7 +3,7 @@
 The three take turns in one process (A B C A B C …); medians after warm-up. Run it on an otherwise idle
 machine:
 
-    make bench
+    python benchmarks/sit_velocity.py
 
 Prints a Markdown table with the machine it was measured on.
 """

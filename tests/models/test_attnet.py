@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import atconv
-from atconv.models.attnet import VARIANTS, AttNet
+from atconv.models.attnet import VARIANTS, AttNet, ConvGLU, gated_product
 from atconv.models.release import to_attnet
 from helpers import assert_close, reference, release_shapes, release_state, tiny_attnet, under
 
@@ -452,3 +453,95 @@ def test_release_weights_keep_every_parameter_in_its_place(tmp_path: Path) -> No
 def test_models_are_built_on_a_device_and_in_a_dtype() -> None:
     assert next(timm.create_model("attnet_xxs", dtype=torch.bfloat16).parameters()).dtype == torch.bfloat16
     assert next(timm.create_model("attnet_xxs", device="meta").parameters()).is_meta
+
+
+# The channel mixer: the norm behind its last projection, and the gate's own gradient.
+
+
+def plain_glu(glu: ConvGLU, x: Tensor) -> Tensor:
+    """The channel mixer as its definition reads."""
+    product = F.gelu(glu.dwconv(glu.gate_proj(x))) * glu.value_proj(x)
+    size = (product.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    return glu.out_proj(product / size * glu.norm.weight[:, None, None])
+
+
+def norm_glu() -> ConvGLU:
+    torch.manual_seed(0)
+    glu = ConvGLU(6, 4, norm=True).double()
+    for parameter in glu.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return glu
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_channel_mixer_and_its_gradients_are_those_of_its_definition(
+    memory_format: torch.memory_format,
+) -> None:
+    glu = norm_glu()
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    cotangent = torch.randn(2, 6, 5, 4, dtype=torch.float64)
+    inputs = [x, *glu.parameters()]
+    assert_close(glu(x), plain_glu(glu, x), 1e-12)
+    with torch.no_grad():
+        assert_close(glu(x), plain_glu(glu, x), 1e-12)
+    expected = torch.autograd.grad(plain_glu(glu, x), inputs, cotangent)
+    for ours, theirs in zip(torch.autograd.grad(glu(x), inputs, cotangent), expected, strict=True):
+        assert_close(ours, theirs, 1e-12)
+
+
+def test_the_gates_gradient_is_right_twice() -> None:
+    torch.manual_seed(0)
+    gate, value = (torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(gated_product, (gate, value, 1e-6))
+    assert torch.autograd.gradgradcheck(gated_product, (gate, value, 1e-6))
+
+
+def test_the_gate_leaves_its_inputs_as_they_are() -> None:
+    gate, value = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    kept = gate.clone(), value.clone()
+    with torch.no_grad():
+        gated_product(gate, value, 1e-6)
+    assert torch.equal(gate, kept[0])
+    assert torch.equal(value, kept[1])
+
+
+def test_gradients_of_single_samples() -> None:
+    glu, x = norm_glu(), torch.randn(3, 6, 4, 4, dtype=torch.float64)
+    weights = dict(glu.named_parameters())
+
+    def loss(weights: dict[str, Tensor], one: Tensor) -> Tensor:
+        return torch.func.functional_call(glu, weights, one[None]).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
+    for i in range(len(x)):
+        for name, expected in torch.func.grad(loss)(weights, x[i]).items():
+            assert_close(found[name][i], expected, 1e-12)
+
+
+@pytest.mark.parametrize("layer", ["norm", "act", "out_proj"])
+def test_layers_that_somebody_watches_or_wraps_are_called(layer: str) -> None:
+    glu, x = norm_glu(), torch.randn(2, 6, 5, 4, dtype=torch.float64)
+    expected, seen = glu(x), []
+    hook = getattr(glu, layer).register_forward_hook(lambda *_: seen.append(1))
+    assert_close(glu(x), expected, 1e-12)
+    assert seen == [1]
+    hook.remove()
+
+    class Doubled(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.inner(x)
+
+    setattr(glu, layer, Doubled(getattr(glu, layer)))
+    assert not torch.allclose(glu(x), expected)
+
+
+def test_under_autocast_the_maps_stay_in_bfloat16() -> None:
+    model, seen = tiny_attnet(glu_norm=True, ls_init_value=None), []
+    model.stages[0].blocks[0].register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(2, 3, 32, 32))
+    assert seen == [torch.bfloat16]
