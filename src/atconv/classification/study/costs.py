@@ -47,6 +47,8 @@ def time_study(study: Study, out: Path, console: Console | None = None) -> Path:
             "training_step": f"{seconds[name, 'step']:.4f}",
             "inference_batch": f"{seconds[name, 'pass']:.4f}",
             "batch": str(batch),
+            "threads": str(torch.get_num_threads()),
+            "precision": available_precision(recipe.precision, device.type),
         }
         for name in models
     ]
