@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from commands import commands
+from deployed import deployed
 from inference import compiled, eager
 from machine import dtypes, machine_line, machine_name
 from operators import operators
@@ -43,14 +44,14 @@ def jobs() -> dict[str, Callable[[], list[dict[str, Any]]]]:
             f"memory-{told}": partial(memory, dtype),
             f"operators-{told}": partial(operators, dtype),
         }
-    found |= {"commands": commands, "sizes": sizes}
+    found |= {"commands": commands, "sizes": sizes, "deployed-1": partial(deployed, 1)}
     for dtype in dtypes():  # the compiler takes minutes
         told = str(dtype).removeprefix("torch.")
         found |= {
             f"compiled-8-{told}": partial(compiled, dtype, 8),
             f"compiled-training-{told}": partial(seconds, dtype, compile=True),
         }
-    return found
+    return found | {"deployed-8": partial(deployed, 8)}
 
 
 def main() -> None:

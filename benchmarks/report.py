@@ -38,7 +38,7 @@ def write_report(folder: Path) -> Path:
         "Medians of 7 turns after 2 of warm-up; what stands in one table ran by turns in one process.",
         "Written by `make bench`.\n",
     ]
-    sections = (_inference, _others, _training, _commands, _sizes, _operators)
+    sections = (_inference, _others, _training, _commands, _sizes, _operators, _deployed)
     lines += [line for section in sections for line in section(rows, folder)]
     page = folder.with_suffix(".md")
     page.write_text("\n".join(lines) + "\n")
@@ -165,6 +165,21 @@ def _operators(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
             for side in operators.SIDES
         ]  # fmt: skip
         yield from _table(("dtype", "pass", "map", *operators.NAMES), cells)
+
+
+def _deployed(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
+    yield "## As a file\n"
+    yield "AttNet-T2 at 224², float32 but for int8. Errors are relative to PyTorch's largest logit.\n"
+    found = {batch: {row["file"]: row for row in rows.get(f"deployed-{batch}", [])} for batch in (1, 8)}
+    cells = []
+    for told in dict.fromkeys(name for own in found.values() for name in own):
+        own = {batch: named[told] for batch, named in found.items() if told in named}
+        cells.append(
+            (told, *(_ms(own[batch]["seconds"]) if batch in own else "–" for batch in (1, 8)),
+             *(f"{max(row.get(key, 0) for row in own.values()):{form}}" for key, form in
+               (("error", ".0e"), ("writing", ".0f"))))
+        )  # fmt: skip
+    yield from _table(("form", "ms, batch 1", "ms, batch 8", "error", "seconds to write"), cells)
 
 
 def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[str]:
