@@ -29,7 +29,7 @@ TRAIN, TEST, FEW = 48, 48, 8
 ATCONV = [sys.executable, "-m", "atconv.cli"]
 TRAINING = (
     "--model attnet_t2 --image_size 224 --epochs 1 --batch_size 8 --lr_batch 8 --workers 0 --tracker none "
-    "--val_fraction 0.1"
+    "--val_fraction 0.1 --warmup_epochs 0"
 )
 
 
