@@ -40,18 +40,17 @@ def jobs() -> dict[str, Callable[[], list[dict[str, Any]]]]:
         found |= {
             f"eager-8-{told}": partial(eager, dtype, 8),
             f"eager-1-{told}": partial(eager, dtype, 1),
-            f"training-{told}": partial(seconds, dtype),
             f"memory-{told}": partial(memory, dtype),
             f"operators-{told}": partial(operators, dtype),
         }
-    found |= {"commands": commands, "sizes": sizes, "deployed-1": partial(deployed, 1)}
+    found |= {"commands": commands, "sizes": sizes, "deployed": deployed}
     for dtype in dtypes():  # the compiler takes minutes
         told = str(dtype).removeprefix("torch.")
         found |= {
             f"compiled-8-{told}": partial(compiled, dtype, 8),
-            f"compiled-training-{told}": partial(seconds, dtype, compile=True),
+            f"training-{told}": partial(seconds, dtype, compile=True),
         }
-    return found | {"deployed-8": partial(deployed, 8)}
+    return found
 
 
 def main() -> None:

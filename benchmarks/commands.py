@@ -34,8 +34,11 @@ TRAINING = (
 
 
 def commands() -> list[dict[str, Any]]:
-    """Seconds an image of each command, with the system's allocator and the tuned one: medians of turns."""
-    found: dict[tuple[str, bool], list[float]] = {}
+    """Seconds an image and peak memory of each command, with the system's allocator and the tuned one.
+
+    Seconds are medians of turns, memory the most of any.
+    """
+    found: dict[tuple[str, bool], list[tuple[float, int]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _draw(folder / "data", TRAIN)
@@ -43,12 +46,15 @@ def commands() -> list[dict[str, Any]]:
         for turn in range(TURNS):
             for tuned in (False, True):
                 run = folder / f"run-{turn}-{tuned}"
-                for command, seconds in _measure(folder, run, tuned).items():
-                    found.setdefault((command, tuned), []).append(seconds)
-    return [
-        {"command": command, "tuned": tuned, "seconds": statistics.median(values)}
-        for (command, tuned), values in found.items()
-    ]
+                for command, measured in _measure(folder, run, tuned).items():
+                    found.setdefault((command, tuned), []).append(measured)
+    rows = []
+    for (command, tuned), turns in found.items():
+        seconds, peaks = zip(*turns, strict=True)
+        rows.append(
+            {"command": command, "tuned": tuned, "seconds": statistics.median(seconds), "bytes": max(peaks)}
+        )
+    return rows
 
 
 def _draw(folder: Path, count: int) -> None:
@@ -59,26 +65,38 @@ def _draw(folder: Path, count: int) -> None:
         Image.fromarray(random.integers(0, 256, (224, 224, 3), np.uint8)).save(path)
 
 
-def _measure(folder: Path, run: Path, tuned: bool) -> dict[str, float]:
+def _measure(folder: Path, run: Path, tuned: bool) -> dict[str, tuple[float, int]]:
+    """Seconds an image and peak memory, by command."""
     data, test = str(folder / "data"), str(folder / "test")
-    _call(tuned, "train", data, *TRAINING.split(), "--out", str(run))
+    training = _call(tuned, "train", data, *TRAINING.split(), "--out", str(run))
     with (run / "metrics.csv").open() as file:
         rate = float(next(csv.DictReader(file))["images_per_second"])
-    _call(tuned, "evaluate", str(run), test, "--batch_size", "8", "--workers", "0")
+    evaluating = _call(tuned, "evaluate", str(run), test, "--batch_size", "8", "--workers", "0")
     evaluated = json.loads(next(run.glob("evaluation/*/metrics.json")).read_text())
-    seconds = {"train": 1 / rate, "evaluate": 1 / evaluated["images_per_second"]}
     started = time.perf_counter()
     pictures = sorted(map(str, Path(test).rglob("*.png")))
     _call(tuned, "predict", str(run), *pictures[:FEW])
     between = time.perf_counter()
-    _call(tuned, "predict", str(run), *pictures)
+    predicting = _call(tuned, "predict", str(run), *pictures)
     # starting up takes the same for few pictures and for many
-    seconds["predict"] = (time.perf_counter() - 2 * between + started) / (TEST - FEW)
-    return seconds
+    an_image = (time.perf_counter() - 2 * between + started) / (TEST - FEW)
+    return {
+        "train": (1 / rate, training),
+        "evaluate": (1 / evaluated["images_per_second"], evaluating),
+        "predict": (an_image, predicting),
+    }
 
 
-def _call(tuned: bool, *arguments: str) -> None:
+def _call(tuned: bool, *arguments: str) -> int:
+    """Run a command; the peak of its resident memory in bytes."""
     environment = os.environ | {REFUSE_VARIABLE: "0" if tuned else "1", "COLUMNS": "200"}
-    done = subprocess.run([*ATCONV, *arguments], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"atconv {' '.join(arguments)}: {done.stderr or done.stdout}")
+    with tempfile.TemporaryFile("w+") as told:
+        process = subprocess.Popen(
+            [*ATCONV, *arguments], env=environment, stdout=told, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            told.seek(0)
+            raise RuntimeError(f"atconv {' '.join(arguments)}: {told.read()}")
+    return usage.ru_maxrss * 1024

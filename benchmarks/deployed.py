@@ -15,39 +15,66 @@ from torch import Tensor
 
 from atconv import deploy
 from atconv.timing import by_turns
+from machine import dtypes
 from models import attnet, images
 
 __all__ = ["deployed"]
 
 Call = Callable[[Tensor], Tensor]
-SIDE = 224
+BATCHES = (1, 8)
+COARSE = ("ONNX Runtime, int8", "OpenVINO, bfloat16")
 
 
-def deployed(batch: int) -> list[dict[str, Any]]:
-    """Seconds of a batch in every format, by turns; and seconds that writing the file took."""
-    model, x = deploy.fold(attnet()), images(batch)
-    rows = {"PyTorch, folded": {"file": "PyTorch, folded"}}
+def deployed() -> list[dict[str, Any]]:
+    """Seconds of batches of 1 and 8 in every format, by turns; and seconds that writing the file took."""
+    model = deploy.fold(attnet())
+    rows: dict[str, dict[str, Any]] = {"PyTorch, folded": {"file": "PyTorch, folded"}}
     calls: dict[str, Call] = {"PyTorch, folded": model}
     with tempfile.TemporaryDirectory() as name:
-        for told, (write, read) in _formats(batch).items():
+        for told, (write, read) in _formats().items():
             path = Path(name) / told.replace(" ", "-").replace(",", "")
+            path = path.with_suffix(".pt2" if told in ("torch.export", "AOTInductor") else ".onnx")
             started = time.perf_counter()
-            write(model, path.with_suffix(".pt2" if "torch" in told or "AOT" in told else ".onnx"))
+            write(model, path)
             rows[told] = {"file": told, "writing": time.perf_counter() - started}
-            calls[told] = read(path.with_suffix(".pt2" if "torch" in told or "AOT" in told else ".onnx"))
-            if "int8" in told:
-                _check_int8(calls[told](x), model(x))
-            else:
-                rows[told]["error"] = deploy.largest_error(calls[told], model, [tuple(x.shape)])
-                assert rows[told]["error"] < 1e-4, rows[told]
-        with torch.inference_mode():
-            seconds = by_turns({told: partial(call, x) for told, call in calls.items()})
-    return [{**row, "seconds": seconds[told]} for told, row in rows.items()]
+            calls[told] = read(path)
+            rows[told] |= _checked(told, calls[told], model)
+        seconds = {batch: _seconds(calls, batch) for batch in BATCHES}
+    return [
+        {**rows[told], "batch": batch, "seconds": own}
+        for batch, of in seconds.items()
+        for told, own in of.items()
+    ]
 
 
-def _formats(batch: int) -> dict[str, tuple[Callable[[Any, Path], object], Callable[[Path], Call]]]:
+@torch.inference_mode()
+def _seconds(calls: dict[str, Call], batch: int) -> dict[str, float]:
+    own = {told: call for told, call in calls.items() if batch in _batches(told)}
+    return by_turns({told: partial(call, images(batch)) for told, call in own.items()})
+
+
+def _batches(told: str) -> tuple[int, ...]:
+    """Those that a format takes."""
+    return tuple(batch for batch in BATCHES if "fixed" not in told or told.endswith(f" {batch}"))
+
+
+@torch.inference_mode()
+def _checked(told: str, call: Call, model: Call) -> dict[str, float]:
+    """Compare a file's answers with the model's."""
+    shapes = [(batch, 3, 224, 224) for batch in _batches(told)]
+    if told in COARSE:  # the same network, coarser: random weights blow rounding up
+        for shape in shapes:
+            x = images(shape[0])
+            assert torch.cosine_similarity(call(x), model(x)).min() > 0.5, told
+        return {}
+    error = deploy.largest_error(call, model, shapes)
+    assert error < 1e-4, (told, error)
+    return {"error": error}
+
+
+def _formats() -> dict[str, tuple[Callable[[Any, Path], object], Callable[[Path], Call]]]:
     """How each is written and opened."""
-    example, pair = images(batch), images(max(batch, 2))
+    pair = images(2)
 
     def write_int8(model: Any, path: Path) -> None:
         plain = deploy.export_onnx(model, path.with_name("float.onnx"), pair)
@@ -56,30 +83,33 @@ def _formats(batch: int) -> dict[str, tuple[Callable[[Any, Path], object], Calla
     def write_any(model: Any, path: Path) -> None:
         deploy.export_onnx(model, path, pair)
 
+    def write_fixed(batch: int, model: Any, path: Path) -> None:
+        deploy.export_onnx(model, path, images(batch), "fixed")
+
     found: dict[str, tuple[Callable[[Any, Path], object], Callable[[Path], Call]]] = {
         "ONNX Runtime, any size": (write_any, deploy.open_onnx),
-        "ONNX Runtime, fixed batch": (
-            lambda model, path: deploy.export_onnx(model, path, example, "fixed"),
-            deploy.open_onnx,
-        ),
+        **{
+            f"ONNX Runtime, fixed to {batch}": (partial(write_fixed, batch), deploy.open_onnx)
+            for batch in BATCHES
+        },
         "ONNX Runtime, int8": (write_int8, deploy.open_onnx),
         "torch.export": (lambda model, path: deploy.export_torch(model, path, pair), deploy.open_torch),
         "AOTInductor": (lambda model, path: deploy.export_aoti(model, path, pair), deploy.open_aoti),
     }
     if importlib.util.find_spec("openvino") is not None:
-        found["OpenVINO, any size"] = (write_any, _open_openvino)
+        found["OpenVINO, any size"] = (write_any, partial(_open_openvino, precision="f32"))
+        if torch.bfloat16 in dtypes():  # then it is what OpenVINO takes unasked
+            found["OpenVINO, bfloat16"] = (write_any, partial(_open_openvino, precision="bf16"))
     return found
 
 
-def _check_int8(found: Tensor, expected: Tensor) -> None:
-    """It is the same network, coarser: random weights blow rounding up."""
-    alike = torch.cosine_similarity(found, expected).min()
-    assert alike > 0.5, alike
-
-
-def _open_openvino(path: Path) -> Call:
+def _open_openvino(path: Path, precision: str) -> Call:
     import openvino
 
-    threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.compile_model(str(path), "CPU", threads)
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    compiled = openvino.compile_model(str(path), "CPU", options)
     return lambda x: torch.from_numpy(compiled(x.numpy())[0])

@@ -96,7 +96,7 @@ def _training(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "backward above the idle model, each in a fresh process.\n"
     cells = []
     for name, told in rows.items():
-        if name.startswith(("training-", "compiled-training-")):
+        if name.startswith("training-"):
             dtype, base = name.rsplit("-", 1)[1], told[0]["seconds"]
             for row in told:
                 took = f"{row['compile']:.0f} s" if row["compile"] else ""
@@ -116,12 +116,17 @@ def _training(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
 def _commands(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "## The commands, with the system's allocator and the tuned one\n"
     yield "AttNet-T2 at 224², batches of 8, start-up left out. Medians of 3 turns of whole commands.\n"
-    seconds = {(row["command"], row["tuned"]): row["seconds"] for row in rows.get("commands", [])}
+    found = {(row["command"], row["tuned"]): row for row in rows.get("commands", [])}
     cells = []
-    for command in dict.fromkeys(name for name, _ in seconds):
-        default, tuned = seconds[command, False], seconds[command, True]
-        cells.append((f"`atconv {command}`", _ms(default), _ms(tuned), f"{default / tuned:.2f} ×"))
-    yield from _table(("command", "ms an image, system", "tuned", "faster"), cells)
+    for command in dict.fromkeys(name for name, _ in found):
+        default, tuned = found[command, False], found[command, True]
+        cells.append(
+            (f"`atconv {command}`", _ms(default["seconds"]), _ms(tuned["seconds"]),
+             f"{default['seconds'] / tuned['seconds']:.2f} ×",
+             *(f"{row['bytes'] / 2**20:.0f}" for row in (default, tuned)))
+        )  # fmt: skip
+    heads = ("command", "ms an image, system", "tuned", "faster", "peak MiB, system", "tuned")
+    yield from _table(heads, cells)
 
 
 def _sizes(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
@@ -171,10 +176,9 @@ def _deployed(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "## As a file\n"
     yield "AttNet-T2 at 224², float32 but for int8. Errors are relative to PyTorch's largest logit; what int8"
     yield "costs in accuracy `atconv export --int8` tells for a trained model.\n"
-    found = {batch: {row["file"]: row for row in rows.get(f"deployed-{batch}", [])} for batch in (1, 8)}
     cells = []
-    for told in dict.fromkeys(name for own in found.values() for name in own):
-        own = {batch: named[told] for batch, named in found.items() if told in named}
+    for told in dict.fromkeys(row["file"] for row in rows.get("deployed", [])):
+        own = {row["batch"]: row for row in rows["deployed"] if row["file"] == told}
         cells.append(
             (told, *(_ms(own[batch]["seconds"]) if batch in own else "–" for batch in (1, 8)),
              *(f"{max(row[key] for row in own.values()):{form}}" if all(key in row for row in own.values())

@@ -64,8 +64,7 @@ def pool_context(x: Tensor, bins: int, grid: bool = False) -> Tensor:
         raise ValueError(f"pool_context: the bins of a grid must be a square, got {bins}")
     # On MPS adaptive pooling takes only sizes that the bins divide (pytorch issue 96056).
     if _symbolic() or x.device.type == "mps":
-        cells = (_bin_means(x, side, 2), side, 3) if grid else (x.flatten(2), bins, 2)
-        return _bin_means(*cells).flatten(2)
+        return _bin_means(x, bins, grid)
     if grid:
         return F.adaptive_avg_pool2d(x, side).flatten(2)
     return F.adaptive_avg_pool1d(_flatten_positions(x), bins)
@@ -283,16 +282,26 @@ def _symbolic() -> bool:
     return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
-def _bin_means(x: Tensor, bins: int, dim: int) -> Tensor:
-    """Adaptive average pooling of one axis, from running sums taken at the bin edges."""
-    positions = x.shape[dim]
-    index = torch.arange(bins, device=x.device)
+def _bin_means(x: Tensor, bins: int, grid: bool) -> Tensor:
+    """`pool_context` as one product with the share that each position has in each bin."""
+    height, width = x.shape[2:]
+    if grid:
+        side = math.isqrt(bins)
+        rows, columns = _shares(height, side, x), _shares(width, side, x)
+        shares = (rows[:, None, :, None] * columns[:, None]).reshape(bins, height * width)
+    else:
+        shares = _shares(height * width, bins, x)
+    positions = x.flatten(2).transpose(1, 2)
+    return torch.bmm(shares.expand(x.shape[0], -1, -1), positions).transpose(1, 2)
+
+
+def _shares(positions: int, bins: int, like: Tensor) -> Tensor:
+    """The weight of each position in the mean of each bin of adaptive pooling: bins × positions."""
+    index = torch.arange(bins, device=like.device)[:, None]
     start = index * positions // bins
     stop = ((index + 1) * positions + bins - 1) // bins
-    x_last = x.transpose(dim, -1)
-    sums = F.pad(x_last.to(torch.promote_types(x.dtype, torch.float32)).cumsum(-1), (1, 0))
-    means = (sums.index_select(-1, stop) - sums.index_select(-1, start)) / (stop - start)
-    return means.to(x.dtype).transpose(dim, -1)
+    position = torch.arange(positions, device=like.device)
+    return ((position >= start) & (position < stop)).to(like.dtype) / (stop - start)
 
 
 def _shifted_products(x: Tensor, kernel: Tensor) -> Tensor:

@@ -138,7 +138,9 @@ def test_renaming_keeps_every_tensor(state: State) -> None:
     renamed = to_attnet(state)
     split = sum(".fc1." in name for name in state)  # gate and value are one layer there, two here
     assert len(renamed) == len(state) + split
-    values = [torch.cat([t.flatten() for t in tensors.values()]).sort().values for tensors in (renamed, state)]
+    values = [
+        torch.cat([t.flatten() for t in tensors.values()]).sort().values for tensors in (renamed, state)
+    ]
     assert torch.equal(*values)
     assert to_attnet(renamed).keys() == renamed.keys()
 

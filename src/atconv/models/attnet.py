@@ -37,6 +37,13 @@ __all__ = ["PUBLISHED_TOP1", "VARIANTS", "AttNet"]
 _STAGES = 4
 
 
+class GELU(nn.GELU):
+    """Exact GELU of maps. B C H W → same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if torch.compiler.is_compiling() else _maps(super().forward(_rows(x)))
+
+
 class Stem(nn.Module):
     """Conv3×3 → BN → GELU → Conv3×3 → BN, total stride 4, 2 or 1: B in H W → B width H/s W/s."""
 
@@ -46,7 +53,7 @@ class Stem(nn.Module):
             raise ValueError(f"AttNet: stem_stride must be 4, 2 or 1, got {stride}")
         self.conv1 = _conv3x3(in_chans, width // 2, stride=2 if stride > 1 else 1)
         self.norm1 = nn.BatchNorm2d(width // 2)
-        self.act = nn.GELU()
+        self.act = GELU()
         self.conv2 = _conv3x3(width // 2, width, stride=2 if stride > 2 else 1)
         self.norm2 = nn.BatchNorm2d(width)
 
@@ -69,7 +76,7 @@ class ConvGLU(nn.Module):
         self.gate_proj = nn.Conv2d(dim, self.hidden, 1)
         self.value_proj = nn.Conv2d(dim, self.hidden, 1)
         self.dwconv = nn.Conv2d(self.hidden, self.hidden, 3, padding=1, groups=self.hidden)
-        self.act = nn.GELU()
+        self.act = GELU()
         self.norm = RmsNorm2d(self.hidden, eps=1e-6) if norm else nn.Identity()
         self.out_proj = nn.Conv2d(self.hidden, dim, 1)
 
@@ -91,16 +98,19 @@ class ConvGLU(nn.Module):
 
 def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """GELU(gate)·value, B C H W, and 1/√(mean_c of its squares + eps), B 1 H W."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the compiler fuses what is plain
-        return _GatedProduct.apply(gate, value, eps)
-    return _gated_product(gate, value, eps)
+    if torch.compiler.is_compiling():  # the compiler fuses what is plain
+        return _gated_product(gate, value, eps, 1)
+    gate, value = _rows(gate), _rows(value)
+    multiply: Any = _GatedProduct.apply if torch.is_grad_enabled() else _gated_product
+    product, inverse = multiply(gate, value, eps)
+    return _maps(product), _maps(inverse)
 
 
-def _gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _gated_product(gate: Tensor, value: Tensor, eps: float, dim: int = -1) -> tuple[Tensor, Tensor]:
     product = F.gelu(gate) * value if torch.is_grad_enabled() else F.gelu(gate).mul_(value)
-    wide = torch.promote_types(product.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(product, dim=1, keepdim=True, dtype=wide)
-    return product, torch.rsqrt(norm.square() / product.shape[1] + eps).to(product.dtype)
+    norm = torch.linalg.vector_norm(product, dim=dim, keepdim=True)
+    squares = norm.to(torch.promote_types(norm.dtype, torch.float32)).square()
+    return product, torch.rsqrt(squares / product.shape[dim] + eps).to(product.dtype)
 
 
 class _GatedProduct(torch.autograd.Function):
@@ -124,15 +134,25 @@ class _GatedProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, value, product, inverse = ctx.saved_tensors
         grad_product, grad_inverse = grads
-        of_squares = -inverse * inverse * inverse * grad_inverse / product.shape[1]
+        of_squares = -inverse * inverse * inverse * grad_inverse / product.shape[-1]
         grad = torch.addcmul(grad_product, product, of_squares)
-        return torch.ops.aten.gelu_backward(grad * value, gate), grad * F.gelu(gate), None
+        return torch.ops.aten.gelu_backward(grad * value, gate), F.gelu(gate).mul_(grad), None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """B C H W → B H W C, a view. What lies channels-last is contiguous so: on a CPU, GELU is twice as fast."""
+    return x.permute(0, 2, 3, 1)
+
+
+def _maps(x: Tensor) -> Tensor:
+    """B H W C → B C H W, a view."""
+    return x.permute(0, 3, 1, 2)
 
 
 def _bare(*modules: nn.Module) -> bool:
     """Whether modules are the plain layers they were built as, that nobody wrapped or watches: then
     their weights may be used without calling them."""
-    plain = (nn.Conv2d, nn.GELU, RmsNorm2d)
+    plain = (nn.Conv2d, GELU, RmsNorm2d)
     return all(type(m) in plain and not (m._forward_hooks or m._forward_pre_hooks) for m in modules)
 
 
