@@ -140,7 +140,7 @@ class _GatedProduct(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """B C H W → B H W C, a view. What lies channels-last is contiguous so: on a CPU, GELU is twice as fast."""
+    """B C H W → B H W C, a view. Channels-last maps are contiguous so: on a CPU, GELU is twice as fast."""
     return x.permute(0, 2, 3, 1)
 
 
