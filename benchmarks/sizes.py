@@ -64,6 +64,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         ylabel="time, nanoseconds a pixel", title="flat: cost grows as the image does", ylim=(0, None)
     )
     axes[1].set(ylabel="peak memory above the idle model, MiB", title="memory", yscale="log")
+    axes[1].set_yticks(ticks := (20, 50, 100, 200, 500), [str(tick) for tick in ticks])
+    axes[1].minorticks_off()
     for axis in axes:
         axis.set(xlabel="side of one square image, pixels", xticks=SIDES)
         axis.grid(alpha=0.3)
