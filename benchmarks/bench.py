@@ -72,7 +72,9 @@ def main() -> None:
         started = time.perf_counter()
         torch.compiler.reset()
         rows = job()
-        path.write_text(json.dumps({"machine": line, "rows": rows}, indent=1) + "\n")
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({"machine": line, "rows": rows}, indent=1) + "\n")
+        unfinished.replace(path)
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
     print(f"written: {write_report(folder)}")
 

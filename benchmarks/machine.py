@@ -6,6 +6,7 @@ import platform
 import re
 from pathlib import Path
 
+import timm
 import torch
 
 from atconv import tune_allocator
@@ -16,7 +17,7 @@ __all__ = ["dtypes", "machine_line", "machine_name"]
 def machine_line() -> str:
     """Processor, threads, allocator, versions. Tunes the allocator unless ATCONV_KEEP_ALLOCATOR is set."""
     allocator = "glibc, tuned by atconv.tune_allocator" if tune_allocator() else "as the system has it"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
     return (
         f"{_processor()} ({_instructions()}), {torch.get_num_threads()} threads, allocator: {allocator}, "
         f"{versions}."

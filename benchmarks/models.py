@@ -12,10 +12,10 @@ import atconv.models  # noqa: F401  (registers AttNet with timm)
 from floor import list_products
 from plain import plain_attnet
 
-__all__ = ["OTHERS", "attnet", "check_same", "images", "other", "plain"]
+__all__ = ["OTHERS", "attnet", "check_floor", "check_same", "images", "other", "plain"]
 
 NAME = "attnet_t2"
-# of timm: name, and its multiply-adds at 224² as published, in billions
+# of timm
 OTHERS = {
     "ConvNeXt-T": "convnext_tiny",
     "Swin-T": "swin_tiny_patch4_window7_224",

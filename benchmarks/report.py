@@ -71,7 +71,10 @@ def _inference(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
             yield f"The floor's products in {name.removeprefix('eager-8-')}, ms: {parts}.\n"
         if name.startswith("compiled-8"):
             took = {row["model"]: row["compile"] for row in told}
-            yield f"Compiling took {took['folded']:.0f} s; ConvNeXt-T, {took['ConvNeXt-T']:.0f} s.\n"
+            yield (
+                f"Compiling took {took['folded']:.0f} s in {name.removeprefix('compiled-8-')}; ConvNeXt-T, "
+                f"{took['ConvNeXt-T']:.0f} s.\n"
+            )
 
 
 def _others(rows: dict[str, Rows], folder: Path) -> Iterator[str]:

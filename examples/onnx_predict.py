@@ -17,8 +17,8 @@ def prepare(path: str, wanted: dict) -> np.ndarray:
     """A picture as the model takes it, C H W: shorter side resized, centre cut, normalised."""
     image = Image.open(path).convert("L" if wanted["channels"] == 1 else "RGB")
     height, width = wanted["size"]
-    scale = int(min(height, width) / wanted["crop_pct"]) / min(image.size)
-    scaled = (round(image.width * scale), round(image.height * scale))
+    shorter = int(min(height, width) / wanted["crop_pct"])
+    scaled = tuple(int(shorter * side / min(image.size)) for side in image.size)
     image = image.resize(scaled, Image.Resampling[wanted["interpolation"].upper()])
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255

@@ -13,7 +13,8 @@ REFUSE_VARIABLE = "ATCONV_KEEP_ALLOCATOR"
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_THRESHOLD = 1 << 30  # bytes; the largest power of two that mallopt's int takes
+# Bytes: the largest power of two that mallopt's int takes, and the most that older releases of glibc accept.
+_THRESHOLDS = (1 << 30, 1 << 25)
 
 
 def tune_allocator() -> bool:
@@ -35,4 +36,5 @@ def tune_allocator() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # another libc, such as musl
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD)) and bool(mallopt(_M_TRIM_THRESHOLD, _THRESHOLD))
+    kept = bool(mallopt(_M_TRIM_THRESHOLD, _THRESHOLDS[0]))
+    return any(mallopt(_M_MMAP_THRESHOLD, threshold) for threshold in _THRESHOLDS) and kept

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import math
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from atconv.datasets.sources import DigitsSource
 from training.tiny import Finished, atconv, picture_folder, trained_run
 
 QUIET = Console(quiet=True)
+EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_predict.py"
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +54,21 @@ def test_files_compute_what_the_model_does(exported: tuple[Finished, Path], run:
         assert (free(larger) - model(larger)).abs().max() <= 1e-4 * model(larger).abs().max()
 
 
-def test_the_description_is_enough_to_use_the_files(exported: tuple[Finished, Path], run: Path) -> None:
+def test_the_description_is_enough_to_use_the_files(
+    exported: tuple[Finished, Path], run: Path, tmp_path: Path
+) -> None:
     _, folder = exported
     told = json.loads((folder / "export.json").read_text())
     _, transform, classes = package.load(run)
     assert told["classes"] == classes
     asked = told["input"]
     assert (asked["channels"], asked["size"], asked["crop_mode"]) == (1, [8, 8], "center")
-    picture = DigitsSource().read(0, "L").resize((33, 33))
-    side = math.floor(8 / asked["crop_pct"])
-    scaled = picture.resize((side, side), Image.Resampling[asked["interpolation"].upper()])
-    left = round((side - 8) / 2)
-    pixels = np.asarray(scaled.crop((left, left, left + 8, left + 8)), dtype=np.float32)[None] / 255
-    expected = (pixels - asked["mean"][0]) / asked["std"][0]
-    assert np.allclose(expected, transform(picture).numpy(), atol=1e-6)
+    prepare = runpy.run_path(str(EXAMPLE))["prepare"]
+    for width, height in ((33, 33), (64, 43), (17, 13), (100, 37), (30, 22)):
+        path = tmp_path / "picture.png"
+        DigitsSource().read(0, "L").resize((width, height)).save(path)
+        with Image.open(path) as picture:
+            assert np.allclose(prepare(str(path), asked), transform(picture).numpy(), atol=1e-6)
     assert set(told["files"]) == {"model.onnx", "model-batch4.onnx", "model-int8.onnx"}
     assert all(one["milliseconds"] > 0 and one["batch_size"] == 4 for one in told["files"].values())
 
@@ -100,7 +103,8 @@ def test_a_torch_program_is_written(run: Path, tmp_path: Path) -> None:
     console = Console(file=told, width=200, markup=False)
     folder = tmp_path / "new" / "out"
     folder.mkdir(parents=True)
-    (folder / "export.json").write_text('{"files": {"model.onnx": {}}}')
+    weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "export.json").write_text(json.dumps({"weights": weights, "files": {"model.onnx": {}}}))
     assert export(run, "torch", out=str(folder), console=console) == folder
     # The last map of 8 pixels is one position, which torch.export takes for a constant.
     assert "writing it for 8 × 8 only" in told.getvalue()
@@ -110,6 +114,22 @@ def test_a_torch_program_is_written(run: Path, tmp_path: Path) -> None:
     model, _, _ = package.load(run)
     shape: Any = (2, 1, 8, 8)
     assert deploy.largest_error(deploy.open_torch(folder / "model.pt2"), model, [shape]) <= 1e-4
+
+
+def test_files_of_other_weights_are_told_of_no_more(tmp_path: Path) -> None:
+    told = tmp_path / "export.json"
+    told.write_text(json.dumps({"weights": "others", "files": {"model.onnx": {}}}))
+    assert module._files_before(tmp_path, "these") == {}
+    assert set(module._files_before(tmp_path, "others")) == {"model.onnx"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_broken_description_is_named_before_any_work(run: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "export.json").write_text(text)
+    ended = atconv("export", run, f"--out={tmp_path}")
+    assert ended.code == 2
+    assert "export.json describes no export: move it away" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
 
 
 def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:

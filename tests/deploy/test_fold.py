@@ -70,6 +70,13 @@ def test_half_precision_is_as_near_as_the_model_itself() -> None:
     assert folded < 2 * own
 
 
+def test_another_activation_is_refused() -> None:
+    model: Any = tiny_attnet(glu_norm=True).eval()
+    model.stages[0].blocks[0].channel_mixer.act = nn.ReLU()
+    with pytest.raises(ValueError, match=r"exact GELU, stages.0.blocks.0.channel_mixer has ReLU"):
+        fold(model)
+
+
 def test_what_cannot_be_folded_is_refused() -> None:
     model = tiny_attnet()
     with pytest.raises(TypeError, match="fold takes an AttNet, got ResNet"):

@@ -123,6 +123,8 @@ def test_a_compiled_package_runs_without_this_package(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script, *files], check=True)
     with torch.no_grad():
         assert_close(load_file(tmp_path / "logits.safetensors")["logits"], model(images), 1e-5)
+        strewn = images.to(memory_format=torch.channels_last)  # the package itself would misread it
+        assert_close(deploy.open_aoti(package)(strewn), model(images), 1e-5)
 
 
 def test_an_error_is_seen() -> None:
@@ -171,6 +173,13 @@ def test_every_form_of_the_mixer_exports(kwargs: dict[str, Any], tmp_path: Path)
     for batch, height, width in MIXER_SIZES:
         x = torch.randn(batch, 8, height, width)
         assert_close(call(x), model(x), 1e-5)
+
+
+def test_what_is_not_finite_is_not_near() -> None:
+    def broken(images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) * torch.nan
+
+    assert deploy.largest_error(broken, lambda images: images.mean((2, 3)), [(2, 3, 4, 4)]) == torch.inf
 
 
 # An export takes other forms of two steps; these are the same functions.

@@ -526,6 +526,10 @@ def test_layers_that_somebody_watches_or_wraps_are_called(layer: str) -> None:
     assert_close(glu(x), expected, 1e-12)
     assert seen == [1]
     hook.remove()
+    hook = getattr(glu, layer).register_full_backward_hook(lambda *_: seen.append(2))
+    glu(x.requires_grad_()).sum().backward()
+    assert seen == [1, 2]
+    hook.remove()
 
     class Doubled(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -537,6 +541,14 @@ def test_layers_that_somebody_watches_or_wraps_are_called(layer: str) -> None:
 
     setattr(glu, layer, Doubled(getattr(glu, layer)))
     assert not torch.allclose(glu(x), expected)
+
+
+@pytest.mark.parametrize("size", [1, 30, 60])
+def test_in_float16_large_products_are_normalised(size: float) -> None:
+    glu, x = norm_glu().float(), size * torch.randn(2, 6, 5, 4)
+    expected = glu(x)
+    glu.half()
+    assert_close(glu(x.half()).float(), expected, 5e-3)
 
 
 def test_under_autocast_the_maps_stay_in_bfloat16() -> None:

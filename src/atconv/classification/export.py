@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import tempfile
@@ -31,6 +32,7 @@ __all__ = ["export"]
 
 Call = Callable[[Tensor], Tensor]
 
+_DESCRIPTION = "export.json"
 _TOLERANCE = 1e-4
 _LARGE = 128  # pixels
 _WRITE = {"onnx": deploy.export_onnx, "torch": deploy.export_torch, "aoti": deploy.export_aoti}
@@ -99,6 +101,8 @@ def export(
     model, transform, classes = runs.load(run)
     sides = _int8_sides(opened, data, data_root, classes, calibration_images, console) if int8 else None
     folder = Path(out) if out is not None else opened.path / "export"
+    weights = hashlib.sha256(opened.weights.read_bytes()).hexdigest()
+    before = _files_before(folder, weights)
     with _staged(folder) as staging:
         fast = deploy.fold(model) if isinstance(model, AttNet) else model
         images = torch.randn(batch_size, *transform.input_size)
@@ -107,7 +111,10 @@ def export(
             written.append(_write_int8(written[0], sides, transform, batch_size, console))
         forms = {"eager": model, **({"eager, folded": fast} if fast is not model else {})}
         milliseconds = _latency(forms | {one.file.name: one.call for one in written}, images, console)
-        _write_description(staging, folder, transform, classes, written, milliseconds, batch_size)
+        description = _describe(transform, classes, written, milliseconds, batch_size)
+        description["weights"], description["files"] = weights, before | description["files"]
+        text = json.dumps(description, indent=1, ensure_ascii=False)
+        (staging / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     _tell(console, folder, written, milliseconds, batch_size)
     return folder
 
@@ -145,13 +152,15 @@ def _check(
     try:
         call = _OPEN[format](path)
         error = deploy.largest_error(call, model, shapes)
+    except ImportError:
+        raise
     except Exception as problem:  # each runtime has its own types
         reason = str(problem).strip().partition("\n")[0]
         raise RuntimeError(f"{path.name} does not run: {reason}") from problem
     if not error <= _TOLERANCE:
         raise RuntimeError(
             f"{path.name} does not compute what the model does: relative error {error:.1e}, at most "
-            f"{_TOLERANCE:.0e} is accepted. Nothing was written"
+            f"{_TOLERANCE:.0e} is accepted"
         )
     return _Written(path, takes, call, error)
 
@@ -221,18 +230,29 @@ def _latency(forms: dict[str, Call], images: Tensor, console: Console) -> dict[s
     return {name: 1000 * seconds for name, seconds in taken.items()}
 
 
-def _write_description(
-    staging: Path,
-    folder: Path,
+def _files_before(folder: Path, weights: str) -> dict[str, Any]:
+    """What export.json says of files that hold the same weights."""
+    path = folder / _DESCRIPTION
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: name a folder to write to")
+    if not path.is_file():
+        return {}
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        files = dict(told["files"])
+        return files if told["weights"] == weights else {}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path} describes no export: move it away, or write to another folder") from None
+
+
+def _describe(
     transform: runs.EvalTransform,
     classes: list[str],
     written: list[_Written],
     milliseconds: dict[str, float],
     batch_size: int,
-) -> None:
-    """export.json: what a program that opens the files must know. Files written before stay in it."""
-    told = folder / "export.json"
-    before = json.loads(told.read_text(encoding="utf-8"))["files"] if told.is_file() else {}
+) -> dict[str, Any]:
+    """What a program that opens the files must know."""
     shared = {
         "eager_milliseconds": round(milliseconds["eager"], 2),
         "batch_size": batch_size,
@@ -247,15 +267,13 @@ def _write_description(
         }
         for one in written
     }
-    description = {
+    return {
         "classes": classes,
         "input": {"name": "images", "dtype": "float32", "axes": "batch channels height width"}
         | transform.describe(),
         "output": {"name": "logits", "axes": "batch classes"},
-        "files": before | files,
+        "files": files,
     }
-    text = json.dumps(description, indent=1, ensure_ascii=False)
-    (staging / told.name).write_text(text + "\n", encoding="utf-8")
 
 
 def _tell(

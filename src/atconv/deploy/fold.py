@@ -10,7 +10,14 @@ from timm.layers import LayerNorm2d, LayerScale2d, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from atconv.models.attnet import AttNet, AttNetBlock, AttNetStage, ConvGLU, gated_product
+from atconv.models.attnet import (
+    AttNet,
+    AttNetBlock,
+    AttNetStage,
+    ConvGLU,
+    gated_product,
+    project_normalised,
+)
 from atconv.modules import ATConv2d
 
 __all__ = ["FoldedConvGLU", "fold"]
@@ -34,7 +41,7 @@ def fold(model: AttNet) -> AttNet:
 
     Raises:
         TypeError: the model is no AttNet.
-        ValueError: it is in training mode, or folded already.
+        ValueError: it is in training mode, folded already, or has another activation than GELU in a gate.
     """
     if not isinstance(model, AttNet):
         raise TypeError(f"fold takes an AttNet, got {type(model).__name__}")
@@ -42,6 +49,9 @@ def fold(model: AttNet) -> AttNet:
         raise ValueError("fold takes a model in eval mode, whose BatchNorms have settled. Call model.eval()")
     if any(isinstance(module, FoldedConvGLU) for module in model.modules()):
         raise ValueError("this model is folded already")
+    for name, module in model.named_modules():
+        if isinstance(module, ConvGLU) and getattr(module.act, "approximate", None) != "none":
+            raise ValueError(f"fold takes gates with exact GELU, {name} has {module.act}")
     folded: Any = copy.deepcopy(model).requires_grad_(False)
     stem = folded.stem
     stem.conv1, stem.norm1 = fuse_conv_bn_eval(stem.conv1, stem.norm1), nn.Identity()
@@ -74,15 +84,15 @@ class FoldedConvGLU(nn.Module):
         if isinstance(glu.norm, RmsNorm2d):
             self.eps = glu.norm.eps
             weight = weight * glu.norm.weight.double()[:, None, None]
-        self.out_proj = _conv1x1(weight.to(last.weight), None)
-        self.bias = nn.Parameter(bias[:, None, None].to(last.weight), requires_grad=False)
+        self.out_proj = _conv1x1(weight.to(last.weight), bias.to(last.weight))
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         if self.eps is None:
-            return self.out_proj(self.act(gate) * value) + self.bias
+            return self.out_proj(self.act(gate) * value)
+        assert self.out_proj.bias is not None
         gated, inverse = gated_product(gate, value, self.eps)
-        return torch.addcmul(self.bias, self.out_proj(gated), inverse)
+        return project_normalised(gated, inverse, self.out_proj.weight, self.out_proj.bias)
 
 
 def _fold_stage(stage: AttNetStage) -> None:

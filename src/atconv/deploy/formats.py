@@ -6,6 +6,7 @@ For each format a function that writes and one that opens; what is opened is cal
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,20 +81,26 @@ def export_torch(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "a
 def export_aoti(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "any") -> Path:
     """Compile to a .pt2 package for this machine's CPU; `torch._inductor.aoti_load_package(path)` opens it.
 
-    As `export_torch` otherwise. Takes a C++ compiler, and a minute or more.
+    The package reads images as contiguous float32 without looking. As `export_torch` otherwise. Takes a C++
+    compiler, and a minute or more.
 
     Raises:
-        ValueError: as `export_onnx`; or there is no C++ compiler.
+        ValueError: as `export_onnx`.
+        FileNotFoundError: there is no C++ compiler.
     """
-    from torch._inductor.exc import InvalidCxxCompiler
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
     path.parent.mkdir(parents=True, exist_ok=True)
     program = _trace(model, images, sizes)
     try:
         with _quiet():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    except InvalidCxxCompiler as error:
-        raise ValueError("aoti needs a C++ compiler (Debian: apt install g++), or name one in CXX") from error
+    except (InvalidCxxCompiler, InductorError) as error:
+        if InvalidCxxCompiler.__name__ not in str(error) and not isinstance(error, InvalidCxxCompiler):
+            raise
+        raise FileNotFoundError(
+            "aoti needs a C++ compiler (Debian: apt install g++), or name one in CXX"
+        ) from error
     return path
 
 
@@ -118,20 +125,21 @@ def open_torch(path: Path) -> Call:
 def open_aoti(path: Path) -> Call:
     """A package of `export_aoti`."""
     with _quiet():
-        return torch._inductor.aoti_load_package(str(path))
+        package = torch._inductor.aoti_load_package(str(path))
+    return lambda images: package(images.float().contiguous())
 
 
 @torch.inference_mode()
 def largest_error(call: Call, model: Call, shapes: Sequence[tuple[int, int, int, int]]) -> float:
     """The largest difference of outputs on random images of the given shapes (B C H W), relative to the
-    largest output."""
-    worst = 0.0
+    largest output; infinite where an output is not finite."""
+    errors = []
     for seed, shape in enumerate(shapes):
         images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         expected = model(images)
         error = (call(images) - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
-        worst = max(worst, float(error))
-    return worst
+        errors.append(float(error) if error.isfinite() else math.inf)
+    return max(errors)
 
 
 def _trace(model: nn.Module, images: Tensor, sizes: Sizes) -> ExportedProgram:

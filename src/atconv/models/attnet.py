@@ -84,13 +84,10 @@ class ConvGLU(nn.Module):
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         if not (isinstance(self.norm, RmsNorm2d) and _bare(self.norm, self.act, self.out_proj)):
             return self.out_proj(self.norm(self.act(gate) * value))
-        if gate.dtype == torch.float16:  # its range is too small for a product that is normalised afterwards
-            return self.out_proj(self.norm(self.act(gate) * value))
-        # The norm divides a position by one number. Behind the projection these are fewer channels.
-        gated, inverse = gated_product(gate, value, self.norm.eps)
-        projected = F.conv2d(gated, self.out_proj.weight * self.norm.weight[:, None, None])
         assert self.out_proj.bias is not None
-        return torch.addcmul(self.out_proj.bias.to(projected)[:, None, None], projected, inverse)
+        gated, inverse = gated_product(gate, value, self.norm.eps)
+        weight = self.out_proj.weight * self.norm.weight[:, None, None]
+        return project_normalised(gated, inverse, weight, self.out_proj.bias)
 
     def multiply_adds(self, height: int, width: int) -> int:
         return height * width * self.hidden * (3 * self.out_proj.out_channels + 9)
@@ -106,9 +103,20 @@ def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tens
     return _maps(product), _maps(inverse)
 
 
+def project_normalised(gated: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """W (gated·inverse) + b: B K H W, B 1 H W, C K 1 1 and C → B C H W."""
+    if gated.dtype == torch.float16:  # a projection of large products would leave its range
+        return F.conv2d(gated * inverse, weight, bias)
+    # One number divides a position, and behind the projection there are fewer channels.
+    projected = F.conv2d(gated, weight)
+    return torch.addcmul(bias.to(projected)[:, None, None], projected, inverse)
+
+
 def _gated_product(gate: Tensor, value: Tensor, eps: float, dim: int = -1) -> tuple[Tensor, Tensor]:
     product = F.gelu(gate) * value if torch.is_grad_enabled() else F.gelu(gate).mul_(value)
-    norm = torch.linalg.vector_norm(product, dim=dim, keepdim=True)
+    # float16 is too small for the norm of many products; in bfloat16 it is summed in float32 anyway
+    dtype = torch.float32 if product.dtype == torch.float16 else None
+    norm = torch.linalg.vector_norm(product, dim=dim, keepdim=True, dtype=dtype)
     squares = norm.to(torch.promote_types(norm.dtype, torch.float32)).square()
     return product, torch.rsqrt(squares / product.shape[dim] + eps).to(product.dtype)
 
@@ -153,7 +161,11 @@ def _bare(*modules: nn.Module) -> bool:
     """Whether modules are the plain layers they were built as, that nobody wrapped or watches: then
     their weights may be used without calling them."""
     plain = (nn.Conv2d, GELU, RmsNorm2d)
-    return all(type(m) in plain and not (m._forward_hooks or m._forward_pre_hooks) for m in modules)
+    watched = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return all(
+        type(m) in plain and "forward" not in vars(m) and not any(getattr(m, hooks) for hooks in watched)
+        for m in modules
+    )
 
 
 class AttNetBlock(nn.Module):
