@@ -83,6 +83,9 @@ def test_what_cannot_be_folded_is_refused() -> None:
         fold(timm.create_model("resnet18"))
     with pytest.raises(ValueError, match=r"eval mode.*Call model\.eval\(\)"):
         fold(model.train())
+    model.eval().stem.norm1.train()
+    with pytest.raises(ValueError, match=r"eval mode"):
+        fold(model)
     folded = fold(model.eval())
     assert any(isinstance(module, FoldedConvGLU) for module in folded.modules())
     with pytest.raises(ValueError, match="folded already"):

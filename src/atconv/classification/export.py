@@ -87,11 +87,14 @@ def export(
         the folder: the files, and export.json with classes and what the input must look like.
 
     Raises:
-        FileNotFoundError, ValueError: no such run, no such data, or int8 in another format than onnx.
+        FileNotFoundError, ValueError: no such run, no such data, or int8 in another format than onnx, data
+            without int8, a folder whose export.json is not of an export.
         RuntimeError: the written file does not compute what the model does; it is not kept.
     """
     if int8 and format != "onnx":
         raise ValueError(f"int8 is written as onnx only, got --format {format}: leave one of them out")
+    if not int8 and (data, data_root) != (None, None):
+        raise ValueError("data is what int8 is calibrated and measured on: add --int8, or leave it out")
     if batch_size < 1 or calibration_images < 1:
         raise ValueError(
             f"batch_size and calibration_images must be at least 1, got {batch_size}, {calibration_images}"

@@ -45,7 +45,7 @@ def fold(model: AttNet) -> AttNet:
     """
     if not isinstance(model, AttNet):
         raise TypeError(f"fold takes an AttNet, got {type(model).__name__}")
-    if model.training:
+    if model.training or any(isinstance(m, nn.BatchNorm2d) and m.training for m in model.modules()):
         raise ValueError("fold takes a model in eval mode, whose BatchNorms have settled. Call model.eval()")
     if any(isinstance(module, FoldedConvGLU) for module in model.modules()):
         raise ValueError("this model is folded already")
