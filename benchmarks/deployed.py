@@ -100,6 +100,8 @@ def _formats() -> dict[str, tuple[Callable[[Any, Path], object], Callable[[Path]
         found["OpenVINO, any size"] = (write_any, partial(_open_openvino, precision="f32"))
         if torch.bfloat16 in dtypes():  # then it is what OpenVINO takes unasked
             found["OpenVINO, bfloat16"] = (write_any, partial(_open_openvino, precision="bf16"))
+    else:
+        print("OpenVINO is left out: pip install openvino")
     return found
 
 

@@ -60,5 +60,6 @@ def _beside_floor(dtype: torch.dtype, batch: int, calls: Mapping[str, Callable[[
     before = sum(floor_seconds(products, dtype).values())
     seconds = by_turns(calls)
     kinds = floor_seconds(products, dtype)
-    floor = {"model": "floor", "seconds": statistics.mean([before, sum(kinds.values())]), "kinds": kinds}
+    both = [before, sum(kinds.values())]
+    floor = {"model": "floor", "seconds": statistics.mean(both), "before and after": both, "kinds": kinds}
     return [floor, *({"model": name, "seconds": seconds[name]} for name in calls)]

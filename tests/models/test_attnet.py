@@ -518,6 +518,14 @@ def test_gradients_of_single_samples() -> None:
             assert_close(found[name][i], expected, 1e-12)
 
 
+def test_forward_mode_equals_backward_mode() -> None:
+    glu, x = norm_glu(), torch.randn(2, 6, 4, 4, dtype=torch.float64)
+    tangent, cotangent = torch.randn_like(x), torch.randn_like(x)
+    _, moved = torch.func.jvp(glu, (x,), (tangent,))
+    _, pull = torch.func.vjp(glu, x)
+    assert_close((moved * cotangent).sum(), (pull(cotangent)[0] * tangent).sum(), 1e-12)
+
+
 @pytest.mark.parametrize("layer", ["norm", "act", "out_proj"])
 def test_layers_that_somebody_watches_or_wraps_are_called(layer: str) -> None:
     glu, x = norm_glu(), torch.randn(2, 6, 5, 4, dtype=torch.float64)

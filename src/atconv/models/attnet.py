@@ -137,6 +137,7 @@ class _GatedProduct(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs[:2], *output)
+        ctx.save_for_forward(*inputs[:2], *output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -145,6 +146,14 @@ class _GatedProduct(torch.autograd.Function):
         of_squares = -inverse * inverse * inverse * grad_inverse / product.shape[-1]
         grad = torch.addcmul(grad_product, product, of_squares)
         return torch.ops.aten.gelu_backward(grad * value, gate), F.gelu(gate).mul_(grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
+        gate, value, product, inverse = ctx.saved_tensors
+        of_gate, of_value, _ = tangents
+        moved = torch.ops.aten.gelu_backward(of_gate * value, gate) + F.gelu(gate) * of_value
+        along = (product * moved).sum(-1, keepdim=True) / product.shape[-1]
+        return moved, -inverse * inverse * inverse * along
 
 
 def _rows(x: Tensor) -> Tensor:
