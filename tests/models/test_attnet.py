@@ -433,6 +433,18 @@ def test_compiled_without_graph_break_equals_eager(backend: str) -> None:
     assert_close(torch.compile(model, fullgraph=True, backend=backend)(x), model(x), 1e-5)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+@torch.no_grad()
+def test_one_compilation_serves_sizes_and_large_batches() -> None:
+    model = tiny_attnet(glu_norm=True)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled(torch.randn(17, 3, 64, 96))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for batch, height, width in ((33, 40, 36), (16, 128, 64), (20, 48, 48)):
+            x = torch.randn(batch, 3, height, width)
+            assert_close(compiled(x), model(x), 1e-5)
+
+
 @torch.no_grad()
 def test_release_weights_keep_every_parameter_in_its_place(tmp_path: Path) -> None:
     state = release_state("attnet_xxs")
