@@ -21,7 +21,7 @@ __all__ = ["SIDES", "draw", "operators"]
 
 DIM = 64
 SIDES = (14, 28, 56, 112, 256)
-MOST_POSITIONS = 112**2  # that attention is trained on: a turn at 256² would take a minute
+MOST_POSITIONS = 112**2  # that attention is trained on: a turn at 256² would take half a minute
 NAMES = ("ATConv", "plain ATConv", "self-attention", "window attention 7×7", "static depthwise 3×3")
 
 

@@ -1,4 +1,4 @@
-"""Six ratios, one for each table, in a few minutes."""
+"""Seven ratios in a few minutes."""
 
 from __future__ import annotations
 

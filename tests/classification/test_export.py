@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import runpy
@@ -22,6 +21,7 @@ from atconv import deploy
 from atconv.classification import export as module
 from atconv.classification.export import export
 from atconv.datasets.sources import DigitsSource
+from atconv.training.checkpoint import file_digest
 from training.tiny import Finished, atconv, picture_folder, trained_run
 
 QUIET = Console(quiet=True)
@@ -103,7 +103,7 @@ def test_a_torch_program_is_written(run: Path, tmp_path: Path) -> None:
     console = Console(file=told, width=200, markup=False)
     folder = tmp_path / "new" / "out"
     folder.mkdir(parents=True)
-    weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+    weights = file_digest(run / "model.safetensors")
     (folder / "export.json").write_text(json.dumps({"weights": weights, "files": {"model.onnx": {}}}))
     assert export(run, "torch", out=str(folder), console=console) == folder
     # The last map of 8 pixels is one position, which torch.export takes for a constant.

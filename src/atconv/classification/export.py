@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import tempfile
@@ -26,6 +25,7 @@ from atconv.datasets.splits import Side
 from atconv.models.attnet import AttNet
 from atconv.runs import Run
 from atconv.timing import ROUNDS, TURNS, by_turns
+from atconv.training.checkpoint import file_digest
 from atconv.training.progress import make_table, plain_console, track
 
 __all__ = ["export"]
@@ -104,7 +104,7 @@ def export(
     model, transform, classes = runs.load(run)
     sides = _int8_sides(opened, data, data_root, classes, calibration_images, console) if int8 else None
     folder = Path(out) if out is not None else opened.path / "export"
-    weights = hashlib.sha256(opened.weights.read_bytes()).hexdigest()
+    weights = file_digest(opened.weights)
     before = _files_before(folder, weights)
     with _staged(folder) as staging:
         fast = deploy.fold(model) if isinstance(model, AttNet) else model
