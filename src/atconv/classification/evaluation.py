@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from atconv.datasets.sources import FolderSource, ImageSource, KeptPictures, Str
 from atconv.datasets.splits import Side, is_stream, load_split, open_sources
 from atconv.images import Mode
 from atconv.runs import Run
-from atconv.training.checkpoint import write_atomically, write_rows
+from atconv.training.checkpoint import write_json, write_rows
 from atconv.training.progress import make_table, plain_console, track
 
 __all__ = [
@@ -262,8 +261,7 @@ def write_report(
     figures.worst_mistakes(
         result.probabilities, result.labels, pictures, mode, classes, folder / "mistakes.png"
     )
-    summary = json.dumps({**(about or {}), **result.summary()}, indent=1)
-    write_atomically(folder / "metrics.json", lambda temporary: temporary.write_text(summary + "\n"))
+    write_json(folder / "metrics.json", {**(about or {}), **result.summary()})
 
 
 def _per_class(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from atconv.datasets.splits import SIDES
 from atconv.images import read_image
 from atconv.runs import Run
-from atconv.training.checkpoint import write_atomically
+from atconv.training.checkpoint import write_json
 from atconv.training.randomness import derive_seed
 
 __all__ = [
@@ -133,4 +133,4 @@ def keep_split(run: Run, sides: Mapping[str, AnnotatedSide]) -> None:
                 "them back, or start anew"
             )
         return
-    write_atomically(run.split, lambda temporary: temporary.write_text(json.dumps(told, indent=1)))
+    write_json(run.split, told)

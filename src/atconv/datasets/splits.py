@@ -22,7 +22,7 @@ from atconv.datasets.config import DataConfig
 from atconv.datasets.sources import DigitsSource, FolderSource, ImageSource, LmdbSource, TimmSource
 from atconv.images import Mode
 from atconv.runs import Run, TooManyUnreadable
-from atconv.training.checkpoint import write_atomically, write_rows
+from atconv.training.checkpoint import write_json, write_rows
 from atconv.training.randomness import derive_seed
 
 __all__ = [
@@ -169,7 +169,7 @@ def make_split(
     if skipped:
         write_rows(run / "skipped.csv", skipped)
     saved = {"classes": classes, "message": message, **{s: _names(sources, s, sides[s]) for s in sides}}
-    write_atomically(run / "split.json", lambda temporary: temporary.write_text(json.dumps(saved)))
+    write_json(run / "split.json", saved)
     return splits
 
 

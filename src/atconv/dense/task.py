@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -18,16 +18,19 @@ from atconv.datasets.loader import EpochBatches, SeededItems
 from atconv.dense.backbone import classifier_weights
 from atconv.dense.config import DenseConfig
 from atconv.runs import Run
-from atconv.training.checkpoint import save_tensors, write_atomically
+from atconv.training.checkpoint import save_tensors, write_json
 from atconv.training.curves import Panel, draw_curves
 from atconv.training.loop import Task, Trainer
 from atconv.training.progress import make_table
 
-__all__ = ["DenseTask", "open_sides", "starting_weights", "write_json"]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
+__all__ = ["DenseTask", "keep_evaluation", "open_sides", "starting_weights"]
 
 Checking = Literal["decode", "header", "none"]
 S = TypeVar("S", bound=AnnotatedSide)
+E = TypeVar("E", bound="DataclassInstance")
 
 
 class DenseTask(Task):
@@ -37,10 +40,15 @@ class DenseTask(Task):
     """metric that picks the best epoch, in percent"""
 
     def __init__(
-        self, config: DenseConfig, run: Run, accelerator: Accelerator, model: nn.Module, samples: int
+        self,
+        config: DenseConfig,
+        run: Run,
+        accelerator: Accelerator,
+        model: nn.Module,
+        sides: Mapping[str, AnnotatedSide],
     ) -> None:
         self.config, self.run, self.accelerator, self.model = config, run, accelerator, model
-        self.samples = samples
+        self.sides, self.samples = sides, len(sides["train"])
 
     @abstractmethod
     def draw(self, position: int) -> tuple[Any, Any]:
@@ -56,11 +64,11 @@ class DenseTask(Task):
         """config.json: what is needed to build the model."""
 
     @abstractmethod
-    def judge(self, console: Console) -> dict[str, Any]:
-        """Evaluate the kept model on the test side, or on validation where there is none; draw its pictures.
+    def judge(self, side: str, title: str, console: Console) -> Any:
+        """Evaluate the kept model on a side, print tables and draw its pictures.
 
         Returns:
-            what metrics.json holds of it.
+            the figures, a dataclass.
         """
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
@@ -101,7 +109,9 @@ class DenseTask(Task):
             ("training time", f"{sum(row['seconds'] for row in trainer.history):.0f} s"),
         ]
         console.print(make_table(str(self.run.path), ("figure", "value"), rows))
-        found = self.judge(console)
+        side = "test" if "test" in self.sides else "val"
+        note = "" if side == "test" else " (no test side: these images picked the best epoch)"
+        found = {"side": side, **asdict(self.judge(side, f"{side} side{note}", console))}
         write_json(self.run.path / "metrics.json", {"best_epoch": best["epoch"], **found})
         pictures = ", ".join(sorted(p.name for p in self.run.path.glob("*.png")))
         console.print(
@@ -135,6 +145,24 @@ def starting_weights(config: DenseConfig, fresh: bool, console: Console) -> dict
     return found
 
 
-def write_json(path: Path, told: dict[str, Any]) -> None:
-    """Write JSON in place of a file, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(told, indent=1) + "\n"))
+def keep_evaluation(
+    run: str | Path,
+    data: str,
+    side: str,
+    report: Callable[[str, Path], E],
+    console: Console,
+) -> tuple[E, Path]:
+    """Evaluate a run on a side of DATA, and write to RUN/evaluation/.
+
+    Args:
+        report: the table's title and a folder → the figures, a dataclass; prints tables and draws pictures.
+
+    Returns:
+        the figures, and the folder.
+    """
+    folder = Path(run) / "evaluation" / f"{Path(data).resolve().name}-{side}"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = report(f"{run} on {data}, {side} side", folder)
+    write_json(folder / "metrics.json", {"side": side, **asdict(found)})
+    console.print(f"written to {folder}: metrics.json, per_class.csv, predictions.png", soft_wrap=True)
+    return found, folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from atconv.generation.samples import (
     read_samples,
 )
 from atconv.runs import Run, pick_device
-from atconv.training.checkpoint import write_atomically
+from atconv.training.checkpoint import write_json
 from atconv.training.progress import make_table, plain_console, track
 
 __all__ = ["CopyCheck", "GenerationMetrics", "check_copies", "compare", "evaluate"]
@@ -146,8 +145,7 @@ def evaluate(
         found = check_copies(drawn, sides["train"], held_out, mirrored)
         figures["copies"] = asdict(found) | {"ratio": found.ratio}
     written = path / "evaluation.json" if path.is_dir() else path.with_suffix(".json")
-    text = json.dumps(figures, indent=1)
-    write_atomically(written, lambda temporary: temporary.write_text(text + "\n"))
+    write_json(written, figures)
     console.print(metrics_table(metrics, figures, f"{samples} against {data}, {side}"))
     console.print(f"written to {written}", soft_wrap=True)
     return figures

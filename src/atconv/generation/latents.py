@@ -33,7 +33,7 @@ from atconv.datasets.splits import SIDES, Side, Splits, load_split, make_split
 from atconv.generation.data import Examples, fit_picture
 from atconv.generation.pipeline import pixels_per_latent
 from atconv.runs import pick_device
-from atconv.training.checkpoint import file_digest, save_tensors, write_atomically
+from atconv.training.checkpoint import file_digest, save_tensors, write_json
 from atconv.training.progress import plain_console, track
 
 __all__ = ["LatentFolder", "Latents", "encode", "is_latents", "latent_splits", "save_vae"]
@@ -238,7 +238,7 @@ def _begin(folder: Path, about: _About, model: Any, console: Console) -> None:
     splits = make_split(_data_config(about), console, folder, about.seed, least_classes=1)
     console.print(splits.message, soft_wrap=True)
     save_vae(model, folder / "vae")
-    _write_json(folder / _ABOUT, asdict(about))
+    write_json(folder / _ABOUT, asdict(about))
 
 
 def _encode_shards(
@@ -276,7 +276,7 @@ def _encode_shards(
             shard = _shard(folder, name, number)
             save_tensors(tensors, shard)
             described = {"sha256": file_digest(shard), "pictures": len(positions)}
-            _write_json(shard.with_suffix(".json"), described)
+            write_json(shard.with_suffix(".json"), described)
 
 
 def _positions(side: Side, number: int, about: _About) -> range:
@@ -334,11 +334,6 @@ def save_vae(vae: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(vae.state_dict(), folder / "diffusion_pytorch_model.safetensors")
     vae.save_config(folder)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1)
-    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def _open_vae(name: str) -> Any:

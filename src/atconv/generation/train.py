@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from atconv.generation.samples import draw_pixels, open_pipeline
 from atconv.models.release import load_release
 from atconv.models.sit import SiT, create_sit
 from atconv.runs import Run, free_folder
-from atconv.training.checkpoint import save_tensors, write_atomically
+from atconv.training.checkpoint import save_tensors, write_json
 from atconv.training.curves import Panel, draw_curves
 from atconv.training.loop import Task, Trainer
 from atconv.training.progress import make_table
@@ -200,10 +199,7 @@ class GenerationTask(Task):
             "parameters": parameters,
             "multiply_adds": macs,
         }
-        write_atomically(
-            self.run.path / "metrics.json",
-            lambda temporary: temporary.write_text(json.dumps(summary, indent=1)),
-        )
+        write_json(self.run.path / "metrics.json", summary)
         console.print(
             f"everything is in {self.run.path}: samples.png, curves.png, metrics.csv", soft_wrap=True
         )

@@ -28,6 +28,7 @@ __all__ = [
     "save_checkpoint",
     "save_tensors",
     "write_atomically",
+    "write_json",
     "write_rows",
 ]
 
@@ -115,6 +116,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file in place of `path`, atomically."""
     write_atomically(path, lambda temporary: _save_tensors(tensors, temporary))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON in place of `path`, atomically."""
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from atconv.datasets.coco import CocoSide, open_coco
 from atconv.dense.detection.data import Target, eval_batches
 from atconv.dense.detection.figures import draw_side
 from atconv.dense.detection.model import Detector, open_detector
-from atconv.dense.task import write_json
+from atconv.dense.task import keep_evaluation
 from atconv.images import Mode
 from atconv.training.checkpoint import write_rows
 from atconv.training.progress import make_table, plain_console, track
@@ -67,18 +67,17 @@ def evaluate(
     opened = open_detector(run)
     [(name, side)] = open_coco(data, opened.masks, console, classes=opened.classes, split=split).items()
     opened.model.to(runs.pick_device(device))
-    folder = Path(run) / "evaluation" / f"{Path(data).resolve().name}-{name}"
-    found = report_side(opened, side, f"{run} on {data}, {name} side", batch_size, folder, console)
-    write_json(folder / "metrics.json", {"side": name, **asdict(found)})
-    console.print(f"written to {folder}: metrics.json, per_class.csv, predictions.png", soft_wrap=True)
-    return found, folder
+
+    def report(title: str, folder: Path) -> Evaluation:
+        return report_side(opened, side, title, batch_size, folder, console)
+
+    return keep_evaluation(run, data, name, report, console)
 
 
 def report_side(
     opened: Detector, side: CocoSide, title: str, batch_size: int, folder: Path, console: Console
 ) -> Evaluation:
     """Evaluate on a side, print tables, write per_class.csv and predictions.png."""
-    folder.mkdir(parents=True, exist_ok=True)
     found = evaluate_side(opened, side, batch_size, console)
     rows = [(name.replace("_", " "), _percent(value)) for name, value in found.figures.items()]
     rows += [("images", str(found.images)), ("images/s", f"{found.images_per_second:.1f}")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from atconv.datasets.coco import CocoSide, open_coco
 from atconv.dense.config import adopt_run
 from atconv.dense.detection.config import DetectionConfig, read_config
 from atconv.dense.detection.data import Target, augmentation, example
-from atconv.dense.detection.evaluation import mean_average_precision, report_side
+from atconv.dense.detection.evaluation import Evaluation, mean_average_precision, report_side
 from atconv.dense.detection.model import describe, make_model, open_detector
 from atconv.dense.task import DenseTask, open_sides
 from atconv.images import mode_for
@@ -66,6 +65,7 @@ class DetectionTask(DenseTask):
     """What the loop needs to know to train a detector."""
 
     config: DetectionConfig
+    sides: Mapping[str, CocoSide]
     unit = "map"
 
     def __init__(
@@ -76,8 +76,8 @@ class DetectionTask(DenseTask):
         model: nn.Module,
         sides: Mapping[str, CocoSide],
     ) -> None:
-        super().__init__(config, run, accelerator, model, len(sides["train"]))
-        self.sides, self.mode = sides, mode_for(config.in_chans)
+        super().__init__(config, run, accelerator, model, sides)
+        self.mode = mode_for(config.in_chans)
         self.augmentation = augmentation(config.hflip, config.color_jitter)
 
     def draw(self, position: int) -> tuple[Tensor, Target]:
@@ -110,14 +110,10 @@ class DetectionTask(DenseTask):
     def description(self) -> dict[str, Any]:
         return describe(self.config, self.sides["train"].classes)
 
-    def judge(self, console: Console) -> dict[str, Any]:
-        name = "test" if "test" in self.sides else "val"
+    def judge(self, side: str, title: str, console: Console) -> Evaluation:
         opened = open_detector(self.run.path)
         opened.model.to(self.accelerator.device)
-        note = "" if name == "test" else " (no test side: these images picked the best epoch)"
-        size = self.plan.micro_batch
-        found = report_side(opened, self.sides[name], f"{name} side{note}", size, self.run.path, console)
-        return {"side": name, **asdict(found)}
+        return report_side(opened, self.sides[side], title, self.plan.micro_batch, self.run.path, console)
 
 
 def _make_task(

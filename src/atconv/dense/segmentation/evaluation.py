@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from atconv.datasets.mask_folder import IGNORED, MaskSide, open_masks
 from atconv.dense.segmentation.data import equal_batches
 from atconv.dense.segmentation.figures import draw_side
 from atconv.dense.segmentation.model import OpenSegmenter, open_segmenter
-from atconv.dense.task import write_json
+from atconv.dense.task import keep_evaluation
 from atconv.training.checkpoint import write_rows
 from atconv.training.progress import make_table, plain_console, track
 
@@ -67,18 +67,17 @@ def evaluate(
     opened = open_segmenter(run)
     [(name, side)] = open_masks(data, console, classes=opened.classes, split=split).items()
     opened.model.to(runs.pick_device(device))
-    folder = Path(run) / "evaluation" / f"{Path(data).resolve().name}-{name}"
-    found = report_side(opened, side, f"{run} on {data}, {name} side", batch_size, folder, console)
-    write_json(folder / "metrics.json", {"side": name, **asdict(found)})
-    console.print(f"written to {folder}: metrics.json, per_class.csv, predictions.png", soft_wrap=True)
-    return found, folder
+
+    def report(title: str, folder: Path) -> Evaluation:
+        return report_side(opened, side, title, batch_size, folder, console)
+
+    return keep_evaluation(run, data, name, report, console)
 
 
 def report_side(
     opened: OpenSegmenter, side: MaskSide, title: str, batch_size: int, folder: Path, console: Console
 ) -> Evaluation:
     """Evaluate on a side, print tables, write per_class.csv and predictions.png."""
-    folder.mkdir(parents=True, exist_ok=True)
     found = evaluate_side(opened, side, batch_size, console)
     rows = [
         ("mean IoU", f"{found.miou:.2f} %"),

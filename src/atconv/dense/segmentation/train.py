@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from atconv.datasets.mask_folder import IGNORED, MaskSide, open_masks
 from atconv.dense.config import adopt_run
 from atconv.dense.segmentation.config import SegmentationConfig, read_config
 from atconv.dense.segmentation.data import SegmentTransform, augmentation, example
-from atconv.dense.segmentation.evaluation import count_pixels, mean_iou, report_side
+from atconv.dense.segmentation.evaluation import Evaluation, count_pixels, mean_iou, report_side
 from atconv.dense.segmentation.model import OpenSegmenter, describe, make_model, open_segmenter
 from atconv.dense.task import DenseTask, open_sides
 from atconv.runs import Run, free_folder
@@ -67,6 +66,7 @@ class SegmentationTask(DenseTask):
     """What the loop needs to know to train a segmenter."""
 
     config: SegmentationConfig
+    sides: Mapping[str, MaskSide]
     unit = "miou"
 
     def __init__(
@@ -77,8 +77,8 @@ class SegmentationTask(DenseTask):
         model: nn.Module,
         sides: Mapping[str, MaskSide],
     ) -> None:
-        super().__init__(config, run, accelerator, model, len(sides["train"]))
-        self.sides, self.classes = sides, sides["train"].classes
+        super().__init__(config, run, accelerator, model, sides)
+        self.classes = sides["train"].classes
         self.augmentation = augmentation(config)
         self.dice = DiceLoss("multiclass", ignore_index=IGNORED)
         self.transform = SegmentTransform(config.in_chans, config.short_side, config.mean, config.std)
@@ -114,14 +114,10 @@ class SegmentationTask(DenseTask):
     def description(self) -> dict[str, Any]:
         return describe(self.config, self.model, self.classes)
 
-    def judge(self, console: Console) -> dict[str, Any]:
-        name = "test" if "test" in self.sides else "val"
+    def judge(self, side: str, title: str, console: Console) -> Evaluation:
         opened = open_segmenter(self.run.path)
         opened.model.to(self.accelerator.device)
-        note = "" if name == "test" else " (no test side: these images picked the best epoch)"
-        size = self.plan.micro_batch
-        found = report_side(opened, self.sides[name], f"{name} side{note}", size, self.run.path, console)
-        return {"side": name, **asdict(found)}
+        return report_side(opened, self.sides[side], title, self.plan.micro_batch, self.run.path, console)
 
 
 def _make_task(
