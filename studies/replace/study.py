@@ -2,7 +2,7 @@
 
     python studies/replace/study.py run DATA_ROOT     # one row a job; stop it and start it as you like
     python studies/replace/study.py time              # milliseconds of inference
-    python studies/replace/study.py report
+    python studies/replace/study.py report            # tables and results.png
 
 Run and time on an idle machine: seconds are part of the answer. `val_top1` is the accuracy on 5,000 training
 images that are held out: whoever changes a constant chooses by it, and the test images judge.
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST
 
 import atconv
+from atconv.drawing import plt, save
 from atconv.timing import by_turns
 from atconv.training.checkpoint import read_rows, write_atomically, write_rows
 from atconv.training.devices import available_precision
@@ -147,7 +148,9 @@ def distilled(data: Data, seed: int) -> tuple[nn.Module, float]:
     started = time.perf_counter()
     with autocast():
         fitting = int(DISTILLING * steps)
-        print(atconv.distill_blocks(model, teacher, batches(data, seed + 100, fitting), fitting))
+        print(
+            atconv.distill_blocks(model, teacher, batches(data, seed + 100, fitting), fitting, progress=False)
+        )
     fit(model, data, seed + 200, steps - fitting, TUNING_LR)
     return model, time.perf_counter() - started
 
@@ -239,7 +242,7 @@ def measure() -> None:
 
 
 def report() -> None:
-    """The tables in README.md, and whether the targets were met."""
+    """The tables in README.md, whether the targets were met, and results.png."""
     rows = read_rows(RESULTS)
     print("| form | seeds | top-1, % | seconds |\n| --- | ---: | ---: | ---: |")
     for form in dict.fromkeys(row["form"] for row in rows):
@@ -248,6 +251,7 @@ def report() -> None:
         spread = f" ± {statistics.stdev(points):.2f}" if len(points) > 1 else ""
         seconds = statistics.median(float(row["seconds"]) for row in mine)
         print(f"| {form} | {len(mine)} | {statistics.mean(points):.2f}{spread} | {seconds:.0f} |")
+    draw(rows)
     by_form = {(row["form"], row["seed"]): row for row in rows}
     print("\n| seed | distilled − original, points | its share of the seconds |\n| --- | ---: | ---: |")
     for seed in map(str, SEEDS):
@@ -258,6 +262,23 @@ def report() -> None:
     for row in read_rows(HERE / "timing.csv"):
         print(f"\n{row['form']}: {row['milliseconds']} ms for 64 images", end="")
     print()
+
+
+def draw(rows: list[dict[str, str]]) -> None:
+    """Accuracy against training seconds: a point a run."""
+    figure, axis = plt.subplots(figsize=(7.4, 4.2), layout="constrained")
+    for form in (ORIGINAL, *JOBS):
+        mine = [row for row in rows if row["form"] == form]
+        points = [(float(row["seconds"]), float(row["top1"])) for row in mine]
+        if points and "class token" not in form and "mean" not in form:
+            axis.scatter(*zip(*points, strict=True), s=40, alpha=0.8, label=form)
+    axis.set(xscale="log", xlabel="seconds of training, fitting included", ylabel="top-1 on test images, %")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.set_title("A small ViT on Fashion-MNIST: attention, and ATConv in its place", fontsize=11)
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(loc="lower right")
+    save(figure, HERE / "results.png")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from atconv import ATConvTokens
 from atconv.analysis.explanation import class_activation
-from atconv.analysis.features import collect_outputs, evaluating, mixer_layers, spread, stage_layers
+from atconv.analysis.features import as_map, collect_outputs, evaluating, mixer_layers, spread, stage_layers
 from atconv.analysis.rollout import collect_attention
 from atconv.analysis.routing import collect_kernels
 from atconv.mixers import mixer_names
@@ -22,7 +22,7 @@ from helpers import tiny_attnet
 def test_every_mixer_of_a_backbone_is_found_once(name: str) -> None:
     model = tiny_attnet(token_mixer=name)
     assert mixer_layers(model) == [f"stages.{i}.blocks.0.token_mixer" for i in range(4)]
-    assert stage_layers(model) == [f"stages.{i}" for i in range(4)]
+    assert stage_layers(model) == {f"stages.{i}": [f"stages.{i}"] for i in range(4)}
 
 
 def test_mixers_of_other_models_are_found() -> None:
@@ -30,7 +30,23 @@ def test_mixers_of_other_models_are_found() -> None:
     assert mixer_layers(vit) == ["blocks.0.attn", "blocks.1.attn"]
     assert mixer_layers(nn.Sequential(nn.Linear(4, 4), ATConvTokens(4))) == ["1"]
     assert mixer_layers(ATConvTokens(4)) == [""]
-    assert mixer_layers(nn.Linear(4, 4)) == stage_layers(nn.Linear(4, 4)) == []
+    assert stage_layers(vit) == {"blocks.1": ["blocks.0", "blocks.1"]}
+    assert mixer_layers(nn.Linear(4, 4)) == []
+    assert stage_layers(nn.Linear(4, 4)) == {}
+
+
+@pytest.mark.parametrize("options", [{"class_token": False, "global_pool": "avg"}, {"reg_tokens": 2}])
+def test_tokens_are_laid_out_as_the_map_they_are(options: dict[str, Any]) -> None:
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", depth=1, embed_dim=24, num_heads=2, img_size=(32, 80), **options
+    )
+    images = torch.randn(2, 3, 32, 80)
+    found = as_map(vit, vit.forward_features(images), (32, 80))
+    assert found is not None
+    assert found.shape == (2, 24, 2, 5)
+    assert torch.equal(found.flatten(2).mT, vit.forward_features(images)[:, vit.num_prefix_tokens :])
+    assert as_map(vit, torch.randn(2, 3, 24), (32, 80)) is None
+    assert as_map(nn.Linear(4, 4), torch.randn(2, 3, 24), (32, 80)) is None
 
 
 def test_outputs_are_those_of_the_layers() -> None:

@@ -42,11 +42,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Runs with static convolutions and with attention."""
+    """Runs with static convolutions, with attention, and of a ViT."""
     root = tmp_path_factory.mktemp("others")
+    vit = {"img_size": 8, "patch_size": 2, "depth": 2, "embed_dim": 16, "num_heads": 2}
     return [
-        train_tiny(root / name, model_args=TINY_ARGS | {"token_mixer": name})
-        for name in ("depthwise3", "attention")
+        *(
+            train_tiny(root / name, model_args=TINY_ARGS | {"token_mixer": name})
+            for name in ("depthwise3", "attention")
+        ),
+        train_tiny(root / "vit", model="vit_tiny_patch16_224", model_args=vit),
     ]
 
 
@@ -95,8 +99,8 @@ def test_the_page_holds_every_picture_and_needs_nothing_else(page: Path) -> None
 def test_the_numbers_are_those_of_the_layers(page: Path) -> None:
     found = json.loads((page.parent / "analysis.json").read_text())
     assert (found["pictures"], found["classes_from_folders"]) == (6, 6)
-    own, static, attention = found["layers"].values()
-    assert list(found["layers"]) == ["run", "depthwise3", "attention"]
+    own, static, attention, _ = found["layers"].values()
+    assert list(found["layers"]) == ["run", "depthwise3", "attention", "vit"]
     for i, layer in enumerate(own):
         assert (layer["name"], layer["kind"]) == (f"stages.{i}.blocks.0.token_mixer", "ATConv2d")
         assert layer["routing"]["total"] > 1e-6
@@ -114,6 +118,7 @@ def test_the_numbers_are_those_of_the_layers(page: Path) -> None:
     fields = found["receptive_fields"].items()
     spreads = {model: [list(one["spread_in_pixels"]) for one in rows] for model, rows in fields}
     assert spreads["attention"] == [["gradient", "one picture", "attention"]] * 4
+    assert spreads["vit"] == [["gradient", "one picture", "attention"]]
     assert spreads["depthwise3"] == [["gradient", "one picture"]] * 4
     assert spreads["run"] == [["gradient", "one picture", "kernels held"]] * 4
     assert [len(values) for values in found["inhibition_by_channel"].values()] == TINY_ARGS["widths"]

@@ -149,7 +149,8 @@ def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
     ("options", "told"),
     [
         (["--format=torch", "--int8"], "int8 is written as onnx only, got --format torch"),
-        (["--data=digits"], "add --int8, or leave it out"),
+        (["--data=digits"], "are for int8: add --int8, or leave them out"),
+        (["--calibration_images=8"], "are for int8: add --int8, or leave them out"),
         (["--batch-size=0"], "must be at least 1, got 0"),
         (["--format=tflite"], "tflite"),
     ],

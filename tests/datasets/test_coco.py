@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from atconv.datasets.coco import decode_mask, open_coco
+from atconv.datasets.coco import decode_mask, encode_mask, open_coco
 from atconv.datasets.folders import hold_out, keep_split
 from atconv.datasets.mask_folder import open_masks
 from atconv.datasets.scenes import _runs
@@ -169,6 +173,32 @@ def test_many_problems_are_counted_and_unknown_categories_told(tmp_path: Path) -
         open_coco(data, False, QUIET)
     with pytest.raises(ValueError, match=r"its categories dark are not among the classes bright, cat"):
         open_coco(annotated_folder(tmp_path / "b", 2, 1), False, QUIET, classes=["bright", "cat"])
+
+
+def test_wrong_annotations_are_left_out_on_request(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    whole = open_coco(data, True, QUIET)["train"]
+    told = json.loads((data / "train.json").read_text())
+    told["annotations"][1]["bbox"][2] = 0
+    told["annotations"][2]["segmentation"] = []
+    (data / "train.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"annotation 2: .*annotation 3: .*\(--bad_annotations skip leaves"):
+        open_coco(data, True, QUIET)
+    said = Console(record=True, width=400, quiet=False, file=io.StringIO())
+    side = open_coco(data, True, said, bad_annotations="skip")["train"]
+    told_so = "2 annotations are left out: annotation 2: its box .*; annotation 3: "
+    assert re.search(told_so, said.export_text())
+    bad = {told["annotations"][1]["id"], told["annotations"][2]["id"]}
+    kept = [[box for box in image.boxes if box.id not in bad] for image in whole.images]
+    assert [list(image.boxes) for image in side.images] == kept
+    assert sum(map(len, kept)) == len(told["annotations"]) - 2
+
+
+@settings(deadline=None, max_examples=25)
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9)))
+def test_run_lengths_say_what_the_mask_says(mask: NDArray[np.bool_]) -> None:
+    encoded = json.loads(json.dumps(encode_mask(mask)))
+    assert (decode_mask(encoded, *mask.shape) == mask).all()
 
 
 def test_a_picture_on_its_side_is_measured_upright(tmp_path: Path) -> None:

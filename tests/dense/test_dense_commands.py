@@ -60,6 +60,7 @@ def test_found_objects_are_drawn_and_told(tmp_path: Path) -> None:
         assert all(score >= 0.01 for score in one["scores"])
         assert set(one["classes"]) <= {"bright", "dark"}
         assert max(Image.open(one["picture"]).size) >= 480
+        assert one["masks"] is None
 
 
 def test_segments_are_drawn_and_written(tmp_path: Path) -> None:

@@ -20,8 +20,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import atconv
+from atconv.datasets.coco import decode_mask
 from atconv.dense import load
 from atconv.dense.detection import config as detection_config
+from atconv.dense.detection.prediction import predict
 from atconv.dense.segmentation import config as segmentation_config
 from atconv.dense.segmentation.data import SegmentTransform
 from dense.tiny_dense import (
@@ -103,8 +105,14 @@ def test_masks_are_learnt_and_measured_too(tmp_path: Path) -> None:
     assert set(read_rows(run / "metrics.csv")[0]) >= {"val_map", "val_map_50", "val_mask_map", "train_mask"}
     assert {"box_map", "mask_map"} <= set(json.loads((run / "metrics.json").read_text())["figures"])
     model, transform, _ = load(run)
-    found = model([transform(Image.new("RGB", (50, 40)))])[0]
-    assert found["masks"].shape[1:] == (1, 40, 50)
+    picture = shared_data() / "images" / "val" / "0.png"
+    found = model([transform(Image.open(picture))])[0]
+    assert found["masks"].shape[1:] == (1, 40, 56)
+    [told] = predict(run, [picture], threshold=0.01, out=tmp_path / "drawn")
+    assert told.masks is not None
+    assert len(told.masks) == len(told.boxes) > 0
+    for mask, expected in zip(told.masks, found["masks"][found["scores"] >= 0.01], strict=True):
+        assert (decode_mask(mask, 40, 56) == (expected[0] > 0.5).numpy()).all()
 
 
 def test_retinanet_trains_in_colour(tmp_path: Path) -> None:

@@ -13,7 +13,16 @@ from torch.utils.hooks import RemovableHandle
 from atconv.mixers import MIXERS
 from atconv.modules import ATConv2d, ATConvTokens
 
-__all__ = ["collect_outputs", "evaluating", "mixer_layers", "run_hooked", "spread", "stage_layers"]
+__all__ = [
+    "as_map",
+    "collect_outputs",
+    "evaluating",
+    "mixer_layers",
+    "prefix_tokens",
+    "run_hooked",
+    "spread",
+    "stage_layers",
+]
 
 T = TypeVar("T")
 
@@ -38,12 +47,34 @@ def mixer_layers(model: nn.Module) -> list[str]:
     return found
 
 
-def stage_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that end the stages of a timm backbone; of a model without stages, none."""
+def stage_layers(model: nn.Module) -> dict[str, list[str]]:
+    """The stages of a timm backbone: the layer that ends each → all layers it consists of, as timm counts
+    them. The blocks of a ViT, of one stride, are one stage. Nothing for a model without stages."""
     described: Any = getattr(model, "feature_info", None)
-    if not isinstance(described, list):
-        return []
-    return [str(stage["module"]) for stage in described if "module" in stage]
+    stages: dict[Any, list[str]] = {}
+    for layer in described if isinstance(described, list) else []:
+        if "module" in layer:
+            stages.setdefault(layer["reduction"], []).append(str(layer["module"]))
+    return {layers[-1]: layers for layers in stages.values()}
+
+
+def as_map(model: nn.Module, output: Tensor, image_size: tuple[int, int]) -> Tensor | None:
+    """A layer's output as a map, B C h w: as it is, or the spatial tokens of a timm ViT (B N C) laid out on
+    the grid of its patches. None where it is neither."""
+    if output.ndim == 4:
+        return output
+    embedding: Any = getattr(model, "patch_embed", None)
+    if output.ndim != 3 or not hasattr(embedding, "dynamic_feat_size"):
+        return None
+    grid, prefix = embedding.dynamic_feat_size(image_size), prefix_tokens(model)
+    if output.shape[1] != prefix + grid[0] * grid[1]:
+        return None
+    return output[:, prefix:].mT.unflatten(2, grid)
+
+
+def prefix_tokens(model: nn.Module) -> int:
+    """Class and register tokens that a timm ViT puts before its patches."""
+    return int(getattr(model, "num_prefix_tokens", 0))
 
 
 def collect_outputs(model: nn.Module, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:

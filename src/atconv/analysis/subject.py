@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from atconv import runs
 from atconv.analysis.explanation import class_activation
-from atconv.analysis.features import collect_outputs, mixer_layers, spread, stage_layers
+from atconv.analysis.features import (
+    as_map,
+    collect_outputs,
+    mixer_layers,
+    prefix_tokens,
+    spread,
+    stage_layers,
+)
 from atconv.analysis.measures import (
     KernelShape,
     Redundancy,
@@ -174,15 +181,18 @@ class Subject:
         return found
 
     def fields(self) -> list[Field]:
-        """The receptive field of every stage that ends in a map; its global self-attention's rollout."""
+        """The receptive field of every stage that ends in a map or a grid of tokens; its global
+        self-attention's rollout."""
         some, found = self._some(_SOME), []
         routed = any(self.routes(layer) for layer in self.layers)
         try:
             weights = collect_attention(self.model, self._some(_FEW))
         except ValueError:  # no attention
             weights = {}
-        for stage, map_size in self._maps.items():
-            layers = [weight for name, weight in weights.items() if name.startswith(f"{stage}.")]
+        stages, prefix = stage_layers(self.model), prefix_tokens(self.model)
+        for stage, map_size in self._grids.items():
+            inside = tuple(f"{part}." for part in stages[stage])
+            layers = [weight for name, weight in weights.items() if name.startswith(inside)]
             features = _up_to(self.model, stage)
             views = {
                 "gradient": receptive_field(features, some),
@@ -192,14 +202,15 @@ class Subject:
                 with hold_kernels(self.model):
                     views["kernels held"] = receptive_field(features, some)
             if layers:
-                views["attention"] = _seen_from_the_middle(rollout(layers), map_size, views["gradient"])
+                spatial = rollout(layers)[:, prefix:, prefix:]
+                views["attention"] = _seen_from_the_middle(spatial, map_size, views["gradient"])
             found.append(Field(stage, map_size, views))
         return found
 
     def answers(self, indices: Sequence[int]) -> tuple[list[Answer], str]:
         """What is said of some of the pictures, explained at the deepest map that can show where; and that
         map's layer. Nothing for a model without maps."""
-        maps = self._maps
+        maps = {name: size for name, size in self._grids.items() if self._ends[name].ndim == 4}
         if not maps:
             return [], ""
         fine = [name for name, size in maps.items() if min(size) >= _FINE]
@@ -215,15 +226,26 @@ class Subject:
         return self.images[spread(range(len(self.images)), most)]
 
     @cached_property
-    def _maps(self) -> dict[str, tuple[int, int]]:
-        """Sizes of the maps that the stages of the backbone end in."""
+    def _ends(self) -> dict[str, Tensor]:
+        """What the stages of the backbone put out for a picture."""
         with torch.no_grad():
-            outputs = collect_outputs(self.model, self.images[:1], stage_layers(self.model))
-        return {name: (y.shape[2], y.shape[3]) for name, y in outputs.items() if y.ndim == 4}
+            return collect_outputs(self.model, self.images[:1], stage_layers(self.model))
+
+    @cached_property
+    def _grids(self) -> dict[str, tuple[int, int]]:
+        """Height and width of the maps, or grids of tokens, that the stages end in."""
+        image_size = (self.images.shape[2], self.images.shape[3])
+        maps = {name: as_map(self.model, y, image_size) for name, y in self._ends.items()}
+        return {name: (y.shape[2], y.shape[3]) for name, y in maps.items() if y is not None}
 
 
 def _up_to(model: nn.Module, layer: str) -> Callable[[Tensor], Tensor]:
-    return lambda images: collect_outputs(model, images, [layer])[layer]
+    def features(images: Tensor) -> Tensor:
+        output = collect_outputs(model, images, [layer])[layer]
+        found = as_map(model, output, (images.shape[2], images.shape[3]))
+        return output if found is None else found
+
+    return features
 
 
 def _shape(kernels: Tensor | None) -> KernelShape | None:

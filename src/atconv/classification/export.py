@@ -61,7 +61,7 @@ def export(
     int8: bool = False,
     data: str | None = None,
     data_root: str | None = None,
-    calibration_images: int = 256,
+    calibration_images: int | None = None,
     batch_size: int = 8,
     out: str | None = None,
     console: Console | None = None,
@@ -78,7 +78,7 @@ def export(
         int8: also write an int8 ONNX file, calibrated on training images, and tell its accuracy.
         data: what int8 is calibrated and measured on, DATA as in training; the run's own by default.
         data_root: folder of a named timm dataset, if not the run's.
-        calibration_images: how many of them.
+        calibration_images: how many of them it is calibrated on, 256 by default.
         batch_size: images of the fixed batch, and of the measured one.
         out: folder to write, RUN/export by default. Files of the same name are replaced.
         console: where progress shows.
@@ -93,16 +93,15 @@ def export(
     """
     if int8 and format != "onnx":
         raise ValueError(f"int8 is written as onnx only, got --format {format}: leave one of them out")
-    if not int8 and (data, data_root) != (None, None):
-        raise ValueError("data is what int8 is calibrated and measured on: add --int8, or leave it out")
-    if batch_size < 1 or calibration_images < 1:
-        raise ValueError(
-            f"batch_size and calibration_images must be at least 1, got {batch_size}, {calibration_images}"
-        )
+    if not int8 and (data, data_root, calibration_images) != (None, None, None):
+        raise ValueError("data and calibration_images are for int8: add --int8, or leave them out")
+    count = 256 if calibration_images is None else calibration_images
+    if batch_size < 1 or count < 1:
+        raise ValueError(f"batch_size and calibration_images must be at least 1, got {batch_size}, {count}")
     console = console or plain_console()
     opened = Run.open(run)
     model, transform, classes = runs.load(run)
-    sides = _int8_sides(opened, data, data_root, classes, calibration_images, console) if int8 else None
+    sides = _int8_sides(opened, data, data_root, classes, count, console) if int8 else None
     folder = Path(out) if out is not None else opened.path / "export"
     weights = file_digest(opened.weights)
     before = _files_before(folder, weights)

@@ -24,11 +24,13 @@ from PIL import Image
 from rich.console import Console
 
 from atconv.datasets.checking import in_threads
-from atconv.datasets.folders import choose_side, image_folder, picture_problem, raise_problems
+from atconv.datasets.folders import choose_side, first_few, image_folder, picture_problem, raise_problems
 from atconv.datasets.splits import SIDES
 from atconv.images import Mode, read_image
 
-__all__ = ["Box", "CocoSide", "decode_mask", "open_coco"]
+__all__ = ["BadAnnotations", "Box", "CocoSide", "decode_mask", "encode_mask", "open_coco"]
+
+BadAnnotations = Literal["refuse", "skip"]
 
 _SLACK = 1.0  # pixels that a box may reach over its image: annotations are rounded
 
@@ -98,6 +100,7 @@ def open_coco(
     check_images: Literal["decode", "header", "none"] = "decode",
     classes: list[str] | None = None,
     split: str | None = None,
+    bad_annotations: BadAnnotations = "refuse",
 ) -> dict[str, CocoSide]:
     """The sides of a folder by name; a lone "train" is all there is.
 
@@ -108,6 +111,7 @@ def open_coco(
         check_images: how picture files are checked: decode each, read its header, or not at all.
         classes: names that the categories must have; default: those of the first side.
         split: open one side alone, as `choose_side` names it; default: all.
+        bad_annotations: "skip" leaves out those that are wrong, and says which.
 
     Raises:
         ValueError: no such folder or files, or annotations that are wrong: each is named.
@@ -121,7 +125,13 @@ def open_coco(
     for name, file in found.items():
         year = file.stem.removeprefix("instances_")  # COCO's own: train2017/ for instances_train2017.json
         folder = data / year if file.parent != data else image_folder(data, name)
-        side = _read_side(file, folder, masks, classes)
+        side, problems = _read_side(file, folder, masks, classes)
+        if problems and bad_annotations == "refuse":
+            raise ValueError(f"{file}: {first_few(problems)} (--bad_annotations skip leaves such out)")
+        if problems:
+            console.print(
+                f"{file}: {len(problems)} annotations are left out: {first_few(problems)}", soft_wrap=True
+            )
         _check_pictures(side, file, check_images, console)
         classes = classes or side.classes
         sides[name] = side
@@ -157,7 +167,18 @@ def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]
     return decoded.reshape(height, width)
 
 
-def _read_side(file: Path, folder: Path, masks: bool, classes: list[str] | None) -> CocoSide:
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """COCO's compressed run lengths of a mask, H W: {"size": [H, W], "counts": text}."""
+    from faster_coco_eval.core import mask as coco
+
+    encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+
+
+def _read_side(
+    file: Path, folder: Path, masks: bool, classes: list[str] | None
+) -> tuple[CocoSide, list[str]]:
+    """A side without the annotations that are wrong, and what is wrong with them."""
     told = _read_json(file)
     raise_problems(file, [*_category_problems(told["categories"]), *_image_problems(told["images"])])
     categories = sorted(told["categories"], key=lambda category: category["id"])
@@ -180,12 +201,11 @@ def _read_side(file: Path, folder: Path, masks: bool, classes: list[str] | None)
             boxes[annotation["image_id"]].append(_box(annotation, by_id, labels))
         else:
             problems.append(f"annotation {annotation.get('id', '?')}: {wrong}")
-    raise_problems(file, problems)
     images = [
         Annotated(number, image["file_name"], image["width"], image["height"], tuple(boxes[number]))
         for number, image in by_id.items()
     ]
-    return CocoSide(folder, images, list(order))
+    return CocoSide(folder, images, list(order)), problems
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -255,7 +275,7 @@ def _problem(
         return f"its box is {box}: give left, top, width, height in pixels"
     left, top, width, height = box
     if width <= 0 or height <= 0:
-        return f"its box {box} has no extent: width and height must be positive; {_MENDED}"
+        return f"its box {box} has no extent: {_MENDED}"
     if (
         min(left, top) < -_SLACK
         or left + width > image["width"] + _SLACK

@@ -20,6 +20,7 @@ from atconv.training.randomness import derive_seed
 __all__ = [
     "AnnotatedSide",
     "choose_side",
+    "first_few",
     "hold_out",
     "image_folder",
     "keep_split",
@@ -85,8 +86,13 @@ def picture_problem(path: Path, how: str, size: tuple[int, int] | None = None) -
 def raise_problems(where: Path, problems: Sequence[str]) -> None:
     """Raise ValueError that names the first few problems, if there are any."""
     if problems:
-        more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
-        raise ValueError(f"{where}: {'; '.join(problems[:_TOLD])}{more}")
+        raise ValueError(f"{where}: {first_few(problems)}")
+
+
+def first_few(problems: Sequence[str]) -> str:
+    """The first few in one line, and how many more there are."""
+    more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
+    return "; ".join(problems[:_TOLD]) + more
 
 
 def choose_side(sides: Collection[str], split: str, data: str | Path) -> str:

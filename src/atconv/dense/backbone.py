@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.layers import Format
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -19,7 +20,14 @@ from atconv.models.attnet import AttNet
 from atconv.models.release import load_release
 from atconv.runs import Run
 
-__all__ = ["Pyramid", "classifier_weights", "make_features", "strides_of", "trained_arguments"]
+__all__ = [
+    "Pyramid",
+    "classifier_weights",
+    "feature_strides",
+    "make_features",
+    "strides_of",
+    "trained_arguments",
+]
 
 
 class Pyramid(nn.Module):
@@ -66,10 +74,6 @@ def make_features(
     Raises:
         ValueError: no such model, it has no such maps, takes no such arguments, or weights do not fit.
     """
-    if not timm.is_model(name):
-        raise ValueError(
-            f"timm knows no model {name!r}; AttNet's are {', '.join(timm.list_models('attnet*'))}"
-        )
     options: dict[str, Any] = {**arguments, "in_chans": in_chans, "features_only": True}
     if weights is not None:
         shown = {
@@ -77,11 +81,10 @@ def make_features(
             "input_size": (in_chans, 224, 224),
         }  # else timm warns of other channels
         options |= {"pretrained": True, "pretrained_cfg_overlay": shown}
+    count = len(feature_strides(name, arguments))
+    if not 1 <= levels <= count:
+        raise ValueError(f"{name} has {count} feature maps: levels must lie in 1 … {count}, got {levels}")
     try:
-        whole: Any = timm.create_model(name, **{**arguments, "features_only": True})
-        count = len(whole.feature_info.reduction())
-        if not 1 <= levels <= count:
-            raise ValueError(f"{name} has {count} feature maps: levels must lie in 1 … {count}, got {levels}")
         return timm.create_model(name, **options, out_indices=tuple(range(count - levels, count)))
     except (TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{name} with {dict(arguments)} gives no feature maps: {error}") from error
@@ -89,6 +92,24 @@ def make_features(
         if weights is None:
             raise
         raise ValueError(f"the weights do not fit {name}: {str(error).splitlines()[-1].strip()}") from error
+
+
+def feature_strides(name: str, arguments: Mapping[str, Any]) -> list[int]:
+    """Strides of all feature maps that a timm model has, the finest first.
+
+    Raises:
+        ValueError: no such model, it has no such maps or takes no such arguments.
+    """
+    if not timm.is_model(name):
+        raise ValueError(
+            f"timm knows no model {name!r}; AttNet's are {', '.join(timm.list_models('attnet*'))}"
+        )
+    try:
+        with torch.device("meta"):
+            whole: Any = timm.create_model(name, **{**arguments, "features_only": True})
+    except (TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"{name} with {dict(arguments)} gives no feature maps: {error}") from error
+    return [int(stride) for stride in whole.feature_info.reduction()]
 
 
 def strides_of(body: nn.Module, name: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import segmentation_models_pytorch as smp
 from torch import Tensor, nn
 
-from atconv.dense.backbone import make_features
+from atconv.dense.backbone import feature_strides, make_features
 
 __all__ = ["ARCHITECTURES", "DIVISOR", "Segmenter", "segmenter"]
 
@@ -53,8 +53,7 @@ def segmenter(
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
     arguments = dict(backbone_args or {})
-    info: Any = make_features(backbone, in_chans, 1, arguments).feature_info
-    strides = [int(one["reduction"]) for one in info.info]
+    strides = feature_strides(backbone, arguments)
     if strides not in _READ:
         raise ValueError(
             f"the feature maps of {backbone} with {arguments} have strides {strides}: segmentation needs "
@@ -73,8 +72,7 @@ def segmenter(
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{architecture} does not take {options}: {error}") from error
     if weights is not None:
-        body = make_features(
-            backbone, in_chans, len(model.encoder.model.feature_info.channels()), arguments, weights
-        )
+        levels = len(model.encoder.model.feature_info.channels())
+        body = make_features(backbone, in_chans, levels, arguments, weights)
         model.encoder.model.load_state_dict(body.state_dict())
     return model

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atconv.datasets.coco import BadAnnotations
 from atconv.dense.config import DenseConfig
 from atconv.dense.detector import Architecture
 from atconv.runs import Run
@@ -32,6 +33,8 @@ class DetectionConfig(DenseConfig):
     """the shorter side is resized to it; of several, each training picture takes one, evaluation the last"""
     max_size: int = 1333
     """but the longer side is never longer than this"""
+    bad_annotations: BadAnnotations = "refuse"
+    """refuse annotations that are wrong, or skip them: they are named and left out"""
     detector_args: dict[str, Any] = field(default_factory=dict)
     """further arguments of torchvision's detector, such as {box_batch_size_per_image: 128}"""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
 from atconv import runs
-from atconv.datasets.coco import CocoSide, open_coco
+from atconv.datasets.coco import BadAnnotations, CocoSide, open_coco
 from atconv.dense.detection.data import Target, eval_batches
 from atconv.dense.detection.figures import draw_side
 from atconv.dense.detection.model import Detector, open_detector
@@ -45,6 +45,7 @@ def evaluate(
     data: str,
     split: Literal["auto", "train", "val", "test"] = "auto",
     batch_size: int = 8,
+    bad_annotations: BadAnnotations = "refuse",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     console: Console | None = None,
 ) -> tuple[Evaluation, Path]:
@@ -55,6 +56,7 @@ def evaluate(
         data: folder of pictures and annotations, as in training.
         split: the side; "auto" takes test, else val, else the only one.
         batch_size: images in one forward pass.
+        bad_annotations: refuse annotations that are wrong, or skip them: they are named and left out.
         device: where the model runs; auto takes an accelerator if there is one.
 
     Returns:
@@ -65,7 +67,15 @@ def evaluate(
     """
     console = console or plain_console()
     opened = open_detector(run)
-    [(name, side)] = open_coco(data, opened.masks, console, classes=opened.classes, split=split).items()
+    sides = open_coco(
+        data,
+        opened.masks,
+        console,
+        classes=opened.classes,
+        split=split,
+        bad_annotations=bad_annotations,
+    )
+    [(name, side)] = sides.items()
     opened.model.to(runs.pick_device(device))
 
     def report(title: str, folder: Path) -> Evaluation:

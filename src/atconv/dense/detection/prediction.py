@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 
 from atconv import runs
+from atconv.datasets.coco import encode_mask
 from atconv.dense.detection.data import picture_tensor
 from atconv.dense.detection.figures import draw_found
 from atconv.dense.detection.model import open_detector
@@ -29,6 +30,8 @@ class Detections:
     scores: list[float] = field(default_factory=list)
     boxes: list[list[float]] = field(default_factory=list)
     """left, top, right, bottom in pixels"""
+    masks: list[dict[str, Any]] | None = None
+    """COCO's run lengths, from a detector that gives masks"""
     picture: str | None = None
     """the file it is drawn in"""
     error: str | None = None
@@ -78,5 +81,6 @@ def predict(
             [opened.classes[label - 1] for label in found["labels"][kept].tolist()],
             found["scores"][kept].tolist(),
             found["boxes"][kept].tolist(),
+            [encode_mask(mask.numpy() > 0.5) for mask in found["masks"][kept]] if opened.masks else None,
             str(file),
         )

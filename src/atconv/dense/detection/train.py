@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,8 @@ def _make_task(
 ) -> DetectionTask:
     with torch.device("meta"):  # what is wrong with the model is said before the data is read
         make_model(config, 1, Console(quiet=True), fresh=False)
-    sides = open_sides(
-        config, run, accelerator, lambda how: open_coco(config.data, config.masks, console, how)
-    )
+    read = partial(open_coco, config.data, config.masks, console, bad_annotations=config.bad_annotations)
+    sides = open_sides(config, run, accelerator, read)
     told = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
     classes = sides["train"].classes
     boxes = sum(len(image.boxes) for image in sides["train"].images)
