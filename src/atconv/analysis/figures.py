@@ -44,6 +44,12 @@ def layer_label(name: str) -> str:
     return ".".join(str(int(part) + 1) for part in match.groups() if part is not None)
 
 
+def _stage_title(name: str) -> str:
+    """ "stages.2" → "stage 3"; other names as they are."""
+    label = layer_label(name)
+    return label if label == name else f"stage {label}"
+
+
 def draw_kernels(
     pictures: Sequence[Picture],
     titles: Sequence[str],
@@ -293,7 +299,7 @@ def draw_fields(fields: Mapping[str, Sequence[Field]], path: Path) -> None:
             share = shown / shown.max() if float(shown.max()) else shown
             image = axis.imshow(share.numpy(), cmap="magma", norm=PowerNorm(0.5, 0, 1))
             axis.set_title(
-                f"stage {layer_label(field.stage)}, {height} × {width}: r = {field.spreads[kind]:.1f}",
+                f"{_stage_title(field.stage)}, {height} × {width}: r = {field.spreads[kind]:.1f}",
                 fontsize=8,
             )
         for axis in axes[line][len(cells) :]:
@@ -325,7 +331,7 @@ def draw_answers(
     )
     height, width = answers[0].where.shape
     figure.suptitle(
-        f"What speaks for the answer (seen after stage {layer_label(layer)}: {height} × {width} positions)",
+        f"What speaks for the answer (seen after {_stage_title(layer)}: {height} × {width} positions)",
         fontsize=11,
     )
     for column, (picture, answer, truth) in enumerate(zip(pictures, answers, truths, strict=True)):
