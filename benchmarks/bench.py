@@ -34,37 +34,37 @@ RESULTS = Path(__file__).parent / "results"
 
 def jobs() -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """Every measurement by the name of its file."""
-    found: dict[str, Callable[[], list[dict[str, Any]]]] = {}
+    every: dict[str, Callable[[], list[dict[str, Any]]]] = {}
     for dtype in dtypes():
-        told = str(dtype).removeprefix("torch.")
-        found |= {
-            f"eager-8-{told}": partial(eager, dtype, 8),
-            f"eager-1-{told}": partial(eager, dtype, 1),
-            f"memory-{told}": partial(memory, dtype),
-            f"operators-{told}": partial(operators, dtype),
+        kind = str(dtype).removeprefix("torch.")
+        every |= {
+            f"eager-8-{kind}": partial(eager, dtype, 8),
+            f"eager-1-{kind}": partial(eager, dtype, 1),
+            f"memory-{kind}": partial(memory, dtype),
+            f"operators-{kind}": partial(operators, dtype),
         }
-    found |= {"commands": commands, "sizes": sizes, "deployed": deployed}
+    every |= {"commands": commands, "sizes": sizes, "deployed": deployed}
     for dtype in dtypes():  # the compiler takes minutes
-        told = str(dtype).removeprefix("torch.")
-        found |= {
-            f"compiled-8-{told}": partial(compiled, dtype, 8),
-            f"training-{told}": partial(seconds, dtype, compile=True),
+        kind = str(dtype).removeprefix("torch.")
+        every |= {
+            f"compiled-8-{kind}": partial(compiled, dtype, 8),
+            f"training-{kind}": partial(seconds, dtype, compile=True),
         }
-    return found
+    return every
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="print seven ratios, write nothing")
     parser.add_argument("--report", action="store_true", help="write the tables of what is there")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     line, folder = machine_line(), RESULTS / machine_name()
     print(line)
-    if given.quick:
+    if arguments.quick:
         print_ratios()
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for name, job in {} if given.report else jobs().items():
+    for name, job in {} if arguments.report else jobs().items():
         path = folder / f"{name}.json"
         if path.exists():
             continue

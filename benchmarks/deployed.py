@@ -31,44 +31,44 @@ def deployed() -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {"PyTorch, folded": {"file": "PyTorch, folded"}}
     calls: dict[str, Call] = {"PyTorch, folded": model}
     with tempfile.TemporaryDirectory() as name:
-        for told, (write, read) in _formats().items():
-            path = Path(name) / told.replace(" ", "-").replace(",", "")
-            path = path.with_suffix(".pt2" if told in ("torch.export", "AOTInductor") else ".onnx")
+        for form, (write, read) in _formats().items():
+            path = Path(name) / form.replace(" ", "-").replace(",", "")
+            path = path.with_suffix(".pt2" if form in ("torch.export", "AOTInductor") else ".onnx")
             started = time.perf_counter()
             write(model, path)
-            rows[told] = {"file": told, "writing": time.perf_counter() - started}
-            calls[told] = read(path)
-            rows[told] |= _checked(told, calls[told], model)
+            rows[form] = {"file": form, "writing": time.perf_counter() - started}
+            calls[form] = read(path)
+            rows[form] |= _checked(form, calls[form], model)
         seconds = {batch: _seconds(calls, batch) for batch in BATCHES}
     return [
-        {**rows[told], "batch": batch, "seconds": own}
-        for batch, of in seconds.items()
-        for told, own in of.items()
+        {**rows[form], "batch": batch, "seconds": taken}
+        for batch, by_form in seconds.items()
+        for form, taken in by_form.items()
     ]
 
 
 @torch.inference_mode()
 def _seconds(calls: dict[str, Call], batch: int) -> dict[str, float]:
-    own = {told: call for told, call in calls.items() if batch in _batches(told)}
-    return by_turns({told: partial(call, images(batch)) for told, call in own.items()})
+    fitting = {form: call for form, call in calls.items() if batch in _batches(form)}
+    return by_turns({form: partial(call, images(batch)) for form, call in fitting.items()})
 
 
-def _batches(told: str) -> tuple[int, ...]:
+def _batches(form: str) -> tuple[int, ...]:
     """Those that a format takes."""
-    return tuple(batch for batch in BATCHES if "fixed" not in told or told.endswith(f" {batch}"))
+    return tuple(batch for batch in BATCHES if "fixed" not in form or form.endswith(f" {batch}"))
 
 
 @torch.inference_mode()
-def _checked(told: str, call: Call, model: Call) -> dict[str, float]:
+def _checked(form: str, call: Call, model: Call) -> dict[str, float]:
     """Compare a file's answers with the model's."""
-    shapes = [(batch, 3, 224, 224) for batch in _batches(told)]
-    if told in COARSE:  # the same network, coarser: random weights blow rounding up
+    shapes = [(batch, 3, 224, 224) for batch in _batches(form)]
+    if form in COARSE:  # the same network, coarser: random weights blow rounding up
         for shape in shapes:
             x = images(shape[0])
-            assert torch.cosine_similarity(call(x), model(x)).min() > 0.5, told
+            assert torch.cosine_similarity(call(x), model(x)).min() > 0.5, form
         return {}
     error = deploy.largest_error(call, model, shapes)
-    assert error < 1e-4, (told, error)
+    assert error < 1e-4, (form, error)
     return {"error": error}
 
 
@@ -86,7 +86,7 @@ def _formats() -> dict[str, tuple[Callable[[Any, Path], object], Callable[[Path]
     def write_fixed(batch: int, model: Any, path: Path) -> None:
         deploy.export_onnx(model, path, images(batch), "fixed")
 
-    found: dict[str, tuple[Callable[[Any, Path], object], Callable[[Path], Call]]] = {
+    formats: dict[str, tuple[Callable[[Any, Path], object], Callable[[Path], Call]]] = {
         "ONNX Runtime, any size": (write_any, deploy.open_onnx),
         **{
             f"ONNX Runtime, fixed to {batch}": (partial(write_fixed, batch), deploy.open_onnx)
@@ -97,12 +97,12 @@ def _formats() -> dict[str, tuple[Callable[[Any, Path], object], Callable[[Path]
         "AOTInductor": (lambda model, path: deploy.export_aoti(model, path, pair), deploy.open_aoti),
     }
     if importlib.util.find_spec("openvino") is not None:
-        found["OpenVINO, any size"] = (write_any, partial(_open_openvino, precision="f32"))
+        formats["OpenVINO, any size"] = (write_any, partial(_open_openvino, precision="f32"))
         if torch.bfloat16 in dtypes():  # then it is what OpenVINO takes unasked
-            found["OpenVINO, bfloat16"] = (write_any, partial(_open_openvino, precision="bf16"))
+            formats["OpenVINO, bfloat16"] = (write_any, partial(_open_openvino, precision="bf16"))
     else:
         print("OpenVINO is left out: pip install openvino")
-    return found
+    return formats
 
 
 def _open_openvino(path: Path, precision: str) -> Call:

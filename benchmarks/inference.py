@@ -30,7 +30,7 @@ def eager(dtype: torch.dtype, batch: int) -> Rows:
     models["folded"] = deploy.fold(attnet()).to(dtype)
     for name in ("as it comes", "folded"):
         check_same(models["plain"], models[name], x)
-    models |= {told: other(name, dtype) for told, name in OTHERS.items()}
+    models |= {label: other(name, dtype) for label, name in OTHERS.items()}
     return _beside_floor(dtype, batch, {name: partial(model, x) for name, model in models.items()})
 
 

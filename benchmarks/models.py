@@ -6,13 +6,14 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import atconv.models  # noqa: F401  (registers AttNet with timm)
 from floor import list_products
 from plain import plain_attnet
 
-__all__ = ["OTHERS", "attnet", "check_floor", "check_same", "images", "other", "plain"]
+__all__ = ["OTHERS", "attnet", "check_floor", "check_same", "check_same_step", "images", "other", "plain"]
 
 NAME = "attnet_t2"
 # of timm
@@ -59,6 +60,28 @@ def check_same(expected: nn.Module, found: nn.Module, x: Tensor) -> None:
     wanted, got = expected(x).float(), found(x).float()
     error = float((got - wanted).norm() / wanted.norm())
     assert error < (1e-4 if x.dtype == torch.float32 else 0.15), f"outputs differ by {error:.2g}"
+
+
+def check_same_step(expected: nn.Module, found: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
+    """A backward pass reaches the first convolution with the same gradient, to rounding.
+
+    Raises:
+        AssertionError: it does not.
+    """
+    gradients = []
+    for model in (expected, found):
+        mode = model.training
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = F.cross_entropy(model.train()(x), torch.arange(len(x)))
+        loss.backward()
+        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        assert first.weight.grad is not None
+        gradients.append(first.weight.grad.clone())
+        model.zero_grad()
+        model.train(mode)
+    wanted, got = gradients
+    error = float((got - wanted).norm() / wanted.norm())
+    assert error < (1e-4 if dtype == torch.float32 else 0.1), f"gradients differ by {error:.2g}"
 
 
 def check_floor() -> None:

@@ -25,10 +25,10 @@ _PASS = "from models import *; import time, atconv; atconv.tune_allocator(); m, 
 
 def print_ratios() -> None:
     """Print them, each as soon as it is known."""
-    found = {row["model"]: row["seconds"] for row in eager(torch.float32, 8)}
-    _tell("as it comes ÷ floor of products", found["as it comes"] / found["floor"])
-    _tell("folded ÷ floor of products", found["folded"] / found["floor"])
-    _tell("folded ÷ ConvNeXt-T", found["folded"] / found["ConvNeXt-T"])
+    forward = {row["model"]: row["seconds"] for row in eager(torch.float32, 8)}
+    _tell("as it comes ÷ floor of products", forward["as it comes"] / forward["floor"])
+    _tell("folded ÷ floor of products", forward["folded"] / forward["floor"])
+    _tell("folded ÷ ConvNeXt-T", forward["folded"] / forward["ConvNeXt-T"])
     steps = {row["model"]: row["seconds"] for row in seconds(torch.float32)}
     peaks = {row["model"]: row["bytes"] for row in memory(torch.float32)}
     _tell(

@@ -31,11 +31,11 @@ def write_report(folder: Path) -> Path:
     Returns:
         the page.
     """
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    rows: dict[str, Rows] = {name: told["rows"] for name, told in found.items()}
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    rows: dict[str, Rows] = {name: result["rows"] for name, result in results.items()}
     lines = [
         "# Speed of AttNet-T2 and its operator\n",
-        *(f"{line}\n" for line in dict.fromkeys(told["machine"] for told in found.values())),
+        *(f"{line}\n" for line in dict.fromkeys(result["machine"] for result in results.values())),
         "Medians of 7 turns after 2 of warm-up; what stands in one table ran by turns in one process.",
         "Written by `make bench`.\n",
     ]
@@ -53,25 +53,25 @@ def _inference(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     cells = []
     for dtype in ("float32", "bfloat16"):
         for job, forms in (("eager", ("plain", "as it comes", "folded")), ("compiled", ("folded",))):
-            own = {row["model"]: row for row in rows.get(f"{job}-8-{dtype}", [])}
-            for form in forms if own else ():
-                told = "compiled" if job == "compiled" else form
-                ratio = own[form]["seconds"] / own["floor"]["seconds"]
-                aim = AIMS.get((told, dtype))
+            by_model = {row["model"]: row for row in rows.get(f"{job}-8-{dtype}", [])}
+            for form in forms if by_model else ():
+                taken, floor = by_model[form]["seconds"], by_model["floor"]["seconds"]
+                label = "compiled" if job == "compiled" else form
+                aim = AIMS.get((label, dtype))
                 cells.append(
-                    (dtype, f"{told}, folded" if job == "compiled" else told, _ms(own[form]["seconds"]),
-                     _ms(own["floor"]["seconds"]), f"{ratio:.2f} ×", f"≤ {aim}" if aim else "")
+                    (dtype, f"{label}, folded" if job == "compiled" else label, _ms(taken), _ms(floor),
+                     f"{taken / floor:.2f} ×", f"≤ {aim}" if aim else "")
                 )  # fmt: skip
     yield from _table(("dtype", "form", "ms", "floor, ms", "÷ floor", "aim"), cells)
-    for name, told in rows.items():
+    for name, entries in rows.items():
         if name.startswith("eager-8"):
-            kinds = told[0]["kinds"]
+            kinds = entries[0]["kinds"]
             parts = ", ".join(
                 f"{kind} {_ms(kinds[kind])}" for kind in sorted(kinds, key=kinds.get, reverse=True)
             )
             yield f"The floor's products in {name.removeprefix('eager-8-')}, ms: {parts}.\n"
         if name.startswith("compiled-8"):
-            took = {row["model"]: row["compile"] for row in told}
+            took = {row["model"]: row["compile"] for row in entries}
             yield (
                 f"Compiling took {took['folded']:.0f} s in {name.removeprefix('compiled-8-')}; ConvNeXt-T, "
                 f"{took['ConvNeXt-T']:.0f} s.\n"
@@ -85,11 +85,11 @@ def _others(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     cells = []
     for dtype in ("float32", "bfloat16"):
         for job in ("eager-8", "eager-1", "compiled-8"):
-            own = {row["model"]: _ms(row["seconds"]) for row in rows.get(f"{job}-{dtype}", [])}
-            if own:
+            milliseconds = {row["model"]: _ms(row["seconds"]) for row in rows.get(f"{job}-{dtype}", [])}
+            if milliseconds:
                 mode, batch = job.split("-")
                 names = ("as it comes", "folded", "ConvNeXt-T", "Swin-T", "DeiT-S")
-                cells.append((dtype, mode, batch, *(own.get(name, "–") for name in names)))
+                cells.append((dtype, mode, batch, *(milliseconds.get(name, "–") for name in names)))
     heads = ("dtype", "mode", "batch", "AttNet-T2", "folded", "ConvNeXt-T", "Swin-T", "DeiT-S")
     yield from _table(heads, cells)
 
@@ -99,31 +99,31 @@ def _training(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "A step of AttNet-T2, batch 8, 224², AdamW; bfloat16 is autocast. Memory: peak of forward and"
     yield "backward above the idle model, each in a fresh process.\n"
     cells = []
-    for name, told in rows.items():
+    for name, entries in rows.items():
         if name.startswith("training-"):
-            dtype, base = name.rsplit("-", 1)[1], told[0]["seconds"]
-            for row in told:
-                took = f"{row['compile']:.0f} s" if row["compile"] else ""
+            dtype, base = name.rsplit("-", 1)[1], entries[0]["seconds"]
+            for row in entries:
+                compiling = f"{row['compile']:.0f} s" if row["compile"] else ""
                 cells.append(
-                    (dtype, row["model"], _ms(row["seconds"]), f"{base / row['seconds']:.2f} ×", took)
+                    (dtype, row["model"], _ms(row["seconds"]), f"{base / row['seconds']:.2f} ×", compiling)
                 )
     yield from _table(("dtype", "model", "ms a step", "faster than plain", "compiling took"), cells)
-    for name, told in rows.items():
+    for name, entries in rows.items():
         if name.startswith("memory-"):
-            taken = {row["model"]: row["bytes"] for row in told}
+            peaks = {row["model"]: row["bytes"] for row in entries}
             yield (
-                f"Memory in {name.removeprefix('memory-')}: plain {taken['plain'] / 2**20:.0f} MiB, ours "
-                f"{taken['ours'] / 2**20:.0f} MiB, {taken['ours'] / taken['plain']:.2f} ×.\n"
+                f"Memory in {name.removeprefix('memory-')}: plain {peaks['plain'] / 2**20:.0f} MiB, ours "
+                f"{peaks['ours'] / 2**20:.0f} MiB, {peaks['ours'] / peaks['plain']:.2f} ×.\n"
             )
 
 
 def _commands(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "## The commands, with the system's allocator and the tuned one\n"
     yield "AttNet-T2 at 224², batches of 8, start-up left out. Medians of 3 turns of whole commands.\n"
-    found = {(row["command"], row["tuned"]): row for row in rows.get("commands", [])}
+    measured = {(row["command"], row["tuned"]): row for row in rows.get("commands", [])}
     cells = []
-    for command in dict.fromkeys(name for name, _ in found):
-        default, tuned = found[command, False], found[command, True]
+    for command in dict.fromkeys(name for name, _ in measured):
+        default, tuned = measured[command, False], measured[command, True]
         cells.append(
             (f"`atconv {command}`", _ms(default["seconds"]), _ms(tuned["seconds"]),
              f"{default['seconds'] / tuned['seconds']:.2f} ×",
@@ -134,18 +134,18 @@ def _commands(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
 
 
 def _sizes(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
-    own = rows.get("sizes", [])
+    measured = rows.get("sizes", [])
     yield "## As images grow\n"
-    if own:
-        sizes.draw(own, folder / "sizes.png")
+    if measured:
+        sizes.draw(measured, folder / "sizes.png")
         yield f"![Time a pixel and memory against the side of an image]({folder.name}/sizes.png)\n"
     cells = []
-    for name in dict.fromkeys(row["model"] for row in own):
-        mine = {row["side"]: row for row in own if row["model"] == name}
-        a_pixel = {side: 1e9 * row["seconds"] / side**2 for side, row in mine.items()}
+    for name in dict.fromkeys(row["model"] for row in measured):
+        by_side = {row["side"]: row for row in measured if row["model"] == name}
+        a_pixel = {side: 1e9 * row["seconds"] / side**2 for side, row in by_side.items()}
         cells.append(
             (name, *(f"{value:.0f}" for value in a_pixel.values()), f"{a_pixel[1024] / a_pixel[224]:.2f} ×",
-             *(f"{mine[side]['bytes'] / 2**20:.0f}" for side in (224, 1024)))
+             *(f"{by_side[side]['bytes'] / 2**20:.0f}" for side in (224, 1024)))
         )  # fmt: skip
     heads = (
         "ns a pixel",
@@ -161,16 +161,18 @@ def _operators(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "## One layer\n"
     yield f"Milliseconds for one map of {operators.DIM} channels, channels last; self-attention is torch's,"
     yield f"trained on up to {math.isqrt(operators.MOST_POSITIONS)}²: a turn on more takes half a minute.\n"
-    for name, told in rows.items():
+    for name, entries in rows.items():
         if not name.startswith("operators-"):
             continue
         dtype = name.removeprefix("operators-")
-        operators.draw(told, folder / f"{name}.png")
+        operators.draw(entries, folder / f"{name}.png")
         yield f"![Time of one layer against the side of its map]({folder.name}/{name}.png)\n"
-        found = {(row["mixer"], row["side"], row["backward"]): _ms(row["seconds"], 2) for row in told}
+        milliseconds = {
+            (row["mixer"], row["side"], row["backward"]): _ms(row["seconds"], 2) for row in entries
+        }
         cells = [
             (dtype, "forward and backward" if backward else "forward", f"{side}²",
-             *(found.get((mixer, side, backward), "–") for mixer in operators.NAMES))
+             *(milliseconds.get((mixer, side, backward), "–") for mixer in operators.NAMES))
             for backward in (False, True)
             for side in operators.SIDES
         ]  # fmt: skip
@@ -182,13 +184,16 @@ def _deployed(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "AttNet-T2 at 224², float32 but for int8. Errors are relative to PyTorch's largest logit; what int8"
     yield "costs in accuracy `atconv export --int8` tells for a trained model.\n"
     cells = []
-    for told in dict.fromkeys(row["file"] for row in rows.get("deployed", [])):
-        own = {row["batch"]: row for row in rows["deployed"] if row["file"] == told}
-        cells.append(
-            (told, *(_ms(own[batch]["seconds"]) if batch in own else "–" for batch in (1, 8)),
-             *(f"{max(row[key] for row in own.values()):{form}}" if all(key in row for row in own.values())
-               else "–" for key, form in (("error", ".0e"), ("writing", ".0f"))))
-        )  # fmt: skip
+    for file in dict.fromkeys(row["file"] for row in rows.get("deployed", [])):
+        by_batch = {row["batch"]: row for row in rows["deployed"] if row["file"] == file}
+        worst = [
+            f"{max(row[key] for row in by_batch.values()):{digits}}"
+            if all(key in row for row in by_batch.values())
+            else "–"
+            for key, digits in (("error", ".0e"), ("writing", ".0f"))
+        ]
+        times = [_ms(by_batch[batch]["seconds"]) if batch in by_batch else "–" for batch in (1, 8)]
+        cells.append((file, *times, *worst))
     yield from _table(("form", "ms, batch 1", "ms, batch 8", "error", "seconds to write"), cells)
 
 

@@ -37,10 +37,10 @@ def sizes(sides: Sequence[int] = SIDES, measure_memory: bool = True) -> list[dic
     rows = []
     for side in sides:
         x = images(1, side)
-        calls = {told: partial(other(name, size=side), x) for told, name in NETWORKS.items()}
-        for told, seconds in by_turns(calls).items():
-            row = {"model": told, "side": side, "seconds": seconds}
-            rows.append(row | ({"bytes": _memory(NETWORKS[told], side)} if measure_memory else {}))
+        calls = {label: partial(other(name, size=side), x) for label, name in NETWORKS.items()}
+        for label, seconds in by_turns(calls).items():
+            row = {"model": label, "side": side, "seconds": seconds}
+            rows.append(row | ({"bytes": _memory(NETWORKS[label], side)} if measure_memory else {}))
     return rows
 
 
@@ -54,12 +54,12 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("agg")
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, marker in zip(NETWORKS, "osD", strict=True):
-        own = [row for row in rows if row["model"] == name]
-        sides = [row["side"] for row in own]
+        measured = [row for row in rows if row["model"] == name]
+        sides = [row["side"] for row in measured]
         axes[0].plot(
-            sides, [1e9 * row["seconds"] / row["side"] ** 2 for row in own], f"{marker}-", label=name
+            sides, [1e9 * row["seconds"] / row["side"] ** 2 for row in measured], f"{marker}-", label=name
         )
-        axes[1].plot(sides, [row["bytes"] / 2**20 for row in own], f"{marker}-", label=name)
+        axes[1].plot(sides, [row["bytes"] / 2**20 for row in measured], f"{marker}-", label=name)
     axes[0].set(
         ylabel="time, nanoseconds a pixel", title="flat: cost grows as the image does", ylim=(0, None)
     )
@@ -75,7 +75,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    _, _, which, told_side = sys.argv
+    _, _, which, side = sys.argv
     tune_allocator()
     with torch.inference_mode():
-        print(peak_above(partial(other(which, size=int(told_side)), images(1, int(told_side)))))
+        print(peak_above(partial(other(which, size=int(side)), images(1, int(side)))))

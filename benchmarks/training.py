@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from atconv import tune_allocator
 from atconv.timing import by_turns
 from memory import peak_above
-from models import attnet, check_same, images, plain
+from models import attnet, check_same_step, images, plain
 
 __all__ = ["memory", "seconds"]
 
@@ -31,7 +31,7 @@ def seconds(dtype: torch.dtype, compile: bool = False) -> list[dict[str, Any]]:
     """Seconds of forward, backward and optimizer step. Weights stay float32, bfloat16 is autocast's."""
     x = images(BATCH)
     models = {name: make() for name, make in MAKE.items()}
-    check_same(models["plain"], models["ours"], x)
+    check_same_step(models["plain"], models["ours"], x, dtype)
     steps = {name: make_step(model, x, dtype) for name, model in models.items()}
     took = {}
     if compile:
@@ -41,8 +41,9 @@ def seconds(dtype: torch.dtype, compile: bool = False) -> list[dict[str, Any]]:
         started = time.perf_counter()
         steps["ours, compiled"]()
         took["ours, compiled"] = time.perf_counter() - started
-    found = by_turns(steps)
-    return [{"model": name, "seconds": found[name], "compile": took.get(name)} for name in steps]
+        check_same_step(models["ours"], models["ours, compiled"], x, dtype)
+    medians = by_turns(steps)
+    return [{"model": name, "seconds": medians[name], "compile": took.get(name)} for name in steps]
 
 
 def make_step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], None]:
@@ -63,12 +64,12 @@ def make_step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], N
 
 def memory(dtype: torch.dtype) -> list[dict[str, Any]]:
     """Peak resident memory of forward and backward above the idle model, each in a fresh process."""
-    told = str(dtype).removeprefix("torch.")
+    kind = str(dtype).removeprefix("torch.")
     rows = []
     for name in MAKE:
-        command = [sys.executable, str(Path(__file__)), "memory", name, told]
-        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        rows.append({"model": name, "bytes": int(found)})
+        command = [sys.executable, str(Path(__file__)), "memory", name, kind]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rows.append({"model": name, "bytes": int(printed)})
     return rows
 
 
