@@ -103,6 +103,10 @@ def test_bad_input_is_refused() -> None:
         distill_blocks(teacher, teacher, batches(1))
     with pytest.raises(ValueError, match=r"no attention at blocks\.0\.attn, blocks\.1\.attn"):
         distill_blocks(student, student, batches(1))
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn is float16"):
+        distill_blocks(copy.deepcopy(student).half(), teacher, batches(1))
+    with pytest.raises(ValueError, match=r"nothing of the mixer blocks\.0\.attn can learn"):
+        distill_blocks(copy.deepcopy(student).requires_grad_(False), teacher, batches(1))
     with pytest.raises(ValueError, match="no batches"):
         distill_blocks(student, teacher, [])
     with pytest.raises(ValueError, match="at least 1"):
@@ -121,3 +125,25 @@ def test_it_learns_under_autocast() -> None:
     for name, (first, last) in report.errors.items():
         assert last < 0.9 * first
         assert after.errors[name][0] < 1.2 * last  # in fp32, with the weights as they are
+
+
+def test_compiled_models_are_taken_as_they_were() -> None:
+    student, teacher = pair()
+    expected = distill_blocks(copy.deepcopy(student), teacher, batches(1), progress=False).errors
+    compiled = [torch.compile(model, backend="eager") for model in (student, teacher)]
+    assert distill_blocks(*compiled, batches(1), progress=False).errors == expected  # type: ignore[arg-type]
+
+
+def test_a_swin_block_is_judged_by_what_it_adds() -> None:
+    student, teacher = pair(swin)
+    seen: dict[str, Any] = {}
+    block: Any = teacher.layers[0].blocks[0]  # type: ignore[index, union-attr]
+    hook = block.register_forward_hook(lambda module, args, output: seen.update(x=args[0], y=output))
+    [images] = batches(1, 64)
+    with torch.no_grad():
+        teacher(images)
+        hook.remove()
+        found = student.layers[0].blocks[0](seen["x"])  # type: ignore[index, union-attr, operator]
+    expected = (found - seen["y"]).square().mean() / (seen["y"] - seen["x"]).square().mean()
+    report = distill_blocks(student, teacher, [images], progress=False)
+    assert report.errors["layers.0.blocks.0"][0] == pytest.approx(float(expected), rel=1e-4)

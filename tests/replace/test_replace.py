@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import atconv
 from atconv import functional, replace_attention
 from atconv.replace.families import Site, find_sites
-from atconv.replace.layers import ATConvAttention, mix_tokens
+from atconv.replace.layers import ATConvAttention, GridWriter, mix_tokens
 from helpers import assert_close, randomise
 
 Make = Callable[[], nn.Module]
@@ -170,7 +170,7 @@ def _feed_one_token(model: nn.Module, site: Site) -> tuple[Tensor, list[Tensor]]
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
-def test_prefix_tokens_take_their_value_and_the_mean_of_the_map(prefix: int) -> None:
+def test_prefix_tokens_take_the_mean_of_their_value_and_the_map(prefix: int) -> None:
     mixer = randomise(atconv.ATConvTokens(6)).double()
     x = torch.randn(2, prefix + 12, 6, dtype=torch.float64)
     height, width = 3, 4
@@ -184,7 +184,21 @@ def test_prefix_tokens_take_their_value_and_the_mean_of_the_map(prefix: int) -> 
     assert_close(found[:, prefix:], mixer.out_proj(routed.transpose(1, 2)), 1e-10)
     assert_close(found[:, prefix:], mixer(x[:, prefix:], grid=(height, width)), 1e-10)
     for token in range(prefix):
-        assert_close(found[:, token], mixer.out_proj(value[:, token] + routed.mean(2)), 1e-10)
+        alike = torch.cat((value[:, token, :, None], routed), 2).mean(2)
+        assert_close(found[:, token], mixer.out_proj(alike), 1e-10)
+
+
+def test_equal_tokens_are_answered_as_attention_answers_them() -> None:
+    """Each gets the value of all, but for the random part of kernels, and the border of the map."""
+    model: Any = vit(depth=1, img_size=96).eval()
+    x = torch.randn(1, 1, 16).expand(1, 1 + 12 * 12, 16)
+    expected = model.blocks[0].attn(x)
+    replace_attention(model)
+    model(torch.randn(1, 3, 96, 96))
+    found = model.blocks[0].attn(x)
+    inside = found[:, 1:].unflatten(1, (12, 12))[:, 2:-2, 2:-2].flatten(1, 2)
+    for some in (found[:, :1], inside):
+        assert (some - expected[:, :1]).norm(dim=-1).max() < 0.25 * expected[0, 0].norm()
 
 
 def test_the_grid_is_that_of_the_image() -> None:
@@ -357,9 +371,11 @@ def test_only_what_can_be_replaced_is_counted() -> None:
     report = replace_attention(model, every=2)
     assert [one.name for one in report.replaced] == ["blocks.1.attn", "blocks.3.attn"]
     assert "not one that ATConv knows" in report.kept["blocks.1.extra"]
-    with pytest.raises(ValueError, match=r"replaced\. blocks\.1\.attn: it is ATConv already; bl"):
+    with pytest.raises(
+        ValueError, match=r"blocks\.1\.attn, blocks\.3\.attn: it is ATConv already; blocks\.1\.extra: this"
+    ):
         replace_attention(model, where=lambda name, module: True)
-    with pytest.raises(ValueError, match=r"blocks\.0\.attn: this attention is not one that ATConv knows"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn, .* and 1 more: this attention is not one"):
         replace_attention(timm.create_model("cait_xxs24_224", img_size=32, depth=1))
 
 
@@ -380,3 +396,71 @@ def test_an_example_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"nothing was replaced\. VisionTransformer does not take the ex"):
         replace_attention(model, example=torch.randn(1, 3, 24, 24))
     assert not mixers(model)
+
+
+def test_an_example_of_another_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match="a dictionary of named ones, got a list"):
+        replace_attention(vit(), example=[torch.randn(1, 3, 32, 32)])  # type: ignore[arg-type]
+
+
+def test_the_attention_itself_is_no_model() -> None:
+    with pytest.raises(ValueError, match="it is the whole model: give the model that holds it"):
+        replace_attention(nn.MultiheadAttention(16, 2, batch_first=True))
+
+
+def test_the_image_is_found_by_its_name() -> None:
+    class Scaled(nn.Conv2d):
+        def forward(self, image: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(image * scale)
+
+    embedding = Scaled(3, 4, 8, 8)
+    writer = GridWriter.before(embedding, lambda one: one.stride, padded=False)
+    embedding.register_forward_pre_hook(writer, with_kwargs=True)
+    embedding(scale=torch.ones(()), image=torch.randn(1, 3, 16, 24))
+    assert writer.grid.size == (2, 3)
+
+
+def test_weights_of_half_precision_are_counted_too() -> None:
+    report = replace_attention(vit().bfloat16())
+    assert report.multiply_adds is not None
+    other = replace_attention(vit_of_no_known_size())
+    assert other.multiply_adds is None
+    assert "not run: give `example`" in str(other)
+
+
+def vit_of_no_known_size() -> nn.Module:
+    model: Any = vit()
+    del model.pretrained_cfg
+    return model
+
+
+def test_projections_behind_a_norm_start_fresh() -> None:
+    report = replace_attention(vit(scale_attn_norm=True))
+    assert not any(one.copied for one in report.replaced)
+    assert "fresh in blocks.0.attn, blocks.1.attn" in str(report)
+
+
+def test_torchvision_with_convolutions_before_the_patches() -> None:
+    stem = [torchvision.models.vision_transformer.ConvStemConfig(8, 3, 2) for _ in range(3)]
+    model = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, conv_stem_configs=stem)
+    report = replace_attention(model)
+    assert len(report.replaced) == 2
+    assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("convit_tiny", "blocks.0.attn"),
+        ("coat_tiny", "serial_blocks1.0.factoratt_crpe"),
+        ("gcvit_xxtiny", "stages.0.blocks.0.attn"),
+        ("efficientformerv2_s0", "stages.2.blocks.4.token_mixer"),
+        ("levit_128s", "stages.0.blocks.0.attn"),
+        ("davit_tiny", "stages.0.blocks.0.0.attn"),
+    ],
+)
+def test_attention_of_other_families_is_named(name: str, first: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(ValueError, match=rf"replaced\. {first}, .* more: this attention is not one that"):
+        replace_attention(model)

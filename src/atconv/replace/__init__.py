@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atconv.modules import ATConvTokens
 from atconv.replace.counting import Example, example_of, multiply_adds
@@ -58,6 +60,8 @@ class ReplacementReport:
             f"{name:<{widths[0]}}  {parameters:>{widths[1]}}  {counted:>{widths[2]}}".rstrip()
             for name, parameters, counted in rows
         ]
+        if self.multiply_adds is None:
+            lines.append("not run: give `example`, an input of the model, to try it and count multiply-adds")
         fresh = [one.name for one in self.replaced if not one.copied]
         if fresh:
             lines.append(f"value and output projections are fresh in {', '.join(fresh)}")
@@ -105,7 +109,13 @@ def replace_attention(
     Raises:
         ValueError: there is no attention, none was chosen, a chosen one cannot be replaced, or the model
             does not take the example.
+        TypeError: the example is no tensor, tuple or dictionary.
     """
+    if not isinstance(example, (NoneType, Tensor, tuple, Mapping)):
+        raise TypeError(
+            "an example is a tensor, a tuple of positional arguments or a dictionary of named ones, "
+            f"got a {type(example).__name__}"
+        )
     sites = find_sites(model)
     if not sites:
         raise ValueError(f"{type(model).__name__} has no attention that could be replaced")
@@ -161,9 +171,16 @@ def _choose(
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
     picked = [s for s in sites if where is None or where(s.name, model.get_submodule(s.name))]
-    refused = [f"{site.name}: {site.reason}" for site in picked if site.make is None]
-    if refused and (where is not None or len(refused) == len(picked)):
-        raise ValueError(f"nothing was replaced. {'; '.join(refused)}")
+    refused: dict[str, list[str]] = defaultdict(list)
+    for site in picked:
+        if site.make is None:
+            refused[site.reason].append(site.name)
+    if refused and (where is not None or all(site.make is None for site in picked)):
+        told = "; ".join(
+            f"{', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}: {reason}"
+            for reason, names in refused.items()
+        )
+        raise ValueError(f"nothing was replaced. {told}")
     able = [site for site in picked if site.make is not None]
     if blocks is not None and not set(blocks) <= set(range(len(able))):
         raise ValueError(f"blocks must lie in 0…{len(able) - 1}, got {sorted(blocks)}")

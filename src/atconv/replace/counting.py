@@ -41,17 +41,24 @@ def multiply_adds(model: nn.Module, example: Example) -> dict[str, int]:
 
 def example_of(model: Any) -> Tensor | None:
     """An image of the size that a timm, torchvision or transformers model says it was made for, else None."""
+    size = _input_size(model)
+    return None if size is None else torch.empty(1, *size, dtype=next(model.parameters()).dtype)
+
+
+def _input_size(model: Any) -> tuple[int, int, int] | None:
+    """Channels, height, width."""
     pretrained = getattr(model, "pretrained_cfg", None)
     if pretrained is not None:
         size = getattr(getattr(model, "patch_embed", None), "img_size", None) or pretrained["input_size"][1:]
-        return torch.empty(1, model.in_chans if hasattr(model, "in_chans") else 3, *size)
+        return getattr(model, "in_chans", 3), size[0], size[1]
     config: Any = getattr(model, "config", None)
     if hasattr(config, "image_size") and hasattr(config, "num_channels"):
         side = config.image_size
-        return torch.empty(1, config.num_channels, *((side, side) if isinstance(side, int) else side))
+        height, width = (side, side) if isinstance(side, int) else side
+        return config.num_channels, height, width
     if type(model).__module__.startswith("torchvision."):
         side = getattr(model, "image_size", 224)
-        return torch.empty(1, 3, side, side)
+        return 3, side, side
     return None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from atconv.replace.layers import REPLACEMENTS, GridWriter
+from atconv.replace.layers import REPLACEMENTS, ATConvSwinBlock, GridWriter
 
 __all__ = ["DistillationReport", "distill_blocks"]
 
@@ -22,8 +22,8 @@ class DistillationReport:
     """How near each mixer came to its attention. Printed, it is a table."""
 
     errors: dict[str, tuple[float, float]]
-    """by name: mean squared difference over mean square of the attention's output, in the first batch and
-    over the last tenth of them"""
+    """by name: mean squared difference over mean square of the attention's output (of what timm's Swin block
+    adds to its input), in the first batch and over the last tenth of them"""
     steps: int
 
     def __str__(self) -> str:
@@ -64,13 +64,14 @@ def distill_blocks(
         the error of every mixer before and after.
 
     Raises:
-        ValueError: the student has no replaced attention, the teacher none of the same name, there are no
-            data, or `steps` < 1.
+        ValueError: the student has no replaced attention, the teacher none of the same name, mixers are
+            frozen or of float16, there are no data, or `steps` < 1.
         TypeError: `steps` is not given and the data have no length.
     """
+    student, teacher = (getattr(model, "_orig_mod", model) for model in (student, teacher))  # compiled
     pairs = _pairs(student, teacher)
     steps = _steps(steps, data)
-    parameters = {name: _mixer_parameters(new) for name, (new, _) in pairs.items()}
+    parameters = {name: _mixer_parameters(name, new) for name, (new, _) in pairs.items()}
     optimizer = torch.optim.AdamW(itertools.chain(*parameters.values()), lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
@@ -113,7 +114,9 @@ class _Fit:
         with torch.enable_grad():
             answer = _first(self.mixer(*args, **named))
             error = nn.functional.mse_loss(answer.float(), expected.float())
-            error = error / expected.float().square().mean().clamp_min(1e-12)
+            # A Swin block's output holds its input, which the mixer need not learn.
+            learned = expected - args[0] if isinstance(self.mixer, ATConvSwinBlock) else expected
+            error = error / learned.float().square().mean().clamp_min(1e-12)
             error.backward(inputs=self.parameters)
         self.errors.append(error.item())
 
@@ -146,8 +149,13 @@ def _steps(steps: int | None, data: Any) -> int:
     return steps
 
 
-def _mixer_parameters(module: Any) -> list[nn.Parameter]:
-    return [parameter for parameter in module.mixer.parameters() if parameter.requires_grad]
+def _mixer_parameters(name: str, module: Any) -> list[nn.Parameter]:
+    found = [parameter for parameter in module.mixer.parameters() if parameter.requires_grad]
+    if not found:
+        raise ValueError(f"nothing of the mixer {name} can learn: set requires_grad of its parameters")
+    if any(parameter.dtype == torch.float16 for parameter in found):
+        raise ValueError(f"the mixer {name} is float16, too coarse to learn in: use float32, with autocast")
+    return found
 
 
 def _share_grids(student: nn.Module, teacher: nn.Module) -> list[Any]:

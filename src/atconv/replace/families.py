@@ -5,6 +5,8 @@ A family is known by the names of its classes, so that none of the libraries is 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +24,6 @@ from atconv.replace.layers import (
     ATConvSizedAttention,
     ATConvSwinBlock,
     ATConvTransformersAttention,
-    Grid,
     GridWriter,
     Size,
 )
@@ -62,9 +63,11 @@ def find_sites(model: nn.Module) -> list[Site]:
     sites = []
     covered: list[str] = []
     for name, module in model.named_modules():
-        if any(name.startswith(f"{outer}.") for outer in covered):
+        if any(not outer or name.startswith(f"{outer}.") for outer in covered):
             continue
         site = _site(model, name, module, writers)
+        if site is not None and not name:
+            site = Site(name, site.kind, reason="it is the whole model: give the model that holds it")
         if site is not None:
             sites.append(site)
             covered.append(name)
@@ -81,7 +84,7 @@ def _site(
     if known is not None:
         return _FAMILIES[known](model, name, module, writers)
     called = type(module).__name__
-    if called.endswith(_ENDINGS) and "Block" not in called:  # blocks hold attention
+    if (re.search("Att(entio)?n", called) and "Block" not in called) or called in _ATTENTION:
         return Site(name, type(module).__name__, reason="this attention is not one that ATConv knows")
     return None
 
@@ -212,7 +215,8 @@ def _diffusers(model: nn.Module, name: str, module: Any, writers: dict[int, Any]
     )
 
 
-_ENDINGS = ("Attention", "Attn", "XCA", "AttentionPoolLatent")  # of classes that are told as left alone
+# Told as left alone beside whatever is called attention and is not a block that holds one.
+_ATTENTION = ("GPSA", "MHSA", "XCA", "ParallelScalingBlock", "DifferentialParallelScalingBlock")
 
 # Those of diffusers whose attention sees image tokens alone, or says so.
 _IMAGE_TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
@@ -227,7 +231,9 @@ _FAMILIES: dict[str, Finder] = {
     "timm.models.swin_transformer.SwinTransformerBlock": _timm_swin,
     "timm.models.pvt_v2.Attention": _timm_pvt,
     "timm.models.maxxvit.Attention2d": _timm_map,
-    "timm.models.maxxvit.AttentionCl": _timm_partition,
+    "timm.models.maxxvit.ParallelPartitionAttention": _timm_partition,
+    "timm.models.maxxvit.PartitionAttention2d": _timm_partition,
+    "timm.models.maxxvit.PartitionAttentionCl": _timm_partition,
     "torch.nn.modules.activation.MultiheadAttention": _torchvision_multihead,
     "torchvision.models.swin_transformer.ShiftedWindowAttention": _torchvision_swin,
     **{
@@ -263,7 +269,7 @@ def _writer(
 ) -> tuple[nn.Module, GridWriter]:
     """One for each patch embedding."""
     if id(embedding) not in writers:
-        writers[id(embedding)] = (embedding, GridWriter(Grid(), patch, padded))
+        writers[id(embedding)] = (embedding, GridWriter.before(embedding, patch, padded))
     return writers[id(embedding)]
 
 
@@ -275,8 +281,10 @@ def _timm_patch(embedding: Any) -> Size:
     return int(ratio[0]), int(ratio[1])
 
 
-def _stride(convolution: Any) -> Size:
-    return convolution.stride
+def _stride(stem: nn.Module) -> Size:
+    """Of a convolution, or of several in a row."""
+    strides = [layer.stride for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
+    return math.prod(down for down, _ in strides), math.prod(across for _, across in strides)
 
 
 def _patch_size(embedding: Any) -> Size:
@@ -289,7 +297,11 @@ def _one(embedding: Any) -> Size:
 
 
 def _thirds(module: Any, dim: int) -> Projections | None:
-    """Of a qkv projection whose last third makes the values; None where the shapes are others."""
+    """Of a qkv projection whose last third makes the values; None where the shapes are others, or where a
+    norm or a gate lies between values and output."""
+    between = (getattr(module, name, None) for name in ("norm", "gate"))
+    if any(layer is not None and not isinstance(layer, nn.Identity) for layer in between):
+        return None
     if getattr(module, "qkv", None) is None:
         return _separate(module.v_proj, module.proj, dim)
     weight, bias = module.qkv.weight, module.qkv.bias

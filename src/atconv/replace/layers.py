@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +67,7 @@ class Grid:
             told = " and ".join(f"{height} × {width}" for height, width in sorted(fitting))
             raise ValueError(
                 f"grids of {told} have as many tokens: with gradient checkpointing, run backward for one of "
-                "them before the other"
+                "them before the other, and passes that are not trained on under torch.no_grad()"
             )
         return fitting[0] if fitting else self.size
 
@@ -78,13 +79,19 @@ class GridWriter:
         grid: written at every pass, read by the mixers behind.
         patch: the patch embedding → pixels of a patch along each axis.
         padded: the embedding pads images up to whole patches; else what is left over is cut.
+        image: name of the embedding's argument that is the image, where it is given by name.
     """
 
-    def __init__(self, grid: Grid, patch: Callable[[Any], Size], padded: bool) -> None:
-        self.grid, self.patch, self.padded = grid, patch, padded
+    def __init__(self, grid: Grid, patch: Callable[[Any], Size], padded: bool, image: str) -> None:
+        self.grid, self.patch, self.padded, self.image = grid, patch, padded, image
+
+    @classmethod
+    def before(cls, embedding: nn.Module, patch: Callable[[Any], Size], padded: bool) -> GridWriter:
+        """One for an embedding whose first argument is the image."""
+        return cls(Grid(), patch, padded, next(iter(inspect.signature(embedding.forward).parameters)))
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        image = inputs[0] if inputs else next(iter(named.values()))
+        image = inputs[0] if inputs else named[self.image]
         height, width = image.shape[-2:]
         down, across = self.patch(module)
         extra = (down - 1, across - 1) if self.padded else (0, 0)
@@ -94,8 +101,8 @@ class GridWriter:
 def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> Tensor:
     """ATConv over tokens of which the first are no positions of the grid.
 
-    The spatial tokens are routed as a map. A prefix token (class, registers) takes its own value plus the
-    mean of the routed map: it sees every position, as it does in attention, at linear cost.
+    The spatial tokens are routed as a map. A prefix token (class, registers) takes the mean of its own value
+    and those of the routed map: what attention gives it where it attends to all of them alike.
 
     Args:
         mixer: its weights.
@@ -121,7 +128,7 @@ def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> T
     value = mixer.value_proj(x)
     routed = dynamic_depthwise_conv2d(tokens_to_map(value[:, prefix:], *size), kernel)
     routed = routed.permute(0, 2, 3, 1).flatten(1, 2)
-    first = value[:, :prefix] + routed.mean(1, keepdim=True)
+    first = (value[:, :prefix] + routed.sum(1, keepdim=True)) / (1 + height * width)
     return mixer.out_proj(torch.cat((first, routed), dim=1))
 
 
