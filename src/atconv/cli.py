@@ -463,7 +463,7 @@ def _train(
     chosen = {a[2:].split("=")[0] for a in rest if a.startswith("--")}
     if "config" not in chosen:
         parser.set_defaults(yaml.safe_load(recipes.recipe_path(recipes.DEFAULT_RECIPE).read_text()))
-    options = parser.parse_args(_resolve_recipes(rest, recipes.recipe_path)).as_dict()
+    options = parser.parse_args(_recipes_first(rest, recipes.recipe_path)).as_dict()
     options.pop("config")
     folder = options.pop("out")
     if given is not None:
@@ -515,15 +515,19 @@ def _bare(arguments: Sequence[str], names: set[str]) -> list[str]:
     ]
 
 
-def _resolve_recipes(arguments: list[str], recipe_path: Callable[[str], Path]) -> list[str]:
-    """Replace recipe names after --config by their files."""
-    resolved = list(arguments)
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            resolved[i + 1] = str(recipe_path(arguments[i + 1]))
-        elif argument.startswith("--config="):
-            resolved[i] = f"--config={recipe_path(argument.removeprefix('--config='))}"
-    return resolved
+def _recipes_first(arguments: Sequence[str], recipe_path: Callable[[str], Path]) -> list[str]:
+    """Recipes' names become files, and come before all other options, which so win wherever they stand."""
+    found: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        value = value or (next(rest, "") if name == "--config" else "")
+        if name == "--config" and value:
+            found.append(f"--config={recipe_path(value)}")
+        else:
+            others.append(argument)
+    return found + others
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -108,7 +108,16 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "hairline": (annotation(bbox=[50, 4, 1e-7, 5]), "annotation 2: nothing of its box"),
     "broken runs": (
         annotation(segmentation={"size": [40, 56], "counts": "abc"}),
-        "annotation 2: its run lengths cannot be decoded",
+        "annotation 2: its segmentation cannot be decoded",
+    ),
+    "no runs": (
+        annotation(segmentation={"size": [40, 56], "counts": [2240]}),
+        "annotation 2: its segmentation covers no pixel",
+    ),
+    "a line": (annotation(segmentation=[[1, 1, 5, 5, 9, 9]]), "annotation 2: its segmentation covers no"),
+    "a polygon outside": (
+        annotation(segmentation=[[90, 90, 99, 90, 99, 99]]),
+        "annotation 2: its segmentation covers no pixel",
     ),
     "negative runs": (
         annotation(segmentation={"size": [40, 56], "counts": [-5, 2245]}),
@@ -127,7 +136,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda told: told["categories"][1].update(id=7),
         "category 7: another category has th",
     ),
-    "missing box": (lambda told: told["annotations"][1].pop("bbox"), "annotations, 2: bbox missing"),
+    "missing box": (lambda told: told["annotations"][1].pop("bbox"), "annotation 2: bbox missing: mend it"),
     "missing file": (image(file_name="none.png"), r"image 101: .*none.png is not there: put it back"),
     "two names": (image(file_name="0.png"), "image 101: another image has file_name '0.png'"),
     "size": (image(width=55), "image 101: .*1.png is 40 × 56 pixels and not 55 × 56"),
@@ -181,17 +190,18 @@ def test_wrong_annotations_are_left_out_on_request(tmp_path: Path) -> None:
     told = json.loads((data / "train.json").read_text())
     told["annotations"][1]["bbox"][2] = 0
     told["annotations"][2]["segmentation"] = []
+    del told["annotations"][3]["bbox"]
     (data / "train.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match=r"annotation 2: .*annotation 3: .*\(--bad_annotations skip leaves"):
+    with pytest.raises(ValueError, match=r"ion 2: .*ion 3: .*ion 4: .*\(--bad_annotations skip leaves"):
         open_coco(data, True, QUIET)
     said = Console(record=True, width=400, quiet=False, file=io.StringIO())
     side = open_coco(data, True, said, bad_annotations="skip")["train"]
-    told_so = "2 annotations are left out: annotation 2: its box .*; annotation 3: "
+    told_so = "3 annotations are left out: annotation 2: its box .*; annotation 3: "
     assert re.search(told_so, said.export_text())
-    bad = {told["annotations"][1]["id"], told["annotations"][2]["id"]}
+    bad = {2, 3, 4}
     kept = [[box for box in image.boxes if box.id not in bad] for image in whole.images]
     assert [list(image.boxes) for image in side.images] == kept
-    assert sum(map(len, kept)) == len(told["annotations"]) - 2
+    assert sum(map(len, kept)) == len(told["annotations"]) - 3
 
 
 @settings(deadline=None, max_examples=25)
@@ -242,3 +252,12 @@ def test_a_run_does_not_go_on_with_other_annotations(tmp_path: Path) -> None:
             keep_split(run, opened())
         run.split.unlink()
         Image.new("L", (40, 56), 0).save(data / "masks" / "train" / "1.png", compress_level=0)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=2, val=1)
+    expected = open_coco(data, True, QUIET)["train"].images
+    for name in ("train.json", "classes.txt"):
+        (data / name).write_text((data / name).read_text(), encoding="utf-8-sig")
+    assert open_coco(data, True, QUIET)["train"].images == expected
+    assert open_masks(data, QUIET)["train"].classes[0] == "ground"

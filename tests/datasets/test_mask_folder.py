@@ -76,6 +76,14 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda data: (data / "classes.txt").write_text("a\n"),
         "2 … 255 names, no two alike; it has a",
     ),
+    "blank": (
+        lambda data: (data / "classes.txt").write_text("a\n\nb\n"),
+        "line 2 of .*classes.txt is blank, and each line stands for an index",
+    ),
+    "Latin-1": (
+        lambda data: (data / "classes.txt").write_bytes("grün\nrot\n".encode("latin-1")),
+        "classes.txt is not UTF-8: save it as such",
+    ),
     "twice": (lambda data: (data / "classes.txt").write_text("a\na\n"), "no two alike; it has a, a"),
 }
 

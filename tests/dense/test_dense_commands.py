@@ -121,6 +121,36 @@ def refused(*arguments: str | Path) -> str:
         (["detect", "train", "none", "--min_size=[]"], "min_size must be one size or several"),
         (["detect", "train", "none", "--detector_args={no_such: 1}"], "detector_args do not fit"),
         (["detect", "train", "none", "--detector_args={channels: 1}"], "give --channels itself"),
+        (  # options win wherever they stand
+            [
+                "detect",
+                "train",
+                "x",
+                '--detector_args={"no":1}',
+                "--architecture=retinanet",
+                "--config=small",
+            ],
+            "detector_args do not fit retinanet",
+        ),
+        (
+            [
+                "detect",
+                "train",
+                "x",
+                "--config",
+                "small",
+                "--architecture=retinanet",
+                '--detector_args={"no":1}',
+            ],
+            "detector_args do not fit retinanet",
+        ),
+        (
+            ["detect", "train", "none", "--model=swin_tiny_patch4_window7_224"],
+            "does not take pictures of 160 × 352 pixels",
+        ),
+        (["segment", "train", "none", "--model=coatnet_nano_rw_224"], "does not take pictures of 160 × 352"),
+        (["detect", "evaluate", "none", "none", "--batch_size=0"], "batch_size must be at least 1, got 0"),
+        (["segment", "evaluate", "none", "none", "--batch_size=-1"], "batch_size must be at least 1, got -1"),
         (["detect", "train", "none", "--weights=none.pth"], "none.pth"),
         (["segment", "train", "none", "--crop=[100, 100]"], "multiples of 32"),
         (["segment", "train", "none", "--model_args={stem_stride: 2}"], "Leave stem_stride at 4"),
@@ -140,6 +170,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     assert message in refused(*arguments)
     assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_a_side_without_boxes_is_refused(tmp_path: Path, side: str) -> None:
+    data = annotated_folder(tmp_path / "data", 3, 1)
+    told = json.loads((data / f"{side}.json").read_text())
+    for one in told["annotations"]:
+        one["iscrowd"] = 1
+    (data / f"{side}.json").write_text(json.dumps(told))
+    assert f"the {side} side has no boxes of single objects" in refused(
+        "detect", "train", data, "--in_chans=1"
+    )
+
+
+def test_detection_does_not_depend_on_batches(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", 2, 9)  # of three shapes
+    found = [evaluate_detector(detection_run(), str(data), batch_size=size)[0] for size in (1, 4)]
+    assert found[0].figures == pytest.approx(found[1].figures, abs=0.02, nan_ok=True)
 
 
 def test_a_wrong_annotation_is_one_line(tmp_path: Path) -> None:

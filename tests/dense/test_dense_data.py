@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from atconv.datasets.coco import CocoSide, open_coco
+from atconv.datasets.folders import batches_of_one_size
 from atconv.datasets.mask_folder import IGNORED, open_masks
 from atconv.dense.detection.data import augmentation as boxes_augmentation
 from atconv.dense.detection.evaluation import mean_average_precision
 from atconv.dense.segmentation.config import SegmentationConfig
+from atconv.dense.segmentation.data import _RandomShortSide, resized
 from atconv.dense.segmentation.data import augmentation as masks_augmentation
 from dense.tiny_dense import annotated_folder, shared_data
 
@@ -78,7 +80,7 @@ class Answers(nn.Module):
 
 def judged(side: CocoSide, change: Any) -> dict[str, float]:
     answers = []
-    for image in side.images:
+    for image in (side.images[i] for batch in batches_of_one_size(side, range(len(side)), 2) for i in batch):
         found = {
             "boxes": torch.tensor([box.corners for box in image.boxes]),
             "labels": torch.tensor([box.label for box in image.boxes]),
@@ -119,3 +121,31 @@ def test_only_the_side_that_is_asked_for_is_opened(tmp_path: Path) -> None:
         open_coco(data, False, QUIET, split="train")
     with pytest.raises(ValueError, match="has no test side, only train, val: choose one with --split"):
         open_masks(data, QUIET, split="test")
+
+
+@pytest.mark.parametrize("size", [(4, 400), (400, 4)])
+def test_a_long_picture_is_not_blown_up(size: tuple[int, int]) -> None:
+    """Its longer side ends at ten times the shorter one's, in training as in evaluation."""
+    assert max(resized(size, 32)) == 320
+    seen: list[tuple[int, int]] = []
+
+    class Watched(_RandomShortSide):
+        def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+            found = super().transform(inpt, params)
+            seen.append(tuple(found.shape[-2:]))
+            return found
+
+    image = tv_tensors.Image(torch.zeros(1, *size, dtype=torch.uint8))
+    Watched(16, 48)(image, tv_tensors.Mask(torch.zeros(size, dtype=torch.uint8)))
+    assert seen[0] == seen[1]
+    assert 160 <= max(seen[0]) <= 480
+
+
+def test_batches_hold_pictures_of_one_size() -> None:
+    for side in (open_coco(shared_data(), False, QUIET)["train"], open_masks(shared_data(), QUIET)["train"]):
+        batches = batches_of_one_size(side, range(len(side)), 3)
+        assert sorted(i for batch in batches for i in batch) == list(range(12))
+        assert sorted(map(len, batches)) == [1, 1, 1, 3, 3, 3]
+        for batch in batches:
+            assert len({side.read(i, "L").size for i in batch}) == 1
+            assert side.size(batch[0]) == side.read(batch[0], "L").size[::-1]

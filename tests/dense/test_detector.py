@@ -101,6 +101,7 @@ def test_the_same_numbers_come_in_as_they_are_normalised_once() -> None:
     [
         ("resnet10t", {}),
         ("convnext_atto", {}),
+        ("dla34", {}),  # has one map more than timm gives unasked
         (
             "swin_tiny_patch4_window7_224",
             {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 4,
@@ -120,6 +121,10 @@ def test_other_backbones_of_timm_fit(name: str, arguments: dict[str, Any]) -> No
         (
             dict(backbone="vit_tiny_patch16_224", levels=3),
             r"strides \[16, 16, 16\]: a pyramid needs powers of two",
+        ),
+        (
+            dict(backbone="maxvit_nano_rw_256"),
+            "height .* must be divisible by window .* AttNet, ResNet, Conv",
         ),
         (dict(architecture="yolo"), "architecture must be one of faster_rcnn"),
         (dict(levels=5), "4 feature maps: levels must lie in 1 … 4, got 5"),

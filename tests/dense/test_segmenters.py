@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import TimmBackboneConfig, UperNetConfig, UperNetForSemanticSegmentation
 
-from atconv.dense.segmentation.data import SegmentTransform
+from atconv.dense.segmentation.data import SegmentTransform, resized
 from atconv.dense.segmenter import segmenter
 from dense.tiny_dense import BACKBONE
 from helpers import randomise
@@ -102,6 +102,6 @@ def test_the_transform_can_be_undone_for_any_shape(height: int, width: int) -> N
     x = transform(Image.new("L", (20 * width, height)))
     assert x.shape[1] % 32 == x.shape[2] % 32 == 0
     assert max(x.shape[1:]) <= 32 * 10 + 32
-    resized = transform.resized((height, 20 * width))
-    assert (x[:, resized[0] :] == 0).all()
+    below = resized((height, 20 * width), transform.short_side)[0]
+    assert (x[:, below:] == 0).all()
     assert transform.undo(x[None], (height, 20 * width)).shape[2:] == (height, 20 * width)

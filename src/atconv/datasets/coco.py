@@ -88,6 +88,15 @@ class CocoSide:
     def read(self, position: int, mode: Mode) -> Image.Image:
         return read_image(self.folder / self.images[position].name, mode)
 
+    @property
+    def objects(self) -> int:
+        """How many boxes stand for one object, in all pictures."""
+        return sum(not box.crowd for image in self.images for box in image.boxes)
+
+    def size(self, position: int) -> tuple[int, int]:
+        image = self.images[position]
+        return image.height, image.width
+
     def take(self, positions: Sequence[int]) -> CocoSide:
         """Some of its pictures."""
         return replace(self, images=[self.images[i] for i in positions])
@@ -210,12 +219,12 @@ def _read_side(
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is not readable JSON: {error}; write it again") from error
     for name, needed in (
         ("images", ("id", "file_name", "width", "height")),
-        ("annotations", ("image_id", "category_id", "bbox")),
+        ("annotations", ()),
         ("categories", ("id", "name")),
     ):
         entries = told.get(name) if isinstance(told, dict) else None
@@ -261,6 +270,9 @@ def _problem(
     annotation: dict[str, Any], images: dict[Any, dict[str, Any]], labels: dict[Any, int], masks: bool
 ) -> str | None:
     """What is wrong with an annotation."""
+    missing = [name for name in ("image_id", "category_id", "bbox") if name not in annotation]
+    if missing:
+        return f"{', '.join(missing)} missing: {_MENDED}"
     of, kind = annotation["image_id"], annotation["category_id"]
     image = images.get(of) if _is_id(of) else None
     if image is None:
@@ -298,7 +310,11 @@ def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
             return (
                 f"its run lengths are of the size {segmentation.get('size')}, its image of {size}: {_MENDED}"
             )
-        return _runs_problem(segmentation, size)
+        if isinstance(segmentation["counts"], list):
+            wrong = _runs_problem(segmentation["counts"], size)
+            if wrong is not None:
+                return wrong
+        return _cover_problem(segmentation, image)
     if not segmentation or not isinstance(segmentation, list):
         return "it has no segmentation, which masks need: give polygons or run lengths"
     for polygon in segmentation:
@@ -306,22 +322,23 @@ def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
             return "its segmentation is no list of polygons: give lists of x, y, x, y, …"
         if len(polygon) < 6 or len(polygon) % 2:
             return f"a polygon of {len(polygon)} numbers: three points or more are needed, x, y of each"
+    return _cover_problem(segmentation, image)
+
+
+def _runs_problem(counts: list[Any], size: list[int]) -> str | None:
+    if not all(_is_whole(run, 0) for run in counts):
+        return f"its run lengths are not whole numbers from 0 on: {_MENDED}"
+    if sum(counts) != size[0] * size[1]:
+        return f"its run lengths add up to {sum(counts)}, not to {size[0]} × {size[1]}: {_MENDED}"
     return None
 
 
-def _runs_problem(segmentation: dict[str, Any], size: list[int]) -> str | None:
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        if not all(_is_whole(run, 0) for run in counts):
-            return f"its run lengths are not whole numbers from 0 on: {_MENDED}"
-        if sum(counts) != size[0] * size[1]:
-            return f"its run lengths add up to {sum(counts)}, not to {size[0]} × {size[1]}: {_MENDED}"
-        return None
+def _cover_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
     try:
-        covered = decode_mask(segmentation, *size)
+        covered = decode_mask(segmentation, image["height"], image["width"])
     except Exception:  # whatever the decoder raises
-        return f"its run lengths cannot be decoded: {_MENDED}"
-    return None if covered.any() else f"its run lengths cover nothing: {_MENDED}"
+        return f"its segmentation cannot be decoded: {_MENDED}"
+    return None if covered.any() else f"its segmentation covers no pixel: {_MENDED}"
 
 
 def _corners(box: Sequence[float], image: dict[str, Any]) -> tuple[float, float, float, float]:

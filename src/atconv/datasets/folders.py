@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,7 @@ from atconv.training.randomness import derive_seed
 
 __all__ = [
     "AnnotatedSide",
+    "batches_of_one_size",
     "choose_side",
     "first_few",
     "hold_out",
@@ -43,6 +45,10 @@ class AnnotatedSide(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+    def size(self, position: int) -> tuple[int, int]:
+        """Height and width of a picture, upright."""
+        ...
 
     def take(self, positions: Sequence[int]) -> Self: ...
 
@@ -101,6 +107,15 @@ def choose_side(sides: Collection[str], split: str, data: str | Path) -> str:
     if name not in sides:
         raise ValueError(f"{data} has no {name} side, only {', '.join(sides)}: choose one with --split")
     return name
+
+
+def batches_of_one_size(side: AnnotatedSide, positions: Sequence[int], most: int) -> list[list[int]]:
+    """Positions in batches of pictures of one size: padding one to another's size would change what is found
+    in it, and figures would depend on the batch."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for position in positions:
+        groups[side.size(position)].append(position)
+    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
 def hold_out(sides: Mapping[str, S], fraction: float, seed: int) -> dict[str, S]:

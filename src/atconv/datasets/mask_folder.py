@@ -57,6 +57,10 @@ class MaskSide:
         """H W of class indices, 255 where pixels are left out."""
         return read_mask(self.masks[position])
 
+    def size(self, position: int) -> tuple[int, int]:
+        with Image.open(self.masks[position]) as mask:  # reads the header
+            return mask.height, mask.width
+
     def take(self, positions: Sequence[int]) -> MaskSide:
         """Some of its pictures."""
         images, masks = [self.images[i] for i in positions], [self.masks[i] for i in positions]
@@ -131,11 +135,18 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
 
 def _read_classes(path: Path) -> list[str]:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except OSError:
         raise ValueError(
             f"{path} is not there: write the name of a class on each line, the first for index 0"
         ) from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8: save it as such") from None
+    if "" in names:
+        raise ValueError(
+            f"line {1 + names.index('')} of {path} is blank, and each line stands for an index: name it, or "
+            "remove it if no mask holds its index"
+        )
     if len(names) < 2 or len(set(names)) < len(names) or len(names) > IGNORED:
         raise ValueError(
             f"{path} must have 2 … {IGNORED} names, no two alike; it has {', '.join(names[:10]) or 'none'}"

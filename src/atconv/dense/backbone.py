@@ -25,6 +25,7 @@ __all__ = [
     "classifier_weights",
     "feature_strides",
     "make_features",
+    "refuse_fixed_size",
     "strides_of",
     "trained_arguments",
 ]
@@ -109,7 +110,10 @@ def feature_strides(name: str, arguments: Mapping[str, Any]) -> list[int]:
             whole: Any = timm.create_model(name, **{**arguments, "features_only": True})
     except (TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{name} with {dict(arguments)} gives no feature maps: {error}") from error
-    return [int(stride) for stride in whole.feature_info.reduction()]
+    every = list(
+        range(len(whole.feature_info))
+    )  # and not timm's choice, which may leave out the first or the last
+    return [int(stride) for stride in whole.feature_info.reduction(every)]
 
 
 def strides_of(body: nn.Module, name: str) -> list[int]:
@@ -126,6 +130,22 @@ def strides_of(body: nn.Module, name: str) -> list[int]:
             "the one before. AttNet, ResNet, ConvNeXt and Swin have such"
         )
     return strides
+
+
+def refuse_fixed_size(body: nn.Module, name: str, in_chans: int) -> None:
+    """Raise ValueError where a backbone does not take pictures of any size. Nothing is computed."""
+    height, width = 160, 352  # multiples of 32, of no usual window or training size
+    state = {n: t.to("meta") for n, t in [*body.named_parameters(), *body.named_buffers()]}
+    images = torch.empty(1, in_chans, height, width, device="meta")
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(body, state, (images,))
+    except Exception as error:  # whatever the model raises
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{name} does not take pictures of {height} × {width} pixels: {reason}. AttNet, ResNet, ConvNeXt "
+            "and PVTv2 take any size, and so does Swin with strict_img_size: false"
+        ) from error
 
 
 def trained_arguments(run: str | Path) -> dict[str, Any]:

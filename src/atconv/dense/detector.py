@@ -19,7 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import initLevelMapper
 
-from atconv.dense.backbone import Pyramid, make_features, strides_of
+from atconv.dense.backbone import Pyramid, make_features, refuse_fixed_size, strides_of
 from atconv.images import normalization
 
 __all__ = ["ARCHITECTURES", "Architecture", "detector"]
@@ -92,6 +92,7 @@ def detector(
     _check_options(architecture, options)
     body = make_features(backbone, in_chans, levels, backbone_args or {}, weights)
     strides = strides_of(body, backbone)
+    refuse_fixed_size(body, backbone, in_chans)
     mean, std = normalization(in_chans, mean, std)
     common: dict[str, Any] = {
         "min_size": min_size if isinstance(min_size, int) else tuple(min_size),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import segmentation_models_pytorch as smp
 from torch import Tensor, nn
 
-from atconv.dense.backbone import feature_strides, make_features
+from atconv.dense.backbone import feature_strides, make_features, refuse_fixed_size
 
 __all__ = ["ARCHITECTURES", "DIVISOR", "Segmenter", "segmenter"]
 
@@ -71,6 +71,7 @@ def segmenter(
         )
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{architecture} does not take {options}: {error}") from error
+    refuse_fixed_size(model.encoder.model, backbone, in_chans)
     if weights is not None:
         levels = len(model.encoder.model.feature_info.channels())
         body = make_features(backbone, in_chans, levels, arguments, weights)

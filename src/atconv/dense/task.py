@@ -26,7 +26,7 @@ from atconv.training.progress import make_table
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["DenseTask", "keep_evaluation", "open_sides", "starting_weights"]
+__all__ = ["DenseTask", "check_batch_size", "keep_evaluation", "open_sides", "starting_weights"]
 
 Checking = Literal["decode", "header", "none"]
 S = TypeVar("S", bound=AnnotatedSide)
@@ -143,6 +143,12 @@ def starting_weights(config: DenseConfig, fresh: bool, console: Console) -> dict
     found = classifier_weights(config.weights, config.model, config.model_args, config.in_chans)
     console.print(f"the backbone, {config.model}, starts from {config.weights}", soft_wrap=True)
     return found
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise ValueError where it is no number of images."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def keep_evaluation(

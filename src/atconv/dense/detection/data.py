@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from atconv.datasets.coco import CocoSide, decode_mask
 from atconv.images import Mode
 
-__all__ = ["Target", "augmentation", "eval_batches", "example", "picture_tensor", "target_of"]
+__all__ = ["Target", "augmentation", "eval_batch", "example", "picture_tensor", "target_of"]
 
 Target = dict[str, Any]
 
@@ -68,11 +68,9 @@ def augmentation(hflip: float, jitter: float) -> v2.Transform:
     )
 
 
-def eval_batches(
-    side: CocoSide, positions: Sequence[int], mode: Mode, masks: bool, size: int
-) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """Pictures in 0…1 and targets, in batches, in the order given."""
-    for start in range(0, len(positions), size):
-        chosen = positions[start : start + size]
-        images = [picture_tensor(side.read(i, mode)) for i in chosen]
-        yield images, [target_of(side, i, masks) for i in chosen]
+def eval_batch(
+    side: CocoSide, positions: Sequence[int], mode: Mode, masks: bool
+) -> tuple[list[Tensor], list[Target]]:
+    """Pictures in 0…1, and what they show."""
+    images = [picture_tensor(side.read(i, mode)) for i in positions]
+    return images, [target_of(side, i, masks) for i in positions]

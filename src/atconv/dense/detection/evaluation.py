@@ -15,10 +15,11 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from atconv import runs
 from atconv.datasets.coco import BadAnnotations, CocoSide, open_coco
-from atconv.dense.detection.data import Target, eval_batches
+from atconv.datasets.folders import batches_of_one_size
+from atconv.dense.detection.data import Target, eval_batch
 from atconv.dense.detection.figures import draw_side
 from atconv.dense.detection.model import Detector, open_detector
-from atconv.dense.task import keep_evaluation
+from atconv.dense.task import check_batch_size, keep_evaluation
 from atconv.images import Mode
 from atconv.training.checkpoint import write_rows
 from atconv.training.progress import make_table, plain_console, track
@@ -63,8 +64,10 @@ def evaluate(
         the figures, and the folder that metrics.json, per_class.csv and predictions.png were written to.
 
     Raises:
-        FileNotFoundError, ValueError: no such run, no such data, or classes the run does not know.
+        FileNotFoundError, ValueError: no such run, no such data, classes the run does not know, or
+            `batch_size` < 1.
     """
+    check_batch_size(batch_size)
     console = console or plain_console()
     opened = open_detector(run)
     sides = open_coco(
@@ -131,7 +134,7 @@ def mean_average_precision(
     kinds = dict(_kinds(masks))
     told = {"map": found[f"{kinds['box']}map"], "map_50": found[f"{kinds['box']}map_50"]}
     told |= {"mask_map": found[f"{kinds['mask']}map"]} if masks else {}
-    return {name: _figure(value) or 0.0 for name, value in told.items()}
+    return {name: 100 * float(value) for name, value in told.items()}
 
 
 @torch.inference_mode()
@@ -146,8 +149,8 @@ def _update(
     console: Console,
 ) -> None:
     device = next(model.parameters()).device
-    batches = eval_batches(side, positions, mode, masks, batch_size)
-    for images, targets in track(batches, console, "evaluating", -(-len(positions) // batch_size)):
+    for batch in track(batches_of_one_size(side, positions, batch_size), console, "evaluating"):
+        images, targets = eval_batch(side, batch, mode, masks)
         found = model([image.to(device) for image in images])
         metric.update([_as_metric(one, masks) for one in found], targets)
 

@@ -125,8 +125,13 @@ def _make_task(
     read = partial(open_coco, config.data, config.masks, console, bad_annotations=config.bad_annotations)
     sides = open_sides(config, run, accelerator, read)
     told = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
-    classes = sides["train"].classes
-    boxes = sum(len(image.boxes) for image in sides["train"].images)
+    for name in ("train", "val"):
+        if not sides[name].objects:
+            raise ValueError(
+                f"the {name} side has no boxes of single objects: training needs some to learn from and to "
+                "be judged by. Annotate more, or hold out more with --val_fraction"
+            )
+    classes, boxes = sides["train"].classes, sides["train"].objects
     console.print(f"{len(classes)} classes, {boxes} boxes to train on, images: {told}", soft_wrap=True)
     model = make_model(config, len(classes), console, is_new(run))
     return DetectionTask(config, run, accelerator, model, sides)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from atconv.dense.segmentation.config import SegmentationConfig
 from atconv.dense.segmenter import DIVISOR
 from atconv.images import Mode, PrepareImage, normalization
 
-__all__ = ["SegmentTransform", "augmentation", "equal_batches", "example"]
+__all__ = ["SegmentTransform", "augmentation", "eval_batch", "example", "resized"]
 
 
 _LONGEST = 10  # times the shorter side
@@ -25,7 +25,7 @@ _LONGEST = 10  # times the shorter side
 
 class SegmentTransform:
     """What evaluation does to any PIL image → C H W: shorter side resized, normalised, padded to multiples of
-    32 at the right and bottom. Of pictures more than ten times as long as wide the longer side is resized."""
+    32 at the right and bottom."""
 
     def __init__(
         self, in_chans: int, short_side: int, mean: Sequence[float] | None, std: Sequence[float] | None
@@ -42,21 +42,39 @@ class SegmentTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         x = v2.functional.pil_to_tensor(self.prepare(image))
-        x = self.steps(v2.functional.resize(x, list(self.resized(x.shape[-2:])), antialias=True))
+        size = list(resized(x.shape[-2:], self.short_side))
+        x = self.steps(v2.functional.resize(x, size, antialias=True))
         height, width = x.shape[-2:]
         return F.pad(x, (0, -width % DIVISOR, 0, -height % DIVISOR))
 
-    def resized(self, size: Sequence[int]) -> tuple[int, int]:
-        """Height and width before padding."""
-        short = max(min(size), -(-max(size) // _LONGEST))
-        height, width = (max(1, self.short_side * side // short) for side in size)
-        return height, width
-
     def undo(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits of a padded input, … K H W, at the size of its picture (height, width)."""
-        height, width = self.resized(size)
+        height, width = resized(size, self.short_side)
         shown = logits[..., :height, :width]
         return F.interpolate(shown, size=size, mode="bilinear", align_corners=False)
+
+
+def resized(size: Sequence[int], short_side: int) -> tuple[int, int]:
+    """Height and width of a picture whose shorter side becomes `short_side`; where one is more than ten times
+    as long as wide, its longer side becomes ten times that."""
+    short = max(min(size), -(-max(size) // _LONGEST))
+    height, width = (max(1, short_side * side // short) for side in size)
+    return height, width
+
+
+class _RandomShortSide(v2.Transform):
+    """Resize as `resized` does, to a shorter side of least … most pixels."""
+
+    def __init__(self, least: int, most: int) -> None:
+        super().__init__()
+        self.least, self.most = least, most
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        short_side = int(torch.randint(self.least, self.most + 1, ()))
+        return {"size": list(resized(v2.functional.get_size(flat_inputs[0]), short_side))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
 def example(side: MaskSide, position: int, mode: Mode) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
@@ -71,12 +89,11 @@ def augmentation(config: SegmentationConfig) -> v2.Transform:
     mean, std = normalization(config.in_chans, config.mean, config.std)
     jitter = config.color_jitter
     least, most = (max(1, round(config.short_side * scale)) for scale in config.scales)
-    sizes = v2.RandomResize(least, most + 1, antialias=True)
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(config.hflip),
             *([v2.ColorJitter(jitter, jitter, jitter)] if jitter else []),
-            sizes,
+            _RandomShortSide(least, most),
             v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
             v2.Normalize(list(mean), list(std)),
             v2.RandomCrop(
@@ -87,21 +104,9 @@ def augmentation(config: SegmentationConfig) -> v2.Transform:
     )
 
 
-def equal_batches(
-    side: MaskSide, positions: Sequence[int], transform: SegmentTransform, size: int
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Inputs (B C H W) and masks (each H W), in batches of pictures of one size: padding one picture to
-    another's size would change what is found in it, and figures would depend on the batch."""
-    waiting: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for position in positions:
-        image, mask = side.read(position, transform.mode), torch.from_numpy(side.mask(position))
-        group = waiting[image.size]
-        group.append((transform(image), mask))
-        if len(group) == size:
-            yield _stacked(waiting.pop(image.size))
-    for group in waiting.values():
-        yield _stacked(group)
-
-
-def _stacked(group: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
-    return torch.stack([x for x, _ in group]), [mask for _, mask in group]
+def eval_batch(
+    side: MaskSide, positions: Sequence[int], transform: SegmentTransform
+) -> tuple[Tensor, list[Tensor]]:
+    """Inputs (B C H W) of pictures of one size, and their masks (each H W)."""
+    inputs = torch.stack([transform(side.read(i, transform.mode)) for i in positions])
+    return inputs, [torch.from_numpy(side.mask(i)) for i in positions]

@@ -13,11 +13,12 @@ from rich.console import Console
 from torch import Tensor
 
 from atconv import runs
+from atconv.datasets.folders import batches_of_one_size
 from atconv.datasets.mask_folder import IGNORED, MaskSide, open_masks
-from atconv.dense.segmentation.data import equal_batches
+from atconv.dense.segmentation.data import eval_batch
 from atconv.dense.segmentation.figures import draw_side
 from atconv.dense.segmentation.model import OpenSegmenter, open_segmenter
-from atconv.dense.task import keep_evaluation
+from atconv.dense.task import check_batch_size, keep_evaluation
 from atconv.training.checkpoint import write_rows
 from atconv.training.progress import make_table, plain_console, track
 
@@ -61,8 +62,10 @@ def evaluate(
         the figures, and the folder that metrics.json, per_class.csv and predictions.png were written to.
 
     Raises:
-        FileNotFoundError, ValueError: no such run, no such data, or classes the run does not know.
+        FileNotFoundError, ValueError: no such run, no such data, classes the run does not know, or
+            `batch_size` < 1.
     """
+    check_batch_size(batch_size)
     console = console or plain_console()
     opened = open_segmenter(run)
     [(name, side)] = open_masks(data, console, classes=opened.classes, split=split).items()
@@ -123,8 +126,8 @@ def count_pixels(
     """How many pixels of each class (row) were taken for each class (column), K K."""
     classes = len(opened.classes)
     counts = torch.zeros(classes * classes, dtype=torch.int64)
-    batches = equal_batches(side, positions, opened.transform, batch_size)
-    for inputs, masks in track(batches, console, "evaluating"):
+    for batch in track(batches_of_one_size(side, positions, batch_size), console, "evaluating"):
+        inputs, masks = eval_batch(side, batch, opened.transform)
         height, width = masks[0].shape
         for mask, found in zip(masks, opened.classify(inputs, (height, width)), strict=True):
             kept = mask != IGNORED
