@@ -1,11 +1,12 @@
 """A small ViT trained on Fashion-MNIST; ATConv put in its attention's place; what a tenth of the time gives.
 
     python studies/replace/study.py run DATA_ROOT     # one row a job; stop it and start it as you like
-    python studies/replace/study.py time              # milliseconds of inference
+    python studies/replace/study.py time DATA_ROOT    # milliseconds of a step and of inference; idle machine
     python studies/replace/study.py report            # tables and results.png
 
-Run and time on an idle machine: seconds are part of the answer. `val_top1` is the accuracy on 5,000 training
-images that are held out: whoever changes a constant chooses by it, and the test images judge.
+Seconds of training are steps × the time of one, measured by turns: rows may be made beside other work, or on
+another machine. `val_top1` is the accuracy on 5,000 training images that are held out: whoever changes a
+constant chooses by it, and the test images judge.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -29,12 +29,13 @@ from torchvision.datasets import FashionMNIST
 
 import atconv
 from atconv.drawing import plt, save
+from atconv.replace import DistillationReport
 from atconv.timing import by_turns
 from atconv.training.checkpoint import read_rows, write_atomically, write_rows
 from atconv.training.devices import available_precision
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.csv"
+RESULTS, TIMING = HERE / "results.csv", HERE / "timing.csv"
 RUNS = Path("runs/study-replace")
 SEEDS = (0, 1, 2)
 VIT = {
@@ -49,10 +50,12 @@ VIT = {
     "global_pool": "avg",
 }
 BATCH, EPOCHS, LR = 128, 10, 2e-3
-SHORT = 2.2  # epochs in all that a model with ATConv is given: within a tenth of the original's seconds
+SHORT = 2.2  # epochs in all that a model with ATConv is given: about a tenth of the original's seconds
 DISTILLING, DISTILLING_LR = 0.15, 3e-3  # share of those that fits mixers to attention
 TUNING_LR = 4e-3
+TIMED = 4  # steps in one measurement
 HELD_OUT = 5000  # training images that nothing is trained on
+TRAINING = 60_000 - HELD_OUT
 POOLING_EPOCHS = 2  # class token against mean, both with ATConv from scratch
 
 
@@ -88,18 +91,19 @@ def batches(data: Data, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]
         yield torch.where(mirrored[:, None, None, None], images.flip(3), images), data.labels[index]
 
 
+PRECISION = available_precision("bf16", "cpu")  # bfloat16 where this CPU has it
+
+
 def autocast() -> torch.autocast:
-    """bfloat16 where this CPU has it."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=available_precision("bf16", "cpu") == "bf16")
+    return torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16")
 
 
 def scaled(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def fit(model: nn.Module, data: Data, seed: int, steps: int, lr: float) -> float:
-    """Train end to end; seconds."""
-    started = time.perf_counter()
+def fit(model: nn.Module, data: Data, seed: int, steps: int, lr: float) -> None:
+    """Train end to end."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
@@ -111,7 +115,14 @@ def fit(model: nn.Module, data: Data, seed: int, steps: int, lr: float) -> float
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return time.perf_counter() - started
+
+
+def fit_mixers(model: nn.Module, teacher: nn.Module, data: Data, seed: int, steps: int) -> DistillationReport:
+    """Fit each mixer to the attention it replaced."""
+    with autocast():
+        return atconv.distill_blocks(
+            model, teacher, batches(data, seed, steps), steps, DISTILLING_LR, progress=False
+        )
 
 
 @torch.inference_mode()
@@ -133,64 +144,79 @@ def original(data: Data, seed: int) -> nn.Module:
         model.load_state_dict(load_file(path))
         return model
     RUNS.mkdir(parents=True, exist_ok=True)
-    seconds = fit(model, data, seed, EPOCHS * len(data.labels) // BATCH, LR)
-    tell(ORIGINAL, seed, model, data, seconds)
+    fit(model, data, seed, steps_in(EPOCHS), LR)
     write_atomically(path, lambda temporary: save_file(model.state_dict(), temporary))
     return model
 
 
-def distilled(data: Data, seed: int) -> tuple[nn.Module, float]:
+def replaced(model: nn.Module) -> nn.Module:
+    atconv.replace_attention(model)
+    return model
+
+
+def distilled(data: Data, seed: int) -> nn.Module:
     """ATConv for attention: fit the mixers, then tune the whole."""
     teacher = original(data, seed)
-    model = copy.deepcopy(teacher)
-    atconv.replace_attention(model)
-    steps = short_steps(data)
-    started = time.perf_counter()
-    with autocast():
-        fitting = int(DISTILLING * steps)
-        some = batches(data, seed + 100, fitting)
-        print(atconv.distill_blocks(model, teacher, some, fitting, DISTILLING_LR, progress=False))
-    fit(model, data, seed + 200, steps - fitting, TUNING_LR)
-    return model, time.perf_counter() - started
+    model = replaced(copy.deepcopy(teacher))
+    print(fit_mixers(model, teacher, data, seed + 100, STEPS[DISTILLED][FITTING]))
+    fit(model, data, seed + 200, STEPS[DISTILLED][TUNING], TUNING_LR)
+    return model
 
 
-def tuned(data: Data, seed: int) -> tuple[nn.Module, float]:
+def tuned(data: Data, seed: int) -> nn.Module:
     """The same without fitting the mixers first."""
-    model = copy.deepcopy(original(data, seed))
-    atconv.replace_attention(model)
-    return model, fit(model, data, seed + 200, short_steps(data), TUNING_LR)
+    model = replaced(copy.deepcopy(original(data, seed)))
+    fit(model, data, seed + 200, steps_in(SHORT), TUNING_LR)
+    return model
 
 
-def short(data: Data, seed: int) -> tuple[nn.Module, float]:
+def scratch(data: Data, seed: int) -> nn.Module:
+    """The same from nothing."""
+    model = replaced(make(seed))
+    fit(model, data, seed + 200, steps_in(SHORT), TUNING_LR)
+    return model
+
+
+def short(data: Data, seed: int) -> nn.Module:
     """Attention trained from nothing for a tenth of the original's steps: what the time alone gives."""
     model = make(seed)
-    return model, fit(model, data, seed + 200, EPOCHS * len(data.labels) // BATCH // 10, LR)
+    fit(model, data, seed + 200, steps_in(EPOCHS / 10), LR)
+    return model
 
 
-def scratch(data: Data, seed: int) -> tuple[nn.Module, float]:
-    """The same from nothing."""
-    model = make(seed)
-    atconv.replace_attention(model)
-    return model, fit(model, data, seed + 200, short_steps(data), TUNING_LR)
-
-
-def pooled(pool: str) -> Callable[[Data, int], tuple[nn.Module, float]]:
-    def run(data: Data, seed: int) -> tuple[nn.Module, float]:
-        model = make(seed, class_token=pool == "token", global_pool=pool)
-        atconv.replace_attention(model)
-        return model, fit(model, data, seed, POOLING_EPOCHS * len(data.labels) // BATCH, LR)
+def pooled(pool: str) -> Callable[[Data, int], nn.Module]:
+    def run(data: Data, seed: int) -> nn.Module:
+        model = replaced(make(seed, class_token=pool == "token", global_pool=pool))
+        fit(model, data, seed, steps_in(POOLING_EPOCHS), LR)
+        return model
 
     return run
 
 
+def steps_in(epochs: float) -> int:
+    return int(epochs * TRAINING) // BATCH
+
+
 ORIGINAL, DISTILLED = "attention", "ATConv, distilled and tuned"
-JOBS: dict[str, Callable[[Data, int], tuple[nn.Module, float]]] = {
+JOBS: dict[str, Callable[[Data, int], nn.Module]] = {
+    ORIGINAL: original,
     DISTILLED: distilled,
     "ATConv, tuned": tuned,
     "ATConv, from scratch": scratch,
     "attention, from scratch, a tenth of the steps": short,
     "ATConv from scratch, class token": pooled("token"),
     "ATConv from scratch, mean": pooled("avg"),
+}
+ATTENDING, TUNING, FITTING = "attention, a step", "ATConv, a step", "fitting mixers, a step"
+STEPS = {
+    ORIGINAL: {ATTENDING: steps_in(EPOCHS)},
+    DISTILLED: {
+        FITTING: int(DISTILLING * steps_in(SHORT)),
+        TUNING: steps_in(SHORT) - int(DISTILLING * steps_in(SHORT)),
+    },
+    "ATConv, tuned": {TUNING: steps_in(SHORT)},
+    "ATConv, from scratch": {TUNING: steps_in(SHORT)},
+    "attention, from scratch, a tenth of the steps": {ATTENDING: steps_in(EPOCHS / 10)},
 }
 
 
@@ -199,78 +225,79 @@ def make(seed: int, **options: Any) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", **VIT | options)
 
 
-def short_steps(data: Data) -> int:
-    return int(SHORT * len(data.labels)) // BATCH
-
-
-def tell(form: str, seed: int, model: nn.Module, data: Data, seconds: float) -> None:
-    """Add a row, or write it anew."""
-    row = {
-        "form": form,
-        "seed": seed,
-        "val_top1": round(accuracy(model, *data.val), 2),
-        "top1": round(accuracy(model, *data.test), 2),
-        "seconds": round(seconds, 1),
-    }
-    others = [r for r in read_rows(RESULTS) if (r["form"], r["seed"]) != (form, str(seed))]
-    write_rows(RESULTS, [*others, row])
-    print(*row.values(), flush=True)
-
-
 def run(root: str) -> None:
     """Whatever rows are missing."""
     data = Data.read(root)
     for seed in SEEDS:
-        original(data, seed)
-        done = {(row["form"], int(row["seed"])) for row in read_rows(RESULTS)}
         for form, job in JOBS.items():
-            if (form, seed) not in done:
-                model, seconds = job(data, seed)
-                tell(form, seed, model, data, seconds)
+            rows = read_rows(RESULTS)
+            if not any((row["form"], row["seed"]) == (form, str(seed)) for row in rows):
+                model = job(data, seed)
+                points = [round(accuracy(model, *side), 2) for side in (data.val, data.test)]
+                values = (form, seed, *points, PRECISION)
+                row = dict(zip(("form", "seed", "val_top1", "top1", "precision"), values, strict=True))
+                write_rows(RESULTS, [*rows, row])
+                print(*values, flush=True)
 
 
-@torch.inference_mode()
-def measure() -> None:
-    """Milliseconds for 64 images, by turns, to timing.csv."""
-    models = {ORIGINAL: make(0).eval(), "ATConv": make(0).eval()}
-    print(atconv.replace_attention(models["ATConv"]))
+def measure(root: str) -> None:
+    """Milliseconds of training steps and of 64 images, by turns, to timing.csv."""
+    data, model = Data.read(root), make(0)
+    mixed = replaced(copy.deepcopy(model))
     images = torch.randn(64, 1, 28, 28)
-    seconds = by_turns({name: partial(model, images) for name, model in models.items()})
-    rows = [{"form": n, "milliseconds": round(1000 * value, 2)} for n, value in seconds.items()]
-    write_rows(HERE / "timing.csv", rows)
+    teacher = copy.deepcopy(model)
+
+    @torch.inference_mode()
+    def infer(one: nn.Module) -> None:
+        one.eval()(images)
+
+    steps = by_turns(
+        {
+            ATTENDING: partial(fit, model, data, 0, TIMED, LR),
+            TUNING: partial(fit, mixed, data, 0, TIMED, TUNING_LR),
+            FITTING: partial(fit_mixers, copy.deepcopy(mixed), teacher, data, 0, TIMED),
+        }
+    )
+    seconds = {name: value / TIMED for name, value in steps.items()}
+    models = {"attention, 64 images": model, "ATConv, 64 images": mixed}
+    seconds |= by_turns({name: partial(infer, one) for name, one in models.items()})
+    rows = [{"what": n, "milliseconds": round(1000 * value, 2)} for n, value in seconds.items()]
+    write_rows(TIMING, rows)
+
+
+def seconds_of(form: str) -> float:
+    """Of training, fitting included."""
+    told = {row["what"]: float(row["milliseconds"]) for row in read_rows(TIMING)}
+    return sum(count * told[kind] for kind, count in STEPS[form].items()) / 1000
 
 
 def report() -> None:
     """The tables in README.md, whether the targets were met, and results.png."""
     rows = read_rows(RESULTS)
     print("| form | seeds | top-1, % | seconds |\n| --- | ---: | ---: | ---: |")
-    for form in dict.fromkeys(row["form"] for row in rows):
-        mine = [row for row in rows if row["form"] == form]
-        points = [float(row["top1"]) for row in mine]
+    for form in JOBS:
+        points = [float(row["top1"]) for row in rows if row["form"] == form]
         spread = f" ± {statistics.stdev(points):.2f}" if len(points) > 1 else ""
-        seconds = statistics.median(float(row["seconds"]) for row in mine)
-        print(f"| {form} | {len(mine)} | {statistics.mean(points):.2f}{spread} | {seconds:.0f} |")
+        seconds = f"{seconds_of(form):.0f}" if form in STEPS else ""
+        print(f"| {form} | {len(points)} | {statistics.mean(points):.2f}{spread} | {seconds} |")
     draw(rows)
-    by_form = {(row["form"], row["seed"]): row for row in rows}
-    print("\n| seed | distilled − original, points | its share of the seconds |\n| --- | ---: | ---: |")
-    for seed in map(str, SEEDS):
-        if (DISTILLED, seed) in by_form:
-            new, old = by_form[DISTILLED, seed], by_form[ORIGINAL, seed]
-            points = float(new["top1"]) - float(old["top1"])
-            print(f"| {seed} | {points:+.2f} | {float(new['seconds']) / float(old['seconds']):.1%} |")
-    for row in read_rows(HERE / "timing.csv"):
-        print(f"\n{row['form']}: {row['milliseconds']} ms for 64 images", end="")
+    share = seconds_of(DISTILLED) / seconds_of(ORIGINAL)
+    print(f"\nDistilled and tuned: {share:.1%} of the original's seconds; its points minus those:", end="")
+    top1 = {(row["form"], row["seed"]): float(row["top1"]) for row in rows}
+    for (form, seed), found in top1.items():
+        if form == DISTILLED:
+            print(f" {found - top1[ORIGINAL, seed]:+.2f}", end="")
+    for row in read_rows(TIMING):
+        print(f"\n{row['what']}: {row['milliseconds']} ms", end="")
     print()
 
 
 def draw(rows: list[dict[str, str]]) -> None:
     """Accuracy against training seconds: a point a run."""
     figure, axis = plt.subplots(figsize=(7.4, 4.2), layout="constrained")
-    for form in (ORIGINAL, *JOBS):
-        mine = [row for row in rows if row["form"] == form]
-        points = [(float(row["seconds"]), float(row["top1"])) for row in mine]
-        if points and "class token" not in form and "mean" not in form:
-            axis.scatter(*zip(*points, strict=True), s=40, alpha=0.8, label=form)
+    for form in STEPS:
+        points = [float(row["top1"]) for row in rows if row["form"] == form]
+        axis.scatter([seconds_of(form)] * len(points), points, s=40, alpha=0.8, label=form)
     axis.set(xscale="log", xlabel="seconds of training, fitting included", ylabel="top-1 on test images, %")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("{x:g}")
@@ -283,15 +310,15 @@ def draw(rows: list[dict[str, str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run").add_argument("data_root")
-    commands.add_parser("time")
+    for name in ("run", "time"):
+        commands.add_parser(name).add_argument("data_root")
     commands.add_parser("report")
     arguments = parser.parse_args()
     atconv.tune_allocator()
     if arguments.command == "run":
         run(arguments.data_root)
     elif arguments.command == "time":
-        measure()
+        measure(arguments.data_root)
     else:
         report()
 

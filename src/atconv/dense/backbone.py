@@ -110,10 +110,8 @@ def feature_strides(name: str, arguments: Mapping[str, Any]) -> list[int]:
             whole: Any = timm.create_model(name, **{**arguments, "features_only": True})
     except (TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{name} with {dict(arguments)} gives no feature maps: {error}") from error
-    every = list(
-        range(len(whole.feature_info))
-    )  # and not timm's choice, which may leave out the first or the last
-    return [int(stride) for stride in whole.feature_info.reduction(every)]
+    info = whole.feature_info
+    return [int(info.reduction(i)) for i in range(len(info))]  # reduction() alone tells those of a default
 
 
 def strides_of(body: nn.Module, name: str) -> list[int]:
