@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atconv import replace_attention
-from atconv.replace.layers import ATConvDiffusersAttention, mix_tokens
+from atconv.replace.layers import ATConvDiffusersAttention, ATConvTransformersAttention, mix_tokens
 from helpers import randomise
 
 diffusers = pytest.importorskip("diffusers")
@@ -107,33 +106,43 @@ def test_cross_attention_that_is_asked_for_is_refused() -> None:
     assert list(model.state_dict()) == before
 
 
-def test_transformers() -> None:
+KINDS = ("ViT", "Dinov2", "Dinov2WithRegisters", "ViTMSN", "DeiT", "Beit", "IJepa", "DINOv3ViT")
+
+
+def transformer(kind: str) -> Any:
     library = pytest.importorskip("transformers")
-    size = {"image_size": 32, "patch_size": 8}
-    small = size | {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    makers: tuple[Any, ...] = (
-        lambda: library.ViTForImageClassification(library.ViTConfig(intermediate_size=32, **small)),
-        lambda: library.Dinov2Model(library.Dinov2Config(**small)),
-        lambda: library.Dinov2WithRegistersModel(library.Dinov2WithRegistersConfig(**small)),
+    options = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2}
+    options |= {"num_attention_heads": 2} | ({"num_register_tokens": 4} if kind == "DINOv3ViT" else {})
+    return randomise(getattr(library, f"{kind}Model")(getattr(library, f"{kind}Config")(**options))).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers(kind: str) -> None:
+    model, images = transformer(kind), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = model(images)[0]
+    report = replace_attention(model)
+    assert len(report.replaced) == 2
+    assert all(one.copied for one in report.replaced)
+    assert report.multiply_adds is not None
+    after = model(images)[0]
+    assert after.shape == before.shape
+    assert not torch.allclose(after, before)
+    after.square().sum().backward()
+    assert all(
+        m.mixer.context_proj.weight.grad.abs().sum() > 0 for m in model.modules() if hasattr(m, "mixer")
     )
-    kin = ("ViTMSN", "DeiT", "Beit", "IJepa", "DINOv3ViT")
-    for kind in kin:
-        registers = {"num_register_tokens": 4} if kind == "DINOv3ViT" else {}
-        config = getattr(library, f"{kind}Config")(**small, **registers)
-        makers += (partial(getattr(library, f"{kind}Model"), config),)
-    for make in makers:
-        model = randomise(make()).eval()
-        images = torch.randn(2, 3, 32, 32)
-        with torch.no_grad():
-            before = model(images)[0]
-        report = replace_attention(model)
-        assert len(report.replaced) == 2
-        assert all(one.copied for one in report.replaced)
-        assert report.multiply_adds is not None
-        after = model(images)[0]
-        assert after.shape == before.shape
-        assert not torch.allclose(after, before)
-        after.square().sum().backward()
-        assert all(
-            m.mixer.context_proj.weight.grad.abs().sum() > 0 for m in model.modules() if hasattr(m, "mixer")
-        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_route_a_map_that_is_not_square(kind: str) -> None:
+    model, seen = transformer(kind), []
+    replace_attention(model)
+    attention = next(m for m in model.modules() if isinstance(m, ATConvTransformersAttention))
+    attention.register_forward_hook(
+        lambda m, given, named, output: seen.append((given[0] if given else named["hidden_states"], output)),
+        with_kwargs=True,
+    )
+    model(torch.randn(1, 3, 16, 40), interpolate_pos_encoding=True)
+    [(tokens, (found, _))] = seen
+    assert torch.equal(found, mix_tokens(attention.mixer, tokens, (2, 5), tokens.shape[1] - 10))

@@ -32,12 +32,12 @@ def deit() -> nn.Module:
 
 def beit() -> nn.Module:
     return timm.create_model(
-        "beit_base_patch16_224", img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2
+        "beit_base_patch16_224", img_size=(24, 40), patch_size=8, embed_dim=16, depth=2, num_heads=2
     )
 
 
 def eva() -> nn.Module:
-    return timm.create_model("eva02_tiny_patch14_224", img_size=28, embed_dim=24, depth=2, num_heads=2)
+    return timm.create_model("eva02_tiny_patch14_224", img_size=(28, 42), embed_dim=24, depth=2, num_heads=2)
 
 
 def swin() -> nn.Module:
@@ -74,8 +74,8 @@ VISION: dict[str, tuple[Make, tuple[int, int], int]] = {
     "ViT, registers, not square": (lambda: vit(reg_tokens=3, dynamic_img_size=True), (24, 40), 2),
     "ViT, no class token": (lambda: vit(class_token=False, global_pool="avg"), (32, 32), 2),
     "distilled DeiT": (deit, (32, 32), 2),
-    "BEiT": (beit, (32, 32), 2),
-    "EVA": (eva, (28, 28), 2),
+    "BEiT": (beit, (24, 40), 2),
+    "EVA": (eva, (28, 42), 2),
     "Swin": (swin, (64, 64), 4),
     "PVTv2": (pvt, (64, 96), 4),
     "CoAtNet": (coatnet, (64, 64), 7),
