@@ -71,7 +71,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def _like(value: Any, own: Any) -> Any:
-    """A whole tensor split as our own is; anything else as it is."""
-    if isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape:
+    """A whole tensor split and laid out as our own of its shape; anything else as it is.
+
+    Fused optimizers walk through weights and their state in the order of memory, and files hold no layout.
+    """
+    if not isinstance(own, Tensor) or not isinstance(value, Tensor) or value.shape != own.shape:
+        return value
+    if isinstance(own, DTensor):
         return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
-    return value
+    return torch.empty_like(own, dtype=value.dtype, device=value.device).copy_(value)
