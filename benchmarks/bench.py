@@ -1,7 +1,7 @@
 """All speed tables in one go.
 
     make bench            # every measurement that has no result yet; stop it and start it as you like
-    make bench-quick      # seven ratios in three minutes
+    make bench-quick      # a few ratios in about three minutes
 
 Run it on an otherwise idle machine. Results lie in benchmarks/results/MACHINE/, one file a measurement;
 delete those that shall be taken again. MACHINE.md beside the folder is written from them.
@@ -55,7 +55,7 @@ def jobs() -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="print seven ratios, write nothing")
+    parser.add_argument("--quick", action="store_true", help="print a few ratios, write nothing")
     parser.add_argument("--report", action="store_true", help="write the tables of what is there")
     arguments = parser.parse_args()
     line, folder = machine_line(), RESULTS / machine_name()

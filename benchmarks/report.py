@@ -10,6 +10,7 @@ from typing import Any
 
 import operators
 import sizes
+from atconv.timing import ROUNDS, WARM_UP
 
 __all__ = ["write_report"]
 
@@ -36,7 +37,8 @@ def write_report(folder: Path) -> Path:
     lines = [
         "# Speed of AttNet-T2 and its operator\n",
         *(f"{line}\n" for line in dict.fromkeys(result["machine"] for result in results.values())),
-        "Medians of 7 turns after 2 of warm-up; what stands in one table ran by turns in one process.",
+        f"Medians of {ROUNDS} turns after {WARM_UP} of warm-up. Models of one row ran by turns in one",
+        "process; a floor is measured in it too, before and after them.",
         "Written by `make bench`.\n",
     ]
     sections = (_inference, _others, _training, _commands, _sizes, _operators, _deployed)
@@ -56,10 +58,12 @@ def _inference(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
             by_model = {row["model"]: row for row in rows.get(f"{job}-8-{dtype}", [])}
             for form in forms if by_model else ():
                 taken, floor = by_model[form]["seconds"], by_model["floor"]["seconds"]
+                both = by_model["floor"].get("before and after", [floor])
+                told = " … ".join(dict.fromkeys(_ms(one) for one in sorted(both)))
                 label = "compiled" if job == "compiled" else form
                 aim = AIMS.get((label, dtype))
                 cells.append(
-                    (dtype, f"{label}, folded" if job == "compiled" else label, _ms(taken), _ms(floor),
+                    (dtype, f"{label}, folded" if job == "compiled" else label, _ms(taken), told,
                      f"{taken / floor:.2f} ×", f"≤ {aim}" if aim else "")
                 )  # fmt: skip
     yield from _table(("dtype", "form", "ms", "floor, ms", "÷ floor", "aim"), cells)

@@ -10,19 +10,17 @@ Prints a Markdown table with the machine it was measured on.
 
 from __future__ import annotations
 
-import statistics
-import time
+from functools import partial
 
 import torch
 from torch import nn
 
 from atconv.models import SiT, create_sit
+from atconv.timing import ROUNDS, by_turns
 from machine import machine_line
 
 LATENTS = (32, 64, 128)
 NAMES = {"attention": "sit_b_2", "hybrid": "sit_hybrid_b_2", "ATConv": "sit_atconv_b_2"}
-ROUNDS = 7
-WARM_UP = 2
 
 
 def make_models(dtype: torch.dtype) -> dict[str, SiT]:
@@ -38,23 +36,16 @@ def make_models(dtype: torch.dtype) -> dict[str, SiT]:
 
 @torch.inference_mode()
 def measure(models: dict[str, SiT], side: int, dtype: torch.dtype) -> dict[str, float]:
-    """Median seconds of each model on one sample, in turn."""
+    """Median seconds of each model on one sample, by turns."""
     x = torch.randn(1, 4, side, side, dtype=dtype)
     t, label = torch.tensor([0.5]), torch.tensor([7])
-    taken: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(WARM_UP + ROUNDS):
-        for name, model in models.items():
-            started = time.perf_counter()
-            model(x, t, label)
-            if turn >= WARM_UP:
-                taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return by_turns({name: partial(model, x, t, label) for name, model in models.items()})
 
 
 def main() -> None:
     print("# One velocity evaluation of SiT-B/2, one sample\n")
     print(machine_line())
-    print(f"Medians of {ROUNDS}, in milliseconds.\n")
+    print(f"Medians of {ROUNDS} by turns, in milliseconds.\n")
     print("| dtype | latent | tokens | " + " | ".join(NAMES) + " | attention ÷ hybrid | attention ÷ ATConv |")
     print("| --- | --- | --- |" + " --- |" * (len(NAMES) + 2))
     for dtype in (torch.float32, torch.bfloat16):

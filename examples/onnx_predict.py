@@ -4,6 +4,7 @@ atconv export runs/demo
 python examples/onnx_predict.py runs/demo/export runs/demo/scans/*.png
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -28,7 +29,9 @@ def prepare(path: str, wanted: dict) -> np.ndarray:
 
 
 def main(folder: Path, paths: list[str]) -> None:
-    told = json.loads((folder / "export.json").read_text())
+    told = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    if "model.onnx" not in told["files"]:
+        sys.exit(f"{folder} holds no model.onnx: write it with atconv export RUN")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     images = np.stack([prepare(path, told["input"]) for path in paths])
     logits = session.run(None, {"images": images})[0]
@@ -38,4 +41,11 @@ def main(folder: Path, paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="what atconv export wrote")
+    parser.add_argument("pictures", nargs="+")
+    arguments = parser.parse_args()
+    try:
+        main(arguments.folder, arguments.pictures)
+    except OSError as error:
+        sys.exit(str(error))

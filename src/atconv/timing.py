@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-__all__ = ["ROUNDS", "TURNS", "by_turns"]
+__all__ = ["ROUNDS", "TURNS", "WARM_UP", "by_turns"]
 
 Key = TypeVar("Key")
 

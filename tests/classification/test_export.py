@@ -73,10 +73,11 @@ def test_the_description_is_enough_to_use_the_files(
     assert all(one["milliseconds"] > 0 and one["batch_size"] == 4 for one in told["files"].values())
 
 
-def test_the_command_tells_accuracy_and_speed(exported: tuple[Finished, Path]) -> None:
+def test_the_command_tells_accuracy_and_speed(exported: tuple[Finished, Path], run: Path) -> None:
     ended, folder = exported
     assert "int8: top-1" in ended.out
-    assert "1420 images" in ended.out or "images:" in ended.out
+    _, measured = module._int8_sides(package.runs.Run.open(run), None, None, package.load(run)[2], 64, QUIET)
+    assert f" on {len(measured)} images: " in ended.out
     assert "calibrated on 64 images" in ended.out
     for name in ("eager", "model.onnx", "model-batch4.onnx", "model-int8.onnx"):
         assert name in ended.out
@@ -104,7 +105,9 @@ def test_a_torch_program_is_written(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     folder.mkdir(parents=True)
     weights = file_digest(run / "model.safetensors")
-    (folder / "export.json").write_text(json.dumps({"weights": weights, "files": {"model.onnx": {}}}))
+    told_before = {"weights": weights, "files": {"model.onnx": {}, "gone.onnx": {}}}
+    (folder / "export.json").write_text(json.dumps(told_before))
+    (folder / "model.onnx").write_text("an earlier one")
     assert export(run, "torch", out=str(folder), console=console) == folder
     # The last map of 8 pixels is one position, which torch.export takes for a constant.
     assert "writing it for 8 × 8 only" in told.getvalue()
@@ -116,11 +119,34 @@ def test_a_torch_program_is_written(run: Path, tmp_path: Path) -> None:
     assert deploy.largest_error(deploy.open_torch(folder / "model.pt2"), model, [shape]) <= 1e-4
 
 
-def test_files_of_other_weights_are_told_of_no_more(tmp_path: Path) -> None:
-    told = tmp_path / "export.json"
-    told.write_text(json.dumps({"weights": "others", "files": {"model.onnx": {}}}))
-    assert module._files_before(tmp_path, "these") == {}
-    assert set(module._files_before(tmp_path, "others")) == {"model.onnx"}
+def test_files_of_other_weights_are_removed(run: Path, tmp_path: Path) -> None:
+    told = {"weights": "others", "files": {"model.onnx": {}, "../run.yaml": {}}}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "export.json").write_text(json.dumps(told))
+    for name in ("out/model.onnx", "out/notes.txt", "run.yaml"):
+        (tmp_path / name).write_text("old")
+    ended = atconv("export", run, "--format=torch", f"--out={tmp_path / 'out'}")
+    assert ended.code == 0, ended.err
+    assert "removed, since they held other weights: model.onnx" in ended.out
+    left = sorted(path.name for path in tmp_path.rglob("*.*"))
+    assert left == ["export.json", "model.pt2", "notes.txt", "run.yaml"]
+
+
+def test_the_least_size_is_told(run: Path, tmp_path: Path) -> None:
+    class Reducing(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.max_pool2d(x, 3, 2, 1)[:, :, 1:].mean((2, 3)).repeat(1, 10)
+
+    images = torch.randn(2, 1, 32, 32)
+    [written] = module._write_all(Reducing().eval(), Reducing().eval(), "torch", images, tmp_path, QUIET)
+    assert written.takes == "any batch, 5 pixels or more high and wide"
+    [written, _] = module._write_all(Plain().eval(), Plain().eval(), "onnx", images, tmp_path, QUIET)
+    assert written.takes == "any batch and size"
+
+
+class Plain(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])

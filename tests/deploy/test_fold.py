@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from atconv.deploy import FoldedConvGLU, fold
 from atconv.models.attnet import VARIANTS
@@ -75,6 +76,36 @@ def test_another_activation_is_refused() -> None:
     model.stages[0].blocks[0].channel_mixer.act = nn.ReLU()
     with pytest.raises(ValueError, match=r"exact GELU, stages.0.blocks.0.channel_mixer has ReLU"):
         fold(model)
+
+
+def test_altered_layers_are_refused() -> None:
+    model: Any = tiny_attnet()
+    model.stages[1].blocks[0].norm2 = nn.Identity()
+    with pytest.raises(ValueError, match=r"LayerNorm2d at stages.1.blocks.0.norm2, it is Identity"):
+        fold(model)
+    model = tiny_attnet()
+    model.stem.norm1 = nn.Identity()
+    with pytest.raises(ValueError, match=r"BatchNorm2d at stem.norm1, it is Identity"):
+        fold(model)
+
+
+def test_hooks_are_kept_or_refused_and_pruned_weights_are_taken() -> None:
+    model: Any = tiny_attnet()
+    images, seen = torch.randn(IMAGES), []
+    model.stages[0].blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    prune.l1_unstructured(model.stages[0].blocks[0].token_mixer.value_proj, "weight", 0.5)
+    with torch.no_grad():
+        expected = model(images)
+        assert_close(fold(model)(images), expected, 1e-5)
+    assert_close(seen[0], seen[1], 1e-5)
+    model.stages[0].blocks[0].token_mixer.value_proj.register_forward_hook(lambda *given: None)
+    with pytest.raises(ValueError, match=r"stages.0.blocks.0.token_mixer.value_proj has hooks, and folding"):
+        fold(model)
+
+
+def test_multiply_adds_are_those_of_the_model() -> None:
+    model: Any = tiny_attnet(glu_norm=True)
+    assert fold(model).multiply_adds(64, 96) == model.multiply_adds(64, 96)
 
 
 def test_what_cannot_be_folded_is_refused() -> None:

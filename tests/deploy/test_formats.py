@@ -175,6 +175,13 @@ def test_every_form_of_the_mixer_exports(kwargs: dict[str, Any], tmp_path: Path)
         assert_close(call(x), model(x), 1e-5)
 
 
+def test_another_shape_is_not_near() -> None:
+    def first(images: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(1, 2)
+
+    assert deploy.largest_error(first, lambda images: torch.zeros(3, 2), [(3, 2, 4, 4)]) == torch.inf
+
+
 def test_what_is_not_finite_is_not_near() -> None:
     def broken(images: torch.Tensor) -> torch.Tensor:
         return images.mean((2, 3)) * torch.nan

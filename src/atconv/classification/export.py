@@ -7,8 +7,8 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +80,8 @@ def export(
         data_root: folder of a named timm dataset, if not the run's.
         calibration_images: how many of them it is calibrated on, 256 by default.
         batch_size: images of the fixed batch, and of the measured one.
-        out: folder to write, RUN/export by default. Files of the same name are replaced.
+        out: folder to write, RUN/export by default. Files of the same name are replaced, and files of other
+            weights that its export.json lists are removed.
         console: where progress shows.
 
     Returns:
@@ -104,8 +105,8 @@ def export(
     sides = _int8_sides(opened, data, data_root, classes, count, console) if int8 else None
     folder = Path(out) if out is not None else opened.path / "export"
     weights = file_digest(opened.weights)
-    before = _files_before(folder, weights)
-    with _staged(folder) as staging:
+    before, stale = _files_before(folder, weights)
+    with _staged(folder, stale) as staging:
         fast = deploy.fold(model) if isinstance(model, AttNet) else model
         images = torch.randn(batch_size, *transform.input_size)
         written = _write_all(fast, model, format, images, staging, console)
@@ -118,6 +119,9 @@ def export(
         text = json.dumps(description, indent=1, ensure_ascii=False)
         (staging / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     _tell(console, folder, written, milliseconds, batch_size)
+    if stale:
+        names = ", ".join(path.name for path in stale)
+        console.print(f"removed, since they held other weights: {names}", soft_wrap=True)
     return folder
 
 
@@ -133,6 +137,9 @@ def _write_all(
         _WRITE[format](fast, path, torch.randn(2, channels, _LARGE, _LARGE + 32), "any")
         shapes = [(1, channels, height, width), (3, channels, height + 5, width + 37)]
         written = [_check(path, "any batch and size", format, model, shapes)]
+        least = _least_side(written[0].call, model, channels)
+        if least > 1:
+            written = [replace(written[0], takes=f"any batch, {least} pixels or more high and wide")]
     except (ValueError, RuntimeError) as error:
         console.print(f"{error}\nwriting it for {height} × {width} only", soft_wrap=True)
         _WRITE[format](fast, path, torch.randn(2, channels, height, width), "batch")
@@ -145,6 +152,15 @@ def _write_all(
         takes = f"{len(images)} of {height} × {width}"
         written.append(_check(fixed, takes, format, model, [(len(images), channels, height, width)]))
     return written
+
+
+def _least_side(call: Call, model: nn.Module, channels: int) -> int:
+    """Pixels that images must have: torch.export takes it for granted that no map has a single position."""
+    for side in (1, 2, 3, 5, 9, 17, 33, 65):
+        with suppress(Exception):  # each runtime has its own types
+            if deploy.largest_error(call, model, [(1, channels, side, side)]) <= _TOLERANCE:
+                return side
+    return _LARGE
 
 
 def _check(
@@ -232,18 +248,20 @@ def _latency(forms: dict[str, Call], images: Tensor, console: Console) -> dict[s
     return {name: 1000 * seconds for name, seconds in taken.items()}
 
 
-def _files_before(folder: Path, weights: str) -> dict[str, Any]:
-    """What export.json says of files that hold the same weights."""
+def _files_before(folder: Path, weights: str) -> tuple[dict[str, Any], list[Path]]:
+    """What export.json says of files that hold the same weights; and its files that hold others."""
     path = folder / _DESCRIPTION
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: name a folder to write to")
     if not path.is_file():
-        return {}
+        return {}, []
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        files = dict(told["files"])
-        return files if told["weights"] == weights else {}
-    except (ValueError, TypeError, KeyError):
+        files = {name: one for name, one in told["files"].items() if (folder / Path(name).name).is_file()}
+        if told["weights"] == weights:
+            return files, []
+        return {}, [folder / Path(name).name for name in files]
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{path} describes no export: move it away, or write to another folder") from None
 
 
@@ -295,11 +313,16 @@ def _tell(
 
 
 @contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A folder to write into, whose files move to their place only when all is well."""
+def _staged(folder: Path, stale: list[Path]) -> Iterator[Path]:
+    """A folder to write into, whose files move to their place only when all is well; stale ones go then.
+
+    The description goes first and comes last: none is there that is not of the files beside it.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as name:
         yield Path(name)
         folder.mkdir(exist_ok=True)
-        for path in Path(name).iterdir():
+        for path in (folder / _DESCRIPTION, *stale):
+            path.unlink(missing_ok=True)
+        for path in sorted(Path(name).iterdir(), key=lambda path: path.name == _DESCRIPTION):
             os.replace(path, folder / path.name)

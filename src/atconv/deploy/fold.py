@@ -15,6 +15,7 @@ from atconv.models.attnet import (
     AttNetBlock,
     AttNetStage,
     ConvGLU,
+    Stem,
     gated_product,
     project_normalised,
 )
@@ -41,7 +42,8 @@ def fold(model: AttNet) -> AttNet:
 
     Raises:
         TypeError: the model is no AttNet.
-        ValueError: it is in training mode, folded already, or has another activation than GELU in a gate.
+        ValueError: it is in training mode, folded already, or has been altered: another activation than GELU
+            in a gate, other norms, or hooks on layers that folding replaces.
     """
     if not isinstance(model, AttNet):
         raise TypeError(f"fold takes an AttNet, got {type(model).__name__}")
@@ -49,15 +51,15 @@ def fold(model: AttNet) -> AttNet:
         raise ValueError("fold takes a model in eval mode, whose BatchNorms have settled. Call model.eval()")
     if any(isinstance(module, FoldedConvGLU) for module in model.modules()):
         raise ValueError("this model is folded already")
-    for name, module in model.named_modules():
-        if isinstance(module, ConvGLU) and getattr(module.act, "approximate", None) != "none":
-            raise ValueError(f"fold takes gates with exact GELU, {name} has {module.act}")
+    _check_layers(model)
     folded: Any = copy.deepcopy(model).requires_grad_(False)
+    before = dict(folded.named_modules())
     stem = folded.stem
     stem.conv1, stem.norm1 = fuse_conv_bn_eval(stem.conv1, stem.norm1), nn.Identity()
     stem.conv2, stem.norm2 = fuse_conv_bn_eval(stem.conv2, stem.norm2), nn.Identity()
     for stage in folded.stages:
         _fold_stage(stage)
+    _refuse_lost_hooks(before, set(folded.modules()))
     return folded.to(memory_format=torch.channels_last)
 
 
@@ -86,6 +88,10 @@ class FoldedConvGLU(nn.Module):
             weight = weight * glu.norm.weight.double()[:, None, None]
         self.out_proj = _conv1x1(weight.to(last.weight), bias.to(last.weight))
 
+    def multiply_adds(self, height: int, width: int) -> int:
+        hidden, channels = self.gate_proj.out_channels, self.out_proj.out_channels
+        return height * width * hidden * (3 * channels + 9)
+
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         if self.eps is None:
@@ -93,6 +99,30 @@ class FoldedConvGLU(nn.Module):
         assert self.out_proj.bias is not None
         gated, inverse = gated_product(gate, value, self.eps)
         return project_normalised(gated, inverse, self.out_proj.weight, self.out_proj.bias)
+
+
+def _check_layers(model: AttNet) -> None:
+    """Raise ValueError where a layer is not one that AttNet makes."""
+    for name, module in model.named_modules():
+        if isinstance(module, ConvGLU) and getattr(module.act, "approximate", None) != "none":
+            raise ValueError(f"fold takes gates with exact GELU, {name} has {module.act}")
+        if not isinstance(module, (AttNetBlock, Stem)):
+            continue
+        wanted = LayerNorm2d if isinstance(module, AttNetBlock) else nn.BatchNorm2d
+        for norm in ("norm1", "norm2"):
+            found = getattr(module, norm)
+            if not isinstance(found, wanted):
+                raise ValueError(f"fold takes {wanted.__name__} at {name}.{norm}, it is {found}")
+
+
+def _refuse_lost_hooks(before: dict[str, nn.Module], kept: set[nn.Module]) -> None:
+    """Raise ValueError where a replaced layer had hooks. Those by which torch prunes or normalises weights
+    have done their work."""
+    for name, module in before.items():
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        own = [hook for hook in hooks if not type(hook).__module__.startswith("torch.nn.utils.")]
+        if module not in kept and own:
+            raise ValueError(f"{name} has hooks, and folding replaces that layer: remove them first")
 
 
 def _fold_stage(stage: AttNetStage) -> None:

@@ -35,7 +35,7 @@ Sizes = Literal["any", "batch", "fixed"]
 _BATCH, _HEIGHT, _WIDTH = 0, 2, 3
 
 
-def export_onnx(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "any") -> Path:
+def export_onnx(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes = "any") -> Path:
     """Write an ONNX file, with input "images" and output "logits".
 
     Args:
@@ -52,7 +52,7 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "an
         ValueError: the model is in training mode, or its graph depends on a size that was to be free.
     """
     program = _trace(model, images, sizes)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _made_place(path)
     names: Any = {"input_names": ["images"], "output_names": ["logits"]}
     with _quiet():
         from onnxscript import optimizer
@@ -66,19 +66,20 @@ def export_onnx(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "an
     return path
 
 
-def export_torch(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "any") -> Path:
+def export_torch(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes = "any") -> Path:
     """Write a .pt2 file, which `torch.export.load(path).module()` opens. As `export_onnx` otherwise.
 
-    Images must be 33 pixels high and wide or more for a network that reduces 32 times.
+    Images must be so large that the last map is more than one position high and wide: 33 pixels for a network
+    that reduces 32 times.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _made_place(path)
     program = _trace(model, images, sizes)
     with _quiet():
         torch.export.save(program, path)
     return path
 
 
-def export_aoti(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "any") -> Path:
+def export_aoti(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes = "any") -> Path:
     """Compile to a .pt2 package for this machine's CPU; `torch._inductor.aoti_load_package(path)` opens it.
 
     The package reads images as contiguous float32 without looking. As `export_torch` otherwise. Takes a C++
@@ -90,7 +91,7 @@ def export_aoti(model: nn.Module, path: Path, images: Tensor, sizes: Sizes = "an
     """
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _made_place(path)
     program = _trace(model, images, sizes)
     try:
         with _quiet():
@@ -110,6 +111,7 @@ def open_onnx(path: Path, threads: int | None = None) -> Call:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 4  # errors are raised; their log is not shown beside
     # Threads that spin while they wait take the cores from whatever else the process does.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -132,14 +134,23 @@ def open_aoti(path: Path) -> Call:
 @torch.inference_mode()
 def largest_error(call: Call, model: Call, shapes: Sequence[tuple[int, int, int, int]]) -> float:
     """The largest difference of outputs on random images of the given shapes (B C H W), relative to the
-    largest output; infinite where an output is not finite."""
+    largest output; infinite where an output is not finite or has another shape."""
     errors = []
     for seed, shape in enumerate(shapes):
         images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         expected = model(images)
-        error = (call(images) - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+        found = call(images)
+        error = torch.tensor(math.inf)
+        if found.shape == expected.shape:
+            error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
         errors.append(float(error) if error.isfinite() else math.inf)
     return max(errors)
+
+
+def _made_place(path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _trace(model: nn.Module, images: Tensor, sizes: Sizes) -> ExportedProgram:
