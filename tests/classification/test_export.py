@@ -119,17 +119,23 @@ def test_a_torch_program_is_written(run: Path, tmp_path: Path) -> None:
     assert deploy.largest_error(deploy.open_torch(folder / "model.pt2"), model, [shape]) <= 1e-4
 
 
-def test_files_of_other_weights_are_removed(run: Path, tmp_path: Path) -> None:
-    told = {"weights": "others", "files": {"model.onnx": {}, "../run.yaml": {}}}
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "export.json").write_text(json.dumps(told))
-    for name in ("out/model.onnx", "out/notes.txt", "run.yaml"):
-        (tmp_path / name).write_text("old")
-    ended = atconv("export", run, "--format=torch", f"--out={tmp_path / 'out'}")
-    assert ended.code == 0, ended.err
-    assert "removed, since they held other weights: model.onnx" in ended.out
-    left = sorted(path.name for path in tmp_path.rglob("*.*"))
-    assert left == ["export.json", "model.pt2", "notes.txt", "run.yaml"]
+def test_files_of_other_weights_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    told = {"weights": "others", "files": {"model.onnx": {}, "gone.onnx": {}, "../run.yaml": {}}}
+    (folder / "export.json").write_text(json.dumps(told))
+    for path in (folder / "model.onnx", folder / "notes.txt", tmp_path / "run.yaml"):
+        path.write_text("old")
+    assert module._files_before(folder, "others") == ({"model.onnx": {}}, [])
+    kept, stale = module._files_before(folder, "these")
+    assert (kept, stale) == ({}, [folder / "model.onnx"])
+    with module._staged(folder, stale) as staging:
+        for name in ("export.json", "model.pt2"):
+            (staging / name).write_text("new")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "export.json": "new", "model.pt2": "new", "notes.txt": "old",
+    }  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run.yaml"]
 
 
 def test_the_least_size_is_told(run: Path, tmp_path: Path) -> None:
