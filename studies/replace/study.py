@@ -56,7 +56,7 @@ TUNING_LR = 4e-3
 TIMED = 4  # steps in one measurement
 HELD_OUT = 5000  # training images that nothing is trained on
 TRAINING = 60_000 - HELD_OUT
-POOLING_EPOCHS = 2  # class token against mean, both with ATConv from scratch
+POOLING_EPOCHS = 5  # class token against mean, both with ATConv from scratch
 
 
 @dataclass
