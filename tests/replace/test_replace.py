@@ -464,3 +464,13 @@ def test_attention_of_other_families_is_named(name: str, first: str) -> None:
         model = timm.create_model(name)
     with pytest.raises(ValueError, match=rf"replaced\. {first}, .* more: this attention is not one that"):
         replace_attention(model)
+
+
+def test_a_model_named_after_attention_is_looked_into() -> None:
+    class AttentionClassifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = vit()
+
+    report = replace_attention(AttentionClassifier())
+    assert [one.name for one in report.replaced] == ["body.blocks.0.attn", "body.blocks.1.attn"]

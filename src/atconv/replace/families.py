@@ -77,16 +77,21 @@ def find_sites(model: nn.Module) -> list[Site]:
 def _site(
     model: nn.Module, name: str, module: Any, writers: dict[int, tuple[nn.Module, GridWriter]]
 ) -> Site | None:
-    kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__]
     if isinstance(module, REPLACEMENTS):
         return Site(name, type(module).__name__, reason="it is ATConv already")
-    known = next((kind for kind in kinds if kind in _FAMILIES), None)
-    if known is not None:
-        return _FAMILIES[known](model, name, module, writers)
+    finder = _finder(module)
+    if finder is not None:
+        return finder(model, name, module, writers)
     called = type(module).__name__
-    if (re.search("Att(entio)?n", called) and "Block" not in called) or called in _ATTENTION:
+    named = (re.search("Att(entio)?n", called) and "Block" not in called) or called in _ATTENTION
+    if named and not any(_finder(inner) for inner in module.modules()):  # a model may be named after it too
         return Site(name, type(module).__name__, reason="this attention is not one that ATConv knows")
     return None
+
+
+def _finder(module: nn.Module) -> Finder | None:
+    kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
+    return next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), None)
 
 
 def _timm_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
