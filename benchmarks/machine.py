@@ -10,6 +10,7 @@ import timm
 import torch
 
 from atconv import tune_allocator
+from atconv.training.devices import cpu_has_bf16
 
 __all__ = ["dtypes", "machine_line", "machine_name"]
 
@@ -32,7 +33,7 @@ def machine_name() -> str:
 
 def dtypes() -> list[torch.dtype]:
     """Those that this processor multiplies in: float32, and bfloat16 where it has instructions for it."""
-    return [torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
+    return [torch.float32, *([torch.bfloat16] if cpu_has_bf16() else [])]
 
 
 def _instructions() -> str:
@@ -44,4 +45,4 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.split(": ")[1] for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    return re.sub(r"\((R|TM)\)", "", next(names, platform.processor()))

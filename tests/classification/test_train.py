@@ -19,6 +19,7 @@ import atconv  # noqa: F401  (registers the models with timm)
 from atconv.classification.model import adopt_run, make_model
 from atconv.datasets.sources import DigitsSource
 from atconv.datasets.splits import Side
+from atconv.training import devices
 from atconv.training.checkpoint import latest_checkpoint, load_checkpoint
 from training.tiny import (
     TINY,
@@ -168,7 +169,7 @@ def test_gradient_checkpointing_trains_the_same_weights(tmp_path: Path, plain: P
 def test_bfloat16_keeps_weights_in_float32(
     tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
     ours = last_weights(train_tiny(tmp_path / "run", precision="bf16"))
     assert {t.dtype for t in ours.values()} == {torch.float32, torch.int64}
     assert changed(ours, last_weights(plain))

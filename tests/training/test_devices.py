@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.state import PartialState
 
+from atconv.training import devices
 from atconv.training.config import LoopConfig
 from atconv.training.devices import make_accelerator
 from training.tiny import reset_accelerate
@@ -31,7 +32,7 @@ def test_a_cpu_trains_in_the_precision_that_it_has_and_says_so(
     asked: str, has_bf16: bool, tmp_path: object, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: has_bf16)
     config = LoopConfig(device="cpu", tracker="none", precision=asked)
     taken = "bf16" if has_bf16 else "fp32"
     mixed = make_accelerator(config, str(tmp_path)).mixed_precision
@@ -39,6 +40,14 @@ def test_a_cpu_trains_in_the_precision_that_it_has_and_says_so(
     assert capsys.readouterr().out == (
         "" if asked == taken else f"this CPU has no fast {asked}: training in {taken}\n"
     )
+
+
+@pytest.mark.parametrize("has_instructions", [False, True])
+def test_avx512_alone_is_not_taken_for_bf16(has_instructions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    assert devices.cpu_has_bf16() is has_instructions
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
