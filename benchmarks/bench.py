@@ -1,7 +1,7 @@
 """All speed tables in one go.
 
     make bench            # every measurement that has no result yet; stop it and start it as you like
-    make bench-quick      # a few ratios in about three minutes
+    make bench-quick      # a few ratios in three to four minutes
 
 Run it on an otherwise idle machine. Results lie in benchmarks/results/MACHINE/, one file a measurement;
 delete those that shall be taken again. MACHINE.md beside the folder is written from them.
@@ -63,6 +63,7 @@ def main() -> None:
     if arguments.quick:
         print_ratios()
         return
+    torch.compiler.config.force_disable_caches = True  # how long the compiler takes is told
     folder.mkdir(parents=True, exist_ok=True)
     for name, job in {} if arguments.report else jobs().items():
         path = folder / f"{name}.json"
