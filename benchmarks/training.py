@@ -37,7 +37,7 @@ def seconds(dtype: torch.dtype, compile: bool = False) -> list[dict[str, Any]]:
     if compile:
         models["ours, compiled"] = attnet()
         models["ours, compiled"].compile()
-        started = time.perf_counter()  # before any step: AdamW makes full ones of gradients that are rounding
+        started = time.perf_counter()  # AdamW turns rounding errors into full steps: compare before any
         check_same_step(models["ours"], models["ours, compiled"], x, dtype)
         took["ours, compiled"] = time.perf_counter() - started
         steps["ours, compiled"] = make_step(models["ours, compiled"], x, dtype)

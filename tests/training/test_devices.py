@@ -50,6 +50,16 @@ def test_avx512_alone_is_not_taken_for_bf16(has_instructions: bool, monkeypatch:
     assert devices.cpu_has_bf16() is has_instructions
 
 
+@pytest.mark.parametrize("has_mkldnn", [False, True])
+def test_other_processors_ask_onednn_where_torch_has_it(
+    has_mkldnn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_mkldnn)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert devices.cpu_has_bf16() is has_mkldnn
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_a_device_that_is_not_there_is_refused(tmp_path: object) -> None:
     with pytest.raises(ValueError, match=r"device cuda is not available here \((cpu|mps) is\)"):

@@ -58,8 +58,8 @@ def make_accelerator(config: LoopConfig, tracking_folder: str) -> Accelerator:
 def available_precision(precision: str, device: str) -> str:
     """The precision to train with where a recipe asks for fp32, bf16 or fp16.
 
-    CPUs train in bf16 in place of fp16; those without instructions for it, where a product in bf16 takes a
-    hundred times as long, in fp32.
+    CPUs train in bf16 in place of fp16; those without instructions for it, where a product in bf16
+    takes many times as long, in fp32.
     """
     if device != "cpu" or precision == "fp32":
         return precision
@@ -72,10 +72,9 @@ def cpu_has_bf16() -> bool:
     oneDNN says yes on every x86 CPU with AVX-512, and computes a product in bfloat16 four times as slowly as
     in float32 on those that have AVX-512 alone.
     """
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return bool(
-        torch.cpu._is_avx512_bf16_supported() if x86 else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def release_accelerator(accelerator: Accelerator) -> None:
