@@ -256,6 +256,13 @@ def test_images_of_any_channels(in_chans: int) -> None:
     assert model(torch.randn(2, in_chans, 32, 32)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_maps_on_the_cpu_are_channels_last_whatever_channels_the_image_has(in_chans: int) -> None:
+    model = timm.create_model("attnet_xxs", in_chans=in_chans, num_classes=0)
+    maps = model.forward_intermediates(torch.rand(2, in_chans, 64, 64), intermediates_only=True)
+    assert all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in maps)
+
+
 @pytest.mark.parametrize("stem_stride", [4, 2, 1])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 50), (1, 1)])
 @torch.no_grad()

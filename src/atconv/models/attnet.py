@@ -44,6 +44,11 @@ class GELU(nn.GELU):
         return super().forward(x) if torch.compiler.is_compiling() else _maps(super().forward(_rows(x)))
 
 
+def _channels_last_on_cpu(x: Tensor) -> Tensor:
+    """B C H W, on the CPU in the layout that norms over channels and 1×1 convolutions agree on."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
 class Stem(nn.Module):
     """Conv3×3 → BN → GELU → Conv3×3 → BN, total stride 4, 2 or 1: B in H W → B width H/s W/s."""
 
@@ -58,9 +63,9 @@ class Stem(nn.Module):
         self.norm2 = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":  # norms over channels and 1×1 convolutions agree on this layout
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+        # Twice: an image of one channel has both layouts at once, and its convolution then keeps the other.
+        x = _channels_last_on_cpu(self.conv1(_channels_last_on_cpu(x)))
+        return self.norm2(self.conv2(self.act(self.norm1(x))))
 
 
 class ConvGLU(nn.Module):
