@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,8 +21,10 @@ from scipy import stats
 from atconv import load
 from atconv.classification.study import costs, running, study
 from atconv.classification.study.costs import pilot_study, smallest_difference, time_study
+from atconv.classification.study.figures import _side_by_side, compare_variants
 from atconv.classification.study.plan import multiply_adds, read_study
 from atconv.classification.study.report import report_study
+from atconv.classification.study.results import Result, inhibition_of, read_results, write_results
 from atconv.classification.study.running import run_study
 from atconv.classification.study.summary import summarise
 from atconv.training.checkpoint import read_rows, write_rows
@@ -46,6 +49,10 @@ def described(path: Path, **changes: Any) -> Path:
     }
     path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
     return path
+
+
+def result(variant: str, seed: int, top1: float, seconds: float = 180) -> Result:
+    return Result(variant, seed, top1, 1234, 5_600_000, seconds, "8 8 8 8", "fp32", None, None)
 
 
 TWO = {"ATConv": {"token_mixer": "atconv"}, "pooling": {"token_mixer": "pooling"}}
@@ -90,18 +97,29 @@ def test_every_run_is_made_once_seed_by_seed(tmp_path: Path) -> None:
         assert len(read_rows(tmp_path / "results.csv")) == 1
         run_study(found, tmp_path, QUIET)
     assert [run.name for run in made] == ["ATConv-0", "pooling-0", "pooling-0", "ATConv-1"]
-    rows = read_rows(tmp_path / "results.csv")
-    assert [(row["variant"], row["seed"]) for row in rows] == [
-        ("ATConv", "0"),
-        ("pooling", "0"),
-        ("ATConv", "1"),
-    ]
-    for row in rows:
-        run = tmp_path / "runs" / f"{row['variant']}-{row['seed']}"
-        measured = json.loads((run / "metrics.json").read_text())
-        assert float(row["top1"]) == measured["top1"]
-        assert int(row["parameters"]) == sum(p.numel() for p in load(run)[0].parameters())
-    assert int(rows[0]["multiply_adds"]) == multiply_adds(found, found.variants[0])
+    results = read_results(tmp_path / "results.csv")
+    assert [one.run for one in results] == [("ATConv", 0), ("pooling", 0), ("ATConv", 1)]
+    variants = {variant.name: variant for variant in found.variants}
+    for one in results:
+        run = tmp_path / "runs" / f"{one.variant}-{one.seed}"
+        assert one.top1 == json.loads((run / "metrics.json").read_text())["top1"]
+        model: Any = load(run)[0]
+        assert one.parameters == sum(p.numel() for p in model.parameters())
+        assert one.multiply_adds == model.multiply_adds(found.recipe.image_size, found.recipe.image_size)
+        assert one.multiply_adds == multiply_adds(found, variants[one.variant])
+    atconv, pooling, _ = results
+    assert pooling.inhibition is pooling.inhibition_spread is None
+    assert abs(atconv.inhibition - 0.5) < 0.1
+    assert 0 < atconv.inhibition_spread < 0.1
+
+
+def test_a_row_tells_the_inhibition_after_the_last_epoch(tmp_path: Path) -> None:
+    channels = [(1, "900 100"), (1, "900"), (2, "200 400"), (2, "600")]
+    write_rows(tmp_path / "inhibition.csv", [{"epoch": e, "layer": "x", "channels": c} for e, c in channels])
+    mean, deviation = inhibition_of(tmp_path)
+    assert mean == pytest.approx(0.4)
+    assert deviation == pytest.approx(math.sqrt((0.04 + 0 + 0.04) / 3))
+    assert inhibition_of(tmp_path / "no run") == (None, None)
 
 
 def test_processes_share_the_runs_of_a_folder(tmp_path: Path) -> None:
@@ -130,12 +148,8 @@ def test_processes_share_the_runs_of_a_folder(tmp_path: Path) -> None:
 def test_the_report_tells_means_spreads_and_intervals(tmp_path: Path) -> None:
     found, told = read_study(described(tmp_path / "study.yaml")), io.StringIO()
     tops = {"ATConv": [90.0, 92.0, 94.0], "pooling": [89.0, 90.0, 94.0]}
-    rows = [
-        {"variant": name, "seed": seed, "top1": top, "parameters": 1234, "multiply_adds": 5_600_000}
-        for name, values in tops.items()
-        for seed, top in enumerate(values)
-    ]
-    write_rows(tmp_path / "results.csv", rows)
+    results = [result(name, seed, top) for name, values in tops.items() for seed, top in enumerate(values)]
+    write_results(tmp_path / "results.csv", results)
     report_study(found, tmp_path, Console(file=told, width=200))
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in told.getvalue().splitlines()]
     reference, other = (line for line in lines if line and line[0] in tops)
@@ -163,11 +177,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
 
 def test_differences_are_paired_by_seed() -> None:
     tops = {("a", 0): 90.0, ("a", 1): 80.0, ("a", 2): 70.0, ("b", 0): 91.0, ("b", 1): 83.0, ("c", 2): 60.0}
-    rows = [
-        {"variant": name, "seed": str(seed), "top1": str(top), "parameters": "5", "multiply_adds": "7"}
-        for (name, seed), top in tops.items()
-    ]
-    a, b, c = summarise(rows, "a")
+    a, b, c = summarise([result(name, seed, top) for (name, seed), top in tops.items()], "a")
     assert (a.seeds, a.mean, a.deviation, a.difference) == (3, 80, 10, None)
     assert b.difference == pytest.approx(2)
     # Two differences, 1 and 3: t(0.975, 1 degree of freedom) = 12.706 times √2 / √2.
@@ -200,8 +210,7 @@ def test_a_pilot_says_what_all_runs_take_and_can_show(tmp_path: Path) -> None:
 
     def ran(study: Any, out: Path, console: Console, jobs: list[tuple[Any, int]]) -> Path:
         asked.extend((variant.name, seed) for variant, seed in jobs)
-        rows = [{"variant": n, "seed": s, "top1": tops[n][s], "seconds": 180} for n, s in asked]
-        write_rows(out / "results.csv", rows)
+        write_results(out / "results.csv", [result(name, seed, tops[name][seed]) for name, seed in asked])
         return out / "results.csv"
 
     with mock.patch.object(costs, "run_study", ran):
@@ -233,7 +242,10 @@ def test_a_table_holds_rows_of_one_recipe(tmp_path: Path) -> None:
         """All that `run_study` does before its first run."""
         run_study(read_study(described(path, **changes)), tmp_path, QUIET, jobs=[])
 
+    keep(variants={"ATConv": {"token_mixer": "pooling"}})  # no run has begun: nothing to compare with
     keep()
+    (tmp_path / "runs" / "ATConv-0").mkdir(parents=True)
+    (tmp_path / "runs" / "ATConv-0" / "config.yaml").touch()
     keep(seeds=3)
     keep(variants={"ATConv": {"token_mixer": "atconv"}, "identity": {"token_mixer": "identity"}})
     recipe = read_study(path).recipe
@@ -249,9 +261,61 @@ def test_a_table_holds_rows_of_one_recipe(tmp_path: Path) -> None:
         keep(variants={"ATConv": {"token_mixer": "atconv"}, "pooling": {"token_mixer": "identity"}})
     assert not table.exists()
     keep(variants=TWO)
-    write_rows(table, [{"variant": "pooling", "seed": 0, "widths": "8 8 8 8"}])
+    write_results(table, [result("pooling", 0, 90.0)])
     with pytest.raises(ValueError, match=r"begun with another recipe .*pooling: 8 8 8 8 → "):
         keep(variants=TWO, reference="pooling")
+
+
+def test_rows_of_one_table_have_one_precision(tmp_path: Path) -> None:
+    found = read_study(described(tmp_path / "study.yaml"))
+    write_results(tmp_path / "results.csv", [replace(result("ATConv", 0, 90.0), precision="bf16")])
+    with pytest.raises(ValueError, match="rows trained in bf16, this machine trains in fp32"):
+        run_study(found, tmp_path, QUIET, jobs=[])
+
+
+def test_a_broken_recipe_is_named(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.csv", [result("ATConv", 0, 90.0)])
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(ValueError, match=r"recipe\.json is not the recipe of a study"):
+        run_study(read_study(described(tmp_path / "study.yaml")), tmp_path, QUIET, jobs=[])
+
+
+HEAD = "variant,seed,top1,parameters,multiply_adds,seconds,widths,precision,inhibition,inhibition_spread"
+ROW = "ATConv,0,90.5,10,20,30,8 8 8 8,fp32,0.5,"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{HEAD}\n{ROW}\n{ROW}\n", "line 3: ATConv, seed 0 has a row already"),
+        (f"{HEAD}\n{ROW}\nATConv,1,abc,10,20,30,8,fp32,,\n", "line 3 is not a row of a study: .*abc"),
+        (f"{HEAD}\n{ROW}\nATConv,1,90.5,10\n", "line 3 is not a row of a study"),
+        ("what,is\nthis,?\n", "line 2 is not a row of a study: KeyError"),
+    ],
+)
+def test_rows_that_are_broken_or_double_are_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        report_study(read_study(described(tmp_path / "study.yaml")), tmp_path, QUIET)
+
+
+def test_variants_may_have_dots_in_their_names(tmp_path: Path) -> None:
+    variants = {name: {"token_mixer": "pooling"} for name in ("v1.5", "v1.7")}
+    found = read_study(described(tmp_path / "study.yaml", seeds=1, reference="v1.5", variants=variants))
+    began: list[str] = []
+
+    def train(config: Any, run: Path) -> None:
+        began.append(run.name)
+        raise FloatingPointError("enough")
+
+    (tmp_path / "runs").mkdir()
+    with (
+        FileLock(tmp_path / "runs" / "v1.5-0.lock"),
+        mock.patch.object(running, "train", train),
+        pytest.raises(FloatingPointError),
+    ):
+        run_study(found, tmp_path, QUIET)
+    assert began == ["v1.7-0"]
 
 
 def test_a_run_that_diverges_does_not_hold_up_the_others(tmp_path: Path) -> None:
@@ -333,3 +397,20 @@ def test_the_committed_studies_match_parameters_and_heads(name: str) -> None:
         assert [h for h in heads if h] in ([], [1, 2, 3, 3, 3, 4]), variant.name
         shifts = [m.shift for m in found.build(variant).modules() if hasattr(m, "shift")]
         assert variant.token_mixer != "window_attention" or any(shifts)
+
+
+def test_only_places_that_coincide_are_moved_apart() -> None:
+    moved = _side_by_side([10.0, 13.0, 10.0, 20.0, 13.4])
+    assert moved[1] == 13.0
+    assert moved[3] == 20.0
+    assert moved[4] == 13.4
+    assert sorted([moved[0], moved[2]]) == pytest.approx([9.925, 10.075])
+
+
+def test_a_difference_without_a_pair_is_not_drawn(tmp_path: Path) -> None:
+    found = summarise([result("a", 0, 90.0), result("b", 1, 91.0), result("c", 0, 92.0)], "a")
+    with mock.patch("atconv.classification.study.figures.save") as saved:
+        compare_variants(found, "a", "title", tmp_path / "x.png")
+    right = saved.call_args.args[0].axes[1]
+    drawn = [(line.get_xdata()[0], line.get_ydata()[0]) for line in right.lines if line.get_marker() in "os"]
+    assert drawn == [(0, 0), (2.0, 2)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from scipy import optimize, stats
 from torch import Tensor, nn
 
 from atconv.classification.study.plan import Study, Variant
+from atconv.classification.study.results import Result, read_results
 from atconv.classification.study.running import run_study
 from atconv.classification.study.summary import paired_differences
 from atconv.runs import pick_device
-from atconv.timing import TURNS, by_turns
+from atconv.timing import WARM_UP, by_turns
 from atconv.training.checkpoint import read_rows, write_rows
 from atconv.training.devices import available_precision
 from atconv.training.loop import make_optimizer
@@ -25,6 +26,7 @@ from atconv.training.progress import make_table, plain_console, track
 __all__ = ["pilot_study", "smallest_difference", "time_study"]
 
 _PILOT_SEEDS = 3
+_TURNS = WARM_UP + 15
 
 
 def time_study(study: Study, out: Path, console: Console | None = None) -> Path:
@@ -40,7 +42,7 @@ def time_study(study: Study, out: Path, console: Console | None = None) -> Path:
     for name, model in models.items():
         calls[name, "step"] = partial(_train_step, model, optimizers[name], images, recipe.precision)
         calls[name, "pass"] = partial(_forward, model, images, recipe.precision)
-    seconds = by_turns(calls, track(range(TURNS), console, "timing", TURNS))
+    seconds = by_turns(calls, track(range(_TURNS), console, "timing", _TURNS))
     rows = [
         {
             "variant": name,
@@ -111,33 +113,38 @@ def pilot_study(study: Study, out: Path, console: Console | None = None) -> Path
     seeds = range(min(_PILOT_SEEDS, reference.seeds))
     ran = [(v, seed) for seed in seeds for v in (reference, *pilots.values()) if seed < v.seeds]
     table = run_study(study, out, console, ran)
-    rows = [row for row in read_rows(table) if int(row["seed"]) in seeds]
-    a_run = statistics.median(float(row["seconds"]) for row in rows if row["variant"] == reference.name)
-    spreads = {alike: _spread(rows, pilot, reference) for alike, pilot in pilots.items()}
+    results = [result for result in read_results(table) if result.seed in seeds]
+    a_run = statistics.median(result.seconds for result in results if result.variant == reference.name)
+    spreads = {alike: _spread(results, pilot, reference) for alike, pilot in pilots.items()}
     told = []
     for variant in study.variants:
-        took = a_run * seconds[variant.name] / seconds[reference.name]
         alike = study.widths[variant.name] == study.widths[reference.name]
-        deviation, count = spreads.get(alike, next(iter(spreads.values())))
-        pairs = min(variant.seeds, reference.seeds)
-        judged = variant is not reference and pairs > 1
-        told.append(
-            {
-                "variant": variant.name,
-                "seeds": str(variant.seeds),
-                "seconds_a_run": f"{took:.0f}",
-                "hours": f"{took * variant.seeds / 3600:.2f}",
-                "deviation": f"{deviation:.2f}" if judged else "",
-                "pairs": str(count) if judged else "",
-                "smallest_difference": f"{smallest_difference(deviation, pairs):.2f}" if judged else "",
-            }
-        )
+        spread = spreads.get(alike, next(iter(spreads.values())))
+        took = a_run * seconds[variant.name] / seconds[reference.name]
+        told.append(_forecast(variant, reference, took, *spread))
     write_rows(out / "pilot.csv", told)
     hours = sum(float(row["hours"]) for row in told)
     runs = sum(variant.seeds for variant in study.variants)
     title = f"{runs} runs, {hours:.1f} hours; smallest difference: found with 80 % power at the 5 % level"
     console.print(make_table(title, list(told[0]), [list(row.values()) for row in told]))
     return out / "pilot.csv"
+
+
+def _forecast(
+    variant: Variant, reference: Variant, seconds: float, deviation: float, count: int
+) -> dict[str, str]:
+    """A row of pilot.csv: what a variant's runs take, at so many seconds each, and what they can show."""
+    pairs = min(variant.seeds, reference.seeds)
+    judged = variant is not reference and pairs > 1
+    return {
+        "variant": variant.name,
+        "seeds": str(variant.seeds),
+        "seconds_a_run": f"{seconds:.0f}",
+        "hours": f"{seconds * variant.seeds / 3600:.2f}",
+        "deviation": f"{deviation:.2f}" if judged else "",
+        "pairs": str(count) if judged else "",
+        "smallest_difference": f"{smallest_difference(deviation, pairs):.2f}" if judged else "",
+    }
 
 
 def _choose_pilots(study: Study) -> tuple[Variant, dict[bool, Variant]]:
@@ -152,9 +159,9 @@ def _choose_pilots(study: Study) -> tuple[Variant, dict[bool, Variant]]:
     return reference, pilots
 
 
-def _spread(rows: list[dict[str, str]], pilot: Variant, reference: Variant) -> tuple[float, int]:
+def _spread(results: Sequence[Result], pilot: Variant, reference: Variant) -> tuple[float, int]:
     """Standard deviation of the paired differences, and how many there are."""
-    differences = paired_differences(rows, pilot.name, reference.name)
+    differences = paired_differences(results, pilot.name, reference.name)
     if len(differences) < min(_PILOT_SEEDS, pilot.seeds, reference.seeds):
         raise ValueError("another process has some of the pilot's runs: ask again when it has ended them")
     deviation = statistics.stdev(differences)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def compare_variants(found: Sequence[Summary], reference: str, title: str, path:
         1, 2, figsize=(11.5, max(4.6, 1.4 + 0.3 * len(found))), layout="constrained"
     )
     colours, markers = plt.get_cmap("tab10"), "osD^v"
-    places = _beside_each_other([one.multiply_adds / 1e6 for one in found])
+    places = _side_by_side([one.multiply_adds / 1e6 for one in found])
     for row, (one, place) in enumerate(zip(found, places, strict=True)):
         style: dict[str, Any] = {
             "color": colours(row % 10),
@@ -36,13 +35,17 @@ def compare_variants(found: Sequence[Summary], reference: str, title: str, path:
             "linestyle": "none",
         }
         left.errorbar(place, one.mean, yerr=one.deviation or None, **style)
-        right.errorbar(one.difference or 0.0, row, xerr=one.half_width, **style)
+        if one.variant == reference:
+            right.plot(0, row, **{name: value for name, value in style.items() if name != "capsize"})
+        elif one.difference is not None:
+            filled = {} if one.half_width is not None else {"markerfacecolor": "white"}
+            right.errorbar(one.difference, row, xerr=one.half_width, **style, **filled)
     left.set(
-        xlabel="multiply-adds of an image, millions (equal ones side by side)",
+        xlabel="multiply-adds of an image, millions (marks as on the right)",
         ylabel="top-1 on test images, % (bar: standard deviation of runs)",
     )
     right.axvline(0, color="grey", linewidth=1)
-    right.set_xlabel(f"top-1 minus that of {reference}, points (bar: 95 % interval)")
+    right.set_xlabel(f"top-1 minus that of {reference}, points (bar: 95 % interval; hollow: one pair)")
     right.set_yticks(range(len(found)), [one.variant for one in found])
     right.invert_yaxis()
     for axis in (left, right):
@@ -51,10 +54,17 @@ def compare_variants(found: Sequence[Summary], reference: str, title: str, path:
     save(figure, path)
 
 
-def _beside_each_other(places: Sequence[float]) -> list[float]:
-    """The places, moved a little where they nearly coincide, so that each can be seen."""
-    step = 0.02 * (max(places) - min(places))
+def _side_by_side(places: Sequence[float]) -> list[float]:
+    """The places, those that coincide moved a little to either side, so that each can be seen."""
+    width = max(places) - min(places)
+    groups: list[list[int]] = []
+    for i in sorted(range(len(places)), key=lambda i: places[i]):
+        if groups and places[i] - places[groups[-1][0]] <= 0.005 * width:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
     moved = list(places)
-    for before, here in pairwise(sorted(range(len(places)), key=lambda i: places[i])):
-        moved[here] = max(places[here], moved[before] + step)
+    for group in groups:
+        for place, i in enumerate(group):
+            moved[i] += 0.015 * width * (place - (len(group) - 1) / 2)
     return moved

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from atconv.classification.study.figures import compare_variants
 from atconv.classification.study.plan import Study
+from atconv.classification.study.results import read_results
 from atconv.classification.study.summary import Summary, summarise
 from atconv.training.checkpoint import read_rows, write_atomically
 from atconv.training.progress import make_table, plain_console
@@ -25,12 +26,12 @@ def report_study(study: Study, out: Path, console: Console | None = None) -> Pat
     Raises:
         ValueError: there are no rows.
     """
-    rows = read_rows(out / "results.csv")
-    if not rows:
+    results = read_results(out / "results.csv")
+    if not results:
         raise ValueError(f"{out / 'results.csv'} has no rows yet: no run has ended")
     order = {variant.name: place for place, variant in enumerate(study.variants)}
-    rows.sort(key=lambda row: order.get(row["variant"], len(order)))
-    found = summarise(rows, study.reference)
+    results.sort(key=lambda result: order.get(result.variant, len(order)))
+    found = summarise(results, study.reference)
     times = {row["variant"]: row for row in read_rows(out / "timing.csv")}
     images = next((row["batch"] for row in times.values()), "")
     heads = (

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from atconv.classification.config import ClassificationConfig
 from atconv.classification.study.plan import Study, Variant, multiply_adds
+from atconv.classification.study.results import Result, inhibition_of, read_results, write_results
 from atconv.classification.train import resume, train
 from atconv.runs import pick_device
-from atconv.training.checkpoint import read_rows, write_atomically, write_rows
+from atconv.training.checkpoint import read_rows, write_atomically
 from atconv.training.devices import available_precision
 from atconv.training.progress import plain_console
 
@@ -51,12 +52,13 @@ def run_study(
     console, table = console or plain_console(), out / "results.csv"
     out.mkdir(parents=True, exist_ok=True)
     _keep_recipe(study, out)
+    _keep_precision(study, table)
     elsewhere, diverged = 0, []
     for variant, seed in study.jobs if jobs is None else jobs:
         run = out / "runs" / f"{variant.folder}-{seed}"
         run.parent.mkdir(exist_ok=True)
         try:
-            with FileLock(run.with_suffix(".lock"), timeout=0):
+            with FileLock(run.with_name(f"{run.name}.lock"), timeout=0):
                 if not _has_row(table, variant, seed):
                     console.print(f"{variant.name}, seed {seed}: {run}", soft_wrap=True)
                     _run(study, variant, seed, run)
@@ -74,7 +76,7 @@ def run_study(
 
 
 def _has_row(table: Path, variant: Variant, seed: int) -> bool:
-    return any(row["variant"] == variant.name and int(row["seed"]) == seed for row in read_rows(table))
+    return any(result.run == (variant.name, seed) for result in read_results(table))
 
 
 def _run(study: Study, variant: Variant, seed: int, run: Path) -> None:
@@ -86,18 +88,36 @@ def _run(study: Study, variant: Variant, seed: int, run: Path) -> None:
 
 def _add_row(table: Path, study: Study, variant: Variant, seed: int, run: Path) -> None:
     measured = json.loads((run / "metrics.json").read_text())
-    row = {
-        "variant": variant.name,
-        "seed": seed,
-        "top1": measured["top1"],
-        "parameters": study.parameters(variant, study.widths[variant.name]),
-        "multiply_adds": multiply_adds(study, variant),
-        "seconds": f"{sum(float(epoch['seconds']) for epoch in read_rows(run / 'metrics.csv')):.0f}",
-        "widths": _told(study.widths[variant.name]),
-        "precision": available_precision(study.recipe.precision, pick_device(study.recipe.device).type),
-    }
+    result = Result(
+        variant.name,
+        seed,
+        measured["top1"],
+        study.parameters(variant, study.widths[variant.name]),
+        multiply_adds(study, variant),
+        round(sum(float(epoch["seconds"]) for epoch in read_rows(run / "metrics.csv"))),
+        _told(study.widths[variant.name]),
+        _precision(study),
+        *inhibition_of(run),
+    )
     with FileLock(run.parent / "results.lock"):
-        write_rows(table, [*read_rows(table), row])
+        write_results(table, [*read_results(table), result])
+
+
+def _precision(study: Study) -> str:
+    """That this machine trains in."""
+    return available_precision(study.recipe.precision, pick_device(study.recipe.device).type)
+
+
+def _keep_precision(study: Study, table: Path) -> None:
+    """Raises:
+    ValueError: the table's rows were trained in another precision than this machine's.
+    """
+    here, before = _precision(study), {result.precision for result in read_results(table)}
+    if before - {here}:
+        raise ValueError(
+            f"{table} has rows trained in {' and '.join(sorted(before))}, this machine trains in {here}: "
+            "go on where those were made, or begin another folder with --out"
+        )
 
 
 def _keep_recipe(study: Study, out: Path) -> None:
@@ -106,16 +126,16 @@ def _keep_recipe(study: Study, out: Path) -> None:
     Raises:
         ValueError: the folder was begun with another one.
     """
-    path = out / "recipe.json"
+    path, results = out / "recipe.json", read_results(out / "results.csv")
     recipe = {name: value for name, value in asdict(study.recipe).items() if name not in _ELSEWHERE}
     told = json.loads(json.dumps(recipe))  # tuples become lists, as in the file
     mixers = {v.name: {"token_mixer": v.token_mixer, "mixer_args": v.mixer_args} for v in study.variants}
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    if path.is_file() and (results or next(out.glob("runs/*/config.yaml"), None)):
+        before = _read_recipe(path)
         defaults = {f.name: f.default for f in fields(ClassificationConfig)}  # of fields that are new since
         changes = _changes(json.loads(json.dumps(defaults, default=str)) | before["recipe"], told)
         changes += _changes(before["variants"], mixers, before["variants"])
-        rows = {row["variant"]: row["widths"] for row in read_rows(out / "results.csv")}
+        rows = {result.variant: result.widths for result in results}
         widths = {name: _told(found) for name, found in study.widths.items()} if rows else {}
         changes += _changes(rows, widths, rows)
         if changes:
@@ -125,6 +145,16 @@ def _keep_recipe(study: Study, out: Path) -> None:
         mixers = before["variants"] | mixers
     text = json.dumps({"recipe": told, "variants": mixers}, indent=1, ensure_ascii=False)
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _read_recipe(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"recipe": dict(found["recipe"]), "variants": dict(found["variants"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the recipe of a study: {error!r}; name another folder with --out"
+        ) from error
 
 
 def _told(widths: Sequence[int]) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from atconv.classification.study.results import Result
+
 __all__ = ["Summary", "paired_differences", "summarise"]
 
 
@@ -29,13 +31,13 @@ class Summary:
     """of the difference's 95 % interval; None with fewer than two pairs"""
 
 
-def summarise(rows: Sequence[dict[str, str]], reference: str) -> list[Summary]:
+def summarise(results: Sequence[Result], reference: str) -> list[Summary]:
     """Means, spreads and paired differences, in the order of first rows."""
     found = []
-    for name in dict.fromkeys(row["variant"] for row in rows):
-        mine = [row for row in rows if row["variant"] == name]
-        values = [float(row["top1"]) for row in mine]
-        pairs = [] if name == reference else paired_differences(rows, name, reference)
+    for name in dict.fromkeys(result.variant for result in results):
+        mine = [result for result in results if result.variant == name]
+        values = [result.top1 for result in mine]
+        pairs = [] if name == reference else paired_differences(results, name, reference)
         half = None
         if len(pairs) > 1:
             quantile = float(stats.t.ppf(0.975, len(pairs) - 1))
@@ -44,8 +46,8 @@ def summarise(rows: Sequence[dict[str, str]], reference: str) -> list[Summary]:
             Summary(
                 name,
                 len(mine),
-                int(mine[0]["parameters"]),
-                int(mine[0]["multiply_adds"]),
+                mine[0].parameters,
+                mine[0].multiply_adds,
                 statistics.mean(values),
                 statistics.stdev(values) if len(values) > 1 else 0.0,
                 statistics.mean(pairs) if pairs else None,
@@ -55,11 +57,11 @@ def summarise(rows: Sequence[dict[str, str]], reference: str) -> list[Summary]:
     return found
 
 
-def paired_differences(rows: Sequence[dict[str, str]], variant: str, reference: str) -> list[float]:
+def paired_differences(results: Sequence[Result], variant: str, reference: str) -> list[float]:
     """Top-1 of a variant less that of the reference, for every seed that both have."""
-    by_seed = {(row["variant"], row["seed"]): float(row["top1"]) for row in rows}
+    top1 = {result.run: result.top1 for result in results}
     return [
-        top1 - by_seed[reference, seed]
-        for (name, seed), top1 in by_seed.items()
-        if name == variant and (reference, seed) in by_seed
+        own - top1[reference, seed]
+        for (name, seed), own in top1.items()
+        if name == variant and (reference, seed) in top1
     ]
