@@ -33,6 +33,12 @@ def test_variance_is_told_apart_by_class() -> None:
     assert both.total == pytest.approx(1)
 
 
+def test_variance_is_told_in_units_of_the_mean_square() -> None:
+    kernels = torch.tensor([1.0, 3.0])[:, None, None, None].expand(2, 2, 3, 3)
+    # Variance 1 around a mean of 2, mean square 5.
+    assert routing_variance(kernels, torch.tensor([0, 1])).total == pytest.approx(1 / 5)
+
+
 def test_kernels_that_know_nothing_of_the_classes_owe_them_nothing() -> None:
     labels = torch.arange(64) % 40  # most classes have a single picture
     found = routing_variance(torch.randn(64, 500, 3, 3), labels)
@@ -66,6 +72,9 @@ def test_shapes_of_known_kernels() -> None:
     # One of nine stands out: a Bernoulli variable with p = 1/9 has kurtosis 3 + (1 − 6p(1 − p)) / (p(1 − p)).
     p = 1 / 9
     assert found.kurtosis == pytest.approx(3 + (1 - 6 * p * (1 - p)) / (p * (1 - p)))
+    lopsided = torch.tensor([3.0, -1.0, 0, 0, 0, 0, 0, 0, 0]).view(1, 1, 3, 3)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(9)
+    assert kernel_shape(lopsided).entropy == pytest.approx(entropy)
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.0, 0, 0, 0, 0]).view(1, 1, 3, 3)
     assert kernel_shape(signs).negative_share == pytest.approx(2 / 9)
     assert kernel_shape(torch.randn(400, 4, 5, 5)).kurtosis == pytest.approx(3 * 24 / 26, rel=0.02)
@@ -86,6 +95,10 @@ def test_orthogonal_channels_are_not_redundant() -> None:
     found = redundancy(waves.view(1, 3, 4, 4))
     assert found.cosine == pytest.approx(0, abs=1e-6)
     assert found.effective_rank == pytest.approx(1, rel=1e-6)
+    # Singular values 3, 1 and 1 of the sizes: shares 0.6, 0.2 and 0.2.
+    sizes = redundancy((torch.tensor([3.0, 1.0, 1.0])[:, None] * waves).view(1, 3, 4, 4))
+    rank = math.exp(-(0.6 * math.log(0.6) + 0.4 * math.log(0.2)))
+    assert sizes.effective_rank == pytest.approx(rank / 3, rel=1e-6)
     with pytest.raises(ValueError, match="one channel"):
         redundancy(torch.randn(2, 1, 4, 4))
     with pytest.raises(ValueError, match=r"B C H W, got \(2, 9, 4\); tokens"):

@@ -362,6 +362,8 @@ def test_heads_divide_the_channels(dim: int, heads: int) -> None:
 def test_unknown_mixers_and_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"no token mixer 'atconv2'; did you mean atconv\?"):
         create_mixer("atconv2", 8)
+    with pytest.raises(ValueError, match=r"no token mixer 'xyzzy'\. There are atconv,"):
+        create_mixer("xyzzy", 8)
     with pytest.raises(ValueError, match=r"attention does not take .*kernel_size"):
         create_mixer("attention", 8, kernel_size=3)
     with pytest.raises(ValueError, match="shift must lie in 0 … window − 1"):
@@ -384,6 +386,19 @@ def test_unknown_mixers_and_options_are_refused() -> None:
 def test_options_that_make_no_mixer_are_refused(name: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_mixer(name, 8, **options)
+
+
+@pytest.mark.parametrize("name", mixer_names())
+@pytest.mark.parametrize("shape", [(8, 4, 4), (2, 16, 8), (2, 4, 4, 8), (2, 7, 4, 4)])
+def test_other_than_maps_of_its_channels_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"takes (maps )?B 8 H W, got \("):
+        create_mixer(name, 8)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", mixer_names())
+def test_there_is_no_mixer_of_no_channels(name: str) -> None:
+    with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
+        create_mixer(name, 0)
 
 
 @pytest.mark.parametrize("dim", [6, 7, 30])

@@ -91,7 +91,8 @@ def _routing(material: Material) -> Section | None:
         "Routing: do kernels follow the content?",
         "The variance of kernels from picture to picture, as a share of their mean square weight: 0 for a "
         "static convolution. Blue: explained by the classes, beyond chance (adjusted R²). Orange: pictures "
-        "of one class get different kernels.",
+        "of one class get different kernels. Pictures of a class look alike, so kernels of an untrained "
+        "network follow classes too: a share tells of learning only where it is larger than there.",
         f"Averaged over the ATConv layers, kernels vary by {total:.1%} of their mean square weight. {told}",
         [path],
     )

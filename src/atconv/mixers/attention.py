@@ -12,7 +12,7 @@ from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
-from atconv.mixers.checking import check_least, check_odd
+from atconv.mixers.checking import check_input, check_least, check_odd
 from atconv.modules import tokens_to_map
 
 __all__ = [
@@ -59,6 +59,7 @@ class SelfAttention(nn.Module):
         self.rope = RotaryEmbeddingCat(self.attention.head_dim, in_pixels=False) if rope else None
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.dim)
         rope = None if self.rope is None else self.rope.get_embed(list(x.shape[2:]))
         return tokens_to_map(self.attention(_to_tokens(x), rope), *x.shape[2:])
 
@@ -90,6 +91,7 @@ class WindowAttention(nn.Module):
         self.attention = SwinAttention(dim, heads_for(dim, head_dim), window_size=window)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.dim)
         height, width = x.shape[2:]
         below, beside = -height % self.window, -width % self.window
         # An axis that fits into one window is seen whole; Swin does not shift it either.
@@ -144,6 +146,7 @@ class NeighbourhoodAttention(nn.Module):
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.dim)
         q, k, v = self.qkv(x).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # B heads d H W
         rows, row_offsets = self._neighbours(x.shape[2], x.device)
         columns, column_offsets = self._neighbours(x.shape[3], x.device)
@@ -186,6 +189,7 @@ class SpatialReductionAttention(nn.Module):
         self.attention = PvtAttention(dim, heads_for(dim, head_dim), sr_ratio=reduction)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.dim)
         height, width = x.shape[2:]
         below, beside = max(self.reduction - height, 0), max(self.reduction - width, 0)
         padded = F.pad(x, (0, beside, 0, below))
@@ -217,6 +221,7 @@ class LinearAttention(nn.Module):
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.dim)
         q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # B heads d N
         q, k = F.elu(q) + 1, F.elu(k) + 1
         summary = k @ v.transpose(2, 3)  # B heads d d

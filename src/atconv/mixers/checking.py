@@ -1,8 +1,16 @@
-"""What several mixers ask of their options."""
+"""What several mixers ask of their options and of the maps they are given."""
 
 from __future__ import annotations
 
-__all__ = ["check_least", "check_odd"]
+from torch import Tensor
+
+__all__ = ["check_input", "check_least", "check_odd"]
+
+
+def check_input(x: Tensor, dim: int) -> None:
+    """Raise ValueError unless `x` is a map of `dim` channels."""
+    if x.ndim != 4 or x.shape[1] != dim:
+        raise ValueError(f"this token mixer takes maps B {dim} H W, got {tuple(x.shape)}")
 
 
 def check_odd(kernel_size: int) -> None:

@@ -8,7 +8,7 @@ from timm.layers import CondConv2d
 from timm.models.metaformer import Pooling as PoolFormerPooling
 from torch import Tensor, nn
 
-from atconv.mixers.checking import check_least, check_odd
+from atconv.mixers.checking import check_input, check_least, check_odd
 
 __all__ = ["CondConv", "DepthwiseConv", "Identity", "Involution", "Pooling"]
 
@@ -27,6 +27,10 @@ class DepthwiseConv(nn.Conv2d):
         check_odd(kernel_size)
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, self.in_channels)
+        return super().forward(input)
+
     def multiply_adds(self, height: int, width: int) -> int:
         return height * width * self.weight.numel()
 
@@ -40,6 +44,11 @@ class Pooling(PoolFormerPooling):
     def __init__(self, dim: int, kernel_size: int = 3) -> None:
         check_odd(kernel_size)
         super().__init__(kernel_size)
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.dim)
+        return super().forward(x)
 
     def multiply_adds(self, height: int, width: int) -> int:
         return 0  # additions only
@@ -68,6 +77,7 @@ class Involution(nn.Module):
         self.span = nn.Conv2d(hidden, kernel_size**2 * self.groups, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.dim)
         size, (height, width) = self.kernel_size, x.shape[2:]
         kernels = self.span(self.reduce(x)).unflatten(1, (self.groups, 1, size**2))  # B groups 1 K² H W
         around = F.unfold(x, size, padding=size // 2).unflatten(1, (self.groups, -1, size**2))
@@ -102,6 +112,7 @@ class CondConv(nn.Module):
         self.conv = CondConv2d(dim, dim, kernel_size, groups=dim, bias=True, num_experts=experts)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.dim)
         return self.conv(x, torch.sigmoid(self.routing(x.mean((2, 3)))))
 
     def multiply_adds(self, height: int, width: int) -> int:
@@ -114,6 +125,11 @@ class Identity(nn.Identity):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.dim = dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input, self.dim)
+        return input
 
     def multiply_adds(self, height: int, width: int) -> int:
         return 0

@@ -17,6 +17,7 @@ from atconv.mixers.attention import (
     SpatialReductionAttention,
     WindowAttention,
 )
+from atconv.mixers.checking import check_least
 from atconv.mixers.convolution import CondConv, DepthwiseConv, Identity, Involution, Pooling
 from atconv.modules import ATConv2d
 
@@ -96,8 +97,9 @@ def create_mixer(name: str, dim: int, block: int = 0, **options: Any) -> nn.Modu
     """
     if name not in MIXERS:
         near = difflib.get_close_matches(name, MIXERS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(f"no token mixer {name!r}{hint} There are {', '.join(MIXERS)}")
+    check_least(dim=dim)
     if name == "window_attention" and block % 2:
         options.setdefault("shift", options.get("window", 7) // 2)
     try:
