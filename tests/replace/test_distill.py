@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import atconv
 from atconv import distill_blocks, replace_attention
 from helpers import randomise
-from replace.test_replace import swin, torchvision_vit, vit
+from replace.test_replace import Unused, maxvit, swin, swin_v2, torchvision_vit, vit
 
 
 def pair(make: Any = vit) -> tuple[nn.Module, nn.Module]:
@@ -32,7 +32,9 @@ def mixer_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, atconv.ATConvTokens)]
 
 
-@pytest.mark.parametrize(("make", "size"), [(vit, 32), (torchvision_vit, 32), (swin, 64)])
+@pytest.mark.parametrize(
+    ("make", "size"), [(vit, 32), (torchvision_vit, 32), (swin, 64), (swin_v2, 64), (maxvit, 64)]
+)
 def test_every_mixer_comes_nearer(make: Any, size: int) -> None:
     student, teacher = pair(make)
     report = distill_blocks(student, teacher, batches(size=size), steps=40, lr=1e-2, progress=False)
@@ -56,6 +58,17 @@ def test_the_error_is_that_of_mixer_and_attention() -> None:
         expected = (mixer(seen["x"]) - seen["y"]).square().mean() / seen["y"].square().mean()
     report = distill_blocks(student, teacher, [images], progress=False)
     assert report.errors["blocks.1.attn"][0] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_attention_that_the_teacher_does_not_run_is_named() -> None:
+    def make() -> nn.Module:
+        model = Unused()
+        model.body.num_prefix_tokens = 0
+        return model
+
+    student, teacher = pair(make)
+    with pytest.raises(ValueError, match=r"the teacher does not run body\.blocks\.1\.attn"):
+        distill_blocks(student, teacher, batches(), progress=False)
 
 
 def test_only_the_mixers_change_and_the_models_are_left_as_they_were() -> None:

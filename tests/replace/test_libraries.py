@@ -15,19 +15,19 @@ from helpers import randomise
 diffusers = pytest.importorskip("diffusers")
 
 
-def dit() -> tuple[nn.Module, dict[str, Any]]:
+def dit(**options: Any) -> tuple[nn.Module, dict[str, Any]]:
     model = diffusers.DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=2, sample_size=16,
-        patch_size=2, num_embeds_ada_norm=10,
+        patch_size=2, num_embeds_ada_norm=10, **options,
     )  # fmt: skip
     return model, {"hidden_states": torch.randn(2, 4, 16, 16), "class_labels": torch.tensor([1, 2])}
 
 
-def unet() -> tuple[nn.Module, dict[str, Any]]:
+def unet(**options: Any) -> tuple[nn.Module, dict[str, Any]]:
     model = diffusers.UNet2DConditionModel(
         sample_size=16, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), attention_head_dim=8, norm_num_groups=8,
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **options,
     )  # fmt: skip
     return model, {"sample": torch.randn(2, 4, 16, 24), "encoder_hidden_states": torch.randn(2, 5, 8)}
 
@@ -104,6 +104,42 @@ def test_cross_attention_that_is_asked_for_is_refused() -> None:
     with pytest.raises(ValueError, match=r"nothing was replaced\. .*attn2.*: it is cross-attention"):
         replace_attention(model, where=lambda name, module: True)
     assert list(model.state_dict()) == before
+
+
+def test_attention_to_grounding_tokens_is_left_alone() -> None:
+    model, inputs = unet(attention_type="gated")
+    report = replace_attention(model, example=inputs | {"timestep": torch.tensor([3, 500])})
+    assert {one.name.rpartition(".")[2] for one in report.replaced} == {"attn1"}
+    fusers = {reason for name, reason in report.kept.items() if "fuser" in name}
+    assert fusers == {"it mixes image and grounding tokens"}
+
+
+def test_joint_attention_of_other_models_is_told() -> None:
+    flux = diffusers.FluxTransformer2DModel(
+        in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    aura = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=16, pos_embed_max_size=64,
+    )  # fmt: skip
+    for model in (flux, aura):
+        with pytest.raises(ValueError, match=r"nothing was replaced\. .*: it mixes text and image tokens$"):
+            replace_attention(model)
+
+
+def test_outputs_that_are_scaled_and_dropped() -> None:
+    model, _ = dit(dropout=0.25)
+    replace_attention(model)
+    found = [m.proj_drop for m in model.modules() if isinstance(m, ATConvDiffusersAttention)]
+    assert found
+    assert all(isinstance(drop, nn.Dropout) and drop.p == 0.25 for drop in found)
+    model, _ = dit()
+    for module in model.modules():
+        if isinstance(module, diffusers.models.attention_processor.Attention):
+            module.rescale_output_factor = 2.0
+    with pytest.raises(ValueError, match=r"it divides its output by 2\.0"):
+        replace_attention(model)
 
 
 KINDS = ("ViT", "Dinov2", "Dinov2WithRegisters", "ViTMSN", "DeiT", "Beit", "IJepa", "DINOv3ViT")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import timm
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import atconv
 from atconv import functional, replace_attention
 from atconv.replace.families import Site, find_sites
-from atconv.replace.layers import ATConvAttention, GridWriter, mix_tokens
+from atconv.replace.layers import ATConvAttention, ATConvReplacement, GridWriter, mix_tokens
 from helpers import assert_close, randomise
 
 Make = Callable[[], nn.Module]
@@ -51,6 +52,26 @@ def swin() -> nn.Module:
     )
 
 
+def swin_v2() -> nn.Module:
+    return timm.create_model(
+        "swinv2_tiny_window8_256", img_size=64, window_size=4, embed_dim=8, depths=(2, 2), num_heads=(2, 2)
+    )
+
+
+def maxvit(**options: Any) -> nn.Module:
+    sides = {"window_size": (4, 4), "grid_size": (4, 4), "dim_head": 4}
+    transformer = {f"transformer_{name}": value for name, value in (sides | options).items()}
+    return timm.create_model(
+        "maxvit_tiny_tf_224", img_size=64, embed_dim=(8, 8), depths=(1, 1), stem_width=8, **transformer
+    )
+
+
+def relative_vit() -> nn.Module:
+    return timm.create_model(
+        "vit_relpos_small_patch16_224", img_size=(24, 40), patch_size=8, embed_dim=16, depth=2, num_heads=2
+    )
+
+
 def pvt() -> nn.Module:
     return timm.create_model("pvt_v2_b0", depths=(1, 1, 1, 1))
 
@@ -77,6 +98,10 @@ VISION: dict[str, tuple[Make, tuple[int, int], int]] = {
     "BEiT": (beit, (24, 40), 2),
     "EVA": (eva, (28, 42), 2),
     "Swin": (swin, (64, 64), 4),
+    "Swin v2": (swin_v2, (64, 64), 4),
+    "MaxViT": (maxvit, (64, 64), 4),
+    "MaxViT, channels first": (lambda: maxvit(use_nchw_attn=True, init_values=0.5), (64, 64), 4),
+    "relative-position ViT": (relative_vit, (24, 40), 2),
     "PVTv2": (pvt, (64, 96), 4),
     "CoAtNet": (coatnet, (64, 64), 7),
     "torchvision ViT": (torchvision_vit, (32, 32), 2),
@@ -149,8 +174,8 @@ def test_value_and_output_projections_are_those_of_the_attention(
 def _feed_one_token(model: nn.Module, site: Site) -> tuple[Tensor, list[Tensor]]:
     """Let an attention see one token everywhere; returns that token, and later what came out for it."""
     module: Any = model.get_submodule(site.name)
-    attention = module.attn if "SwinTransformerBlock" in site.kind else module
-    axis = 1 if site.kind == "Attention2d" else -1
+    attention = getattr(module, "attn", module)
+    axis = 1 if isinstance(getattr(attention, "qkv", None), nn.Conv2d) else -1
     token, outputs = torch.randn(site.dim), []
 
     def before(m: nn.Module, inputs: Any, named: Any) -> Any:
@@ -283,17 +308,20 @@ def test_some_blocks_can_be_chosen() -> None:
     model = vit(depth=6)
     report = replace_attention(model, every=2, where=lambda name, module: "5" not in name)
     assert [one.name for one in report.replaced] == ["blocks.1.attn", "blocks.3.attn"]
+    late = lambda name, module: name > "blocks.2"  # noqa: E731
+    assert [one.name for one in replace_attention(vit(depth=6), late, blocks=[0, 4]).replaced] == [
+        "blocks.4.attn"
+    ]
     assert [one.name for one in replace_attention(model, blocks=[0]).replaced] == ["blocks.0.attn"]
 
 
 def test_what_cannot_be_replaced_is_said_and_nothing_is_touched() -> None:
-    maxvit = timm.create_model("maxvit_nano_rw_256", img_size=64)
-    before = [type(module) for module in maxvit.modules()]
-    with pytest.raises(
-        ValueError, match=r"nothing was replaced\. stages\.0\.blocks\.0.*sees windows or strided"
-    ):
-        replace_attention(maxvit)
-    assert [type(module) for module in maxvit.modules()] == before
+    model: Any = vit()
+    model.blocks[1].attn.qkv = nn.Sequential(model.blocks[1].attn.qkv)  # such as an adapter
+    before = list(model.modules())
+    with pytest.raises(ValueError, match=r"nothing was replaced\. blocks\.1\.attn: its qkv is a Sequential"):
+        replace_attention(model, where=lambda name, module: True)
+    assert list(model.modules()) == before
     kept = replace_attention(coatnet()).kept
     assert set(kept) == {"stages.2.blocks.0.attn", "stages.3.blocks.0.attn"}
     assert kept["stages.2.blocks.0.attn"] == "it turns 128 channels into 256"
@@ -309,6 +337,94 @@ def test_what_cannot_be_replaced_is_said_and_nothing_is_touched() -> None:
         replace_attention(vit(), every=0)
     with pytest.raises(ValueError, match="none of the 2 attentions was chosen"):
         replace_attention(vit(), where=lambda name, module: False)
+
+
+class Unused(nn.Module):
+    """A model that does not run its second block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body: Any = vit()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body.blocks[0](self.body.patch_embed(x) + self.body.pos_embed[:, 1:])
+
+
+@pytest.mark.parametrize("grown", [True, False])
+def test_attention_that_does_not_run_counts_nothing(grown: bool) -> None:
+    model = Unused()
+    model.body.num_prefix_tokens = 0
+    report = replace_attention(model, example=torch.randn(1, 3, 32, 32))
+    first, second = report.replaced
+    assert first.multiply_adds is not None
+    assert first.multiply_adds[0] > 0
+    assert second.multiply_adds == (0, 0)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt()])
+def test_nothing_stays_half_replaced_whatever_goes_wrong(error: BaseException) -> None:
+    model: Any = vit()
+    before = list(model.modules())
+    with mock.patch("atconv.replace.ReplacementReport", side_effect=error), pytest.raises(type(error)):
+        replace_attention(model)
+    assert list(model.modules()) == before
+    assert not model.patch_embed._forward_pre_hooks
+
+
+def test_shared_attention_is_replaced_in_every_place() -> None:
+    model: Any = vit(depth=3)
+    model.blocks[2].attn = model.blocks[0].attn
+    report = replace_attention(model)
+    assert [one.name for one in report.replaced] == ["blocks.0.attn", "blocks.1.attn"]
+    assert model.blocks[2].attn is model.blocks[0].attn
+    assert isinstance(model.blocks[0].attn, ATConvAttention)
+    assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+def test_dropout_behind_the_attention_stays() -> None:
+    for make in (lambda: vit(proj_drop_rate=0.3), lambda: maxvit(proj_drop=0.3)):
+        model = make()
+        replace_attention(model)
+        drops = [m.proj_drop for m in model.modules() if isinstance(m, ATConvReplacement)]
+        assert drops
+        assert all(isinstance(drop, nn.Dropout) and drop.p == 0.3 for drop in drops)
+    model = torchvision.models.SwinTransformer([4, 4], 8, [2], [2], [4, 4], dropout=0.2)
+    replace_attention(model)
+    attention: Any = model.features[1][0].attn
+    assert attention.proj_drop.p == 0.2
+    plain: Any = vit()
+    replace_attention(plain)
+    assert isinstance(plain.blocks[0].attn.proj_drop, nn.Identity)
+    plain.blocks[0].attn.proj_drop = nn.Dropout(1.0)
+    plain.train()(torch.randn(1, 3, 32, 32))
+    assert plain.blocks[0].attn(torch.randn(1, 17, 16)).abs().max() == 0
+
+
+def test_models_without_storage_are_replaced_too() -> None:
+    with torch.device("meta"):
+        model = vit()
+    replace_attention(model)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(blocks=1), TypeError, "blocks is a list of whole numbers"),
+        (dict(blocks=["1"]), TypeError, "blocks is a list of whole numbers"),
+        (dict(where="blocks.0"), TypeError, "where is a function of name and module"),
+        (dict(every="2"), ValueError, "every must be at least 1, a whole number, got '2'"),
+        (dict(every=1.5), ValueError, "every must be at least 1, a whole number, got 1.5"),
+        (dict(model="vit"), TypeError, "takes a model, an nn.Module, got a str"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = vit()
+    with pytest.raises(error, match=message):
+        replace_attention(**({"model": model} | arguments))
+    assert not mixers(model)
 
 
 def test_a_model_that_fails_with_atconv_in_it_is_put_back() -> None:
@@ -346,7 +462,7 @@ def test_checkpointing_finds_each_grid_again() -> None:
 
 
 def test_the_size_of_the_input_can_be_set_anew() -> None:
-    for model, size in ((vit(), 64), (swin(), 96)):
+    for model, size in ((vit(), 64), (swin(), 96), (relative_vit(), 64)):
         replace_attention(model)
         model.set_input_size((size, 32))  # type: ignore[operator]
         assert model(torch.randn(1, 3, size, 32)).isfinite().all()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import NoneType
 from typing import Any
 
@@ -94,11 +96,13 @@ def replace_attention(
     nothing is. Make optimizers and compile after the call.
 
     Args:
-        model: timm's ViT, DeiT, BEiT, EVA, Swin, PVTv2, CoAtNet; torchvision's ViT and Swin; transformers'
-            ViT, DeiT, BEiT, DINOv2, DINOv3 and their kin; diffusers' DiT, PixArt, SD3, UNet2DConditionModel.
+        model: timm's ViT, DeiT, BEiT, EVA, Swin, PVTv2, CoAtNet, MaxViT; torchvision's ViT and Swin;
+            transformers' ViT, DeiT, BEiT, DINOv2, DINOv3 and their kin; diffusers' DiT, PixArt, SD3,
+            UNet2DConditionModel.
         where: (name, module) → whether to replace it; all that can be by default.
         every: take only each n-th of those that can be replaced, the last of every n.
-        blocks: take only these, counted from 0 among those that can be replaced, in order.
+        blocks: take only these, counted from 0 among those that can be replaced, in order. `where` does not
+            change what `every` and `blocks` count.
         kernel_size: odd side of ATConv's kernels.
         example: an input of the model (a tensor, positional or named arguments) to count multiply-adds for;
             by default an image of the size it was made for. diffusers' models take more than an image.
@@ -109,56 +113,78 @@ def replace_attention(
     Raises:
         ValueError: there is no attention, none was chosen, a chosen one cannot be replaced, or the model
             does not take the example.
-        TypeError: the example is no tensor, tuple or dictionary.
+        TypeError: an argument is of another kind.
     """
+    _check_arguments(model, where, every, blocks, example)
+    sites = find_sites(model)
+    if not sites:
+        raise ValueError(f"{type(model).__name__} has no attention that could be replaced")
+    chosen = _choose(model, sites, where, every, blocks)
+    example, before = _count_before(model, example)
+    parameters = _parameters(model)
+    old = [_parameters(model.get_submodule(site.name)) for site in chosen]
+    made = [_make(model, site, kernel_size) for site in chosen]  # may fail: the model is still untouched
+    with _in_place(model, chosen, made):
+        after = None if example is None or before is None else _count_after(model, example)
+        rows = [
+            Replacement(
+                site.name,
+                site.kind,
+                (size, _parameters(module)),
+                _pair(before, after, site.name),
+                site.projections is not None,
+            )
+            for site, size, module in zip(chosen, old, made, strict=True)
+        ]
+        kept = {site.name: site.reason or "not chosen" for site in sites if site not in chosen}
+        return ReplacementReport(rows, kept, (parameters, _parameters(model)), _pair(before, after, ""))
+
+
+def _check_arguments(model: Any, where: Any, every: Any, blocks: Any, example: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"replace_attention takes a model, an nn.Module, got a {type(model).__name__}")
+    if where is not None and not callable(where):
+        raise TypeError(
+            f"where is a function of name and module, such as lambda name, module: name == 'blocks.0.attn', "
+            f"got {where!r}"
+        )
+    if type(every) is not int or every < 1:
+        raise ValueError(f"every must be at least 1, a whole number, got {every!r}")
+    numbers = isinstance(blocks, Collection) and all(type(number) is int for number in blocks)
+    if blocks is not None and not numbers:
+        raise TypeError(f"blocks is a list of whole numbers, such as [0, 1], got {blocks!r}")
     if not isinstance(example, (NoneType, Tensor, tuple, Mapping)):
         raise TypeError(
             "an example is a tensor, a tuple of positional arguments or a dictionary of named ones, "
             f"got a {type(example).__name__}"
         )
-    sites = find_sites(model)
-    if not sites:
-        raise ValueError(f"{type(model).__name__} has no attention that could be replaced")
-    chosen = _choose(model, sites, where, every, blocks)
-    guessed, parameters, counted = example is None, _count(model), None
-    if example is None:
-        example = example_of(model)
-    if example is not None:
-        try:
-            counted = multiply_adds(model, example)
-        except Exception as error:  # whatever the model raises
-            if not guessed:  # a model may be made for another size than it says
-                reason = str(error).strip().partition("\n")[0]
-                raise ValueError(
-                    f"nothing was replaced. {type(model).__name__} does not take the example: {reason}"
-                ) from error
-    made = [_make(model, site, kernel_size) for site in chosen]  # may fail: the model is still untouched
-    old = {site.name: _count(model.get_submodule(site.name)) for site in chosen}
-    undo = [_put(model, site, module) for site, module in zip(chosen, made, strict=True)]
+
+
+def _count_before(model: nn.Module, example: Example | None) -> tuple[Example | None, dict[str, int] | None]:
+    """The example, or an image that the model says it was made for, and multiply-adds by module for it."""
+    taken = example_of(model) if example is None else example
+    if taken is None:
+        return None, None
     try:
-        after = None if example is None or counted is None else multiply_adds(model, example)
-    except Exception as error:
-        for step in undo:
-            step()
-        reason = str(error).strip().partition("\n")[0]
+        return taken, multiply_adds(model, taken)
+    except Exception as error:  # whatever the model raises
+        if example is None:  # a model may be made for another size than it says
+            return None, None
         raise ValueError(
-            f"nothing was replaced. {type(model).__name__} does not run with ATConv in it: {reason}"
+            f"nothing was replaced. {type(model).__name__} does not take the example: {_first_line(error)}"
         ) from error
-    for site in chosen:
-        if site.hook is not None:  # the grid of the pass that counted is not that of a pass to come
-            site.hook[1].grid.size = None
-    rows = [
-        Replacement(
-            site.name,
-            site.kind,
-            (old[site.name], _count(module)),
-            _pair(counted, after, site.name),
-            site.projections is not None,
-        )
-        for site, module in zip(chosen, made, strict=True)
-    ]
-    kept = {site.name: site.reason or "not chosen" for site in sites if site not in chosen}
-    return ReplacementReport(rows, kept, (parameters, _count(model)), _pair(counted, after, ""))
+
+
+def _count_after(model: nn.Module, example: Example) -> dict[str, int]:
+    try:
+        return multiply_adds(model, example)
+    except Exception as error:
+        told = f"{type(model).__name__} does not run with ATConv in it: {_first_line(error)}"
+        raise ValueError(f"nothing was replaced. {told}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _choose(
@@ -168,8 +194,6 @@ def _choose(
     every: int,
     blocks: Collection[int] | None,
 ) -> list[Site]:
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
     picked = [s for s in sites if where is None or where(s.name, model.get_submodule(s.name))]
     refused: dict[str, list[str]] = defaultdict(list)
     for site in picked:
@@ -181,13 +205,13 @@ def _choose(
             for reason, names in refused.items()
         )
         raise ValueError(f"nothing was replaced. {told}")
-    able = [site for site in picked if site.make is not None]
+    able = [site for site in sites if site.make is not None]
     if blocks is not None and not set(blocks) <= set(range(len(able))):
         raise ValueError(f"blocks must lie in 0…{len(able) - 1}, got {sorted(blocks)}")
     chosen = [
         site
         for number, site in enumerate(able)
-        if (number + 1) % every == 0 and (blocks is None or number in blocks)
+        if site in picked and (number + 1) % every == 0 and (blocks is None or number in blocks)
     ]
     if not chosen:
         names = ", ".join(site.name for site in sites[:3])
@@ -201,9 +225,13 @@ def _make(model: nn.Module, site: Site, kernel_size: int) -> nn.Module:
     like = next(old.parameters())
     mixer = ATConvTokens(site.dim, kernel_size)
     _start_as_average(mixer)
+    mixer.to(like.device, like.dtype)
     if site.projections is not None:
         _copy(mixer, site.projections)
-    return site.make(mixer.to(like.device, like.dtype)).train(old.training)
+    made = site.make(mixer)
+    if site.dropout:
+        made.proj_drop = nn.Dropout(site.dropout)
+    return made.train(old.training)
 
 
 @torch.no_grad()
@@ -224,28 +252,44 @@ def _copy(mixer: Any, projections: Projections) -> None:
         layer.bias.zero_() if bias is None else layer.bias.copy_(bias)
 
 
-def _put(model: nn.Module, site: Site, module: nn.Module) -> Callable[[], None]:
-    """Put the module in its place. Returns what takes it out again."""
-    parent, _, attribute = site.name.rpartition(".")
-    owner, old = model.get_submodule(parent), model.get_submodule(site.name)
-    setattr(owner, attribute, module)
-    handle = None
-    if site.hook is not None:
-        embedding, writer = site.hook
-        if writer not in embedding._forward_pre_hooks.values():
-            handle = embedding.register_forward_pre_hook(writer, with_kwargs=True)
+@contextmanager
+def _in_place(model: nn.Module, sites: Sequence[Site], modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put the modules in their places, and take all of them out again if the body fails."""
+    undo: list[Callable[[], None]] = []
+    try:
+        for site, module in zip(sites, modules, strict=True):
+            undo += _put(model, model.get_submodule(site.name), module)
+            if site.hook is not None:
+                embedding, writer = site.hook
+                if writer not in embedding._forward_pre_hooks.values():
+                    undo.append(embedding.register_forward_pre_hook(writer, with_kwargs=True).remove)
+        yield
+    except BaseException:
+        for step in undo:
+            step()
+        raise
+    for site in sites:
+        if site.hook is not None:  # the grid of the pass that counted is not that of a pass to come
+            site.hook[1].grid.size = None
 
-    def undo() -> None:
-        setattr(owner, attribute, old)
-        if handle is not None:
-            handle.remove()
 
-    return undo
+def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> list[Callable[[], None]]:
+    """Put a module wherever the model holds another one. Returns what undoes it."""
+    places = [
+        (owner, attribute)
+        for owner in model.modules()
+        for attribute, child in owner._modules.items()
+        if child is old
+    ]
+    for owner, attribute in places:
+        setattr(owner, attribute, new)
+    return [partial(setattr, owner, attribute, old) for owner, attribute in places]
 
 
-def _count(module: nn.Module) -> int:
+def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _pair(before: dict[str, int] | None, after: dict[str, int] | None, name: str) -> tuple[int, int] | None:
-    return None if before is None or after is None else (before[name], after[name])
+    """Of a module; 0 where it did not run."""
+    return None if before is None or after is None else (before.get(name, 0), after.get(name, 0))

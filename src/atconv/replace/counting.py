@@ -29,14 +29,25 @@ def multiply_adds(model: nn.Module, example: Example) -> dict[str, int]:
     named: Mapping[str, Any] = example if isinstance(example, Mapping) else {}
     if isinstance(example, Tensor):
         args = (example,)
-    state = {name: tensor.to("meta") for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    state = _state_without_data(model)
     # Fused attention is not counted by every release of torch.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        torch.func.functional_call(model, state, _to_meta(args), _to_meta(dict(named)))
+        torch.func.functional_call(model, state, _to_meta(args), _to_meta(dict(named)), tie_weights=False)
     prefix = f"{type(model).__name__}."
     counts = {name: sum(by_operator.values()) // 2 for name, by_operator in counter.get_flop_counts().items()}
     found = {name.removeprefix(prefix): count for name, count in counts.items()}
     return found | {"": counts["Global"]}
+
+
+def _state_without_data(model: nn.Module) -> dict[str, Tensor]:
+    """A tensor on meta for every parameter and buffer, once for a module that is in two places: torch's own
+    way with ties would leave such a module with the tensors of the call."""
+    return {
+        f"{name}.{slot}" if name else slot: tensor.to("meta")
+        for name, module in model.named_modules()
+        for slot, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
 
 
 def example_of(model: Any) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from atconv.replace.layers import REPLACEMENTS, ATConvSwinBlock, GridWriter
+from atconv.replace.layers import ATConvBlock, ATConvReplacement, GridWriter
 
 __all__ = ["DistillationReport", "distill_blocks"]
 
@@ -22,8 +22,8 @@ class DistillationReport:
     """How near each mixer came to its attention. Printed, it is a table."""
 
     errors: dict[str, tuple[float, float]]
-    """by name: mean squared difference over mean square of the attention's output (of what timm's Swin block
-    adds to its input), in the first batch and over the last tenth of them"""
+    """by name: mean squared difference over mean square of the attention's output (of what a block of
+    timm's Swin or MaxViT adds to its input), in the first batch and over the last tenth of them"""
     steps: int
 
     def __str__(self) -> str:
@@ -64,8 +64,8 @@ def distill_blocks(
         the error of every mixer before and after.
 
     Raises:
-        ValueError: the student has no replaced attention, the teacher none of the same name, mixers are
-            frozen or of float16, there are no data, or `steps` < 1.
+        ValueError: the student has no replaced attention, the teacher none of the same name or does not run
+            it, mixers are frozen or of float16, there are no data, or `steps` < 1.
         TypeError: `steps` is not given and the data have no length.
     """
     student, teacher = (getattr(model, "_orig_mod", model) for model in (student, teacher))  # compiled
@@ -90,6 +90,7 @@ def distill_blocks(
             optimizer.zero_grad()
             with torch.no_grad():
                 _run(teacher, batch, device)
+            _check_all_ran(errors)
             optimizer.step()
             torch.clear_autocast_cache()  # under autocast, the next answer would come from the old weights
             schedule.step()
@@ -103,6 +104,12 @@ def distill_blocks(
     return DistillationReport({n: (one[0], sum(one[-last:]) / last) for n, one in errors.items()}, steps)
 
 
+def _check_all_ran(errors: dict[str, list[float]]) -> None:
+    idle = [name for name, found in errors.items() if not found]
+    if idle:
+        raise ValueError(f"the teacher does not run {', '.join(idle)}: replace only attention that it runs")
+
+
 class _Fit:
     """A hook behind an attention: its mixer answers the same question, and gets its gradient."""
 
@@ -114,8 +121,8 @@ class _Fit:
         with torch.enable_grad():
             answer = _first(self.mixer(*args, **named))
             error = nn.functional.mse_loss(answer.float(), expected.float())
-            # A Swin block's output holds its input, which the mixer need not learn.
-            learned = expected - args[0] if isinstance(self.mixer, ATConvSwinBlock) else expected
+            # A block's output holds its input, which the mixer need not learn.
+            learned = expected - args[0] if isinstance(self.mixer, ATConvBlock) else expected
             error = error / learned.float().square().mean().clamp_min(1e-12)
             error.backward(inputs=self.parameters)
         self.errors.append(error.item())
@@ -123,11 +130,13 @@ class _Fit:
 
 def _pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
     """By name: the module in the place of an attention, and the attention."""
-    replaced = {name: module for name, module in student.named_modules() if isinstance(module, REPLACEMENTS)}
+    replaced = {
+        name: module for name, module in student.named_modules() if isinstance(module, ATConvReplacement)
+    }
     if not replaced:
         raise ValueError("the student has no replaced attention: call atconv.replace_attention on it first")
     originals = dict(teacher.named_modules())
-    lacking = [name for name in replaced if isinstance(originals.get(name), (type(None), *REPLACEMENTS))]
+    lacking = [name for name in replaced if isinstance(originals.get(name), (type(None), ATConvReplacement))]
     if lacking:
         raise ValueError(
             f"the teacher has no attention at {', '.join(lacking)}: it must be the model as it was before "

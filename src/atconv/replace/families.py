@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from atconv.modules import ATConvTokens
 from atconv.replace.layers import (
-    REPLACEMENTS,
     ATConvAttention,
+    ATConvBlock,
     ATConvDiffusersAttention,
     ATConvLastAttention,
     ATConvMapAttention,
     ATConvMultiheadAttention,
+    ATConvReplacement,
     ATConvSizedAttention,
-    ATConvSwinBlock,
     ATConvTransformersAttention,
     GridWriter,
     Size,
@@ -55,6 +55,8 @@ class Site:
     """the patch embedding, and what writes the grid there"""
     reason: str = ""
     """why it cannot be replaced"""
+    dropout: float = 0.0
+    """behind the output projection"""
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -77,16 +79,45 @@ def find_sites(model: nn.Module) -> list[Site]:
 def _site(
     model: nn.Module, name: str, module: Any, writers: dict[int, tuple[nn.Module, GridWriter]]
 ) -> Site | None:
-    if isinstance(module, REPLACEMENTS):
-        return Site(name, type(module).__name__, reason="it is ATConv already")
+    called = type(module).__name__
+    if isinstance(module, ATConvReplacement):
+        return Site(name, called, reason="it is ATConv already")
     finder = _finder(module)
     if finder is not None:
-        return finder(model, name, module, writers)
-    called = type(module).__name__
+        reason = _unknown_projection(getattr(module, "attn", module))
+        if reason:
+            return Site(name, called, reason=reason)
+        site = finder(model, name, module, writers)
+        site.dropout = site.dropout or _output_dropout(getattr(module, "attn", module))
+        return site
     named = (re.search("Att(entio)?n", called) and "Block" not in called) or called in _ATTENTION
     if named and not any(_finder(inner) for inner in module.modules()):  # a model may be named after it too
-        return Site(name, type(module).__name__, reason="this attention is not one that ATConv knows")
+        joint = "it mixes text and image tokens" if _is_joint(model, name, module) else ""
+        return Site(name, called, reason=joint or "this attention is not one that ATConv knows")
     return None
+
+
+def _unknown_projection(attention: Any) -> str:
+    """Why value and output cannot be read from its layers: adapters or quantised ones; "" where they can."""
+    for name in ("qkv", "kv", "v_proj", "proj", "o_proj", "out_proj", "to_v", "to_out"):
+        layer = getattr(attention, name, None)
+        layer = layer[0] if isinstance(layer, nn.ModuleList) else layer
+        if layer is not None and not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            kind = type(layer).__name__
+            return f"its {name} is a {kind}: merge adapters, and quantise after attention is replaced"
+    return ""
+
+
+def _output_dropout(attention: Any) -> float:
+    """Of timm's proj_drop, or the second layer of diffusers' to_out."""
+    layers = (getattr(attention, "proj_drop", None), *list(getattr(attention, "to_out", []))[1:2])
+    return next((layer.p for layer in layers if isinstance(layer, nn.Dropout)), 0.0)
+
+
+def _is_joint(model: nn.Module, name: str, module: Any) -> bool:
+    """Whether text and image tokens attend to each other in it, in one of diffusers' models."""
+    alone = any("SingleTransformerBlock" in type(above).__name__ for above in _above(model, name))
+    return alone or getattr(module, "added_kv_proj_dim", None) is not None
 
 
 def _finder(module: nn.Module) -> Finder | None:
@@ -120,13 +151,10 @@ def _timm_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, An
 
 
 def _timm_swin(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    dim = module.attn.qkv.in_features
+    kind, dim = type(module).__name__, module.attn.qkv.in_features
+    post_norm = kind == "SwinTransformerV2Block"
     return Site(
-        name,
-        "SwinTransformerBlock",
-        dim,
-        lambda mixer: ATConvSwinBlock(module, mixer),
-        _thirds(module.attn, dim),
+        name, kind, dim, lambda mixer: ATConvBlock(module, mixer, post_norm), _thirds(module.attn, dim)
     )
 
 
@@ -146,7 +174,20 @@ def _timm_map(model: nn.Module, name: str, module: Any, writers: dict[int, Any])
 
 
 def _timm_partition(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    return Site(name, "PartitionAttention", reason="it sees windows or strided grids of the map, not the map")
+    """MaxViT's blocks: windows, or a grid strewn over the map."""
+    first = isinstance(module.attn.qkv, nn.Conv2d)
+    dim = len(module.attn.proj.weight)
+    return Site(
+        name,
+        "PartitionAttention",
+        dim,
+        lambda mixer: ATConvBlock(module, mixer, channels_first=first),
+        _map_projections(module.attn, dim),
+    )
+
+
+def _timm_parallel_partition(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+    return Site(name, "ParallelPartitionAttention", reason="it is two attentions whose outputs are joined")
 
 
 def _torchvision_multihead(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
@@ -166,7 +207,8 @@ def _torchvision_multihead(model: nn.Module, name: str, module: Any, writers: di
 
 def _torchvision_swin(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
     dim = module.qkv.in_features
-    return Site(name, type(module).__name__, dim, ATConvLastAttention, _thirds(module, dim))
+    kind = type(module).__name__
+    return Site(name, kind, dim, ATConvLastAttention, _thirds(module, dim), dropout=module.dropout)
 
 
 def _transformers_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
@@ -196,10 +238,14 @@ def _transformers_tokens(model: nn.Module, name: str, module: Any, writers: dict
 def _diffusers(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
     """diffusers' Attention in DiT, PixArt, SD3 and the transformers of a UNet."""
     kind, dim = "diffusers Attention", module.query_dim
-    if module.added_kv_proj_dim is not None:
+    if _is_joint(model, name, module):
         return Site(name, kind, reason="it mixes text and image tokens")
     if module.is_cross_attention:
         return Site(name, kind, reason="it is cross-attention")
+    if type(next(_above(model, name))).__name__ == "GatedSelfAttentionDense":
+        return Site(name, kind, reason="it mixes image and grounding tokens")
+    if module.rescale_output_factor != 1:
+        return Site(name, kind, reason=f"it divides its output by {module.rescale_output_factor}")
     if module.residual_connection or module.group_norm is not None or module.spatial_norm is not None:
         return Site(name, kind, reason="it normalises and adds inside, as a VAE's attention does")
     owner: Any = _owner(model, name, "pos_embed")
@@ -233,10 +279,12 @@ _FAMILIES: dict[str, Finder] = {
     "timm.layers.attention.AttentionRope": _timm_tokens,
     "timm.models.beit.Attention": _timm_tokens,
     "timm.models.eva.EvaAttention": _timm_tokens,
+    "timm.models.vision_transformer_relpos.RelPosAttention": _timm_tokens,
     "timm.models.swin_transformer.SwinTransformerBlock": _timm_swin,
+    "timm.models.swin_transformer_v2.SwinTransformerV2Block": _timm_swin,
     "timm.models.pvt_v2.Attention": _timm_pvt,
     "timm.models.maxxvit.Attention2d": _timm_map,
-    "timm.models.maxxvit.ParallelPartitionAttention": _timm_partition,
+    "timm.models.maxxvit.ParallelPartitionAttention": _timm_parallel_partition,
     "timm.models.maxxvit.PartitionAttention2d": _timm_partition,
     "timm.models.maxxvit.PartitionAttentionCl": _timm_partition,
     "torch.nn.modules.activation.MultiheadAttention": _torchvision_multihead,

@@ -13,14 +13,14 @@ from atconv.functional import dynamic_depthwise_conv2d
 from atconv.modules import ATConvTokens, tokens_to_map
 
 __all__ = [
-    "REPLACEMENTS",
     "ATConvAttention",
+    "ATConvBlock",
     "ATConvDiffusersAttention",
     "ATConvLastAttention",
     "ATConvMapAttention",
     "ATConvMultiheadAttention",
+    "ATConvReplacement",
     "ATConvSizedAttention",
-    "ATConvSwinBlock",
     "ATConvTransformersAttention",
     "Grid",
     "GridWriter",
@@ -132,7 +132,30 @@ def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> T
     return mixer.out_proj(torch.cat((first, routed), dim=1))
 
 
-class ATConvAttention(nn.Module):
+class ATConvReplacement(nn.Module):
+    """What all of them hold: a mixer, and the dropout that the attention had behind its output."""
+
+    def __init__(self, mixer: ATConvTokens) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.proj_drop: nn.Module = nn.Identity()
+
+    def mix(self, x: Tensor, size: Size, prefix: int = 0) -> Tensor:
+        """Tokens B (prefix + H·W) C → same."""
+        return self.proj_drop(mix_tokens(self.mixer, x, size, prefix))
+
+    def mix_last(self, x: Tensor) -> Tensor:
+        """A map B H W C → same."""
+        size = (x.shape[1], x.shape[2])
+        return self.mix(x.flatten(1, 2), size).unflatten(1, size)
+
+    def mix_map(self, x: Tensor) -> Tensor:
+        """A map B C H W → same."""
+        mixed = self.mix(x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
+        return mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class ATConvAttention(ATConvReplacement):
     """For attention over B N C tokens whose grid the patch embedding knows. Masks are refused.
 
     Args:
@@ -141,9 +164,11 @@ class ATConvAttention(nn.Module):
         prefix: class and register tokens before the grid.
     """
 
+    rel_pos = None  # where timm's relative-position ViTs look for biases that follow the size of the map
+
     def __init__(self, mixer: ATConvTokens, grid: Grid, prefix: int) -> None:
-        super().__init__()
-        self.mixer, self.grid, self.prefix = mixer, grid, prefix
+        super().__init__(mixer)
+        self.grid, self.prefix = grid, prefix
 
     def forward(self, x: Tensor, *positions: Any, attn_mask: Any = None, **others: Any) -> Tensor:
         """Whatever else the attention took (rotary or relative positions) is of no use here.
@@ -153,7 +178,7 @@ class ATConvAttention(nn.Module):
         """
         if attn_mask is not None or others.get("is_causal"):
             raise ValueError("ATConv takes no attention mask: it sees a whole map")
-        return mix_tokens(self.mixer, x, self.grid.read(x.shape[1] - self.prefix), self.prefix)
+        return self.mix(x, self.grid.read(x.shape[1] - self.prefix), self.prefix)
 
 
 class ATConvTransformersAttention(ATConvAttention):
@@ -191,72 +216,55 @@ class ATConvMultiheadAttention(ATConvAttention):
         return super().forward(query, **others), None
 
 
-class ATConvLastAttention(nn.Module):
+class ATConvLastAttention(ATConvReplacement):
     """For attention over B H W C maps, shifted windows included: the whole map is one map here."""
 
-    def __init__(self, mixer: ATConvTokens) -> None:
-        super().__init__()
-        self.mixer = mixer
-
     def forward(self, x: Tensor) -> Tensor:
-        return _mix_last(self.mixer, x)
+        return self.mix_last(x)
 
 
-class ATConvMapAttention(nn.Module):
+class ATConvMapAttention(ATConvReplacement):
     """For attention over B C H W maps."""
 
-    def __init__(self, mixer: ATConvTokens) -> None:
-        super().__init__()
-        self.mixer = mixer
-
     def forward(self, x: Tensor, *positions: Any, **others: Any) -> Tensor:
-        mixed = mix_tokens(self.mixer, x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
-        return mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+        return self.mix_map(x)
 
 
-class ATConvSizedAttention(nn.Module):
+class ATConvSizedAttention(ATConvReplacement):
     """For attention that is given tokens B N C and their height and width (PVTv2)."""
 
-    def __init__(self, mixer: ATConvTokens) -> None:
-        super().__init__()
-        self.mixer = mixer
-
     def forward(self, x: Tensor, feat_size: Any) -> Tensor:
-        return mix_tokens(self.mixer, x, (int(feat_size[0]), int(feat_size[1])))
+        return self.mix(x, (int(feat_size[0]), int(feat_size[1])))
 
 
-class ATConvSwinBlock(nn.Module):
-    """timm's Swin block with ATConv over the whole map in place of its (shifted) windows. B H W C → same.
+class ATConvBlock(ATConvReplacement):
+    """For timm's blocks that partition the map themselves: ATConv sees the whole map. Norms, MLP and their
+    names stay.
 
-    timm partitions windows in the block itself, so the block is replaced; norms, MLP and their names stay.
+    Args:
+        block: of Swin or MaxViT, over maps B H W C, or B C H W.
+        mixer: the operator.
+        post_norm: norms follow what they norm, as in Swin v2.
+        channels_first: maps are B C H W.
     """
 
-    def __init__(self, block: Any, mixer: ATConvTokens) -> None:
-        super().__init__()
+    def __init__(
+        self, block: Any, mixer: ATConvTokens, post_norm: bool = False, channels_first: bool = False
+    ) -> None:
+        super().__init__(mixer)
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
         self.drop_path1, self.drop_path2 = block.drop_path1, block.drop_path2
-        self.mixer = mixer
+        self.ls1, self.ls2 = (getattr(block, name, nn.Identity()) for name in ("ls1", "ls2"))
+        self.post_norm, self.channels_first = post_norm, channels_first
 
     def set_input_size(self, *size: Any, **others: Any) -> None:
-        """timm tells its blocks the size of their windows; there are none here."""
+        """timm tells its blocks the size of their windows or grids; there are none here."""
+
+    set_partition_size = set_input_size
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(_mix_last(self.mixer, self.norm1(x)))
-        tokens = x.flatten(1, 2)
-        tokens = tokens + self.drop_path2(self.mlp(self.norm2(tokens)))
-        return tokens.view_as(x)
-
-
-def _mix_last(mixer: ATConvTokens, x: Tensor) -> Tensor:
-    """ATConv over a map B H W C."""
-    size = (x.shape[1], x.shape[2])
-    return mixer(x.flatten(1, 2), grid=size).unflatten(1, size)
-
-
-REPLACEMENTS: tuple[type[nn.Module], ...] = (
-    ATConvAttention,
-    ATConvLastAttention,
-    ATConvMapAttention,
-    ATConvSizedAttention,
-    ATConvSwinBlock,
-)
+        attend = self.mix_map if self.channels_first else self.mix_last
+        mixed = self.norm1(attend(x)) if self.post_norm else attend(self.norm1(x))
+        x = x + self.drop_path1(self.ls1(mixed))
+        mixed = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
+        return x + self.drop_path2(self.ls2(mixed))
