@@ -117,8 +117,22 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a line": (annotation(segmentation=[[1, 1, 5, 5, 9, 9]]), "annotation 2: its segmentation covers no"),
     "a polygon outside": (
         annotation(segmentation=[[90, 90, 99, 90, 99, 99]]),
-        "annotation 2: its segmentation covers no pixel",
+        "annotation 2: a polygon reaches out of its image of 56 × 40 pixels",
     ),
+    "a polygon far outside": (
+        annotation(segmentation=[[1, 1, 1e7, 1, 1e7, 30]]),
+        "annotation 2: a polygon reaches out of its image",
+    ),
+    "a mask beside its box": (
+        annotation(bbox=[2, 2, 5, 5], segmentation=[[30, 30, 39, 30, 39, 39]]),
+        "annotation 2: its segmentation lies outside its box",
+    ),
+    "a huge number": (annotation(bbox=[3, 4, 5, 10**30]), "annotation 2: its box is"),
+    "an annotation that is a list": (
+        lambda told: told["annotations"].insert(1, [1]),
+        r"annotations, number 2 is no object: \[1\]",
+    ),
+    "an image that is null": (lambda told: told["images"].append(None), r"images, number 4 is no object"),
     "negative runs": (
         annotation(segmentation={"size": [40, 56], "counts": [-5, 2245]}),
         "annotation 2: its run lengths are not whole numbers",

@@ -115,3 +115,13 @@ def test_left_out_pixels_are_no_class(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
     write(mask_of(data), 255)
     assert len(open_masks(data, QUIET)["train"]) == 3
+
+
+def test_a_side_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=2, val=1)
+    for path in (data / "masks" / "train").iterdir():
+        with Image.open(path) as mask:
+            size = mask.size
+        write(path, 255, size)
+    with pytest.raises(ValueError, match=r"masks/train: every pixel is 255, .* no class is labelled"):
+        open_masks(data, QUIET)

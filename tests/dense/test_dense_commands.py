@@ -120,7 +120,10 @@ def refused(*arguments: str | Path) -> str:
         (["detect", "train", "none", "--model=attnet_t9"], "timm knows no model 'attnet_t9'"),
         (["detect", "train", "none", "--min_size=[]"], "min_size must be one size or several"),
         (["detect", "train", "none", "--detector_args={no_such: 1}"], "detector_args do not fit"),
-        (["detect", "train", "none", "--detector_args={channels: 1}"], "give --channels itself"),
+        (["detect", "train", "none", "--detector_args={channels: 1}"], "give --channels instead"),
+        (["detect", "train", "none", '--detector_args={"backbone":"x"}'], "give --model instead"),
+        (["detect", "train", "none", "--detector_args={num_classes: 3}"], "the data say how many"),
+        (["segment", "train", "none", "--segmenter_args={in_chans: 1}"], "give --in_chans instead"),
         (  # options win wherever they stand
             [
                 "detect",

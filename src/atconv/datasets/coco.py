@@ -34,6 +34,8 @@ BadAnnotations = Literal["refuse", "skip"]
 
 _SLACK = 1.0  # pixels that a box may reach over its image: annotations are rounded
 
+_TOO_LARGE = 1e9  # pixels; and what floats of 32 bits still tell apart
+
 _MENDED = "mend it or remove it"
 
 
@@ -231,9 +233,11 @@ def _read_json(file: Path) -> dict[str, Any]:
         if not isinstance(entries, list):
             raise ValueError(f"{file} has no list {name!r}: it is not an annotation file in COCO's format")
         for i, entry in enumerate(entries):
-            missing = [n for n in needed if not isinstance(entry, dict) or n not in entry]
+            if not isinstance(entry, dict):
+                raise ValueError(f"{file}: {name}, number {i + 1} is no object: {str(entry)[:40]}")
+            missing = [n for n in needed if n not in entry]
             if missing:
-                which = entry.get("id", f"number {i + 1}") if isinstance(entry, dict) else f"number {i + 1}"
+                which = entry.get("id", f"number {i + 1}")
                 raise ValueError(f"{file}: {name}, {which}: {', '.join(missing)} missing")
     if not told["images"]:
         raise ValueError(f"{file} lists no images")
@@ -300,10 +304,10 @@ def _problem(
     corners = np.array(_corners(box, image), dtype=np.float32)  # what the detector sees
     if (corners[:2] >= corners[2:]).any():
         return f"nothing of its box {box} lies in its image: {_MENDED}"
-    return _mask_problem(annotation.get("segmentation"), image) if masks else None
+    return _mask_problem(annotation.get("segmentation"), corners, image) if masks else None
 
 
-def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
+def _mask_problem(segmentation: Any, corners: NDArray[np.float32], image: dict[str, Any]) -> str | None:
     if isinstance(segmentation, dict):
         size = [image["height"], image["width"]]
         if segmentation.get("size") != size or "counts" not in segmentation:
@@ -314,7 +318,7 @@ def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
             wrong = _runs_problem(segmentation["counts"], size)
             if wrong is not None:
                 return wrong
-        return _cover_problem(segmentation, image)
+        return _cover_problem(segmentation, corners, image)
     if not segmentation or not isinstance(segmentation, list):
         return "it has no segmentation, which masks need: give polygons or run lengths"
     for polygon in segmentation:
@@ -322,7 +326,12 @@ def _mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
             return "its segmentation is no list of polygons: give lists of x, y, x, y, …"
         if len(polygon) < 6 or len(polygon) % 2:
             return f"a polygon of {len(polygon)} numbers: three points or more are needed, x, y of each"
-    return _cover_problem(segmentation, image)
+        for values, side in ((polygon[0::2], image["width"]), (polygon[1::2], image["height"])):
+            # Before it is drawn: that takes memory for every pixel between its points.
+            if min(values) < -_SLACK or max(values) > side + _SLACK:
+                extent = f"{image['width']} × {image['height']}"
+                return f"a polygon reaches out of its image of {extent} pixels: {_MENDED}"
+    return _cover_problem(segmentation, corners, image)
 
 
 def _runs_problem(counts: list[Any], size: list[int]) -> str | None:
@@ -333,12 +342,17 @@ def _runs_problem(counts: list[Any], size: list[int]) -> str | None:
     return None
 
 
-def _cover_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
+def _cover_problem(segmentation: Any, corners: NDArray[np.float32], image: dict[str, Any]) -> str | None:
     try:
         covered = decode_mask(segmentation, image["height"], image["width"])
     except Exception:  # whatever the decoder raises
         return f"its segmentation cannot be decoded: {_MENDED}"
-    return None if covered.any() else f"its segmentation covers no pixel: {_MENDED}"
+    if not covered.any():
+        return f"its segmentation covers no pixel: {_MENDED}"
+    (left, top), (right, bottom) = np.floor(corners[:2]).astype(int), np.ceil(corners[2:]).astype(int)
+    if not covered[top:bottom, left:right].any():
+        return f"its segmentation lies outside its box: {_MENDED}"
+    return None
 
 
 def _corners(box: Sequence[float], image: dict[str, Any]) -> tuple[float, float, float, float]:
@@ -384,4 +398,6 @@ def _is_whole(value: Any, least: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) < _TOO_LARGE  # false for NaN too

@@ -102,15 +102,7 @@ def open_masks(
     sides = {side: _open_side(data, side, found) for side in names}
     if check_images != "none":
         for name, side in sides.items():
-            results = in_threads(
-                lambda i, side=side: _problem(side, i, check_images),  # type: ignore[misc]
-                len(side),
-                console,
-                "checking masks",
-            )
-            raise_problems(
-                image_folder(data, name, "masks"), [wrong for wrong in results if wrong is not None]
-            )
+            _check_side(side, image_folder(data, name, "masks"), check_images, console)
     return sides
 
 
@@ -173,18 +165,27 @@ def _open_side(data: Path, side: str, classes: list[str]) -> MaskSide:
     return MaskSide([images / path for path in pictures], wanted, classes)
 
 
-def _problem(side: MaskSide, position: int, how: str) -> str | None:
-    """What is wrong with a picture or its mask."""
-    try:
-        mask = side.mask(position)
-    except ValueError as error:
-        return str(error)
-    values = np.unique(mask)
-    outside = values[(values >= len(side.classes)) & (values != IGNORED)]
-    if outside.size:
-        told = ", ".join(map(str, outside[:5].tolist()))
-        return (
-            f"{side.masks[position].name} holds {told}: classes.txt names 0 … {len(side.classes) - 1}, and "
-            f"{IGNORED} is left out"
-        )
-    return picture_problem(side.images[position], how, mask.shape[::-1])
+def _check_side(side: MaskSide, folder: Path, how: str, console: Console) -> None:
+    labelled = [False] * len(side)
+
+    def problem(position: int) -> str | None:
+        """What is wrong with a picture or its mask."""
+        try:
+            mask = side.mask(position)
+        except ValueError as error:
+            return str(error)
+        values = np.unique(mask)
+        labelled[position] = bool((values != IGNORED).any())
+        outside = values[(values >= len(side.classes)) & (values != IGNORED)]
+        if outside.size:
+            told = ", ".join(map(str, outside[:5].tolist()))
+            return (
+                f"{side.masks[position].name} holds {told}: classes.txt names 0 … {len(side.classes) - 1}, "
+                f"and {IGNORED} is left out"
+            )
+        return picture_problem(side.images[position], how, mask.shape[::-1])
+
+    results = in_threads(problem, len(side), console, "checking masks")
+    raise_problems(folder, [wrong for wrong in results if wrong is not None])
+    if not any(labelled):
+        raise ValueError(f"{folder}: every pixel is {IGNORED}, which is left out: no class is labelled")

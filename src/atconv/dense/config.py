@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,7 +12,7 @@ from atconv.images import mode_for, normalization
 from atconv.training.config import LoopConfig, check_shares
 from atconv.training.recipes import refuse_contradictions
 
-__all__ = ["DenseConfig", "adopt_run"]
+__all__ = ["DenseConfig", "adopt_run", "refuse_own_options"]
 
 
 @dataclass(kw_only=True)
@@ -76,3 +76,16 @@ def adopt_run(config: D, chosen: Collection[str] = ()) -> D:
     source = replace(config, **taken)
     refuse_contradictions(config, source, taken, chosen)
     return source
+
+
+def refuse_own_options(name: str, further: Mapping[str, Any], own: Collection[str]) -> None:
+    """Raise ValueError where `further` arguments of a model hold one that has an option of its own.
+
+    Args:
+        name: of the option that holds the further arguments.
+        further: given in it.
+        own: arguments that other options set.
+    """
+    mended = {"backbone": "give --model", "num_classes": "the data say how many"}
+    for argument in sorted(set(own) & set(further)):
+        raise ValueError(f"{name} holds {argument}: {mended.get(argument, f'give --{argument}')} instead")

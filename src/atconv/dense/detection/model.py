@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from atconv.dense.config import refuse_own_options
 from atconv.dense.detection.config import DetectionConfig
 from atconv.dense.detection.data import picture_tensor
 from atconv.dense.detector import detector
@@ -117,7 +118,5 @@ def _arguments(config: DetectionConfig, classes: int) -> dict[str, Any]:
         "mean": list(mean),
         "std": list(std),
     }
-    twice = sorted(set(own) & set(config.detector_args))
-    if twice:
-        raise ValueError(f"detector_args hold {', '.join(twice)}: give --{twice[0]} itself")
+    refuse_own_options("detector_args", config.detector_args, own)
     return own | config.detector_args

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from atconv.dense.config import refuse_own_options
 from atconv.dense.segmentation.config import SegmentationConfig
 from atconv.dense.segmentation.data import SegmentTransform
 from atconv.dense.segmenter import segmenter
@@ -92,11 +93,12 @@ def _build(arguments: dict[str, Any], weights: dict[str, Tensor] | None = None) 
 
 def _arguments(config: SegmentationConfig, classes: int) -> dict[str, Any]:
     """Arguments of `segmenter`, as JSON holds them."""
-    return {
+    own = {
         "backbone": config.model,
         "num_classes": classes,
         "architecture": config.architecture,
         "in_chans": config.in_chans,
         "backbone_args": config.backbone_args,
-        "segmenter_args": config.segmenter_args,
     }
+    refuse_own_options("segmenter_args", config.segmenter_args, [*own, "weights"])
+    return own | {"segmenter_args": config.segmenter_args}
