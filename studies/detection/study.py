@@ -1,7 +1,7 @@
 """AttNet, ResNet and Swin in one small Faster R-CNN on garment scenes, from scratch: who finds more?
 
     python studies/detection/study.py run SCENES       # all runs; stop and start it as you like
-    python studies/detection/study.py report           # the table of what is there
+    python studies/detection/study.py report           # table and results.png of what is there
 
 SCENES is what `atconv data garment-scenes ROOT SCENES` wrote. Each run is an `atconv detect train`, printed
 before it starts, and adds one row to results.csv. A run that has a row is not run again, one that was
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from atconv.dense import load
+from atconv.drawing import plt, save
 from atconv.training.checkpoint import read_rows, write_rows
 from atconv.training.progress import make_table, plain_console
 
@@ -86,6 +87,21 @@ def report() -> None:
         cells.append((name, str(len(own)), *means, own[0]["parameters"] if own else "–"))
     heads = ("backbone", "seeds", "mAP, %", "mAP 50, %", "mAP 75, %", "parameters")
     plain_console().print(make_table("test scenes", heads, cells))
+    if rows:
+        draw(rows)
+
+
+def draw(rows: list[dict[str, str]]) -> None:
+    """mAP of every run, by backbone."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    for place, name in enumerate(BACKBONES):
+        points = [float(row["box_map"]) for row in rows if row["backbone"] == name]
+        axis.scatter([place] * len(points), points, s=45, alpha=0.8)
+    axis.set_xticks(range(len(BACKBONES)), BACKBONES)
+    axis.set(ylabel="box mAP@[.5:.95] on test scenes, %", xlim=(-0.5, len(BACKBONES) - 0.5))
+    axis.set_title("One detector from scratch, three backbones of equal size (a point a run)", fontsize=11)
+    axis.grid(alpha=0.3)
+    save(figure, HERE / "results.png")
 
 
 def main() -> None:

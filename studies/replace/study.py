@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,6 @@ from atconv.drawing import plt, save
 from atconv.replace import DistillationReport
 from atconv.timing import by_turns
 from atconv.training.checkpoint import read_rows, write_atomically, write_rows
-from atconv.training.devices import available_precision
 
 HERE = Path(__file__).parent
 RESULTS, TIMING = HERE / "results.csv", HERE / "timing.csv"
@@ -91,13 +91,6 @@ def batches(data: Data, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]
         yield torch.where(mirrored[:, None, None, None], images.flip(3), images), data.labels[index]
 
 
-PRECISION = available_precision("bf16", "cpu")  # bfloat16 where this CPU has it
-
-
-def autocast() -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16")
-
-
 def scaled(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
@@ -108,8 +101,7 @@ def fit(model: nn.Module, data: Data, seed: int, steps: int, lr: float) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     for images, labels in batches(data, seed, steps):
-        with autocast():
-            loss = F.cross_entropy(model(images), labels, label_smoothing=0.05)
+        loss = F.cross_entropy(model(images), labels, label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -119,10 +111,9 @@ def fit(model: nn.Module, data: Data, seed: int, steps: int, lr: float) -> None:
 
 def fit_mixers(model: nn.Module, teacher: nn.Module, data: Data, seed: int, steps: int) -> DistillationReport:
     """Fit each mixer to the attention it replaced."""
-    with autocast():
-        return atconv.distill_blocks(
-            model, teacher, batches(data, seed, steps), steps, DISTILLING_LR, progress=False
-        )
+    return atconv.distill_blocks(
+        model, teacher, batches(data, seed, steps), steps, DISTILLING_LR, progress=False
+    )
 
 
 @torch.inference_mode()
@@ -139,7 +130,8 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 def original(data: Data, seed: int) -> nn.Module:
     """The ViT with attention, trained once and kept."""
     model = make(seed)
-    path = RUNS / f"vit-{seed}.safetensors"
+    made_by = zlib.crc32(repr((VIT, BATCH, EPOCHS, LR, TRAINING)).encode())
+    path = RUNS / f"vit-{made_by:x}-{seed}.safetensors"
     if path.is_file():
         model.load_state_dict(load_file(path))
         return model
@@ -198,14 +190,15 @@ def steps_in(epochs: float) -> int:
 
 
 ORIGINAL, DISTILLED = "attention", "ATConv, distilled and tuned"
+TOKEN, MEAN = "ATConv from scratch, class token", "ATConv from scratch, mean"
 JOBS: dict[str, Callable[[Data, int], nn.Module]] = {
     ORIGINAL: original,
     DISTILLED: distilled,
     "ATConv, tuned": tuned,
     "ATConv, from scratch": scratch,
     "attention, from scratch, a tenth of the steps": short,
-    "ATConv from scratch, class token": pooled("token"),
-    "ATConv from scratch, mean": pooled("avg"),
+    TOKEN: pooled("token"),
+    MEAN: pooled("avg"),
 }
 ATTENDING, TUNING, FITTING = "attention, a step", "ATConv, a step", "fitting mixers, a step"
 STEPS = {
@@ -234,10 +227,9 @@ def run(root: str) -> None:
             if not any((row["form"], row["seed"]) == (form, str(seed)) for row in rows):
                 model = job(data, seed)
                 points = [round(accuracy(model, *side), 2) for side in (data.val, data.test)]
-                values = (form, seed, *points, PRECISION)
-                row = dict(zip(("form", "seed", "val_top1", "top1", "precision"), values, strict=True))
+                row = dict(zip(("form", "seed", "val_top1", "top1"), (form, seed, *points), strict=True))
                 write_rows(RESULTS, [*rows, row])
-                print(*values, flush=True)
+                print(*row.values(), flush=True)
 
 
 def measure(root: str) -> None:
@@ -261,7 +253,11 @@ def measure(root: str) -> None:
     seconds = {name: value / TIMED for name, value in steps.items()}
     models = {"attention, 64 images": model, "ATConv, 64 images": mixed}
     seconds |= by_turns({name: partial(infer, one) for name, one in models.items()})
-    rows = [{"what": n, "milliseconds": round(1000 * value, 2)} for n, value in seconds.items()]
+    threads = torch.get_num_threads()
+    rows = [
+        {"what": name, "milliseconds": round(1000 * value, 2), "threads": threads}
+        for name, value in seconds.items()
+    ]
     write_rows(TIMING, rows)
 
 
@@ -282,14 +278,19 @@ def report() -> None:
         print(f"| {form} | {len(points)} | {statistics.mean(points):.2f}{spread} | {seconds} |")
     draw(rows)
     share = seconds_of(DISTILLED) / seconds_of(ORIGINAL)
-    print(f"\nDistilled and tuned: {share:.1%} of the original's seconds; its points minus those:", end="")
-    top1 = {(row["form"], row["seed"]): float(row["top1"]) for row in rows}
-    for (form, seed), found in top1.items():
-        if form == DISTILLED:
-            print(f" {found - top1[ORIGINAL, seed]:+.2f}", end="")
+    print(f"\nDistilled and tuned: {share:.1%} of the original's seconds")
+    print(f"Distilled and tuned: {_differences(rows, DISTILLED, ORIGINAL)}")
+    print(f"Class token: {_differences(rows, TOKEN, MEAN)}")
     for row in read_rows(TIMING):
-        print(f"\n{row['what']}: {row['milliseconds']} ms", end="")
-    print()
+        print(f"{row['what']}: {row['milliseconds']} ms")
+
+
+def _differences(rows: list[dict[str, str]], form: str, other: str) -> str:
+    """Points of one form less those of another, seed by seed."""
+    top1 = {(row["form"], row["seed"]): float(row["top1"]) for row in rows}
+    seeds = [seed for name, seed in top1 if name == form and (other, seed) in top1]
+    told = ", ".join(f"{top1[form, seed] - top1[other, seed]:+.2f}" for seed in seeds)
+    return f"points minus those of {other}, seed by seed: {told}"
 
 
 def draw(rows: list[dict[str, str]]) -> None:
