@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 RESULTS, TIMING = HERE / "results.csv", HERE / "timing.csv"
 RUNS = Path("runs/study-replace")
 SEEDS = (0, 1, 2)
-VIT = {
+VIT: dict[str, Any] = {
     "img_size": 28,
     "patch_size": 2,
     "in_chans": 1,
