@@ -86,4 +86,6 @@ def inhibition_of(run: Path) -> tuple[float | None, float | None]:
     rows = read_rows(run / "inhibition.csv")
     last = [row["channels"].split() for row in rows if row["epoch"] == rows[-1]["epoch"]]
     values = [int(channel) / 1000 for channels in last for channel in channels]  # told in thousandths
-    return (statistics.mean(values), statistics.pstdev(values)) if values else (None, None)
+    if not values:
+        return None, None
+    return round(statistics.mean(values), 4), round(statistics.pstdev(values), 4)
