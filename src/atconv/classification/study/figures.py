@@ -45,7 +45,7 @@ def compare_variants(found: Sequence[Summary], reference: str, title: str, path:
         ylabel="top-1 on test images, % (bar: standard deviation of runs)",
     )
     right.axvline(0, color="grey", linewidth=1)
-    right.set_xlabel(f"top-1 minus that of {reference}, points (bar: 95 % interval; hollow: one pair)")
+    right.set_xlabel(f"top-1 minus {reference}'s, points (95 % interval; hollow: one pair)")
     right.set_yticks(range(len(found)), [one.variant for one in found])
     right.invert_yaxis()
     for axis in (left, right):
