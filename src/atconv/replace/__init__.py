@@ -145,7 +145,7 @@ def _check_arguments(model: Any, where: Any, every: Any, blocks: Any, example: A
         raise TypeError(f"replace_attention takes a model, an nn.Module, got a {type(model).__name__}")
     if where is not None and not callable(where):
         raise TypeError(
-            f"where is a function of name and module, such as lambda name, module: name == 'blocks.0.attn', "
+            "where is a function of name and module, such as lambda name, module: name == 'blocks.0.attn', "
             f"got {where!r}"
         )
     if type(every) is not int or every < 1:

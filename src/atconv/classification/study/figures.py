@@ -35,11 +35,11 @@ def compare_variants(found: Sequence[Summary], reference: str, title: str, path:
             "linestyle": "none",
         }
         left.errorbar(place, one.mean, yerr=one.deviation or None, **style)
-        if one.variant == reference:
-            right.plot(0, row, **{name: value for name, value in style.items() if name != "capsize"})
-        elif one.difference is not None:
-            filled = {} if one.half_width is not None else {"markerfacecolor": "white"}
-            right.errorbar(one.difference, row, xerr=one.half_width, **style, **filled)
+        difference = 0.0 if one.variant == reference else one.difference
+        if difference is not None:
+            single = one.half_width is None and one.variant != reference
+            filled = {"markerfacecolor": "white"} if single else {}
+            right.errorbar(difference, row, xerr=one.half_width, **style, **filled)
     left.set(
         xlabel="multiply-adds of an image, millions (marks as on the right)",
         ylabel="top-1 on test images, % (bar: standard deviation of runs)",
