@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests use one thread each: two processes use two cores.
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo demo-generate demo-detect demo-segment test test-all lint format bench bench-quick clean
 
@@ -18,10 +20,10 @@ demo-segment: $(VENV)/.dense
 	$(BIN)/python examples/demo_segment.py
 
 test: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.dev
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
