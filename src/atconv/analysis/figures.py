@@ -166,7 +166,7 @@ def draw_shapes(layers: Mapping[str, Sequence[Layer]], path: Path) -> None:
     panels = [
         ("Weights below zero", "% of weights", lambda shape: 100 * shape.negative_share),
         ("Flatness", "entropy over its greatest: 1 is flat", lambda shape: shape.entropy),
-        ("Peakedness", "kurtosis: 1.8 spread evenly, higher: one stands out", lambda shape: shape.kurtosis),
+        ("Peakedness", "kurtosis: 1.8 is even, more: one stands out", lambda shape: shape.kurtosis),
     ]
     figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 4.0), layout="constrained")
     figure.suptitle("Shape of the kernels, by layer", fontsize=11)

@@ -15,8 +15,9 @@ body { margin: 0 auto; max-width: 66rem; padding: 1.5rem; font: 16px/1.5 system-
   color: #1b1b1f; background: #fff }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.25rem; margin: 2.4rem 0 .4rem }
 p { max-width: 46rem } nav a { margin-right: 1rem } img { max-width: 100%; height: auto; display: block }
-table { border-collapse: collapse; margin: .8rem 0; font-size: .9rem; display: block; overflow-x: auto }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+table { border-collapse: collapse; margin: .8rem 0; font-size: .8rem; display: block; overflow-x: auto }
+th, td { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #ddd }
+td { white-space: nowrap } th { vertical-align: bottom }
 th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
 .finding { border-left: 4px solid #3b6ea8; padding-left: .8rem } footer { color: #555; font-size: .85rem }
 """

@@ -158,16 +158,18 @@ def _check_free(folder: Path) -> None:
 
 
 def _readable(paths: Sequence[Path], console: Console) -> list[Path]:
-    found = []
+    found, reasons = [], []
     for path in paths:
         try:
             read_image(path)
         except ValueError as error:
-            console.print(f"left out: {error}", soft_wrap=True)
+            reasons.append(str(error))
         else:
             found.append(path)
     if not found:
-        raise ValueError(f"none of the {len(paths)} pictures could be read")
+        raise ValueError(f"none of the {len(paths)} pictures could be read: {reasons[0]}")
+    for reason in reasons:
+        console.print(f"left out: {reason}", soft_wrap=True)
     return found
 
 

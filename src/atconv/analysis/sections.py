@@ -82,7 +82,8 @@ def _routing(material: Material) -> Section | None:
     routed = [one.routing for one in material.own if one.routing is not None]
     total = statistics.mean(one.total for one in routed)
     shares = [one.share_between for one in routed if one.share_between is not None]
-    classes = "the classes" if material.named == len(material.labels) else "classes, as the model names them,"
+    whose = {len(material.labels): "the classes", 0: "classes, as the model names them,"}
+    classes = whose.get(material.named, "the classes, some as the model names them,")
     if shares:
         told = f"Beyond what chance would give, {classes} account for {statistics.mean(shares):.0%} of that."
     else:

@@ -41,7 +41,7 @@ def compare_variants(found: Sequence[Summary], reference: str, title: str, path:
             filled = {"markerfacecolor": "white"} if single else {}
             right.errorbar(difference, row, xerr=one.half_width, **style, **filled)
     left.set(
-        xlabel="multiply-adds of an image, millions (marks as on the right)",
+        xlabel="multiply-adds of an image, millions\n(equal ones side by side; marks as on the right)",
         ylabel="top-1 on test images, % (bar: standard deviation of runs)",
     )
     right.axvline(0, color="grey", linewidth=1)

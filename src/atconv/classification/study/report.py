@@ -41,7 +41,7 @@ def report_study(study: Study, out: Path, console: Console | None = None) -> Pat
     cells = [_cells(one, times.get(one.variant, {})) for one in found]
     (console or plain_console()).print(make_table(str(out), heads, cells))
     write_atomically(out / "results.md", lambda path: path.write_text(_markdown(heads, cells)))
-    title = f"{study.recipe.data}: one network, {study.recipe.epochs} epochs, a token mixer in every block"
+    title = f"{out.resolve().name}: one network, {study.recipe.epochs} epochs, a token mixer in every block"
     compare_variants(found, study.reference, title, out / "results.png")
     return out / "results.png"
 

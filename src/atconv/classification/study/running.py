@@ -51,6 +51,7 @@ def run_study(
     """
     console, table = console or plain_console(), out / "results.csv"
     out.mkdir(parents=True, exist_ok=True)
+    console.print("matching the widths of all variants")  # a minute for twenty
     _keep_recipe(study, out)
     _keep_precision(study, table)
     elsewhere, diverged = 0, []
