@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from torchvision.datasets import FashionMNIST
-from torchvision.transforms.functional import to_pil_image
+from PIL import Image
+
+from atconv.datasets.garments import load_garments
 
 COUNT = 64
 
 
 def main(data_root: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(FashionMNIST(data_root, train=False).data[:COUNT]):
-        to_pil_image(image).save(out / f"{index:02d}.png")
+    for index, picture in enumerate(load_garments(data_root, "test").pictures[:COUNT]):
+        Image.fromarray(picture).save(out / f"{index:02d}.png")
 
 
 if __name__ == "__main__":

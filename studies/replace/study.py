@@ -25,6 +25,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST
@@ -134,7 +135,6 @@ def original(data: Data, seed: int) -> nn.Module:
     if path.is_file():
         model.load_state_dict(load_file(path))
         return model
-    RUNS.mkdir(parents=True, exist_ok=True)
     fit(model, data, seed, steps_in(EPOCHS), LR)
     write_atomically(path, lambda temporary: save_file(model.state_dict(), temporary))
     return model
@@ -220,6 +220,7 @@ def make(seed: int, **options: Any) -> nn.Module:
 def run(root: str, seeds: Sequence[int]) -> None:
     """Whatever rows are missing. Two processes may work side by side, each on seeds of its own."""
     data = Data.read(root)
+    RUNS.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for form, job in JOBS.items():
             if any((row["form"], row["seed"]) == (form, str(seed)) for row in read_rows(RESULTS)):
@@ -227,7 +228,8 @@ def run(root: str, seeds: Sequence[int]) -> None:
             model = job(data, seed)
             points = [round(accuracy(model, *side), 2) for side in (data.val, data.test)]
             row = dict(zip(("form", "seed", "val_top1", "top1"), (form, seed, *points), strict=True))
-            write_rows(RESULTS, [*read_rows(RESULTS), row])
+            with FileLock(RUNS / "results.lock"):
+                write_rows(RESULTS, [*read_rows(RESULTS), row])
             print(*row.values(), flush=True)
 
 

@@ -215,7 +215,7 @@ def test_bad_input_is_one_line(photos: Path, others: list[Path], tmp_path: Path)
     cases = [
         ([others[1], photos], "does not contain ATConv, its token mixers are SelfAttention"),
         ([run, tmp_path / "none"], "no picture at"),
-        ([run, tmp_path / "bad.png"], "none of the 1 pictures could be read"),
+        ([run, tmp_path / "bad.png"], f"none of the 1 pictures could be read: {tmp_path / 'bad.png'}"),
         ([run, photos, "--out", taken], "holds something that is no analysis"),
         ([run, photos, "--out", taken / "mine.txt"], "is a file"),
         ([run, photos, "--beside", run], "a run is named twice"),
