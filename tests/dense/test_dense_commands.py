@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from PIL import Image
 from atconv.dense.detection.evaluation import evaluate as evaluate_detector
 from atconv.dense.detection.figures import draw_found
 from atconv.dense.pictures import colours_of, drawn_files, shown_size
+from atconv.dense.segmentation.data import SegmentTransform
 from atconv.dense.segmentation.evaluation import evaluate as evaluate_segmenter
 from atconv.dense.segmentation.evaluation import mean_iou
-from dense.tiny_dense import annotated_folder, detection_run, segmentation_run, shared_data
+from atconv.dense.segmentation.model import open_segmenter
+from dense.tiny_dense import annotated_folder, detection_run, segment, segmentation_run, shared_data
 from training.tiny import atconv, read_rows
 
 
@@ -38,6 +41,29 @@ def test_segmentation_does_not_depend_on_batches() -> None:
     assert one.miou == pytest.approx(two.miou, abs=0.02)
     assert one.miou == pytest.approx(kept["miou"], abs=0.02)
     assert [row["class"] for row in one.per_class] == ["ground", "dark", "bright"]
+
+
+def test_flip_tta_sees_a_picture_and_its_mirror_image_alike() -> None:
+    square = SegmentTransform(1, 64, None, None)  # nothing is padded
+    plain, both = (
+        replace(open_segmenter(segmentation_run(), flip), transform=square) for flip in (None, True)
+    )
+    x, size = torch.randn(2, 1, 64, 96), (64, 96)
+    with torch.inference_mode():
+        assert torch.equal(both.classify(x.flip(3), size), both.classify(x, size).flip(2))
+        assert not torch.equal(plain.classify(x.flip(3), size), plain.classify(x, size).flip(2))
+
+
+def test_flip_tta_is_chosen_told_and_recorded(tmp_path: Path) -> None:
+    ended = atconv("segment", "evaluate", segmentation_run(), shared_data(), "--flip_tta=true")
+    assert ended.code == 0, ended.err
+    assert any("flip TTA" in line and "yes" in line for line in ended.out.splitlines())
+    found = json.loads((segmentation_run() / "evaluation" / "data-val" / "metrics.json").read_text())
+    kept = json.loads((segmentation_run() / "metrics.json").read_text())
+    assert (found["flip_tta"], kept["flip_tta"]) == (True, False)
+    run = segment(tmp_path / "run", epochs=1, flip_tta=True)
+    assert open_segmenter(run).flip_tta
+    assert json.loads((run / "metrics.json").read_text())["flip_tta"]
 
 
 def test_mean_iou_counts_classes_that_occur() -> None:

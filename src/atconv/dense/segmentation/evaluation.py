@@ -37,12 +37,15 @@ class Evaluation:
     """class, iou (None where it does not occur), accuracy (share of its pixels), pixels"""
     images_per_second: float
     """reading and model together"""
+    flip_tta: bool
+    """whether each picture was classified together with its mirror image"""
 
 
 def evaluate(
     run: str | Path,
     data: str,
     split: Literal["auto", "train", "val", "test"] = "auto",
+    flip_tta: bool | None = None,
     batch_size: int = 8,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     console: Console | None = None,
@@ -55,6 +58,7 @@ def evaluate(
         run: the run's folder.
         data: folder of pictures and masks, as in training.
         split: the side; "auto" takes test, else val, else the only one.
+        flip_tta: classify the mean of every picture and its mirror image; default: as the run was configured.
         batch_size: images in one forward pass.
         device: where the model runs; auto takes an accelerator if there is one.
 
@@ -67,7 +71,7 @@ def evaluate(
     """
     check_batch_size(batch_size)
     console = console or plain_console()
-    opened = open_segmenter(run)
+    opened = open_segmenter(run, flip_tta)
     [(name, side)] = open_masks(data, console, classes=opened.classes, split=split).items()
     opened.model.to(runs.pick_device(device))
 
@@ -87,6 +91,7 @@ def report_side(
         ("right pixels", f"{found.pixel_accuracy:.2f} %"),
         ("images", str(found.images)),
         ("images/s", f"{found.images_per_second:.1f}"),
+        ("flip TTA", "yes" if found.flip_tta else "no"),
     ]
     console.print(make_table(title, ("figure", "value"), rows))
     cells = [
@@ -116,7 +121,7 @@ def evaluate_side(opened: OpenSegmenter, side: MaskSide, batch_size: int, consol
         for i, name in enumerate(opened.classes)
     ]
     accuracy = 100 * int(right.sum()) / max(1, int(counts.sum()))
-    return Evaluation(len(side), mean_iou(counts), accuracy, per_class, speed)
+    return Evaluation(len(side), mean_iou(counts), accuracy, per_class, speed, opened.flip_tta)
 
 
 @torch.inference_mode()

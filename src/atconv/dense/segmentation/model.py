@@ -29,12 +29,17 @@ class OpenSegmenter:
     model: nn.Module
     transform: SegmentTransform
     classes: list[str]
+    flip_tta: bool
+    """classify the mean of a picture and its mirror image"""
 
     def classify(self, inputs: Tensor, size: tuple[int, int]) -> Tensor:
         """Class indices of pictures of one size (height, width): B C H W of inputs → B height width."""
-        device = next(self.model.parameters()).device
-        logits = self.model(inputs.to(device)).float()
-        return self.transform.undo(logits, size).argmax(1).cpu()
+        inputs = inputs.to(next(self.model.parameters()).device)
+        scores = self.model(inputs).float()
+        if self.flip_tta:
+            mirrored = self.model(inputs.flip(3)).float().flip(3)
+            scores = scores.softmax(1) + mirrored.softmax(1)
+        return self.transform.undo(scores, size).argmax(1).cpu()
 
 
 def make_model(config: SegmentationConfig, classes: int, console: Console, fresh: bool) -> nn.Module:
@@ -56,12 +61,17 @@ def describe(config: SegmentationConfig, model: Any, classes: list[str]) -> dict
         "label_names": classes,
         "segmenter": _arguments(config, len(classes)),
         "transform": {"short_side": config.short_side, "mean": transform.mean, "std": transform.std},
+        "flip_tta": config.flip_tta,
     }
     return {**model.config, "_model_class": type(model).__name__, "_atconv": told}
 
 
-def open_segmenter(path: str | Path) -> OpenSegmenter:
+def open_segmenter(path: str | Path, flip_tta: bool | None = None) -> OpenSegmenter:
     """The best model of a segmentation run.
+
+    Args:
+        path: the run's folder.
+        flip_tta: classify the mean of a picture and its mirror image; default: as the run was configured.
 
     Raises:
         FileNotFoundError, ValueError: no such run, none of segmentation, or it has no model yet.
@@ -72,6 +82,7 @@ def open_segmenter(path: str | Path) -> OpenSegmenter:
         told = json.loads(run.model_config.read_text())["_atconv"]
         arguments, classes = told["segmenter"], list(told["label_names"])
         transform = SegmentTransform(arguments["in_chans"], **told["transform"])
+        flip_tta = told["flip_tta"] if flip_tta is None else flip_tta
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a run of atconv segment train: {error} in its config.json"
@@ -81,7 +92,7 @@ def open_segmenter(path: str | Path) -> OpenSegmenter:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the model in {path} is damaged: {str(error).splitlines()[0]}") from error
-    return OpenSegmenter(model.eval(), transform, classes)
+    return OpenSegmenter(model.eval(), transform, classes, flip_tta)
 
 
 def _build(arguments: dict[str, Any], weights: dict[str, Tensor] | None = None) -> nn.Module:

@@ -38,6 +38,7 @@ def predict(
     run: str | Path,
     images: Sequence[Path],
     out: str | Path | None = None,
+    flip_tta: bool | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> Iterator[Segments]:
     """Segment pictures with a run's best model, one after the other, and draw them.
@@ -48,12 +49,13 @@ def predict(
         run: the run's folder.
         images: picture files.
         out: folder for NAME.png, drawn, and masks/NAME.png, class indices; default: RUN/predictions.
+        flip_tta: classify the mean of every picture and its mirror image; default: as the run was configured.
         device: auto, cpu, cuda or mps.
 
     Raises:
         FileNotFoundError, ValueError: no such run, or it has no model.
     """
-    opened = open_segmenter(run)
+    opened = open_segmenter(run, flip_tta)
     opened.model.to(runs.pick_device(device))
     folder = Path(out) if out is not None else Path(run) / "predictions"
     files, masks = drawn_files(images, folder), drawn_files(images, folder / "masks")
