@@ -102,7 +102,7 @@ class SegmentationTask(DenseTask):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """val_miou and val_accuracy in percent, over all processes."""
         was_training = model.training
-        opened = OpenSegmenter(model.eval(), self.transform, self.classes, self.config.flip_tta)
+        opened = OpenSegmenter(model.eval(), self.transform, self.classes, flip_tta=False)
         side, accelerator = self.sides["val"], self.accelerator
         mine = range(accelerator.process_index, len(side), accelerator.num_processes)
         counts = count_pixels(opened, side, mine, self.plan.micro_batch, Console(quiet=True))
