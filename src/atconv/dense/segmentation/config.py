@@ -31,8 +31,8 @@ class SegmentationConfig(DenseConfig):
     crop: tuple[int, int] = (512, 512)
     """height and width of the random crop of training, multiples of 32"""
     flip_tta: bool = False
-    """test-time augmentation: classify the mean of every picture and its mirror image, at twice the cost; epochs
-    are compared without it"""
+    """test-time augmentation: classify the mean of every picture and its mirror image, at twice the cost;
+    epochs are compared without it"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
