@@ -64,6 +64,10 @@ def test_flip_tta_is_chosen_told_and_recorded(tmp_path: Path) -> None:
     run = segment(tmp_path / "run", epochs=1, flip_tta=True)
     assert open_segmenter(run).flip_tta
     assert json.loads((run / "metrics.json").read_text())["flip_tta"]
+    told = json.loads((run / "config.json").read_text())
+    del told["_atconv"]["flip_tta"]
+    (run / "config.json").write_text(json.dumps(told))
+    assert not open_segmenter(run).flip_tta  # a run from before the option opens too
 
 
 def test_mean_iou_counts_classes_that_occur() -> None:

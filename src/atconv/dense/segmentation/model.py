@@ -82,7 +82,8 @@ def open_segmenter(path: str | Path, flip_tta: bool | None = None) -> OpenSegmen
         told = json.loads(run.model_config.read_text())["_atconv"]
         arguments, classes = told["segmenter"], list(told["label_names"])
         transform = SegmentTransform(arguments["in_chans"], **told["transform"])
-        flip_tta = told["flip_tta"] if flip_tta is None else flip_tta
+        if flip_tta is None:
+            flip_tta = told.get("flip_tta", False)  # runs trained before there was the option do not tell
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a run of atconv segment train: {error} in its config.json"
