@@ -23,6 +23,6 @@ def prepare() -> None:
         atconv("data", "garment-scenes", str(ROOT), str(SCENES))
     train(
         CLASSIFIER, ["train"], "--config", "fashion_mnist", "--data_root", str(ROOT),
-        "--model_args", BACKBONE, "--image_size", "40", "--crop_scale", "[0.7, 1.0]", "--epochs", "1",
+        "--model_args", BACKBONE, "--image_size", "32", "--crop_scale", "[0.7, 1.0]", "--epochs", "1",
         "--batch_size", "128", "--lr_batch", "128", "--lr", "0.003", "--warmup_epochs", "0.2",
     )  # fmt: skip
