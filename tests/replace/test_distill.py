@@ -160,3 +160,11 @@ def test_a_swin_block_is_judged_by_what_it_adds() -> None:
     expected = (found - seen["y"]).square().mean() / (seen["y"] - seen["x"]).square().mean()
     report = distill_blocks(student, teacher, [images], progress=False)
     assert report.errors["layers.0.blocks.0"][0] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_an_error_that_is_not_finite_ends_it_before_a_mixer_changes() -> None:
+    student, teacher = pair()
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(FloatingPointError, match=r"the error of blocks\.0\.attn is nan in batch 1"):
+        distill_blocks(student, teacher, [torch.full((1, 3, 32, 32), float("nan"))], progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from atconv import replace_attention
 from atconv.replace.layers import ATConvDiffusersAttention, ATConvTransformersAttention, mix_tokens
-from helpers import randomise
+from helpers import assert_close, randomise
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -145,11 +146,12 @@ def test_outputs_that_are_scaled_and_dropped() -> None:
 KINDS = ("ViT", "Dinov2", "Dinov2WithRegisters", "ViTMSN", "DeiT", "Beit", "IJepa", "DINOv3ViT")
 
 
-def transformer(kind: str) -> Any:
+def transformer(kind: str, **more: Any) -> Any:
     library = pytest.importorskip("transformers")
     options = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2}
     options |= {"num_attention_heads": 2} | ({"num_register_tokens": 4} if kind == "DINOv3ViT" else {})
-    return randomise(getattr(library, f"{kind}Model")(getattr(library, f"{kind}Config")(**options))).eval()
+    config = getattr(library, f"{kind}Config")(**options, **more)
+    return randomise(getattr(library, f"{kind}Model")(config)).eval()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,3 +184,39 @@ def test_transformers_route_a_map_that_is_not_square(kind: str) -> None:
     model(torch.randn(1, 3, 16, 40), interpolate_pos_encoding=True)
     [(tokens, (found, _))] = seen
     assert torch.equal(found, mix_tokens(attention.mixer, tokens, (2, 5), tokens.shape[1] - 10))
+
+
+@pytest.mark.parametrize("bias", ["use_relative_position_bias", "use_shared_relative_position_bias"])
+def test_beit_with_position_biases(bias: str) -> None:
+    model, images = transformer("Beit", **{bias: True}), torch.randn(2, 3, 32, 32)
+    assert len(replace_attention(model).replaced) == 2
+    model(images)[0].square().sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_export_and_compile_whole(kind: str, fresh_compiler: None) -> None:
+    model, images = transformer(kind), torch.randn(2, 3, 32, 32)
+    replace_attention(model)
+    with torch.no_grad():
+        expected = model(images)[0]
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(images)[0], expected, 1e-5)
+        exported = torch.export.export(model, (images,)).module()
+        assert_close(exported(images)[0], expected, 1e-5)
+
+
+def test_masks_of_patches_are_refused() -> None:
+    model, images, mask = transformer("ViT"), torch.randn(1, 3, 32, 32), torch.ones(1, 17)
+    replace_attention(model)
+    before = list(inspect.signature(model.forward).parameters).index("attention_mask") - 1
+    with pytest.raises(ValueError, match="ATConv takes no attention mask"):
+        model(images, attention_mask=mask)
+    with pytest.raises(ValueError, match="ATConv takes no attention mask"):
+        model(images, *[None] * before, mask)
+
+
+def test_a_subclass_is_known_by_what_it_extends() -> None:
+    class Mine(diffusers.DiTTransformer2DModel): ...
+
+    model = Mine(num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=16)
+    assert len(replace_attention(model).replaced) == 1

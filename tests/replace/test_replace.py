@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -12,9 +13,11 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import atconv
 from atconv import functional, replace_attention
+from atconv.dense import detector
 from atconv.replace.families import Site, find_sites
 from atconv.replace.layers import ATConvAttention, ATConvReplacement, GridWriter, mix_tokens
 from helpers import assert_close, randomise
@@ -272,10 +275,11 @@ def test_it_runs_as_the_model_did(other: str) -> None:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_it_compiles_whole() -> None:
-    model = randomise(vit(depth=1)).eval()
+@pytest.mark.parametrize("make", [vit, torchvision_vit, swin, pvt])
+def test_it_compiles_whole(make: Make) -> None:
+    model = randomise(make()).eval()
     replace_attention(model)
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 64, 64) if make in (swin, pvt) else torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert_close(compiled(images), model(images), 1e-5)
@@ -456,8 +460,80 @@ def test_checkpointing_finds_each_grid_again() -> None:
     twins = [torch.randn(2, 3, 16, 64), torch.randn(2, 3, 64, 16)]
     for view in twins:  # one after the other is no question
         model(view).sum().backward()
+        model(view)  # nor is a pass that is dropped
     with pytest.raises(ValueError, match="grids of 2 × 8 and 8 × 2 have as many tokens"):
         sum(model(view).sum() for view in twins).backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_grid_is_kept_until_its_pass_is_gone_back_through(reentrant: bool) -> None:
+    model: Any = randomise(vit(dynamic_img_size=True)).train()
+    replace_attention(model)
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=reentrant)
+    first = model(torch.randn(2, 3, 16, 64)).sum()
+    model(torch.randn(2, 3, 32, 40)).sum().backward()
+    later = model(torch.randn(2, 3, 64, 16)).sum()
+    with pytest.raises(ValueError, match="grids of 2 × 8 and 8 × 2 have as many tokens"):
+        first.backward()
+    del first
+    later.backward()
+
+
+def test_a_frozen_embedding_forgets_passes_after_a_backward_pass() -> None:
+    model: Any = randomise(vit(dynamic_img_size=True)).train().requires_grad_(False)
+    replace_attention(model)
+    model.set_grad_checkpointing()
+    for size in ((16, 64), (24, 24), (64, 16)):
+        model(torch.randn(2, 3, *size)).sum().backward()
+
+
+def test_a_copy_after_export_begins_anew() -> None:
+    model: Any = vit(dynamic_img_size=True).eval()
+    replace_attention(model)
+    sides = {"x": {2: 8 * torch.export.Dim("down", max=8), 3: 8 * torch.export.Dim("across", max=8)}}
+    torch.export.export(model, (torch.randn(1, 3, 16, 24),), dynamic_shapes=sides)
+    images = torch.randn(1, 3, 32, 16)
+    assert torch.equal(copy.deepcopy(model)(images), model(images))
+
+
+def test_counting_leaves_no_caches_without_data() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vit, self.seen, self.last = vit(), [torch.zeros(2)], None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.vit(x)
+            self.seen.append(self.last)
+            self.extra = self.last
+            return sum(self.seen[1:])  # type: ignore[return-value]
+
+    model = Caching()
+    assert replace_attention(model, example=torch.randn(1, 3, 32, 32)).multiply_adds is not None
+    assert model.last is None
+    assert len(model.seen) == 1
+    assert not hasattr(model, "extra")
+    assert not model(torch.randn(1, 3, 32, 32)).is_meta
+
+
+def test_a_detector_still_runs() -> None:
+    model = detector("pvt_v2_b0", 2, channels=8, min_size=64, max_size=96).eval()
+    images = [torch.rand(3, 64, 80)]
+    report = replace_attention(model)
+    assert len(report.replaced) == 8
+    with torch.no_grad():
+        assert set(model(images)[0]) == {"boxes", "labels", "scores"}
+
+
+def test_pooling_by_attention_is_left_alone() -> None:
+    model = timm.create_model(
+        "vit_base_patch16_siglip_224", img_size=32, embed_dim=48, depth=2, num_heads=2, num_classes=5
+    )
+    report = replace_attention(model)
+    assert report.multiply_adds is not None
+    assert list(report.kept) == ["attn_pool"]
+    model(torch.randn(1, 3, 32, 32)).sum().backward()
 
 
 def test_the_size_of_the_input_can_be_set_anew() -> None:

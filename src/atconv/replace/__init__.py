@@ -17,6 +17,7 @@ from atconv.modules import ATConvTokens
 from atconv.replace.counting import Example, example_of, multiply_adds
 from atconv.replace.distill import DistillationReport, distill_blocks
 from atconv.replace.families import Projections, Site, find_sites
+from atconv.replace.layers import GridWriter
 
 __all__ = [
     "DistillationReport",
@@ -115,7 +116,7 @@ def replace_attention(
             does not take the example.
         TypeError: an argument is of another kind.
     """
-    _check_arguments(model, where, every, blocks, example)
+    _check_arguments(model, where, every, blocks, kernel_size, example)
     sites = find_sites(model)
     if not sites:
         raise ValueError(f"{type(model).__name__} has no attention that could be replaced")
@@ -140,7 +141,7 @@ def replace_attention(
         return ReplacementReport(rows, kept, (parameters, _parameters(model)), _pair(before, after, ""))
 
 
-def _check_arguments(model: Any, where: Any, every: Any, blocks: Any, example: Any) -> None:
+def _check_arguments(model: Any, where: Any, every: Any, blocks: Any, kernel_size: Any, example: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_attention takes a model, an nn.Module, got a {type(model).__name__}")
     if where is not None and not callable(where):
@@ -148,6 +149,8 @@ def _check_arguments(model: Any, where: Any, every: Any, blocks: Any, example: A
             "where is a function of name and module, such as lambda name, module: name == 'blocks.0.attn', "
             f"got {where!r}"
         )
+    if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be an odd whole number, got {kernel_size!r}")
     if type(every) is not int or every < 1:
         raise ValueError(f"every must be at least 1, a whole number, got {every!r}")
     numbers = isinstance(blocks, Collection) and all(type(number) is int for number in blocks)
@@ -259,18 +262,18 @@ def _in_place(model: nn.Module, sites: Sequence[Site], modules: Sequence[nn.Modu
     try:
         for site, module in zip(sites, modules, strict=True):
             undo += _put(model, model.get_submodule(site.name), module)
-            if site.hook is not None:
-                embedding, writer = site.hook
-                if writer not in embedding._forward_pre_hooks.values():
-                    undo.append(embedding.register_forward_pre_hook(writer, with_kwargs=True).remove)
+            for where, hook in site.hooks:
+                if hook not in where._forward_pre_hooks.values():
+                    undo.append(hook.register(where))
         yield
     except BaseException:
         for step in undo:
             step()
         raise
     for site in sites:
-        if site.hook is not None:  # the grid of the pass that counted is not that of a pass to come
-            site.hook[1].grid.size = None
+        for _, hook in site.hooks:
+            if isinstance(hook, GridWriter):  # the pass that counted is not the one to come
+                hook.grid.size = None
 
 
 def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> list[Callable[[], None]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +33,8 @@ def multiply_adds(model: nn.Module, example: Example) -> dict[str, int]:
         args = (example,)
     state = _state_without_data(model)
     # Fused attention is not counted by every release of torch.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+    counting = FlopCounterMode(display=False)
+    with _attributes_kept(model), sdpa_kernel(SDPBackend.MATH), counting as counter, torch.no_grad():
         torch.func.functional_call(model, state, _to_meta(args), _to_meta(dict(named)), tie_weights=False)
     prefix = f"{type(model).__name__}."
     counts = {name: sum(by_operator.values()) // 2 for name, by_operator in counter.get_flop_counts().items()}
@@ -43,11 +46,36 @@ def _state_without_data(model: nn.Module) -> dict[str, Tensor]:
     """A tensor on meta for every parameter and buffer, once for a module that is in two places: torch's own
     way with ties would leave such a module with the tensors of the call."""
     return {
-        f"{name}.{slot}" if name else slot: tensor.to("meta")
+        f"{name}.{slot}" if name else slot: tensor.detach().to("meta")
         for name, module in model.named_modules()
         for slot, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     }
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Modules that cache what they computed, in attributes or in lists and dictionaries there, would be left
+    with tensors without data."""
+    kept = [
+        (module, name, value, copy.copy(value) if type(value) in (list, dict, set) else None)
+        for module in model.modules()
+        for name, value in vars(module).items()
+    ]
+    names = {id(module): set(vars(module)) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            for name in set(vars(module)) - names[id(module)]:
+                del vars(module)[name]
+        for module, name, value, content in kept:
+            vars(module)[name] = value
+            if isinstance(content, list):
+                value[:] = content
+            elif content is not None:
+                value.clear()
+                value.update(content)
 
 
 def example_of(model: Any) -> Tensor | None:
@@ -67,7 +95,8 @@ def _input_size(model: Any) -> tuple[int, int, int] | None:
         side = config.image_size
         height, width = (side, side) if isinstance(side, int) else side
         return config.num_channels, height, width
-    if type(model).__module__.startswith("torchvision."):
+    kind = type(model).__module__
+    if kind.startswith("torchvision.") and ".detection." not in kind:  # detectors take lists
         side = getattr(model, "image_size", 224)
         return 3, side, side
     return None
@@ -78,4 +107,4 @@ def _to_meta(value: Any) -> Any:
         return value.to("meta")
     if isinstance(value, dict):
         return {name: _to_meta(one) for name, one in value.items()}
-    return tuple(_to_meta(one) for one in value) if isinstance(value, tuple) else value
+    return type(value)(map(_to_meta, value)) if type(value) in (tuple, list) else value

@@ -67,6 +67,7 @@ def distill_blocks(
         ValueError: the student has no replaced attention, the teacher none of the same name or does not run
             it, mixers are frozen or of float16, there are no data, or `steps` < 1.
         TypeError: `steps` is not given and the data have no length.
+        FloatingPointError: an error is not finite; the mixers stay as the batch before left them.
     """
     student, teacher = (getattr(model, "_orig_mod", model) for model in (student, teacher))  # compiled
     pairs = _pairs(student, teacher)
@@ -79,7 +80,7 @@ def distill_blocks(
     device = next(teacher.parameters()).device
     errors: dict[str, list[float]] = {name: [] for name in pairs}
     hooks = [
-        old.register_forward_hook(_Fit(new, parameters[name], errors[name]), with_kwargs=True)
+        old.register_forward_hook(_Fit(name, new, parameters[name], errors[name]), with_kwargs=True)
         for name, (new, old) in pairs.items()
     ]
     hooks += _share_grids(student, teacher)
@@ -113,8 +114,10 @@ def _check_all_ran(errors: dict[str, list[float]]) -> None:
 class _Fit:
     """A hook behind an attention: its mixer answers the same question, and gets its gradient."""
 
-    def __init__(self, mixer: nn.Module, parameters: list[nn.Parameter], errors: list[float]) -> None:
-        self.mixer, self.parameters, self.errors = mixer, parameters, errors
+    def __init__(
+        self, name: str, mixer: nn.Module, parameters: list[nn.Parameter], errors: list[float]
+    ) -> None:
+        self.name, self.mixer, self.parameters, self.errors = name, mixer, parameters, errors
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         expected = _first(output)
@@ -126,6 +129,11 @@ class _Fit:
             error = error / learned.float().square().mean().clamp_min(1e-12)
             error.backward(inputs=self.parameters)
         self.errors.append(error.item())
+        if not math.isfinite(self.errors[-1]):
+            raise FloatingPointError(
+                f"the error of {self.name} is {self.errors[-1]} in batch {len(self.errors)}: look for "
+                "numbers that are not finite in the data and in the teacher, or lower lr"
+            )
 
 
 def _pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
@@ -153,8 +161,8 @@ def _steps(steps: int | None, data: Any) -> int:
             raise TypeError("the data have no length: say how many steps to take") from error
         if steps == 0:
             raise ValueError("there are no batches to learn from")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    if type(steps) is not int or steps < 1:
+        raise ValueError(f"steps must be at least 1, a whole number, got {steps!r}")
     return steps
 
 

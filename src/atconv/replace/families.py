@@ -5,7 +5,6 @@ A family is known by the names of its classes, so that none of the libraries is 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,12 +24,14 @@ from atconv.replace.layers import (
     ATConvSizedAttention,
     ATConvTransformersAttention,
     GridWriter,
+    MaskRefusal,
     Size,
 )
 
 __all__ = ["Projections", "Site", "find_sites"]
 
 Weights = tuple[Tensor, "Tensor | None"]
+Hook = tuple[nn.Module, "GridWriter | MaskRefusal"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Site:
     dim: int = 0
     make: Callable[[ATConvTokens], nn.Module] | None = None
     projections: Projections | None = None
-    hook: tuple[nn.Module, GridWriter] | None = None
-    """the patch embedding, and what writes the grid there"""
+    hooks: tuple[Hook, ...] = ()
+    """the patch embedding, and what writes the grid there; what refuses masks"""
     reason: str = ""
     """why it cannot be replaced"""
     dropout: float = 0.0
@@ -146,7 +147,7 @@ def _timm_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, An
         dim,
         lambda mixer: ATConvAttention(mixer, hook[1].grid, prefix),
         _thirds(module, dim),
-        hook,
+        (hook,),
     )
 
 
@@ -201,7 +202,7 @@ def _torchvision_multihead(model: nn.Module, name: str, module: Any, writers: di
     value = (weight[2 * dim :], None if bias is None else bias[2 * dim :])
     projections = Projections(value, (module.out_proj.weight, module.out_proj.bias))
     return Site(
-        name, kind, dim, lambda mixer: ATConvMultiheadAttention(mixer, hook[1].grid, 1), projections, hook
+        name, kind, dim, lambda mixer: ATConvMultiheadAttention(mixer, hook[1].grid, 1), projections, (hook,)
     )
 
 
@@ -231,7 +232,7 @@ def _transformers_tokens(model: nn.Module, name: str, module: Any, writers: dict
         dim,
         lambda mixer: ATConvTransformersAttention(mixer, hook[1].grid, prefix),
         _separate(module.v_proj, module.o_proj, dim),
-        hook,
+        (hook, (owner, MaskRefusal.before(owner))),
     )
 
 
@@ -249,7 +250,7 @@ def _diffusers(model: nn.Module, name: str, module: Any, writers: dict[int, Any]
     if module.residual_connection or module.group_norm is not None or module.spatial_norm is not None:
         return Site(name, kind, reason="it normalises and adds inside, as a VAE's attention does")
     owner: Any = _owner(model, name, "pos_embed")
-    if owner is not None and type(owner).__name__ in _IMAGE_TRANSFORMERS:
+    if owner is not None and any(kind.__name__ in _IMAGE_TRANSFORMERS for kind in type(owner).__mro__):
         hook = _writer(owner.pos_embed, writers, _patch_size, padded=False)
     else:
         owner = next((m for m in _above(model, name) if getattr(m, "is_input_continuous", False)), None)
@@ -262,12 +263,12 @@ def _diffusers(model: nn.Module, name: str, module: Any, writers: dict[int, Any]
         dim,
         lambda mixer: ATConvDiffusersAttention(mixer, hook[1].grid, 0),
         _separate(module.to_v, module.to_out[0], dim),
-        hook,
+        (hook,),
     )
 
 
 # Told as left alone beside whatever is called attention and is not a block that holds one.
-_ATTENTION = ("GPSA", "MHSA", "XCA", "ParallelScalingBlock", "DifferentialParallelScalingBlock")
+_ATTENTION = ("GPSA", "MHSA", "XCA", "ParallelScalingBlock", "DiffParallelScalingBlock")
 
 # Those of diffusers whose attention sees image tokens alone, or says so.
 _IMAGE_TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
@@ -336,8 +337,11 @@ def _timm_patch(embedding: Any) -> Size:
 
 def _stride(stem: nn.Module) -> Size:
     """Of a convolution, or of several in a row."""
-    strides = [layer.stride for layer in stem.modules() if isinstance(layer, nn.Conv2d)]
-    return math.prod(down for down, _ in strides), math.prod(across for _, across in strides)
+    down = across = 1
+    for layer in stem.modules():  # torch.compile takes no generator here
+        if isinstance(layer, nn.Conv2d):
+            down, across = down * layer.stride[0], across * layer.stride[1]
+    return down, across
 
 
 def _patch_size(embedding: Any) -> Size:

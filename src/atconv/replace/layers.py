@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ __all__ = [
     "ATConvTransformersAttention",
     "Grid",
     "GridWriter",
+    "MaskRefusal",
     "Size",
     "mix_tokens",
 ]
@@ -35,21 +38,30 @@ class Grid:
     """Height and width of the tokens in the pass that runs; the model's patch embedding writes them.
 
     Gradient checkpointing runs blocks a second time, in the backward pass, when other sizes may have passed
-    since. So the sizes since the last backward pass are kept, and told apart by their number of tokens.
+    since. So the size of every pass that is still to be gone back through is kept, and told apart by its
+    number of tokens.
     """
 
     def __init__(self) -> None:
         self.size: Size | None = None
-        self._since: set[Size] = set()
-        self._recomputed = False
+        self._passes: list[_Pass] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files begin without a pass, which is the model's that ran it."""
+        return {"size": None, "_passes": []}
 
     def write(self, size: Size) -> None:
         """Of the forward pass that begins."""
         self.size = size
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
-            if self._recomputed:
-                self._since, self._recomputed = set(), False
-            self._since.add(size)
+        if _is_eager() and torch.is_grad_enabled():
+            went_back = any(one.backward is not None for one in self._passes)
+            self._passes = [one for one in self._passes if one.is_ahead(went_back)]
+            self._passes.append(_Pass(size, _backward()))
+
+    def follow(self, embedding: nn.Module, inputs: Any, output: Any) -> None:
+        """A hook behind the patch embedding: the pass is forgotten with its graph."""
+        if self._passes and _is_eager() and isinstance(output, Tensor) and output.requires_grad:
+            self._passes[-1].tie(output)
 
     def read(self, tokens: int) -> Size:
         """Of the pass that runs, which has so many tokens on the grid.
@@ -59,17 +71,60 @@ class Grid:
         """
         if self.size is None:
             raise ValueError("the grid of the tokens is not known: run the whole model, not its blocks alone")
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        backward = _backward() if _is_eager() else None
+        if backward is None:
             return self.size
-        self._recomputed = True
-        fitting = [size for size in self._since if size[0] * size[1] == tokens]
-        if len(fitting) > 1:
-            told = " and ".join(f"{height} × {width}" for height, width in sorted(fitting))
+        fitting = [one for one in self._passes if one.size[0] * one.size[1] == tokens]
+        mine = [one for one in fitting if one.backward == backward]
+        mine = mine or [one for one in fitting if one.is_ahead(went_back=False)]
+        sizes = sorted({one.size for one in mine})
+        if len(sizes) > 1:
+            told = " and ".join(f"{height} × {width}" for height, width in sizes)
             raise ValueError(
                 f"grids of {told} have as many tokens: with gradient checkpointing, run backward for one of "
                 "them before the other, and passes that are not trained on under torch.no_grad()"
             )
-        return fitting[0] if fitting else self.size
+        if not sizes:
+            return self.size
+        mine[0].backward = backward
+        return sizes[0]
+
+
+class _Pass:
+    """A forward pass with gradients, until a backward pass has gone through it or its graph is gone."""
+
+    def __init__(self, size: Size, backward: int | None) -> None:
+        self.size = size
+        self.backward = backward
+        """which one recomputed it"""
+        self._graph: weakref.ref[_Anchor] | None = None
+
+    def tie(self, output: Tensor) -> None:
+        anchor = _Anchor()
+        output.register_hook(anchor)
+        self._graph = weakref.ref(anchor)
+
+    def is_ahead(self, went_back: bool) -> bool:
+        """Whether a backward pass may come; without a graph to ask (a frozen embedding), until any came."""
+        if self.backward is not None:
+            return False
+        return not went_back if self._graph is None else self._graph() is not None
+
+
+class _Anchor:
+    """Held by a graph as a hook that does nothing."""
+
+    def __call__(self, gradient: Tensor) -> None: ...
+
+
+def _is_eager() -> bool:
+    return not torch.compiler.is_compiling()
+
+
+def _backward() -> int | None:
+    """Autograd's number of the backward pass that runs."""
+    number = torch._C._current_graph_task_id()
+    return None if number == -1 else number
 
 
 class GridWriter:
@@ -96,6 +151,43 @@ class GridWriter:
         down, across = self.patch(module)
         extra = (down - 1, across - 1) if self.padded else (0, 0)
         self.grid.write(((height + extra[0]) // down, (width + extra[1]) // across))
+
+    def register(self, embedding: nn.Module) -> Callable[[], None]:
+        """Returns what takes the hooks away."""
+        handles = [
+            embedding.register_forward_pre_hook(self, with_kwargs=True),
+            embedding.register_forward_hook(self.grid.follow),
+        ]
+
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return remove
+
+
+@dataclass(frozen=True)
+class MaskRefusal:
+    """A hook before transformers' models that take a mask of patches. Further in, masks are not told from
+    position biases, nor from those that tracing makes.
+    """
+
+    position: int
+    """of the mask among the model's arguments"""
+
+    @classmethod
+    def before(cls, model: nn.Module) -> MaskRefusal:
+        names = list(inspect.signature(model.forward).parameters)
+        return cls(names.index("attention_mask") if "attention_mask" in names else len(names))
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = inputs[self.position] if len(inputs) > self.position else named.get("attention_mask")
+        if given is not None:
+            raise ValueError("ATConv takes no attention mask: it sees a whole map")
+
+    def register(self, model: nn.Module) -> Callable[[], None]:
+        """Returns what takes the hook away."""
+        return model.register_forward_pre_hook(self, with_kwargs=True).remove
 
 
 def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> Tensor:
@@ -182,12 +274,13 @@ class ATConvAttention(ATConvReplacement):
 
 
 class ATConvTransformersAttention(ATConvAttention):
-    """For transformers' attention, which also gives weights: there are none here."""
+    """For transformers' attention, which also gives weights: there are none here. `MaskRefusal` has seen to
+    masks."""
 
     def forward(  # type: ignore[override]
-        self, hidden_states: Tensor, attention_mask: Any = None, **others: Any
+        self, hidden_states: Tensor, *masks: Any, **others: Any
     ) -> tuple[Tensor, None]:
-        return super().forward(hidden_states, attn_mask=attention_mask), None
+        return super().forward(hidden_states), None
 
 
 class ATConvDiffusersAttention(ATConvAttention):
