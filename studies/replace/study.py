@@ -1,7 +1,8 @@
 """A small ViT trained on Fashion-MNIST; ATConv put in its attention's place; what a tenth of the time gives.
 
     python studies/replace/study.py run DATA_ROOT     # one row a job; stop it and start it as you like;
-                                                       # --seeds 0 and --seeds 1 2 may run side by side
+                                                       # --seeds 0 and --seeds 1 2 may run side by side,
+                                                       # --only JOB makes rows of one job
     python studies/replace/study.py time DATA_ROOT    # milliseconds of a step and of inference; idle machine
     python studies/replace/study.py report            # tables and results.png
 
@@ -16,9 +17,10 @@ import argparse
 import copy
 import statistics
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,14 @@ VIT: dict[str, Any] = {
 }
 BATCH, EPOCHS, LR = 32, 10, 1e-3
 SHORT = 1.2  # epochs in all that a model with ATConv is given: about a tenth of the original's seconds
+SHORT_HALF = 1.1  # the same where half of the blocks keep attention
 LONGER = 3  # times as many: what more time gives
 DISTILLING, DISTILLING_LR = 0.15, 1e-2  # share of those that fits mixers to attention
 MIXERS_LR = 4e-3  # in tuning; the rest, which has learned already, keeps to LR
+FIRST_HALF = (0, 1)  # blocks
+GENTLE_LR, GENTLE_MIXERS_LR = 3e-4, 1e-3  # for it: where less is new, higher rates undo what the fit gave
+TWICE = 2 * EPOCHS  # epochs of an original that has learned more of what there is
+KEEP_EVERY = 500  # steps of an original
 TIMED = 8  # steps in one measurement
 HELD_OUT = 5000  # training images that nothing is trained on
 TRAINING = 60_000 - HELD_OUT
@@ -96,22 +103,40 @@ def scaled(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def fit(model: nn.Module, data: Data, seed: int, steps: int, mixers_lr: float = LR) -> None:
-    """Train end to end."""
+def fit(
+    model: nn.Module,
+    data: Data,
+    seed: int,
+    steps: int,
+    lr: float = LR,
+    mixers_lr: float = LR,
+    keep: Path | None = None,
+) -> None:
+    """Train end to end. What is kept in a file now and then lets a later call go on from there."""
     model.train()
     mixers = [parameter for name, parameter in model.named_parameters() if ".attn." in name]
     rest = [parameter for name, parameter in model.named_parameters() if ".attn." not in name]
-    optimizer = torch.optim.AdamW([{"params": mixers}, {"params": rest}], LR, weight_decay=0.05)
+    optimizer = torch.optim.AdamW([{"params": mixers}, {"params": rest}], lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [mixers_lr, LR], total_steps=steps, pct_start=0.1
+        optimizer, [mixers_lr, lr], total_steps=steps, pct_start=0.1
     )
-    for images, labels in batches(data, seed, steps):
+    states = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    done = 0
+    if keep is not None and keep.is_file():
+        kept = torch.load(keep, weights_only=True)
+        done = kept.pop("step")
+        for name, state in kept.items():
+            states[name].load_state_dict(state)
+    for step, (images, labels) in enumerate(islice(batches(data, seed, steps), done, None), done + 1):
         loss = F.cross_entropy(model(images), labels, label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        if keep is not None and step % KEEP_EVERY == 0:
+            told = {name: state.state_dict() for name, state in states.items()} | {"step": step}
+            write_atomically(keep, partial(torch.save, told))
 
 
 def fit_mixers(model: nn.Module, teacher: nn.Module, data: Data, seed: int, steps: int) -> DistillationReport:
@@ -132,41 +157,51 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return 100 * right / len(labels)
 
 
-def original(data: Data, seed: int) -> nn.Module:
+def original(data: Data, seed: int, epochs: int = EPOCHS) -> nn.Module:
     """The ViT with attention, trained once and kept."""
     model = make(seed)
-    made_by = zlib.crc32(repr((VIT, BATCH, EPOCHS, LR, TRAINING)).encode())
+    made_by = zlib.crc32(repr((VIT, BATCH, epochs, LR, TRAINING)).encode())
     path = RUNS / f"vit-{made_by:x}-{seed}.safetensors"
     if path.is_file():
         model.load_state_dict(load_file(path))
         return model
-    fit(model, data, seed, steps_in(EPOCHS))
+    fit(model, data, seed, steps_in(epochs), keep=path.with_suffix(".pt"))
     write_atomically(path, lambda temporary: save_file(model.state_dict(), temporary))
+    path.with_suffix(".pt").unlink()
     return model
 
 
-def replaced(model: nn.Module) -> nn.Module:
-    atconv.replace_attention(model)
+def replaced(model: nn.Module, blocks: Collection[int] | None = None) -> nn.Module:
+    atconv.replace_attention(model, blocks=blocks)
     return model
 
 
-def distilled(form: str) -> Callable[[Data, int], nn.Module]:
+def distilled(form: str, epochs: int = EPOCHS) -> Callable[[Data, int], nn.Module]:
     """ATConv for attention: fit the mixers, then tune the whole."""
 
     def run(data: Data, seed: int) -> nn.Module:
-        teacher = original(data, seed)
+        teacher = original(data, seed, epochs)
         model = replaced(copy.deepcopy(teacher))
         print(fit_mixers(model, teacher, data, seed + 100, STEPS[form][FITTING]))
-        fit(model, data, seed + 200, STEPS[form][TUNING], MIXERS_LR)
+        fit(model, data, seed + 200, STEPS[form][TUNING], mixers_lr=MIXERS_LR)
         return model
 
     return run
 
 
+def half_distilled(data: Data, seed: int) -> nn.Module:
+    """The same in the first half of the blocks."""
+    teacher = original(data, seed)
+    model = replaced(copy.deepcopy(teacher), FIRST_HALF)
+    print(fit_mixers(model, teacher, data, seed + 100, STEPS[HALF][FITTING_HALF]))
+    fit(model, data, seed + 200, STEPS[HALF][TUNING_HALF], GENTLE_LR, GENTLE_MIXERS_LR)
+    return model
+
+
 def tuned(data: Data, seed: int) -> nn.Module:
     """The same without fitting the mixers first."""
     model = replaced(copy.deepcopy(original(data, seed)))
-    fit(model, data, seed + 200, steps_in(SHORT), MIXERS_LR)
+    fit(model, data, seed + 200, steps_in(SHORT), mixers_lr=MIXERS_LR)
     return model
 
 
@@ -199,11 +234,17 @@ def steps_in(epochs: float) -> int:
 
 ORIGINAL, DISTILLED = "attention", "ATConv, distilled and tuned"
 LONG = f"{DISTILLED}, {LONGER} times as long"
+HALF = "ATConv in half of the blocks, distilled and tuned"
+LATER = "attention, twice as long"
+LATER_DISTILLED = "ATConv, distilled and tuned, from attention trained twice as long"
 TOKEN, MEAN = "ATConv from scratch, class token", "ATConv from scratch, mean"
 JOBS: dict[str, Callable[[Data, int], nn.Module]] = {
     ORIGINAL: original,
     DISTILLED: distilled(DISTILLED),
     LONG: distilled(LONG),
+    HALF: half_distilled,
+    LATER: partial(original, epochs=TWICE),
+    LATER_DISTILLED: distilled(LATER_DISTILLED, TWICE),
     "ATConv, tuned": tuned,
     "ATConv, from scratch": scratch,
     "attention, from scratch, a tenth of the steps": short,
@@ -211,11 +252,21 @@ JOBS: dict[str, Callable[[Data, int], nn.Module]] = {
     MEAN: pooled("avg"),
 }
 ATTENDING, TUNING, FITTING = "attention, a step", "ATConv, a step", "fitting mixers, a step"
+TUNING_HALF, FITTING_HALF = "ATConv in half of the blocks, a step", "fitting half of the mixers, a step"
 STEPS = {
     ORIGINAL: {ATTENDING: steps_in(EPOCHS)},
+    LATER: {ATTENDING: steps_in(TWICE)},
     **{
         form: {FITTING: round(DISTILLING * steps), TUNING: round((1 - DISTILLING) * steps)}
-        for form, steps in ((DISTILLED, steps_in(SHORT)), (LONG, steps_in(LONGER * SHORT)))
+        for form, steps in (
+            (DISTILLED, steps_in(SHORT)),
+            (LONG, steps_in(LONGER * SHORT)),
+            (LATER_DISTILLED, steps_in(SHORT * TWICE / EPOCHS)),
+        )
+    },
+    HALF: {
+        FITTING_HALF: round(DISTILLING * steps_in(SHORT_HALF)),
+        TUNING_HALF: round((1 - DISTILLING) * steps_in(SHORT_HALF)),
     },
     "ATConv, tuned": {TUNING: steps_in(SHORT)},
     "ATConv, from scratch": {TUNING: steps_in(SHORT)},
@@ -228,12 +279,14 @@ def make(seed: int, **options: Any) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", **VIT | options)
 
 
-def run(root: str, seeds: Sequence[int]) -> None:
+def run(root: str, seeds: Sequence[int], only: str | None) -> None:
     """Whatever rows are missing. Two processes may work side by side, each on seeds of its own."""
     data = Data.read(root)
     RUNS.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for form, job in JOBS.items():
+            if only not in (None, form):
+                continue
             if any((row["form"], row["seed"]) == (form, str(seed)) for row in read_rows(RESULTS)):
                 continue
             model = job(data, seed)
@@ -247,7 +300,7 @@ def run(root: str, seeds: Sequence[int]) -> None:
 def measure(root: str) -> None:
     """Milliseconds of training steps and of 64 images, by turns, to timing.csv."""
     data, model = Data.read(root), make(0)
-    mixed = replaced(copy.deepcopy(model))
+    mixed, half = (replaced(copy.deepcopy(model), blocks) for blocks in (None, FIRST_HALF))
     images = torch.randn(64, 1, 28, 28)
     teacher = copy.deepcopy(model)
 
@@ -258,13 +311,15 @@ def measure(root: str) -> None:
     steps = by_turns(
         {
             ATTENDING: partial(fit, model, data, 0, TIMED),
-            TUNING: partial(fit, mixed, data, 0, TIMED, MIXERS_LR),
+            TUNING: partial(fit, mixed, data, 0, TIMED),
             FITTING: partial(fit_mixers, copy.deepcopy(mixed), teacher, data, 0, TIMED),
+            TUNING_HALF: partial(fit, half, data, 0, TIMED),
+            FITTING_HALF: partial(fit_mixers, copy.deepcopy(half), teacher, data, 0, TIMED),
         }
     )
     seconds = {name: value / TIMED for name, value in steps.items()}
-    models = {"attention, 64 images": model, "ATConv, 64 images": mixed}
-    seconds |= by_turns({name: partial(infer, one) for name, one in models.items()})
+    models = {"attention": model, "ATConv": mixed, "ATConv in half of the blocks": half}
+    seconds |= by_turns({f"{name}, 64 images": partial(infer, one) for name, one in models.items()})
     threads = torch.get_num_threads()
     rows = [
         {"what": name, "milliseconds": round(1000 * value, 2), "threads": threads}
@@ -289,10 +344,15 @@ def report() -> None:
         seconds = f"{seconds_of(form):.0f}" if form in STEPS else ""
         print(f"| {form} | {len(points)} | {statistics.mean(points):.2f}{spread} | {seconds} |")
     draw(rows)
-    share = seconds_of(DISTILLED) / seconds_of(ORIGINAL)
-    print(f"\nDistilled and tuned: {share:.1%} of the original's seconds")
-    for form in (DISTILLED, LONG):
-        print(f"{form}: {_differences(rows, form, ORIGINAL)}")
+    print()
+    for form, other in (
+        (DISTILLED, ORIGINAL),
+        (LONG, ORIGINAL),
+        (HALF, ORIGINAL),
+        (LATER_DISTILLED, LATER),
+    ):
+        share = seconds_of(form) / seconds_of(other)
+        print(f"{form}: {_differences(rows, form, other)}; in {share:.1%} of its seconds")
     print(f"Class token: {_differences(rows, TOKEN, MEAN)}")
     for row in read_rows(TIMING):
         print(f"{row['what']}: {row['milliseconds']} ms")
@@ -327,6 +387,7 @@ def main() -> None:
     for name in ("run", "time"):
         commands.add_parser(name).add_argument("data_root")
     commands.choices["run"].add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    commands.choices["run"].add_argument("--only", choices=JOBS)
     commands.add_parser("report")
     arguments = parser.parse_args()
     atconv.tune_allocator()

@@ -252,6 +252,28 @@ def test_coco_is_read_as_it_comes(tmp_path: Path) -> None:
         open_coco(data, True, QUIET)
 
 
+@pytest.mark.parametrize(
+    "layout", ["validation.json", "annotations/valid.json", "images/val2017", "roboflow"]
+)
+def test_other_layouts_are_read_alike(layout: str, tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path)
+    expected = {name: side.images for name, side in open_coco(data, False, QUIET).items()}
+    (data / "annotations").mkdir()
+    if layout == "roboflow":
+        for name, other in (("train", "train"), ("val", "valid")):
+            (data / "images" / name).rename(data / other)
+            (data / f"{name}.json").rename(data / other / "_annotations.coco.json")
+    elif layout == "images/val2017":
+        (data / "images" / "val").rename(data / "images" / "val2017")
+        (data / "val.json").rename(data / "annotations" / "instances_val2017.json")
+    else:
+        (data / "images" / "val").rename(data / "images" / "validation")
+        (data / "val.json").rename(data / layout)
+    sides = open_coco(data, False, QUIET)
+    assert {name: side.images for name, side in sides.items()} == expected
+    assert all(side.read(0, "L").size for side in sides.values())
+
+
 def test_a_run_does_not_go_on_with_other_annotations(tmp_path: Path) -> None:
     data, run = annotated_folder(tmp_path / "data", train=3, val=1), Run(tmp_path / "run")
     run.path.mkdir()

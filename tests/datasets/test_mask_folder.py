@@ -125,3 +125,43 @@ def test_a_side_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
         write(path, 255, size)
     with pytest.raises(ValueError, match=r"masks/train: every pixel is 255, .* no class is labelled"):
         open_masks(data, QUIET)
+
+
+def test_sides_go_by_several_names(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path)
+    expected = {name: side.names for name, side in open_masks(data, QUIET).items()}
+    for kind in ("images", "masks"):
+        (data / kind / "train").rename(data / kind / "training")
+        (data / kind / "val").rename(data / kind / "validation")
+    assert {name: side.names for name, side in open_masks(data, QUIET).items()} == expected
+
+
+def test_what_lies_beside_the_sides_is_not_passed_over(tmp_path: Path) -> None:
+    images = annotated_folder(tmp_path) / "images"
+    (images / ".cache").mkdir()
+    (images / "notes.txt").write_text("")
+    open_masks(tmp_path, QUIET)
+    (images / "val").rename(images / "holdout")
+    with pytest.raises(ValueError, match=r"images holds holdout beside train: move it .*; sides are called"):
+        open_masks(tmp_path, QUIET)
+    (images / "holdout").rename(images / "training")
+    with pytest.raises(ValueError, match="images has train and training, two folders for train: leave one"):
+        open_masks(tmp_path, QUIET)
+
+
+def test_pictures_in_folders_of_any_names_are_one_side(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path)
+    for kind in ("images", "masks"):
+        for side in ("train", "val"):
+            (data / kind / side).rename(data / kind / f"street-{side}")
+    sides = open_masks(data, QUIET)
+    assert list(sides) == ["train"]
+    assert {"street-train/0.png", "street-val/0.png"} <= set(sides["train"].names)
+
+
+def test_a_class_that_is_none_is_named_where_nothing_was_checked(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path)
+    write(mask_of(data), 3)
+    side = open_masks(data, QUIET, "none")["train"]
+    with pytest.raises(ValueError, match=r"1\.png holds 3: classes.txt names 0 … 2"):
+        side.mask(side.names.index("1.png"))

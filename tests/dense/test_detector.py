@@ -127,6 +127,10 @@ def test_other_backbones_of_timm_fit(name: str, arguments: dict[str, Any]) -> No
             "height .* must be divisible by window .* AttNet, ResNet, Conv",
         ),
         (dict(architecture="yolo"), "architecture must be one of faster_rcnn"),
+        (dict(min_size=0), "min_size must be one size in pixels or several, 1 … max_size, got 0"),
+        (dict(min_size=[]), "min_size must be one size"),
+        (dict(min_size=[64, 200], max_size=100), r"got \[64, 200\] and 100"),
+        (dict(anchor_scale=float("nan")), "anchor_scale must be positive and finite"),
         (dict(levels=5), "4 feature maps: levels must lie in 1 … 4, got 5"),
         (dict(num_classes=0), "must be at least 1"),
         (dict(mean=[0.1, 0.2]), "mean must have one value"),
@@ -146,6 +150,8 @@ def test_an_option_that_torchvision_would_pass_over_is_said() -> None:
 
 
 def test_weights_of_another_model_are_said() -> None:
+    with pytest.raises(TypeError, match=r"weights are tensors by name, .* got 'x\.pth'"):
+        tiny(weights="x.pth")
     other = timm.create_model("attnet_xxs", **{**BACKBONE, "widths": [8, 8, 16, 24]}).state_dict()
     with pytest.raises(ValueError, match="the weights do not fit attnet_xxs"):
         tiny(weights=other)

@@ -87,6 +87,8 @@ def test_strides_that_smp_would_read_wrongly_are_refused(stem_stride: int) -> No
         (dict(backbone="vit_tiny_patch16_224"), "strides .16, 16"),
         (dict(architecture="pan"), "architecture must be one of unet, fpn, upernet"),
         (dict(backbone_args={"no_such": 1}), "no_such"),
+        (dict(activation="softmax2d"), "activation is not for here: a segmenter gives logits"),
+        (dict(aux_params={"classes": 2}), "aux_params is not for here"),
     ],
     ids=lambda v: str(next(iter(v))) if isinstance(v, dict) else "",
 )

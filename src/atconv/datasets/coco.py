@@ -4,7 +4,9 @@
     DATA/train.json, val.json, test.json      one COCO file a side; val and test may be missing
     DATA/annotations.json                     instead, where there are no sides
 
-or as COCO itself comes: DATA/annotations/instances_train2017.json beside DATA/train2017/.
+or as COCO itself comes: DATA/annotations/instances_train2017.json beside DATA/train2017/; or as Roboflow
+exports it: DATA/train/_annotations.coco.json among the pictures. val may be called valid or validation,
+train training.
 
 Category ids may be any numbers; labels count the categories from 1, in the order of their ids.
 """
@@ -25,7 +27,7 @@ from rich.console import Console
 
 from atconv.datasets.checking import in_threads
 from atconv.datasets.folders import choose_side, first_few, image_folder, picture_problem, raise_problems
-from atconv.datasets.splits import SIDES
+from atconv.datasets.splits import SIDE_NAMES, SIDES
 from atconv.images import Mode, read_image
 
 __all__ = ["BadAnnotations", "Box", "CocoSide", "decode_mask", "encode_mask", "open_coco"]
@@ -37,6 +39,8 @@ _SLACK = 1.0  # pixels that a box may reach over its image: annotations are roun
 _TOO_LARGE = 1e9  # pixels; and what floats of 32 bits still tell apart
 
 _MENDED = "mend it or remove it"
+
+_ROBOFLOW = "_annotations.coco.json"
 
 
 @dataclass(frozen=True)
@@ -134,9 +138,7 @@ def open_coco(
         found = {name: found[name]}
     sides = {}
     for name, file in found.items():
-        year = file.stem.removeprefix("instances_")  # COCO's own: train2017/ for instances_train2017.json
-        folder = data / year if file.parent != data else image_folder(data, name)
-        side, problems = _read_side(file, folder, masks, classes)
+        side, problems = _read_side(file, _picture_folder(data, name, file), masks, classes, console)
         if problems and bad_annotations == "refuse":
             raise ValueError(f"{file}: {first_few(problems)} (--bad_annotations skip leaves such out)")
         if problems:
@@ -150,11 +152,14 @@ def open_coco(
 
 
 def _annotation_files(data: Path) -> dict[str, Path]:
-    """SIDE.json; or as COCO itself comes, annotations/instances_SIDE….json; or annotations.json alone."""
+    """SIDE.json, in annotations/ too; or as COCO itself comes, annotations/instances_SIDE….json; or as
+    Roboflow exports it; or annotations.json alone."""
     found: dict[str, Path] = {}
     for side in SIDES:
-        own = [data / f"{side}.json", *sorted((data / "annotations").glob(f"instances_{side}*.json"))]
+        own = [data / folder / f"{name}.json" for name in SIDE_NAMES[side] for folder in ("", "annotations")]
+        own += [data / name / _ROBOFLOW for name in SIDE_NAMES[side]]
         there = [file for file in own if file.is_file()]
+        there += sorted((data / "annotations").glob(f"instances_{side}*.json"))
         if len(there) > 1:
             told = ", ".join(str(file.relative_to(data)) for file in there)
             raise ValueError(f"{data} has several annotation files for {side}: {told}; leave one")
@@ -168,6 +173,15 @@ def _annotation_files(data: Path) -> dict[str, Path]:
             "val.json (COCO's format), or annotations.json; or COCO's own, with annotations/ and train2017/"
         )
     return found
+
+
+def _picture_folder(data: Path, side: str, file: Path) -> Path:
+    """For annotations/instances_train2017.json, train2017/ or images/train2017/."""
+    if file.name == _ROBOFLOW:
+        return file.parent
+    year = file.stem.removeprefix("instances_")
+    own = [data / year, data / "images" / year] if file.parent != data else []
+    return next((folder for folder in own if folder.is_dir()), image_folder(data, side))
 
 
 def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
@@ -187,7 +201,7 @@ def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def _read_side(
-    file: Path, folder: Path, masks: bool, classes: list[str] | None
+    file: Path, folder: Path, masks: bool, classes: list[str] | None, console: Console
 ) -> tuple[CocoSide, list[str]]:
     """A side without the annotations that are wrong, and what is wrong with them."""
     told = _read_json(file)
@@ -206,8 +220,13 @@ def _read_side(
     by_id = {image["id"]: image for image in told["images"]}
     boxes: dict[Any, list[Box]] = {number: [] for number in by_id}
     problems = []
-    for annotation in told["annotations"]:
-        wrong = _problem(annotation, by_id, labels, masks)
+    annotations = told["annotations"]
+
+    def problem(position: int) -> str | None:
+        return _problem(annotations[position], by_id, labels, masks)
+
+    results = in_threads(problem, len(annotations), console, "checking annotations")
+    for annotation, wrong in zip(annotations, results, strict=True):
         if wrong is None:
             boxes[annotation["image_id"]].append(_box(annotation, by_id, labels))
         else:
@@ -282,8 +301,8 @@ def _problem(
     if image is None:
         return f"no image has the id {of}: {_MENDED}"
     if not _is_id(kind) or kind not in labels:
-        known = ", ".join(map(str, list(labels)[:10]))
-        return f"no category has the id {kind} (there are {known}): {_MENDED}"
+        known = ", ".join(map(repr, list(labels)[:10]))
+        return f"no category has the id {kind!r} (there are {known}): {_MENDED}"
     if not _is_number(annotation.get("area", 0)) or annotation.get("iscrowd", 0) not in (0, 1):
         return f"its area must be a number and its iscrowd 0 or 1: {_MENDED}"
     box = annotation["bbox"]

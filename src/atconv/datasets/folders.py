@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from typing_extensions import Self
 
-from atconv.datasets.splits import SIDES
-from atconv.images import read_image
+from atconv.datasets.splits import SIDE_NAMES, SIDES
+from atconv.images import IMAGE_SUFFIXES, pictures_in, read_image
 from atconv.runs import Run
 from atconv.training.checkpoint import write_json
 from atconv.training.randomness import derive_seed
@@ -28,6 +28,7 @@ __all__ = [
     "keep_split",
     "picture_problem",
     "raise_problems",
+    "sides_in",
 ]
 
 _TOLD = 5  # problems that are named; the others are counted
@@ -57,9 +58,39 @@ S = TypeVar("S", bound=AnnotatedSide)
 
 
 def image_folder(data: Path, side: str, kind: str = "images") -> Path:
-    """DATA/images/SIDE where it is there, else DATA/images."""
-    own = data / kind / side
-    return own if own.is_dir() else data / kind
+    """DATA/images/SIDE where it is there, under any of its names, else DATA/images."""
+    return next(iter(_folders_of(data / kind, side)), data / kind)
+
+
+def sides_in(folder: Path) -> list[str]:
+    """The sides that have a folder of their own in a folder of pictures.
+
+    Raises:
+        ValueError: one has two, or something else lies beside them, which would be passed over.
+    """
+    found = {side: _folders_of(folder, side) for side in SIDES}
+    for side, folders in found.items():
+        if len(folders) > 1:
+            told = " and ".join(path.name for path in folders)
+            raise ValueError(f"{folder} has {told}, two folders for {side}: leave one")
+    own = [path for folders in found.values() for path in folders]
+    others = [path.name for path in sorted(folder.iterdir()) if path not in own and _holds_pictures(path)]
+    if own and others:
+        raise ValueError(
+            f"{folder} holds {first_few(others)} beside {', '.join(path.name for path in own)}: move it into "
+            f"one of them, or out; sides are called {', '.join(n for ns in SIDE_NAMES.values() for n in ns)}"
+        )
+    return [side for side, folders in found.items() if folders]
+
+
+def _folders_of(folder: Path, side: str) -> list[Path]:
+    return [folder / name for name in SIDE_NAMES[side] if (folder / name).is_dir()]
+
+
+def _holds_pictures(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    return bool(pictures_in(path)) if path.is_dir() else path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def picture_problem(path: Path, how: str, size: tuple[int, int] | None = None) -> str | None:

@@ -3,6 +3,8 @@
 DATA/images/SIDE/x.jpg, or DATA/images/x.jpg     pictures
 DATA/masks/SIDE/x.png, or DATA/masks/x.png       grey or palette PNG, class indices; 255 is left out
 DATA/classes.txt                                 names, one a line, the first for index 0
+
+SIDE is train, val or test; training, valid and validation will do.
 """
 
 from __future__ import annotations
@@ -20,8 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
 from atconv.datasets.checking import in_threads
-from atconv.datasets.folders import choose_side, image_folder, picture_problem, raise_problems
-from atconv.datasets.splits import SIDES
+from atconv.datasets.folders import choose_side, image_folder, picture_problem, raise_problems, sides_in
 from atconv.images import Mode, pictures_in, read_image
 
 __all__ = ["IGNORED", "MaskSide", "open_masks", "read_mask"]
@@ -33,6 +34,8 @@ IGNORED = 255
 class MaskSide:
     """The pictures and masks of one side."""
 
+    folder: Path
+    """of the pictures"""
     images: Sequence[Path]
     masks: Sequence[Path]
     classes: list[str]
@@ -42,7 +45,7 @@ class MaskSide:
 
     @property
     def names(self) -> list[str]:
-        return [image.name for image in self.images]
+        return [image.relative_to(self.folder).as_posix() for image in self.images]
 
     @property
     def digest(self) -> str:
@@ -54,8 +57,20 @@ class MaskSide:
         return read_image(self.images[position], mode)
 
     def mask(self, position: int) -> NDArray[np.uint8]:
-        """H W of class indices, 255 where pixels are left out."""
-        return read_mask(self.masks[position])
+        """H W of class indices, 255 where pixels are left out.
+
+        Raises:
+            ValueError: it cannot be read, or holds an index that is no class.
+        """
+        mask = read_mask(self.masks[position])
+        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORED + 1)[:IGNORED])
+        if values.size and values[-1] >= len(self.classes):
+            told = ", ".join(map(str, values[values >= len(self.classes)][:5]))
+            raise ValueError(
+                f"{self.masks[position].name} holds {told}: classes.txt names 0 … {len(self.classes) - 1}, "
+                f"and {IGNORED} is left out"
+            )
+        return mask
 
     def size(self, position: int) -> tuple[int, int]:
         with Image.open(self.masks[position]) as mask:  # reads the header
@@ -96,7 +111,7 @@ def open_masks(
     if classes is not None and found != classes:
         told, wanted = ", ".join(found[:10]), ", ".join(classes[:10])
         raise ValueError(f"{data / 'classes.txt'} names {told} and not {wanted} as the run does")
-    names = [side for side in SIDES if (data / "images" / side).is_dir()] or ["train"]
+    names = sides_in(data / "images") or ["train"]
     if split is not None:
         names = [choose_side(names, split, data)]
     sides = {side: _open_side(data, side, found) for side in names}
@@ -162,7 +177,7 @@ def _open_side(data: Path, side: str, classes: list[str]) -> MaskSide:
         f"{stem} names two pictures: rename one" for stem, counted in Counter(stems).items() if counted > 1
     ]
     raise_problems(images, problems)
-    return MaskSide([images / path for path in pictures], wanted, classes)
+    return MaskSide(images, [images / path for path in pictures], wanted, classes)
 
 
 def _check_side(side: MaskSide, folder: Path, how: str, console: Console) -> None:
@@ -174,15 +189,7 @@ def _check_side(side: MaskSide, folder: Path, how: str, console: Console) -> Non
             mask = side.mask(position)
         except ValueError as error:
             return str(error)
-        values = np.unique(mask)
-        labelled[position] = bool((values != IGNORED).any())
-        outside = values[(values >= len(side.classes)) & (values != IGNORED)]
-        if outside.size:
-            told = ", ".join(map(str, outside[:5].tolist()))
-            return (
-                f"{side.masks[position].name} holds {told}: classes.txt names 0 … {len(side.classes) - 1}, "
-                f"and {IGNORED} is left out"
-            )
+        labelled[position] = bool((mask != IGNORED).any())
         return picture_problem(side.images[position], how, mask.shape[::-1])
 
     results = in_threads(problem, len(side), console, "checking masks")

@@ -27,6 +27,7 @@ from atconv.training.randomness import derive_seed
 
 __all__ = [
     "SIDES",
+    "SIDE_NAMES",
     "STREAM_PREFIXES",
     "Side",
     "Splits",
@@ -39,7 +40,7 @@ __all__ = [
 
 SIDES = ("train", "val", "test")
 STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
-_SIDE_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+SIDE_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 _KINDS = "give an image folder, an LMDB file, a timm dataset name (torch/…, hfds/…, wds/…) or digits"
 
 
@@ -198,13 +199,12 @@ def load_split(config: DataConfig, run: Path) -> Splits:
 
 def _open_folder(path: Path) -> dict[str, ImageSource]:
     files = {
-        side: _first_existing(path, [f"{name}.lmdb" for name in names])
-        for side, names in _SIDE_FOLDERS.items()
+        side: _first_existing(path, [f"{name}.lmdb" for name in names]) for side, names in SIDE_NAMES.items()
     }
     if files["train"]:
         lmdbs: dict[str, ImageSource] = {side: LmdbSource(file) for side, file in files.items() if file}
         return _same_classes(lmdbs)
-    folders = {side: _first_existing(path, list(names)) for side, names in _SIDE_FOLDERS.items()}
+    folders = {side: _first_existing(path, list(names)) for side, names in SIDE_NAMES.items()}
     if folders["train"] and any(child.is_dir() for child in folders["train"].iterdir()):
         train = FolderSource(folders["train"])
         return {

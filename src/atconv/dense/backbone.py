@@ -74,7 +74,10 @@ def make_features(
 
     Raises:
         ValueError: no such model, it has no such maps, takes no such arguments, or weights do not fit.
+        TypeError: weights are no tensors by name.
     """
+    if weights is not None and not isinstance(weights, Mapping):
+        raise TypeError(f"weights are tensors by name, as state_dict() gives them, got {weights!r:.60}")
     options: dict[str, Any] = {**arguments, "in_chans": in_chans, "features_only": True}
     if weights is not None:
         shown = {

@@ -22,7 +22,7 @@ from torchvision.ops.poolers import initLevelMapper
 from atconv.dense.backbone import Pyramid, make_features, refuse_fixed_size, strides_of
 from atconv.images import normalization
 
-__all__ = ["ARCHITECTURES", "Architecture", "detector"]
+__all__ = ["ARCHITECTURES", "Architecture", "check_sizes", "detector"]
 
 Architecture = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
 ARCHITECTURES: tuple[Architecture, ...] = ("faster_rcnn", "mask_rcnn", "retinanet")
@@ -87,8 +87,9 @@ def detector(
     one_stage = architecture == "retinanet"
     levels = (3 if one_stage else 4) if levels is None else levels
     anchor_scale = (4.0 if one_stage else 8.0) if anchor_scale is None else anchor_scale
-    if anchor_scale <= 0:
-        raise ValueError(f"anchor_scale must be positive, got {anchor_scale}")
+    if not 0 < anchor_scale < math.inf:
+        raise ValueError(f"anchor_scale must be positive and finite, got {anchor_scale}")
+    check_sizes(min_size, max_size)
     _check_options(architecture, options)
     body = make_features(backbone, in_chans, levels, backbone_args or {}, weights)
     strides = strides_of(body, backbone)
@@ -118,6 +119,16 @@ def detector(
         return _for_any_shape(FasterRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options))
     heads |= _mask_head(channels, num_classes, strides[:-1])
     return _for_any_shape(MaskRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **common, **options))
+
+
+def check_sizes(min_size: Any, max_size: Any) -> None:
+    """Raise ValueError unless they are what `detector` takes."""
+    sizes = [min_size] if isinstance(min_size, int) else list(min_size)
+    whole = all(type(size) is int for size in (*sizes, max_size))
+    if not whole or not sizes or min(sizes) < 1 or max(sizes) > max_size:
+        raise ValueError(
+            f"min_size must be one size in pixels or several, 1 … max_size, got {min_size} and {max_size}"
+        )
 
 
 def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> None:

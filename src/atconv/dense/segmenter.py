@@ -52,6 +52,9 @@ def segmenter(
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    for name in ("activation", "aux_params"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name} is not for here: a segmenter gives logits of pixels, and them alone")
     arguments = dict(backbone_args or {})
     strides = feature_strides(backbone, arguments)
     if strides not in _READ:

@@ -8,7 +8,7 @@ from typing import Any
 
 from atconv.datasets.coco import BadAnnotations
 from atconv.dense.config import DenseConfig
-from atconv.dense.detector import Architecture
+from atconv.dense.detector import Architecture, check_sizes
 from atconv.runs import Run
 from atconv.training import recipes
 
@@ -40,10 +40,7 @@ class DetectionConfig(DenseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.min_size or min(self.min_size) < 1 or max(self.min_size) > self.max_size:
-            raise ValueError(
-                f"min_size must be one size or several, 1 … max_size ({self.max_size}), got {self.min_size}"
-            )
+        check_sizes(self.min_size, self.max_size)
 
     @property
     def masks(self) -> bool:

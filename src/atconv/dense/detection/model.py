@@ -82,15 +82,15 @@ def open_detector(path: str | Path) -> Detector:
     try:
         told = json.loads(run.model_config.read_text())
         arguments, classes = told["detector"], list(told["label_names"])
-    except (ValueError, KeyError) as error:
+        in_chans, masks = arguments["in_chans"], arguments["architecture"] == "mask_rcnn"
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run of atconv detect train: {error} in its config.json") from error
     model = _build(arguments)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the model in {path} is damaged: {str(error).splitlines()[0]}") from error
-    transform = PictureTransform(arguments["in_chans"])
-    return Detector(model.eval(), transform, classes, arguments["architecture"] == "mask_rcnn")
+    return Detector(model.eval(), PictureTransform(in_chans), classes, masks)
 
 
 def _build(arguments: dict[str, Any], **further: Any) -> nn.Module:

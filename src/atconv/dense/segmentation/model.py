@@ -54,7 +54,8 @@ def make_model(config: SegmentationConfig, classes: int, console: Console, fresh
 
 
 def describe(config: SegmentationConfig, model: Any, classes: list[str]) -> dict[str, Any]:
-    """config.json of a run. `smp.from_pretrained(RUN)` opens it too: it skips names that begin with _."""
+    """config.json of a run. `smp.from_pretrained(RUN)` opens it too, where atconv has been imported: it
+    skips names that begin with _."""
     transform = SegmentTransform(config.in_chans, config.short_side, config.mean, config.std)
     told = {
         "task": "segmentation",
