@@ -19,8 +19,9 @@ from atconv.allocator import tune_allocator
 try:
     import yaml
     from jsonargparse import ArgumentParser, set_parsing_settings
+    from rich.console import Console
 
-    from atconv.training.progress import make_table, plain_console
+    from atconv.training.progress import make_table, plain_console, track
 except ImportError as error:
     print(f"atconv: {error.name} is missing: pip install 'atconv[train]'", file=sys.stderr)
     raise SystemExit(2) from None
@@ -349,7 +350,7 @@ def _predict(
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(list(arguments)).as_dict()
     as_json, images = options.pop("json"), find_images(options.pop("images"))
-    found = list(function(images=images, **options))
+    found = list(track(function(images=images, **options), Console(stderr=True), "predicting", len(images)))
     good = [one for one in found if one.error is None]
     if as_json:
         print(json.dumps([vars(one) for one in found], indent=1, ensure_ascii=False))

@@ -188,6 +188,7 @@ def refused(*arguments: str | Path) -> str:
         (["segment", "train", "none", "--crop=[100, 100]"], "multiples of 32"),
         (["segment", "train", "none", "--model_args={stem_stride: 2}"], "Leave stem_stride at 4"),
         (["segment", "train", "none", "--in_chans=4"], "in_chans"),
+        (["segment", "train", "none", "--layer_decay=0.7"], "layer_decay is for classifiers"),
         (
             ["segment", "train", "--config=none"],
             "no recipe 'none': give a YAML file, or one of scenes, small",

@@ -47,6 +47,11 @@ class DenseConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shares(self, "hflip", "drop_path", "color_jitter")
+        if self.layer_decay is not None:
+            raise ValueError(
+                "layer_decay is for classifiers: detectors and segmenters have no order of layers for it. "
+                "Leave it out"
+            )
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}")
         mode_for(self.in_chans)
