@@ -148,7 +148,7 @@ def refused(*arguments: str | Path) -> str:
         (["detect", "train", "none"], "does not exist or has no annotations"),
         (["segment", "train", "none"], "does not exist or has no masks"),
         (["detect", "train", "none", "--model=attnet_t9"], "timm knows no model 'attnet_t9'"),
-        (["detect", "train", "none", "--min_size=[]"], "min_size must be one size or several"),
+        (["detect", "train", "none", "--min_size=[]"], "min_size must be one size in pixels"),
         (["detect", "train", "none", "--detector_args={no_such: 1}"], "detector_args do not fit"),
         (["detect", "train", "none", "--detector_args={channels: 1}"], "give --channels instead"),
         (["detect", "train", "none", '--detector_args={"backbone":"x"}'], "give --model instead"),
@@ -189,6 +189,7 @@ def refused(*arguments: str | Path) -> str:
         (["segment", "train", "none", "--model_args={stem_stride: 2}"], "Leave stem_stride at 4"),
         (["segment", "train", "none", "--in_chans=4"], "in_chans"),
         (["segment", "train", "none", "--layer_decay=0.7"], "layer_decay is for classifiers"),
+        (["segment", "train", "none", "--architecture=upernet", "--batch_size=1"], "batch_size must be at"),
         (
             ["segment", "train", "--config=none"],
             "no recipe 'none': give a YAML file, or one of scenes, small",

@@ -42,6 +42,11 @@ class SegmentationConfig(DenseConfig):
             raise ValueError(f"scales must be two factors, 0 < least ≤ greatest, got {self.scales}")
         if min(self.crop) < 1 or any(side % DIVISOR for side in self.crop):
             raise ValueError(f"crop must be height and width, multiples of {DIVISOR}, got {self.crop}")
+        if self.batch_size == 1 and (self.architecture == "upernet" or max(self.crop) == DIVISOR):
+            raise ValueError(
+                "batch_size must be at least 2 here: the coarsest map of one picture is one value, of which "
+                "batch norm can learn nothing"
+            )
 
 
 def recipe_names() -> list[str]:
