@@ -124,7 +124,11 @@ def test_joint_attention_of_other_models_is_told() -> None:
         sample_size=8, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
         num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=16, pos_embed_max_size=64,
     )  # fmt: skip
-    for model in (flux, aura):
+    video = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, time_embed_dim=4,
+        text_embed_dim=8, num_layers=1, sample_width=8, sample_height=8, sample_frames=1, patch_size=2,
+    )  # fmt: skip
+    for model in (flux, aura, video):
         with pytest.raises(ValueError, match=r"nothing was replaced\. .*: it mixes text and image tokens$"):
             replace_attention(model)
 

@@ -117,8 +117,9 @@ def _output_dropout(attention: Any) -> float:
 
 def _is_joint(model: nn.Module, name: str, module: Any) -> bool:
     """Whether text and image tokens attend to each other in it, in one of diffusers' models."""
-    alone = any("SingleTransformerBlock" in type(above).__name__ for above in _above(model, name))
-    return alone or getattr(module, "added_kv_proj_dim", None) is not None
+    mixing = ("SingleTransformerBlock", "CogVideoXBlock")  # tokens come to it as one sequence
+    one = any(kind in type(above).__name__ for kind in mixing for above in _above(model, name))
+    return one or getattr(module, "added_kv_proj_dim", None) is not None
 
 
 def _finder(module: nn.Module) -> Finder | None:
