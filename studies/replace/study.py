@@ -28,6 +28,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
+from matplotlib.ticker import NullFormatter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST
@@ -340,6 +341,8 @@ def report() -> None:
     print("| form | seeds | top-1, % | seconds |\n| --- | ---: | ---: | ---: |")
     for form in JOBS:
         points = [float(row["top1"]) for row in rows if row["form"] == form]
+        if not points:
+            continue
         spread = f" ± {statistics.stdev(points):.2f}" if len(points) > 1 else ""
         seconds = f"{seconds_of(form):.0f}" if form in STEPS else ""
         print(f"| {form} | {len(points)} | {statistics.mean(points):.2f}{spread} | {seconds} |")
@@ -362,22 +365,23 @@ def _differences(rows: list[dict[str, str]], form: str, other: str) -> str:
     """Points of one form less those of another, seed by seed."""
     top1 = {(row["form"], row["seed"]): float(row["top1"]) for row in rows}
     seeds = [seed for name, seed in top1 if name == form and (other, seed) in top1]
-    told = ", ".join(f"{top1[form, seed] - top1[other, seed]:+.2f}" for seed in seeds)
+    told = ", ".join(f"{top1[form, seed] - top1[other, seed]:+.2f}" for seed in seeds) or "none yet"
     return f"points minus those of {other}, seed by seed: {told}"
 
 
 def draw(rows: list[dict[str, str]]) -> None:
     """Accuracy against training seconds: a point a run."""
-    figure, axis = plt.subplots(figsize=(7.4, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.2, 5.0), layout="constrained")
     for form in STEPS:
         points = [float(row["top1"]) for row in rows if row["form"] == form]
-        axis.scatter([seconds_of(form)] * len(points), points, s=40, alpha=0.8, label=form)
+        if points:
+            axis.scatter([seconds_of(form)] * len(points), points, s=40, alpha=0.8, label=form)
     axis.set(xscale="log", xlabel="seconds of training, fitting included", ylabel="top-1 on test images, %")
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.set_xticks([200, 500, 1000, 2000, 5000], ["200", "500", "1,000", "2,000", "5,000"])
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_title("A small ViT on Fashion-MNIST: attention, and ATConv in its place", fontsize=11)
     axis.grid(alpha=0.3, which="both")
-    axis.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     save(figure, HERE / "results.png")
 
 
