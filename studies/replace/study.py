@@ -58,9 +58,9 @@ BATCH, EPOCHS, LR = 32, 10, 1e-3
 SHORT = 1.3  # epochs in all that a model with ATConv is given: about a tenth of the original's seconds
 SHORT_HALF = 1.2  # the same where half of the blocks keep attention
 LONGER = 2  # times as many: what more time gives
-DISTILLING, DISTILLING_LR = 0.15, 1e-2  # share of those that fits mixers to attention
+DISTILLING, DISTILLING_LR = 0.05, 1e-2  # share of those that fits mixers to attention
 MIXERS_LR = 4e-3  # in tuning; the rest, which has learned already, keeps to LR
-FIRST_HALF = (0, 1)  # blocks
+FIRST_HALF, DISTILLING_HALF = (0, 1), 0.15  # blocks, and the share of fitting them
 GENTLE_LR, GENTLE_MIXERS_LR = 3e-4, 1e-3  # for it: where less is new, higher rates undo what the fit gave
 TWICE = 2 * EPOCHS  # epochs of an original that has learned more of what there is
 KEEP_EVERY = 500  # steps of an original
@@ -266,8 +266,8 @@ STEPS = {
         )
     },
     HALF: {
-        FITTING_HALF: round(DISTILLING * steps_in(SHORT_HALF)),
-        TUNING_HALF: round((1 - DISTILLING) * steps_in(SHORT_HALF)),
+        FITTING_HALF: round(DISTILLING_HALF * steps_in(SHORT_HALF)),
+        TUNING_HALF: round((1 - DISTILLING_HALF) * steps_in(SHORT_HALF)),
     },
     "ATConv, tuned": {TUNING: steps_in(SHORT)},
     "ATConv, from scratch": {TUNING: steps_in(SHORT)},
