@@ -488,6 +488,16 @@ def test_a_frozen_embedding_forgets_passes_after_a_backward_pass() -> None:
         model(torch.randn(2, 3, *size)).sum().backward()
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_passes_do_not_pile_up(frozen: bool) -> None:
+    model: Any = vit().requires_grad_(not frozen)
+    replace_attention(model)
+    for _ in range(5):
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+        model(torch.randn(2, 3, 32, 32))
+    assert len(model.blocks[0].attn.grid._passes) <= 2
+
+
 def test_a_copy_after_export_begins_anew() -> None:
     model: Any = vit(dynamic_img_size=True).eval()
     replace_attention(model)

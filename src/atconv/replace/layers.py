@@ -55,7 +55,8 @@ class Grid:
         self.size = size
         if _is_eager() and torch.is_grad_enabled():
             went_back = any(one.backward is not None for one in self._passes)
-            self._passes = [one for one in self._passes if one.is_ahead(went_back)]
+            kept = [one for one in self._passes if one.is_ahead(went_back)]
+            self._passes = [one for one in kept if one.tied or one.size != size]  # else they would pile up
             self._passes.append(_Pass(size, _backward()))
 
     def follow(self, embedding: nn.Module, inputs: Any, output: Any) -> None:
@@ -99,13 +100,18 @@ class _Pass:
         """which one recomputed it"""
         self._graph: weakref.ref[_Anchor] | None = None
 
+    @property
+    def tied(self) -> bool:
+        """It knows whether its graph is there; not behind a frozen embedding."""
+        return self._graph is not None
+
     def tie(self, output: Tensor) -> None:
         anchor = _Anchor()
         output.register_hook(anchor)
         self._graph = weakref.ref(anchor)
 
     def is_ahead(self, went_back: bool) -> bool:
-        """Whether a backward pass may come; without a graph to ask (a frozen embedding), until any came."""
+        """Whether a backward pass may come; where it is not tied, until any came."""
         if self.backward is not None:
             return False
         return not went_back if self._graph is None else self._graph() is not None
