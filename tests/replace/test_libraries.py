@@ -209,6 +209,16 @@ def test_transformers_export_and_compile_whole(kind: str, fresh_compiler: None) 
         assert_close(exported(images)[0], expected, 1e-5)
 
 
+def test_transformers_of_another_release_are_told() -> None:
+    model = transformer("Dinov2")
+    for module in model.modules():
+        if type(module).__name__ == "Dinov2Attention":
+            module.value = module.v_proj
+            del module.v_proj
+    with pytest.raises(ValueError, match=r"attention: this release of transformers builds it in a way"):
+        replace_attention(model)
+
+
 def test_masks_of_patches_are_refused() -> None:
     model, images, mask = transformer("ViT"), torch.randn(1, 3, 32, 32), torch.ones(1, 17)
     replace_attention(model)

@@ -215,7 +215,10 @@ def _torchvision_swin(model: nn.Module, name: str, module: Any, writers: dict[in
 
 def _transformers_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
     """transformers' ViT and its kin: class, distillation and register tokens, then `patch_embeddings`."""
-    kind, dim = type(module).__name__, module.q_proj.in_features
+    kind = type(module).__name__
+    if not all(hasattr(module, linear) for linear in ("q_proj", "v_proj", "o_proj")):
+        return Site(name, kind, reason="this release of transformers builds it in a way ATConv does not know")
+    dim = module.q_proj.in_features
     owner: Any = _owner(model, name, "embeddings")
     embeddings: Any = getattr(owner, "embeddings", None)
     patches = getattr(embeddings, "patch_embeddings", None)
