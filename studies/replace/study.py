@@ -2,7 +2,8 @@
 
     python studies/replace/study.py run DATA_ROOT     # one row a job; stop it and start it as you like;
                                                        # --seeds 0 and --seeds 1 2 may run side by side,
-                                                       # --only JOB makes rows of one job
+                                                       # --only JOB ... makes rows of these jobs;
+                                                       # on a GPU where there is one
     python studies/replace/study.py time DATA_ROOT    # milliseconds of a step and of inference; idle machine
     python studies/replace/study.py report            # tables and results.png
 
@@ -43,6 +44,7 @@ HERE = Path(__file__).parent
 RESULTS, TIMING = HERE / "results.csv", HERE / "timing.csv"
 RUNS = Path("runs/study-replace")
 SEEDS = (0, 1, 2)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VIT: dict[str, Any] = {
     "img_size": 28,
     "patch_size": 2,
@@ -72,7 +74,7 @@ POOLING_EPOCHS = 2  # class token against mean, both with ATConv from scratch
 
 @dataclass
 class Data:
-    """Fashion-MNIST in memory: uint8, N 1 28 28, and labels."""
+    """Fashion-MNIST on the device: uint8, N 1 28 28, and labels."""
 
     images: Tensor
     labels: Tensor
@@ -82,9 +84,11 @@ class Data:
     @classmethod
     def read(cls, root: str) -> Data:
         train, test = (FashionMNIST(root, train=train) for train in (True, False))
-        images, labels = train.data[:, None], train.targets
+        (images, labels), judged = (
+            (side.data[:, None].to(DEVICE), side.targets.to(DEVICE)) for side in (train, test)
+        )
         val = images[-HELD_OUT:], labels[-HELD_OUT:]
-        return cls(images[:-HELD_OUT], labels[:-HELD_OUT], val, (test.data[:, None], test.targets))
+        return cls(images[:-HELD_OUT], labels[:-HELD_OUT], val, judged)
 
 
 def batches(data: Data, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,9 +98,9 @@ def batches(data: Data, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]
     for _ in range(steps):
         if len(order) < BATCH:
             order = torch.randperm(len(data.labels), generator=generator)
-        index, order = order[:BATCH], order[BATCH:]
+        index, order = order[:BATCH].to(DEVICE), order[BATCH:]
         images = scaled(data.images[index])
-        mirrored = torch.rand(BATCH, generator=generator) < 0.5
+        mirrored = (torch.rand(BATCH, generator=generator) < 0.5).to(DEVICE)
         yield torch.where(mirrored[:, None, None, None], images.flip(3), images), data.labels[index]
 
 
@@ -121,10 +125,10 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [mixers_lr, lr], total_steps=steps, pct_start=0.1
     )
-    states = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    states: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     done = 0
     if keep is not None and keep.is_file():
-        kept = torch.load(keep, weights_only=True)
+        kept = torch.load(keep, map_location=DEVICE, weights_only=True)
         done = kept.pop("step")
         for name, state in kept.items():
             states[name].load_state_dict(state)
@@ -168,7 +172,7 @@ def original(data: Data, seed: int, epochs: int = EPOCHS) -> nn.Module:
         return model
     fit(model, data, seed, steps_in(epochs), keep=path.with_suffix(".pt"))
     write_atomically(path, lambda temporary: save_file(model.state_dict(), temporary))
-    path.with_suffix(".pt").unlink()
+    path.with_suffix(".pt").unlink(missing_ok=True)
     return model
 
 
@@ -177,26 +181,24 @@ def replaced(model: nn.Module, blocks: Collection[int] | None = None) -> nn.Modu
     return model
 
 
-def distilled(form: str, epochs: int = EPOCHS) -> Callable[[Data, int], nn.Module]:
-    """ATConv for attention: fit the mixers, then tune the whole."""
+def distilled(
+    form: str,
+    epochs: int = EPOCHS,
+    blocks: Collection[int] | None = None,
+    lr: float = LR,
+    mixers_lr: float = MIXERS_LR,
+) -> Callable[[Data, int], nn.Module]:
+    """ATConv for attention, in all blocks or some: fit the mixers, then tune the whole."""
 
     def run(data: Data, seed: int) -> nn.Module:
         teacher = original(data, seed, epochs)
-        model = replaced(copy.deepcopy(teacher))
-        print(fit_mixers(model, teacher, data, seed + 100, STEPS[form][FITTING]))
-        fit(model, data, seed + 200, STEPS[form][TUNING], mixers_lr=MIXERS_LR)
+        model = replaced(copy.deepcopy(teacher), blocks)
+        fitting, tuning = STEPS[form].values()
+        print(fit_mixers(model, teacher, data, seed + 100, fitting))
+        fit(model, data, seed + 200, tuning, lr, mixers_lr)
         return model
 
     return run
-
-
-def half_distilled(data: Data, seed: int) -> nn.Module:
-    """The same in the first half of the blocks."""
-    teacher = original(data, seed)
-    model = replaced(copy.deepcopy(teacher), FIRST_HALF)
-    print(fit_mixers(model, teacher, data, seed + 100, STEPS[HALF][FITTING_HALF]))
-    fit(model, data, seed + 200, STEPS[HALF][TUNING_HALF], GENTLE_LR, GENTLE_MIXERS_LR)
-    return model
 
 
 def tuned(data: Data, seed: int) -> nn.Module:
@@ -243,7 +245,7 @@ JOBS: dict[str, Callable[[Data, int], nn.Module]] = {
     ORIGINAL: original,
     DISTILLED: distilled(DISTILLED),
     LONG: distilled(LONG),
-    HALF: half_distilled,
+    HALF: distilled(HALF, EPOCHS, FIRST_HALF, GENTLE_LR, GENTLE_MIXERS_LR),
     "ATConv, tuned": tuned,
     "ATConv, from scratch": scratch,
     "attention, from scratch, a tenth of the steps": short,
@@ -277,16 +279,16 @@ STEPS = {
 
 def make(seed: int, **options: Any) -> nn.Module:
     torch.manual_seed(seed)
-    return timm.create_model("vit_tiny_patch16_224", **VIT | options)
+    return timm.create_model("vit_tiny_patch16_224", **VIT | options).to(DEVICE)
 
 
-def run(root: str, seeds: Sequence[int], only: str | None) -> None:
+def run(root: str, seeds: Sequence[int], only: Collection[str]) -> None:
     """Whatever rows are missing. Two processes may work side by side, each on seeds of its own."""
     data = Data.read(root)
     RUNS.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for form, job in JOBS.items():
-            if only not in (None, form):
+            if form not in only:
                 continue
             if any((row["form"], row["seed"]) == (form, str(seed)) for row in read_rows(RESULTS)):
                 continue
@@ -302,25 +304,33 @@ def measure(root: str) -> None:
     """Milliseconds of training steps and of 64 images, by turns, to timing.csv."""
     data, model = Data.read(root), make(0)
     mixed, half = (replaced(copy.deepcopy(model), blocks) for blocks in (None, FIRST_HALF))
-    images = torch.randn(64, 1, 28, 28)
+    images = torch.randn(64, 1, 28, 28, device=DEVICE)
     teacher = copy.deepcopy(model)
 
     @torch.inference_mode()
     def infer(one: nn.Module) -> None:
         one.eval()(images)
 
+    def waited(call: Callable[..., object], *arguments: Any) -> Callable[[], None]:
+        def run() -> None:
+            call(*arguments)
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
     steps = by_turns(
         {
-            ATTENDING: partial(fit, model, data, 0, TIMED),
-            TUNING: partial(fit, mixed, data, 0, TIMED),
-            FITTING: partial(fit_mixers, copy.deepcopy(mixed), teacher, data, 0, TIMED),
-            TUNING_HALF: partial(fit, half, data, 0, TIMED),
-            FITTING_HALF: partial(fit_mixers, copy.deepcopy(half), teacher, data, 0, TIMED),
+            ATTENDING: waited(fit, model, data, 0, TIMED),
+            TUNING: waited(fit, mixed, data, 0, TIMED),
+            FITTING: waited(fit_mixers, copy.deepcopy(mixed), teacher, data, 0, TIMED),
+            TUNING_HALF: waited(fit, half, data, 0, TIMED),
+            FITTING_HALF: waited(fit_mixers, copy.deepcopy(half), teacher, data, 0, TIMED),
         }
     )
     seconds = {name: value / TIMED for name, value in steps.items()}
     models = {"attention": model, "ATConv": mixed, "ATConv in half of the blocks": half}
-    seconds |= by_turns({f"{name}, 64 images": partial(infer, one) for name, one in models.items()})
+    seconds |= by_turns({f"{name}, 64 images": waited(infer, one) for name, one in models.items()})
     threads = torch.get_num_threads()
     rows = [
         {"what": name, "milliseconds": round(1000 * value, 2), "threads": threads}
@@ -391,7 +401,7 @@ def main() -> None:
     for name in ("run", "time"):
         commands.add_parser(name).add_argument("data_root")
     commands.choices["run"].add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    commands.choices["run"].add_argument("--only", choices=JOBS)
+    commands.choices["run"].add_argument("--only", nargs="+", choices=JOBS, default=JOBS)
     commands.add_parser("report")
     arguments = parser.parse_args()
     atconv.tune_allocator()
