@@ -22,6 +22,7 @@ from atconv.datasets.coco import decode_mask, encode_mask, open_coco
 from atconv.datasets.folders import hold_out, keep_split
 from atconv.datasets.mask_folder import open_masks
 from atconv.datasets.scenes import _runs
+from atconv.dense.detection.data import target_of
 from atconv.runs import Run
 from dense.tiny_dense import CLASSES, annotated_folder, shared_data
 
@@ -136,6 +137,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "negative runs": (
         annotation(segmentation={"size": [40, 56], "counts": [-5, 2245]}),
         "annotation 2: its run lengths are not whole numbers",
+    ),
+    "same id": (annotation(id=1), "annotation number 1: another one has its id, 1: number them anew"),
+    "own id": (
+        annotation(id=[1]),
+        r"annotation number 2: its id is \[1\]: give a whole number or a name",
     ),
     "area": (annotation(area=None), "annotation 2: its area must be a number"),
     "crowd": (annotation(iscrowd="0"), "annotation 2: its area must be a number and its iscrowd 0 or 1"),
@@ -297,3 +303,19 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
         (data / name).write_text((data / name).read_text(), encoding="utf-8-sig")
     assert open_coco(data, True, QUIET)["train"].images == expected
     assert open_masks(data, QUIET)["train"].classes[0] == "ground"
+
+
+def test_areas_that_are_not_told_are_those_of_masks_or_boxes(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    told = json.loads((data / "train.json").read_text())
+    first, second = told["annotations"][:2]
+    assert first["image_id"] == second["image_id"]
+    left, top, width, height = first["bbox"]
+    first["segmentation"] = [[left, top, left + width, top, left, top + height]]
+    second["area"] = 5
+    (data / "train.json").write_text(json.dumps(told))
+    side = open_coco(data, True, QUIET)["train"]
+    assert target_of(side, 0, masks=False)["area"][:2].tolist() == [width * height, 5]
+    found = target_of(side, 0, masks=True)
+    assert found["area"][:2].tolist() == [found["masks"][0].sum(), 5]
+    assert found["area"][0] < 0.7 * width * height

@@ -127,6 +127,27 @@ def test_a_side_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
         open_masks(data, QUIET)
 
 
+def test_training_masks_of_one_class_are_refused(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=2, val=1)
+    for path in (data / "masks" / "train").iterdir():
+        mask = read_mask(path)
+        Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"every labelled pixel is 0, ground.* index, such as 1"):
+        open_masks(data, QUIET)
+    assert len(open_masks(data, QUIET, split="train")["train"]) == 2  # to judge by, they will do
+
+
+def test_classes_that_no_mask_holds_are_told(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=2, val=1)
+    with (data / "classes.txt").open("a") as file:
+        file.write("unicorn\n")
+    console = Console(record=True)
+    open_masks(data, console)
+    told = console.export_text().replace("\n", "")
+    assert "unicorn" in told
+    assert "masks/train holds" in told
+
+
 def test_sides_go_by_several_names(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path)
     expected = {name: side.names for name, side in open_masks(data, QUIET).items()}

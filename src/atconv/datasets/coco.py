@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +53,8 @@ class Box:
     """1 … number of classes"""
     corners: tuple[float, float, float, float]
     """left, top, right, bottom in pixels, inside the image"""
-    area: float
+    area: float | None
+    """in pixels, where it is told"""
     crowd: bool
     """stands for many objects; not trained on, and no detection inside it counts as wrong"""
     segmentation: Any = None
@@ -226,11 +228,12 @@ def _read_side(
         return _problem(annotations[position], by_id, labels, masks)
 
     results = in_threads(problem, len(annotations), console, "checking annotations")
-    for annotation, wrong in zip(annotations, results, strict=True):
-        if wrong is None:
+    names_of, twice = _annotation_names(annotations)
+    for annotation, name, same, wrong in zip(annotations, names_of, twice, results, strict=True):
+        if same is None and wrong is None:
             boxes[annotation["image_id"]].append(_box(annotation, by_id, labels))
         else:
-            problems.append(f"annotation {annotation.get('id', '?')}: {wrong}")
+            problems.append(f"annotation {name}: {same or wrong}")
     images = [
         Annotated(number, image["file_name"], image["width"], image["height"], tuple(boxes[number]))
         for number, image in by_id.items()
@@ -287,6 +290,23 @@ def _image_problems(images: Sequence[dict[str, Any]]) -> Iterator[str]:
             values.add(image[name])
         if not all(_is_whole(image[name], 1) for name in ("width", "height")):
             yield f"image {image['id']}: width and height must be whole numbers, at least 1"
+
+
+def _annotation_names(annotations: Sequence[dict[str, Any]]) -> tuple[list[str], list[str | None]]:
+    """What to call each, and what is wrong with its id; it may have none."""
+    counted = Counter(one["id"] for one in annotations if _is_id(one.get("id")))
+    names, problems = [], []
+    for number, annotation in enumerate(annotations, 1):
+        own = annotation.get("id")
+        if "id" in annotation and not _is_id(own):
+            problem = f"its id is {own!r}: give a whole number or a name"
+        elif own is not None and counted[own] > 1:
+            problem = f"another one has its id, {own!r}: number them anew"
+        else:
+            problem = None
+        problems.append(problem)
+        names.append(str(own) if own is not None and problem is None else f"number {number}")
+    return names, problems
 
 
 def _problem(
@@ -386,13 +406,11 @@ def _corners(box: Sequence[float], image: dict[str, Any]) -> tuple[float, float,
 
 
 def _box(annotation: dict[str, Any], images: dict[Any, dict[str, Any]], labels: dict[Any, int]) -> Box:
-    image = images[annotation["image_id"]]
-    box = annotation["bbox"]
     return Box(
         annotation.get("id", 0),
         labels[annotation["category_id"]],
-        _corners(box, image),
-        float(annotation.get("area", box[2] * box[3])),
+        _corners(annotation["bbox"], images[annotation["image_id"]]),
+        float(annotation["area"]) if "area" in annotation else None,
         bool(annotation.get("iscrowd", 0)),
         annotation.get("segmentation"),
     )

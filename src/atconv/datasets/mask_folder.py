@@ -22,7 +22,14 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
 from atconv.datasets.checking import in_threads
-from atconv.datasets.folders import choose_side, image_folder, picture_problem, raise_problems, sides_in
+from atconv.datasets.folders import (
+    choose_side,
+    first_few,
+    image_folder,
+    picture_problem,
+    raise_problems,
+    sides_in,
+)
 from atconv.images import Mode, pictures_in, read_image
 
 __all__ = ["IGNORED", "MaskSide", "open_masks", "read_mask"]
@@ -100,7 +107,8 @@ def open_masks(
         split: open one side alone, as `choose_side` names it; default: all.
 
     Raises:
-        ValueError: no such folder or files, or masks that are wrong: each is named.
+        ValueError: no such folder or files, masks that are wrong (each is named), or training masks of one
+            class alone.
     """
     data = Path(data)
     if not (data / "images").is_dir() or not (data / "masks").is_dir():
@@ -117,7 +125,10 @@ def open_masks(
     sides = {side: _open_side(data, side, found) for side in names}
     if check_images != "none":
         for name, side in sides.items():
-            _check_side(side, image_folder(data, name, "masks"), check_images, console)
+            folder = image_folder(data, name, "masks")
+            occurring = _check_side(side, folder, check_images, console)
+            if name == "train" and split is None:
+                _check_classes(found, occurring, folder, console)
     return sides
 
 
@@ -180,8 +191,9 @@ def _open_side(data: Path, side: str, classes: list[str]) -> MaskSide:
     return MaskSide(images, [images / path for path in pictures], wanted, classes)
 
 
-def _check_side(side: MaskSide, folder: Path, how: str, console: Console) -> None:
-    labelled = [False] * len(side)
+def _check_side(side: MaskSide, folder: Path, how: str, console: Console) -> set[int]:
+    """The classes that occur in its masks."""
+    occurring: list[set[int]] = [set()] * len(side)
 
     def problem(position: int) -> str | None:
         """What is wrong with a picture or its mask."""
@@ -189,10 +201,24 @@ def _check_side(side: MaskSide, folder: Path, how: str, console: Console) -> Non
             mask = side.mask(position)
         except ValueError as error:
             return str(error)
-        labelled[position] = bool((mask != IGNORED).any())
+        occurring[position] = {*np.flatnonzero(np.bincount(mask.ravel())).tolist()} - {IGNORED}
         return picture_problem(side.images[position], how, mask.shape[::-1])
 
     results = in_threads(problem, len(side), console, "checking masks")
     raise_problems(folder, [wrong for wrong in results if wrong is not None])
-    if not any(labelled):
+    if not any(occurring):
         raise ValueError(f"{folder}: every pixel is {IGNORED}, which is left out: no class is labelled")
+    return set().union(*occurring)
+
+
+def _check_classes(classes: list[str], occurring: set[int], folder: Path, console: Console) -> None:
+    """Whether there is something to learn from these training masks."""
+    if len(occurring) == 1:
+        only = next(iter(occurring))
+        raise ValueError(
+            f"{folder}: every labelled pixel is {only}, {classes[only]}: there is nothing to tell apart. "
+            f"{IGNORED} is left out; where it stands for a class, write that class's index, such as 1"
+        )
+    absent = [name for index, name in enumerate(classes) if index not in occurring]
+    if absent:
+        console.print(f"no mask in {folder} holds {first_few(absent)}", soft_wrap=True)

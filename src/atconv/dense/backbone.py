@@ -88,14 +88,41 @@ def make_features(
     count = len(feature_strides(name, arguments))
     if not 1 <= levels <= count:
         raise ValueError(f"{name} has {count} feature maps: levels must lie in 1 … {count}, got {levels}")
+    if weights is not None:
+        _check_weights(name, {**arguments, "in_chans": in_chans}, weights)
     try:
         return timm.create_model(name, **options, out_indices=tuple(range(count - levels, count)))
     except (TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{name} with {dict(arguments)} gives no feature maps: {error}") from error
+        raise _no_maps(name, arguments, error) from error
     except RuntimeError as error:
         if weights is None:
             raise
         raise ValueError(f"the weights do not fit {name}: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _check_weights(name: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """timm starts afresh whatever is not among the weights. All of a classifier must be, but for its head."""
+    with torch.device("meta"):
+        classifier: Any = timm.create_model(name, **arguments)
+    head = classifier.pretrained_cfg.get("classifier") or ()
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    missing = [
+        key
+        for key in classifier.state_dict()
+        if key not in weights and not any(key.startswith(f"{one}.") for one in heads)
+    ]
+    if missing:
+        raise ValueError(
+            f"the weights do not fit {name}: {len(missing)} of its tensors are not among them, such as "
+            f"{missing[0]}; they hold {', '.join(list(weights)[:3])}, … Give state_dict() of a {name}"
+        )
+
+
+def _no_maps(name: str, arguments: Mapping[str, Any], error: Exception) -> ValueError:
+    told = f"{name} with {dict(arguments)} gives no feature maps: {error}"
+    if "drop_path_rate" in str(error):
+        told += ". It has no stochastic depth: set drop_path to 0"
+    return ValueError(told)
 
 
 def feature_strides(name: str, arguments: Mapping[str, Any]) -> list[int]:
@@ -112,7 +139,7 @@ def feature_strides(name: str, arguments: Mapping[str, Any]) -> list[int]:
         with torch.device("meta"):
             whole: Any = timm.create_model(name, **{**arguments, "features_only": True})
     except (TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{name} with {dict(arguments)} gives no feature maps: {error}") from error
+        raise _no_maps(name, arguments, error) from error
     info = whole.feature_info
     return [int(info.reduction(i)) for i in range(len(info))]  # reduction() alone tells those of a default
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,13 +46,17 @@ def target_of(side: CocoSide, position: int, masks: bool) -> Target:
     target: Target = {
         "boxes": torch.tensor([box.corners for box in boxes], dtype=torch.float32).reshape(-1, 4),
         "labels": torch.tensor([box.label for box in boxes], dtype=torch.int64),
-        "area": torch.tensor([box.area for box in boxes]),
         "iscrowd": torch.tensor([int(box.crowd) for box in boxes], dtype=torch.int64),
     }
     if masks:
         found = [decode_mask(box.segmentation, image.height, image.width) for box in boxes]
         empty = np.zeros((0, image.height, image.width), dtype=np.uint8)
         target["masks"] = torch.from_numpy(np.stack(found) if found else empty)
+    # Where the file does not tell areas, of masks, or else of boxes: they part objects by size.
+    sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
+    own = target["masks"].sum((1, 2)).float() if masks else sides.prod(1)
+    told = torch.tensor([math.nan if box.area is None else box.area for box in boxes])
+    target["area"] = torch.where(told.isnan(), own, told)
     return target
 
 

@@ -26,6 +26,7 @@ _SHOWN = 4
 _SIDE = 480  # pixels of a picture's longer side, at least
 _DPI = 110
 _PLAIN = "background"  # a class of this name is left as it is
+_LEFT_OUT = (128, 128, 128)  # grey, for pixels that no class is given to
 
 
 def draw_found(image: Image.Image, found: Tensor, classes: Sequence[str], path: Path) -> None:
@@ -39,8 +40,7 @@ def draw_found(image: Image.Image, found: Tensor, classes: Sequence[str], path: 
     figure, axes = plt.subplots(
         1, 2, figsize=(2 * width / _DPI + 0.3, height / _DPI + 0.9), layout="constrained"
     )
-    nothing = torch.full_like(found, IGNORED)
-    for axis, mask in zip(axes, (nothing, found), strict=True):
+    for axis, mask in zip(axes, (None, found), strict=True):
         _show(axis, _overlaid(image, mask, classes))
     _legend(figure, found.unique().tolist(), classes)
     save(figure, path, _DPI)
@@ -58,9 +58,8 @@ def draw_side(opened: OpenSegmenter, side: MaskSide, path: Path) -> None:
         image = side.read(i, opened.transform.mode)
         mask = torch.from_numpy(side.mask(i))
         found = opened.classify(opened.transform(image)[None], (image.height, image.width))[0]
-        occurring |= {*mask.unique().tolist(), *found.unique().tolist()} - {IGNORED}
-        nothing = torch.full_like(mask, IGNORED)
-        shown = {shorten(side.names[i]): nothing, "mask": mask, "found": found}
+        occurring |= {*mask.unique().tolist(), *found.unique().tolist()}
+        shown = {shorten(side.names[i]): None, "mask": mask, "found": found}
         for axis, (title, what) in zip(row, shown.items(), strict=True):
             _show(axis, _overlaid(image, what, opened.classes))
             axis.set_title(title, fontsize=10)
@@ -68,15 +67,25 @@ def draw_side(opened: OpenSegmenter, side: MaskSide, path: Path) -> None:
     save(figure, path, _DPI)
 
 
-def _overlaid(image: Image.Image, mask: Tensor, classes: Sequence[str]) -> Tensor:
+def _overlaid(image: Image.Image, mask: Tensor | None, classes: Sequence[str]) -> Tensor:
     """3 H W uint8: the picture, enlarged where it is small, and the colours of its classes but background."""
     height, width = shown_size((image.height, image.width), _SIDE)
     large = F.resize(F.pil_to_tensor(image.convert("RGB")), [height, width], antialias=True)
+    if mask is None:
+        return large
     indices = F.resize(mask[None], [height, width], interpolation=InterpolationMode.NEAREST)[0]
-    drawn = [i for i, name in enumerate(classes) if name != _PLAIN]
+    shown = _colours(indices.unique().tolist(), classes)
+    if not shown:
+        return large
+    own = torch.stack([indices == i for i in shown])
+    return draw_segmentation_masks(large, own, alpha=0.55, colors=list(shown.values()))
+
+
+def _colours(indices: Sequence[int], classes: Sequence[str]) -> dict[int, tuple[int, int, int]]:
+    """Of those that are drawn, by index."""
     colours = colours_of(len(classes))
-    own = torch.stack([indices == i for i in drawn])
-    return draw_segmentation_masks(large, own, alpha=0.55, colors=[colours[i] for i in drawn])
+    named = {i: colours[i] for i in indices if i != IGNORED and classes[i] != _PLAIN}
+    return named | ({IGNORED: _LEFT_OUT} if IGNORED in indices else {})
 
 
 def _show(axis: Axes, picture: Tensor) -> None:
@@ -85,9 +94,11 @@ def _show(axis: Axes, picture: Tensor) -> None:
 
 
 def _legend(figure: Figure, indices: Sequence[int], classes: Sequence[str]) -> None:
-    colours = colours_of(len(classes))
-    named = [i for i in indices if classes[i] != _PLAIN]
-    patches = [Patch(color="#" + bytes(colours[i]).hex(), label=shorten(classes[i])) for i in named]
-    figure.legend(
-        handles=patches, loc="outside lower center", ncols=min(6, max(1, len(patches))), fontsize=10
-    )
+    shown = _colours(indices, classes)
+    if not shown:
+        return
+    patches = [
+        Patch(color="#" + bytes(colour).hex(), label="left out" if i == IGNORED else shorten(classes[i]))
+        for i, colour in shown.items()
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)), fontsize=10)
