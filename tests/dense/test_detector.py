@@ -132,7 +132,12 @@ def test_other_backbones_of_timm_fit(name: str, arguments: dict[str, Any]) -> No
         (dict(min_size=[64, 200], max_size=100), r"got \[64, 200\] and 100"),
         (dict(anchor_scale=float("nan")), "anchor_scale must be positive and finite"),
         (dict(levels=5), "4 feature maps: levels must lie in 1 … 4, got 5"),
-        (dict(num_classes=0), "must be at least 1"),
+        (
+            dict(num_classes=0),
+            "num_classes, channels, in_chans must be whole numbers, at least 1, got 0, 256, 3",
+        ),
+        (dict(num_classes="3"), "must be whole numbers, at least 1, got '3'"),
+        (dict(channels=3.5), "must be whole numbers"),
         (dict(mean=[0.1, 0.2]), "mean must have one value"),
         (dict(backbone_args={"stem_stride": 3}), "stem_stride"),
         (dict(backbone_args={"no_such": 3}), "no_such"),
@@ -145,6 +150,8 @@ def test_bad_arguments_are_said(arguments: dict[str, Any], message: str) -> None
 
 
 def test_an_option_that_torchvision_would_pass_over_is_said() -> None:
+    with pytest.raises(TypeError, match="box_head, image_mean is set here, by backbone"):
+        tiny(image_mean=[0.5] * 3, box_head=None)
     with pytest.raises(TypeError, match="torchvision's FasterRCNN has no option no_such"):
         tiny(no_such=1)
 
@@ -155,6 +162,19 @@ def test_weights_of_another_model_are_said() -> None:
     other = timm.create_model("attnet_xxs", **{**BACKBONE, "widths": [8, 8, 16, 24]}).state_dict()
     with pytest.raises(ValueError, match="the weights do not fit attnet_xxs"):
         tiny(weights=other)
+
+
+def test_weights_that_lack_some_are_refused() -> None:
+    right = timm.create_model("attnet_xxs", **BACKBONE).state_dict()
+    for wrong in (
+        {f"module.{name}": value for name, value in right.items()},
+        timm.create_model("resnet18").state_dict(),
+        {"state_dict": right},
+        dict(list(right.items())[:20]),
+    ):
+        with pytest.raises(ValueError, match=r"do not fit attnet_xxs: \d+ of its tensors are not among"):
+            tiny(weights=wrong)
+    tiny(weights={name: value for name, value in right.items() if not name.startswith("head.fc")})
 
 
 def test_the_package_gives_it_late() -> None:

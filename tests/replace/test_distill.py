@@ -6,8 +6,10 @@ import copy
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import atconv
 from atconv import distill_blocks, replace_attention
@@ -128,6 +130,27 @@ def test_bad_input_is_refused() -> None:
         distill_blocks(student, teacher, iter(batches(1)))
     with pytest.raises(ValueError, match="ended after 2 of 3 batches"):
         distill_blocks(student, teacher, iter(batches(2)), steps=3, progress=False)
+
+
+def test_models_and_data_that_do_not_fit_are_told() -> None:
+    student, teacher = pair()
+    with pytest.raises(TypeError, match=r"the student is a model, an nn\.Module, got a NoneType"):
+        distill_blocks(None, teacher, batches(1))  # type: ignore[arg-type]
+    for data in (batches(1)[0], TensorDataset(batches(1)[0])):
+        with pytest.raises(TypeError, match="data are batches, such as a DataLoader"):
+            distill_blocks(student, teacher, data)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn is on cpu, the teacher's on meta"):
+        distill_blocks(student, copy.deepcopy(teacher).to("meta"), batches(1))
+    coarse = copy.deepcopy(teacher).bfloat16()
+    with pytest.raises(ValueError, match=r"is torch\.float32, the teacher's torch\.bfloat16: call it"):
+        distill_blocks(student, coarse, batches(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        distill_blocks(student, coarse, batches(1), progress=False)
+    wider = timm.create_model("test_vit", img_size=32, patch_size=8, embed_dim=96)
+    with pytest.raises(ValueError, match=r"blocks\.0\.attn is 16 channels wide, the teacher's is not"):
+        distill_blocks(student, wider, batches(1))
+    with torch.inference_mode(), pytest.raises(ValueError, match="nothing is learned under"):
+        distill_blocks(student, teacher, batches(1))
 
 
 def test_it_learns_under_autocast() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from atconv.replace.layers import ATConvBlock, ATConvReplacement, GridWriter
@@ -23,7 +24,8 @@ class DistillationReport:
 
     errors: dict[str, tuple[float, float]]
     """by name: mean squared difference over mean square of the attention's output (of what a block of
-    timm's Swin or MaxViT adds to its input), in the first batch and over the last tenth of them"""
+    timm's Swin or MaxViT adds to its input), in the first batch and over the last tenth of them, each
+    before it was learned from"""
     steps: int
 
     def __str__(self) -> str:
@@ -61,18 +63,21 @@ def distill_blocks(
         progress: show a bar.
 
     Returns:
-        the error of every mixer before and after.
+        the error of every mixer in the first batch and in the last.
 
     Raises:
         ValueError: the student has no replaced attention, the teacher none of the same name or does not run
-            it, mixers are frozen or of float16, there are no data, or `steps` < 1.
-        TypeError: `steps` is not given and the data have no length.
+            it or is of another width, dtype or device, mixers are frozen or of float16, there are no data, or
+            `steps` < 1.
+        TypeError: these are no models or no batches, or `steps` is not given and the data have no length.
         FloatingPointError: an error is not finite; the mixers stay as the batch before left them.
     """
+    _check_arguments(student, teacher, data)
     student, teacher = (getattr(model, "_orig_mod", model) for model in (student, teacher))  # compiled
     pairs = _pairs(student, teacher)
     steps = _steps(steps, data)
     parameters = {name: _mixer_parameters(name, new) for name, (new, _) in pairs.items()}
+    _check_alike(pairs)
     optimizer = torch.optim.AdamW(itertools.chain(*parameters.values()), lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2
@@ -103,6 +108,19 @@ def distill_blocks(
         optimizer.zero_grad()
     last = max(1, steps // 10)
     return DistillationReport({n: (one[0], sum(one[-last:]) / last) for n, one in errors.items()}, steps)
+
+
+def _check_arguments(student: Any, teacher: Any, data: Any) -> None:
+    for name, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"the {name} is a model, an nn.Module, got a {type(model).__name__}")
+    if isinstance(data, (Tensor, Dataset)):
+        raise TypeError(
+            "data are batches, such as a DataLoader or a list of tensors B C H W, got a "
+            f"{type(data).__name__}"
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError("nothing is learned under torch.inference_mode(): leave it before the call")
 
 
 def _check_all_ran(errors: dict[str, list[float]]) -> None:
@@ -151,6 +169,24 @@ def _pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Module,
             "atconv.replace_attention, such as a deepcopy made then"
         )
     return {name: (module, originals[name]) for name, module in replaced.items()}
+
+
+def _check_alike(pairs: Mapping[str, tuple[Any, nn.Module]]) -> None:
+    for name, (new, old) in pairs.items():
+        ours, its = next(new.mixer.parameters()), next(old.parameters())
+        if ours.device != its.device:
+            raise ValueError(f"the student's {name} is on {ours.device}, the teacher's on {its.device}")
+        if ours.dtype != its.dtype and not torch.is_autocast_enabled(its.device.type):
+            raise ValueError(
+                f"the student's {name} is {ours.dtype}, the teacher's {its.dtype}: call it under "
+                "torch.autocast, or give both the same"
+            )
+        width = new.mixer.dim
+        if not any(width in part.shape for part in old.parameters()):
+            raise ValueError(
+                f"the student's {name} is {width} channels wide, the teacher's is not: it must be the model "
+                "as it was before atconv.replace_attention"
+            )
 
 
 def _steps(steps: int | None, data: Any) -> int:

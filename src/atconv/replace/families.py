@@ -5,6 +5,7 @@ A family is known by the names of its classes, so that none of the libraries is 
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -141,12 +142,12 @@ def _timm_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, An
         return Site(name, kind, reason=f"its {type(embedding).__name__} does not say its patch size")
     dim = module.qkv.in_features if getattr(module, "qkv", None) is not None else module.proj.out_features
     hook = _writer(embedding, writers, _timm_patch, getattr(embedding, "dynamic_img_pad", False))
-    prefix = owner.num_prefix_tokens
+    prefix, further = owner.num_prefix_tokens, tuple(inspect.signature(module.forward).parameters)[1:]
     return Site(
         name,
         kind,
         dim,
-        lambda mixer: ATConvAttention(mixer, hook[1].grid, prefix),
+        lambda mixer: ATConvAttention(mixer, hook[1].grid, prefix, further),
         _thirds(module, dim),
         (hook,),
     )
@@ -202,8 +203,14 @@ def _torchvision_multihead(model: nn.Module, name: str, module: Any, writers: di
     weight, bias = module.in_proj_weight, module.in_proj_bias
     value = (weight[2 * dim :], None if bias is None else bias[2 * dim :])
     projections = Projections(value, (module.out_proj.weight, module.out_proj.bias))
+    further = tuple(inspect.signature(module.forward).parameters)[3:]
     return Site(
-        name, kind, dim, lambda mixer: ATConvMultiheadAttention(mixer, hook[1].grid, 1), projections, (hook,)
+        name,
+        kind,
+        dim,
+        lambda mixer: ATConvMultiheadAttention(mixer, hook[1].grid, 1, further),
+        projections,
+        (hook,),
     )
 
 

@@ -199,8 +199,9 @@ class MaskRefusal:
 def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> Tensor:
     """ATConv over tokens of which the first are no positions of the grid.
 
-    The spatial tokens are routed as a map. A prefix token (class, registers) takes the mean of its own value
-    and those of the routed map: what attention gives it where it attends to all of them alike.
+    The spatial tokens are routed as a map, which does not see prefix tokens (class, registers). Each prefix
+    token takes the mean over the values of all prefix tokens and of the routed map. But for the map's border,
+    where kernels reach over zeros, that is what attention gives it where it attends to all tokens alike.
 
     Args:
         mixer: its weights.
@@ -226,8 +227,11 @@ def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> T
     value = mixer.value_proj(x)
     routed = dynamic_depthwise_conv2d(tokens_to_map(value[:, prefix:], *size), kernel)
     routed = routed.permute(0, 2, 3, 1).flatten(1, 2)
-    first = (value[:, :prefix] + routed.sum(1, keepdim=True)) / (1 + height * width)
+    first = torch.cat((value[:, :prefix], routed), dim=1).mean(1, keepdim=True).expand(-1, prefix, -1)
     return mixer.out_proj(torch.cat((first, routed), dim=1))
+
+
+_MASKS = ("attn_mask", "key_padding_mask")
 
 
 class ATConvReplacement(nn.Module):
@@ -260,21 +264,23 @@ class ATConvAttention(ATConvReplacement):
         mixer: the operator.
         grid: written by the patch embedding.
         prefix: class and register tokens before the grid.
+        further: names of what the attention took by position behind the tokens.
     """
 
     rel_pos = None  # where timm's relative-position ViTs look for biases that follow the size of the map
 
-    def __init__(self, mixer: ATConvTokens, grid: Grid, prefix: int) -> None:
+    def __init__(self, mixer: ATConvTokens, grid: Grid, prefix: int, further: tuple[str, ...] = ()) -> None:
         super().__init__(mixer)
-        self.grid, self.prefix = grid, prefix
+        self.grid, self.prefix, self.further = grid, prefix, further
 
-    def forward(self, x: Tensor, *positions: Any, attn_mask: Any = None, **others: Any) -> Tensor:
+    def forward(self, x: Tensor, *by_position: Any, **named: Any) -> Tensor:
         """Whatever else the attention took (rotary or relative positions) is of no use here.
 
         Raises:
             ValueError: a mask is given, or the tokens do not fill the grid.
         """
-        if attn_mask is not None or others.get("is_causal"):
+        given = {**dict(zip(self.further, by_position, strict=False)), **named}
+        if given.get("is_causal") or any(given.get(mask) is not None for mask in _MASKS):
             raise ValueError("ATConv takes no attention mask: it sees a whole map")
         return self.mix(x, self.grid.read(x.shape[1] - self.prefix), self.prefix)
 
@@ -310,9 +316,11 @@ class ATConvMultiheadAttention(ATConvAttention):
     """For torchvision's call of nn.MultiheadAttention: query, key and value are one tensor."""
 
     def forward(  # type: ignore[override]
-        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = True, **others: Any
+        self, query: Tensor, key: Tensor, value: Tensor, *by_position: Any, **named: Any
     ) -> tuple[Tensor, None]:
-        return super().forward(query, **others), None
+        if key is not query or value is not query:
+            raise ValueError("this attention was self-attention when it was replaced, and got other keys now")
+        return super().forward(query, *by_position, **named), None
 
 
 class ATConvLastAttention(ATConvReplacement):
