@@ -651,7 +651,9 @@ def test_an_example_of_another_kind_is_refused() -> None:
 
 
 def test_the_attention_itself_is_no_model() -> None:
-    with pytest.raises(ValueError, match="it is the whole model: give the model that holds it"):
+    with pytest.raises(
+        ValueError, match=r"d\. MultiheadAttention: it is the whole model: give the model that"
+    ):
         replace_attention(nn.MultiheadAttention(16, 2, batch_first=True))
 
 

@@ -60,7 +60,8 @@ def segmenter(
     if strides not in _READ:
         raise ValueError(
             f"the feature maps of {backbone} with {arguments} have strides {strides}: segmentation needs "
-            "4, 8, 16, 32, or those and finer ones. Leave stem_stride at 4; short_side enlarges images"
+            "4, 8, 16, 32, or those and finer ones. Leave stem_stride at 4 (a run given as weights brings "
+            "its own); short_side enlarges images"
         )
     try:
         model = smp.create_model(

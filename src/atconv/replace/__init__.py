@@ -201,13 +201,14 @@ def _choose(
     refused: dict[str, list[str]] = defaultdict(list)
     for site in picked:
         if site.make is None:
-            refused[site.reason].append(site.name)
+            refused[site.reason].append(site.name or type(model).__name__)
     if refused and (where is not None or all(site.make is None for site in picked)):
         told = "; ".join(
             f"{', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}: {reason}"
             for reason, names in refused.items()
         )
-        raise ValueError(f"nothing was replaced. {told}")
+        mended = "" if where is None else "; let `where` pass over such"
+        raise ValueError(f"nothing was replaced. {told}{mended}")
     able = [site for site in sites if site.make is not None]
     if blocks is not None and not set(blocks) <= set(range(len(able))):
         raise ValueError(f"blocks must lie in 0…{len(able) - 1}, got {sorted(blocks)}")
