@@ -1,6 +1,7 @@
 """AttNet, ResNet and Swin in one small Faster R-CNN on garment scenes, from scratch: who finds more?
 
-    python studies/detection/study.py run SCENES       # all runs; stop and start it as you like
+    python studies/detection/study.py run SCENES       # all runs; stop and start it as you like;
+                                                        # --seeds 0 and --seeds 1 2 may run side by side
     python studies/detection/study.py report           # table and results.png of what is there
 
 SCENES is what `atconv data garment-scenes ROOT SCENES` wrote. Each run is an `atconv detect train`, printed
@@ -16,8 +17,12 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from atconv.dense import load
 from atconv.drawing import plt, save
@@ -27,7 +32,7 @@ from atconv.training.progress import make_table, plain_console
 HERE = Path(__file__).parent
 RUNS = Path("runs/study-detection")
 TABLE = HERE / "results.csv"
-SEEDS = range(3)
+SEEDS = (0, 1, 2)
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "AttNet": (
         "attnet_xxs",
@@ -53,27 +58,23 @@ def train(name: str, seed: int, scenes: str, run: Path) -> None:
     subprocess.run([sys.executable, "-m", "atconv.cli", *command], check=True)
 
 
-def run_all(scenes: str) -> None:
+def run_all(scenes: str, seeds: Sequence[int]) -> None:
     """Every run that has no row yet, seed by seed, so that an early end leaves complete comparisons."""
-    for seed in SEEDS:
-        for name in BACKBONES:
-            rows: list[dict[str, Any]] = [*read_rows(TABLE)]
-            if any(row["backbone"] == name and int(row["seed"]) == seed for row in rows):
-                continue
-            run = RUNS / f"{name}-{seed}"
-            train(name, seed, scenes, run)
-            found = json.loads((run / "metrics.json").read_text())
-            seconds = sum(float(row["seconds"]) for row in read_rows(run / "metrics.csv"))
-            parameters = sum(p.numel() for p in load(run)[0].parameters())
-            figures = {figure: f"{found['figures'][figure]:.2f}" for figure in FIGURES}
-            row = {
-                "backbone": name,
-                "seed": seed,
-                **figures,
-                "parameters": parameters,
-                "seconds": f"{seconds:.0f}",
-            }
-            write_rows(TABLE, [*rows, row])
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for seed, name in product(seeds, BACKBONES):
+        if any((row["backbone"], row["seed"]) == (name, str(seed)) for row in read_rows(TABLE)):
+            continue
+        run = RUNS / f"{name}-{seed}"
+        train(name, seed, scenes, run)
+        found = json.loads((run / "metrics.json").read_text())
+        row = {
+            "backbone": name,
+            "seed": seed,
+            **{figure: f"{found['figures'][figure]:.2f}" for figure in FIGURES},
+            "parameters": sum(p.numel() for p in load(run)[0].parameters()),
+        }
+        with FileLock(RUNS / "results.lock"):
+            write_rows(TABLE, [*read_rows(TABLE), row])
 
 
 def report() -> None:
@@ -107,11 +108,13 @@ def draw(rows: list[dict[str, str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     stages = parser.add_subparsers(dest="stage", required=True)
-    stages.add_parser("run").add_argument("scenes", help="folder of garment scenes")
+    running = stages.add_parser("run")
+    running.add_argument("scenes", help="folder of garment scenes")
+    running.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     stages.add_parser("report")
     given = parser.parse_args()
     if given.stage == "run":
-        run_all(given.scenes)
+        run_all(given.scenes, given.seeds)
     report()
 
 
