@@ -100,7 +100,7 @@ def draw(rows: list[dict[str, str]]) -> None:
         axis.scatter([place] * len(points), points, s=45, alpha=0.8)
     axis.set_xticks(range(len(BACKBONES)), BACKBONES)
     axis.set(ylabel="box mAP@[.5:.95] on test scenes, %", xlim=(-0.5, len(BACKBONES) - 0.5))
-    axis.set_title("One detector from scratch, three backbones of equal size (a point a run)", fontsize=11)
+    axis.set_title("Three backbones, detectors of equal size, from scratch (a point a run)", fontsize=11)
     axis.grid(alpha=0.3)
     save(figure, HERE / "results.png")
 

@@ -138,11 +138,6 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         annotation(segmentation={"size": [40, 56], "counts": [-5, 2245]}),
         "annotation 2: its run lengths are not whole numbers",
     ),
-    "same id": (annotation(id=1), "annotation number 1: another one has its id, 1: number them anew"),
-    "own id": (
-        annotation(id=[1]),
-        r"annotation number 2: its id is \[1\]: give a whole number or a name",
-    ),
     "area": (annotation(area=None), "annotation 2: its area must be a number"),
     "crowd": (annotation(iscrowd="0"), "annotation 2: its area must be a number and its iscrowd 0 or 1"),
     "list of ids": (annotation(image_id=[1]), r"annotation 2: no image has the id \[1\]"),
@@ -303,6 +298,23 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
         (data / name).write_text((data / name).read_text(), encoding="utf-8-sig")
     assert open_coco(data, True, QUIET)["train"].images == expected
     assert open_masks(data, QUIET)["train"].classes[0] == "ground"
+
+
+@pytest.mark.parametrize("ids", [[7, 7, 3], [None, None, 3], [[1], 1.0, 3]])
+def test_annotations_without_an_id_of_their_own_are_told_by_place(ids: list[Any], tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    told = json.loads((data / "train.json").read_text())
+    for one, own in zip(told["annotations"], ids, strict=False):
+        one["id"] = own
+    (data / "train.json").write_text(json.dumps(told))
+    whole = open_coco(data, True, QUIET)["train"]
+    assert whole.objects == len(told["annotations"])
+    told["annotations"][1]["bbox"][2] = told["annotations"][2]["bbox"][2] = 0
+    (data / "train.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"annotation number 2: its box .*; annotation 3: its box"):
+        open_coco(data, True, QUIET)
+    left = open_coco(data, True, QUIET, bad_annotations="skip")["train"]
+    assert left.objects == whole.objects - 2
 
 
 def test_areas_that_are_not_told_are_those_of_masks_or_boxes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from atconv.dense.pictures import colours_of, drawn_files, shown_size
 from atconv.dense.segmentation.data import SegmentTransform
 from atconv.dense.segmentation.evaluation import evaluate as evaluate_segmenter
 from atconv.dense.segmentation.evaluation import mean_iou
+from atconv.dense.segmentation.figures import draw_found as draw_classes
 from atconv.dense.segmentation.model import open_segmenter
 from dense.tiny_dense import annotated_folder, detection_run, segment, segmentation_run, shared_data
 from training.tiny import atconv, read_rows
@@ -120,6 +121,20 @@ def test_a_drawn_box_lies_where_it_was_found() -> None:
     assert inside.min(0).values.tolist() == [20 * factor, 10 * factor]
     assert inside.max(0).values[1] <= 30 * factor + 60
     assert not draw_found(torch.zeros(1, 48, 64), found, ["a", "b"], threshold=0.95).any()
+
+
+def test_pixels_left_out_are_drawn_grey(tmp_path: Path) -> None:
+    picture, found = Image.new("RGB", (64, 48), "black"), torch.zeros(48, 64, dtype=torch.uint8)
+    shares = []
+    for rows in (0, 24):
+        found[:rows] = 255
+        draw_classes(picture, found, ["background", "a"], tmp_path / "drawn.png")
+        drawn = np.asarray(Image.open(tmp_path / "drawn.png").convert("RGB")).astype(int)
+        grey = (abs(drawn - int(0.55 * 128)) <= 1).all(2)
+        right = grey[:, grey.shape[1] // 2 :]
+        shares.append(right.mean())
+    assert shares[0] < 0.01
+    assert 0.25 < shares[1] < 0.5  # half of the picture, less the margins
 
 
 def test_colours_differ_and_names_do_too() -> None:

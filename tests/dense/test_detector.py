@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import atconv
 from atconv.dense import detector
+from atconv.dense.backbone import make_features
 from dense.tiny_dense import BACKBONE
 from helpers import randomise
 
@@ -150,7 +152,7 @@ def test_bad_arguments_are_said(arguments: dict[str, Any], message: str) -> None
 
 
 def test_an_option_that_torchvision_would_pass_over_is_said() -> None:
-    with pytest.raises(TypeError, match="box_head, image_mean is set here, by backbone"):
+    with pytest.raises(TypeError, match="mean and std set image_mean, box_head: leave out"):
         tiny(image_mean=[0.5] * 3, box_head=None)
     with pytest.raises(TypeError, match="torchvision's FasterRCNN has no option no_such"):
         tiny(no_such=1)
@@ -164,7 +166,7 @@ def test_weights_of_another_model_are_said() -> None:
         tiny(weights=other)
 
 
-def test_weights_that_lack_some_are_refused() -> None:
+def test_weights_that_are_not_the_backbones_are_refused() -> None:
     right = timm.create_model("attnet_xxs", **BACKBONE).state_dict()
     for wrong in (
         {f"module.{name}": value for name, value in right.items()},
@@ -172,9 +174,33 @@ def test_weights_that_lack_some_are_refused() -> None:
         {"state_dict": right},
         dict(list(right.items())[:20]),
     ):
-        with pytest.raises(ValueError, match=r"do not fit attnet_xxs: \d+ of its tensors are not among"):
+        with pytest.raises(ValueError, match=r"do not fit attnet_xxs: \d+ of \d+ matrices of attnet_xxs are"):
             tiny(weights=wrong)
-    tiny(weights={name: value for name, value in right.items() if not name.startswith("head.fc")})
+    some = {name: value for name, value in right.items() if not name.startswith("stages.3")}
+    with pytest.warns(UserWarning, match=r"matrices of attnet_xxs are not among the weights and start fresh"):
+        tiny(weights=some)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnet18", {}),
+        ("repvit_m0_9", {}),
+        ("swin_tiny_patch4_window7_224", {"strict_img_size": False}),
+        ("efficientnet_b0", {"feature_location": "expansion"}),
+    ],
+)
+def test_weights_of_other_libraries_and_without_a_head_are_taken(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    state = timm.create_model(name, num_classes=0).state_dict()
+    state = {key: value.bfloat16() for key, value in state.items() if "num_batches" not in key}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        features = make_features(name, 3, 2, arguments, state)
+    own = {key: value for key, value in features.state_dict().items() if key in state}
+    assert own
+    assert all(torch.equal(value, state[key].float()) for key, value in own.items())
 
 
 def test_the_package_gives_it_late() -> None:

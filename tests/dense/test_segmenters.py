@@ -85,6 +85,7 @@ def test_strides_that_smp_would_read_wrongly_are_refused(stem_stride: int) -> No
     [
         (dict(backbone="attnet_t9"), "timm knows no model 'attnet_t9'"),
         (dict(backbone="vit_tiny_patch16_224"), "strides .16, 16"),
+        (dict(num_classes=0), "num_classes, in_chans must be whole numbers, at least 1, got 0, 3"),
         (dict(architecture="pan"), "architecture must be one of unet, fpn, upernet"),
         (dict(backbone_args={"no_such": 1}), "no_such"),
         (dict(activation="softmax2d"), "activation is not for here: a segmenter gives logits"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 import atconv
 from atconv import distill_blocks, replace_attention
@@ -145,12 +146,23 @@ def test_models_and_data_that_do_not_fit_are_told() -> None:
     with pytest.raises(ValueError, match=r"is torch\.float32, the teacher's torch\.bfloat16: call it"):
         distill_blocks(student, coarse, batches(1))
     with torch.autocast("cpu", torch.bfloat16):
-        distill_blocks(student, coarse, batches(1), progress=False)
+        errors = distill_blocks(student, coarse, batches(1), progress=False).errors
+    assert all(0 < first < 10 for first, _ in errors.values())
     wider = timm.create_model("test_vit", img_size=32, patch_size=8, embed_dim=96)
-    with pytest.raises(ValueError, match=r"blocks\.0\.attn is 16 channels wide, the teacher's is not"):
+    with pytest.raises(ValueError, match=r"student's blocks\.0\.attn cannot be asked what the teacher's is"):
         distill_blocks(student, wider, batches(1))
     with torch.inference_mode(), pytest.raises(ValueError, match="nothing is learned under"):
         distill_blocks(student, teacher, batches(1))
+
+
+def test_streams_and_quantised_teachers_are_taken() -> None:
+    class Stream(IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(batches(2))
+
+    student, teacher = pair()
+    coarse = torch.ao.quantization.quantize_dynamic(teacher, {nn.Linear})
+    assert distill_blocks(student, coarse, Stream(), steps=3, progress=False).steps == 3
 
 
 def test_it_learns_under_autocast() -> None:

@@ -228,12 +228,11 @@ def _read_side(
         return _problem(annotations[position], by_id, labels, masks)
 
     results = in_threads(problem, len(annotations), console, "checking annotations")
-    names_of, twice = _annotation_names(annotations)
-    for annotation, name, same, wrong in zip(annotations, names_of, twice, results, strict=True):
-        if same is None and wrong is None:
+    for annotation, name, wrong in zip(annotations, _names(annotations), results, strict=True):
+        if wrong is None:
             boxes[annotation["image_id"]].append(_box(annotation, by_id, labels))
         else:
-            problems.append(f"annotation {name}: {same or wrong}")
+            problems.append(f"annotation {name}: {wrong}")
     images = [
         Annotated(number, image["file_name"], image["width"], image["height"], tuple(boxes[number]))
         for number, image in by_id.items()
@@ -292,21 +291,12 @@ def _image_problems(images: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"image {image['id']}: width and height must be whole numbers, at least 1"
 
 
-def _annotation_names(annotations: Sequence[dict[str, Any]]) -> tuple[list[str], list[str | None]]:
-    """What to call each, and what is wrong with its id; it may have none."""
-    counted = Counter(one["id"] for one in annotations if _is_id(one.get("id")))
-    names, problems = [], []
-    for number, annotation in enumerate(annotations, 1):
-        own = annotation.get("id")
-        if "id" in annotation and not _is_id(own):
-            problem = f"its id is {own!r}: give a whole number or a name"
-        elif own is not None and counted[own] > 1:
-            problem = f"another one has its id, {own!r}: number them anew"
-        else:
-            problem = None
-        problems.append(problem)
-        names.append(str(own) if own is not None and problem is None else f"number {number}")
-    return names, problems
+def _names(annotations: Sequence[dict[str, Any]]) -> list[str]:
+    """What to call each: by its id; by its place in the file where it has none of its own."""
+    ids = [annotation.get("id") for annotation in annotations]
+    counted = Counter(own for own in ids if _is_id(own))
+    unique = [_is_id(own) and counted[own] == 1 for own in ids]
+    return [str(own) if unique[i] else f"number {i + 1}" for i, own in enumerate(ids)]
 
 
 def _problem(

@@ -217,7 +217,7 @@ def _check_classes(classes: list[str], occurring: set[int], folder: Path, consol
         only = next(iter(occurring))
         raise ValueError(
             f"{folder}: every labelled pixel is {only}, {classes[only]}: there is nothing to tell apart. "
-            f"{IGNORED} is left out; where it stands for a class, write that class's index, such as 1"
+            f"{IGNORED} is left out; where it stands for a class, write that class's index instead"
         )
     absent = [name for index, name in enumerate(classes) if index not in occurring]
     if absent:

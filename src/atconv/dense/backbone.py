@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from atconv.runs import Run
 
 __all__ = [
     "Pyramid",
+    "check_counts",
     "classifier_weights",
     "feature_strides",
     "make_features",
@@ -88,41 +92,52 @@ def make_features(
     count = len(feature_strides(name, arguments))
     if not 1 <= levels <= count:
         raise ValueError(f"{name} has {count} feature maps: levels must lie in 1 … {count}, got {levels}")
-    if weights is not None:
-        _check_weights(name, {**arguments, "in_chans": in_chans}, weights)
     try:
-        return timm.create_model(name, **options, out_indices=tuple(range(count - levels, count)))
+        body = timm.create_model(name, **options, out_indices=tuple(range(count - levels, count)))
     except (TypeError, AttributeError, AssertionError) as error:
         raise _no_maps(name, arguments, error) from error
     except RuntimeError as error:
         if weights is None:
             raise
         raise ValueError(f"the weights do not fit {name}: {str(error).splitlines()[-1].strip()}") from error
+    if weights is not None:
+        _check_taken(body, name, weights)
+    return body
 
 
-def _check_weights(name: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """timm starts afresh whatever is not among the weights. All of a classifier must be, but for its head."""
-    with torch.device("meta"):
-        classifier: Any = timm.create_model(name, **arguments)
-    head = classifier.pretrained_cfg.get("classifier") or ()
-    heads = (head,) if isinstance(head, str) else tuple(head)
-    missing = [
-        key
-        for key in classifier.state_dict()
-        if key not in weights and not any(key.startswith(f"{one}.") for one in heads)
-    ]
-    if missing:
+def _check_taken(body: nn.Module, name: str, weights: Mapping[str, Tensor]) -> None:
+    """timm starts afresh what it does not find among the weights, and renames some before it looks: so it is
+    the values that are compared, of matrices and kernels."""
+    given = {_print_of(value) for value in weights.values() if isinstance(value, Tensor)}
+    own = {key: value for key, value in body.named_parameters() if value.ndim > 1}
+    fresh = [key for key, value in own.items() if _print_of(value) not in given]
+    told = f"{len(fresh)} of {len(own)} matrices of {name} are not among the weights"
+    if 2 * len(fresh) > len(own):
         raise ValueError(
-            f"the weights do not fit {name}: {len(missing)} of its tensors are not among them, such as "
-            f"{missing[0]}; they hold {', '.join(list(weights)[:3])}, … Give state_dict() of a {name}"
+            f"the weights do not fit {name}: {told}, such as {fresh[0]}; they hold "
+            f"{', '.join(list(weights)[:3])}, … Give state_dict() of the classifier, as it is"
         )
+    if fresh:
+        warnings.warn(f"{told} and start fresh: {', '.join(fresh[:5])}", stacklevel=2)
+
+
+def _print_of(tensor: Tensor) -> bytes:
+    """Of the values, whatever their shape and precision."""
+    return hashlib.sha256(tensor.detach().cpu().float().contiguous().numpy().tobytes()).digest()
 
 
 def _no_maps(name: str, arguments: Mapping[str, Any], error: Exception) -> ValueError:
     told = f"{name} with {dict(arguments)} gives no feature maps: {error}"
     if "drop_path_rate" in str(error):
-        told += ". It has no stochastic depth: set drop_path to 0"
+        told += ". It has no stochastic depth: leave drop_path_rate out (--drop_path 0)"
     return ValueError(told)
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise ValueError unless all are whole numbers from 1 on."""
+    if any(isinstance(n, bool) or not isinstance(n, Integral) or n < 1 for n in counts.values()):
+        told = ", ".join(repr(count) for count in counts.values())
+        raise ValueError(f"{', '.join(counts)} must be whole numbers, at least 1, got {told}")
 
 
 def feature_strides(name: str, arguments: Mapping[str, Any]) -> list[int]:

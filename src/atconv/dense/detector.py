@@ -19,7 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import initLevelMapper
 
-from atconv.dense.backbone import Pyramid, make_features, refuse_fixed_size, strides_of
+from atconv.dense.backbone import Pyramid, check_counts, make_features, refuse_fixed_size, strides_of
 from atconv.images import normalization
 
 __all__ = ["ARCHITECTURES", "Architecture", "check_sizes", "detector"]
@@ -29,9 +29,10 @@ ARCHITECTURES: tuple[Architecture, ...] = ("faster_rcnn", "mask_rcnn", "retinane
 
 _RATIOS = (0.5, 1.0, 2.0)
 _BOX_CELLS, _MASK_CELLS = 7, 14  # sides of what is cut out of the maps, as torchvision has them
-_OWN = {"anchor_generator", "rpn_anchor_generator", "image_mean", "image_std", "size_divisible"} | {
-    f"{head}_{part}" for head in ("box", "mask") for part in ("roi_pool", "head", "predictor")
-}
+_OWN = (
+    "anchor_generator", "rpn_anchor_generator", "image_mean", "image_std", "size_divisible", "box_roi_pool",
+    "box_head", "box_predictor", "mask_roi_pool", "mask_head", "mask_predictor",
+)  # fmt: skip
 _THIRDS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # RetinaNet's three anchors to an octave
 
 
@@ -83,16 +84,19 @@ def detector(
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    _check_counts(num_classes=num_classes, channels=channels, in_chans=in_chans)
+    check_counts(num_classes=num_classes, channels=channels, in_chans=in_chans)
     check_sizes(min_size, max_size)
     _check_options(architecture, options)
     one_stage = architecture == "retinanet"
     levels = (3 if one_stage else 4) if levels is None else levels
+    anchor_scale = (4.0 if one_stage else 8.0) if anchor_scale is None else anchor_scale
+    if not 0 < anchor_scale < math.inf:
+        raise ValueError(f"anchor_scale must be positive and finite, got {anchor_scale}")
     body = make_features(backbone, in_chans, levels, backbone_args or {}, weights)
     strides = strides_of(body, backbone)
     refuse_fixed_size(body, backbone, in_chans)
     mean, std = normalization(in_chans, mean, std)
-    options |= {
+    arguments = options | {
         "min_size": min_size if isinstance(min_size, int) else tuple(min_size),
         "max_size": max_size,
         "image_mean": list(mean),
@@ -103,18 +107,16 @@ def detector(
     pyramid = Pyramid(body, channels, extra)
     anchors = _anchors(strides, one_stage, anchor_scale)
     if one_stage:
-        return _for_any_shape(_RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **options))
-    options |= {"rpn_anchor_generator": anchors, **_box_head(channels, num_classes, strides)}
+        return _for_any_shape(_RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **arguments))
+    heads = _box_head(channels, num_classes, strides)
     if architecture == "faster_rcnn":
-        return _for_any_shape(FasterRCNN(pyramid, **options))
-    return _for_any_shape(MaskRCNN(pyramid, **_mask_head(channels, num_classes, strides), **options))
+        return _for_any_shape(FasterRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **arguments))
+    heads |= _mask_head(channels, num_classes, strides)
+    return _for_any_shape(MaskRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **arguments))
 
 
-def _anchors(strides: Sequence[int], one_stage: bool, scale: float | None) -> AnchorGenerator:
+def _anchors(strides: Sequence[int], one_stage: bool, scale: float) -> AnchorGenerator:
     """Over the backbone's maps and the coarser ones that the pyramid adds: two for RetinaNet, or one."""
-    scale = (4.0 if one_stage else 8.0) if scale is None else scale
-    if not 0 < scale < math.inf:
-        raise ValueError(f"anchor_scale must be positive and finite, got {scale}")
     last = strides[-1]
     further = [2 * last, 4 * last] if one_stage else [2 * last]
     sizes = tuple(
@@ -122,12 +124,6 @@ def _anchors(strides: Sequence[int], one_stage: bool, scale: float | None) -> An
         for stride in [*strides, *further]
     )
     return AnchorGenerator(sizes, (_RATIOS,) * len(sizes))
-
-
-def _check_counts(**counts: Any) -> None:
-    if any(type(count) is not int or count < 1 for count in counts.values()):
-        told = ", ".join(f"{count!r}" for count in counts.values())
-        raise ValueError(f"{', '.join(counts)} must be whole numbers, at least 1, got {told}")
 
 
 def check_sizes(min_size: Any, max_size: Any) -> None:
@@ -146,11 +142,11 @@ def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> No
     unknown = set(options) - set(inspect.signature(kind).parameters)
     if unknown:
         raise TypeError(f"torchvision's {kind.__name__} has no option {', '.join(sorted(unknown))}")
-    taken = sorted(_OWN & set(options))
+    taken = [name for name in _OWN if name in options]
     if taken:
         raise TypeError(
-            f"{', '.join(taken)} is set here, by backbone, channels, anchor_scale, mean and std: leave it "
-            f"out, or build torchvision's {kind.__name__} on atconv.dense.backbone.Pyramid"
+            f"backbone, channels, anchor_scale, mean and std set {', '.join(taken)}: leave out, or build "
+            f"torchvision's {kind.__name__} on atconv.dense.backbone.Pyramid"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import segmentation_models_pytorch as smp
 from torch import Tensor, nn
 
-from atconv.dense.backbone import feature_strides, make_features, refuse_fixed_size
+from atconv.dense.backbone import check_counts, feature_strides, make_features, refuse_fixed_size
 
 __all__ = ["ARCHITECTURES", "DIVISOR", "Segmenter", "segmenter"]
 
@@ -52,6 +52,7 @@ def segmenter(
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    check_counts(num_classes=num_classes, in_chans=in_chans)
     for name in ("activation", "aux_params"):
         if options.get(name) is not None:
             raise ValueError(f"{name} is not for here: a segmenter gives logits of pixels, and them alone")

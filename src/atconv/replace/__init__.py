@@ -91,10 +91,10 @@ def replace_attention(
     >>> vit = timm.create_model("deit_small_patch16_224", pretrained=True)
     >>> print(atconv.replace_attention(vit))
 
-    Value and output projections are taken over where their shapes allow, and kernels start as local
-    averages, so that fine-tuning begins near the pretrained function. Cross-attention, and attention that
-    mixes text with images, is left alone and said so. Where `where` asks for one that cannot be replaced,
-    nothing is. Make optimizers and compile after the call.
+    Value and output projections are taken over where their shapes allow, and kernels start near local
+    averages. What the attention routed is lost until it is learned: fine-tune the model. Cross-attention,
+    and attention that mixes text with images, is left alone and said so. Where `where` asks for one that
+    cannot be replaced, nothing is. Make optimizers and compile after the call.
 
     Args:
         model: timm's ViT, DeiT, BEiT, EVA, Swin, PVTv2, CoAtNet, MaxViT; torchvision's ViT and Swin;

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
 from atconv.replace.layers import ATConvBlock, ATConvReplacement, GridWriter
@@ -114,7 +114,7 @@ def _check_arguments(student: Any, teacher: Any, data: Any) -> None:
     for name, model in (("student", student), ("teacher", teacher)):
         if not isinstance(model, nn.Module):
             raise TypeError(f"the {name} is a model, an nn.Module, got a {type(model).__name__}")
-    if isinstance(data, (Tensor, Dataset)):
+    if isinstance(data, (Tensor, Dataset)) and not isinstance(data, IterableDataset):
         raise TypeError(
             "data are batches, such as a DataLoader or a list of tensors B C H W, got a "
             f"{type(data).__name__}"
@@ -140,7 +140,7 @@ class _Fit:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         expected = _first(output)
         with torch.enable_grad():
-            answer = _first(self.mixer(*args, **named))
+            answer = self._answer(args, named)
             error = nn.functional.mse_loss(answer.float(), expected.float())
             # A block's output holds its input, which the mixer need not learn.
             learned = expected - args[0] if isinstance(self.mixer, ATConvBlock) else expected
@@ -152,6 +152,15 @@ class _Fit:
                 f"the error of {self.name} is {self.errors[-1]} in batch {len(self.errors)}: look for "
                 "numbers that are not finite in the data and in the teacher, or lower lr"
             )
+
+    def _answer(self, args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+        try:
+            return _first(self.mixer(*args, **named))
+        except ValueError as error:
+            raise ValueError(
+                f"the student's {self.name} cannot be asked what the teacher's is asked; the teacher must be "
+                f"the model as it was before atconv.replace_attention. {error}"
+            ) from error
 
 
 def _pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
@@ -173,19 +182,15 @@ def _pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Module,
 
 def _check_alike(pairs: Mapping[str, tuple[Any, nn.Module]]) -> None:
     for name, (new, old) in pairs.items():
-        ours, its = next(new.mixer.parameters()), next(old.parameters())
+        ours, its = next(new.mixer.parameters()), next(old.parameters(), None)
+        if its is None:  # quantised, say
+            continue
         if ours.device != its.device:
             raise ValueError(f"the student's {name} is on {ours.device}, the teacher's on {its.device}")
         if ours.dtype != its.dtype and not torch.is_autocast_enabled(its.device.type):
             raise ValueError(
                 f"the student's {name} is {ours.dtype}, the teacher's {its.dtype}: call it under "
                 "torch.autocast, or give both the same"
-            )
-        width = new.mixer.dim
-        if not any(width in part.shape for part in old.parameters()):
-            raise ValueError(
-                f"the student's {name} is {width} channels wide, the teacher's is not: it must be the model "
-                "as it was before atconv.replace_attention"
             )
 
 
