@@ -22,10 +22,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from filelock import FileLock
 
 from atconv.dense import load
 from atconv.drawing import plt, save
+from atconv.replace.counting import multiply_adds
 from atconv.training.checkpoint import read_rows, write_rows
 from atconv.training.progress import make_table, plain_console
 
@@ -45,6 +48,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
          "img_size": [96, 128], "strict_img_size": False},
     ),
 }  # fmt: skip
+PICTURE = (96, 128)  # height and width of a scene
 FIGURES = ("box_map", "box_map_50", "box_map_75")
 
 
@@ -80,13 +84,26 @@ def run_all(scenes: str, seeds: Sequence[int]) -> None:
 def report() -> None:
     """Means over the seeds, on test scenes."""
     rows, cells = read_rows(TABLE), []
-    for name in BACKBONES:
+    for name, (model, arguments) in BACKBONES.items():
         own = [row for row in rows if row["backbone"] == name]
         means = (
             [f"{statistics.mean(float(row[f]) for row in own):.1f}" for f in FIGURES] if own else ["–"] * 3
         )
-        cells.append((name, str(len(own)), *means, own[0]["parameters"] if own else "–"))
-    heads = ("backbone", "seeds", "mAP, %", "mAP 50, %", "mAP 75, %", "parameters")
+        body = timm.create_model(model, features_only=True, in_chans=1, **arguments)
+        size = sum(parameter.numel() for parameter in body.parameters())
+        macs = multiply_adds(body, torch.zeros(1, 1, *PICTURE))[""]
+        whole = f"{int(own[0]['parameters']):,}" if own else "–"
+        cells.append((name, str(len(own)), *means, whole, f"{size:,}", f"{macs / 1e6:.0f}"))
+    heads = (
+        "backbone",
+        "seeds",
+        "mAP, %",
+        "mAP 50, %",
+        "mAP 75, %",
+        "parameters",
+        "of them backbone",
+        "its MMACs",
+    )
     plain_console().print(make_table("test scenes", heads, cells))
     if rows:
         draw(rows)

@@ -227,11 +227,9 @@ def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> T
     value = mixer.value_proj(x)
     routed = dynamic_depthwise_conv2d(tokens_to_map(value[:, prefix:], *size), kernel)
     routed = routed.permute(0, 2, 3, 1).flatten(1, 2)
-    first = torch.cat((value[:, :prefix], routed), dim=1).mean(1, keepdim=True).expand(-1, prefix, -1)
-    return mixer.out_proj(torch.cat((first, routed), dim=1))
-
-
-_MASKS = ("attn_mask", "key_padding_mask")
+    share = prefix / (prefix + height * width)
+    first = share * value[:, :prefix].mean(1, keepdim=True) + (1 - share) * routed.mean(1, keepdim=True)
+    return mixer.out_proj(torch.cat((first.expand(-1, prefix, -1), routed), dim=1))
 
 
 class ATConvReplacement(nn.Module):
@@ -255,6 +253,9 @@ class ATConvReplacement(nn.Module):
         """A map B C H W → same."""
         mixed = self.mix(x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))
         return mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+_MASKS = ("attn_mask", "key_padding_mask")
 
 
 class ATConvAttention(ATConvReplacement):
