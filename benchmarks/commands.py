@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from atconv.allocator import REFUSE_VARIABLE
+from atconv.ops.allocator import REFUSE_VARIABLE
 
 __all__ = ["commands"]
 
@@ -34,7 +34,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 ATCONV = [sys.executable, "-m", "atconv.cli"]
 TRAINING = (
-    "--model attnet_t2 --image_size 224 --epochs 1 --batch_size 8 --lr_batch 8 --workers 0 --tracker none "
+    "--model attnet_t2 --image_size 224 --epochs 1 --batch_size 8 --base_batch_size 8 --workers 0 --tracker none "
     "--val_fraction 0.1 --warmup_epochs 0"
 )
 

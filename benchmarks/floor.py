@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atconv.deploy.timing import interleaved
 from atconv.modules import ATConv2d
-from atconv.timing import by_turns
 
 __all__ = ["Product", "floor_seconds", "list_products"]
 
@@ -36,7 +36,7 @@ class Product:
     stride: int = 1
 
     @property
-    def multiply_adds(self) -> int:
+    def macs(self) -> int:
         if self.kind == "linear":
             return math.prod(self.shape) * self.out
         batch, channels, height, width = self.shape
@@ -84,7 +84,7 @@ def floor_seconds(products: Counter[Product], dtype: torch.dtype) -> dict[str, f
     """Seconds by kind: the best form of each product times how often it occurs."""
     seconds: Counter[str] = Counter()
     for product, count in products.items():
-        best = min(by_turns(_forms(product, dtype)).values())
+        best = min(interleaved(_forms(product, dtype)).values())
         seconds[product.kind] += best * count
     return dict(seconds)
 

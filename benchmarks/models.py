@@ -91,5 +91,5 @@ def check_floor() -> None:
         AssertionError: it is not.
     """
     model = attnet()
-    listed = sum(p.multiply_adds * count for p, count in list_products(model, images(1)).items())
-    assert listed == model.multiply_adds(224, 224), (listed, model.multiply_adds(224, 224))
+    listed = sum(p.macs * count for p, count in list_products(model, images(1)).items())
+    assert listed == model.macs(224, 224), (listed, model.macs(224, 224))

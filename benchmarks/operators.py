@@ -13,14 +13,14 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 from atconv import ATConv2d
+from atconv.deploy.timing import interleaved
 from atconv.mixers import create_mixer
-from atconv.timing import by_turns
 from plain import PlainATConv
 
-__all__ = ["SIDES", "draw", "operators"]
+__all__ = ["SPLITS", "draw", "operators"]
 
 DIM = 64
-SIDES = (14, 28, 56, 112, 256)
+SPLITS = (14, 28, 56, 112, 256)
 MOST_POSITIONS = 112**2  # that attention is trained on: a turn at 256² would take half a minute
 NAMES = ("ATConv", "plain ATConv", "self-attention", "window attention 7×7", "static depthwise 3×3")
 
@@ -38,7 +38,7 @@ def _mixers() -> dict[str, nn.Module]:
     return dict(zip(NAMES, made, strict=True))
 
 
-def operators(dtype: torch.dtype, sides: Sequence[int] = SIDES) -> list[dict[str, Any]]:
+def operators(dtype: torch.dtype, sides: Sequence[int] = SPLITS) -> list[dict[str, Any]]:
     """Seconds of forward, and of forward and backward, for one map of 64 channels, channels last."""
     mixers = {name: mixer.to(dtype) for name, mixer in _mixers().items()}
     rows = []
@@ -51,7 +51,7 @@ def operators(dtype: torch.dtype, sides: Sequence[int] = SIDES) -> list[dict[str
             calls[name, False] = partial(_forward, mixer, x)
             if name != "self-attention" or side**2 <= MOST_POSITIONS:
                 calls[name, True] = partial(_train, mixer, x.detach().clone().requires_grad_())
-        for (name, trained), seconds in by_turns(calls).items():
+        for (name, trained), seconds in interleaved(calls).items():
             rows.append({"mixer": name, "side": side, "backward": trained, "seconds": seconds})
     return rows
 
@@ -76,7 +76,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axis.plot(sides, [1000 * row["seconds"] for row in own], f"{marker}-", label=name)
         axis.set(xscale="log", yscale="log", xlabel="side of one square map, positions")
         axis.set_title("forward and backward" if backward else "forward")
-        axis.set_xticks(SIDES, [str(side) for side in SIDES])
+        axis.set_xticks(SPLITS, [str(side) for side in SPLITS])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"milliseconds, {DIM} channels")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from atconv.allocator import REFUSE_VARIABLE
+from atconv.ops.allocator import REFUSE_VARIABLE
 from inference import eager
 from one_pass import ONE_PASS
 from operators import operators

@@ -10,7 +10,7 @@ from typing import Any
 
 import operators
 import sizes
-from atconv.timing import ROUNDS, WARM_UP
+from atconv.deploy.timing import ROUNDS, WARM_UP
 
 __all__ = ["write_report"]
 
@@ -153,7 +153,7 @@ def _sizes(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
         )  # fmt: skip
     heads = (
         "ns a pixel",
-        *(f"{side}²" for side in sizes.SIDES),
+        *(f"{side}²" for side in sizes.SPLITS),
         "1024² ÷ 224²",
         "MiB at 224²",
         "MiB at 1024²",
@@ -178,7 +178,7 @@ def _operators(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
             (dtype, "forward and backward" if backward else "forward", f"{side}²",
              *(milliseconds.get((mixer, side, backward), "–") for mixer in operators.NAMES))
             for backward in (False, True)
-            for side in operators.SIDES
+            for side in operators.SPLITS
         ]  # fmt: skip
         yield from _table(("dtype", "pass", "map", *operators.NAMES), cells)
 

@@ -15,8 +15,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from atconv.deploy.timing import ROUNDS, interleaved
 from atconv.models import SiT, create_sit
-from atconv.timing import ROUNDS, by_turns
 from machine import machine_line
 
 LATENTS = (32, 64, 128)
@@ -39,7 +39,7 @@ def measure(models: dict[str, SiT], side: int, dtype: torch.dtype) -> dict[str, 
     """Median seconds of each model on one sample, by turns."""
     x = torch.randn(1, 4, side, side, dtype=dtype)
     t, label = torch.tensor([0.5]), torch.tensor([7])
-    return by_turns({name: partial(model, x, t, label) for name, model in models.items()})
+    return interleaved({name: partial(model, x, t, label) for name, model in models.items()})
 
 
 def main() -> None:

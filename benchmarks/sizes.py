@@ -17,13 +17,13 @@ import torch
 from matplotlib import pyplot as plt
 
 from atconv import tune_allocator
-from atconv.timing import by_turns
+from atconv.deploy.timing import interleaved
 from memory import peak_above
 from models import images, other
 
 __all__ = ["draw", "sizes"]
 
-SIDES = (224, 384, 512, 768, 1024)
+SPLITS = (224, 384, 512, 768, 1024)
 NETWORKS = {
     "AttNet-T2": "attnet_t2",
     "ViT-S/16": "vit_small_patch16_224",
@@ -32,13 +32,13 @@ NETWORKS = {
 
 
 @torch.inference_mode()
-def sizes(sides: Sequence[int] = SIDES, measure_memory: bool = True) -> list[dict[str, Any]]:
+def sizes(sides: Sequence[int] = SPLITS, measure_memory: bool = True) -> list[dict[str, Any]]:
     """Seconds of one image, and peak memory above the idle model in a fresh process, by side."""
     rows = []
     for side in sides:
         x = images(1, side)
         calls = {label: partial(other(name, size=side), x) for label, name in NETWORKS.items()}
-        for label, seconds in by_turns(calls).items():
+        for label, seconds in interleaved(calls).items():
             row = {"model": label, "side": side, "seconds": seconds}
             rows.append(row | ({"bytes": _memory(NETWORKS[label], side)} if measure_memory else {}))
     return rows
@@ -67,7 +67,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes[1].set_yticks(ticks := (20, 50, 100, 200, 500), [str(tick) for tick in ticks])
     axes[1].minorticks_off()
     for axis in axes:
-        axis.set(xlabel="side of one square image, pixels", xticks=SIDES)
+        axis.set(xlabel="side of one square image, pixels", xticks=SPLITS)
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path, dpi=120)

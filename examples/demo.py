@@ -15,24 +15,24 @@ from PIL import Image
 from steps import atconv
 
 from atconv import load
-from atconv.analysis.figures import draw_kernels
+from atconv.analysis.plots import draw_kernels
 from atconv.analysis.routing import collect_kernels
-from atconv.classification.config import read_config
-from atconv.datasets.splits import Side, load_split
-from atconv.runs import Run
+from atconv.data.splits import Split, load_split
+from atconv.engine.run import Run
+from atconv.tasks.classification.config import read_config
 
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")
 SHOWN = 10
 
 
-def held_out() -> Side:
+def held_out() -> Split:
     run = Run.open(FOLDER)
     side = load_split(read_config(run), run.path).test
     assert side is not None
     return side
 
 
-def write_scans(side: Side, folder: Path) -> list[int]:
+def write_scans(side: Split, folder: Path) -> list[int]:
     """The first held-out scan of every digit, as PNG files; returns their positions."""
     folder.mkdir(exist_ok=True)
     positions = [side.labels.index(label) for label in range(SHOWN)]

@@ -13,7 +13,7 @@ ROOT = Path("runs/data")
 SCENES = Path("runs/garment-scenes")
 CLASSIFIER = Path("runs/garments")
 # Both tasks start from it: a garment alone teaches its class at a twentieth of a scene's cost.
-BACKBONE = "{depths: [1, 1, 3, 1], widths: [32, 64, 128, 192], expansions: [4, 4, 4, 4]}"
+BACKBONE = "{depths: [1, 1, 3, 1], widths: [32, 64, 128, 192], mlp_ratios: [4, 4, 4, 4]}"
 
 
 def prepare() -> None:
@@ -24,5 +24,5 @@ def prepare() -> None:
     train(
         CLASSIFIER, ["train"], "--config", "fashion_mnist", "--data_root", str(ROOT),
         "--model_args", BACKBONE, "--image_size", "32", "--crop_scale", "[0.7, 1.0]", "--epochs", "1",
-        "--batch_size", "128", "--lr_batch", "128", "--lr", "0.003", "--warmup_epochs", "0.2",
+        "--batch_size", "128", "--base_batch_size", "128", "--lr", "0.003", "--warmup_epochs", "0.2",
     )  # fmt: skip

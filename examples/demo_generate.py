@@ -42,7 +42,7 @@ Done in {time.perf_counter() - started:.0f} s. Everything lies in {FOLDER}:
   curves.png        the loss by epoch
   evaluation.json   the figures above
 
-A classifier of real scans takes {found["recognised"]:.1f} % of 500 samples for the digit they should be.
+A classifier of real scans takes {found["recognized"]:.1f} % of 500 samples for the digit they should be.
 Are they copies? They lie {copies["ratio"]:.2f} times as far from the nearest training scan as held-out real
 scans do, and {copies["below_first_percentile"]:.1f} % lie nearer than the nearest 1 % of those.
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 
 def prepare(path: str, wanted: dict) -> np.ndarray:
-    """A picture as the model takes it, C H W: shorter side resized, centre cut, normalised."""
+    """A picture as the model takes it, C H W: shorter side resized, center cut, normalized."""
     image = Image.open(path).convert("L" if wanted["channels"] == 1 else "RGB")
     height, width = wanted["size"]
     shorter = int(min(height, width) / wanted["crop_pct"])
@@ -24,8 +24,8 @@ def prepare(path: str, wanted: dict) -> np.ndarray:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
     pixels = pixels.reshape(height, width, -1)
-    normalised = (pixels - np.float32(wanted["mean"])) / np.float32(wanted["std"])
-    return normalised.transpose(2, 0, 1)
+    normalized = (pixels - np.float32(wanted["mean"])) / np.float32(wanted["std"])
+    return normalized.transpose(2, 0, 1)
 
 
 def main(folder: Path, paths: list[str]) -> None:

@@ -16,9 +16,9 @@ from PIL import Image
 
 import atconv_command
 from atconv import cli
-from atconv.classification.config import recipe_path
-from atconv.training.checkpoint import latest_checkpoint
-from training.tiny import atconv, picture_folder, tiny_options, train_tiny, trained_run
+from atconv.engine.checkpoint import latest_checkpoint
+from atconv.tasks.classification.config import recipe_path
+from support.tiny import atconv, picture_folder, tiny_options, train_tiny, trained_run
 
 COMMANDS = tuple(atconv_command.COMMANDS)
 
@@ -289,7 +289,7 @@ def test_the_tracker_gets_the_metrics(tmp_path: Path) -> None:
 
 def test_class_names_are_printed_as_they_are(tmp_path: Path) -> None:
     data = picture_folder(tmp_path / "data", {"[red]": 20, "[b]": 20})
-    options = tiny_options(in_chans=3, test_fraction=0.3, batch_size=8, lr_batch=8)
+    options = tiny_options(in_chans=3, test_fraction=0.3, batch_size=8, base_batch_size=8)
     ended = atconv("train", data, *options, f"--out={tmp_path / 'run'}", pictures=False)
     assert ended.code == 0, ended.err
     ended = atconv("evaluate", tmp_path / "run", data, "--workers=0", pictures=False)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from atconv import functional
-from helpers import WEIGHTS, assert_close
+from support.helpers import WEIGHTS, assert_close
 
 SHAPES = {
     "batch": st.integers(1, 3),

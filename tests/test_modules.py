@@ -14,14 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from atconv import ATConv2d, ATConvTokens, functional
 from atconv.models.release import to_attnet
-from helpers import WEIGHTS, assert_close, randomise, reference, under
+from support.helpers import WEIGHTS, assert_close, randomize, reference, under
 
 MODULES = [ATConv2d, ATConvTokens]
 CASES = range(len(reference("atconv")[1]["cases"]))
 
 
 def mixer_of(module: type[nn.Module], dim: int = 8, kernel_size: int = 3, **kwargs: bool) -> nn.Module:
-    return randomise(module(dim, kernel_size, **kwargs))
+    return randomize(module(dim, kernel_size, **kwargs))
 
 
 def random_input(
@@ -314,7 +314,7 @@ def test_without_bias_there_is_none_and_zero_maps_to_zero(module: type[nn.Module
 
 def test_activation_stands_between_projection_and_generator() -> None:
     exact, rough = ATConv2d(8).double(), ATConv2d(8, act_layer=lambda: nn.GELU("tanh")).double()
-    rough.load_state_dict(randomise(exact).state_dict())
+    rough.load_state_dict(randomize(exact).state_dict())
     x = random_input(exact, dtype=torch.float64)
     difference = (rough.kernels(x) - exact.kernels(x)).norm() / exact.kernels(x).norm()
     assert 1e-7 < difference < 1e-2
@@ -324,21 +324,21 @@ def test_activation_stands_between_projection_and_generator() -> None:
 @pytest.mark.parametrize(
     ("dim", "kernel_size", "height", "width"), [(8, 3, 7, 5), (6, 5, 4, 4), (4, 7, 3, 9)]
 )
-def test_multiply_adds_follow_the_formula_and_torch(
+def test_macs_follow_the_formula_and_torch(
     module: type[nn.Module], dim: int, kernel_size: int, height: int, width: int
 ) -> None:
     mixer = mixer_of(module, dim, kernel_size)
     n, positions = kernel_size**2, height * width
     formula = 2 * positions * dim**2 + n * dim**2 + n**2 * dim + n * positions * dim
-    assert mixer.multiply_adds(height, width) == formula
+    assert mixer.macs(height, width) == formula
     x = random_input(mixer, 1, height, width)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         mixer(x) if module is ATConv2d else mixer(x, (height, width))
     assert counter.get_total_flops() == 2 * formula
 
 
-def test_multiply_adds_without_routing_are_those_of_a_separable_convolution() -> None:
-    assert ATConv2d(8, 5, routing=False).multiply_adds(6, 7) == 42 * (2 * 8 * 8 + 25 * 8)
+def test_macs_without_routing_are_those_of_a_separable_convolution() -> None:
+    assert ATConv2d(8, 5, routing=False).macs(6, 7) == 42 * (2 * 8 * 8 + 25 * 8)
 
 
 # Mistakes.

@@ -8,12 +8,12 @@
 """
 
 from atconv import functional
-from atconv.allocator import tune_allocator
+from atconv.engine.run import load
 from atconv.models import attnet as _attnet  # noqa: F401  (registers the models with timm)
 from atconv.models.release import load_release
 from atconv.modules import ATConv2d, ATConvTokens
+from atconv.ops.allocator import tune_allocator
 from atconv.replace import distill_blocks, replace_attention
-from atconv.runs import load
 
 __version__ = "0.1.0"
 __all__ = [

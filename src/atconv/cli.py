@@ -14,14 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_type_hints
 
-from atconv.allocator import tune_allocator
+from atconv.ops.allocator import tune_allocator
 
 try:
     import yaml
     from jsonargparse import ArgumentParser, set_parsing_settings
     from rich.console import Console
 
-    from atconv.training.progress import make_table, plain_console, track
+    from atconv.engine.progress import make_table, plain_console, track
 except ImportError as error:
     print(f"atconv: {error.name} is missing: pip install 'atconv[train]'", file=sys.stderr)
     raise SystemExit(2) from None
@@ -76,15 +76,15 @@ def fail(line: str, code: int = 2) -> NoReturn:
 
 
 def train(arguments: Sequence[str]) -> None:
-    from atconv.classification import config
+    from atconv.tasks.classification import config
 
     def start(options: dict[str, Any], folder: str | None, chosen: set[str]) -> None:
-        from atconv.classification.train import train
+        from atconv.tasks.classification.train import train
 
         train(config.ClassificationConfig(**options), folder, chosen=chosen)
 
     def proceed(folder: str) -> None:
-        from atconv.classification.train import resume
+        from atconv.tasks.classification.train import resume
 
         resume(folder)
 
@@ -92,7 +92,7 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    from atconv.classification.evaluation import evaluate as evaluate_run
+    from atconv.tasks.classification.evaluation import evaluate as evaluate_run
 
     parser = Parser(prog="atconv evaluate", description="Evaluate a run's best model on DATA.")
     parser.add_argument("run", type=str, help="the run's folder")
@@ -102,9 +102,9 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
-    from atconv.classification.prediction import Prediction
-    from atconv.classification.prediction import predict as predict_images
-    from atconv.images import find_images
+    from atconv.data.images import find_images
+    from atconv.tasks.classification.prediction import Prediction
+    from atconv.tasks.classification.prediction import predict as predict_images
 
     parser = Parser(prog="atconv predict", description="Classify pictures with a run's best model.")
     parser.add_argument("run", type=str, help="the run's folder")
@@ -155,7 +155,7 @@ def models(arguments: Sequence[str]) -> None:
         count = sum(p.numel() for p in model.parameters())
         published = PUBLISHED_TOP1.get(name)
         top1 = "–" if published is None else f"{published:.1f} %"
-        rows.append((name, f"{count:,}", f"{model.multiply_adds(224, 224) / 1e9:.3f}", "3 × 224 × 224", top1))
+        rows.append((name, f"{count:,}", f"{model.macs(224, 224) / 1e9:.3f}", "3 × 224 × 224", top1))
     console = plain_console()
     console.print(
         make_table("AttNet", ("model", "parameters", "GMACs", "input", "ImageNet-1K top-1, published"), rows)
@@ -168,10 +168,10 @@ def models(arguments: Sequence[str]) -> None:
 
 
 def data(arguments: Sequence[str]) -> None:
-    from atconv.datasets.cued_garments import build_cued_garments
-    from atconv.datasets.fashion_mnist import lay_out
-    from atconv.datasets.preparation import build_lmdb_from_folder
-    from atconv.datasets.scenes import build_garment_scenes
+    from atconv.data.cued_garments import build_cued_garments
+    from atconv.data.fashion_mnist import lay_out
+    from atconv.data.preparation import build_lmdb_from_folder
+    from atconv.data.scenes import build_garment_scenes
 
     tools: dict[str, Callable[..., Any]] = {
         "fashion-mnist": lay_out,
@@ -198,7 +198,7 @@ def data(arguments: Sequence[str]) -> None:
 
 
 def study(arguments: Sequence[str]) -> None:
-    from atconv.classification.study import study as run_study
+    from atconv.tasks.classification.study import study as run_study
 
     parser = Parser(prog="atconv study", description="Compare token mixers, as a YAML file says.")
     parser.add_argument("config", type=str, help="the study's YAML file")
@@ -218,7 +218,7 @@ def analyze(arguments: Sequence[str]) -> None:
 
 
 def export(arguments: Sequence[str]) -> None:
-    from atconv.classification.export import export as export_run
+    from atconv.tasks.classification.export import export as export_run
 
     parser = Parser(prog="atconv export", description="Write a run's best model as a file for elsewhere.")
     parser.add_argument("run", type=str, help="the run's folder")
@@ -246,15 +246,15 @@ def detect(arguments: Sequence[str]) -> None:
 
 
 def _detect_train(arguments: Sequence[str]) -> None:
-    from atconv.dense.detection import config
+    from atconv.tasks.detection import config
 
     def start(options: dict[str, Any], folder: str | None, chosen: set[str]) -> None:
-        from atconv.dense.detection.train import train
+        from atconv.tasks.detection.train import train
 
         train(config.DetectionConfig(**options), folder, chosen=chosen)
 
     def proceed(folder: str) -> None:
-        from atconv.dense.detection.train import resume
+        from atconv.tasks.detection.train import resume
 
         resume(folder)
 
@@ -262,14 +262,14 @@ def _detect_train(arguments: Sequence[str]) -> None:
 
 
 def _detect_evaluate(arguments: Sequence[str]) -> None:
-    from atconv.dense.detection.evaluation import evaluate as evaluate_run
+    from atconv.tasks.detection.evaluation import evaluate as evaluate_run
 
     _evaluate("detect", "Evaluate a detector's best model on DATA.", evaluate_run, arguments)
 
 
 def _detect_predict(arguments: Sequence[str]) -> None:
-    from atconv.dense.detection.prediction import Detections
-    from atconv.dense.detection.prediction import predict as predict_images
+    from atconv.tasks.detection.prediction import Detections
+    from atconv.tasks.detection.prediction import predict as predict_images
 
     def rows(found: Detections) -> list[tuple[str, ...]]:
         each = zip(found.classes, found.scores, found.boxes, strict=True)
@@ -290,15 +290,15 @@ def segment(arguments: Sequence[str]) -> None:
 
 
 def _segment_train(arguments: Sequence[str]) -> None:
-    from atconv.dense.segmentation import config
+    from atconv.tasks.segmentation import config
 
     def start(options: dict[str, Any], folder: str | None, chosen: set[str]) -> None:
-        from atconv.dense.segmentation.train import train
+        from atconv.tasks.segmentation.train import train
 
         train(config.SegmentationConfig(**options), folder, chosen=chosen)
 
     def proceed(folder: str) -> None:
-        from atconv.dense.segmentation.train import resume
+        from atconv.tasks.segmentation.train import resume
 
         resume(folder)
 
@@ -306,14 +306,14 @@ def _segment_train(arguments: Sequence[str]) -> None:
 
 
 def _segment_evaluate(arguments: Sequence[str]) -> None:
-    from atconv.dense.segmentation.evaluation import evaluate as evaluate_run
+    from atconv.tasks.segmentation.evaluation import evaluate as evaluate_run
 
     _evaluate("segment", "Evaluate a segmenter's best model on DATA.", evaluate_run, arguments)
 
 
 def _segment_predict(arguments: Sequence[str]) -> None:
-    from atconv.dense.segmentation.prediction import Segments
-    from atconv.dense.segmentation.prediction import predict as predict_images
+    from atconv.tasks.segmentation.prediction import Segments
+    from atconv.tasks.segmentation.prediction import predict as predict_images
 
     def rows(found: Segments) -> list[tuple[str, ...]]:
         told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in found.shares.items())
@@ -341,7 +341,7 @@ def _predict(
     arguments: Sequence[str],
 ) -> None:
     """Parse the options of a dense task's prediction, and print what it finds."""
-    from atconv.images import find_images
+    from atconv.data.images import find_images
 
     parser = Parser(prog=f"atconv {command} predict", description=description)
     parser.add_argument("run", type=str, help="the run's folder")
@@ -380,15 +380,15 @@ def _dispatch(
 
 
 def _generate_train(arguments: Sequence[str]) -> None:
-    from atconv.generation import config
+    from atconv.tasks.generation import config
 
     def start(options: dict[str, Any], folder: str | None, chosen: set[str]) -> None:
-        from atconv.generation.train import train
+        from atconv.tasks.generation.train import train
 
         train(config.GenerationConfig(**options), folder, chosen=chosen)
 
     def proceed(folder: str) -> None:
-        from atconv.generation.train import resume
+        from atconv.tasks.generation.train import resume
 
         resume(folder)
 
@@ -396,8 +396,8 @@ def _generate_train(arguments: Sequence[str]) -> None:
 
 
 def _generate_sample(arguments: Sequence[str]) -> None:
-    from atconv.generation.samplers import SamplerConfig
-    from atconv.generation.samples import sample_run
+    from atconv.diffusion.samplers import SamplerConfig
+    from atconv.tasks.generation.samples import sample_run
 
     parser = Parser(prog="atconv generate sample", description="Draw samples from a generation run.")
     parser.add_argument("run", type=str, help="the run's folder")
@@ -409,8 +409,8 @@ def _generate_sample(arguments: Sequence[str]) -> None:
 
 
 def _generate_evaluate(arguments: Sequence[str]) -> None:
-    from atconv.generation.evaluation import evaluate as evaluate_samples
-    from atconv.generation.samplers import SamplerConfig
+    from atconv.diffusion.samplers import SamplerConfig
+    from atconv.tasks.generation.evaluation import evaluate as evaluate_samples
 
     parser = Parser(prog="atconv generate evaluate", description="Compare samples with real images.")
     parser.add_argument("samples", type=str, help="a generation run, an .npz file or a folder of samples")
@@ -425,7 +425,7 @@ def _generate_evaluate(arguments: Sequence[str]) -> None:
 
 
 def _generate_encode(arguments: Sequence[str]) -> None:
-    from atconv.generation.latents import encode
+    from atconv.tasks.generation.latents import encode
 
     parser = Parser(
         prog="atconv generate encode", description="Encode the pictures of DATA with a VAE, to train on."

@@ -68,7 +68,7 @@ class _ATConvBase(nn.Module):
             kernel = self.static_kernel[None]
         return kernel if self.alpha is None else functional.lateral_inhibition(kernel, self.alpha)
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         """Multiply-adds for one sample on a map of height × width positions."""
         positions, bins, dim = height * width, self.kernel_size**2, self.dim
         count = 2 * positions * dim * dim + bins * positions * dim

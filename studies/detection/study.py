@@ -26,11 +26,11 @@ import timm
 import torch
 from filelock import FileLock
 
-from atconv.dense import load
-from atconv.drawing import plt, save
-from atconv.replace.counting import multiply_adds
-from atconv.training.checkpoint import read_rows, write_rows
-from atconv.training.progress import make_table, plain_console
+from atconv.engine.progress import make_table, plain_console
+from atconv.io import read_rows, write_rows
+from atconv.plots import plt, save
+from atconv.replace.counting import macs
+from atconv.tasks.dense import load
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/study-detection")
@@ -39,7 +39,7 @@ SEEDS = (0, 1, 2)
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "AttNet": (
         "attnet_xxs",
-        {"depths": [1, 1, 3, 1], "widths": [32, 64, 128, 192], "expansions": [4, 4, 4, 4]},
+        {"depths": [1, 1, 3, 1], "dims": [32, 64, 128, 192], "mlp_ratios": [4, 4, 4, 4]},
     ),
     "ResNet": ("resnet18", {"channels": [32, 64, 128, 224], "layers": [1, 1, 2, 1]}),
     "Swin": (
@@ -91,9 +91,9 @@ def report() -> None:
         )
         body = timm.create_model(model, features_only=True, in_chans=1, **arguments)
         size = sum(parameter.numel() for parameter in body.parameters())
-        macs = multiply_adds(body, torch.zeros(1, 1, *PICTURE))[""]
+        count = macs(body, torch.zeros(1, 1, *PICTURE))[""]
         whole = f"{int(own[0]['parameters']):,}" if own else "–"
-        cells.append((name, str(len(own)), *means, whole, f"{size:,}", f"{macs / 1e6:.0f}"))
+        cells.append((name, str(len(own)), *means, whole, f"{size:,}", f"{count / 1e6:.0f}"))
     heads = (
         "backbone",
         "seeds",

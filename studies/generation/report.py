@@ -10,11 +10,11 @@ from families import FAMILIES, GUIDANCE, HERE, RUNS, SAMPLES, SEEDS, STEPS, read
 from rich.console import Console
 from scipy import stats
 
-from atconv.classification.study.costs import smallest_difference
-from atconv.drawing import plt, save
-from atconv.generation.samplers import SamplerConfig
-from atconv.generation.samples import draw_pixels, open_pipeline
-from atconv.training.checkpoint import read_rows
+from atconv.diffusion.samplers import SamplerConfig
+from atconv.io import read_rows
+from atconv.plots import plt, save
+from atconv.tasks.classification.study.costs import smallest_difference
+from atconv.tasks.generation.samples import draw_pixels, open_pipeline
 
 COLOURS = {"attention": "#4477aa", "hybrid": "#aa7744", "ATConv": "#228833"}
 
@@ -51,7 +51,7 @@ def results() -> None:
 
 
 def print_table(rows: list[dict[str, str]]) -> None:
-    judged = ("frechet_distance", "kernel_distance", "precision", "recall", "recognised", "val_loss")
+    judged = ("frechet_distance", "kernel_distance", "precision", "recall", "recognized", "val_loss")
     print("| | seeds | parameters | MMACs | training s | ms a sample | " + " | ".join(judged) + " |")
     print("| --- |" + " --- |" * (len(judged) + 5))
     for family, (step, sample) in timings("fp32").items():
@@ -60,7 +60,7 @@ def print_table(rows: list[dict[str, str]]) -> None:
         costs = [
             str(len(mine)),
             f"{int(mine[0]['parameters']):,}",
-            f"{int(mine[0]['multiply_adds']) / 1e6:.1f}",
+            f"{int(mine[0]['macs']) / 1e6:.1f}",
             f"{step * int(mine[0]['steps']):.0f}",
             f"{1000 * sample:.1f}",
         ]
@@ -71,7 +71,7 @@ def print_differences(rows: list[dict[str, str]]) -> None:
     """Paired by seed, with their 95 % interval."""
     print()
     for family in ("hybrid", "ATConv"):
-        for name in ("frechet_distance", "recognised", "val_loss"):
+        for name in ("frechet_distance", "recognized", "val_loss"):
             found = {
                 (row["family"], row["seed"]): float(row[name])
                 for row in rows
@@ -107,9 +107,9 @@ def draw_results(rows: list[dict[str, str]]) -> None:
         mine = [row for row in rows if row["family"] == family]
         distances = [float(row["frechet_distance"]) for row in mine]
         for axis, cost in zip(axes, (step * int(mine[0]["steps"]), 1000 * sample), strict=True):
-            colour = COLOURS[family]
-            axis.scatter([cost] * len(mine), distances, color=colour, alpha=0.5, s=24)
-            axis.scatter(cost, statistics.mean(distances), marker="_", s=500, color=colour, label=family)
+            color = COLOURS[family]
+            axis.scatter([cost] * len(mine), distances, color=color, alpha=0.5, s=24)
+            axis.scatter(cost, statistics.mean(distances), marker="_", s=500, color=color, label=family)
     axes[0].set(xlabel="training, seconds", ylabel="Fréchet distance in the judge's features")
     axes[1].set(xlabel=f"one sample of {2 * STEPS} guided evaluations, milliseconds")
     for axis in axes:

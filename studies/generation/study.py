@@ -25,10 +25,10 @@ import timing
 from families import FAMILIES, GUIDANCE, HERE, JUDGE, RUNS, SAMPLES, SEEDS, STEPS
 
 import report
-from atconv.training.checkpoint import read_rows
+from atconv.io import read_rows
 
 SAMPLING = ["--sampler", "heun", "--steps", str(STEPS), "--guidance", str(GUIDANCE)]
-JUDGED = ("frechet_distance", "kernel_distance", "precision", "recall", "recognised", "evaluations_per_image")
+JUDGED = ("frechet_distance", "kernel_distance", "precision", "recall", "recognized", "evaluations_per_image")
 
 
 def atconv(*arguments: str) -> None:
@@ -61,7 +61,7 @@ def one_run(family: str, seed: int, data_root: str, folder: Path, *options: str)
         "family": family,
         "seed": seed,
         "parameters": trained["parameters"],
-        "multiply_adds": trained["multiply_adds"],
+        "macs": trained["macs"],
         "steps": trained["steps"],
         "val_loss": trained["val_loss"],
         **{name: found[name] for name in JUDGED},

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from atconv import tune_allocator
-from atconv.generation import SiTPipeline
-from atconv.generation.samplers import SamplerConfig
+from atconv.diffusion.samplers import SamplerConfig
 from atconv.models import create_sit
+from atconv.tasks.generation import SiTPipeline
 
 ROUNDS, WARM_UP = 7, 2
 DRAWN = 50  # samples in one batch

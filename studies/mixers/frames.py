@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from atconv.datasets.cued_garments import draw_frame, load_material
-from atconv.drawing import plt, save
+from atconv.data.cued_garments import draw_frame, load_material
+from atconv.plots import plt, save
 
 ROWS, COLUMNS = 2, 6
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from atconv.datasets.garments import load_garments
+from atconv.data.garments import load_garments
 
 COUNT = 64
 

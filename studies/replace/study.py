@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST
 
 import atconv
-from atconv.drawing import plt, save
+from atconv.deploy.timing import interleaved
+from atconv.io import read_rows, write_atomically, write_rows
+from atconv.plots import plt, save
 from atconv.replace import DistillationReport
-from atconv.timing import by_turns
-from atconv.training.checkpoint import read_rows, write_atomically, write_rows
 
 HERE = Path(__file__).parent
 RESULTS, TIMING = HERE / "results.csv", HERE / "timing.csv"
@@ -318,7 +318,7 @@ def measure(root: str) -> None:
 
         return run
 
-    steps = by_turns(
+    steps = interleaved(
         {
             ATTENDING: waited(fit, model, data, 0, TIMED),
             TUNING: waited(fit, mixed, data, 0, TIMED),
@@ -329,7 +329,7 @@ def measure(root: str) -> None:
     )
     seconds = {name: value / TIMED for name, value in steps.items()}
     models = {"attention": model, "ATConv": mixed, "ATConv in half of the blocks": half}
-    seconds |= by_turns({f"{name}, 64 images": waited(infer, one) for name, one in models.items()})
+    seconds |= interleaved({f"{name}, 64 images": waited(infer, one) for name, one in models.items()})
     threads = torch.get_num_threads()
     rows = [
         {"what": name, "milliseconds": round(1000 * value, 2), "threads": threads}

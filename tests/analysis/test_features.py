@@ -15,7 +15,7 @@ from atconv.analysis.features import as_map, collect_outputs, evaluating, mixer_
 from atconv.analysis.rollout import collect_attention
 from atconv.analysis.routing import collect_kernels
 from atconv.mixers import mixer_names
-from helpers import tiny_attnet
+from support.helpers import tiny_attnet
 
 
 @pytest.mark.parametrize("name", mixer_names())

@@ -20,8 +20,8 @@ from rich.console import Console
 from atconv import load
 from atconv.analysis.report import _one_of_each, analyze
 from atconv.analysis.subject import Subject, _seen_from_the_middle
-from atconv.datasets.sources import DigitsSource
-from training.tiny import TINY_ARGS, atconv, train_tiny, trained_run
+from atconv.data.sources import DigitsSource
+from support.tiny import TINY_ARGS, atconv, train_tiny, trained_run
 
 PICTURES = {
     "kernels.png", "kernels_by_layer.png", "routing.png", "inhibition.png", "shapes.png", "redundancy.png",
@@ -167,7 +167,7 @@ def test_classes_come_from_folders_where_the_run_knows_them(photos: Path) -> Non
     assert (labels.tolist(), named) == ([7, said[1], 7, 1, 1, 1], 5)
     shown = subject.pictures([0, 1])
     assert [picture.shape for picture in shown] == [(8, 8), (8, 8)]
-    transformed = load(trained_run())[1](Image.open(paths[0]))[0]  # grey: mean and deviation 0.5
+    transformed = load(trained_run())[1](Image.open(paths[0]))[0]  # gray: mean and deviation 0.5
     assert np.abs(shown[0] - 255 * (0.5 * transformed.numpy() + 0.5)).max() <= 0.51
 
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from atconv.analysis.rollout import collect_attention, rollout
 from atconv.mixers import create_mixer
-from helpers import assert_close, randomise
+from support.helpers import assert_close, randomize
 
 
 @pytest.mark.parametrize("name", ["attention", "attention_rope"])
 def test_collected_weights_give_the_layers_output(name: str) -> None:
-    mixer: Any = randomise(create_mixer(name, 32, head_dim=8)).eval()
+    mixer: Any = randomize(create_mixer(name, 32, head_dim=8)).eval()
     x = torch.randn(2, 32, 4, 3)
     (weights,) = collect_attention(mixer, x).values()
     assert weights.shape == (2, 4, 12, 12)
@@ -29,7 +29,7 @@ def test_collected_weights_give_the_layers_output(name: str) -> None:
 
 def test_keys_that_several_heads_share() -> None:
     layer: Any = AttentionRope(32, num_heads=4, num_kv_heads=2, qkv_fused=False, num_prefix_tokens=0).eval()
-    randomise(layer)
+    randomize(layer)
     x = torch.randn(2, 12, 32)
     (weights,) = collect_attention(layer, x).values()
     values = layer.v_proj(x).reshape(2, 12, 2, 8).transpose(1, 2).repeat_interleave(2, dim=1)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from atconv.datasets.coco import decode_mask, encode_mask, open_coco
-from atconv.datasets.folders import hold_out, keep_split
-from atconv.datasets.mask_folder import open_masks
-from atconv.datasets.scenes import _runs
-from atconv.dense.detection.data import target_of
-from atconv.runs import Run
-from dense.tiny_dense import CLASSES, annotated_folder, shared_data
+from atconv.data.annotated import save_or_check_split, train_val_test_split
+from atconv.data.coco import decode_mask, encode_mask, open_coco
+from atconv.data.masks import open_masks
+from atconv.data.scenes import _runs
+from atconv.engine.run import Run
+from atconv.tasks.detection.data import target_of
+from support.tiny_dense import CLASSES, annotated_folder, shared_data
 
 QUIET = Console(quiet=True)
 
@@ -63,11 +63,13 @@ def test_without_sides_some_pictures_are_held_out(tmp_path: Path) -> None:
     (data / "pictures").rename(data / "images")
     opened = open_coco(data, False, QUIET)
     assert list(opened) == ["train"]
-    sides = hold_out(opened, 0.3, seed=1)
+    sides = train_val_test_split(opened, 0.3, seed=1)
     assert (len(sides["train"]), len(sides["val"])) == (7, 3)
     assert sorted(sides["train"].names + sides["val"].names) == sorted(opened["train"].names)
-    assert sides["val"].names == hold_out(opened, 0.3, seed=1)["val"].names
-    assert any(sides["val"].names != hold_out(opened, 0.3, seed)["val"].names for seed in range(2, 6))
+    assert sides["val"].names == train_val_test_split(opened, 0.3, seed=1)["val"].names
+    assert any(
+        sides["val"].names != train_val_test_split(opened, 0.3, seed)["val"].names for seed in range(2, 6)
+    )
 
 
 def annotation(**changes: Any) -> Callable[[dict[str, Any]], None]:
@@ -279,14 +281,14 @@ def test_a_run_does_not_go_on_with_other_annotations(tmp_path: Path) -> None:
     data, run = annotated_folder(tmp_path / "data", train=3, val=1), Run(tmp_path / "run")
     run.path.mkdir()
     for opened in (lambda: open_coco(data, False, QUIET), lambda: open_masks(data, QUIET)):
-        keep_split(run, opened())
-        keep_split(run, opened())
+        save_or_check_split(run, opened())
+        save_or_check_split(run, opened())
         told = json.loads((data / "train.json").read_text())
         told["annotations"][0]["bbox"][2] -= 1
         (data / "train.json").write_text(json.dumps(told))
         Image.new("L", (40, 56), 1).save(data / "masks" / "train" / "1.png")
         with pytest.raises(ValueError, match="the pictures or annotations are not those that"):
-            keep_split(run, opened())
+            save_or_check_split(run, opened())
         run.split.unlink()
         Image.new("L", (40, 56), 0).save(data / "masks" / "train" / "1.png", compress_level=0)
 

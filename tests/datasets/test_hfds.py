@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.tiny import atconv, tiny_options
+from support.tiny import atconv, tiny_options
 
 pytest.importorskip("datasets")
 
@@ -31,7 +31,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def options(root: Path, run: Path) -> list[str]:
     given = tiny_options(
-        in_chans=3, val_split="validation", batch_size=8, lr_batch=8, data_root=str(run.parent)
+        in_chans=3, val_split="validation", batch_size=8, base_batch_size=8, data_root=str(run.parent)
     )
     return [f"hfds/{root}", *given, f"--out={run}"]
 

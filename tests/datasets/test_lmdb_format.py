@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from atconv.datasets.lmdb_format import LmdbReader, build_lmdb
-from atconv.datasets.preparation import build_lmdb_from_folder
-from atconv.datasets.sources import FolderSource, LmdbSource
-from atconv.datasets.splits import make_split
-from training.tiny import atconv, picture_folder, start_process, tiny_config, tiny_options
+from atconv.data.lmdb_format import LmdbReader, build_lmdb
+from atconv.data.preparation import build_lmdb_from_folder
+from atconv.data.sources import FolderSource, LmdbSource
+from atconv.data.splits import make_split
+from support.tiny import atconv, picture_folder, start_process, tiny_config, tiny_options
 
 RECORDS = [(b"first", 0), (b"second" * 1000, 1), (b"", 1)]
 
@@ -244,7 +244,7 @@ def test_sides_may_be_lmdb_files(tmp_path: Path) -> None:
 def test_a_run_trains_on_a_packed_file_and_is_evaluated_on_it(tmp_path: Path, workers: int) -> None:
     data = picture_folder(tmp_path / "folder", {"ant": 24, "bee": 24})
     build_lmdb_from_folder(data, tmp_path / "data.lmdb")
-    options = tiny_options(in_chans=3, test_fraction=0.2, batch_size=8, lr_batch=8, workers=workers)
+    options = tiny_options(in_chans=3, test_fraction=0.2, batch_size=8, base_batch_size=8, workers=workers)
     ended = atconv("train", tmp_path / "data.lmdb", *options, f"--out={tmp_path / 'run'}", pictures=False)
     assert ended.code == 0, ended.err
     ended = atconv(

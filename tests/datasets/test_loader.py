@@ -7,17 +7,18 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from atconv.classification.augmentation import train_transform
-from atconv.classification.config import ClassificationConfig
-from atconv.datasets.loader import EpochBatches, train_loader
-from atconv.datasets.sources import DigitsSource
-from atconv.datasets.splits import Side
-from atconv.training.config import BatchPlan, LoopConfig, plan_batches
-from training.tiny import tiny_config
+from atconv.data.loaders import EpochBatches, train_loader
+from atconv.data.sources import DigitsSource
+from atconv.data.splits import Split
+from atconv.engine.batch_plan import BatchPlan, plan_batches
+from atconv.engine.config import LoopConfig
+from atconv.tasks.classification.augmentation import train_transform
+from atconv.tasks.classification.config import ClassificationConfig
+from support.tiny import tiny_config
 
 
 def plan(samples: int, batch: int, total: int, processes: int = 1) -> BatchPlan:
-    return plan_batches(LoopConfig(batch_size=batch, lr_batch=total), samples, processes)
+    return plan_batches(LoopConfig(batch_size=batch, base_batch_size=total), samples, processes)
 
 
 def passes(*args: Any, **kwargs: Any) -> list[list[tuple[int, int]]]:
@@ -40,8 +41,8 @@ def test_an_epoch_shows_every_image_once() -> None:
 def test_no_image_comes_twice_in_an_epoch(samples: int, batch: int, total: int, epoch: int) -> None:
     chosen = plan(samples, batch, total)
     shown = positions(passes(samples, chosen, 0, epoch))
-    assert len(shown) == len(set(shown)) == chosen.steps_per_epoch * chosen.total_batch
-    assert len(shown) > samples - chosen.total_batch
+    assert len(shown) == len(set(shown)) == chosen.steps_per_epoch * chosen.global_batch_size
+    assert len(shown) > samples - chosen.global_batch_size
     assert set(shown) <= set(range(samples))
 
 
@@ -98,7 +99,7 @@ def test_an_augmentation_has_another_seed_in_another_epoch() -> None:
     assert all(first[position] != second[position] for position in range(16))
 
 
-def loader_of(side: Side, config: ClassificationConfig, samples: int, start: int = 0) -> Any:
+def loader_of(side: Split, config: ClassificationConfig, samples: int, start: int = 0) -> Any:
     plan = plan_batches(config, samples, 1)
     listed = EpochBatches(samples, plan, config.seed, 0, repeats=config.repeats, start=start)
     return train_loader(side, train_transform(config), config.in_chans, listed, config.workers)
@@ -107,9 +108,9 @@ def loader_of(side: Side, config: ClassificationConfig, samples: int, start: int
 def batches(workers: int, start: int = 0, **changes: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     random = {"rotate": 20.0, "hflip": 0.5, "erase_prob": 0.5, "auto_augment": "rand-m9-mstd0.5"}
     config = tiny_config(
-        workers=workers, batch_size=4, lr_batch=4, crop_scale=(0.1, 1.0), **(random | changes)
+        workers=workers, batch_size=4, base_batch_size=4, crop_scale=(0.1, 1.0), **(random | changes)
     )
-    side = Side(DigitsSource(), list(range(24)))
+    side = Split(DigitsSource(), list(range(24)))
     return list(loader_of(side, config, 24, start))
 
 
@@ -143,8 +144,8 @@ def test_samples_do_not_depend_on_the_generators_of_the_process(loaded: Any) -> 
 
 def test_loading_leaves_the_generators_of_the_process_alone() -> None:
     before = torch.get_rng_state()
-    images = Side(DigitsSource(), [0, 1, 2, 3])
-    config = tiny_config(batch_size=4, lr_batch=4, rotate=20.0)
+    images = Split(DigitsSource(), [0, 1, 2, 3])
+    config = tiny_config(batch_size=4, base_batch_size=4, rotate=20.0)
     loader = loader_of(images, config, 4)
     loader.dataset[next(iter(loader.batch_sampler))[0]]
     assert torch.equal(torch.get_rng_state(), before)
@@ -156,9 +157,9 @@ def test_another_seed_gives_other_samples(loaded: Any) -> None:
 
 def test_labels_are_those_of_the_images() -> None:
     plain = {"rotate": 0.0, "hflip": 0.0, "erase_prob": 0.0, "auto_augment": None, "crop_ratio": (1.0, 1.0)}
-    config = tiny_config(batch_size=4, lr_batch=4, crop_scale=(1.0, 1.0), **plain)
+    config = tiny_config(batch_size=4, base_batch_size=4, crop_scale=(1.0, 1.0), **plain)
     source = DigitsSource()
-    side = Side(source, list(range(100, 124)))
+    side = Split(source, list(range(100, 124)))
     known = {bytes(source.read(i, "L").tobytes()): source.labels[i] for i in side.indices}
     loader = loader_of(side, config, 24)
     for images, labels in loader:

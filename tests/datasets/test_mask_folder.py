@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from atconv.datasets.mask_folder import open_masks, read_mask
-from dense.tiny_dense import annotated_folder, shared_data
+from atconv.data.masks import open_masks, read_mask
+from support.tiny_dense import annotated_folder, shared_data
 
 QUIET = Console(quiet=True)
 
@@ -53,7 +53,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda data: write(mask_of(data), 1, (40, 55)),
         r"1.png is 40 × 56 pixels and not 40 × 55 as its mask",
     ),
-    "colours": (lambda data: write(mask_of(data), 1, mode="RGB"), "1.png has the mode RGB: a mask is"),
+    "colors": (lambda data: write(mask_of(data), 1, mode="RGB"), "1.png has the mode RGB: a mask is"),
     "missing": (
         lambda data: mask_of(data).unlink(),
         "images/train: 1.png has no mask .*masks/train/1.png: add it",
@@ -117,13 +117,13 @@ def test_left_out_pixels_are_no_class(tmp_path: Path) -> None:
     assert len(open_masks(data, QUIET)["train"]) == 3
 
 
-def test_a_side_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
+def test_a_side_without_a_labeled_pixel_is_refused(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=2, val=1)
     for path in (data / "masks" / "train").iterdir():
         with Image.open(path) as mask:
             size = mask.size
         write(path, 255, size)
-    with pytest.raises(ValueError, match=r"masks/train: every pixel is 255, .* no class is labelled"):
+    with pytest.raises(ValueError, match=r"masks/train: every pixel is 255, .* no class is labeled"):
         open_masks(data, QUIET)
 
 
@@ -132,7 +132,7 @@ def test_training_masks_of_one_class_are_refused(tmp_path: Path) -> None:
     for path in (data / "masks" / "train").iterdir():
         mask = read_mask(path)
         Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"every labelled pixel is 0, ground.* index instead"):
+    with pytest.raises(ValueError, match=r"every labeled pixel is 0, ground.* index instead"):
         open_masks(data, QUIET)
     assert len(open_masks(data, QUIET, split="train")["train"]) == 2  # to judge by, they will do
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from atconv.datasets.sources import DigitsSource, FolderSource
-from atconv.datasets.splits import SIDES, Splits, load_split, make_split, stratified_holdout
-from training.tiny import picture_folder, read_rows, tiny_config
+from atconv.data.sources import DigitsSource, FolderSource
+from atconv.data.splits import SPLITS, Splits, load_split, make_split, stratified_holdout
+from support.tiny import picture_folder, read_rows, tiny_config
 
 QUIET = Console(quiet=True)
 
@@ -63,7 +63,7 @@ def test_a_label_is_the_folder_a_picture_lies_in(flat: Path, tmp_path: Path) -> 
 def test_the_split_follows_from_the_seed(flat: Path, tmp_path: Path) -> None:
     first, again, other = (names(split(flat, tmp_path / f"run{i}", seed=s)) for i, s in enumerate((1, 1, 2)))
     assert first == again
-    assert all(first[side] != other[side] for side in SIDES)
+    assert all(first[side] != other[side] for side in SPLITS)
 
 
 def test_the_saved_split_is_opened_again(flat: Path, tmp_path: Path) -> None:

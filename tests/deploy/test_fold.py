@@ -13,15 +13,15 @@ from torch.nn.utils import prune
 
 from atconv.deploy import FoldedConvGLU, fold
 from atconv.models.attnet import VARIANTS
-from helpers import assert_close, randomise, tiny_attnet
+from support.helpers import assert_close, randomize, tiny_attnet
 
 IMAGES = (2, 3, 45, 70)
 
 
 @pytest.mark.parametrize("variant", ["attnet_xxs", "attnet_xs", "attnet_t2"])
 def test_outputs_are_the_same_for_every_kind_of_block(variant: str) -> None:
-    small = VARIANTS[variant] | {"depths": (2, 1, 1, 1), "widths": (8, 16, 24, 32), "num_classes": 5}
-    model: Any = randomise(timm.create_model(variant, **small)).eval()
+    small = VARIANTS[variant] | {"depths": (2, 1, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 5}
+    model: Any = randomize(timm.create_model(variant, **small)).eval()
     images = torch.randn(IMAGES)
     before = copy.deepcopy(model.state_dict())
     folded: Any = fold(model)
@@ -103,9 +103,9 @@ def test_hooks_are_kept_or_refused_and_pruned_weights_are_taken() -> None:
         fold(model)
 
 
-def test_multiply_adds_are_those_of_the_model() -> None:
+def test_macs_are_those_of_the_model() -> None:
     model: Any = tiny_attnet(glu_norm=True)
-    assert fold(model).multiply_adds(64, 96) == model.multiply_adds(64, 96)
+    assert fold(model).macs(64, 96) == model.macs(64, 96)
 
 
 def test_what_cannot_be_folded_is_refused() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from atconv import ATConv2d, deploy, functional
 from atconv.models.attnet import attnet_t2
-from helpers import assert_close, randomise, tiny_attnet
+from support.helpers import assert_close, randomize, tiny_attnet
 
 # Batch, height and width. A 1×1 map and N < n are among them.
 MIXER_SIZES = [(2, 6, 7), (1, 1, 1), (5, 2, 2), (3, 11, 4), (1, 2, 3)]
@@ -37,7 +37,7 @@ ALL_FORMATS = [*FAST_FORMATS, pytest.param("aoti", marks=pytest.mark.slow)]
 
 
 def mixer() -> ATConv2d:
-    return randomise(ATConv2d(8)).eval()
+    return randomize(ATConv2d(8)).eval()
 
 
 def folded() -> nn.Module:
@@ -168,7 +168,7 @@ def test_int8_is_near_and_smaller(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kwargs", [{"kernel_size": 5}, {"routing": False}, {"inhibition": False}])
 @torch.no_grad()
 def test_every_form_of_the_mixer_exports(kwargs: dict[str, Any], tmp_path: Path) -> None:
-    model = randomise(ATConv2d(8, **kwargs)).eval()
+    model = randomize(ATConv2d(8, **kwargs)).eval()
     call = through_file("torch", model, torch.randn(2, 8, 6, 7), tmp_path)
     for batch, height, width in MIXER_SIZES:
         x = torch.randn(batch, 8, height, width)

@@ -20,14 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from atconv.mixers import MIXERS, create_mixer, mixer_names
 from atconv.mixers.attention import heads_for
 from atconv.modules import ATConv2d
-from helpers import assert_close, randomise
+from support.helpers import assert_close, randomize
 
 Position = tuple[int, int]
 
 
 def mixer_of(name: str, dim: int, **options: object) -> nn.Module:
     """In float64 and eval mode, with weights that matter."""
-    return randomise(create_mixer(name, dim, **options)).double().eval()
+    return randomize(create_mixer(name, dim, **options)).double().eval()
 
 
 def positions(height: int, width: int) -> list[Position]:
@@ -73,7 +73,7 @@ def naive_attention(mixer: nn.Module, x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, heads: int) -> Tensor:
-    """Neighbouring channels of a head turn, the first half by the row, the second half by the column."""
+    """Neighboring channels of a head turn, the first half by the row, the second half by the column."""
     width = len(x) // heads
     bands = 10000 ** (-torch.arange(width // 4, dtype=x.dtype) / (width // 4))
     turned = x.clone()
@@ -112,7 +112,7 @@ def naive_window_attention(mixer: nn.Module, x: Tensor) -> Tensor:
     return linear(mixer.attention.proj, attend(q, k, v, mixer.attention.num_heads, seen))
 
 
-def naive_neighbourhood_attention(mixer: nn.Module, x: Tensor) -> Tensor:
+def naive_neighborhood_attention(mixer: nn.Module, x: Tensor) -> Tensor:
     size = mixer.kernel_size
     q, k, v = linear(mixer.qkv, x).chunk(3)
 
@@ -159,7 +159,7 @@ def naive_linear_attention(mixer: nn.Module, x: Tensor) -> Tensor:
 
 
 def around(x: Tensor, i: int, j: int, size: int) -> Tensor:
-    """The K×K neighbourhood of a position, zeros outside the map: C K K."""
+    """The K×K neighborhood of a position, zeros outside the map: C K K."""
     padded = nn.functional.pad(x, (size // 2,) * 4)
     return padded[:, i : i + size, j : j + size]
 
@@ -207,7 +207,7 @@ NAIVE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "attention": naive_attention,
     "attention_rope": naive_attention_rope,
     "window_attention": naive_window_attention,
-    "neighbourhood_attention": naive_neighbourhood_attention,
+    "neighborhood_attention": naive_neighborhood_attention,
     "spatial_reduction_attention": naive_spatial_reduction_attention,
     "linear_attention": naive_linear_attention,
     "depthwise3": naive_depthwise,
@@ -222,7 +222,7 @@ CASES = [(name, {}, (5, 4)) for name in NAIVE] + [
     ("window_attention", dict(window=3, block=1), (7, 5)),
     ("window_attention", dict(window=4, block=1), (8, 4)),
     ("window_attention", dict(window=4, block=1), (3, 4)),
-    ("neighbourhood_attention", dict(kernel_size=3), (5, 2)),
+    ("neighborhood_attention", dict(kernel_size=3), (5, 2)),
     ("spatial_reduction_attention", dict(reduction=2), (4, 7)),
     ("involution", dict(kernel_size=3, group_width=4), (4, 4)),
 ]
@@ -272,20 +272,20 @@ def test_maps_of_any_size_keep_it(
 
 @pytest.mark.parametrize("size", [(14, 14), (9, 5)])
 @pytest.mark.parametrize("name", mixer_names())
-def test_multiply_adds_are_those_that_torch_counts(name: str, size: Position) -> None:
+def test_macs_are_those_that_torch_counts(name: str, size: Position) -> None:
     mixer = create_mixer(name, 48).eval()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         mixer(torch.randn(1, 48, *size))
     counted = counter.get_total_flops() // 2
     if name == "involution":  # torch does not count products of elements
         counted += size[0] * size[1] * 49 * 48
-    assert mixer.multiply_adds(*size) == counted
+    assert mixer.macs(*size) == counted
 
 
 @pytest.mark.parametrize("name", mixer_names())
 def test_an_attnet_of_every_mixer_learns(name: str) -> None:
     model = timm.create_model(
-        "attnet_xxs", token_mixer=name, num_classes=3, widths=(8, 16, 16, 32), stem_stride=2
+        "attnet_xxs", token_mixer=name, num_classes=3, dims=(8, 16, 16, 32), stem_stride=2
     )
     images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
@@ -318,7 +318,7 @@ def test_each_stage_may_have_a_mixer_of_its_own() -> None:
     assert model.stages[2].blocks[0].token_mixer.kernel_size == 5
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.randn(1, 3, 64, 96))
-    assert model.multiply_adds(64, 96) == counter.get_total_flops() // 2
+    assert model.macs(64, 96) == counter.get_total_flops() // 2
 
 
 def test_the_default_mixer_is_the_released_operator() -> None:
@@ -336,7 +336,7 @@ def test_the_default_mixer_is_the_released_operator() -> None:
 
 def test_position_biases_are_exempt_from_weight_decay() -> None:
     model = timm.create_model(
-        "attnet_xxs", token_mixer=["window_attention"] * 2 + ["neighbourhood_attention"] * 2
+        "attnet_xxs", token_mixer=["window_attention"] * 2 + ["neighborhood_attention"] * 2
     )
     groups = timm.optim.param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
     exempt = {id(p) for p in groups[0]["params"]}
@@ -368,7 +368,7 @@ def test_unknown_mixers_and_options_are_refused() -> None:
         create_mixer("attention", 8, kernel_size=3)
     with pytest.raises(ValueError, match="shift must lie in 0 … window − 1"):
         create_mixer("window_attention", 8, window=3, shift=3)
-    for name in ("depthwise3", "neighbourhood_attention", "involution", "condconv", "pooling"):
+    for name in ("depthwise3", "neighborhood_attention", "involution", "condconv", "pooling"):
         with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
             create_mixer(name, 8, kernel_size=4)
 
@@ -413,11 +413,11 @@ def test_the_documents_table_is_true() -> None:
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
     table = {row[0]: row[1:] for row in rows[1:]}
     assert list(table) == mixer_names()
-    for name, (cost, parameters, multiply_adds, source) in table.items():
+    for name, (cost, parameters, macs, source) in table.items():
         mixer: Any = create_mixer(name, 64)
         assert (cost, source) == (MIXERS[name].cost, MIXERS[name].source)
         assert int(parameters.replace(",", "")) == sum(p.numel() for p in mixer.parameters())
-        assert float(multiply_adds) == pytest.approx(mixer.multiply_adds(14, 14) / 1e6, abs=0.005)
+        assert float(macs) == pytest.approx(mixer.macs(14, 14) / 1e6, abs=0.005)
 
 
 def test_parameters_are_those_of_the_formulas() -> None:

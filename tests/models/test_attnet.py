@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import atconv
 from atconv.models.attnet import VARIANTS, AttNet, ConvGLU, gated_product
 from atconv.models.release import to_attnet
-from helpers import assert_close, reference, release_shapes, release_state, tiny_attnet, under
+from support.helpers import assert_close, reference, release_shapes, release_state, tiny_attnet, under
 
 # Parameters, and multiply-adds at 224 in 10⁹, of the published architectures with the context pooled first.
 SIZES = {
@@ -55,11 +55,11 @@ def test_all_variants_are_registered() -> None:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_parameters_and_multiply_adds_are_the_published_ones(name: str) -> None:
+def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
     model = without_storage(name)
     parameters, giga = SIZES[name]
     assert sum(p.numel() for p in model.parameters()) == parameters
-    assert model.multiply_adds(224, 224) / 1e9 == pytest.approx(giga, abs=5e-5)
+    assert model.macs(224, 224) / 1e9 == pytest.approx(giga, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -78,7 +78,7 @@ def reference_model(name: str, folder: Path) -> AttNet:
         num_classes=config["num_classes"],
         depths=config["depths"],
         widths=config["dims"],
-        expansions=config["exp_rates"],
+        mlp_ratios=config["exp_rates"],
         mixer_args=[{"kernel_size": size} for size in config["kernel_sizes"]],
         glu_norm=all(config["glu_norm"]),
         ls_init_value=1e-6 if config["use_layer_scale"] else None,
@@ -114,20 +114,20 @@ def test_reference_stages_and_logits(name: str, memory_format: torch.memory_form
 )
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (45, 70)])
 @torch.no_grad()
-def test_multiply_adds_equal_the_count_of_torch(kwargs: dict, height: int, width: int) -> None:
+def test_macs_equal_the_count_of_torch(kwargs: dict, height: int, width: int) -> None:
     model = tiny_attnet(depths=(2, 1, 1, 1), **kwargs)
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(1, 3, height, width))
-    assert counter.get_total_flops() == 2 * model.multiply_adds(height, width)
+    assert counter.get_total_flops() == 2 * model.macs(height, width)
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (96, 160)])
 @torch.no_grad()
-def test_multiply_adds_of_a_whole_model_equal_the_count_of_torch(height: int, width: int) -> None:
+def test_macs_of_a_whole_model_equal_the_count_of_torch(height: int, width: int) -> None:
     model = timm.create_model("attnet_xxs").eval()
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(1, 3, height, width))
-    assert counter.get_total_flops() == 2 * model.multiply_adds(height, width)
+    assert counter.get_total_flops() == 2 * model.macs(height, width)
 
 
 # Features.
@@ -151,7 +151,7 @@ def test_feature_model_gives_the_stages_at_the_strides_it_names(stem_stride: int
 def test_feature_model_computes_what_the_classifier_computes() -> None:
     whole = tiny_attnet()
     features = timm.create_model(
-        "attnet_xxs", depths=(1, 1, 1, 1), widths=(8, 16, 24, 32), features_only=True
+        "attnet_xxs", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), features_only=True
     ).eval()
     renamed = {name.replace("stages.", "stages_"): t for name, t in whole.state_dict().items()}
     features.load_state_dict({name: t for name, t in renamed.items() if not name.startswith("head")})
@@ -279,7 +279,7 @@ def test_other_stem_strides_are_refused(stem_stride: int) -> None:
         timm.create_model("attnet_xxs", stem_stride=stem_stride)
 
 
-@pytest.mark.parametrize("name", ["depths", "widths", "expansions", "token_mixer", "mixer_args"])
+@pytest.mark.parametrize("name", ["depths", "dims", "mlp_ratios", "token_mixer", "mixer_args"])
 def test_other_than_four_stages_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"4 stages: {name} must have 4 entries, got .3, 3, 3."):
         timm.create_model("attnet_xxs", **{name: (3, 3, 3)})
@@ -425,7 +425,7 @@ def test_weights_survive_a_file(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_folder_written_by_timm_opens_by_name(tmp_path: Path) -> None:
     model = tiny_attnet()
-    args = {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32)}
+    args = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
     timm.models.save_for_hf(model, tmp_path, model_config={"num_classes": 5}, model_args=args)
     opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     x = torch.randn(1, 3, 32, 32)
@@ -571,7 +571,7 @@ def test_layers_that_somebody_watches_or_wraps_are_called(layer: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 30, 60])
-def test_in_float16_large_products_are_normalised(size: float) -> None:
+def test_in_float16_large_products_are_normalized(size: float) -> None:
     glu, x = norm_glu().float(), size * torch.randn(2, 6, 5, 4)
     expected = glu(x)
     glu.half()

@@ -20,7 +20,7 @@ from torch import Tensor
 import atconv
 from atconv.models.attnet import AttNet
 from atconv.models.release import read_checkpoint, to_attnet
-from helpers import release_state
+from support.helpers import release_state
 
 State = dict[str, Tensor]
 

@@ -23,14 +23,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import atconv
-from atconv.generation.paths import Linear
-from atconv.generation.samplers import Field
+from atconv.diffusion.interpolants import Linear
+from atconv.diffusion.samplers import Field
 from atconv.models import sit as sit_module
 from atconv.models.release import to_sit
 from atconv.models.sit import VARIANTS, SiT, create_sit, position_table
 from atconv.modules import ATConvTokens
-from generation.tiny_sit import FAMILIES, inputs_of, tiny_sit
-from helpers import DATA, assert_close, reference, under
+from support.helpers import DATA, assert_close, reference, under
+from support.tiny_sit import FAMILIES, inputs_of, tiny_sit
 
 RELEASE_NAMES = {
     "sit_s_2": "SiT-S/2",
@@ -329,7 +329,7 @@ def test_a_saved_model_opens_with_identical_outputs(family: str, tmp_path: Path)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 24)])
 @torch.no_grad()
-def test_multiply_adds_equal_the_count_of_torch(
+def test_macs_equal_the_count_of_torch(
     family: str, height: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_sit(token_mixer=family)
@@ -337,12 +337,12 @@ def test_multiply_adds_equal_the_count_of_torch(
     monkeypatch.setattr("atconv.functional._channels_last", lambda x: False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs_of(model, 1, height, width))
-    assert counter.get_total_flops() == 2 * model.multiply_adds(height, width)
+    assert counter.get_total_flops() == 2 * model.macs(height, width)
 
 
-def test_multiply_adds_of_the_published_attention_model() -> None:
+def test_macs_of_the_published_attention_model() -> None:
     """SiT-XL/2 at 32 × 32: DiT's 118.6 G (arXiv 2212.09748)."""
-    assert without_storage("sit_xl_2").multiply_adds(32, 32) / 1e9 == pytest.approx(118.6, abs=0.1)
+    assert without_storage("sit_xl_2").macs(32, 32) / 1e9 == pytest.approx(118.6, abs=0.1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

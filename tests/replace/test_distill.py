@@ -14,13 +14,13 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 import atconv
 from atconv import distill_blocks, replace_attention
-from helpers import randomise
 from replace.test_replace import Unused, maxvit, swin, swin_v2, torchvision_vit, vit
+from support.helpers import randomize
 
 
 def pair(make: Any = vit) -> tuple[nn.Module, nn.Module]:
     """A model with ATConv, and the model as it was."""
-    teacher = randomise(make()).eval()
+    teacher = randomize(make()).eval()
     student = copy.deepcopy(teacher)
     replace_attention(student)
     return student, teacher

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atconv import replace_attention
 from atconv.replace.layers import ATConvDiffusersAttention, ATConvTransformersAttention, mix_tokens
-from helpers import assert_close, randomise
+from support.helpers import assert_close, randomize
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -72,15 +72,15 @@ def sd3() -> tuple[nn.Module, dict[str, Any]]:
 def test_self_attention_over_images_is_replaced(make: Any, replaced: dict[str, int], kept: Any) -> None:
     model, inputs = make()
     inputs["timestep"] = torch.tensor([3, 500])
-    randomise(model).eval()
+    randomize(model).eval()
     with torch.no_grad():
         before = model(**inputs).sample
     report = replace_attention(model, example=inputs)
     names = [one.name.rpartition(".")[2] for one in report.replaced]
     assert {name: names.count(name) for name in names} == replaced
     assert {name.rpartition(".")[2]: reason for name, reason in report.kept.items()} == kept
-    assert report.multiply_adds is not None
-    assert 0 < report.multiply_adds[1] < report.multiply_adds[0]
+    assert report.macs is not None
+    assert 0 < report.macs[1] < report.macs[0]
     seen: list[tuple[Tensor, Tensor]] = []
     attention: Any = next(m for m in model.modules() if isinstance(m, ATConvDiffusersAttention))
     attention.register_forward_hook(
@@ -155,7 +155,7 @@ def transformer(kind: str, **more: Any) -> Any:
     options = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2}
     options |= {"num_attention_heads": 2} | ({"num_register_tokens": 4} if kind == "DINOv3ViT" else {})
     config = getattr(library, f"{kind}Config")(**options, **more)
-    return randomise(getattr(library, f"{kind}Model")(config)).eval()
+    return randomize(getattr(library, f"{kind}Model")(config)).eval()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -166,7 +166,7 @@ def test_transformers(kind: str) -> None:
     report = replace_attention(model)
     assert len(report.replaced) == 2
     assert all(one.copied for one in report.replaced)
-    assert report.multiply_adds is not None
+    assert report.macs is not None
     after = model(images)[0]
     assert after.shape == before.shape
     assert not torch.allclose(after, before)

@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 import atconv
 from atconv import functional, replace_attention
-from atconv.dense import detector
 from atconv.replace.families import Site, find_sites
 from atconv.replace.layers import ATConvAttention, ATConvReplacement, GridWriter, mix_tokens
-from helpers import assert_close, randomise
+from atconv.tasks.dense import detector
+from support.helpers import assert_close, randomize
 
 Make = Callable[[], nn.Module]
 
@@ -115,7 +115,7 @@ VISION: dict[str, tuple[Make, tuple[int, int], int]] = {
 @pytest.fixture(params=VISION)
 def family(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, int]:
     make, size, count = VISION[request.param]
-    return randomise(make()).eval(), torch.randn(2, 3, *size), count
+    return randomize(make()).eval(), torch.randn(2, 3, *size), count
 
 
 def mixers(model: nn.Module) -> list[atconv.ATConvTokens]:
@@ -204,7 +204,7 @@ def _feed_one_token(model: nn.Module, site: Site) -> tuple[Tensor, list[Tensor]]
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 def test_prefix_tokens_take_the_mean_of_their_value_and_the_map(prefix: int) -> None:
-    mixer = randomise(atconv.ATConvTokens(6)).double()
+    mixer = randomize(atconv.ATConvTokens(6)).double()
     x = torch.randn(2, prefix + 12, 6, dtype=torch.float64)
     height, width = 3, 4
     found = mix_tokens(mixer, x, (height, width), prefix)
@@ -285,7 +285,7 @@ def test_kernels_start_as_local_averages() -> None:
 
 @pytest.mark.parametrize("other", ["autocast", "checkpointing", "second size"])
 def test_it_runs_as_the_model_did(other: str) -> None:
-    model: Any = randomise(vit(dynamic_img_size=True)).train()
+    model: Any = randomize(vit(dynamic_img_size=True)).train()
     replace_attention(model)
     images = torch.randn(2, 3, 24, 40)
     expected = model(images)
@@ -308,7 +308,7 @@ def test_it_runs_as_the_model_did(other: str) -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("make", [vit, torchvision_vit, swin, pvt])
 def test_it_compiles_whole(make: Make) -> None:
-    model = randomise(make()).eval()
+    model = randomize(make()).eval()
     replace_attention(model)
     images = torch.randn(2, 3, 64, 64) if make in (swin, pvt) else torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -323,7 +323,7 @@ def test_the_report_counts(capsys: pytest.CaptureFixture[str]) -> None:
     row = report.replaced[0]
     assert row.name == "blocks.1.attn"
     assert row.parameters == (4 * dim * dim + 4 * dim, 3 * dim * dim + 4 * dim + bins * bins + bins)
-    assert row.multiply_adds == (
+    assert row.macs == (
         4 * tokens * dim * dim + 2 * tokens * tokens * dim,
         2 * tokens * dim * dim + bins * dim * (dim + bins) + bins * (tokens - 1) * dim,
     )
@@ -334,9 +334,9 @@ def test_the_report_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "blocks.1.attn" in told
     assert f"{row.parameters[0]:,} → {row.parameters[1]:,}" in told
     assert "left alone: blocks.0.attn (not chosen)" in told
-    assert report.multiply_adds is not None
+    assert report.macs is not None
     assert told.splitlines()[0].endswith("MMACs")
-    assert f"{report.multiply_adds[0] / 1e6:.3f} → {report.multiply_adds[1] / 1e6:.3f}" in told
+    assert f"{report.macs[0] / 1e6:.3f} → {report.macs[1] / 1e6:.3f}" in told
 
 
 def test_some_blocks_can_be_chosen() -> None:
@@ -390,9 +390,9 @@ def test_attention_that_does_not_run_counts_nothing() -> None:
     model.body.num_prefix_tokens = 0
     report = replace_attention(model, example=torch.randn(1, 3, 32, 32))
     first, second = report.replaced
-    assert first.multiply_adds is not None
-    assert first.multiply_adds[0] > 0
-    assert second.multiply_adds == (0, 0)
+    assert first.macs is not None
+    assert first.macs[0] > 0
+    assert second.macs == (0, 0)
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt()])
@@ -478,7 +478,7 @@ def test_a_model_that_fails_with_atconv_in_it_is_put_back() -> None:
 
 
 def test_checkpointing_finds_each_grid_again() -> None:
-    model: Any = randomise(vit(dynamic_img_size=True)).train()
+    model: Any = randomize(vit(dynamic_img_size=True)).train()
     replace_attention(model)
     views = [torch.randn(2, 3, 16, 64), torch.randn(2, 3, 24, 24)]
     sum(model(view).sum() for view in views).backward()
@@ -498,7 +498,7 @@ def test_checkpointing_finds_each_grid_again() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_grid_is_kept_until_its_pass_is_gone_back_through(reentrant: bool) -> None:
-    model: Any = randomise(vit(dynamic_img_size=True)).train()
+    model: Any = randomize(vit(dynamic_img_size=True)).train()
     replace_attention(model)
     for block in model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=reentrant)
@@ -512,7 +512,7 @@ def test_a_grid_is_kept_until_its_pass_is_gone_back_through(reentrant: bool) -> 
 
 
 def test_a_frozen_embedding_forgets_passes_after_a_backward_pass() -> None:
-    model: Any = randomise(vit(dynamic_img_size=True)).train().requires_grad_(False)
+    model: Any = randomize(vit(dynamic_img_size=True)).train().requires_grad_(False)
     replace_attention(model)
     model.set_grad_checkpointing()
     for size in ((16, 64), (24, 24), (64, 16)):
@@ -551,7 +551,7 @@ def test_counting_leaves_no_caches_without_data() -> None:
             return sum(self.seen[1:])  # type: ignore[return-value]
 
     model = Caching()
-    assert replace_attention(model, example=torch.randn(1, 3, 32, 32)).multiply_adds is not None
+    assert replace_attention(model, example=torch.randn(1, 3, 32, 32)).macs is not None
     assert model.last is None
     assert len(model.seen) == 1
     assert not hasattr(model, "extra")
@@ -572,7 +572,7 @@ def test_pooling_by_attention_is_left_alone() -> None:
         "vit_base_patch16_siglip_224", img_size=32, embed_dim=48, depth=2, num_heads=2, num_classes=5
     )
     report = replace_attention(model)
-    assert report.multiply_adds is not None
+    assert report.macs is not None
     assert list(report.kept) == ["attn_pool"]
     model(torch.randn(1, 3, 32, 32)).sum().backward()
 
@@ -672,9 +672,9 @@ def test_the_image_is_found_by_its_name() -> None:
 
 def test_weights_of_half_precision_are_counted_too() -> None:
     report = replace_attention(vit().bfloat16())
-    assert report.multiply_adds is not None
+    assert report.macs is not None
     other = replace_attention(vit_of_no_known_size())
-    assert other.multiply_adds is None
+    assert other.macs is None
     assert "not run: give `example`" in str(other)
 
 

@@ -91,10 +91,10 @@ def kernel_shape(kernels: Tensor) -> KernelShape:
     tiny = torch.finfo(torch.float64).tiny
     shares = values.abs() / values.abs().sum(1, keepdim=True).clamp_min(tiny)
     entropy = -(shares * shares.clamp_min(tiny).log()).sum(1) / torch.tensor(float(count)).log()
-    centred = values - values.mean(1, keepdim=True)
-    variance = centred.square().mean(1)
+    centerd = values - values.mean(1, keepdim=True)
+    variance = centerd.square().mean(1)
     varying = variance > 1e-12 * values.square().mean(1).clamp_min(tiny)
-    kurtosis = centred[varying].pow(4).mean(1) / variance[varying].square()
+    kurtosis = centerd[varying].pow(4).mean(1) / variance[varying].square()
     return KernelShape(
         float((values < 0).double().mean()),
         float(entropy.mean()),

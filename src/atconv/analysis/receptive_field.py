@@ -48,12 +48,12 @@ def receptive_field(
 
 
 def field_radius(field: Tensor) -> float:
-    """Spread of a receptive field: the root mean square distance of its weight from its own centre, in
+    """Spread of a receptive field: the root mean square distance of its weight from its own center, in
     pixels; 0 for one pixel. `field` is H W."""
     rows, columns = (torch.arange(side, dtype=torch.float64) for side in field.shape)
     field = field.double() / field.double().sum()
     spread = 0.0
     for places, weights in ((rows, field.sum(1)), (columns, field.sum(0))):
-        centre = (places * weights).sum()
-        spread += float(((places - centre).square() * weights).sum())
+        center = (places * weights).sum()
+        spread += float(((places - center).square() * weights).sum())
     return spread**0.5

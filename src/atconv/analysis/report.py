@@ -11,15 +11,15 @@ from typing import Any, Literal
 from rich.console import Console
 from torch import Tensor
 
-from atconv import runs
 from atconv.analysis.features import spread
 from atconv.analysis.page import Section, write_page
 from atconv.analysis.sections import SECTIONS, Material
 from atconv.analysis.subject import Subject
-from atconv.images import find_images, read_image
+from atconv.data.images import find_images, read_image
+from atconv.engine import run as runs
+from atconv.engine.progress import plain_console, track
+from atconv.io import write_atomically
 from atconv.modules import inhibition_strength
-from atconv.training.checkpoint import write_atomically
-from atconv.training.progress import plain_console, track
 
 __all__ = ["analyze"]
 
@@ -57,7 +57,7 @@ def analyze(
     """
     if most < 1:
         raise ValueError(f"most must be at least 1, got {most}")
-    console, where = console or plain_console(), runs.pick_device(device)
+    console, where = console or plain_console(), runs.resolve_device(device)
     folder = Path(out) if out is not None else Path(run) / "analysis"
     _check_free(folder)
     pictures = _readable(spread(find_images(images), most), console)
@@ -105,7 +105,7 @@ def _write(material: Material, console: Console) -> Path:
     model, some = type(material.subject.model).__name__, "one picture" if count == 1 else f"{count} pictures"
     introduction = (
         f"A trained {model} looks at {some}. {source} ATConv makes a small kernel for every picture and "
-        "channel: a weighted sum of a position and its neighbours. Below is shown how these kernels follow "
+        "channel: a weighted sum of a position and its neighbors. Below is shown how these kernels follow "
         "the content (routing), how their weights compete (inhibition), and what comes of it."
     )
     page = material.folder / "index.html"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from atconv.analysis import figures
+from atconv.analysis import plots as figures
 from atconv.analysis.page import Section, Table
 from atconv.analysis.subject import Answer, Field, Layer, Subject
-from atconv.training.checkpoint import read_rows
-from atconv.training.loop import inhibition_rows
+from atconv.engine.trainer import inhibition_rows
+from atconv.io import read_rows
 
 __all__ = ["SECTIONS", "Material"]
 
@@ -134,7 +134,7 @@ def _shapes(material: Material) -> Section | None:
     return Section(
         "Inhibition: what it does to the kernels",
         "Signs and sharpness by layer. Kernels with weights of both signs compare a position with its "
-        "neighbours; a flat kernel only blurs. Dashed: the same kernels before inhibition. (Kurtosis is "
+        "neighbors; a flat kernel only blurs. Dashed: the same kernels before inhibition. (Kurtosis is "
         "taken around a kernel's mean, which is all that inhibition moves, so it does not change.)",
         finding,
         [path],
@@ -183,7 +183,7 @@ def _fields(material: Material) -> Section | None:
         "before: averaged over pictures, and for one of them. A picture also changes ATConv's kernels, and "
         "through them every position; with the kernels held, only the way of the values is left. For models "
         "with global self-attention, the rollout of each stage's attention weights is shown. The spread r is "
-        "the root mean square distance of the light from its own centre.",
+        "the root mean square distance of the light from its own center.",
         f"Spread in the last stage: {'; '.join(parts)}.",
         [path],
     )

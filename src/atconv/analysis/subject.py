@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from atconv import runs
 from atconv.analysis.explanation import class_activation
 from atconv.analysis.features import (
     as_map,
@@ -35,7 +34,8 @@ from atconv.analysis.measures import (
 from atconv.analysis.receptive_field import field_radius, receptive_field
 from atconv.analysis.rollout import collect_attention, rollout
 from atconv.analysis.routing import before_inhibition, collect_kernels, hold_kernels
-from atconv.images import read_image
+from atconv.data.images import read_image
+from atconv.engine import run as runs
 from atconv.modules import ATConv2d, ATConvTokens, inhibition_strength
 
 __all__ = ["Answer", "Field", "Layer", "Subject"]
@@ -135,7 +135,7 @@ class Subject:
         return bool(getattr(self.model.get_submodule(layer), "routing", False))
 
     def pictures(self, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """Some of the pictures as the model sees them, cropped and scaled: H W (grey) or H W 3."""
+        """Some of the pictures as the model sees them, cropped and scaled: H W (gray) or H W 3."""
         config: Any = self.model.pretrained_cfg
         data = resolve_data_config({}, pretrained_cfg=config)
         mean, std = (torch.tensor(data[name])[:, None, None] for name in ("mean", "std"))

@@ -17,7 +17,7 @@ from atconv.models.attnet import (
     ConvGLU,
     Stem,
     gated_product,
-    project_normalised,
+    project_normalized,
 )
 from atconv.modules import ATConv2d
 
@@ -25,7 +25,7 @@ __all__ = ["FoldedConvGLU", "fold"]
 
 
 def fold(model: AttNet) -> AttNet:
-    """Fold an AttNet's normalisations and scales into the layers beside them, for inference.
+    """Fold an AttNet's normalizations and scales into the layers beside them, for inference.
 
     >>> model = timm.create_model("attnet_t2").eval()
     >>> fast = atconv.deploy.fold(model)                # same outputs; `model` stays as it is
@@ -88,7 +88,7 @@ class FoldedConvGLU(nn.Module):
             weight = weight * glu.norm.weight.double()[:, None, None]
         self.out_proj = _conv1x1(weight.to(last.weight), bias.to(last.weight))
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         hidden, channels = self.gate_proj.out_channels, self.out_proj.out_channels
         return height * width * hidden * (3 * channels + 9)
 
@@ -98,7 +98,7 @@ class FoldedConvGLU(nn.Module):
             return self.out_proj(self.act(gate) * value)
         assert self.out_proj.bias is not None
         gated, inverse = gated_product(gate, value, self.eps)
-        return project_normalised(gated, inverse, self.out_proj.weight, self.out_proj.bias)
+        return project_normalized(gated, inverse, self.out_proj.weight, self.out_proj.bias)
 
 
 def _check_layers(model: AttNet) -> None:
@@ -116,7 +116,7 @@ def _check_layers(model: AttNet) -> None:
 
 
 def _refuse_lost_hooks(before: dict[str, nn.Module], kept: set[nn.Module]) -> None:
-    """Raise ValueError where a replaced layer had hooks. Those by which torch prunes or normalises weights
+    """Raise ValueError where a replaced layer had hooks. Those by which torch prunes or normalizes weights
     have done their work."""
     for name, module in before.items():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]

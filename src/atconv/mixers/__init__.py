@@ -6,7 +6,7 @@ torch.Size([2, 64, 14, 14])
 >>> timm.create_model("attnet_xxs", token_mixer="attention")
 >>> timm.create_model("attnet_xxs", token_mixer=["atconv", "atconv", "attention", "attention"])
 
-`MIXERS` says of each where it comes from and how its cost grows; each has `multiply_adds(height, width)`.
+`MIXERS` says of each where it comes from and how its cost grows; each has `macs(height, width)`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from atconv.modules import tokens_to_map
 
 __all__ = [
     "LinearAttention",
-    "NeighbourhoodAttention",
+    "NeighborhoodAttention",
     "SelfAttention",
     "SpatialReductionAttention",
     "WindowAttention",
@@ -63,7 +63,7 @@ class SelfAttention(nn.Module):
         rope = None if self.rope is None else self.rope.get_embed(list(x.shape[2:]))
         return tokens_to_map(self.attention(_to_tokens(x), rope), *x.shape[2:])
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         positions = height * width
         return 4 * positions * self.dim**2 + 2 * positions**2 * self.dim
 
@@ -116,12 +116,12 @@ class WindowAttention(nn.Module):
         apart = cells[:, :, None] != cells[:, None, :]
         return torch.zeros(apart.shape, dtype=dtype, device=regions.device).masked_fill(apart, -torch.inf)
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         positions = (height + -height % self.window) * (width + -width % self.window)
         return 4 * positions * self.dim**2 + 2 * positions * self.window**2 * self.dim
 
 
-class NeighbourhoodAttention(nn.Module):
+class NeighborhoodAttention(nn.Module):
     """Each position attends to the K×K positions around it, with relative position bias.
 
     At the border the window moves inwards, so every position sees as many. A plain gather: it trains on any
@@ -148,8 +148,8 @@ class NeighbourhoodAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
         q, k, v = self.qkv(x).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # B heads d H W
-        rows, row_offsets = self._neighbours(x.shape[2], x.device)
-        columns, column_offsets = self._neighbours(x.shape[3], x.device)
+        rows, row_offsets = self._neighbors(x.shape[2], x.device)
+        columns, column_offsets = self._neighbors(x.shape[3], x.device)
         around = (..., rows[:, None, :, None], columns[None, :, None, :])  # H W K K
         bias = self.position_bias[:, row_offsets[:, None, :, None], column_offsets[None, :, None, :]]
         logits = torch.einsum("bndhw,bndhwij->bnhwij", q * q.shape[2] ** -0.5, k[around]) + bias
@@ -157,7 +157,7 @@ class NeighbourhoodAttention(nn.Module):
         mixed = torch.einsum("bnhwij,bndhwij->bndhw", weights, v[around])
         return self.proj(mixed.flatten(1, 2))
 
-    def _neighbours(self, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _neighbors(self, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Positions that each position of an axis attends to, and their offsets as indices of the bias."""
         size = min(self.kernel_size, side)
         position = torch.arange(side, device=device)
@@ -165,7 +165,7 @@ class NeighbourhoodAttention(nn.Module):
         seen = first[:, None] + torch.arange(size, device=device)
         return seen, seen - position[:, None] + self.kernel_size - 1
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         positions = height * width
         seen = min(self.kernel_size, height) * min(self.kernel_size, width)
         return 4 * positions * self.dim**2 + 2 * positions * seen * self.dim
@@ -196,7 +196,7 @@ class SpatialReductionAttention(nn.Module):
         mixed = self.attention(_to_tokens(padded), list(padded.shape[2:]))
         return tokens_to_map(mixed, *padded.shape[2:])[:, :, :height, :width]
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         height, width = max(height, self.reduction), max(width, self.reduction)
         positions, dim = height * width, self.dim
         kept = (height // self.reduction) * (width // self.reduction)
@@ -229,7 +229,7 @@ class LinearAttention(nn.Module):
         mixed = (summary.transpose(2, 3) @ q) / (total.transpose(2, 3) @ q)
         return self.proj(mixed.flatten(1, 2).view_as(x))
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         positions, head_dim = height * width, self.dim // self.num_heads
         return positions * self.dim * (4 * self.dim + 2 * head_dim + 1)
 

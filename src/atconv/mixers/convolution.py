@@ -31,12 +31,12 @@ class DepthwiseConv(nn.Conv2d):
         check_input(input, self.in_channels)
         return super().forward(input)
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         return height * width * self.weight.numel()
 
 
 class Pooling(PoolFormerPooling):
-    """Average of the K×K neighbourhood less the position itself; nothing is learned.
+    """Average of the K×K neighborhood less the position itself; nothing is learned.
 
     Source: PoolFormer (arXiv 2111.11418).
     """
@@ -50,7 +50,7 @@ class Pooling(PoolFormerPooling):
         check_input(x, self.dim)
         return super().forward(x)
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         return 0  # additions only
 
 
@@ -83,7 +83,7 @@ class Involution(nn.Module):
         around = F.unfold(x, size, padding=size // 2).unflatten(1, (self.groups, -1, size**2))
         return (kernels * around.unflatten(4, (height, width))).sum(3).flatten(1, 2)
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         hidden = self.span.in_channels
         return (
             height
@@ -115,7 +115,7 @@ class CondConv(nn.Module):
         check_input(x, self.dim)
         return self.conv(x, torch.sigmoid(self.routing(x.mean((2, 3)))))
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         kernel = self.conv.weight.shape[1]
         return height * width * kernel + self.experts * (self.dim + kernel + self.dim)
 
@@ -131,5 +131,5 @@ class Identity(nn.Identity):
         check_input(input, self.dim)
         return input
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         return 0

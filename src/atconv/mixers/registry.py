@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atconv.mixers.attention import (
     LinearAttention,
-    NeighbourhoodAttention,
+    NeighborhoodAttention,
     SelfAttention,
     SpatialReductionAttention,
     WindowAttention,
@@ -29,7 +29,7 @@ class TokenMixer(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         """Multiply-adds for one sample on a map of height × width."""
         ...
 
@@ -64,7 +64,7 @@ MIXERS: dict[str, Mixer] = {
         partial(SelfAttention, rope=True), "ViT with rotary 2-D positions (arXiv 2104.09864)", "N·C² + N²·C"
     ),
     "window_attention": Mixer(WindowAttention, "Swin (arXiv 2103.14030)", "N·C² + N·K²·C"),
-    "neighbourhood_attention": Mixer(NeighbourhoodAttention, "NAT (arXiv 2204.07143)", "N·C² + N·K²·C"),
+    "neighborhood_attention": Mixer(NeighborhoodAttention, "NAT (arXiv 2204.07143)", "N·C² + N·K²·C"),
     "spatial_reduction_attention": Mixer(
         SpatialReductionAttention, "PVTv2 (arXiv 2106.13797)", "N·C² + N²·C/R²"
     ),

@@ -69,9 +69,9 @@ class Stem(nn.Module):
 
 
 class ConvGLU(nn.Module):
-    """The channel mixer: a gated linear unit whose gate sees its 3×3 neighbourhood. B C H W → same.
+    """The channel mixer: a gated linear unit whose gate sees its 3×3 neighborhood. B C H W → same.
 
-    u = GELU(DWConv3×3(gate)) · value, optionally RMS-normalised over channels, then 1×1 back to C.
+    u = GELU(DWConv3×3(gate)) · value, optionally RMS-normalized over channels, then 1×1 back to C.
     """
 
     def __init__(self, dim: int, expansion: float, norm: bool) -> None:
@@ -92,9 +92,9 @@ class ConvGLU(nn.Module):
         assert self.out_proj.bias is not None
         gated, inverse = gated_product(gate, value, self.norm.eps)
         weight = self.out_proj.weight * self.norm.weight[:, None, None]
-        return project_normalised(gated, inverse, weight, self.out_proj.bias)
+        return project_normalized(gated, inverse, weight, self.out_proj.bias)
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         return height * width * self.hidden * (3 * self.out_proj.out_channels + 9)
 
 
@@ -108,7 +108,7 @@ def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tens
     return _maps(product), _maps(inverse)
 
 
-def project_normalised(gated: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def project_normalized(gated: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """W (gated·inverse) + b: B K H W, B 1 H W, C K 1 1 and C → B C H W."""
     if gated.dtype == torch.float16:  # a projection of large products would leave its range
         return F.conv2d(gated * inverse, weight, bias)
@@ -192,24 +192,24 @@ class AttNetBlock(nn.Module):
         expansion: float,
         glu_norm: bool,
         ls_init_value: float | None,
-        drop_path: float,
+        drop_path_rate: float,
     ) -> None:
         super().__init__()
         self.norm1 = LayerNorm2d(dim, eps=1e-6)
         self.token_mixer: Any = token_mixer
         self.ls1 = _layer_scale(dim, ls_init_value)
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.norm2 = LayerNorm2d(dim, eps=1e-6)
         self.channel_mixer = ConvGLU(dim, expansion, glu_norm)
         self.ls2 = _layer_scale(dim, ls_init_value)
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.token_mixer(self.norm1(x))))
         return x + self.drop_path2(self.ls2(self.channel_mixer(self.norm2(x))))
 
-    def multiply_adds(self, height: int, width: int) -> int:
-        return self.token_mixer.multiply_adds(height, width) + self.channel_mixer.multiply_adds(height, width)
+    def macs(self, height: int, width: int) -> int:
+        return self.token_mixer.macs(height, width) + self.channel_mixer.macs(height, width)
 
 
 class AttNetStage(nn.Module):
@@ -240,12 +240,12 @@ class AttNet(nn.Module):
 
     Args:
         in_chans: channels of the input image.
-        num_classes: classes of the head, 0 for none (pooled, normalised features).
+        num_classes: classes of the head, 0 for none (pooled, normalized features).
         global_pool: "avg", or "" for none.
-        depths, widths, expansions: blocks, channels and channel-mixer expansion of each of the four stages.
+        depths, dims, mlp_ratios: blocks, channels and channel-mixer expansion of each of the four stages.
         token_mixer: a name of `atconv.mixers`, or one for each stage.
         mixer_args: options of that mixer, such as {"kernel_size": 5}, or one mapping for each stage.
-        glu_norm: RMS-normalise the gated product of every channel mixer.
+        glu_norm: RMS-normalize the gated product of every channel mixer.
         ls_init_value: initial LayerScale, None for no LayerScale.
         stem_stride: total stride of the stem: 4, or 2 or 1 for small images.
         drop_rate: dropout before the classifier.
@@ -263,8 +263,8 @@ class AttNet(nn.Module):
         num_classes: int = 1000,
         global_pool: str = "avg",
         depths: Sequence[int] = (3, 3, 16, 3),
-        widths: Sequence[int] = (64, 128, 288, 512),
-        expansions: Sequence[float] = (8, 8, 4, 4),
+        dims: Sequence[int] = (64, 128, 288, 512),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
         token_mixer: str | Sequence[str] = "atconv",
         mixer_args: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         glu_norm: bool = True,
@@ -280,8 +280,8 @@ class AttNet(nn.Module):
         options = [mixer_args or {}] * _STAGES if not isinstance(mixer_args, Sequence) else list(mixer_args)
         lists = {
             "depths": depths,
-            "widths": widths,
-            "expansions": expansions,
+            "dims": dims,
+            "mlp_ratios": mlp_ratios,
             "token_mixer": mixers,
             "mixer_args": options,
         }
@@ -294,30 +294,29 @@ class AttNet(nn.Module):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.stem_stride = stem_stride
-        self.num_features = self.head_hidden_size = widths[-1]
-        self.stem = Stem(in_chans, widths[0], stem_stride)
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.stem = Stem(in_chans, dims[0], stem_stride)
         rates: Iterator[float] = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))  # type: ignore[arg-type]
         stages: list[AttNetStage] = []
         for i in range(_STAGES):
             blocks = [
                 AttNetBlock(
-                    widths[i],
-                    create_mixer(mixers[i], widths[i], block, **options[i]),
-                    expansions[i],
+                    dims[i],
+                    create_mixer(mixers[i], dims[i], block, **options[i]),
+                    mlp_ratios[i],
                     glu_norm,
                     ls_init_value,
                     next(rates),
                 )
                 for block in range(depths[i])
             ]
-            stages.append(AttNetStage(widths[max(i - 1, 0)], widths[i], i > 0, blocks))
+            stages.append(AttNetStage(dims[max(i - 1, 0)], dims[i], i > 0, blocks))
         self.stages = nn.Sequential(*stages)
         self.feature_info = [
-            dict(num_chs=widths[i], reduction=stem_stride * 2**i, module=f"stages.{i}")
-            for i in range(_STAGES)
+            dict(num_chs=dims[i], reduction=stem_stride * 2**i, module=f"stages.{i}") for i in range(_STAGES)
         ]
         self.head = NormMlpClassifierHead(
-            widths[-1],
+            dims[-1],
             num_classes,
             pool_type=global_pool,
             drop_rate=drop_rate,
@@ -370,7 +369,7 @@ class AttNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Stage outputs, with or without the final features. `norm` has no effect: AttNet normalises
+        """Stage outputs, with or without the final features. `norm` has no effect: AttNet normalizes
         after pooling only.
 
         Args:
@@ -407,13 +406,13 @@ class AttNet(nn.Module):
         return self.stages(self.stem(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool, normalise, classify; `pre_logits` stops before the classifier."""
+        """Pool, normalize, classify; `pre_logits` stops before the classifier."""
         return self.head(x, pre_logits=True) if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    def multiply_adds(self, height: int = 224, width: int = 224) -> int:
+    def macs(self, height: int = 224, width: int = 224) -> int:
         """Multiply-adds for one image of height × width: convolutions, linear layers and the dynamic
         convolution; norms, activations and pooling are not counted."""
         total = self.num_features * self.num_classes
@@ -424,7 +423,7 @@ class AttNet(nn.Module):
                 if isinstance(module, nn.Conv2d):
                     height, width = -(-height // module.stride[0]), -(-width // module.stride[1])
                     total += height * width * module.weight.numel()
-            total += sum(block.multiply_adds(height, width) for block in blocks)
+            total += sum(block.macs(height, width) for block in blocks)
         return total
 
 
@@ -447,13 +446,13 @@ def _init_weights(module: nn.Module) -> None:
 
 # Differences from the defaults of `AttNet`, which are those of attnet_t2.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "attnet_xxs": dict(depths=(2, 2, 4, 2), widths=(32, 64, 128, 240), glu_norm=False, ls_init_value=None),
-    "attnet_xs": dict(depths=(2, 2, 7, 2), widths=(40, 80, 160, 320), glu_norm=False),
-    "attnet_s": dict(depths=(2, 3, 10, 3), widths=(40, 80, 160, 320), glu_norm=False, ls_init_value=None),
-    "attnet_t1": dict(depths=(2, 3, 12, 3), widths=(48, 96, 224, 384)),
-    "attnet_t2": dict(depths=(3, 3, 16, 3), widths=(64, 128, 288, 512)),
-    "attnet_t3": dict(depths=(4, 4, 26, 4), widths=(72, 144, 320, 576)),
-    "attnet_t4": dict(depths=(5, 5, 28, 5), widths=(96, 192, 384, 768)),
+    "attnet_xxs": dict(depths=(2, 2, 4, 2), dims=(32, 64, 128, 240), glu_norm=False, ls_init_value=None),
+    "attnet_xs": dict(depths=(2, 2, 7, 2), dims=(40, 80, 160, 320), glu_norm=False),
+    "attnet_s": dict(depths=(2, 3, 10, 3), dims=(40, 80, 160, 320), glu_norm=False, ls_init_value=None),
+    "attnet_t1": dict(depths=(2, 3, 12, 3), dims=(48, 96, 224, 384)),
+    "attnet_t2": dict(depths=(3, 3, 16, 3), dims=(64, 128, 288, 512)),
+    "attnet_t3": dict(depths=(4, 4, 26, 4), dims=(72, 144, 320, 576)),
+    "attnet_t4": dict(depths=(5, 5, 28, 5), dims=(96, 192, 384, 768)),
 }
 
 # ImageNet-1K top-1 at 224 as published in arXiv 2510.20092, in percent. Not measured here.

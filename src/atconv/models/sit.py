@@ -143,7 +143,7 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
             embedded = embedded + self.label_embed(labels)
         return F.silu(embedded)
 
-    def multiply_adds(self, height: int, width: int) -> int:
+    def macs(self, height: int, width: int) -> int:
         """Multiply-adds of one evaluation for one sample of height × width (convolutions, linear layers,
         attention)."""
         rows, columns = height // self.patch_size, width // self.patch_size
@@ -155,7 +155,7 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         mixing = 0
         for block in self.blocks:
             if isinstance(block.mixer, ATConvTokens):
-                mixing += block.mixer.multiply_adds(rows, columns)
+                mixing += block.mixer.macs(rows, columns)
             else:
                 mixing += 4 * positions * dim * dim + 2 * positions**2 * dim
         return ends + modulation + mlp + mixing
@@ -241,7 +241,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class SiTBlock(nn.Module):
-    """Token mixer and MLP, each normalised, shifted and scaled before, gated after (adaLN-Zero)."""
+    """Token mixer and MLP, each normalized, shifted and scaled before, gated after (adaLN-Zero)."""
 
     def __init__(self, dim: int, heads: int, mlp_width: int, atconv: bool, mixer_act: str) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from atconv.modules import ATConvTokens
-from atconv.replace.counting import Example, example_of, multiply_adds
+from atconv.replace.counting import Example, example_of, macs
 from atconv.replace.distill import DistillationReport, distill_blocks
 from atconv.replace.families import Projections, Site, find_sites
 from atconv.replace.layers import GridWriter
@@ -36,7 +36,7 @@ class Replacement:
     kind: str
     parameters: tuple[int, int]
     """before and after"""
-    multiply_adds: tuple[int, int] | None
+    macs: tuple[int, int] | None
     """before and after; None where the model's input is not known"""
     copied: bool
     """value and output projection were taken over"""
@@ -51,11 +51,11 @@ class ReplacementReport:
     """attention that was left alone, by name, and why"""
     parameters: tuple[int, int]
     """of the whole model, before and after"""
-    multiply_adds: tuple[int, int] | None
+    macs: tuple[int, int] | None
 
     def __str__(self) -> str:
-        whole = Replacement("whole model", "", self.parameters, self.multiply_adds, copied=True)
-        unit, size = ("GMACs", 1e9) if max(self.multiply_adds or (0,)) >= 1e9 else ("MMACs", 1e6)
+        whole = Replacement("whole model", "", self.parameters, self.macs, copied=True)
+        unit, size = ("GMACs", 1e9) if max(self.macs or (0,)) >= 1e9 else ("MMACs", 1e6)
         rows = [("attention", "parameters", unit)]
         rows += [_row(one, size) for one in (*self.replaced, whole)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -63,7 +63,7 @@ class ReplacementReport:
             f"{name:<{widths[0]}}  {parameters:>{widths[1]}}  {counted:>{widths[2]}}".rstrip()
             for name, parameters, counted in rows
         ]
-        if self.multiply_adds is None:
+        if self.macs is None:
             lines.append("not run: give `example`, an input of the model, to try it and count multiply-adds")
         fresh = [one.name for one in self.replaced if not one.copied]
         if fresh:
@@ -74,7 +74,7 @@ class ReplacementReport:
 
 def _row(one: Replacement, size: float) -> tuple[str, str, str]:
     before, after = one.parameters
-    counted = "" if one.multiply_adds is None else " → ".join(f"{n / size:.3f}" for n in one.multiply_adds)
+    counted = "" if one.macs is None else " → ".join(f"{n / size:.3f}" for n in one.macs)
     return one.name, f"{before:,} → {after:,}", counted
 
 
@@ -169,7 +169,7 @@ def _count_before(model: nn.Module, example: Example | None) -> tuple[Example | 
     if taken is None:
         return None, None
     try:
-        return taken, multiply_adds(model, taken)
+        return taken, macs(model, taken)
     except Exception as error:  # whatever the model raises
         if example is None:  # a model may be made for another size than it says
             return None, None
@@ -180,7 +180,7 @@ def _count_before(model: nn.Module, example: Example | None) -> tuple[Example | 
 
 def _count_after(model: nn.Module, example: Example) -> dict[str, int]:
     try:
-        return multiply_adds(model, example)
+        return macs(model, example)
     except Exception as error:
         told = f"{type(model).__name__} does not run with ATConv in it: {_first_line(error)}"
         raise ValueError(f"nothing was replaced. {told}") from error

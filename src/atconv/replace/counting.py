@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["example_of", "multiply_adds"]
+__all__ = ["example_of", "macs"]
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
-def multiply_adds(model: nn.Module, example: Example) -> dict[str, int]:
+def macs(model: nn.Module, example: Example) -> dict[str, int]:
     """Multiply-adds of one pass, by module; "" is the whole model.
 
     Convolutions, matrix products and attention are counted, as torch.utils.flop_counter does. Nothing is

@@ -183,7 +183,7 @@ def _pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Module,
 def _check_alike(pairs: Mapping[str, tuple[Any, nn.Module]]) -> None:
     for name, (new, old) in pairs.items():
         ours, its = next(new.mixer.parameters()), next(old.parameters(), None)
-        if its is None:  # quantised, say
+        if its is None:  # quantized, say
             continue
         if ours.device != its.device:
             raise ValueError(f"the student's {name} is on {ours.device}, the teacher's on {its.device}")

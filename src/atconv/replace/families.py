@@ -100,13 +100,13 @@ def _site(
 
 
 def _unknown_projection(attention: Any) -> str:
-    """Why value and output cannot be read from its layers: adapters or quantised ones; "" where they can."""
+    """Why value and output cannot be read from its layers: adapters or quantized ones; "" where they can."""
     for name in ("qkv", "kv", "v_proj", "proj", "o_proj", "out_proj", "to_v", "to_out"):
         layer = getattr(attention, name, None)
         layer = layer[0] if isinstance(layer, nn.ModuleList) else layer
         if layer is not None and not isinstance(layer, (nn.Linear, nn.Conv2d)):
             kind = type(layer).__name__
-            return f"its {name} is a {kind}: merge adapters, and quantise after attention is replaced"
+            return f"its {name} is a {kind}: merge adapters, and quantize after attention is replaced"
     return ""
 
 
@@ -259,7 +259,7 @@ def _diffusers(model: nn.Module, name: str, module: Any, writers: dict[int, Any]
     if module.rescale_output_factor != 1:
         return Site(name, kind, reason=f"it divides its output by {module.rescale_output_factor}")
     if module.residual_connection or module.group_norm is not None or module.spatial_norm is not None:
-        return Site(name, kind, reason="it normalises and adds inside, as a VAE's attention does")
+        return Site(name, kind, reason="it normalizes and adds inside, as a VAE's attention does")
     owner: Any = _owner(model, name, "pos_embed")
     if owner is not None and any(kind.__name__ in _IMAGE_TRANSFORMERS for kind in type(owner).__mro__):
         hook = _writer(owner.pos_embed, writers, _patch_size, padded=False)

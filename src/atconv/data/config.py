@@ -1,0 +1,47 @@
+"""What every task can be told of its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from atconv.engine.config import check_shares
+
+__all__ = ["DataConfig"]
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Options that say which pictures there are and how they are shared out to sides."""
+
+    data: str = ""
+    """image folder, LMDB, timm dataset name (torch/…, hfds/…, wds/…) or digits"""
+    data_root: str | None = None
+    """folder that a named timm dataset lies in"""
+    train_split: str = "train"
+    """training split of a named timm dataset"""
+    val_split: str | None = None
+    """validation split of a named timm dataset; default: held out from the training split"""
+    test_split: str | None = None
+    """test split of a named timm dataset, looked at once after training"""
+    epoch_samples: int | None = None
+    """images in one epoch of a stream (wds/…, tfds/…), where the stream does not know"""
+    val_fraction: float = 0.1
+    """share of the training images held out for validation where DATA has no validation side"""
+    test_fraction: float = 0.15
+    """share of all images held out for the test where DATA is one flat folder or digits"""
+    check_images: Literal["decode", "header", "none"] = "decode"
+    """how image files are checked before training: decode each, read its header, or not at all"""
+    num_classes: int | None = None
+    """classes of a stream that does not name them"""
+    max_skipped: float = 0.05
+    """greatest share of unreadable files that are left out; more stops the run"""
+
+    def __post_init__(self) -> None:
+        parent = getattr(super(), "__post_init__", None)  # LoopConfig's, in a task's configuration
+        if parent is not None:
+            parent()
+        for name in ("val_fraction", "test_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        check_shares(self, "max_skipped")

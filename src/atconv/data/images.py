@@ -1,0 +1,166 @@
+"""Pictures as files have them → PIL images of one kind, alike in training and prediction."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "PrepareImage",
+    "find_images",
+    "images_in",
+    "normalization",
+    "read_image",
+    "upright",
+]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+Mode = Literal["RGB", "L"]
+
+
+def read_image(file: str | Path | BinaryIO, mode: Mode = "RGB") -> Image.Image:
+    """Read one picture, decoded in full and upright, as RGB or gray.
+
+    EXIF orientation is applied; transparent pixels lie on white; 16-bit gray is scaled to 8 bits;
+    palette, CMYK and gray are converted.
+
+    Raises:
+        ValueError: the file is not a picture, is truncated or is too large to be honest.
+        FileNotFoundError: no such file.
+    """
+    try:
+        with Image.open(file) as image:
+            return upright(image, mode)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
+        name = "" if hasattr(file, "read") else f"{file}: "
+        raise ValueError(f"{name}not a readable picture ({_reason(error)})") from error
+
+
+def images_in(folder: Path) -> list[Path]:
+    """All picture files below a folder, by their suffix, sorted. Hidden files and folders are left out."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """Files, folders (searched through) and globs → picture files, each once, in order.
+
+    Raises:
+        FileNotFoundError: a pattern matches nothing, or a folder holds no pictures.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = images_in(path)
+        elif path.is_file():
+            matches = [path]
+        else:
+            # Second, with the folder taken as it is: names such as "scan [1]" look like patterns.
+            literal = str(Path(glob.escape(str(path.parent))) / path.name)
+            found_names = glob.glob(pattern, recursive=True) or glob.glob(literal)
+            matches = sorted(p for p in map(Path, found_names) if p.is_file())
+        if not matches:
+            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise FileNotFoundError(f"no picture at {pattern!r}: give files, folders or globs of {kinds}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
+    """Convert any PIL image to 8-bit RGB or gray."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_8_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def upright(image: Image.Image, mode: Mode) -> Image.Image:
+    """Turn an open PIL image by its EXIF orientation and convert it."""
+    return as_mode(ImageOps.exif_transpose(image), mode)
+
+
+class PrepareImage:
+    """First step of a transform: any PIL image → the mode a model of `in_chans` channels reads."""
+
+    def __init__(self, in_chans: int) -> None:
+        self.mode = mode_for(in_chans)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return upright(image, self.mode)
+
+    def __repr__(self) -> str:
+        return f"PrepareImage({self.mode})"
+
+
+def mode_for(in_chans: int) -> Mode:
+    """The PIL mode of a model's input.
+
+    Raises:
+        ValueError: pictures have 1 or 3 channels.
+    """
+    if in_chans not in (1, 3):
+        raise ValueError(f"pictures are read with in_chans 3 (color) or 1 (gray), got {in_chans}")
+    return "RGB" if in_chans == 3 else "L"
+
+
+def normalization(
+    in_chans: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel: those given, else ImageNet's, or 0.5 where not in color.
+
+    Raises:
+        ValueError: there is not one value, nor one for each channel, or a deviation is not positive.
+    """
+    color = in_chans == 3
+    found = (
+        _per_channel("mean", mean, in_chans, IMAGENET_MEAN if color else (0.5,)),
+        _per_channel("std", std, in_chans, IMAGENET_STD if color else (0.5,)),
+    )
+    if min(found[1]) <= 0:
+        raise ValueError(f"std must be positive, got {found[1]}")
+    return found
+
+
+def _per_channel(
+    name: str, given: Sequence[float] | None, channels: int, default: tuple[float, ...]
+) -> tuple[float, ...]:
+    values = default if given is None else tuple(given)
+    if len(values) == 1:
+        values = values * channels
+    if len(values) != channels:
+        raise ValueError(f"{name} must have one value, or one for each of {channels} channels, got {values}")
+    return values
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Integers span 0…65535 (PNG's 16 bits, also where PIL widens them to 32). Floats are taken as
+    0…1, 0…255 or 0…65535, whichever is the smallest that holds them."""
+    values = np.asarray(image, dtype=np.float64)
+    top = 65535.0
+    if image.mode == "F":
+        peak = values.max(initial=0.0)
+        top = 1.0 if peak <= 1 else 255.0 if peak <= 255 else 65535.0
+    return Image.fromarray(np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own text names the open file object
+        return "not in a picture format"
+    return str(error).partition("\n")[0][:160] or type(error).__name__

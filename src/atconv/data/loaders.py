@@ -1,0 +1,147 @@
+"""From a side of a split to batches of tensors.
+
+What a sample looks like is a function of (seed, epoch, sample, copy): the sampler hands each index out
+together with its seed, so workers, their number and a resume in mid-epoch change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+
+from atconv.data.images import PrepareImage, mode_for
+from atconv.data.sources import Stream
+from atconv.data.splits import Split
+from atconv.engine.batch_plan import BatchPlan
+from atconv.engine.rng import derive_seed, seed_generators, seeded
+
+__all__ = ["EpochBatches", "SampleKey", "SeededItems", "eval_loader", "stream_loader", "train_loader"]
+
+T = TypeVar("T")
+Transform = Callable[[Image.Image], Tensor]
+
+
+class SampleKey(NamedTuple):
+    """Which picture, and the seed of its augmentation."""
+
+    position: int
+    seed: int
+
+
+class EpochBatches(Sampler[list[SampleKey]]):
+    """One process's passes of an epoch, from a given pass on.
+
+    The order of an epoch is a permutation seeded by (seed, epoch); with `repeats` copies follow each
+    other in it and it is cut to the same length. Processes take every `processes`-th image of each
+    total batch, so a batch holds the same images however many processes share it.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        plan: BatchPlan,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        repeats: int = 1,
+        start: int = 0,
+    ) -> None:
+        self.samples, self.plan, self.seed, self.epoch = samples, plan, seed, epoch
+        self.rank, self.repeats, self.start = rank, repeats, start
+
+    def __len__(self) -> int:
+        return self.plan.steps_per_epoch * self.plan.accumulate - self.start
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        rng = np.random.default_rng(derive_seed("order", self.seed, self.epoch))
+        order = np.repeat(rng.permutation(self.samples), self.repeats)[: self.samples]
+        total, micro = self.plan.global_batch_size, self.plan.micro_batch
+        for index in range(self.start, self.start + len(self)):
+            step, part = divmod(index, self.plan.accumulate)
+            mine = range(step * total + self.rank, (step + 1) * total, self.plan.processes)
+            yield [self._key(place, int(order[place])) for place in mine[part * micro : (part + 1) * micro]]
+
+    def _key(self, place: int, position: int) -> SampleKey:
+        copy = place % self.repeats
+        return SampleKey(position, derive_seed("sample", self.seed, self.epoch, position, copy))
+
+
+class SeededItems(Dataset[T]):
+    """Items by key: what `draw` makes of a position, with all generators seeded by the key."""
+
+    def __init__(self, draw: Callable[[int], T]) -> None:
+        self.draw = draw
+
+    def __getitem__(self, key: SampleKey) -> T:
+        if get_worker_info() is None:
+            with seeded(key.seed):
+                return self.draw(key.position)
+        seed_generators(key.seed)  # nothing else draws in a worker: no need to put generators back
+        return self.draw(key.position)
+
+
+class _TrainImages(SeededItems[tuple[Tensor, int]]):
+    def __init__(self, side: Split, transform: Transform, in_chans: int) -> None:
+        super().__init__(self._transformed)
+        self.side, self.transform, self.mode = side, transform, mode_for(in_chans)
+
+    def _transformed(self, position: int) -> tuple[Tensor, int]:
+        image, label = self.side.item(position, self.mode)
+        return self.transform(image), label
+
+
+class _EvalImages(Dataset[tuple[Tensor, int]]):
+    def __init__(self, side: Split, transform: Transform, in_chans: int) -> None:
+        self.side, self.transform, self.mode = side, transform, mode_for(in_chans)
+
+    def __len__(self) -> int:
+        return len(self.side)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        image, label = self.side.item(position, self.mode)
+        return self.transform(image), label
+
+
+class _StreamImages(IterableDataset[tuple[Tensor, int]]):
+    def __init__(self, stream: Stream, transform: Transform, in_chans: int) -> None:
+        self.stream, self.transform = stream, transform
+        self.prepare = PrepareImage(in_chans)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for image, label in self.stream:
+            yield self.transform(self.prepare(image)), int(label)
+
+
+def train_loader(
+    side: Split,
+    transform: Transform,
+    in_chans: int,
+    batches: EpochBatches,
+    workers: int,
+    pin: bool = False,
+) -> DataLoader[Any]:
+    """The passes that `batches` lists. `pin` page-locks them, for copies to a GPU."""
+    dataset = _TrainImages(side, transform, in_chans)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin)
+
+
+def eval_loader(
+    side: Split, transform: Transform, in_chans: int, batch_size: int, workers: int
+) -> DataLoader[Any]:
+    """Batches of a side in its order."""
+    dataset = _EvalImages(side, transform, in_chans)
+    return DataLoader(dataset, batch_size, num_workers=workers)
+
+
+def stream_loader(
+    stream: Stream, transform: Transform, in_chans: int, batch_size: int, workers: int, drop_last: bool
+) -> DataLoader[Any]:
+    """Batches of a stream in the order it gives."""
+    return DataLoader(
+        _StreamImages(stream, transform, in_chans), batch_size, num_workers=workers, drop_last=drop_last
+    )

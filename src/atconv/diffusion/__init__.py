@@ -1,0 +1,1 @@
+"""Stochastic interpolants, samplers and the pipeline: diffusion without any run."""

@@ -1,0 +1,69 @@
+"""How one optimizer step is put together from what a recipe asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from atconv.engine.config import LoopConfig
+
+__all__ = ["BatchPlan", "plan_batches"]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step is put together, and how many make an epoch."""
+
+    micro_batch: int
+    accumulate: int
+    processes: int
+    steps_per_epoch: int
+    lr: float
+    message: str
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.micro_batch * self.accumulate * self.processes
+
+
+def plan_batches(config: LoopConfig, samples: int, processes: int, even: bool = False) -> BatchPlan:
+    """Derive accumulation and learning rate from the batch a recipe names.
+
+    The total batch is met by accumulating passes of `batch_size`; where it cannot be met exactly, or
+    `global_batch_size` asks for another one, the learning rate scales with it. A training set smaller than
+    a batch makes the batch smaller. Incomplete batches at the end of an epoch are dropped.
+
+    Args:
+        samples: training samples.
+        processes: world size.
+        even: every pass needs an even number of images (Mixup).
+
+    Raises:
+        ValueError: too few samples for one image (two with `even`) in every process.
+    """
+    wanted = config.global_batch_size or config.base_batch_size
+    smallest = 2 if even else 1
+    limit = samples // processes
+    if limit < smallest:
+        raise ValueError(
+            f"{samples} training images are too few for {processes} process(es)"
+            + (" with mixup or cutmix, which need pairs; set mixup and cutmix to 0" if even else "")
+        )
+    # As few passes as batch_size allows, then passes of the size that comes closest to the batch.
+    share = min(max(1, wanted // processes), limit)
+    accumulate = -(-share // config.batch_size)
+    micro = max(1, min(round(share / accumulate), limit // accumulate))
+    if even:
+        micro = max(2, micro - micro % 2)
+        accumulate = min(accumulate, limit // micro)
+    total = micro * processes * accumulate
+    lr = config.lr * total / config.base_batch_size
+    message = f"total batch {total} = {micro} images × {processes} process(es) × {accumulate} pass(es)"
+    if total == config.base_batch_size:
+        message += f", learning rate {lr:.3g}"
+    else:
+        message += f"; the learning rate was given for {config.base_batch_size}: {config.lr:.3g} → {lr:.3g}"
+    if total != wanted <= samples:
+        message += f" ({wanted} asked for)"
+    if samples < wanted:
+        message += f" (only {samples} training images for a batch of {wanted})"
+    return BatchPlan(micro, accumulate, processes, samples // total, lr, message)

@@ -1,0 +1,75 @@
+"""Configurations as files: the recipes that ship with a task, and the one a run keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from atconv.engine.run import Run
+from atconv.io import write_atomically
+
+__all__ = ["read_config", "recipe_names", "recipe_path", "refuse_contradictions", "write_config"]
+
+T = TypeVar("T")
+
+
+def recipe_names(package: str) -> list[str]:
+    """Recipes that ship with a task's package, selectable by name."""
+    folder = resources.files(package) / "recipes"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe_path(package: str, name: str) -> Path:
+    """The file of a recipe: a YAML file, or the name of one that ships with a task's package.
+
+    Raises:
+        ValueError: neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    names = recipe_names(package)
+    if name in names:
+        return Path(str(resources.files(package) / "recipes" / f"{name}.yaml"))
+    raise ValueError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(names)}")
+
+
+def write_config(config: Any, run: Run) -> None:
+    """Save the complete configuration (a dataclass) of a run, re-runnable with --config RUN/config.yaml."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    write_atomically(
+        run.config, lambda temporary: temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
+    )
+
+
+def read_config(run: Run, kind: type[T], task: str) -> T:
+    """The configuration of a run of one task.
+
+    Raises:
+        ValueError: the run is of another task, or its config.yaml is damaged.
+    """
+    try:
+        found = yaml.safe_load(run.config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{run.config} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(found, dict) or not set(found) <= names:
+        raise ValueError(f"{run.config} is not the configuration of a {task} run")
+    for name, hint in get_type_hints(kind).items():
+        if "tuple" in str(hint) and found.get(name) is not None:
+            found[name] = tuple(found[name])
+    return kind(**found)
+
+
+def refuse_contradictions(config: Any, source: Any, names: Collection[str], chosen: Collection[str]) -> None:
+    """Raise ValueError where an option that comes with the run named as `weights` was chosen otherwise."""
+    for name in names:
+        if name in chosen and getattr(config, name) != getattr(source, name):
+            raise ValueError(
+                f"--{name} {getattr(config, name)} contradicts --weights {config.weights}, whose {name} is "
+                f"{getattr(source, name)}: leave --{name} out"
+            )

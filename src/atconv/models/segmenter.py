@@ -1,0 +1,84 @@
+"""Segmenters of segmentation-models-pytorch on a backbone of timm, or a clear line where they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import segmentation_models_pytorch as smp
+from torch import Tensor, nn
+
+from atconv.models.backbone import check_counts, feature_strides, make_features, refuse_fixed_size
+
+__all__ = ["ARCHITECTURES", "DIVISOR", "Segmenter", "segmenter"]
+
+Segmenter = Literal["unet", "fpn", "upernet"]
+ARCHITECTURES: tuple[Segmenter, ...] = ("unet", "fpn", "upernet")
+DIVISOR = 32
+"""height and width of the input must be multiples of it"""
+
+_READ = ([4, 8, 16, 32], [2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])  # strides that smp's probe knows
+
+
+def segmenter(
+    backbone: str = "attnet_t2",
+    num_classes: int = 150,
+    architecture: Segmenter = "unet",
+    *,
+    in_chans: int = 3,
+    backbone_args: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """What `smp.create_model(architecture, "tu-BACKBONE", encoder_weights=None, …)` gives, checked.
+
+    smp looks at a backbone without its arguments: one whose strides these change gives maps of a wrong size,
+    and no error. That is refused here.
+
+    Args:
+        backbone: model by timm's name, one that has feature maps (`features_only`).
+        num_classes: classes of a pixel, background among them.
+        architecture: unet, fpn or upernet.
+        in_chans: channels of the images.
+        backbone_args: further arguments of the backbone.
+        weights: of a classifier, to start the backbone from.
+        options: further arguments of smp's class, such as decoder_channels.
+
+    Returns:
+        a model of smp: B in_chans H W → B num_classes H W of logits; H and W are multiples of 32.
+
+    Raises:
+        ValueError: an argument is out of range, or the backbone has no such maps.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    check_counts(num_classes=num_classes, in_chans=in_chans)
+    for name in ("activation", "aux_params"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name} is not for here: a segmenter gives logits of pixels, and them alone")
+    arguments = dict(backbone_args or {})
+    strides = feature_strides(backbone, arguments)
+    if strides not in _READ:
+        raise ValueError(
+            f"the feature maps of {backbone} with {arguments} have strides {strides}: segmentation needs "
+            "4, 8, 16, 32, or those and finer ones. Leave stem_stride at 4 (a run given as weights brings "
+            "its own); short_side enlarges images"
+        )
+    try:
+        model = smp.create_model(
+            architecture,
+            f"tu-{backbone}",
+            encoder_weights=None,
+            in_channels=in_chans,
+            classes=num_classes,
+            **options,
+            **arguments,
+        )
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"{architecture} does not take {options}: {error}") from error
+    refuse_fixed_size(model.encoder.model, backbone, in_chans)
+    if weights is not None:
+        levels = len(model.encoder.model.feature_info.channels())
+        body = make_features(backbone, in_chans, levels, arguments, weights)
+        model.encoder.model.load_state_dict(body.state_dict())
+    return model

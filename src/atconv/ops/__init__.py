@@ -1,0 +1,1 @@
+"""Primitives that need care to be fast, one file each."""

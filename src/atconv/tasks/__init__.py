@@ -1,0 +1,1 @@
+"""The tasks: what is trained, evaluated and shipped."""

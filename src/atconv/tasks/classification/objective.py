@@ -1,0 +1,189 @@
+"""What training minimizes: cross-entropy, with mixing, class weights and a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup, resolve_data_config
+from timm.models import load_checkpoint
+from torch import Tensor, nn
+
+from atconv.engine import run as runs
+from atconv.engine.rng import seeded
+from atconv.models.attnet import AttNet
+from atconv.models.release import load_release
+from atconv.tasks.classification.config import ClassificationConfig
+
+__all__ = ["Objective", "Teacher", "distillation_loss", "dkd_loss"]
+
+
+class Teacher(nn.Module):
+    """A frozen classifier that reads the student's input: renormalized, and resized where it must be."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        data = resolve_data_config({}, model=model)
+        fixed = vars(model)["pretrained_cfg"].get("fixed_input_size")
+        self.size = tuple(data["input_size"][1:]) if fixed else None
+        own_mean, own_std = (torch.tensor(data[k]).view(-1, 1, 1) for k in ("mean", "std"))
+        mean_, std_ = (torch.tensor(list(v)).view(-1, 1, 1) for v in (mean, std))
+        self.register_buffer("scale", std_ / own_std)
+        self.register_buffer("shift", (mean_ - own_mean) / own_std)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in eval mode, whatever it is a part of."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scale + self.shift
+        if self.size is not None and tuple(x.shape[2:]) != self.size:
+            x = F.interpolate(x, self.size, mode="bicubic", antialias=True)
+        return self.model(x)
+
+
+class Objective(nn.Module):
+    """Loss of a batch: mixing, cross-entropy, distillation. (model, images, labels, seed) → scalars.
+
+    Args:
+        config: loss, mixing and distillation options.
+        classes: number of classes.
+        labels: class index of every training image, for balanced class weights.
+    """
+
+    weights: Tensor | None
+
+    def __init__(self, config: ClassificationConfig, classes: int, labels: Sequence[int] | None) -> None:
+        super().__init__()
+        self.config = config
+        self.smoothing = 0.0 if config.mixes else config.label_smoothing  # Mixup smooths itself
+        self.mixup = (
+            Mixup(
+                mixup_alpha=config.mixup,
+                cutmix_alpha=config.cutmix,
+                prob=config.mix_prob,
+                switch_prob=config.mix_switch_prob,
+                label_smoothing=config.label_smoothing,
+                num_classes=classes,
+            )
+            if config.mixes
+            else None
+        )
+        weights = None
+        if config.class_weights == "balanced":
+            if labels is None:
+                raise ValueError(
+                    "class_weights balanced needs labels that are known beforehand; a stream's are not"
+                )
+            counts = np.bincount(labels, minlength=classes)
+            weights = torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+        self.register_buffer("weights", weights)
+        self.teacher = make_teacher(config, classes) if config.distill != "none" else None
+
+    def forward(
+        self, model: nn.Module, images: Tensor, labels: Tensor, seed: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        targets = labels
+        if self.mixup is not None:
+            with seeded(seed):
+                images, targets = self.mixup(images, labels)
+        logits = model(images)
+        base = F.cross_entropy(logits, targets, weight=self.weights, label_smoothing=self.smoothing)
+        hard = targets.argmax(1) if targets.ndim == 2 else targets
+        figures = {"top1": 100 * (logits.argmax(1) == hard).float().mean()}
+        if self.teacher is None:
+            return base, figures
+        teacher_logits = self.teacher(images)
+        if self.config.distill == "dkd":
+            temperature = self.config.distill_temperature or 4.0
+            extra = dkd_loss(
+                logits, teacher_logits, hard, self.config.dkd_alpha, self.config.dkd_beta, temperature
+            )
+            return base + extra, figures
+        extra = distillation_loss(
+            logits, teacher_logits, self.config.distill, self.config.distill_temperature or 1.0
+        )
+        share = self.config.distill_weight
+        return (1 - share) * base + share * extra, figures
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, kind: str, temperature: float = 1.0) -> Tensor:
+    """Distance of a student's logits (B classes) to a teacher's.
+
+    "soft": T²·KL(softmax(teacher/T) ‖ softmax(student/T)), mean over B (Hinton et al., arXiv 1503.02531).
+    "hard": cross-entropy with the teacher's decision (DeiT, arXiv 2012.12877).
+    """
+    if kind == "hard":
+        return F.cross_entropy(student, teacher.argmax(1))
+    log_p = F.log_softmax(student / temperature, 1)
+    log_q = F.log_softmax(teacher / temperature, 1)
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def dkd_loss(
+    student: Tensor, teacher: Tensor, target: Tensor, alpha: float, beta: float, temperature: float
+) -> Tensor:
+    """Decoupled knowledge distillation (arXiv 2203.08679): T²·(α·TCKD + β·NCKD), mean over B.
+
+    TCKD compares target against all others together; NCKD compares the others among themselves.
+
+    Args:
+        student, teacher: logits, B classes.
+        target: class indices, B.
+    """
+    log_p = F.log_softmax(student / temperature, 1)
+    log_q = F.log_softmax(teacher / temperature, 1)
+    is_target = F.one_hot(target, student.shape[1]).bool()
+
+    def binary(log: Tensor) -> Tensor:
+        others = log.masked_fill(is_target, -torch.inf).logsumexp(1)
+        return torch.stack([log.gather(1, target[:, None])[:, 0], others], 1)
+
+    def among_others(logits: Tensor) -> Tensor:
+        kept = logits[~is_target].view(len(logits), -1)
+        return F.log_softmax(kept / temperature, 1)
+
+    target_part = F.kl_div(binary(log_p), binary(log_q), reduction="batchmean", log_target=True)
+    other_part = F.kl_div(
+        among_others(student), among_others(teacher), reduction="batchmean", log_target=True
+    )
+    return temperature**2 * (alpha * target_part + beta * other_part)
+
+
+def make_teacher(config: ClassificationConfig, classes: int) -> Teacher:
+    """The teacher a configuration names.
+
+    Raises:
+        ValueError: it cannot be built, or its classes or channels are not the student's.
+    """
+    name = str(config.teacher)
+    model: Any
+    if Path(name).is_dir():
+        model = runs.load(name)[0]
+    else:
+        try:
+            model = timm.create_model(name, pretrained=config.teacher_weights is None)
+            if isinstance(model, AttNet):
+                load_release(model, str(config.teacher_weights))
+            elif config.teacher_weights is not None:
+                load_checkpoint(model, config.teacher_weights)
+        except Exception as error:  # an unknown name, no network, a wrong file: timm raises many kinds
+            raise ValueError(
+                f"teacher {name!r} cannot be loaded: {str(error).partition(chr(10))[0]}"
+            ) from error
+    if model.num_classes != classes:
+        raise ValueError(f"teacher {name!r} knows {model.num_classes} classes, the data has {classes}")
+    channels = resolve_data_config({}, model=model)["input_size"][0]
+    if channels != config.in_chans:
+        raise ValueError(f"teacher {name!r} reads {channels} channels, the student {config.in_chans}")
+    return Teacher(model, *config.normalization())

@@ -1,0 +1,94 @@
+"""Processes that share a batch, and passes that are accumulated, train what one process trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
+from support.tiny import atconv, read_rows, tiny_options
+from support.torchrun import torchrun
+
+STEPS = 20
+BATCH = 32
+
+
+def options(batch_size: int) -> list[str]:
+    """Nothing random but the order of the images; BatchNorm in eval mode."""
+    return tiny_options(
+        epochs=2,
+        batch_size=batch_size,
+        global_batch_size=BATCH,
+        crop_scale=[1.0, 1.0],
+        crop_ratio=[1.0, 1.0],
+        freeze_bn=True,
+        ema_decay=0.0,
+        drop_path_rate=0.0,
+        label_smoothing=0.1,
+    )
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    newest = latest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    assert newest.name == f"step-{STEPS}"
+    return load_checkpoint(newest)["model"]
+
+
+def assert_same_weights(run: Path, expected: Path, tolerance: float) -> None:
+    ours, theirs = weights(run), weights(expected)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(
+            ours[name], theirs[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("one") / "run"
+    ended = atconv("train", "digits", *options(BATCH), f"--out={run}", pictures=False)
+    assert ended.code == 0, ended.err
+    return run
+
+
+def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
+    run = tmp_path / "run"
+    ended = torchrun("train", "digits", *options(BATCH // 2), f"--out={run}")
+    assert ended.returncode == 0, ended.stderr
+    assert "16 images × 2 process(es) × 1 pass(es)" in ended.stdout
+    assert ended.stdout.count("epoch   1/2") == 1, "only the main process speaks"
+    assert_same_weights(run, one_process, 1e-5)
+    for ours, theirs in zip(
+        read_rows(run / "metrics.csv"), read_rows(one_process / "metrics.csv"), strict=True
+    ):
+        for name in ("train_loss", "train_top1", "val_loss", "val_top1"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-4), name
+
+
+def test_two_accumulated_passes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
+    run = tmp_path / "run"
+    ended = atconv("train", "digits", *options(BATCH // 2), f"--out={run}", pictures=False)
+    assert ended.code == 0, ended.err
+    assert "16 images × 1 process(es) × 2 pass(es)" in ended.out
+    assert_same_weights(run, one_process, 1e-5)
+
+
+def test_the_weights_that_are_compared_were_trained(tmp_path: Path, one_process: Path) -> None:
+    run = tmp_path / "run"
+    changed = [*options(BATCH), "--label_smoothing=0.2"]
+    assert atconv("train", "digits", *changed, f"--out={run}", pictures=False).code == 0
+    with pytest.raises(AssertionError):
+        assert_same_weights(run, one_process, 1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_that_mix_and_augment_finish_and_resume(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = tiny_options(epochs=1, mixup=0.2, cutmix=1.0, drop_path_rate=0.1, repeats=2, workers=1)
+    assert torchrun("train", "digits", *arguments, f"--out={run}").returncode == 0
+    again = torchrun("train", f"--resume={run}")
+    assert again.returncode == 0, again.stderr
+    assert (run / "metrics.json").is_file()

@@ -1,0 +1,201 @@
+"""Runs that are small enough for tests: in this process, in others, and killed in others."""
+
+from __future__ import annotations
+
+import atexit
+import csv
+import functools
+import importlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from rich.console import Console
+
+from atconv.tasks.classification.config import ClassificationConfig
+from atconv.tasks.classification.train import train
+
+# Inherited by the processes started below: two OpenMP programs at once slow each other down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+TINY_ARGS = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "stem_stride": 1}
+
+# 336 training, 41 validation and 1420 test images or nearly so: ten steps an epoch.
+TINY: dict[str, Any] = {
+    "data": "digits",
+    "test_fraction": 0.79,
+    "model": "attnet_xxs",
+    "model_args": TINY_ARGS,
+    "image_size": 8,
+    "in_chans": 1,
+    "crop_scale": (0.7, 1.0),
+    "hflip": 0.0,
+    "epochs": 1,
+    "batch_size": 32,
+    "base_batch_size": 32,
+    "warmup_epochs": 0.0,
+    "workers": 0,
+    "device": "cpu",
+    "tracker": "none",
+}
+
+
+def tiny_config(**changes: Any) -> ClassificationConfig:
+    return ClassificationConfig(**(TINY | changes))
+
+
+def tiny_options(**changes: Any) -> list[str]:
+    """The same as options of `atconv train`, without DATA."""
+    options = {k: v for k, v in (TINY | changes).items() if k != "data"}
+    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items()]
+
+
+def reset_accelerate() -> None:
+    """accelerate keeps one state for the life of a process; let the next run make its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def train_tiny(run: Path, console: Console | None = None, **changes: Any) -> Path:
+    """Train in this process."""
+    reset_accelerate()
+    return train(tiny_config(**changes), run, console or Console(quiet=True))
+
+
+@functools.cache
+def trained_run() -> Path:
+    """One finished run that tests read and never write to."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return train_tiny(folder / "run", epochs=2)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def picture_folder(root: Path, counts: dict[str, int], seed: int = 0, size: int = 8) -> Path:
+    """root/CLASS/N.png: noise, no two alike."""
+    rng = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(
+                root / name / f"{i}.png"
+            )
+    return root
+
+
+@dataclass
+class Finished:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class KillAt:
+    """The `nth` call of a function whose arguments' text holds `text`: the process is killed instead."""
+
+    function: str
+    text: str = ""
+    nth: int = 1
+
+
+def atconv(*arguments: str | Path, kill_at: KillAt | None = None, pictures: bool = True) -> Finished:
+    """Run `atconv ARGUMENT...` in a process of its own to its end, or until it is killed (code −9)."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = start_atconv(*arguments, output=Path(folder), kill_at=kill_at, pictures=pictures)
+        process.join(180)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"atconv {' '.join(map(str, arguments))} hangs")
+        return Finished(
+            process.exitcode, (Path(folder) / "out").read_text(), (Path(folder) / "err").read_text()
+        )
+
+
+def start_atconv(
+    *arguments: str | Path, output: Path, kill_at: KillAt | None = None, pictures: bool = True
+) -> ForkServerProcess:
+    """Start it; its output goes to the files out and err of a folder."""
+    return start_process(_command, [str(a) for a in arguments], output, kill_at, pictures)
+
+
+def start_process(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """Call a function in a process of its own.
+
+    It is forked from one that has imported the package, which saves seconds each.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["atconv.cli", "atconv.tasks.classification.train", "support.tiny"])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def _command(arguments: list[str], output: Path, kill_at: KillAt | None, pictures: bool) -> None:
+    multiprocessing.set_start_method(None, force=True)  # data loaders start their workers the usual way
+    # What runs in a shell's background was started with interrupts ignored, and hands that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    if not pictures:
+        skip_pictures()
+    if kill_at is not None:
+        _arm(kill_at)
+    from atconv_command import main
+
+    sys.argv = ["atconv", *arguments]
+    main()
+
+
+def skip_pictures() -> list[Any]:
+    """Leave out the pictures at the end of a run, which take longer than a tiny run itself.
+
+    Returns the patches, to be stopped.
+    """
+    from atconv.tasks.classification import figures
+
+    names = ("learning_curves", "confusion_matrix", "worst_mistakes")
+    patches = [mock.patch.object(figures, name) for name in names]
+    for patch in patches:
+        patch.start()
+    return patches
+
+
+def _arm(kill_at: KillAt) -> None:
+    owner_name, _, name = kill_at.function.rpartition(".")
+    try:
+        owner = importlib.import_module(owner_name)
+    except ModuleNotFoundError:
+        module, _, cls = owner_name.rpartition(".")
+        owner = getattr(importlib.import_module(module), cls)
+    original = getattr(owner, name)
+    calls = 0
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += kill_at.text in repr(args)
+        if calls == kill_at.nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, counting)

@@ -1,0 +1,129 @@
+"""SiTs that are small enough for tests, and generation runs of them."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import multiprocessing
+import multiprocessing.forkserver
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+from atconv.cli import run as run_command
+from atconv.models.sit import SiT
+from atconv.tasks.generation.config import GenerationConfig
+from atconv.tasks.generation.train import train
+from support.helpers import DATA, randomize
+from support.tiny import Finished, KillAt, atconv, reset_accelerate
+
+FAMILIES = ("attention", "atconv", "hybrid")
+
+# 336 training images or nearly so: ten steps an epoch.
+TINY_RUN: dict[str, Any] = {
+    "data": "digits",
+    "test_fraction": 0.79,
+    "model": "sit_atconv_s_2",
+    "model_args": {"hidden_size": 32, "depth": 2, "num_heads": 2},
+    "image_size": 8,
+    "in_chans": 1,
+    "epochs": 1,
+    "batch_size": 32,
+    "base_batch_size": 32,
+    "warmup_epochs": 0.0,
+    "weight_decay": 0.0,  # as in the recipe that the command starts from
+    "workers": 0,
+    "device": "cpu",
+    "tracker": "none",
+    "sample_every": 0,
+}
+
+
+def tiny_sit(**changes: Any) -> SiT:
+    """A SiT of two blocks in eval mode with weights that matter (fresh ones predict zero)."""
+    arguments = {"in_channels": 4, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
+    return randomize(SiT(**{**arguments, **changes})).eval()
+
+
+def inputs_of(model: SiT, batch: int = 3, height: int = 8, width: int = 8) -> tuple[Tensor, ...]:
+    """x, t and, where the model has classes, labels."""
+    x, t = torch.randn(batch, model.in_channels, height, width), torch.rand(batch)
+    return (x, t, torch.arange(batch) % model.num_classes) if model.num_classes else (x, t)
+
+
+def transport() -> dict[str, Tensor]:
+    """The release's interpolants and ODE end points."""
+    return load_file(DATA / "transport.safetensors")
+
+
+def tiny_run_config(**changes: Any) -> GenerationConfig:
+    return GenerationConfig(**(TINY_RUN | changes))
+
+
+def tiny_run_options(**changes: Any) -> list[str]:
+    """The same as options of `atconv generate train`, without DATA."""
+    options = {k: v for k, v in (TINY_RUN | changes).items() if k != "data"}
+    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items()]
+
+
+def train_tiny_sit(run: Path, pictures: bool = False, **changes: Any) -> Path:
+    """Train in this process. The pictures at the end take longer than the run itself."""
+    reset_accelerate()
+    with ExitStack() as stack:
+        for name in () if pictures else ("GenerationTask._draw_samples", "draw_curves"):
+            stack.enter_context(mock.patch(f"atconv.tasks.generation.train.{name}"))
+        return train(tiny_run_config(**changes), run, Console(quiet=True))
+
+
+@functools.cache
+def generation_run() -> Path:
+    """One finished run with classes that tests read and never write to."""
+    return train_tiny_sit(_lasting_folder() / "run", epochs=2)
+
+
+@functools.cache
+def unconditional_run() -> Path:
+    """One finished run without classes that tests read and never write to."""
+    return train_tiny_sit(_lasting_folder() / "run", conditional=False)
+
+
+def _lasting_folder() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def atconv_generate(*arguments: str | Path, kill_at: KillAt | None = None) -> Finished:
+    """Run `atconv generate ARGUMENT...` in a process of its own to its end, or until it is killed (−9)."""
+    preload()
+    return atconv("generate", *arguments, kill_at=kill_at)
+
+
+def generate_here(*arguments: str | Path) -> None:
+    """The same command in this process: exits with 2 for bad input."""
+    reset_accelerate()
+    run_command("generate", [str(argument) for argument in arguments])
+
+
+@functools.cache
+def preload() -> None:
+    """Start processes from one that has imported diffusers too, which saves seconds each."""
+    server = multiprocessing.forkserver._forkserver
+    server._stop()
+    modules = [
+        "atconv.cli",
+        "atconv.tasks.generation.train",
+        "atconv.tasks.generation.latents",
+        "support.tiny",
+    ]
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+    server.ensure_running()

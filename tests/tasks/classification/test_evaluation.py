@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from atconv.data.sources import DigitsSource
+from atconv.tasks.classification.evaluation import expected_calibration_error, figures_of, wilson_interval
+from support.tiny import Finished, atconv, picture_folder, read_rows, trained_run
+
+# Six images, six classes: right, right, wrong (second), wrong (last), right, wrong (second).
+PROBABILITIES = np.array(
+    [
+        [0.90, 0.02, 0.02, 0.02, 0.02, 0.02],
+        [0.05, 0.75, 0.05, 0.05, 0.05, 0.05],
+        [0.60, 0.00, 0.30, 0.04, 0.03, 0.03],
+        [0.50, 0.10, 0.10, 0.05, 0.15, 0.10],
+        [0.05, 0.05, 0.05, 0.05, 0.75, 0.05],
+        [0.00, 0.00, 0.04, 0.00, 0.52, 0.44],
+    ],
+    dtype=np.float32,
+)
+LABELS = np.array([0, 1, 2, 3, 4, 5])
+
+
+def test_accuracy_counts_the_first_and_the_first_five() -> None:
+    found = figures_of(PROBABILITIES, LABELS, 6, 10.0)
+    assert found.images == 6
+    assert found.top1 == pytest.approx(100 * 3 / 6)
+    assert found.top5 == pytest.approx(100 * 5 / 6)
+    assert found.images_per_second == 10.0
+
+
+def test_with_five_classes_or_fewer_there_is_no_top5() -> None:
+    found = figures_of(PROBABILITIES[:5, :5], LABELS[:5], 5, 1.0)
+    assert found.top5 is None
+    assert found.top5_interval is None
+
+
+def test_precision_recall_and_f1_of_each_class() -> None:
+    rows = figures_of(PROBABILITIES, LABELS, 6, 1.0).per_class
+    assert [row["images"] for row in rows] == [1] * 6
+    assert [row["recall"] for row in rows] == [100, 100, 0, 0, 100, 0]
+    assert [row["precision"] for row in rows] == pytest.approx([100 / 3, 100, 0, 0, 50, 0])
+    assert [row["f1"] for row in rows] == pytest.approx([50, 100, 0, 0, 200 / 3, 0])
+
+
+def test_a_class_without_images_has_a_row_of_zeros() -> None:
+    rows = figures_of(PROBABILITIES[:2], LABELS[:2], 6, 1.0).per_class
+    assert rows[5] == {"class": 5, "images": 0, "precision": 0, "recall": 0, "f1": 0}
+
+
+def test_calibration_error_is_the_mean_gap_over_bins() -> None:
+    # Bins of 1/15: 0.75 twice in one (both right), 0.50 and 0.52 in one (both wrong), 0.90 and 0.60 alone.
+    gaps = [2 * abs(0.75 - 1), 2 * abs(0.51 - 0), abs(0.90 - 1), abs(0.60 - 0)]
+    assert expected_calibration_error(PROBABILITIES, LABELS) == pytest.approx(sum(gaps) / 6, abs=1e-6)
+
+
+def test_a_sure_and_right_classifier_is_calibrated() -> None:
+    assert expected_calibration_error(np.eye(4, dtype=np.float32), np.arange(4)) == 0
+    assert expected_calibration_error(np.eye(4, dtype=np.float32), np.roll(np.arange(4), 1)) == 1
+
+
+@settings(deadline=None)
+@given(st.integers(1, 100_000), st.data())
+def test_the_interval_is_wilsons(count: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, count))
+    z, share = 1.959963984540054, hits / count
+    center = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    low, high = wilson_interval(hits, count)
+    assert low == pytest.approx(100 * (center - half), abs=1e-6)
+    assert high == pytest.approx(100 * (center + half), abs=1e-6)
+    assert low - 1e-9 <= 100 * share <= high + 1e-9
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(trained_run(), tmp_path_factory.mktemp("evaluated") / "run"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: Path) -> tuple[Finished, Path]:
+    ended = atconv("evaluate", run, "digits", "--workers=0")
+    assert ended.code == 0, ended.err
+    return ended, run / "evaluation" / "digits-test"
+
+
+def test_the_command_writes_every_file(evaluated: tuple[Finished, Path]) -> None:
+    _, folder = evaluated
+    names = ["confusion.png", "metrics.json", "mistakes.png", "per_class.csv", "predictions.csv"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    for picture in folder.glob("*.png"):
+        with Image.open(picture) as image:
+            assert min(image.size) > 200
+
+
+def test_the_command_prints_what_it_writes(evaluated: tuple[Finished, Path]) -> None:
+    ended, folder = evaluated
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("top1", "top5", "calibration_error"):
+        assert f"{metrics[name]:.2f} %" in ended.out
+    for value in (*metrics["top1_interval"], *metrics["top5_interval"]):
+        assert f"{value:.2f}" in ended.out
+    assert "images/s" in ended.out
+    assert str(folder) in ended.out.replace("\n", "")
+
+
+def test_the_files_agree_with_each_other(evaluated: tuple[Finished, Path]) -> None:
+    _, folder = evaluated
+    metrics = json.loads((folder / "metrics.json").read_text())
+    predictions, classes = read_rows(folder / "predictions.csv"), read_rows(folder / "per_class.csv")
+    right = [row["label"] == row["predicted"] for row in predictions]
+    assert len(predictions) == metrics["images"] == sum(int(row["images"]) for row in classes)
+    assert 100 * sum(right) / len(right) == pytest.approx(metrics["top1"])
+    for row in classes:
+        own = [r["predicted"] == row["class"] for r in predictions if r["label"] == row["class"]]
+        assert int(row["images"]) == len(own)
+        assert float(row["recall"]) == pytest.approx(100 * sum(own) / len(own))
+
+
+def test_labels_are_those_of_the_data(evaluated: tuple[Finished, Path]) -> None:
+    source = DigitsSource()
+    for row in read_rows(evaluated[1] / "predictions.csv"):
+        assert source.classes[source.labels[int(row["image"])]] == row["label"]
+
+
+def test_the_test_side_is_the_one_held_out_in_training(run: Path, evaluated: tuple[Finished, Path]) -> None:
+    held_out = json.loads((run / "split.json").read_text())["test"]
+    assert [row["image"] for row in read_rows(evaluated[1] / "predictions.csv")] == held_out
+
+
+def test_evaluation_says_what_the_run_said_after_training(
+    run: Path, evaluated: tuple[Finished, Path]
+) -> None:
+    after_training = json.loads((run / "metrics.json").read_text())
+    now = json.loads((evaluated[1] / "metrics.json").read_text())
+    for name in ("images", "top1", "top1_interval", "top5", "calibration_error", "per_class"):
+        assert now[name] == after_training[name], name
+
+
+def test_another_side_may_be_asked_for(run: Path) -> None:
+    ended = atconv("evaluate", run, "digits", "--split=val", "--workers=0", pictures=False)
+    assert ended.code == 0, ended.err
+    held_out = json.loads((run / "split.json").read_text())["val"]
+    found = read_rows(run / "evaluation" / "digits-val" / "predictions.csv")
+    assert [row["image"] for row in found] == held_out
+
+
+def save_digits(folder: Path, indices: list[int]) -> Path:
+    source = DigitsSource()
+    for i in indices:
+        path = folder / source.classes[source.labels[i]] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source.read(i, "L").save(path)
+    return folder
+
+
+def test_a_folder_of_other_images_is_evaluated_whole(run: Path, tmp_path: Path) -> None:
+    folder = save_digits(tmp_path / "others", [0, 1, 2, 11, 12])  # of the classes 0, 1 and 2 alone
+    ended = atconv("evaluate", run, folder, "--workers=0", pictures=False)
+    assert ended.code == 0, ended.err
+    metrics = json.loads((run / "evaluation" / "others-all" / "metrics.json").read_text())
+    assert metrics["images"] == 5
+    assert [row["images"] for row in metrics["per_class"]] == [1, 2, 2, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_unreadable_pictures_are_named_and_left_out(run: Path, tmp_path: Path) -> None:
+    folder = save_digits(tmp_path / "spoiled", [0, 1, 2])
+    (folder / "1" / "bad.png").write_text("text")
+    ended = atconv("evaluate", run, folder, "--workers=0", pictures=False)
+    assert ended.code == 0, ended.err
+    assert "left out 1/bad.png" in ended.out
+    assert json.loads((run / "evaluation" / "spoiled-all" / "metrics.json").read_text())["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: picture_folder(root, {"1": 1, "wasp": 1}), "not among the run's classes: wasp"),
+        (lambda root: root.mkdir(), "no pictures in"),
+        (lambda root: None, "does not exist"),
+    ],
+    ids=["unknown class", "empty", "missing"],
+)
+def test_data_that_does_not_fit_is_told_in_one_line(run: Path, tmp_path: Path, make, message: str) -> None:
+    make(tmp_path / "data")
+    ended = atconv("evaluate", run, tmp_path / "data")
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert message in ended.err
+
+
+def test_a_side_that_the_data_lacks_is_told(run: Path, tmp_path: Path) -> None:
+    folder = save_digits(tmp_path / "flat", [0, 1, 2])
+    ended = atconv("evaluate", run, folder, "--split=val")
+    assert ended.code == 2
+    assert "has no val side, only all" in ended.err
+
+
+def test_all_sides_of_one_source_can_be_judged_together(run: Path) -> None:
+    ended = atconv("evaluate", run, "digits", "--split=all", "--workers=0")
+    assert ended.code == 0, ended.err
+    assert json.loads((run / "evaluation" / "digits-all" / "metrics.json").read_text())["images"] == 1797

@@ -1,0 +1,364 @@
+"""Each option of training, in a run of seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import atconv  # noqa: F401  (registers the models with timm)
+from atconv.data.sources import DigitsSource
+from atconv.data.splits import Split
+from atconv.engine import devices
+from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
+from atconv.tasks.classification.model import inherit_config, make_model
+from support.tiny import (
+    TINY,
+    TINY_ARGS,
+    picture_folder,
+    read_rows,
+    skip_pictures,
+    tiny_config,
+    train_tiny,
+    trained_run,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures() -> Any:
+    patches = skip_pictures()
+    yield
+    for patch in patches:
+        patch.stop()
+
+
+def last_state(run: Path) -> dict[str, Any]:
+    newest = latest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    return load_checkpoint(newest)
+
+
+def last_weights(run: Path) -> dict[str, Tensor]:
+    return last_state(run)["model"]
+
+
+def initial_weights(**changes: Any) -> dict[str, Tensor]:
+    return make_model(tiny_config(**changes), 10, Console(quiet=True)).state_dict()
+
+
+def changed(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
+    assert a.keys() == b.keys()
+    return {name for name in a if not torch.equal(a[name], b[name])}
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tiny(tmp_path_factory.mktemp("plain") / "run")
+
+
+def test_training_is_a_function_of_its_seed(plain: Path, tmp_path: Path) -> None:
+    again = train_tiny(tmp_path / "again")
+    other = train_tiny(tmp_path / "other", seed=1)
+    assert not changed(last_weights(plain), last_weights(again))
+    assert changed(last_weights(plain), last_weights(other))
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    rows = read_rows(train_tiny(tmp_path / "run", epochs=6, lr=3e-3) / "metrics.csv")
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"]) - 0.1
+    assert float(rows[-1]["train_top1"]) > float(rows[0]["train_top1"]) + 10
+
+
+def test_lambda_is_logged_by_layer_and_epoch(plain: Path) -> None:
+    rows = read_rows(plain / "inhibition.csv")
+    assert [row["epoch"] for row in rows] == ["1"] * 4
+    assert all(0 < float(row["min"]) <= float(row["mean"]) <= float(row["max"]) < 1 for row in rows)
+
+
+def test_the_test_side_is_read_once_and_after_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = DigitsSource.read
+
+    def reading(self: DigitsSource, index: int, mode: Any) -> Any:
+        read.append(index)
+        return original(self, index, mode)
+
+    monkeypatch.setattr(DigitsSource, "read", reading)
+    run = train_tiny(tmp_path / "run", epochs=2)
+    split = json.loads((run / "split.json").read_text())
+    test = {int(name) for name in split["test"]}
+    first = next(i for i, index in enumerate(read) if index in test)
+    assert sorted(read[first:]) == sorted(test)
+    assert not set(read[:first]) & test
+
+
+def test_layer_decay_slows_the_early_layers(tmp_path: Path) -> None:
+    groups = last_state(train_tiny(tmp_path / "run", layer_decay=0.5))["optimizer"]["param_groups"]
+    scales = {group["lr_scale"] for group in groups}
+    assert max(scales) == 1
+    assert min(scales) <= 0.5**4
+    rates = {group["lr"] / group["lr_scale"] for group in groups}
+    assert max(rates) == pytest.approx(min(rates))
+
+
+def test_alpha_and_vectors_are_left_out_of_decay(plain: Path) -> None:
+    model = make_model(tiny_config(), 10, Console(quiet=True))
+    groups = last_state(plain)["optimizer"]["param_groups"]
+    sizes = {group["weight_decay"]: len(group["params"]) for group in groups}
+    matrices = [name for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith("alpha")]
+    assert sizes == {0.05: len(matrices), 0.0: len(list(model.parameters())) - len(matrices)}
+
+
+def test_a_frozen_backbone_stays_and_the_head_learns(tmp_path: Path) -> None:
+    run = train_tiny(tmp_path / "run", freeze_backbone=True)
+    moved = changed(last_weights(run), initial_weights())
+    assert moved
+    assert all(name.startswith("head.") for name in moved)
+
+
+def test_frozen_statistics_stay_while_weights_learn(tmp_path: Path, plain: Path) -> None:
+    moved = changed(last_weights(train_tiny(tmp_path / "run", freeze_bn=True)), initial_weights())
+    assert not {name for name in moved if name.endswith(STATISTICS)}
+    assert "stem.norm1.weight" in moved
+    assert {name for name in changed(last_weights(plain), initial_weights()) if name.endswith(STATISTICS)}
+
+
+@pytest.mark.parametrize("mode", ["norm", "value", "agc"])
+def test_clipping_changes_what_is_learned(tmp_path: Path, plain: Path, mode: str) -> None:
+    options = {"optimizer": "sgd", "clip_mode": mode}
+    free = last_weights(train_tiny(tmp_path / "free", optimizer="sgd"))
+    assert changed(last_weights(train_tiny(tmp_path / "run", clip_grad=1e-3, **options)), free)
+    barely = last_weights(train_tiny(tmp_path / "loose", clip_grad=1e9, **options))
+    assert max(float((barely[n] - free[n]).abs().max()) for n in free) < 1e-5
+
+
+def test_balanced_class_weights_train(tmp_path: Path, plain: Path) -> None:
+    assert changed(last_weights(train_tiny(tmp_path / "run", class_weights="balanced")), last_weights(plain))
+
+
+def test_patience_ends_a_run_that_does_not_improve(tmp_path: Path) -> None:
+    run = train_tiny(
+        tmp_path / "run", epochs=9, patience=2, lr=1e-12, warmup_lr=1e-12, min_lr=0.0, freeze_bn=True
+    )
+    scores = [float(row["val_top1"]) for row in read_rows(run / "metrics.csv")]
+    first_best = scores.index(max(scores)) + 1
+    assert len(scores) == first_best + 2 < 9
+    assert (run / "metrics.json").is_file()
+
+
+def test_gradient_checkpointing_trains_the_same_weights(tmp_path: Path, plain: Path) -> None:
+    ours = last_weights(train_tiny(tmp_path / "run", grad_checkpointing=True))
+    for name, tensor in last_weights(plain).items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_keeps_weights_in_float32(
+    tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
+    ours = last_weights(train_tiny(tmp_path / "run", precision="bf16"))
+    assert {t.dtype for t in ours.values()} == {torch.float32, torch.int64}
+    assert changed(ours, last_weights(plain))
+    difference = max(
+        float((ours[n] - t).abs().max()) for n, t in last_weights(plain).items() if "running" not in n
+    )
+    assert difference < 0.05
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_the_same_weights_under_the_same_names(
+    tmp_path: Path, fresh_compiler: None
+) -> None:
+    # Not Adam: it makes full steps of gradients that are rounding errors.
+    expected = last_weights(train_tiny(tmp_path / "eager", optimizer="sgd", lr=0.1))
+    ours = last_weights(train_tiny(tmp_path / "run", optimizer="sgd", lr=0.1, compile=True))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_without_an_average_the_weights_themselves_are_kept(tmp_path: Path) -> None:
+    run = train_tiny(tmp_path / "run", ema_decay=0.0)
+    assert not changed(load_file(run / "model.safetensors"), last_weights(run))
+
+
+def test_a_set_smaller_than_a_batch_trains(tmp_path: Path) -> None:
+    data = picture_folder(tmp_path / "data", {"ant": 6, "bee": 6})
+    run = train_tiny(tmp_path / "run", data=str(data), in_chans=3, test_fraction=0.2, val_fraction=0.2)
+    assert read_rows(run / "metrics.csv")[0]["step"] == "1"
+    assert changed(last_weights(run), initial_weights_of(data))
+
+
+def initial_weights_of(data: Path) -> dict[str, Tensor]:
+    return make_model(tiny_config(data=str(data), in_chans=3), 2, Console(quiet=True)).state_dict()
+
+
+def test_a_set_too_small_for_mixing_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    for seed, side in enumerate(("train", "val")):
+        picture_folder(tmp_path / "data" / side, {"ant": 1, "bee": 0}, seed)
+    with pytest.raises(ValueError, match=r"1 training images are too few .* set mixup and cutmix to 0"):
+        train_tiny(tmp_path / "run", data=str(tmp_path / "data"), in_chans=3, mixup=0.2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_run_are_the_start(tmp_path: Path) -> None:
+    start = initial_weights(weights=str(trained_run()))
+    assert not changed(start, load_file(trained_run() / "model.safetensors"))
+    run = train_tiny(tmp_path / "run", weights=str(trained_run()))
+    assert changed(last_weights(run), start)
+
+
+def test_weights_of_another_run_with_other_classes_start_with_a_fresh_head(tmp_path: Path) -> None:
+    data = picture_folder(tmp_path / "data", {"ant": 20, "bee": 20})
+    with (tmp_path / "out").open("w") as file:
+        run = train_tiny(
+            tmp_path / "run",
+            Console(file=file, width=1000),
+            data=str(data),
+            weights=str(trained_run()),
+            freeze_backbone=True,
+            test_fraction=0.2,
+        )
+    saved, given = load_file(run / "model.safetensors"), load_file(trained_run() / "model.safetensors")
+    differing = {
+        name for name in saved if saved[name].shape != given[name].shape or changed_one(saved, given, name)
+    }
+    assert {"head.fc.weight", "head.fc.bias"} <= differing
+    assert all(name.startswith("head.") for name in differing)
+    assert re.search(r"head\.fc\.(bias|weight) start fresh", (tmp_path / "out").read_text())
+
+
+def changed_one(a: dict[str, Tensor], b: dict[str, Tensor], name: str) -> bool:
+    return not torch.equal(a[name], b[name])
+
+
+def test_a_run_gives_its_model_channels_and_normalisation_with_its_weights(tmp_path: Path) -> None:
+    source = train_tiny(tmp_path / "source", mean=(0.2,), std=(0.9,))
+    options = {"model": "attnet_s", "model_args": {}, "in_chans": 3, "mean": None, "std": None}
+    run = train_tiny(tmp_path / "run", weights=str(source), **options)
+    config = json.loads((run / "config.json").read_text())
+    assert config["architecture"] == "attnet_xxs"
+    assert config["model_args"]["dims"] == TINY_ARGS["dims"]
+    assert config["pretrained_cfg"]["mean"] == [0.2]
+    assert config["pretrained_cfg"]["std"] == [0.9]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file_of_the_release_are_the_start(tmp_path: Path, suffix: str) -> None:
+    model = timm.create_model("attnet_xxs", **TINY_ARGS, num_classes=10, in_chans=1)
+    state = {
+        name: torch.randn_like(t) if t.is_floating_point() else t for name, t in model.state_dict().items()
+    }
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": state}, path)
+    else:
+        save_file(state, path)
+    assert not changed(initial_weights(weights=str(path)), state)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_damaged_weights_of_another_run_are_refused_and_leave_nothing(tmp_path: Path, share: float) -> None:
+    source = Path(shutil.copytree(trained_run(), tmp_path / "source"))
+    content = (source / "model.safetensors").read_bytes()
+    (source / "model.safetensors").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="source"):
+        train_tiny(tmp_path / "run", weights=str(source))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_a_run_without_a_model_are_refused(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(trained_run(), tmp_path / "source"))
+    (source / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="has no model yet"):
+        train_tiny(tmp_path / "run", weights=str(source))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard", "dkd"])
+def test_a_teacher_changes_what_is_learned(tmp_path: Path, plain: Path, kind: str) -> None:
+    run = train_tiny(tmp_path / "run", distill=kind, teacher=str(trained_run()))
+    assert changed(last_weights(run), last_weights(plain))
+    assert set(last_weights(run)) == set(last_weights(plain)), "the teacher is not saved with the student"
+
+
+def test_a_loss_that_is_not_finite_names_step_and_learning_rate(tmp_path: Path) -> None:
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the loss is (nan|inf) at step \d+ \(epoch 1\), learning rate \S+e\+(29|30)",
+    ):
+        train_tiny(tmp_path / "run", lr=1e30, warmup_lr=1e30)
+
+
+def test_poisoned_weights_stop_at_the_first_step(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(trained_run(), tmp_path / "source"))
+    state = load_file(source / "model.safetensors")
+    state["head.fc.bias"][0] = torch.nan
+    save_file(state, source / "model.safetensors")
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 0 "):
+        train_tiny(tmp_path / "run", weights=str(source))
+
+
+def test_repeated_augmentation_and_mixing_train(tmp_path: Path, plain: Path) -> None:
+    run = train_tiny(tmp_path / "run", repeats=3, mixup=0.2, cutmix=1.0)
+    assert read_rows(run / "metrics.csv")[0]["step"] == read_rows(plain / "metrics.csv")[0]["step"]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_a_schedule_warms_up_and_falls(tmp_path: Path, schedule: str) -> None:
+    run = train_tiny(tmp_path / "run", epochs=3, schedule=schedule, warmup_epochs=1.0)
+    rates = [float(row["lr"]) for row in read_rows(run / "metrics.csv")]
+    assert 0 < rates[0] <= 1e-3
+    assert max(rates) <= 1e-3 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "attnet_t9"}, "timm knows no model 'attnet_t9'"),
+        ({"model_args": {"stem": 3}}, "does not take model_args"),
+        ({"model_args": {"stem_stride": 3}}, "stem_stride must be 4, 2 or 1"),
+        ({"optimizer": "nosuch"}, "nosuch"),
+        ({"schedule": "no_such"}, "no_such"),
+        pytest.param({"auto_augment": "nosuch"}, "nosuch", id="auto_augment"),
+        pytest.param({"schedule": "plateau"}, "plateau", id="plateau"),
+        pytest.param({"drop_path_rate": 1.5}, "drop_path_rate", id="drop_path_rate"),
+        ({"weights": "none.pth"}, "none.pth"),
+        ({"in_chans": 2}, "2"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_an_option_that_does_not_fit_is_named_and_leaves_nothing(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train_tiny(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sides_are_those_of_the_split(plain: Path) -> None:
+    split = json.loads((plain / "split.json").read_text())
+    side = Split(DigitsSource(), [int(name) for name in split["train"]])
+    assert len(side) // 32 == int(read_rows(plain / "metrics.csv")[0]["step"])
+
+
+def test_the_input_of_a_run_comes_with_its_weights_unless_chosen(tmp_path: Path) -> None:
+    weights = str(trained_run())
+    adopted = inherit_config(tiny_config(weights=weights, image_size=32))
+    assert adopted.image_size == TINY["image_size"]
+    assert inherit_config(tiny_config(weights=weights, image_size=32), {"image_size"}).image_size == 32
+    with pytest.raises(ValueError, match="--model attnet_s contradicts"):
+        inherit_config(tiny_config(weights=weights, model="attnet_s"), {"model"})

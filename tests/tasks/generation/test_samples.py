@@ -1,0 +1,306 @@
+"""Samples on disk: ADM's layout, folders, grids; the commands that write them."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from atconv.tasks.generation import SiTPipeline
+from atconv.tasks.generation.samples import PixelSet, parse_classes, read_samples, write_npz, write_pngs
+from support.tiny import trained_run
+from support.tiny_sit import generate_here, generation_run, unconditional_run
+
+NAMES = [str(i) for i in range(10)]
+
+
+def images_of(count: int = 6, size: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray[Any, Any]:
+    shape = (count, size, size, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+# .npz.
+
+
+def test_an_npz_file_is_as_adms_evaluator_reads_it(tmp_path: Path) -> None:
+    images = images_of()
+    write_npz(tmp_path / "samples.npz", images, [1, 2, 3, 4, 5, 6])
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert arrays.files == ["arr_0", "arr_1"]
+        assert (arrays["arr_0"].dtype, arrays["arr_0"].shape) == (np.uint8, (6, 8, 8, 3))
+        assert (arrays["arr_1"].dtype, arrays["arr_1"].tolist()) == (np.int64, [1, 2, 3, 4, 5, 6])
+    found = read_samples(tmp_path / "samples.npz")
+    assert np.array_equal(found.images, images)
+    assert found.labels == [1, 2, 3, 4, 5, 6]
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]
+
+
+def test_grey_is_written_as_color_and_labels_may_be_missing(tmp_path: Path) -> None:
+    images = images_of(channels=1)
+    write_npz(tmp_path / "gray.npz", images, None)
+    found = read_samples(tmp_path / "gray.npz")
+    assert np.array_equal(found.images, np.repeat(images, 3, axis=3))
+    assert found.labels is None
+
+
+def test_files_of_others_are_read(tmp_path: Path) -> None:
+    """ADM's own files are written by np.savez(path, images, labels); some name no labels, or one-hot ones."""
+    images = images_of()
+    np.savez(tmp_path / "two.npz", images, np.arange(6))
+    assert read_samples(tmp_path / "two.npz").labels == list(range(6))
+    np.savez_compressed(tmp_path / "one.npz", images)
+    assert np.array_equal(read_samples(tmp_path / "one.npz").images, images)
+    np.savez(tmp_path / "odd.npz", images, np.eye(6))
+    assert read_samples(tmp_path / "odd.npz").labels is None
+
+
+class _Harmful:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.victim), "w")
+
+
+def test_a_pickled_npz_is_refused_and_nothing_of_it_built(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "samples.npz"
+    np.savez(path, np.array([_Harmful(victim)], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"is not an \.npz file of samples"):
+        read_samples(path)
+    path.write_bytes(pickle.dumps(_Harmful(victim)))
+    with pytest.raises(ValueError, match=r"is not an \.npz file of samples"):
+        read_samples(path)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": images_of().astype(np.float32)}, r"it has arr_0 float32 \(6, 8, 8, 3\)"),
+        ({"arr_0": images_of()[0]}, r"it has arr_0 uint8 \(8, 8, 3\)"),
+        ({"arr_0": images_of(channels=4)}, r"it has arr_0 uint8 \(6, 8, 8, 4\)"),
+        ({"images": images_of()}, "it has no arr_0"),
+        ({"arr_0": images_of()[:0]}, "holds no images"),
+    ],
+)
+def test_npz_files_of_something_else_are_refused(
+    arrays: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        read_samples(tmp_path / "other.npz")
+
+
+@settings(deadline=None, max_examples=40)
+@given(fraction=st.floats(0.01, 0.999))
+def test_a_truncated_npz_is_refused(fraction: float, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("cut") / "samples.npz"
+    write_npz(path, images_of(2, 4), None)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(fraction * len(whole))])
+    with pytest.raises(ValueError, match=r"samples\.npz"):
+        read_samples(path)
+
+
+def test_an_empty_npz_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "samples.npz").touch()
+    with pytest.raises(ValueError, match=r"is not an \.npz file of samples"):
+        read_samples(tmp_path / "samples.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_is_refused(save: Any, tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    save(path, images_of(2, 8))
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.infolist()[0].header_offset + 250
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is not an \.npz file of samples"):
+        read_samples(path)
+
+
+def test_missing_samples_are_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such samples"):
+        read_samples(tmp_path / "none.npz")
+
+
+# Folders.
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_of_pngs_is_read_back(channels: int, tmp_path: Path) -> None:
+    images = images_of(channels=channels)
+    write_pngs(tmp_path / "out", images, [f"{i:03d}" for i in range(6)])
+    assert {Image.open(path).mode for path in (tmp_path / "out").iterdir()} == {{1: "L", 3: "RGB"}[channels]}
+    found = read_samples(tmp_path / "out").images
+    assert np.array_equal(
+        np.broadcast_to(found.reshape(6, 8, 8, -1), (6, 8, 8, 3)), np.broadcast_to(images, (6, 8, 8, 3))
+    )
+
+
+def test_folders_without_pictures_or_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no pictures in"):
+        read_samples(tmp_path)
+    write_pngs(tmp_path, images_of(1, 8), ["a"])
+    write_pngs(tmp_path, images_of(1, 4), ["b"])
+    with pytest.raises(ValueError, match="differ in size"):
+        read_samples(tmp_path)
+
+
+def test_sets_give_their_images_in_order_and_parts_of_them() -> None:
+    images = images_of(7)
+    whole = PixelSet("mine", images)
+    assert np.array_equal(np.concatenate(list(whole.batches(3))), images)
+    part = whole.subset(4, seed=0)
+    assert len(part) == 4
+    assert np.array_equal(next(part.batches(4)), next(whole.subset(4, seed=0).batches(4)))
+    assert whole.subset(7, seed=0) is whole
+    joined = PixelSet.joined([whole, part])
+    assert len(joined) == 11
+    assert np.array_equal(joined.take([0, 7]), np.stack([images[0], part.take([0])[0]]))
+
+
+# Classes.
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "expected"),
+    [
+        ("all", NAMES, list(range(10))),
+        ("0-9", NAMES, list(range(10))),
+        ("3,7", NAMES, [3, 7]),
+        ("0-2, 7 ,cat", [*NAMES, "cat"], [0, 1, 2, 7, 10]),
+        ("t-shirt,1", ["t-shirt", "shoe"], [0, 1]),
+        ("1,0,1", ["a", "b"], [1, 0, 1]),
+        ("1-2", ["a", "1-2"], [1]),
+    ],
+)
+def test_classes_are_numbers_ranges_and_names(text: str, names: list[str], expected: list[int]) -> None:
+    assert parse_classes(text, names) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("10", "class 10 was asked for: the model has 10, 0 to 9"),
+        ("8-12", "class 10 was asked for"),
+        ("cat", "no class 'cat'"),
+        ("-3", "no class '-3'"),
+        ("3-", "no class '3-'"),
+        ("", "no class was asked for"),
+        ("5-3", "no class was asked for"),
+    ],
+)
+def test_classes_that_are_not_there_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_classes(text, NAMES)
+
+
+def test_numbers_are_names_where_names_are_numbers() -> None:
+    names = ["1", "10", "2"]  # folders in their order
+    assert parse_classes("1-2", names) == parse_classes("1,2", names) == [0, 2]
+    with pytest.raises(ValueError, match="class 3 was asked for: the model has 3, 1 to 10"):
+        parse_classes("2-10", names)
+
+
+@settings(deadline=None)
+@given(text=st.text("0123456789-, abc", max_size=12))
+def test_whatever_is_asked_for_gives_classes_or_one_clear_error(text: str) -> None:
+    told = ""
+    try:
+        found = parse_classes(text, NAMES)
+    except ValueError as error:
+        found, told = [], str(error)
+    assert all(0 <= label < 10 for label in found)
+    assert bool(found) != ("no class" in told or "was asked for" in told)
+
+
+# The command.
+
+OPTIONS = ["--per_class=2", "--steps=2", "--device=cpu"]
+
+
+def test_samples_are_written_as_npz_grid_and_folder(tmp_path: Path) -> None:
+    run, common = generation_run(), ["--classes=3,7", "--guidance=2", "--seed=4", *OPTIONS]
+    for name in ("out.npz", "grid.png", "pictures"):
+        generate_here("sample", run, f"--out={tmp_path / name}", *common)
+    found = read_samples(tmp_path / "out.npz")
+    assert found.labels == [3, 3, 7, 7]
+    pipeline = SiTPipeline.from_pretrained(run)
+    expected = pipeline(
+        [3, 3, 7, 7], guidance_scale=2.0, num_inference_steps=2, seed=4, output_type="np"
+    ).images
+    assert np.array_equal(found.images, np.repeat(expected, 3, axis=3))
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["0003-000000.png", "0003-000001.png", "0007-000002.png", "0007-000003.png"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "pictures" / names[2])), expected[2, ..., 0])
+    assert min(Image.open(tmp_path / "grid.png").size) > 100
+
+
+def test_a_model_without_classes_draws_per_class_images(tmp_path: Path) -> None:
+    generate_here("sample", unconditional_run(), f"--out={tmp_path / 'out.npz'}", *OPTIONS)
+    found = read_samples(tmp_path / "out.npz")
+    assert (len(found), found.labels) == (2, None)
+
+
+def test_a_model_without_classes_is_not_asked_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        generate_here("sample", unconditional_run(), *OPTIONS, "--classes=3")
+    assert "has no classes: leave --classes out" in capsys.readouterr().err
+
+
+def test_folders_on_the_way_are_made_before_drawing(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "grid.png"
+    generate_here("sample", generation_run(), *OPTIONS, "--classes=1", f"--out={target}")
+    assert target.is_file()
+
+
+def test_images_of_another_size_are_drawn(tmp_path: Path) -> None:
+    generate_here(
+        "sample", generation_run(), f"--out={tmp_path / 'out.npz'}", "--classes=1", "--height=12", *OPTIONS
+    )
+    assert read_samples(tmp_path / "out.npz").images.shape == (2, 12, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "message"),
+    [
+        (generation_run, ["--classes=12"], "class 12 was asked for: the model has 10"),
+        (generation_run, ["--width=7"], "sides that 2 divides (patches of 2), got 7"),
+        (generation_run, ["--sampler=ddim"], "no sampler 'ddim'"),
+        (generation_run, ["--per_class=0"], "per_class and batch_size must be at least 1"),
+        (unconditional_run, ["--guidance=2"], "set guidance to 1"),
+        (trained_run, [], "is not a generation run: it was not made by atconv generate train"),
+        (lambda: Path("/nowhere/run"), [], "no such run folder: /nowhere/run"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_in_one_line(
+    run: Any, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        generate_here("sample", folder, f"--out={tmp_path / 'out.npz'}", "--device=cpu", *options)
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert told.count("\n") == 1
+    assert message in told
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_folder_that_holds_files_is_not_written_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("dear diary")
+    with pytest.raises(SystemExit):
+        generate_here("sample", generation_run(), f"--out={tmp_path}", *OPTIONS)
+    assert "holds files already" in capsys.readouterr().err
