@@ -77,7 +77,7 @@ def reference_model(name: str, folder: Path) -> AttNet:
         "attnet_xxs",
         num_classes=config["num_classes"],
         depths=config["depths"],
-        widths=config["dims"],
+        dims=config["dims"],
         mlp_ratios=config["exp_rates"],
         mixer_args=[{"kernel_size": size} for size in config["kernel_sizes"]],
         glu_norm=all(config["glu_norm"]),

@@ -12,7 +12,7 @@ from atconv.ops.allocator import REFUSE_VARIABLE, tune_allocator
 
 def tuned_with(value: str | None) -> str:
     """What a fresh process returns with the variable set so; the module is read without importing torch."""
-    from atconv import allocator
+    from atconv.ops import allocator
 
     code = f"import runpy; print(runpy.run_path({allocator.__file__!r})['tune_allocator']())"
     environment = {k: v for k, v in os.environ.items() if k != REFUSE_VARIABLE}

@@ -172,7 +172,7 @@ def skip_pictures() -> list[Any]:
 
     Returns the patches, to be stopped.
     """
-    from atconv.tasks.classification import figures
+    from atconv.tasks.classification import plots as figures
 
     names = ("learning_curves", "confusion_matrix", "worst_mistakes")
     patches = [mock.patch.object(figures, name) for name in names]

@@ -20,7 +20,7 @@ from atconv.tasks.segmentation import train as segmentation
 from atconv.tasks.segmentation.config import SegmentationConfig
 from support.tiny import reset_accelerate
 
-BACKBONE = {"depths": [1, 1, 1, 1], "widths": [8, 8, 16, 16], "mlp_ratios": [2, 2, 2, 2]}
+BACKBONE = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "mlp_ratios": [2, 2, 2, 2]}
 CLASSES = ["dark", "bright"]
 SIZES = ((40, 56), (56, 40), (48, 48))  # height, width; no multiples of 32
 
