@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steps import atconv, train
+from steps import python, train
 
 ROOT = Path("runs/data")
 SCENES = Path("runs/garment-scenes")
 CLASSIFIER = Path("runs/garments")
 # Both tasks start from it: a garment alone teaches its class at a twentieth of a scene's cost.
-BACKBONE = "{depths: [1, 1, 3, 1], widths: [32, 64, 128, 192], mlp_ratios: [4, 4, 4, 4]}"
+BACKBONE = "{depths: [1, 1, 3, 1], dims: [32, 64, 128, 192], mlp_ratios: [4, 4, 4, 4]}"
 
 
 def prepare() -> None:
     """Scenes of garments, and a classifier of garments to start from, where they are not there yet."""
     if not (SCENES / "classes.txt").is_file():
-        atconv("data", "fashion-mnist", str(ROOT))
-        atconv("data", "garment-scenes", str(ROOT), str(SCENES))
+        python("studies.datasets.fashion_mnist", str(ROOT))
+        python("studies.datasets.scenes", str(ROOT), str(SCENES))
     train(
         CLASSIFIER, ["train"], "--config", "fashion_mnist", "--data_root", str(ROOT),
         "--model_args", BACKBONE, "--image_size", "32", "--crop_scale", "[0.7, 1.0]", "--epochs", "1",

@@ -12,7 +12,7 @@ COMMANDS = {
     "evaluate": "accuracy, calibration, per-class figures and pictures of a trained model",
     "predict": "classify pictures",
     "models": "the AttNet family: parameters, multiply-adds, published accuracy",
-    "data": "prepare data: fashion-mnist, lmdb, cued-garments, garment-scenes",
+    "data": "prepare data: pack an image folder into one LMDB file",
     "study": "compare token mixers: same network, recipe and budget",
     "analyze": "see what the operator does with pictures: a page of figures",
     "export": "write a trained model as ONNX (int8 too), torch.export or AOTInductor, checked and timed",

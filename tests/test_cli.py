@@ -64,7 +64,7 @@ def test_every_command_has_help(command: str) -> None:
     assert not ended.err
 
 
-@pytest.mark.parametrize("tool", ["lmdb", "fashion-mnist", "cued-garments", "garment-scenes"])
+@pytest.mark.parametrize("tool", ["lmdb"])
 def test_every_data_tool_has_help(tool: str) -> None:
     ended = atconv("data", tool, "--help")
     assert ended.code == 0
@@ -167,7 +167,6 @@ def refused(*arguments: str | Path) -> str:
         (["predict", ".", "none.png"], "no picture at 'none.png'"),
         (["models", "attnet_t2"], "attnet_t2"),
         (["data", "lmdb", "no/such/folder", "out.lmdb"], "no such folder"),
-        (["data", "fashion-mnist", "root", "--source=."], "dataset-fashion-mnist"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )

@@ -168,33 +168,17 @@ def models(arguments: Sequence[str]) -> None:
 
 
 def data(arguments: Sequence[str]) -> None:
-    from atconv.data.cued_garments import build_cued_garments
-    from atconv.data.fashion_mnist import lay_out
     from atconv.data.preparation import build_lmdb_from_folder
-    from atconv.data.scenes import build_garment_scenes
 
-    tools: dict[str, Callable[..., Any]] = {
-        "fashion-mnist": lay_out,
-        "lmdb": build_lmdb_from_folder,
-        "cued-garments": build_cued_garments,
-        "garment-scenes": build_garment_scenes,
-    }
-    if not arguments or arguments[0] not in tools:
+    if not arguments or arguments[0] != "lmdb":
         wanted = arguments[0] if arguments else "nothing"
         if wanted in ("-h", "--help"):
-            print(
-                "usage: atconv data fashion-mnist ROOT [--source FOLDER]\n"
-                "       atconv data lmdb FOLDER OUT\n"
-                "       atconv data cued-garments ROOT OUT [--train N] [--test N] [--seed N]\n"
-                "       atconv data garment-scenes ROOT OUT [--train N] [--val N] [--test N] [--seed N]"
-            )
+            print("usage: atconv data lmdb FOLDER OUT")
             return
-        fail(f"atconv data: {wanted!r} is not among {', '.join(tools)} (see atconv data --help)")
-    name = arguments[0]
-    parser = Parser(prog=f"atconv data {name}")
-    parser.add_function_arguments(tools[name], as_group=False, as_positional=True)
-    written = tools[name](**parser.parse_args(list(arguments[1:])).as_dict())
-    print(f"written to {written}")
+        fail(f"atconv data: {wanted!r} is not among lmdb (see atconv data --help)")
+    parser = Parser(prog="atconv data lmdb")
+    parser.add_function_arguments(build_lmdb_from_folder, as_group=False, as_positional=True)
+    print(f"written to {build_lmdb_from_folder(**parser.parse_args(list(arguments[1:])).as_dict())}")
 
 
 def study(arguments: Sequence[str]) -> None:

@@ -5,7 +5,7 @@
     python studies/generation/study.py run DATA_ROOT       # all runs; stop and start it as you like
     python studies/generation/study.py report              # table, figure, grids
 
-DATA_ROOT is what `atconv data fashion-mnist DATA_ROOT` wrote. Each run is an `atconv generate train` and an
+DATA_ROOT is what `python -m studies.datasets.fashion_mnist DATA_ROOT` wrote. Each run is an `atconv generate train` and an
 `atconv generate evaluate`, printed before it starts, and adds one row to results.csv. A run that has a row is
 not run again, one that was interrupted goes on. Time is measured apart, so runs may share their machine.
 """
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("data_root", nargs="?")
     options = parser.parse_args()
     if options.stage in ("pilot", "run") and options.data_root is None:
-        parser.error("DATA_ROOT is missing: make it with atconv data fashion-mnist DATA_ROOT")
+        parser.error("DATA_ROOT is missing: make it with python -m studies.datasets.fashion_mnist DATA_ROOT")
     if options.stage == "time":
         timing.measure()
     elif options.stage == "pilot":

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from atconv.data.scenes import _runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -21,7 +22,6 @@ from rich.console import Console
 from atconv.data.annotated import save_or_check_split, train_val_test_split
 from atconv.data.coco import decode_mask, encode_mask, open_coco
 from atconv.data.masks import open_masks
-from atconv.data.scenes import _runs
 from atconv.engine.run import Run
 from atconv.tasks.detection.data import target_of
 from support.tiny_dense import CLASSES, annotated_folder, shared_data

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import gzip
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from atconv.data.fashion_mnist import lay_out
 from atconv.data.splits import make_split
+from studies.datasets.fashion_mnist import unpack_fashion_mnist
 from support.tiny import atconv, tiny_config, tiny_options
 
 SPLITS = {"train": 60, "t10k": 20}
@@ -25,32 +27,39 @@ def source(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     folder = tmp_path / "debian"
     folder.mkdir()
-    for side, count in SPLITS.items():
+    for split, count in SPLITS.items():
         images = np.minimum(rng.integers(0, 999, (count, 28, 28)), 255).astype(np.uint8)
-        (folder / f"{side}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (folder / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
         labels = (np.arange(count) % 10).astype(np.uint8)
-        (folder / f"{side}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
     return folder
 
 
-def test_the_files_are_laid_out_as_torchvision_reads_them(source: Path, tmp_path: Path) -> None:
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `python -m studies.datasets.fashion_mnist` as one does in a checkout."""
+    line = [sys.executable, "-m", "studies.datasets.fashion_mnist", *map(str, arguments)]
+    checkout = Path(__file__).parents[2]
+    return subprocess.run(line, cwd=checkout, capture_output=True, text=True, check=False)
+
+
+def test_the_files_are_unpacked_as_torchvision_reads_them(source: Path, tmp_path: Path) -> None:
     from torchvision.datasets import FashionMNIST
 
-    ended = atconv("data", "fashion-mnist", tmp_path / "root", f"--source={source}")
-    assert ended.code == 0, ended.err
-    assert str(tmp_path / "root" / "FashionMNIST" / "raw") in ended.out
+    ended = command(tmp_path / "root", f"--source={source}")
+    assert ended.returncode == 0, ended.stderr
+    assert str(tmp_path / "root" / "FashionMNIST" / "raw") in ended.stdout
     for train, count in ((True, 60), (False, 20)):
         assert len(FashionMNIST(tmp_path / "root", train=train)) == count
     assert len(list((tmp_path / "root" / "FashionMNIST" / "raw").iterdir())) == 4
 
 
-def test_timm_s_validation_side_is_the_test_side(source: Path, tmp_path: Path) -> None:
-    lay_out(tmp_path / "root", source)
+def test_timm_s_validation_split_is_the_test_split(source: Path, tmp_path: Path) -> None:
+    unpack_fashion_mnist(tmp_path / "root", source)
     (tmp_path / "run").mkdir()
     config = tiny_config(data="torch/fashion_mnist", data_root=str(tmp_path / "root"), val_fraction=0.2)
     splits = make_split(config, Console(quiet=True), tmp_path / "run")
     assert splits.test is not None
-    assert [len(side) for side in (splits.train, splits.val, splits.test)] == [50, 10, 20]
+    assert [len(split) for split in (splits.train, splits.val, splits.test)] == [50, 10, 20]
     assert splits.classes[0] == "T-shirt/top"
     raw = gzip.decompress((source / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
     first = np.frombuffer(raw, np.uint8)[: 28 * 28].reshape(28, 28)
@@ -59,7 +68,7 @@ def test_timm_s_validation_side_is_the_test_side(source: Path, tmp_path: Path) -
 
 
 def test_a_run_trains_on_them(source: Path, tmp_path: Path) -> None:
-    lay_out(tmp_path / "root", source)
+    unpack_fashion_mnist(tmp_path / "root", source)
     options = tiny_options(
         data_root=str(tmp_path / "root"), val_fraction=0.2, batch_size=16, base_batch_size=16, workers=1
     )
@@ -69,15 +78,19 @@ def test_a_run_trains_on_them(source: Path, tmp_path: Path) -> None:
 
 
 def test_files_that_are_there_are_kept(source: Path, tmp_path: Path) -> None:
-    raw = lay_out(tmp_path / "root", source)
+    raw = unpack_fashion_mnist(tmp_path / "root", source)
     (raw / "train-labels-idx1-ubyte").write_bytes(b"mine")
-    assert lay_out(tmp_path / "root", source) == raw
+    assert unpack_fashion_mnist(tmp_path / "root", source) == raw
     assert (raw / "train-labels-idx1-ubyte").read_bytes() == b"mine"
 
 
-def test_a_missing_package_is_told_with_its_name(tmp_path: Path) -> None:
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
-        lay_out(tmp_path / "root", tmp_path)
+        unpack_fashion_mnist(tmp_path / "root", tmp_path)
+    ended = command(tmp_path / "root", f"--source={tmp_path}")
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "dataset-fashion-mnist" in ended.stderr
     assert not (tmp_path / "root").exists()
 
 
@@ -100,18 +113,18 @@ def change(content: bytes) -> bytes:
     ],
     ids=["truncated", "text", "empty", "checksum", "changed"],
 )
-def test_a_damaged_file_is_named_and_not_laid_out(source: Path, tmp_path: Path, damage) -> None:
+def test_a_damaged_file_is_named_and_not_unpacked(source: Path, tmp_path: Path, damage) -> None:
     path = source / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz is damaged"):
-        lay_out(tmp_path / "root", source)
+        unpack_fashion_mnist(tmp_path / "root", source)
     assert not list(tmp_path.rglob("*t10k-images-idx3-ubyte"))
 
 
-def test_a_dataset_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_reported_in_one_line(tmp_path: Path) -> None:
     options = tiny_options(data_root=str(tmp_path))
     ended = atconv("train", "torch/fashion_mnist", *options, f"--out={tmp_path / 'run'}")
     assert ended.code == 2
     assert ended.err.count("\n") == 1
-    assert "atconv data fashion-mnist" in ended.err
+    assert "python -m studies.datasets.fashion_mnist" in ended.err
     assert not (tmp_path / "run").exists()

@@ -264,7 +264,8 @@ def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -
         raise ValueError(f"{name} needs a package that is not installed: {error}") from error
     except (AssertionError, RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        hint = " (atconv data fashion-mnist ROOT lays out Debian's files)" if "fashion" in name else ""
+        hint = " (python -m studies.datasets.fashion_mnist ROOT, in a checkout, unpacks Debian's files)"
+        hint = hint if "fashion" in name else ""
         raise ValueError(f"timm cannot open {name}, split {split}, in {root}: {reason}{hint}") from error
 
 

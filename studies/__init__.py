@@ -1,0 +1,1 @@
+"""Experiments with the operator, and the data sets and harness they share. Not part of the package."""
