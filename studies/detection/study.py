@@ -4,8 +4,8 @@
                                                         # --seeds 0 and --seeds 1 2 may run side by side
     python studies/detection/study.py report           # table and results.png of what is there
 
-SCENES is what `python -m studies.datasets.scenes ROOT SCENES` wrote. Each run is an `atconv detect train`, printed
-before it starts, and adds one row to results.csv. A run that has a row is not run again, one that was
+SCENES is what `python -m studies.datasets.scenes ROOT SCENES` wrote. Each run is an `atconv detect train`,
+printed before it starts, and adds one row to results.csv. A run that has a row is not run again, one that was
 interrupted goes on.
 """
 
