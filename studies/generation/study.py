@@ -6,7 +6,8 @@
     python studies/generation/study.py report              # table, figure, grids
 
 DATA_ROOT is what `python -m studies.datasets.fashion_mnist DATA_ROOT` wrote.
-Each run is an `atconv generate train` and an `atconv generate evaluate`, printed before it starts, and adds one row to results.csv. A run that has a row is
+Each run is an `atconv generate train` and an `atconv generate evaluate`, printed
+before it starts, and adds one row to results.csv. A run that has a row is
 not run again, one that was interrupted goes on. Time is measured apart, so runs may share their machine.
 """
 
