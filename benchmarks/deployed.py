@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from atconv import deploy
-from atconv.deploy.timing import interleaved
+from atconv.deploy.timing import median_seconds
 from machine import dtypes
 from models import attnet, images
 
@@ -50,7 +50,7 @@ def deployed() -> list[dict[str, Any]]:
 @torch.inference_mode()
 def _seconds(calls: dict[str, Call], batch: int) -> dict[str, float]:
     fitting = {form: call for form, call in calls.items() if batch in _batches(form)}
-    return interleaved({form: partial(call, images(batch)) for form, call in fitting.items()})
+    return median_seconds({form: partial(call, images(batch)) for form, call in fitting.items()})
 
 
 def _batches(form: str) -> tuple[int, ...]:

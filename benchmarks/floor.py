@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atconv.deploy.timing import interleaved
+from atconv.deploy.timing import median_seconds
 from atconv.modules import ATConv2d
 
 __all__ = ["Product", "floor_seconds", "list_products"]
@@ -84,7 +84,7 @@ def floor_seconds(products: Counter[Product], dtype: torch.dtype) -> dict[str, f
     """Seconds by kind: the best form of each product times how often it occurs."""
     seconds: Counter[str] = Counter()
     for product, count in products.items():
-        best = min(interleaved(_forms(product, dtype)).values())
+        best = min(median_seconds(_forms(product, dtype)).values())
         seconds[product.kind] += best * count
     return dict(seconds)
 

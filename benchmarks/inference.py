@@ -13,7 +13,7 @@ from torch import nn
 from torch._inductor import config as inductor
 
 from atconv import deploy
-from atconv.deploy.timing import interleaved
+from atconv.deploy.timing import median_seconds
 from floor import floor_seconds, list_products
 from models import OTHERS, attnet, check_floor, check_same, images, other, plain
 
@@ -58,7 +58,7 @@ def _beside_floor(dtype: torch.dtype, batch: int, calls: Mapping[str, Callable[[
     check_floor()
     products = list_products(attnet(), images(batch))
     before = sum(floor_seconds(products, dtype).values())
-    seconds = interleaved(calls)
+    seconds = median_seconds(calls)
     kinds = floor_seconds(products, dtype)
     both = [before, sum(kinds.values())]
     floor = {"model": "floor", "seconds": statistics.mean(both), "before and after": both, "kinds": kinds}

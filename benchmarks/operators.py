@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 from atconv import ATConv2d
-from atconv.deploy.timing import interleaved
+from atconv.deploy.timing import median_seconds
 from atconv.mixers import create_mixer
 from plain import PlainATConv
 
@@ -51,7 +51,7 @@ def operators(dtype: torch.dtype, sides: Sequence[int] = SPLITS) -> list[dict[st
             calls[name, False] = partial(_forward, mixer, x)
             if name != "self-attention" or side**2 <= MOST_POSITIONS:
                 calls[name, True] = partial(_train, mixer, x.detach().clone().requires_grad_())
-        for (name, trained), seconds in interleaved(calls).items():
+        for (name, trained), seconds in median_seconds(calls).items():
             rows.append({"mixer": name, "side": side, "backward": trained, "seconds": seconds})
     return rows
 

@@ -37,7 +37,7 @@ def write_report(folder: Path) -> Path:
     lines = [
         "# Speed of AttNet-T2 and its operator\n",
         *(f"{line}\n" for line in dict.fromkeys(result["machine"] for result in results.values())),
-        f"Medians of {ROUNDS} turns after {WARM_UP} of warm-up. Models of one row ran by turns in one",
+        f"Medians of {ROUNDS} rounds after {WARM_UP} of warm-up. Models of one row ran interleaved in one",
         "process; a floor is measured in it too, before and after them.",
         "Written by `make bench`.\n",
     ]

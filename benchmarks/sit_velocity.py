@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from atconv.deploy.timing import ROUNDS, interleaved
+from atconv.deploy.timing import ROUNDS, median_seconds
 from atconv.models import SiT, create_sit
 from machine import machine_line
 
@@ -36,16 +36,16 @@ def make_models(dtype: torch.dtype) -> dict[str, SiT]:
 
 @torch.inference_mode()
 def measure(models: dict[str, SiT], side: int, dtype: torch.dtype) -> dict[str, float]:
-    """Median seconds of each model on one sample, by turns."""
+    """Median seconds of each model on one sample, interleaved."""
     x = torch.randn(1, 4, side, side, dtype=dtype)
     t, label = torch.tensor([0.5]), torch.tensor([7])
-    return interleaved({name: partial(model, x, t, label) for name, model in models.items()})
+    return median_seconds({name: partial(model, x, t, label) for name, model in models.items()})
 
 
 def main() -> None:
     print("# One velocity evaluation of SiT-B/2, one sample\n")
     print(machine_line())
-    print(f"Medians of {ROUNDS} by turns, in milliseconds.\n")
+    print(f"Medians of {ROUNDS} interleaved calls, in milliseconds.\n")
     print("| dtype | latent | tokens | " + " | ".join(NAMES) + " | attention ÷ hybrid | attention ÷ ATConv |")
     print("| --- | --- | --- |" + " --- |" * (len(NAMES) + 2))
     for dtype in (torch.float32, torch.bfloat16):

@@ -17,7 +17,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from atconv import tune_allocator
-from atconv.deploy.timing import interleaved
+from atconv.deploy.timing import median_seconds
 from memory import peak_above
 from models import images, other
 
@@ -38,7 +38,7 @@ def sizes(sides: Sequence[int] = SPLITS, measure_memory: bool = True) -> list[di
     for side in sides:
         x = images(1, side)
         calls = {label: partial(other(name, size=side), x) for label, name in NETWORKS.items()}
-        for label, seconds in interleaved(calls).items():
+        for label, seconds in median_seconds(calls).items():
             row = {"model": label, "side": side, "seconds": seconds}
             rows.append(row | ({"bytes": _memory(NETWORKS[label], side)} if measure_memory else {}))
     return rows

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atconv import tune_allocator
-from atconv.deploy.timing import interleaved
+from atconv.deploy.timing import median_seconds
 from memory import peak_above
 from models import attnet, check_same_step, images, plain
 
@@ -41,7 +41,7 @@ def seconds(dtype: torch.dtype, compile: bool = False) -> list[dict[str, Any]]:
         check_same_step(models["ours"], models["ours, compiled"], x, dtype)
         took["ours, compiled"] = time.perf_counter() - started
         steps["ours, compiled"] = make_step(models["ours, compiled"], x, dtype)
-    medians = interleaved(steps)
+    medians = median_seconds(steps)
     return [{"model": name, "seconds": medians[name], "compile": took.get(name)} for name in steps]
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torchvision.datasets import FashionMNIST
 
 import atconv
-from atconv.deploy.timing import interleaved
+from atconv.deploy.timing import median_seconds
 from atconv.io import read_rows, write_atomically, write_rows
 from atconv.plots import plt, save
 from atconv.replace import DistillationReport
@@ -318,7 +318,7 @@ def measure(root: str) -> None:
 
         return run
 
-    steps = interleaved(
+    steps = median_seconds(
         {
             ATTENDING: waited(fit, model, data, 0, TIMED),
             TUNING: waited(fit, mixed, data, 0, TIMED),
@@ -329,7 +329,7 @@ def measure(root: str) -> None:
     )
     seconds = {name: value / TIMED for name, value in steps.items()}
     models = {"attention": model, "ATConv": mixed, "ATConv in half of the blocks": half}
-    seconds |= interleaved({f"{name}, 64 images": waited(infer, one) for name, one in models.items()})
+    seconds |= median_seconds({f"{name}, 64 images": waited(infer, one) for name, one in models.items()})
     threads = torch.get_num_threads()
     rows = [
         {"what": name, "milliseconds": round(1000 * value, 2), "threads": threads}

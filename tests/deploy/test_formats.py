@@ -1,4 +1,4 @@
-"""What a file computes is what the model does, at sizes and batches it was not traced with."""
+"""A file computes what the model computes, at sizes and batches that it was not traced with."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def folded() -> nn.Module:
 def through_file(
     format: str, model: nn.Module, images: Tensor, folder: Path, sizes: deploy.Sizes = "any"
 ) -> Call:
-    write, opened = FORMATS[format]
-    return opened(write(model, folder / "new" / f"{format}.pt2", images, sizes))
+    write, read = FORMATS[format]
+    return read(write(model, folder / "new" / f"{format}.pt2", images, sizes))
 
 
 @pytest.fixture(scope="module", params=FAST_FORMATS)
@@ -67,19 +67,21 @@ def exported_attnet(
 
 @pytest.mark.parametrize(("batch", "height", "width"), MIXER_SIZES)
 @torch.no_grad()
-def test_a_mixer_takes_any_size(exported_mixer: Call, batch: int, height: int, width: int) -> None:
+def test_an_exported_mixer_accepts_any_size(
+    exported_mixer: Call, batch: int, height: int, width: int
+) -> None:
     x = torch.randn(batch, 8, height, width)
     assert_close(exported_mixer(x), mixer()(x), 1e-5)
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), ATTNET_SIZES + SMALL_ATTNET_SIZES)
 @torch.no_grad()
-def test_a_folded_attnet_takes_any_size(
+def test_an_exported_attnet_accepts_any_size(
     exported_attnet: tuple[str, Call], batch: int, height: int, width: int
 ) -> None:
     format, call = exported_attnet
     if format != "onnx" and (batch, height, width) in SMALL_ATTNET_SIZES:
-        pytest.skip("torch.export takes larger images only")
+        pytest.skip("torch.export accepts larger images only")
     x = torch.randn(batch, 3, height, width)
     model = tiny_attnet(glu_norm=True, ls_init_value=0.5)
     assert deploy.largest_error(call, model, [(batch, 3, height, width)]) <= 1e-5
@@ -90,14 +92,14 @@ def test_a_folded_attnet_takes_any_size(
 @torch.no_grad()
 def test_fixed_sizes_are_fixed(format: str, tmp_path: Path) -> None:
     model = tiny_attnet()
-    for sizes, fits, refused in (
+    for sizes, accepted, rejected in (
         ("fixed", (2, 3, 64, 64), (3, 3, 64, 64)),
         ("batch", (3, 3, 64, 64), (2, 3, 96, 64)),
     ):
         call = through_file(format, model, torch.randn(2, 3, 64, 64), tmp_path, sizes)  # type: ignore[arg-type]
-        assert deploy.largest_error(call, model, [fits]) <= 1e-5  # type: ignore[list-item]
-        with pytest.raises(Exception):  # noqa: B017, PT011  (each runtime has its own)
-            call(torch.randn(refused))
+        assert deploy.largest_error(call, model, [accepted]) <= 1e-5  # type: ignore[list-item]
+        with pytest.raises(Exception):  # noqa: B017, PT011  (each runtime has its own types)
+            call(torch.randn(rejected))
 
 
 @pytest.mark.slow
@@ -123,11 +125,11 @@ def test_a_compiled_package_runs_without_this_package(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script, *files], check=True)
     with torch.no_grad():
         assert_close(load_file(tmp_path / "logits.safetensors")["logits"], model(images), 1e-5)
-        strewn = images.to(memory_format=torch.channels_last)  # the package itself would misread it
-        assert_close(deploy.open_aoti(package)(strewn), model(images), 1e-5)
+        channels_last = images.to(memory_format=torch.channels_last)  # the package itself would misread it
+        assert_close(deploy.open_aoti(package)(channels_last), model(images), 1e-5)
 
 
-def test_an_error_is_seen() -> None:
+def test_largest_error_measures_a_known_error() -> None:
     model = tiny_attnet()
     with torch.no_grad():
         expected = model(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
@@ -135,7 +137,7 @@ def test_an_error_is_seen() -> None:
     assert wrong == pytest.approx(0.5 / float(expected.abs().max()), rel=1e-3)
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+def test_models_that_cannot_be_exported_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"eval mode. Call model.eval\(\)"):
         deploy.export_onnx(tiny_attnet().train(), tmp_path / "m.onnx", torch.randn(2, 3, 64, 96))
     with pytest.raises(ValueError, match="2 images or more"):
@@ -150,7 +152,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_int8_is_near_and_smaller(tmp_path: Path) -> None:
+def test_int8_is_close_to_float32(tmp_path: Path) -> None:
     model = folded()
     images = torch.randn(16, 3, 64, 96)
     path = deploy.export_onnx(model, tmp_path / "model.onnx", images[:2])
@@ -175,29 +177,29 @@ def test_every_form_of_the_mixer_exports(kwargs: dict[str, Any], tmp_path: Path)
         assert_close(call(x), model(x), 1e-5)
 
 
-def test_another_shape_is_not_near() -> None:
+def test_another_shape_is_an_infinite_error() -> None:
     def first(images: torch.Tensor) -> torch.Tensor:
         return torch.zeros(1, 2)
 
     assert deploy.largest_error(first, lambda images: torch.zeros(3, 2), [(3, 2, 4, 4)]) == torch.inf
 
 
-def test_what_is_not_finite_is_not_near() -> None:
+def test_an_output_that_is_not_finite_is_an_infinite_error() -> None:
     def broken(images: torch.Tensor) -> torch.Tensor:
         return images.mean((2, 3)) * torch.nan
 
     assert deploy.largest_error(broken, lambda images: images.mean((2, 3)), [(2, 3, 4, 4)]) == torch.inf
 
 
-# An export takes other forms of two steps; these are the same functions.
+# Exports use other forms of two steps, which must be the same functions.
 
 
 @settings(deadline=None, max_examples=40)
-@given(height=st.integers(1, 12), width=st.integers(1, 12), side=st.integers(1, 7), grid=st.booleans())
-def test_exportable_pooling_equals_pooling(height: int, width: int, side: int, grid: bool) -> None:
+@given(height=st.integers(1, 12), width=st.integers(1, 12), size=st.integers(1, 7), grid=st.booleans())
+def test_exportable_pooling_equals_pooling(height: int, width: int, size: int, grid: bool) -> None:
     x = torch.randn(2, 3, height, width, dtype=torch.float64)
-    expected = functional.pool_context(x, side**2, grid)
-    assert_close(functional._bin_means(x, side**2, grid), expected, 1e-12)
+    expected = functional.pool_context(x, size**2, grid)
+    assert_close(functional._bin_means(x, size**2, grid), expected, 1e-12)
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,4 +1,4 @@
-"""Ship a model: fold it, export it, check what came out."""
+"""Deploy a model: fold it, export it to a file, quantize it, and check the file against the model."""
 
 from atconv.deploy.fold import FoldedConvGLU, fold
 from atconv.deploy.formats import (
@@ -11,7 +11,7 @@ from atconv.deploy.formats import (
     open_onnx,
     open_torch,
 )
-from atconv.deploy.int8 import quantize_onnx
+from atconv.deploy.quantize import quantize_onnx
 
 __all__ = [
     "FoldedConvGLU",

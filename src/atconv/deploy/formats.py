@@ -1,6 +1,6 @@
 """A model as a file that runs without this package: ONNX, torch.export, AOTInductor.
 
-For each format a function that writes and one that opens; what is opened is called like the model, on a CPU.
+Each format has a function that writes the file and one that opens it as a function images → logits, on a CPU.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = [
     "export_onnx",
     "export_torch",
     "largest_error",
+    "log_level",
     "open_aoti",
     "open_onnx",
     "open_torch",
@@ -30,7 +31,7 @@ __all__ = [
 
 Call = Callable[[Tensor], Tensor]
 Sizes = Literal["any", "batch", "fixed"]
-"""What the file takes: any batch, height and width; any batch; or the traced shape alone."""
+"""What the file accepts: any batch, height and width; any batch of the traced size; only the traced shape."""
 
 _BATCH, _HEIGHT, _WIDTH = 0, 2, 3
 
@@ -42,27 +43,26 @@ def export_onnx(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes
         model: in eval mode.
         path: file to write.
         images: an example, B C H W, B > 1 unless sizes are fixed.
-        sizes: what else the file shall take.
+        sizes: which other shapes the file accepts.
 
     Returns:
         the file.
 
     Raises:
         ImportError: onnx or onnxscript is missing.
-        ValueError: the model is in training mode, or its graph depends on a size that was to be free.
+        ValueError: the model is in training mode, or its graph depends on a size that should be dynamic.
     """
-    program = _trace(model, images, sizes)
-    path = _made_place(path)
+    path, program = _ensure_parent(path), _trace(model, images, sizes)
     names: Any = {"input_names": ["images"], "output_names": ["logits"]}
     with _quiet():
         from onnxscript import optimizer
 
         # Torch's own optimization also looks for patterns, in time that grows with the square of the graph:
         # minutes for a large network, and ONNX Runtime looks for them when it opens the file.
-        made: Any = torch.onnx.export(program, (), dynamo=True, verbose=False, optimize=False, **names)
-        optimizer.fold_constants(made.model)
-        optimizer.remove_unused_nodes(made.model)
-        made.save(path)
+        onnx: Any = torch.onnx.export(program, (), dynamo=True, verbose=False, optimize=False, **names)
+        optimizer.fold_constants(onnx.model)
+        optimizer.remove_unused_nodes(onnx.model)
+        onnx.save(path)
     return path
 
 
@@ -72,8 +72,7 @@ def export_torch(model: nn.Module, path: str | Path, images: Tensor, sizes: Size
     Images must be so large that the last map is more than one position high and wide: 33 pixels for a network
     that reduces 32 times.
     """
-    path = _made_place(path)
-    program = _trace(model, images, sizes)
+    path, program = _ensure_parent(path), _trace(model, images, sizes)
     with _quiet():
         torch.export.save(program, path)
     return path
@@ -82,8 +81,8 @@ def export_torch(model: nn.Module, path: str | Path, images: Tensor, sizes: Size
 def export_aoti(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes = "any") -> Path:
     """Compile to a .pt2 package for this machine's CPU; `torch._inductor.aoti_load_package(path)` opens it.
 
-    The package reads images as contiguous float32 without looking. As `export_torch` otherwise. Takes a C++
-    compiler, and a minute or more.
+    The package reads images as contiguous float32 without a check. Compiling needs a C++ compiler, and takes
+    a minute or more. As `export_torch` otherwise.
 
     Raises:
         ValueError: as `export_onnx`.
@@ -91,8 +90,7 @@ def export_aoti(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes
     """
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
-    path = _made_place(path)
-    program = _trace(model, images, sizes)
+    path, program = _ensure_parent(path), _trace(model, images, sizes)
     try:
         with _quiet():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
@@ -111,7 +109,7 @@ def open_onnx(path: Path, threads: int | None = None) -> Call:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 4  # errors are raised; their log is not shown beside
+    options.log_severity_level = 4  # errors are raised, so their log is not needed
     # Threads that spin while they wait take the cores from whatever else the process does.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -139,15 +137,15 @@ def largest_error(call: Call, model: Call, shapes: Sequence[tuple[int, int, int,
     for seed, shape in enumerate(shapes):
         images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         expected = model(images)
-        found = call(images)
+        actual = call(images)
         error = torch.tensor(math.inf)
-        if found.shape == expected.shape:
-            error = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+        if actual.shape == expected.shape:
+            error = (actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
         errors.append(float(error) if error.isfinite() else math.inf)
     return max(errors)
 
 
-def _made_place(path: str | Path) -> Path:
+def _ensure_parent(path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -159,24 +157,30 @@ def _trace(model: nn.Module, images: Tensor, sizes: Sizes) -> ExportedProgram:
     if sizes != "fixed" and len(images) < 2:
         raise ValueError("an export for any batch takes an example of 2 images or more: 1 would be fixed")
     axes = {"any": (_BATCH, _HEIGHT, _WIDTH), "batch": (_BATCH,), "fixed": ()}[sizes]
-    free = (dict.fromkeys(axes, Dim.DYNAMIC),)
+    dynamic = (dict.fromkeys(axes, Dim.DYNAMIC),) if axes else None
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(model, (images,), dynamic_shapes=free if axes else None)
+            return torch.export.export(model, (images,), dynamic_shapes=dynamic)
     except Exception as error:  # torch names its reasons in many types
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"{type(model).__name__} does not export for sizes={sizes!r}: {reason}") from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's remarks on its own insides."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def log_level(name: str | None, level: int) -> Iterator[None]:
+    """A logger's level for a while; None is the root logger."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings that torch's exporters give about torch itself."""
+    with log_level("torch", logging.ERROR), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,33 +1,33 @@
-"""Candidates measured by turns, A B C A B C …, so that whatever slows the machine slows all of them."""
+"""Medians of interleaved calls, A B C A B C …: whatever slows the machine slows all candidates alike."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-__all__ = ["ROUNDS", "TURNS", "WARM_UP", "interleaved"]
+from tqdm import tqdm
+
+__all__ = ["ROUNDS", "WARM_UP", "median_seconds"]
 
 Key = TypeVar("Key")
 
 ROUNDS, WARM_UP = 7, 2
-TURNS = WARM_UP + ROUNDS
 
 
-def interleaved(
-    candidates: Mapping[Key, Callable[[], object]], turns: Iterable[object] = range(TURNS)
-) -> dict[Key, float]:
-    """Median seconds of each call, after two turns of warm-up.
+def median_seconds(candidates: Mapping[Key, Callable[[], object]], rounds: int = ROUNDS) -> dict[Key, float]:
+    """Median seconds of each candidate's calls, after two rounds of warm-up.
 
     Args:
-        candidates: what is called. On an accelerator it must wait until the work is done.
-        turns: one entry a turn, three or more; a progress bar around a range shows how far it is.
+        candidates: what is called once a round, in this order. On an accelerator a call must wait until the
+            work is done.
+        rounds: timed calls of each candidate.
     """
-    taken: dict[Key, list[float]] = {name: [] for name in candidates}
-    for _ in turns:
+    seconds: dict[Key, list[float]] = {name: [] for name in candidates}
+    for _ in tqdm(range(WARM_UP + rounds), desc="timing", disable=None, leave=False):
         for name, call in candidates.items():
             started = time.perf_counter()
             call()
-            taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(seconds[WARM_UP:]) for name, seconds in taken.items()}
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(timed[WARM_UP:]) for name, timed in seconds.items()}

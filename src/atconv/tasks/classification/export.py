@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from atconv import deploy
 from atconv.data.loaders import eval_loader
 from atconv.data.splits import Split
-from atconv.deploy.timing import ROUNDS, TURNS, interleaved
+from atconv.deploy.timing import ROUNDS, median_seconds
 from atconv.engine import run as runs
 from atconv.engine.progress import make_table, plain_console, track
 from atconv.engine.run import Run
@@ -245,7 +245,7 @@ def _int8_sides(
 def _latency(forms: dict[str, Call], images: Tensor, console: Console) -> dict[str, float]:
     """Median milliseconds of a call, by turns."""
     calls = {name: functools.partial(call, images) for name, call in forms.items()}
-    taken = interleaved(calls, track(range(TURNS), console, "timing", TURNS))
+    taken = median_seconds(calls)
     return {name: 1000 * seconds for name, seconds in taken.items()}
 
 
@@ -308,7 +308,7 @@ def _tell(
         error = "" if one is None or one.error is None else f"{one.error:.1e}"
         rows.append((name, "" if one is None else one.takes, error, f"{value:.1f}", f"{eager / value:.2f} ×"))
     heads = ("form", "takes", "relative error", f"ms for {batch_size}", "speed of eager")
-    title = f"batch of {batch_size}, {torch.get_num_threads()} threads, medians of {ROUNDS}, by turns"
+    title = f"batch of {batch_size}, {torch.get_num_threads()} threads, medians of {ROUNDS} interleaved calls"
     console.print(make_table(title, heads, rows))
     console.print(f"everything is in {folder}", soft_wrap=True)
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from scipy import optimize, stats
 from torch import Tensor, nn
 
-from atconv.deploy.timing import WARM_UP, interleaved
+from atconv.deploy.timing import median_seconds
 from atconv.engine.devices import available_precision
-from atconv.engine.progress import make_table, plain_console, track
+from atconv.engine.progress import make_table, plain_console
 from atconv.engine.run import resolve_device
 from atconv.engine.trainer import make_optimizer
 from atconv.io import read_rows, write_rows
@@ -26,11 +26,11 @@ from atconv.tasks.classification.study.summary import paired_differences
 __all__ = ["pilot_study", "smallest_difference", "time_study"]
 
 _PILOT_SEEDS = 3
-_TURNS = WARM_UP + 15
+_ROUNDS = 15
 
 
 def time_study(study: Study, out: Path, console: Console | None = None) -> Path:
-    """Seconds of a training step and of a forward pass of every variant, by turns in one process, with the
+    """Seconds of a training step and of a forward pass of every variant, interleaved in one process, with the
     batch, precision, optimizer and device of the recipe. Returns timing.csv: medians."""
     console = console or plain_console()
     recipe, device = study.recipe, resolve_device(study.recipe.device)
@@ -42,7 +42,7 @@ def time_study(study: Study, out: Path, console: Console | None = None) -> Path:
     for name, model in models.items():
         calls[name, "step"] = partial(_train_step, model, optimizers[name], images, recipe.precision)
         calls[name, "pass"] = partial(_forward, model, images, recipe.precision)
-    seconds = interleaved(calls, track(range(_TURNS), console, "timing", _TURNS))
+    seconds = median_seconds(calls, _ROUNDS)
     rows = [
         {
             "variant": name,
