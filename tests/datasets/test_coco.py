@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable
@@ -11,34 +10,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from atconv.data.scenes import _runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 
 from atconv.data.annotated import save_or_check_split, train_val_test_split
-from atconv.data.coco import decode_mask, encode_mask, open_coco
+from atconv.data.coco import encode_mask, open_coco
+from atconv.data.coco_checks import decode_mask
 from atconv.data.masks import open_masks
 from atconv.engine.run import Run
 from atconv.tasks.detection.data import target_of
+from studies.datasets.scenes import _run_lengths
 from support.tiny_dense import CLASSES, annotated_folder, shared_data
-
-QUIET = Console(quiet=True)
 
 
 def test_boxes_labels_and_masks_are_those_of_the_file() -> None:
-    side = open_coco(shared_data(), True, QUIET)["train"]
-    assert side.classes == [CLASSES[1], CLASSES[0]]  # in the order of their ids
-    pixels = np.asarray(side.read(0, "L"))
-    for box in side.images[0].boxes:
+    split = open_coco(shared_data(), True)["train"]
+    assert split.classes == [CLASSES[1], CLASSES[0]]  # in the order of their ids
+    pixels = np.asarray(split.read(0, "L"))
+    for box in split.images[0].boxes:
         left, top, right, bottom = (int(x) for x in box.corners)
         mask = decode_mask(box.segmentation, *pixels.shape)
         assert mask.sum() == (right - left) * (bottom - top) == mask[top:bottom, left:right].sum()
-    uppermost = side.images[0].boxes[-1]
-    assert side.classes[uppermost.label - 1] == CLASSES[1]
+    uppermost = split.images[0].boxes[-1]
+    assert split.classes[uppermost.label - 1] == CLASSES[1]
     left, top, right, bottom = (int(x) for x in uppermost.corners)
     assert (pixels[top:bottom, left:right] == 240).all()
 
@@ -48,36 +45,36 @@ def test_boxes_labels_and_masks_are_those_of_the_file() -> None:
 def test_run_lengths_give_the_mask_back(rows: list[list[bool]]) -> None:
     mask = np.array(rows)
     height, width = mask.shape
-    told = {"size": [height, width], "counts": _runs(mask)}
-    assert sum(told["counts"]) == mask.size
-    assert np.array_equal(decode_mask(told, height, width), mask)
+    content = {"size": [height, width], "counts": _run_lengths(mask)}
+    assert sum(content["counts"]) == mask.size
+    assert np.array_equal(decode_mask(content, height, width), mask)
 
 
-def test_without_sides_some_pictures_are_held_out(tmp_path: Path) -> None:
+def test_without_splits_some_images_are_held_out(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=10)
     (data / "train.json").rename(data / "annotations.json")
     (data / "val.json").unlink()
-    (data / "images" / "train").rename(data / "pictures")
+    (data / "images" / "train").rename(data / "unsorted")
     (data / "images" / "val").rename(data / "unused")
     (data / "images").rmdir()
-    (data / "pictures").rename(data / "images")
-    opened = open_coco(data, False, QUIET)
+    (data / "unsorted").rename(data / "images")
+    opened = open_coco(data, False)
     assert list(opened) == ["train"]
-    sides = train_val_test_split(opened, 0.3, seed=1)
-    assert (len(sides["train"]), len(sides["val"])) == (7, 3)
-    assert sorted(sides["train"].names + sides["val"].names) == sorted(opened["train"].names)
-    assert sides["val"].names == train_val_test_split(opened, 0.3, seed=1)["val"].names
+    splits = train_val_test_split(opened, 0.3, seed=1)
+    assert (len(splits["train"]), len(splits["val"])) == (7, 3)
+    assert sorted(splits["train"].names + splits["val"].names) == sorted(opened["train"].names)
+    assert splits["val"].names == train_val_test_split(opened, 0.3, seed=1)["val"].names
     assert any(
-        sides["val"].names != train_val_test_split(opened, 0.3, seed)["val"].names for seed in range(2, 6)
+        splits["val"].names != train_val_test_split(opened, 0.3, seed)["val"].names for seed in range(2, 6)
     )
 
 
 def annotation(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda told: told["annotations"][1].update(changes)
+    return lambda content: content["annotations"][1].update(changes)
 
 
 def image(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda told: told["images"][1].update(changes)
+    return lambda content: content["images"][1].update(changes)
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -126,16 +123,19 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         annotation(segmentation=[[1, 1, 1e7, 1, 1e7, 30]]),
         "annotation 2: a polygon reaches out of its image",
     ),
-    "a mask beside its box": (
+    "a mask outside its box": (
         annotation(bbox=[2, 2, 5, 5], segmentation=[[30, 30, 39, 30, 39, 39]]),
         "annotation 2: its segmentation lies outside its box",
     ),
     "a huge number": (annotation(bbox=[3, 4, 5, 10**30]), "annotation 2: its box is"),
     "an annotation that is a list": (
-        lambda told: told["annotations"].insert(1, [1]),
+        lambda content: content["annotations"].insert(1, [1]),
         r"annotations, number 2 is no object: \[1\]",
     ),
-    "an image that is null": (lambda told: told["images"].append(None), r"images, number 4 is no object"),
+    "an image that is null": (
+        lambda content: content["images"].append(None),
+        r"images, number 4 is no object",
+    ),
     "negative runs": (
         annotation(segmentation={"size": [40, 56], "counts": [-5, 2245]}),
         "annotation 2: its run lengths are not whole numbers",
@@ -146,79 +146,81 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "width in words": (image(width="56"), "image 101: width and height must be whole numbers"),
     "file name": (image(file_name=None), "image 101: id must be a whole number or a name, file_name a name"),
     "mixed ids": (
-        lambda told: told["categories"][1].update(id="3"),
+        lambda content: content["categories"][1].update(id="3"),
         "category '3': ids must be whole numbers",
     ),
     "category twice": (
-        lambda told: told["categories"][1].update(id=7),
+        lambda content: content["categories"][1].update(id=7),
         "category 7: another category has th",
     ),
-    "missing box": (lambda told: told["annotations"][1].pop("bbox"), "annotation 2: bbox missing: mend it"),
-    "missing file": (image(file_name="none.png"), r"image 101: .*none.png is not there: put it back"),
+    "missing box": (
+        lambda content: content["annotations"][1].pop("bbox"),
+        "annotation 2: bbox missing: fix it",
+    ),
+    "missing file": (image(file_name="none.png"), r"image 101: .*none.png does not exist: put it back"),
     "two names": (image(file_name="0.png"), "image 101: another image has file_name '0.png'"),
     "size": (image(width=55), "image 101: .*1.png is 40 × 56 pixels and not 55 × 56"),
-    "no images": (lambda told: told.update(images=[]), "lists no images"),
-    "not COCO": (lambda told: told.pop("categories"), "has no list 'categories'"),
-    "two categories": (lambda told: told["categories"][0].update(name="bright"), "two of one name"),
+    "no images": (lambda content: content.update(images=[]), "lists no images"),
+    "not COCO": (lambda content: content.pop("categories"), "has no list 'categories'"),
+    "two categories": (lambda content: content["categories"][0].update(name="bright"), "two of one name"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_wrong_is_named(wrong: str, tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
-    mend, message = WRONG[wrong]
-    told = json.loads((data / "train.json").read_text())
-    mend(told)
-    (data / "train.json").write_text(json.dumps(told))
+    change, message = WRONG[wrong]
+    content = json.loads((data / "train.json").read_text())
+    change(content)
+    (data / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message) as caught:
-        open_coco(data, True, QUIET)
+        open_coco(data, True)
     assert str(data / "train.json") in str(caught.value)
 
 
-def test_files_that_are_broken_or_not_there_are_named(tmp_path: Path) -> None:
+def test_files_that_are_broken_or_missing_are_named(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path / "data", train=3, val=1)
-    picture = data / "images" / "train" / "2.png"
-    picture.write_bytes(picture.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"train.json: image 102: .*2.png: not a readable picture"):
-        open_coco(data, False, QUIET)
-    assert open_coco(data, False, QUIET, check_images="none")["train"].names == ["0.png", "1.png", "2.png"]
+    file = data / "images" / "train" / "2.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"train.json: image 102: .*2.png: not a readable image"):
+        open_coco(data, False)
+    assert open_coco(data, False, check_images="none")["train"].names == ["0.png", "1.png", "2.png"]
     (data / "val.json").write_text("{")
     with pytest.raises(ValueError, match=r"val.json is not readable JSON"):
-        open_coco(data, False, QUIET, check_images="none")
+        open_coco(data, False, check_images="none")
     with pytest.raises(ValueError, match="no annotations: give a folder with images/"):
-        open_coco(tmp_path / "none", False, QUIET)
+        open_coco(tmp_path / "none", False)
 
 
-def test_many_problems_are_counted_and_unknown_categories_told(tmp_path: Path) -> None:
+def test_many_problems_are_counted_and_unknown_categories_named(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=5, val=1)
-    told = json.loads((data / "train.json").read_text())
-    for one in told["annotations"]:
-        one["bbox"][2] = 0
-    (data / "train.json").write_text(json.dumps(told))
+    content = json.loads((data / "train.json").read_text())
+    for entry in content["annotations"]:
+        entry["bbox"][2] = 0
+    (data / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="and 5 more"):
-        open_coco(data, False, QUIET)
+        open_coco(data, False)
     with pytest.raises(ValueError, match=r"its categories dark are not among the classes bright, cat"):
-        open_coco(annotated_folder(tmp_path / "b", 2, 1), False, QUIET, classes=["bright", "cat"])
+        open_coco(annotated_folder(tmp_path / "b", 2, 1), False, classes=["bright", "cat"])
 
 
-def test_wrong_annotations_are_left_out_on_request(tmp_path: Path) -> None:
+def test_wrong_annotations_are_left_out_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
-    whole = open_coco(data, True, QUIET)["train"]
-    told = json.loads((data / "train.json").read_text())
-    told["annotations"][1]["bbox"][2] = 0
-    told["annotations"][2]["segmentation"] = []
-    del told["annotations"][3]["bbox"]
-    (data / "train.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match=r"ion 2: .*ion 3: .*ion 4: .*\(--bad_annotations skip leaves"):
-        open_coco(data, True, QUIET)
-    said = Console(record=True, width=400, quiet=False, file=io.StringIO())
-    side = open_coco(data, True, said, bad_annotations="skip")["train"]
-    told_so = "3 annotations are left out: annotation 2: its box .*; annotation 3: "
-    assert re.search(told_so, said.export_text())
+    full = open_coco(data, True)["train"]
+    content = json.loads((data / "train.json").read_text())
+    content["annotations"][1]["bbox"][2] = 0
+    content["annotations"][2]["segmentation"] = []
+    del content["annotations"][3]["bbox"]
+    (data / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"ion 2: .*ion 3: .*ion 4: .*\(--bad-annotations skip leaves"):
+        open_coco(data, True)
+    split = open_coco(data, True, bad_annotations="skip")["train"]
+    message = "3 annotations are left out: annotation 2: its box .*; annotation 3: "
+    assert re.search(message, caplog.text)
     bad = {2, 3, 4}
-    kept = [[box for box in image.boxes if box.id not in bad] for image in whole.images]
-    assert [list(image.boxes) for image in side.images] == kept
-    assert sum(map(len, kept)) == len(told["annotations"]) - 3
+    kept = [[box for box in image.boxes if box.id not in bad] for image in full.images]
+    assert [list(image.boxes) for image in split.images] == kept
+    assert sum(map(len, kept)) == len(content["annotations"]) - 3
 
 
 @settings(deadline=None, max_examples=25)
@@ -228,31 +230,31 @@ def test_run_lengths_say_what_the_mask_says(mask: NDArray[np.bool_]) -> None:
     assert (decode_mask(encoded, *mask.shape) == mask).all()
 
 
-def test_a_picture_on_its_side_is_measured_upright(tmp_path: Path) -> None:
+def test_a_rotated_image_is_measured_upright(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=2, val=1)
-    told = json.loads((data / "train.json").read_text())
+    content = json.loads((data / "train.json").read_text())
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (40, 56)).save(data / "images" / "train" / "0.jpg", exif=exif)
-    told["images"][0]["file_name"] = "0.jpg"  # 56 × 40 when upright
-    (data / "train.json").write_text(json.dumps(told))
+    content["images"][0]["file_name"] = "0.jpg"  # 56 × 40 when upright
+    (data / "train.json").write_text(json.dumps(content))
     for how in ("decode", "header"):
-        open_coco(data, False, QUIET, check_images=how)  # type: ignore[arg-type]
+        open_coco(data, False, check_images=how)  # type: ignore[arg-type]
 
 
 def test_coco_is_read_as_it_comes(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=2)
-    plain = open_coco(data, True, QUIET)
+    plain = open_coco(data, True)
     (data / "annotations").mkdir()
-    for side in ("train", "val"):
-        (data / f"{side}.json").rename(data / "annotations" / f"instances_{side}2017.json")
-        (data / "images" / side).rename(data / f"{side}2017")
-    found = open_coco(data, True, QUIET)
-    assert {name: side.images for name, side in found.items()} == {n: s.images for n, s in plain.items()}
+    for split in ("train", "val"):
+        (data / f"{split}.json").rename(data / "annotations" / f"instances_{split}2017.json")
+        (data / "images" / split).rename(data / f"{split}2017")
+    found = open_coco(data, True)
+    assert {name: split.images for name, split in found.items()} == {n: s.images for n, s in plain.items()}
     assert found["val"].folder == data / "val2017"
     (data / "train.json").write_text("{}")
     with pytest.raises(ValueError, match=r"several annotation files for train: train.json, annotations/inst"):
-        open_coco(data, True, QUIET)
+        open_coco(data, True)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_coco_is_read_as_it_comes(tmp_path: Path) -> None:
 )
 def test_other_layouts_are_read_alike(layout: str, tmp_path: Path) -> None:
     data = annotated_folder(tmp_path)
-    expected = {name: side.images for name, side in open_coco(data, False, QUIET).items()}
+    expected = {name: split.images for name, split in open_coco(data, False).items()}
     (data / "annotations").mkdir()
     if layout == "roboflow":
         for name, other in (("train", "train"), ("val", "valid")):
@@ -272,64 +274,64 @@ def test_other_layouts_are_read_alike(layout: str, tmp_path: Path) -> None:
     else:
         (data / "images" / "val").rename(data / "images" / "validation")
         (data / "val.json").rename(data / layout)
-    sides = open_coco(data, False, QUIET)
-    assert {name: side.images for name, side in sides.items()} == expected
-    assert all(side.read(0, "L").size for side in sides.values())
+    splits = open_coco(data, False)
+    assert {name: split.images for name, split in splits.items()} == expected
+    assert all(split.read(0, "L").size for split in splits.values())
 
 
-def test_a_run_does_not_go_on_with_other_annotations(tmp_path: Path) -> None:
+def test_a_run_does_not_resume_with_other_annotations(tmp_path: Path) -> None:
     data, run = annotated_folder(tmp_path / "data", train=3, val=1), Run(tmp_path / "run")
     run.path.mkdir()
-    for opened in (lambda: open_coco(data, False, QUIET), lambda: open_masks(data, QUIET)):
-        save_or_check_split(run, opened())
-        save_or_check_split(run, opened())
-        told = json.loads((data / "train.json").read_text())
-        told["annotations"][0]["bbox"][2] -= 1
-        (data / "train.json").write_text(json.dumps(told))
+    for opened in (lambda: open_coco(data, False), lambda: open_masks(data)):
+        save_or_check_split(run.split, opened())
+        save_or_check_split(run.split, opened())
+        content = json.loads((data / "train.json").read_text())
+        content["annotations"][0]["bbox"][2] -= 1
+        (data / "train.json").write_text(json.dumps(content))
         Image.new("L", (40, 56), 1).save(data / "masks" / "train" / "1.png")
-        with pytest.raises(ValueError, match="the pictures or annotations are not those that"):
-            save_or_check_split(run, opened())
+        with pytest.raises(ValueError, match="the images or annotations are not those that"):
+            save_or_check_split(run.split, opened())
         run.split.unlink()
         Image.new("L", (40, 56), 0).save(data / "masks" / "train" / "1.png", compress_level=0)
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=2, val=1)
-    expected = open_coco(data, True, QUIET)["train"].images
+    expected = open_coco(data, True)["train"].images
     for name in ("train.json", "classes.txt"):
         (data / name).write_text((data / name).read_text(), encoding="utf-8-sig")
-    assert open_coco(data, True, QUIET)["train"].images == expected
-    assert open_masks(data, QUIET)["train"].classes[0] == "ground"
+    assert open_coco(data, True)["train"].images == expected
+    assert open_masks(data)["train"].classes[0] == "ground"
 
 
 @pytest.mark.parametrize("ids", [[7, 7, 3], [None, None, 3], [[1], 1.0, 3]])
-def test_annotations_without_an_id_of_their_own_are_told_by_place(ids: list[Any], tmp_path: Path) -> None:
+def test_annotations_without_an_id_of_their_own_are_named_by_position(ids: list[Any], tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
-    told = json.loads((data / "train.json").read_text())
-    for one, own in zip(told["annotations"], ids, strict=False):
-        one["id"] = own
-    (data / "train.json").write_text(json.dumps(told))
-    whole = open_coco(data, True, QUIET)["train"]
-    assert whole.objects == len(told["annotations"])
-    told["annotations"][1]["bbox"][2] = told["annotations"][2]["bbox"][2] = 0
-    (data / "train.json").write_text(json.dumps(told))
+    content = json.loads((data / "train.json").read_text())
+    for entry, own in zip(content["annotations"], ids, strict=False):
+        entry["id"] = own
+    (data / "train.json").write_text(json.dumps(content))
+    full = open_coco(data, True)["train"]
+    assert full.objects == len(content["annotations"])
+    content["annotations"][1]["bbox"][2] = content["annotations"][2]["bbox"][2] = 0
+    (data / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"annotation number 2: its box .*; annotation 3: its box"):
-        open_coco(data, True, QUIET)
-    left = open_coco(data, True, QUIET, bad_annotations="skip")["train"]
-    assert left.objects == whole.objects - 2
+        open_coco(data, True)
+    left = open_coco(data, True, bad_annotations="skip")["train"]
+    assert left.objects == full.objects - 2
 
 
-def test_areas_that_are_not_told_are_those_of_masks_or_boxes(tmp_path: Path) -> None:
+def test_areas_that_the_file_lacks_are_those_of_masks_or_boxes(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
-    told = json.loads((data / "train.json").read_text())
-    first, second = told["annotations"][:2]
+    content = json.loads((data / "train.json").read_text())
+    first, second = content["annotations"][:2]
     assert first["image_id"] == second["image_id"]
     left, top, width, height = first["bbox"]
     first["segmentation"] = [[left, top, left + width, top, left, top + height]]
     second["area"] = 5
-    (data / "train.json").write_text(json.dumps(told))
-    side = open_coco(data, True, QUIET)["train"]
-    assert target_of(side, 0, masks=False)["area"][:2].tolist() == [width * height, 5]
-    found = target_of(side, 0, masks=True)
+    (data / "train.json").write_text(json.dumps(content))
+    split = open_coco(data, True)["train"]
+    assert target_of(split, 0, masks=False)["area"][:2].tolist() == [width * height, 5]
+    found = target_of(split, 0, masks=True)
     assert found["area"][:2].tolist() == [found["masks"][0].sum(), 5]
     assert found["area"][0] < 0.7 * width * height

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import atconv
+from atconv.models import detector
 from atconv.models.backbone import make_features
-from atconv.tasks.dense import detector
 from support.helpers import randomize
 from support.tiny_dense import BACKBONE
 
@@ -51,20 +51,20 @@ def test_gradients_reach_all_of_the_backbone(architecture: str, stem_stride: int
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_is_found_lies_in_its_own_picture(architecture: str) -> None:
+def test_detections_lie_in_their_own_image(architecture: str) -> None:
     scored = {"score_thresh" if architecture == "retinanet" else "box_score_thresh": 0.0}
     model = tiny(architecture, in_chans=1, **scored).eval()
     sizes = [(33, 95), (70, 41)]
     with torch.inference_mode():
         found = model([torch.rand(1, *size) for size in sizes])
-    for one, (height, width) in zip(found, sizes, strict=True):
-        assert len(one["boxes"]) > 0
-        assert one["boxes"].min() >= 0
-        assert (one["boxes"] <= torch.tensor([width, height, width, height])).all()
-        assert one["labels"].min() >= 1
-        assert one["labels"].max() <= 3
+    for detections, (height, width) in zip(found, sizes, strict=True):
+        assert len(detections["boxes"]) > 0
+        assert detections["boxes"].min() >= 0
+        assert (detections["boxes"] <= torch.tensor([width, height, width, height])).all()
+        assert detections["labels"].min() >= 1
+        assert detections["labels"].max() <= 3
         if architecture == "mask_rcnn":
-            assert one["masks"].shape[1:] == (1, height, width)
+            assert detections["masks"].shape[1:] == (1, height, width)
 
 
 @settings(deadline=None, max_examples=12)
@@ -73,26 +73,26 @@ def test_anchors_and_pooling_follow_the_strides(stem: int, levels: int, scale: f
     model = tiny(backbone_args={"stem_stride": stem}, levels=levels, anchor_scale=scale).eval()
     strides = [stem * 2**i for i in range(4 - levels, 4)]
     maps = model.backbone(torch.rand(1, 3, 64, 96))
-    assert [64 // one.shape[2] for one in maps.values()][:levels] == strides
+    assert [64 // feature_map.shape[2] for feature_map in maps.values()][:levels] == strides
     expected = [scale * stride for stride in [*strides, 2 * strides[-1]]]
     assert [size for (size,) in model.rpn.anchor_generator.sizes] == expected
     with torch.inference_mode():
-        model([torch.rand(3, 67, 48)])  # padded to 96 × 64, from which torchvision would guess other strides
+        model([torch.rand(3, 67, 48)])  # padded to 96 × 64, from which torchvision would infer other strides
     assert model.roi_heads.box_roi_pool.scales == [1 / stride for stride in strides]
 
 
 def test_features_are_those_that_timm_gives() -> None:
     classifier = randomize(timm.create_model("attnet_xxs", num_classes=7, **BACKBONE)).eval()
-    model = tiny(weights=classifier.state_dict()).eval()
+    model = tiny(state_dict=classifier.state_dict()).eval()
     x = torch.randn(2, 3, 49, 70)
     own = model.backbone.body(x)
     features = timm.create_model("attnet_xxs", features_only=True, **BACKBONE)
-    assert [one.shape[1] for one in own] == features.feature_info.channels()
+    assert [feature_map.shape[1] for feature_map in own] == features.feature_info.channels()
     for ours, theirs in zip(own, classifier.forward_intermediates(x, intermediates_only=True), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_the_same_numbers_come_in_as_they_are_normalised_once() -> None:
+def test_images_are_normalized_once() -> None:
     model = tiny(in_chans=1, mean=[0.25], std=[0.5], min_size=64, max_size=64)
     seen, _ = model.transform([torch.full((1, 64, 64), 0.75)])
     assert seen.tensors.unique().tolist() == [1.0]
@@ -103,7 +103,7 @@ def test_the_same_numbers_come_in_as_they_are_normalised_once() -> None:
     [
         ("resnet10t", {}),
         ("convnext_atto", {}),
-        ("dla34", {}),  # has one map more than timm gives unasked
+        ("dla34", {}),  # has one map more than timm gives by default
         (
             "swin_tiny_patch4_window7_224",
             {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 4,
@@ -113,7 +113,16 @@ def test_the_same_numbers_come_in_as_they_are_normalised_once() -> None:
 )  # fmt: skip
 def test_other_backbones_of_timm_fit(name: str, arguments: dict[str, Any]) -> None:
     model = detector(name, 2, backbone_args=arguments, **SMALL)
-    sum(model([torch.rand(3, 64, 64)], [target(64, 64) | {"labels": torch.tensor([2])}]).values()).backward()
+    strides = model.backbone.body.feature_info.reduction()
+    maps = model.backbone(torch.rand(1, 3, 64, 64))
+    assert [feature_map.shape[1:] for feature_map in maps.values()][:4] == [
+        (SMALL["channels"], 64 // stride, 64 // stride) for stride in strides
+    ]
+    losses = model([torch.rand(3, 64, 64)], [target(64, 64) | {"labels": torch.tensor([2])}])
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    used = model.backbone.body.named_parameters()
+    assert [name for name, p in used if p.grad is None or not p.grad.isfinite().all()] == []
 
 
 @pytest.mark.parametrize(
@@ -146,27 +155,27 @@ def test_other_backbones_of_timm_fit(name: str, arguments: dict[str, Any]) -> No
     ],
     ids=lambda v: str(next(iter(v))) if isinstance(v, dict) else "",
 )
-def test_bad_arguments_are_said(arguments: dict[str, Any], message: str) -> None:
+def test_bad_arguments_raise(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         detector(**{"backbone": "attnet_xxs", "num_classes": 2, **arguments})
 
 
-def test_an_option_that_torchvision_would_pass_over_is_said() -> None:
+def test_an_option_that_torchvision_would_ignore_raises() -> None:
     with pytest.raises(TypeError, match="mean and std set image_mean, box_head: leave out"):
         tiny(image_mean=[0.5] * 3, box_head=None)
     with pytest.raises(TypeError, match="torchvision's FasterRCNN has no option no_such"):
         tiny(no_such=1)
 
 
-def test_weights_of_another_model_are_said() -> None:
+def test_weights_of_another_model_raise() -> None:
     with pytest.raises(TypeError, match=r"weights are tensors by name, .* got 'x\.pth'"):
-        tiny(weights="x.pth")
+        tiny(state_dict="x.pth")
     other = timm.create_model("attnet_xxs", **{**BACKBONE, "dims": [8, 8, 16, 24]}).state_dict()
     with pytest.raises(ValueError, match="the weights do not fit attnet_xxs"):
-        tiny(weights=other)
+        tiny(state_dict=other)
 
 
-def test_weights_that_are_not_the_backbones_are_refused() -> None:
+def test_weights_that_are_not_the_backbones_raise() -> None:
     right = timm.create_model("attnet_xxs", **BACKBONE).state_dict()
     for wrong in (
         {f"module.{name}": value for name, value in right.items()},
@@ -174,11 +183,11 @@ def test_weights_that_are_not_the_backbones_are_refused() -> None:
         {"state_dict": right},
         dict(list(right.items())[:20]),
     ):
-        with pytest.raises(ValueError, match=r"do not fit attnet_xxs: \d+ of \d+ matrices of attnet_xxs are"):
-            tiny(weights=wrong)
+        with pytest.raises(ValueError, match=r"not fit attnet_xxs: \d+ of \d+ parameters of attnet_xxs are"):
+            tiny(state_dict=wrong)
     some = {name: value for name, value in right.items() if not name.startswith("stages.3")}
-    with pytest.warns(UserWarning, match=r"matrices of attnet_xxs are not among the weights and start fresh"):
-        tiny(weights=some)
+    with pytest.warns(UserWarning, match=r"attnet_xxs are not among the weights and are newly initialized"):
+        tiny(state_dict=some)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +199,7 @@ def test_weights_that_are_not_the_backbones_are_refused() -> None:
         ("efficientnet_b0", {"feature_location": "expansion"}),
     ],
 )
-def test_weights_of_other_libraries_and_without_a_head_are_taken(
+def test_weights_of_other_backbones_and_without_a_head_are_loaded(
     name: str, arguments: dict[str, Any]
 ) -> None:
     state = timm.create_model(name, num_classes=0).state_dict()
@@ -203,13 +212,13 @@ def test_weights_of_other_libraries_and_without_a_head_are_taken(
     assert all(torch.equal(value, state[key].float()) for key, value in own.items())
 
 
-def test_the_package_gives_it_late() -> None:
+def test_the_package_exports_it() -> None:
     assert atconv.models.detector is detector
 
 
 @pytest.mark.parametrize("size", [(3, 900), (900, 2), (1, 400)])
 @pytest.mark.parametrize("architecture", ["mask_rcnn", "retinanet"])
-def test_pictures_of_any_shape_are_taken(architecture: Any, size: tuple[int, int]) -> None:
+def test_images_of_any_shape_are_taken(architecture: Any, size: tuple[int, int]) -> None:
     model = tiny(architecture)
     height, width = size
     images = [torch.rand(3, height, width), torch.rand(3, 40, 60)]

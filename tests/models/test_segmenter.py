@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import TimmBackboneConfig, UperNetConfig, UperNetForSemanticSegmentation
 
-from atconv.models.segmenter import segmenter
+from atconv.models.segmenters import segmenter
 from atconv.tasks.segmentation.data import SegmentTransform, resized
 from support.helpers import randomize
 from support.tiny_dense import BACKBONE
@@ -61,7 +61,7 @@ def test_transformers_upernet_takes_attnet_as_it_is() -> None:
 def test_ours_is_smps_with_the_weights_of_a_classifier(architecture: str) -> None:
     classifier = randomize(timm.create_model("attnet_xxs", in_chans=1, num_classes=3, **BACKBONE)).eval()
     model = segmenter(
-        "attnet_xxs", 5, architecture, in_chans=1, backbone_args=BACKBONE, weights=classifier.state_dict(),  # type: ignore[arg-type]
+        "attnet_xxs", 5, architecture, in_chans=1, backbone_args=BACKBONE, state_dict=classifier.state_dict(),  # type: ignore[arg-type]
         **NARROW[architecture],
     ).eval()  # fmt: skip
     x = torch.randn(1, 1, 64, 96)
@@ -72,7 +72,7 @@ def test_ours_is_smps_with_the_weights_of_a_classifier(architecture: str) -> Non
 
 
 @pytest.mark.parametrize("stem_stride", [1, 2])
-def test_strides_that_smp_would_read_wrongly_are_refused(stem_stride: int) -> None:
+def test_strides_that_smp_would_read_wrongly_raise(stem_stride: int) -> None:
     arguments = {**BACKBONE, "stem_stride": stem_stride}
     wrong = smp.create_model("fpn", "tu-attnet_xxs", encoder_weights=None, **NARROW["fpn"], **arguments)
     assert wrong(torch.randn(1, 3, 64, 64)).shape[2:] != (64, 64)  # and no error
@@ -88,12 +88,12 @@ def test_strides_that_smp_would_read_wrongly_are_refused(stem_stride: int) -> No
         (dict(num_classes=0), "num_classes, in_chans must be whole numbers, at least 1, got 0, 3"),
         (dict(architecture="pan"), "architecture must be one of unet, fpn, upernet"),
         (dict(backbone_args={"no_such": 1}), "no_such"),
-        (dict(activation="softmax2d"), "activation is not for here: a segmenter gives logits"),
-        (dict(aux_params={"classes": 2}), "aux_params is not for here"),
+        (dict(activation="softmax2d"), "activation is not supported: a segmenter gives logits"),
+        (dict(aux_params={"classes": 2}), "aux_params is not supported"),
     ],
     ids=lambda v: str(next(iter(v))) if isinstance(v, dict) else "",
 )
-def test_bad_arguments_are_said(arguments: dict[str, Any], message: str) -> None:
+def test_bad_arguments_raise(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         segmenter(**{"backbone": "attnet_xxs", "num_classes": 2, **arguments})
 

@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 import atconv
 from atconv import functional, replace_attention
+from atconv.models import detector
 from atconv.replace.families import Site, find_sites
 from atconv.replace.layers import ATConvAttention, ATConvReplacement, GridWriter, mix_tokens
-from atconv.tasks.dense import detector
 from support.helpers import assert_close, randomize
 
 Make = Callable[[], nn.Module]

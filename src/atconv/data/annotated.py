@@ -1,4 +1,4 @@
-"""What annotated folders share: where a side's pictures lie, what is wrong with a file, what is held out."""
+"""What annotated folders share: where the images of a split are, what is wrong with a file, the splits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -15,40 +15,44 @@ from typing_extensions import Self
 from atconv.data.images import IMAGE_SUFFIXES, images_in, read_image
 from atconv.data.splits import SPLIT_NAMES, SPLITS
 from atconv.engine.rng import derive_seed
-from atconv.engine.run import Run
 from atconv.io import write_json
 
 __all__ = [
     "AnnotatedSplit",
-    "batches_of_one_size",
-    "choose_side",
+    "CheckImages",
+    "batches_of_equal_size",
+    "choose_split",
     "first_few",
     "image_folder",
-    "picture_problem",
+    "image_problem",
     "raise_problems",
     "save_or_check_split",
-    "sides_in",
+    "splits_in",
     "train_val_test_split",
 ]
 
-_TOLD = 5  # problems that are named; the others are counted
+CheckImages = Literal["decode", "header", "none"]
+_SHOWN = 5  # problems that are named; the others are counted
 
 
 class AnnotatedSplit(Protocol):
-    """Pictures of one side, by position."""
+    """Images of one split, by position."""
+
+    @property
+    def classes(self) -> list[str]: ...
 
     @property
     def names(self) -> list[str]: ...
 
     @property
     def digest(self) -> str:
-        """Another one where the annotations are others."""
+        """Differs where the annotations differ."""
         ...
 
     def __len__(self) -> int: ...
 
     def size(self, position: int) -> tuple[int, int]:
-        """Height and width of a picture, upright."""
+        """Height and width of an image, upright."""
         ...
 
     def take(self, positions: Sequence[int]) -> Self: ...
@@ -57,66 +61,67 @@ class AnnotatedSplit(Protocol):
 S = TypeVar("S", bound=AnnotatedSplit)
 
 
-def image_folder(data: Path, side: str, kind: str = "images") -> Path:
-    """DATA/images/SIDE where it is there, under any of its names, else DATA/images."""
-    return next(iter(_folders_of(data / kind, side)), data / kind)
+def image_folder(data: Path, split: str, kind: str = "images") -> Path:
+    """DATA/images/SPLIT where it exists, under any of its names, else DATA/images."""
+    return next(iter(_folders_of(data / kind, split)), data / kind)
 
 
-def sides_in(folder: Path) -> list[str]:
-    """The sides that have a folder of their own in a folder of pictures.
+def splits_in(folder: Path) -> list[str]:
+    """The splits that have a folder of their own in a folder of images.
 
     Raises:
-        ValueError: one has two, or something else lies beside them, which would be passed over.
+        ValueError: a split has two, or the folder holds other images, which would be ignored.
     """
-    found = {side: _folders_of(folder, side) for side in SPLITS}
-    for side, folders in found.items():
-        if len(folders) > 1:
-            told = " and ".join(path.name for path in folders)
-            raise ValueError(f"{folder} has {told}, two folders for {side}: leave one")
-    own = [path for folders in found.values() for path in folders]
-    others = [path.name for path in sorted(folder.iterdir()) if path not in own and _holds_pictures(path)]
-    if own and others:
+    folders = {split: _folders_of(folder, split) for split in SPLITS}
+    for split, paths in folders.items():
+        if len(paths) > 1:
+            names = " and ".join(path.name for path in paths)
+            raise ValueError(f"{folder} has {names}, two folders for {split}: leave one")
+    own = [path for paths in folders.values() for path in paths]
+    unknown = [path.name for path in sorted(folder.iterdir()) if path not in own and _holds_images(path)]
+    if own and unknown:
+        accepted = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
         raise ValueError(
-            f"{folder} holds {first_few(others)} beside {', '.join(path.name for path in own)}: move it into "
-            f"one of them, or out; sides are called {', '.join(n for ns in SPLIT_NAMES.values() for n in ns)}"
+            f"{folder} holds {first_few(unknown)} next to {', '.join(path.name for path in own)}: move it "
+            f"into one of them, or out; splits are called {accepted}"
         )
-    return [side for side, folders in found.items() if folders]
+    return [split for split, paths in folders.items() if paths]
 
 
-def _folders_of(folder: Path, side: str) -> list[Path]:
-    return [folder / name for name in SPLIT_NAMES[side] if (folder / name).is_dir()]
+def _folders_of(folder: Path, split: str) -> list[Path]:
+    return [folder / name for name in SPLIT_NAMES[split] if (folder / name).is_dir()]
 
 
-def _holds_pictures(path: Path) -> bool:
+def _holds_images(path: Path) -> bool:
     if path.name.startswith("."):
         return False
     return bool(images_in(path)) if path.is_dir() else path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def picture_problem(path: Path, how: str, size: tuple[int, int] | None = None) -> str | None:
-    """What is wrong with a picture file.
+def image_problem(path: Path, check: CheckImages, size: tuple[int, int] | None = None) -> str | None:
+    """What is wrong with an image file, or None.
 
     Args:
-        how: "decode" reads it in full, "header" its header, "none" only asks whether it is there.
+        check: "decode" reads it in full, "header" its header, "none" only tests that it exists.
         size: width and height that it must have, upright.
     """
     if not path.is_file():
-        return f"{path} is not there: put it back, or remove its entry"
-    if how == "none":
+        return f"{path} does not exist: put it back, or remove its entry"
+    if check == "none":
         return None
     try:
-        if how == "decode":
-            found = read_image(path, "L").size
+        if check == "decode":
+            actual = read_image(path, "L").size
         else:
             with Image.open(path) as image:
-                turned = image.getexif().get(0x0112, 1) >= 5  # orientation: on its side
-                found = image.size[::-1] if turned else image.size
+                rotated = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: width and height swap
+                actual = image.size[::-1] if rotated else image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).partition("\n")[0]
-        return reason if str(path) in reason else f"{path}: not a readable picture ({reason})"
-    if size is not None and found != size:
-        told = f"{size[0]} × {size[1]}"
-        return f"{path} is {found[0]} × {found[1]} pixels and not {told} as its mask or annotation says"
+        return reason if str(path) in reason else f"{path}: not a readable image ({reason})"
+    if size is not None and actual != size:
+        expected = f"{size[0]} × {size[1]}"
+        return f"{path} is {actual[0]} × {actual[1]} pixels and not {expected} as its mask or annotation says"
     return None
 
 
@@ -128,61 +133,71 @@ def raise_problems(where: Path, problems: Sequence[str]) -> None:
 
 def first_few(problems: Sequence[str]) -> str:
     """The first few in one line, and how many more there are."""
-    more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
-    return "; ".join(problems[:_TOLD]) + more
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
 
 
-def choose_side(sides: Collection[str], split: str, data: str | Path) -> str:
-    """The side to evaluate on: "auto" takes test, else val, else train. ValueError where it is not there."""
-    name = next(n for n in reversed(SPLITS) if n in sides) if split == "auto" else split
-    if name not in sides:
-        raise ValueError(f"{data} has no {name} side, only {', '.join(sides)}: choose one with --split")
+def choose_split(names: Collection[str], split: str, data: str | Path) -> str:
+    """The split to evaluate on; "auto" takes test, else val, else train.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    name = next(n for n in reversed(SPLITS) if n in names) if split == "auto" else split
+    if name not in names:
+        raise ValueError(f"{data} has no {name} split, only {', '.join(names)}: choose one with --split")
     return name
 
 
-def batches_of_one_size(side: AnnotatedSplit, positions: Sequence[int], most: int) -> list[list[int]]:
-    """Positions in batches of pictures of one size: padding one to another's size would change what is found
-    in it, and figures would depend on the batch."""
+def batches_of_equal_size(
+    split: AnnotatedSplit, positions: Sequence[int], batch_size: int
+) -> list[list[int]]:
+    """Positions in batches of images of one size: padding an image to another's size would change what is
+    detected in it, and metrics would depend on the batch."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for position in positions:
-        groups[side.size(position)].append(position)
-    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
+        groups[split.size(position)].append(position)
+    return [
+        group[start : start + batch_size]
+        for group in groups.values()
+        for start in range(0, len(group), batch_size)
+    ]
 
 
-def train_val_test_split(sides: Mapping[str, S], fraction: float, seed: int) -> dict[str, S]:
-    """The sides with a validation side: where there is none, some training pictures, drawn by the seed.
+def train_val_test_split(splits: Mapping[str, S], fraction: float, seed: int) -> dict[str, S]:
+    """The splits of DATA, with a validation split: where there is none, some training images, chosen by the
+    seed.
 
     Raises:
-        ValueError: there is no training side, or it has only one picture.
+        ValueError: there is no training split, or it has only one image.
     """
-    if "train" not in sides:
+    if "train" not in splits:
         raise ValueError(
-            "there is no training side: give train.json and images, or images/train and masks/train"
+            "there is no training split: give train.json and images, or images/train and masks/train"
         )
-    if "val" in sides:
-        return dict(sides)
-    count = len(sides["train"])
+    if "val" in splits:
+        return dict(splits)
+    count = len(splits["train"])
     if count < 2:
-        raise ValueError("one training picture cannot be shared out to training and validation: give more")
+        raise ValueError("one training image cannot be split into training and validation: give more")
     order = np.random.default_rng(derive_seed("split", seed)).permutation(count)
-    held = max(1, min(count - 1, round(fraction * count)))
-    train, val = sorted(order[held:].tolist()), sorted(order[:held].tolist())
-    return {**sides, "train": sides["train"].take(train), "val": sides["train"].take(val)}
+    held_out = max(1, min(count - 1, round(fraction * count)))
+    train, val = sorted(order[held_out:].tolist()), sorted(order[:held_out].tolist())
+    return {**splits, "train": splits["train"].take(train), "val": splits["train"].take(val)}
 
 
-def save_or_check_split(run: Run, sides: Mapping[str, AnnotatedSplit]) -> None:
-    """Write which pictures are on which side, or compare with what a run that goes on has written.
+def save_or_check_split(path: Path, splits: Mapping[str, AnnotatedSplit]) -> None:
+    """Write the images of each split to RUN/split.json, or compare them with what the file says.
 
     Raises:
-        ValueError: other pictures or annotations are there than when the run began.
+        ValueError: images or annotations differ from those that the run started with.
     """
-    told: dict[str, Any] = {name: side.names for name, side in sides.items()}
-    told["annotations"] = {name: side.digest for name, side in sides.items()}
-    if run.split.is_file():
-        if json.loads(run.split.read_text()) != told:
-            raise ValueError(
-                f"the pictures or annotations are not those that {run.path} began with ({run.split}): put "
-                "them back, or start anew"
-            )
-        return
-    write_json(run.split, told)
+    content: dict[str, Any] = {name: split.names for name, split in splits.items()}
+    content["annotations"] = {name: split.digest for name, split in splits.items()}
+    if not path.is_file():
+        write_json(path, content)
+    elif json.loads(path.read_text()) != content:
+        raise ValueError(
+            f"the images or annotations are not those that {path.parent} started with ({path}): put them "
+            "back, or start a new run"
+        )

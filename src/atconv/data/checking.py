@@ -12,10 +12,10 @@ from typing import Literal, TypeVar
 
 from PIL import Image
 from rich.console import Console
+from tqdm import tqdm
 
 from atconv.data.images import read_image
 from atconv.data.sources import ImageSource
-from atconv.engine.progress import track
 
 __all__ = ["FileReport", "check_files", "in_threads"]
 
@@ -44,17 +44,18 @@ def check_files(
     report = FileReport([None] * count, [None] * count)
     if how == "none" or not source.checkable:
         return report
-    results = in_threads(lambda i: _check(source, i, how == "decode"), count, console, "checking images")
+    results = in_threads(lambda i: _check(source, i, how == "decode"), count, "checking images")
     for i, result in enumerate(results):
         report.reasons[i], report.digests[i] = result
     return report
 
 
-def in_threads(function: Callable[[int], T], count: int, console: Console, told: str) -> Iterator[T]:
+def in_threads(function: Callable[[int], T], count: int, description: str) -> Iterator[T]:
     """`function` of 0 … count − 1, in order, by several threads, with a progress bar."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
-        yield from track((r for chunk in chunks for r in pool.map(function, chunk)), console, told, count)
+        results = (result for chunk in chunks for result in pool.map(function, chunk))
+        yield from tqdm(results, desc=description, total=count, disable=None, leave=False)
 
 
 def _check(source: ImageSource, index: int, decode: bool) -> tuple[str | None, bytes | None]:

@@ -15,13 +15,9 @@ __all__ = [
     "PrepareImage",
     "find_images",
     "images_in",
-    "normalization",
     "read_image",
     "upright",
 ]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -47,7 +43,7 @@ def read_image(file: str | Path | BinaryIO, mode: Mode = "RGB") -> Image.Image:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
         name = "" if hasattr(file, "read") else f"{file}: "
-        raise ValueError(f"{name}not a readable picture ({_reason(error)})") from error
+        raise ValueError(f"{name}not a readable image ({_reason(error)})") from error
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -120,35 +116,6 @@ def mode_for(in_chans: int) -> Mode:
     return "RGB" if in_chans == 3 else "L"
 
 
-def normalization(
-    in_chans: int, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel: those given, else ImageNet's, or 0.5 where not in color.
-
-    Raises:
-        ValueError: there is not one value, nor one for each channel, or a deviation is not positive.
-    """
-    color = in_chans == 3
-    found = (
-        _per_channel("mean", mean, in_chans, IMAGENET_MEAN if color else (0.5,)),
-        _per_channel("std", std, in_chans, IMAGENET_STD if color else (0.5,)),
-    )
-    if min(found[1]) <= 0:
-        raise ValueError(f"std must be positive, got {found[1]}")
-    return found
-
-
-def _per_channel(
-    name: str, given: Sequence[float] | None, channels: int, default: tuple[float, ...]
-) -> tuple[float, ...]:
-    values = default if given is None else tuple(given)
-    if len(values) == 1:
-        values = values * channels
-    if len(values) != channels:
-        raise ValueError(f"{name} must have one value, or one for each of {channels} channels, got {values}")
-    return values
-
-
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Integers span 0…65535 (PNG's 16 bits, also where PIL widens them to 32). Floats are taken as
     0…1, 0…255 or 0…65535, whichever is the smallest that holds them."""
@@ -162,5 +129,5 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):  # its own text names the open file object
-        return "not in a picture format"
+        return "not in an image format"
     return str(error).partition("\n")[0][:160] or type(error).__name__

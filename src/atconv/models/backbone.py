@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -19,19 +17,14 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from atconv.engine.run import Run
-from atconv.models.attnet import AttNet
-from atconv.models.release import load_release
-
 __all__ = [
     "Pyramid",
+    "check_any_size",
     "check_counts",
-    "classifier_weights",
     "feature_strides",
+    "load_classifier_weights",
     "make_features",
-    "refuse_fixed_size",
-    "strides_of",
-    "trained_arguments",
+    "pyramid_strides",
 ]
 
 
@@ -41,7 +34,7 @@ class Pyramid(nn.Module):
     Args:
         body: a timm model made with `features_only=True`.
         channels: of every map of the pyramid.
-        extra: makes further, coarser maps.
+        extra: makes additional, coarser maps.
     """
 
     def __init__(self, body: nn.Module, channels: int, extra: ExtraFPNBlock) -> None:
@@ -50,22 +43,22 @@ class Pyramid(nn.Module):
         self.body = body
         self.fpn = FeaturePyramidNetwork(info.channels(), channels, extra, norm_layer=nn.BatchNorm2d)
         self.out_channels = channels
-        self.channels_last = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its kin
+        self.channels_last = getattr(body, "output_fmt", None) == Format.NHWC  # Swin and its family
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """B C H W → maps by name, "0" the finest, then what `extra` adds."""
         maps = self.body(x)
         if self.channels_last:
-            maps = [one.permute(0, 3, 1, 2).contiguous() for one in maps]
-        return self.fpn(OrderedDict((str(i), one) for i, one in enumerate(maps)))
+            maps = [feature_map.permute(0, 3, 1, 2).contiguous() for feature_map in maps]
+        return self.fpn(OrderedDict((str(i), feature_map) for i, feature_map in enumerate(maps)))
 
 
 def make_features(
     name: str,
     in_chans: int,
     levels: int,
-    arguments: Mapping[str, Any],
-    weights: Mapping[str, Tensor] | None = None,
+    backbone_args: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """The last `levels` feature maps of a timm model.
 
@@ -73,74 +66,80 @@ def make_features(
         name: model by timm's name.
         in_chans: channels of the input image.
         levels: how many of its maps, counted from the coarsest.
-        arguments: further arguments of the model, such as {"stem_stride": 2}.
-        weights: of the whole classifier; its own names.
+        backbone_args: additional arguments of the model, such as {"stem_stride": 2}.
+        state_dict: weights of the classifier, under its own names.
 
     Raises:
         ValueError: no such model, it has no such maps, takes no such arguments, or weights do not fit.
-        TypeError: weights are no tensors by name.
+        TypeError: state_dict does not map names to tensors.
     """
-    if weights is not None and not isinstance(weights, Mapping):
-        raise TypeError(f"weights are tensors by name, as state_dict() gives them, got {weights!r:.60}")
-    options: dict[str, Any] = {**arguments, "in_chans": in_chans, "features_only": True}
-    if weights is not None:
-        shown = {
-            "state_dict": weights,
-            "input_size": (in_chans, 224, 224),
-        }  # else timm warns of other channels
-        options |= {"pretrained": True, "pretrained_cfg_overlay": shown}
-    count = len(feature_strides(name, arguments))
+    count = len(feature_strides(name, backbone_args))
     if not 1 <= levels <= count:
         raise ValueError(f"{name} has {count} feature maps: levels must lie in 1 … {count}, got {levels}")
-    try:
-        body = timm.create_model(name, **options, out_indices=tuple(range(count - levels, count)))
-    except (TypeError, AttributeError, AssertionError) as error:
-        raise _no_maps(name, arguments, error) from error
-    except RuntimeError as error:
-        if weights is None:
-            raise
-        raise ValueError(f"the weights do not fit {name}: {str(error).splitlines()[-1].strip()}") from error
-    if weights is not None:
-        _check_taken(body, name, weights)
+    indices = tuple(range(count - levels, count))
+    body = _create(name, {**backbone_args, "in_chans": in_chans, "out_indices": indices})
+    if state_dict is not None:
+        load_classifier_weights(body, name, state_dict)
     return body
 
 
-def _check_taken(body: nn.Module, name: str, weights: Mapping[str, Tensor]) -> None:
-    """timm starts afresh what it does not find among the weights, and renames some before it looks: so it is
-    the values that are compared, of matrices and kernels."""
-    given = {_print_of(value) for value in weights.values() if isinstance(value, Tensor)}
-    own = {key: value for key, value in body.named_parameters() if value.ndim > 1}
-    fresh = [key for key, value in own.items() if _print_of(value) not in given]
-    told = f"{len(fresh)} of {len(own)} matrices of {name} are not among the weights"
-    if 2 * len(fresh) > len(own):
+def _create(name: str, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, **{**arguments, "features_only": True})
+    except (TypeError, AttributeError, AssertionError) as error:
+        message = f"{name} with {dict(arguments)} gives no feature maps: {error}"
+        if "drop_path_rate" in str(error):
+            message += ". It has no stochastic depth: leave drop_path_rate out (--drop-path-rate 0)"
+        raise ValueError(message) from error
+
+
+def load_classifier_weights(body: nn.Module, name: str, state_dict: Mapping[str, Tensor]) -> None:
+    """Load the weights of a classifier into its feature maps. A few that are missing are named in a warning.
+
+    timm's feature networks are the classifier's layers under other names: `stages_0` or `model.stages.0` for
+    `stages.0`.
+
+    Args:
+        body: a timm model made with `features_only=True`.
+        name: of the model, for messages.
+        state_dict: weights of the classifier, under its own names.
+
+    Raises:
+        ValueError: more than half of the weights are missing, or one has another shape.
+        TypeError: state_dict does not map names to tensors.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"weights are tensors by name, as state_dict() gives them, got {state_dict!r:.60}")
+    tensors = {_flat(key): value for key, value in state_dict.items() if isinstance(value, Tensor)}
+    matched = {key: tensors[_flat(key)] for key in body.state_dict() if _flat(key) in tensors}
+    parameters = [key for key, _ in body.named_parameters()]
+    missing = [key for key in parameters if key not in matched]
+    message = f"{len(missing)} of {len(parameters)} parameters of {name} are not among the weights"
+    if 2 * len(missing) > len(parameters):
         raise ValueError(
-            f"the weights do not fit {name}: {told}, such as {fresh[0]}; they hold "
-            f"{', '.join(list(weights)[:3])}, … Give state_dict() of the classifier, as it is"
+            f"the weights do not fit {name}: {message}, such as {missing[0]}; they hold "
+            f"{', '.join(list(state_dict)[:3])}, … Give state_dict() of the classifier, as it is"
         )
-    if fresh:
-        warnings.warn(f"{told} and start fresh: {', '.join(fresh[:5])}", stacklevel=2)
+    try:
+        body.load_state_dict(matched, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not fit {name}: {str(error).splitlines()[-1].strip()}") from error
+    if missing:
+        warnings.warn(f"{message} and are newly initialized: {', '.join(missing[:5])}", stacklevel=2)
 
 
-def _print_of(tensor: Tensor) -> bytes:
-    """Of the values, whatever their shape and precision."""
-    return hashlib.sha256(tensor.detach().cpu().float().contiguous().numpy().tobytes()).digest()
-
-
-def _no_maps(name: str, arguments: Mapping[str, Any], error: Exception) -> ValueError:
-    told = f"{name} with {dict(arguments)} gives no feature maps: {error}"
-    if "drop_path_rate" in str(error):
-        told += ". It has no stochastic depth: leave drop_path_rate out (--drop_path_rate 0)"
-    return ValueError(told)
+def _flat(key: str) -> str:
+    return re.sub(r"^(model|body)\.", "", key).replace(".", "_")
 
 
 def check_counts(**counts: Any) -> None:
     """Raise ValueError unless all are whole numbers from 1 on."""
     if any(isinstance(n, bool) or not isinstance(n, Integral) or n < 1 for n in counts.values()):
-        told = ", ".join(repr(count) for count in counts.values())
-        raise ValueError(f"{', '.join(counts)} must be whole numbers, at least 1, got {told}")
+        values = ", ".join(repr(count) for count in counts.values())
+        raise ValueError(f"{', '.join(counts)} must be whole numbers, at least 1, got {values}")
 
 
-def feature_strides(name: str, arguments: Mapping[str, Any]) -> list[int]:
+def feature_strides(name: str, backbone_args: Mapping[str, Any]) -> list[int]:
     """Strides of all feature maps that a timm model has, the finest first.
 
     Raises:
@@ -150,16 +149,12 @@ def feature_strides(name: str, arguments: Mapping[str, Any]) -> list[int]:
         raise ValueError(
             f"timm knows no model {name!r}; AttNet's are {', '.join(timm.list_models('attnet*'))}"
         )
-    try:
-        with torch.device("meta"):
-            whole: Any = timm.create_model(name, **{**arguments, "features_only": True})
-    except (TypeError, AttributeError, AssertionError) as error:
-        raise _no_maps(name, arguments, error) from error
-    info = whole.feature_info
-    return [int(info.reduction(i)) for i in range(len(info))]  # reduction() alone tells those of a default
+    with torch.device("meta"):
+        info = _create(name, backbone_args).feature_info
+    return [int(info.reduction(i)) for i in range(len(info))]  # reduction() lists those timm gives by default
 
 
-def strides_of(body: nn.Module, name: str) -> list[int]:
+def pyramid_strides(body: nn.Module, name: str) -> list[int]:
     """Strides of a backbone's feature maps.
 
     Raises:
@@ -175,8 +170,8 @@ def strides_of(body: nn.Module, name: str) -> list[int]:
     return strides
 
 
-def refuse_fixed_size(body: nn.Module, name: str, in_chans: int) -> None:
-    """Raise ValueError where a backbone does not take pictures of any size. Nothing is computed."""
+def check_any_size(body: nn.Module, name: str, in_chans: int) -> None:
+    """Raise ValueError where a backbone does not take images of any size. Nothing is computed."""
     height, width = 160, 352  # multiples of 32, of no usual window or training size
     state = {n: t.to("meta") for n, t in [*body.named_parameters(), *body.named_buffers()]}
     images = torch.empty(1, in_chans, height, width, device="meta")
@@ -186,53 +181,6 @@ def refuse_fixed_size(body: nn.Module, name: str, in_chans: int) -> None:
     except Exception as error:  # whatever the model raises
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{name} does not take pictures of {height} × {width} pixels: {reason}. AttNet, ResNet, ConvNeXt "
+            f"{name} does not take images of {height} × {width} pixels: {reason}. AttNet, ResNet, ConvNeXt "
             "and PVTv2 take any size, and so does Swin with strict_img_size: false"
         ) from error
-
-
-def trained_arguments(run: str | Path) -> dict[str, Any]:
-    """Model, arguments, channels, mean and std of a finished classification run, by a dense task's names.
-
-    Raises:
-        FileNotFoundError, ValueError: no such run, or none of classification.
-    """
-    opened = Run.open(run)
-    try:
-        told = json.loads(opened.model_config.read_text())
-        shown = told["pretrained_cfg"]
-        return {
-            "model": told["architecture"],
-            "model_args": {k: v for k, v in told.get("model_args", {}).items() if k not in _TRAINING},
-            "in_chans": shown["input_size"][0],
-            "mean": tuple(shown["mean"]),
-            "std": tuple(shown["std"]),
-        }
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{run} is not a finished run of atconv train: {error}") from error
-
-
-def classifier_weights(
-    path: str | Path, name: str, arguments: Mapping[str, Any], in_chans: int
-) -> dict[str, Tensor]:
-    """Weights of a classifier, to start a backbone from.
-
-    Args:
-        path: the folder of a finished classification run, or the authors' file for an AttNet.
-        name: the model the file is for.
-        arguments: its arguments.
-        in_chans: its channels.
-
-    Raises:
-        FileNotFoundError, ValueError: there are none, or they do not fit the model.
-    """
-    if Path(path).is_dir():
-        return Run.open(path).read_weights()
-    model = timm.create_model(name, in_chans=in_chans, **arguments)
-    if not isinstance(model, AttNet):
-        raise ValueError(f"weights for {name} come from a run's folder; {path} is not one")
-    load_release(model, Path(path))
-    return model.state_dict()
-
-
-_TRAINING: Sequence[str] = ("num_classes", "drop_path_rate", "drop_rate", "in_chans")

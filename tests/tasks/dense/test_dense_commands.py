@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atconv.tasks.dense.drawing import colors_of, drawn_files, shown_size
+from atconv.tasks.common.drawing import colors_of, drawn_files, shown_size
 from atconv.tasks.detection.evaluation import evaluate as evaluate_detector
 from atconv.tasks.detection.plots import draw_found
 from atconv.tasks.segmentation.data import SegmentTransform

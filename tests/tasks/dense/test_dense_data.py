@@ -10,11 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
-from atconv.data.annotated import batches_of_one_size
+from atconv.data.annotated import batches_of_equal_size
 from atconv.data.coco import CocoSplit, open_coco
 from atconv.data.masks import IGNORED, open_masks
 from atconv.tasks.detection.data import augmentation as boxes_augmentation
@@ -23,8 +22,6 @@ from atconv.tasks.segmentation.config import SegmentationConfig
 from atconv.tasks.segmentation.data import _RandomShortSide, resized
 from atconv.tasks.segmentation.data import augmentation as masks_augmentation
 from support.tiny_dense import annotated_folder, shared_data
-
-QUIET = Console(quiet=True)
 
 
 @settings(deadline=None, max_examples=30)
@@ -80,7 +77,9 @@ class Answers(nn.Module):
 
 def judged(side: CocoSplit, change: Any) -> dict[str, float]:
     answers = []
-    for image in (side.images[i] for batch in batches_of_one_size(side, range(len(side)), 2) for i in batch):
+    for image in (
+        side.images[i] for batch in batches_of_equal_size(side, range(len(side)), 2) for i in batch
+    ):
         found = {
             "boxes": torch.tensor([box.corners for box in image.boxes]),
             "labels": torch.tensor([box.label for box in image.boxes]),
@@ -92,7 +91,7 @@ def judged(side: CocoSplit, change: Any) -> dict[str, float]:
 
 
 def test_mean_average_precision() -> None:
-    side = open_coco(shared_data(), False, QUIET)["val"]
+    side = open_coco(shared_data(), False)["val"]
 
     def narrow(found: dict[str, Tensor]) -> None:
         found["boxes"][:, 2] -= 0.28 * (found["boxes"][:, 2] - found["boxes"][:, 0])
@@ -115,12 +114,12 @@ def test_only_the_side_that_is_asked_for_is_opened(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=2, val=1)
     (data / "images" / "train" / "0.png").write_bytes(b"no picture")
     (data / "masks" / "train" / "0.png").write_bytes(b"no picture")
-    assert list(open_coco(data, False, QUIET, split="auto")) == ["val"]
-    assert list(open_masks(data, QUIET, split="val")) == ["val"]
-    with pytest.raises(ValueError, match="not in a picture format"):
-        open_coco(data, False, QUIET, split="train")
-    with pytest.raises(ValueError, match="has no test side, only train, val: choose one with --split"):
-        open_masks(data, QUIET, split="test")
+    assert list(open_coco(data, False, split="auto")) == ["val"]
+    assert list(open_masks(data, split="val")) == ["val"]
+    with pytest.raises(ValueError, match="not in an image format"):
+        open_coco(data, False, split="train")
+    with pytest.raises(ValueError, match="has no test split, only train, val: choose one with --split"):
+        open_masks(data, split="test")
 
 
 @pytest.mark.parametrize("size", [(4, 400), (400, 4)])
@@ -142,8 +141,8 @@ def test_a_long_picture_is_not_blown_up(size: tuple[int, int]) -> None:
 
 
 def test_batches_hold_pictures_of_one_size() -> None:
-    for side in (open_coco(shared_data(), False, QUIET)["train"], open_masks(shared_data(), QUIET)["train"]):
-        batches = batches_of_one_size(side, range(len(side)), 3)
+    for side in (open_coco(shared_data(), False)["train"], open_masks(shared_data())["train"]):
+        batches = batches_of_equal_size(side, range(len(side)), 3)
         assert sorted(i for batch in batches for i in batch) == list(range(12))
         assert sorted(map(len, batches)) == [1, 1, 1, 3, 3, 3]
         for batch in batches:

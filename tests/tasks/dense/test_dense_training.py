@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import atconv
-from atconv.data.coco import decode_mask
+from atconv.data.coco_checks import decode_mask
 from atconv.tasks.dense import load
 from atconv.tasks.detection import config as detection_config
 from atconv.tasks.detection.prediction import predict
@@ -94,7 +94,7 @@ def test_a_run_holds_what_it_says(task: str) -> None:
     for name in ("curves.png", "predictions.png"):
         assert min(Image.open(run / name).size) > 300
     found = json.loads((run / "metrics.json").read_text())
-    assert found["side"] == "val"
+    assert found["split"] == "val"
     assert found["images"] == 4
     assert json.loads((run / "split.json").read_text())["val"] == ["0.png", "1.png", "2.png", "3.png"]
     assert len(read_rows(run / "inhibition.csv")) == 2 * 4
@@ -190,7 +190,7 @@ def test_pictures_that_changed_stop_a_resume(tmp_path: Path) -> None:
         (data / folder / "train" / "1.png").rename(data / folder / "train" / "other.png")
     ended = command("segment", "train", "--resume", run)
     assert ended.code == 2
-    assert "the pictures or annotations are not those that" in ended.err
+    assert "the images or annotations are not those that" in ended.err
 
 
 @pytest.mark.parametrize("size", [(40, 40), (97, 64), (33, 95), (64, 130)])

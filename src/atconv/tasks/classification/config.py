@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atconv.data.config import DataConfig
-from atconv.data.images import normalization
 from atconv.engine import recipes
 from atconv.engine.config import LoopConfig, check_shares
 from atconv.engine.run import Run
+from atconv.models.normalization import normalization
 
 __all__ = ["ClassificationConfig", "read_config", "recipe_names", "recipe_path"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from atconv.models.detector import detector
+from atconv.models.detectors import detector
 
 __all__ = ["detector", "load"]
 

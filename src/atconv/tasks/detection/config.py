@@ -9,8 +9,8 @@ from typing import Any
 from atconv.data.coco import BadAnnotations
 from atconv.engine import recipes
 from atconv.engine.run import Run
-from atconv.models.detector import Architecture, check_sizes
-from atconv.tasks.dense.config import DenseConfig
+from atconv.models.detectors import DetectorArchitecture, check_sizes
+from atconv.tasks.common.annotated_config import DenseConfig
 
 __all__ = ["DEFAULT_RECIPE", "DetectionConfig", "read_config", "recipe_names", "recipe_path"]
 
@@ -21,7 +21,7 @@ DEFAULT_RECIPE = "small"
 class DetectionConfig(DenseConfig):
     """Options of `atconv detect train`: data, detector, and the loop's."""
 
-    architecture: Architecture = "faster_rcnn"
+    architecture: DetectorArchitecture = "faster_rcnn"
     """faster_rcnn, retinanet, or mask_rcnn, which also gives masks"""
     levels: int | None = None
     """feature maps of the backbone, from the coarsest; default: 4, and 3 for RetinaNet"""
@@ -33,7 +33,7 @@ class DetectionConfig(DenseConfig):
     """the shorter side is resized to it; of several, each training picture takes one, evaluation the last"""
     max_size: int = 1333
     """but the longer side is never longer than this"""
-    bad_annotations: BadAnnotations = "refuse"
+    bad_annotations: BadAnnotations = "reject"
     """refuse annotations that are wrong, or skip them: they are named and left out"""
     detector_args: dict[str, Any] = field(default_factory=dict)
     """further arguments of torchvision's detector, such as {box_batch_size_per_image: 128}"""

@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from atconv.data.coco import CocoSplit, decode_mask
+from atconv.data.coco import CocoSplit
+from atconv.data.coco_checks import decode_mask
 from atconv.data.images import Mode
 
 __all__ = ["Target", "augmentation", "eval_batch", "example", "picture_tensor", "target_of"]

@@ -13,13 +13,13 @@ from rich.console import Console
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
-from atconv.data.annotated import batches_of_one_size
+from atconv.data.annotated import batches_of_equal_size
 from atconv.data.coco import BadAnnotations, CocoSplit, open_coco
 from atconv.data.images import Mode
 from atconv.engine import run as runs
 from atconv.engine.progress import make_table, plain_console, track
 from atconv.io import write_rows
-from atconv.tasks.dense.task import check_batch_size, save_evaluation
+from atconv.tasks.common.annotated_task import check_batch_size, save_evaluation
 from atconv.tasks.detection.data import Target, eval_batch
 from atconv.tasks.detection.model import Detector, open_detector
 from atconv.tasks.detection.plots import draw_side
@@ -46,7 +46,7 @@ def evaluate(
     data: str,
     split: Literal["auto", "train", "val", "test"] = "auto",
     batch_size: int = 8,
-    bad_annotations: BadAnnotations = "refuse",
+    bad_annotations: BadAnnotations = "reject",
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     console: Console | None = None,
 ) -> tuple[Evaluation, Path]:
@@ -73,7 +73,6 @@ def evaluate(
     sides = open_coco(
         data,
         opened.masks,
-        console,
         classes=opened.classes,
         split=split,
         bad_annotations=bad_annotations,
@@ -149,7 +148,7 @@ def _update(
     console: Console,
 ) -> None:
     device = next(model.parameters()).device
-    for batch in track(batches_of_one_size(side, positions, batch_size), console, "evaluating"):
+    for batch in track(batches_of_equal_size(side, positions, batch_size), console, "evaluating"):
         images, targets = eval_batch(side, batch, mode, masks)
         found = model([image.to(device) for image in images])
         metric.update([_as_metric(one, masks) for one in found], targets)

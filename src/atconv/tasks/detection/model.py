@@ -12,12 +12,13 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from atconv.data.images import Mode, PrepareImage, normalization
+from atconv.data.images import Mode, PrepareImage
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
-from atconv.models.detector import detector
-from atconv.tasks.dense.config import refuse_own_options
-from atconv.tasks.dense.task import starting_weights
+from atconv.models.detectors import detector
+from atconv.models.normalization import normalization
+from atconv.tasks.common.annotated_config import refuse_own_options
+from atconv.tasks.common.annotated_task import starting_weights
 from atconv.tasks.detection.config import DetectionConfig
 from atconv.tasks.detection.data import picture_tensor
 
@@ -63,7 +64,7 @@ def make_model(config: DetectionConfig, classes: int, console: Console, fresh: b
     """
     weights = starting_weights(config, fresh, console)
     with seeded(derive_seed("init", config.seed)):
-        return _build(_arguments(config, classes), weights=weights)
+        return _build(_arguments(config, classes), state_dict=weights)
 
 
 def describe(config: DetectionConfig, classes: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from atconv.data.coco import CocoSplit
 from atconv.plots import plt, save, shorten
-from atconv.tasks.dense.drawing import colors_of, shown_size
+from atconv.tasks.common.drawing import colors_of, shown_size
 from atconv.tasks.detection.data import Target, picture_tensor, target_of
 from atconv.tasks.detection.model import Detector
 

@@ -13,7 +13,7 @@ from PIL import Image
 from atconv.data.coco import encode_mask
 from atconv.data.images import read_image
 from atconv.engine import run as runs
-from atconv.tasks.dense.drawing import drawn_files
+from atconv.tasks.common.drawing import drawn_files
 from atconv.tasks.detection.data import picture_tensor
 from atconv.tasks.detection.model import open_detector
 from atconv.tasks.detection.plots import draw_found

@@ -16,8 +16,8 @@ from atconv.data.coco import CocoSplit, open_coco
 from atconv.data.images import mode_for
 from atconv.engine.run import Run, next_run_dir
 from atconv.engine.session import is_new, resume_run, start_run
-from atconv.tasks.dense.config import inherit_config
-from atconv.tasks.dense.task import DenseTask, open_sides
+from atconv.tasks.common.annotated_config import inherit_config
+from atconv.tasks.common.annotated_task import DenseTask, open_sides
 from atconv.tasks.detection.config import DetectionConfig, read_config
 from atconv.tasks.detection.data import Target, augmentation, example
 from atconv.tasks.detection.evaluation import Evaluation, mean_average_precision, report_side
@@ -122,7 +122,7 @@ def _make_task(
 ) -> DetectionTask:
     with torch.device("meta"):  # what is wrong with the model is said before the data is read
         make_model(config, 1, Console(quiet=True), fresh=False)
-    read = partial(open_coco, config.data, config.masks, console, bad_annotations=config.bad_annotations)
+    read = partial(open_coco, config.data, config.masks, bad_annotations=config.bad_annotations)
     sides = open_sides(config, run, accelerator, read)
     told = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
     for name in ("train", "val"):

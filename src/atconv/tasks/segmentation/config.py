@@ -8,8 +8,8 @@ from typing import Any
 
 from atconv.engine import recipes
 from atconv.engine.run import Run
-from atconv.models.segmenter import DIVISOR, Segmenter
-from atconv.tasks.dense.config import DenseConfig
+from atconv.models.segmenters import DIVISOR, SegmenterArchitecture
+from atconv.tasks.common.annotated_config import DenseConfig
 
 __all__ = ["DEFAULT_RECIPE", "SegmentationConfig", "read_config", "recipe_names", "recipe_path"]
 
@@ -20,7 +20,7 @@ DEFAULT_RECIPE = "small"
 class SegmentationConfig(DenseConfig):
     """Options of `atconv segment train`: data, segmenter, and the loop's."""
 
-    architecture: Segmenter = "unet"
+    architecture: SegmenterArchitecture = "unet"
     """unet, fpn or upernet, of segmentation-models-pytorch"""
     segmenter_args: dict[str, Any] = field(default_factory=dict)
     """further arguments of it, such as {decoder_channels: [128, 64, 32, 16, 16]}"""

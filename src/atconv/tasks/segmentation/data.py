@@ -12,9 +12,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from atconv.data.images import Mode, PrepareImage, normalization
+from atconv.data.images import Mode, PrepareImage
 from atconv.data.masks import IGNORED, MaskSplit
-from atconv.models.segmenter import DIVISOR
+from atconv.models.normalization import normalization
+from atconv.models.segmenters import DIVISOR
 from atconv.tasks.segmentation.config import SegmentationConfig
 
 __all__ = ["SegmentTransform", "augmentation", "eval_batch", "example", "resized"]

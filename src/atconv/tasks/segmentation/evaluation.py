@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from atconv.data.annotated import batches_of_one_size
+from atconv.data.annotated import batches_of_equal_size
 from atconv.data.masks import IGNORED, MaskSplit, open_masks
 from atconv.engine import run as runs
 from atconv.engine.progress import make_table, plain_console, track
 from atconv.io import write_rows
-from atconv.tasks.dense.task import check_batch_size, save_evaluation
+from atconv.tasks.common.annotated_task import check_batch_size, save_evaluation
 from atconv.tasks.segmentation.data import eval_batch
 from atconv.tasks.segmentation.model import OpenSegmenter, open_segmenter
 from atconv.tasks.segmentation.plots import draw_side
@@ -72,7 +72,7 @@ def evaluate(
     check_batch_size(batch_size)
     console = console or plain_console()
     opened = open_segmenter(run, flip_tta)
-    [(name, side)] = open_masks(data, console, classes=opened.classes, split=split).items()
+    [(name, side)] = open_masks(data, classes=opened.classes, split=split).items()
     opened.model.to(runs.resolve_device(device))
 
     def report(title: str, folder: Path) -> Evaluation:
@@ -131,7 +131,7 @@ def count_pixels(
     """How many pixels of each class (row) were taken for each class (column), K K."""
     classes = len(opened.classes)
     counts = torch.zeros(classes * classes, dtype=torch.int64)
-    for batch in track(batches_of_one_size(side, positions, batch_size), console, "evaluating"):
+    for batch in track(batches_of_equal_size(side, positions, batch_size), console, "evaluating"):
         inputs, masks = eval_batch(side, batch, opened.transform)
         height, width = masks[0].shape
         for mask, found in zip(masks, opened.classify(inputs, (height, width)), strict=True):

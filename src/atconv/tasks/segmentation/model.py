@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
-from atconv.models.segmenter import segmenter
-from atconv.tasks.dense.config import refuse_own_options
-from atconv.tasks.dense.task import starting_weights
+from atconv.models.segmenters import segmenter
+from atconv.tasks.common.annotated_config import refuse_own_options
+from atconv.tasks.common.annotated_task import starting_weights
 from atconv.tasks.segmentation.config import SegmentationConfig
 from atconv.tasks.segmentation.data import SegmentTransform
 
@@ -100,7 +100,7 @@ def open_segmenter(path: str | Path, flip_tta: bool | None = None) -> OpenSegmen
 def _build(arguments: dict[str, Any], weights: dict[str, Tensor] | None = None) -> nn.Module:
     """In the layout that convolutions run fastest in."""
     options = {name: value for name, value in arguments.items() if name != "segmenter_args"}
-    model = segmenter(**options, weights=weights, **arguments["segmenter_args"])
+    model = segmenter(**options, state_dict=weights, **arguments["segmenter_args"])
     return model.to(memory_format=torch.channels_last)
 
 
@@ -113,5 +113,5 @@ def _arguments(config: SegmentationConfig, classes: int) -> dict[str, Any]:
         "in_chans": config.in_chans,
         "backbone_args": config.backbone_args,
     }
-    refuse_own_options("segmenter_args", config.segmenter_args, [*own, "weights"])
+    refuse_own_options("segmenter_args", config.segmenter_args, [*own, "state_dict"])
     return own | {"segmenter_args": config.segmenter_args}

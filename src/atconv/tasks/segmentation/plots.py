@@ -17,7 +17,7 @@ from torchvision.utils import draw_segmentation_masks
 
 from atconv.data.masks import IGNORED, MaskSplit
 from atconv.plots import plt, save, shorten
-from atconv.tasks.dense.drawing import colors_of, shown_size
+from atconv.tasks.common.drawing import colors_of, shown_size
 from atconv.tasks.segmentation.model import OpenSegmenter
 
 __all__ = ["draw_found", "draw_side"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from atconv.data.images import read_image
 from atconv.engine import run as runs
-from atconv.tasks.dense.drawing import drawn_files
+from atconv.tasks.common.drawing import drawn_files
 from atconv.tasks.segmentation.model import open_segmenter
 from atconv.tasks.segmentation.plots import draw_found
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from atconv.data.masks import IGNORED, MaskSplit, open_masks
 from atconv.engine.run import Run, next_run_dir
 from atconv.engine.session import is_new, resume_run, start_run
-from atconv.tasks.dense.config import inherit_config
-from atconv.tasks.dense.task import DenseTask, open_sides
+from atconv.tasks.common.annotated_config import inherit_config
+from atconv.tasks.common.annotated_task import DenseTask, open_sides
 from atconv.tasks.segmentation.config import SegmentationConfig, read_config
 from atconv.tasks.segmentation.data import SegmentTransform, augmentation, example
 from atconv.tasks.segmentation.evaluation import Evaluation, count_pixels, mean_iou, report_side
@@ -125,7 +125,7 @@ def _make_task(
 ) -> SegmentationTask:
     with torch.device("meta"):  # what is wrong with the model is said before the data is read
         make_model(config, 2, Console(quiet=True), fresh=False)
-    sides = open_sides(config, run, accelerator, lambda how: open_masks(config.data, console, how))
+    sides = open_sides(config, run, accelerator, lambda how: open_masks(config.data, how))
     told = ", ".join(f"{len(side)} {name}" for name, side in sides.items())
     classes = sides["train"].classes
     console.print(f"{len(classes)} classes, images: {told}", soft_wrap=True)

@@ -19,31 +19,31 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import initLevelMapper
 
-from atconv.data.images import normalization
-from atconv.models.backbone import Pyramid, check_counts, make_features, refuse_fixed_size, strides_of
+from atconv.models.backbone import Pyramid, check_any_size, check_counts, make_features, pyramid_strides
+from atconv.models.normalization import normalization
 
-__all__ = ["ARCHITECTURES", "Architecture", "check_sizes", "detector"]
+__all__ = ["ARCHITECTURES", "DetectorArchitecture", "check_sizes", "detector"]
 
-Architecture = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
-ARCHITECTURES: tuple[Architecture, ...] = ("faster_rcnn", "mask_rcnn", "retinanet")
+DetectorArchitecture = Literal["faster_rcnn", "mask_rcnn", "retinanet"]
+ARCHITECTURES: tuple[DetectorArchitecture, ...] = ("faster_rcnn", "mask_rcnn", "retinanet")
 
 _RATIOS = (0.5, 1.0, 2.0)
-_BOX_CELLS, _MASK_CELLS = 7, 14  # sides of what is cut out of the maps, as torchvision has them
+_BOX_CELLS, _MASK_CELLS = 7, 14  # sizes that regions of the maps are pooled to, as in torchvision
 _OWN = (
     "anchor_generator", "rpn_anchor_generator", "image_mean", "image_std", "size_divisible", "box_roi_pool",
     "box_head", "box_predictor", "mask_roi_pool", "mask_head", "mask_predictor",
 )  # fmt: skip
-_THIRDS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # RetinaNet's three anchors to an octave
+_OCTAVE = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # RetinaNet's three anchors to an octave
 
 
 def detector(
     backbone: str = "attnet_t2",
     num_classes: int = 80,
-    architecture: Architecture = "faster_rcnn",
+    architecture: DetectorArchitecture = "faster_rcnn",
     *,
     in_chans: int = 3,
     backbone_args: Mapping[str, Any] | None = None,
-    weights: Mapping[str, Tensor] | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
     levels: int | None = None,
     channels: int = 256,
     anchor_scale: float | None = None,
@@ -57,10 +57,10 @@ def detector(
 
     It takes and gives what torchvision's do: a list of images, C H W in 0…1 and of any sizes, and in training
     a list of {"boxes": N 4 as left, top, right, bottom in pixels, "labels": N, and "masks": N H W for Mask
-    R-CNN}. It normalizes and resizes inside, nowhere else. Anchors follow the strides of the backbone,
-    whatever its stem.
+    R-CNN}. It normalizes and resizes images itself. Anchors follow the strides of the backbone, whatever its
+    stem.
 
-    >>> model = detector("attnet_t2", num_classes=80).eval()
+    >>> model = atconv.models.detector("attnet_t2", num_classes=80).eval()
     >>> model([torch.rand(3, 480, 640)])[0]["boxes"]          # N × 4
 
     Args:
@@ -68,15 +68,15 @@ def detector(
         num_classes: kinds of objects, numbered from 1; 0 is background and is not counted.
         architecture: faster_rcnn, mask_rcnn or retinanet.
         in_chans: channels of the images.
-        backbone_args: further arguments of the backbone, such as {"stem_stride": 2}.
-        weights: of a classifier, to start the backbone from.
+        backbone_args: additional arguments of the backbone, such as {"stem_stride": 2}.
+        state_dict: weights of a classifier, which the backbone starts from.
         levels: how many of its maps, counted from the coarsest; default: 4, and 3 for RetinaNet.
         channels: of the pyramid and the heads.
-        anchor_scale: side of an anchor by its map's stride; default: 8, and 4 for RetinaNet.
+        anchor_scale: size of an anchor by its map's stride; default: 8, and 4 for RetinaNet.
         min_size: the shorter side of every image is resized to it; of several, each training image takes one.
         max_size: but the longer side is never longer than this.
         mean, std: of each channel; default: ImageNet's, or 0.5 for images that are not in color.
-        options: further arguments of torchvision's class, such as box_detections_per_img.
+        options: additional arguments of torchvision's class, such as box_detections_per_img.
 
     Raises:
         ValueError: an argument is out of range, or the backbone has no such maps.
@@ -92,9 +92,9 @@ def detector(
     anchor_scale = (4.0 if one_stage else 8.0) if anchor_scale is None else anchor_scale
     if not 0 < anchor_scale < math.inf:
         raise ValueError(f"anchor_scale must be positive and finite, got {anchor_scale}")
-    body = make_features(backbone, in_chans, levels, backbone_args or {}, weights)
-    strides = strides_of(body, backbone)
-    refuse_fixed_size(body, backbone, in_chans)
+    body = make_features(backbone, in_chans, levels, backbone_args or {}, state_dict)
+    strides = pyramid_strides(body, backbone)
+    check_any_size(body, backbone, in_chans)
     mean, std = normalization(in_chans, mean, std)
     arguments = options | {
         "min_size": min_size if isinstance(min_size, int) else tuple(min_size),
@@ -118,10 +118,10 @@ def detector(
 def _anchors(strides: Sequence[int], one_stage: bool, scale: float) -> AnchorGenerator:
     """Over the backbone's maps and the coarser ones that the pyramid adds: two for RetinaNet, or one."""
     last = strides[-1]
-    further = [2 * last, 4 * last] if one_stage else [2 * last]
+    coarser = [2 * last, 4 * last] if one_stage else [2 * last]
     sizes = tuple(
-        tuple(scale * stride * part for part in (_THIRDS if one_stage else (1.0,)))
-        for stride in [*strides, *further]
+        tuple(scale * stride * factor for factor in (_OCTAVE if one_stage else (1.0,)))
+        for stride in [*strides, *coarser]
     )
     return AnchorGenerator(sizes, (_RATIOS,) * len(sizes))
 
@@ -129,29 +129,29 @@ def _anchors(strides: Sequence[int], one_stage: bool, scale: float) -> AnchorGen
 def check_sizes(min_size: Any, max_size: Any) -> None:
     """Raise ValueError unless they are what `detector` takes."""
     sizes = [min_size] if isinstance(min_size, int) else list(min_size)
-    whole = all(type(size) is int for size in (*sizes, max_size))
-    if not whole or not sizes or min(sizes) < 1 or max(sizes) > max_size:
+    integers = all(type(size) is int for size in (*sizes, max_size))
+    if not integers or not sizes or min(sizes) < 1 or max(sizes) > max_size:
         raise ValueError(
             f"min_size must be one size in pixels or several, 1 … max_size, got {min_size} and {max_size}"
         )
 
 
-def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> None:
-    """torchvision passes over names that it does not know."""
+def _check_options(architecture: DetectorArchitecture, options: Mapping[str, Any]) -> None:
+    """torchvision ignores names that it does not know."""
     kind = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "retinanet": RetinaNet}[architecture]
     unknown = set(options) - set(inspect.signature(kind).parameters)
     if unknown:
         raise TypeError(f"torchvision's {kind.__name__} has no option {', '.join(sorted(unknown))}")
-    taken = [name for name in _OWN if name in options]
-    if taken:
+    ours = [name for name in _OWN if name in options]
+    if ours:
         raise TypeError(
-            f"backbone, channels, anchor_scale, mean and std set {', '.join(taken)}: leave out, or build "
+            f"backbone, channels, anchor_scale, mean and std set {', '.join(ours)}: leave out, or build "
             f"torchvision's {kind.__name__} on atconv.models.backbone.Pyramid"
         )
 
 
 class _Transform(GeneralizedRCNNTransform):
-    """torchvision's, for pictures of any shape: a side never becomes shorter than a pixel."""
+    """torchvision's, for images of any shape: neither side becomes shorter than a pixel."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, Any]:
         height, width = image.shape[-2:]
@@ -169,15 +169,15 @@ D = TypeVar("D", FasterRCNN, MaskRCNN, RetinaNet)
 
 
 def _for_any_shape(model: D) -> D:
-    made = model.transform
+    own = model.transform
     model.transform = _Transform(
-        made.min_size, made.max_size, made.image_mean, made.image_std, made.size_divisible, made.fixed_size
+        own.min_size, own.max_size, own.image_mean, own.image_std, own.size_divisible, own.fixed_size
     )
     return model
 
 
 class _RetinaNet(RetinaNet):
-    """torchvision has an output for label 0, which nothing trains upwards but may be found. Not so here."""
+    """torchvision has an output for label 0, which is never trained but may be detected; here it is not."""
 
     def postprocess_detections(
         self,
@@ -185,15 +185,15 @@ class _RetinaNet(RetinaNet):
         anchors: list[list[Tensor]],
         image_shapes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        never = [logits.clone() for logits in head_outputs["cls_logits"]]
-        for logits in never:
+        masked = [logits.clone() for logits in head_outputs["cls_logits"]]
+        for logits in masked:
             logits[..., 0] = -torch.inf
-        return super().postprocess_detections({**head_outputs, "cls_logits": never}, anchors, image_shapes)
+        return super().postprocess_detections({**head_outputs, "cls_logits": masked}, anchors, image_shapes)
 
 
 def _pool(cells: int, strides: Sequence[int]) -> MultiScaleRoIAlign:
-    """torchvision's, told the strides. By itself it guesses them once, from the first batch: padded maps by
-    pictures that are not, which is wrong for small pictures."""
+    """torchvision's with the strides set. By default it infers them once, from the first batch, as sizes of
+    padded maps over sizes of images without padding, which is wrong for small images."""
     pool = MultiScaleRoIAlign([str(i) for i in range(len(strides))], cells, sampling_ratio=2)
     pool.scales = [1 / stride for stride in strides]
     finest, coarsest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))

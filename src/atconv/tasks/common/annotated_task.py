@@ -6,29 +6,27 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from atconv.data.annotated import AnnotatedSplit, save_or_check_split, train_val_test_split
+from atconv.data.annotated import AnnotatedSplit, CheckImages, save_or_check_split, train_val_test_split
 from atconv.data.loaders import EpochBatches, SeededItems
 from atconv.engine.curves import Panel, draw_curves
 from atconv.engine.progress import make_table
 from atconv.engine.run import Run
 from atconv.engine.trainer import Task, Trainer
 from atconv.io import save_tensors, write_json
-from atconv.models.backbone import classifier_weights
-from atconv.tasks.dense.config import DenseConfig
+from atconv.tasks.common.annotated_config import DenseConfig, classifier_weights
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = ["DenseTask", "check_batch_size", "open_sides", "save_evaluation", "starting_weights"]
 
-Checking = Literal["decode", "header", "none"]
 S = TypeVar("S", bound=AnnotatedSplit)
 E = TypeVar("E", bound="DataclassInstance")
 
@@ -111,7 +109,7 @@ class DenseTask(Task):
         console.print(make_table(str(self.run.path), ("figure", "value"), rows))
         side = "test" if "test" in self.sides else "val"
         note = "" if side == "test" else " (no test side: these images picked the best epoch)"
-        found = {"side": side, **asdict(self.judge(side, f"{side} side{note}", console))}
+        found = {"split": side, **asdict(self.judge(side, f"{side} side{note}", console))}
         write_json(self.run.path / "metrics.json", {"best_epoch": best["epoch"], **found})
         pictures = ", ".join(sorted(p.name for p in self.run.path.glob("*.png")))
         console.print(
@@ -120,7 +118,7 @@ class DenseTask(Task):
 
 
 def open_sides(
-    config: DenseConfig, run: Run, accelerator: Accelerator, read: Callable[[Checking], Mapping[str, S]]
+    config: DenseConfig, run: Run, accelerator: Accelerator, read: Callable[[CheckImages], Mapping[str, S]]
 ) -> dict[str, S]:
     """Training, validation and other sides, kept in split.json.
 
@@ -129,10 +127,10 @@ def open_sides(
     """
     # The main process checks the files while the others wait.
     with accelerator.main_process_first():
-        how: Checking = config.check_images if accelerator.is_main_process else "none"
+        how: CheckImages = config.check_images if accelerator.is_main_process else "none"
         sides = train_val_test_split(read(how), config.val_fraction, config.seed)
         if accelerator.is_main_process:
-            save_or_check_split(run, sides)
+            save_or_check_split(run.split, sides)
     return sides
 
 
@@ -169,6 +167,6 @@ def save_evaluation(
     folder = Path(run) / "evaluation" / f"{Path(data).resolve().name}-{side}"
     folder.mkdir(parents=True, exist_ok=True)
     found = report(f"{run} on {data}, {side} side", folder)
-    write_json(folder / "metrics.json", {"side": side, **asdict(found)})
+    write_json(folder / "metrics.json", {"split": side, **asdict(found)})
     console.print(f"written to {folder}: metrics.json, per_class.csv, predictions.png", soft_wrap=True)
     return found, folder

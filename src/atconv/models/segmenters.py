@@ -1,4 +1,4 @@
-"""Segmenters of segmentation-models-pytorch on a backbone of timm, or a clear line where they do not fit."""
+"""Segmenters of segmentation-models-pytorch on a backbone of timm, or a clear error where they do not fit."""
 
 from __future__ import annotations
 
@@ -8,41 +8,44 @@ from typing import Any, Literal
 import segmentation_models_pytorch as smp
 from torch import Tensor, nn
 
-from atconv.models.backbone import check_counts, feature_strides, make_features, refuse_fixed_size
+from atconv.models.backbone import check_any_size, check_counts, feature_strides, load_classifier_weights
 
-__all__ = ["ARCHITECTURES", "DIVISOR", "Segmenter", "segmenter"]
+__all__ = ["ARCHITECTURES", "DIVISOR", "SegmenterArchitecture", "segmenter"]
 
-Segmenter = Literal["unet", "fpn", "upernet"]
-ARCHITECTURES: tuple[Segmenter, ...] = ("unet", "fpn", "upernet")
+SegmenterArchitecture = Literal["unet", "fpn", "upernet"]
+ARCHITECTURES: tuple[SegmenterArchitecture, ...] = ("unet", "fpn", "upernet")
 DIVISOR = 32
 """height and width of the input must be multiples of it"""
 
-_READ = ([4, 8, 16, 32], [2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])  # strides that smp's probe knows
+_STRIDES = ([4, 8, 16, 32], [2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])  # strides that smp's probe knows
 
 
 def segmenter(
     backbone: str = "attnet_t2",
     num_classes: int = 150,
-    architecture: Segmenter = "unet",
+    architecture: SegmenterArchitecture = "unet",
     *,
     in_chans: int = 3,
     backbone_args: Mapping[str, Any] | None = None,
-    weights: Mapping[str, Tensor] | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> nn.Module:
     """What `smp.create_model(architecture, "tu-BACKBONE", encoder_weights=None, …)` gives, checked.
 
-    smp looks at a backbone without its arguments: one whose strides these change gives maps of a wrong size,
-    and no error. That is refused here.
+    smp reads the strides of a backbone without its arguments: one whose strides these change gives maps of a
+    wrong size and no error. Here it raises.
+
+    >>> model = atconv.models.segmenter("attnet_t2", num_classes=150).eval()
+    >>> model(torch.rand(1, 3, 512, 512))                              # 1 × 150 × 512 × 512
 
     Args:
         backbone: model by timm's name, one that has feature maps (`features_only`).
         num_classes: classes of a pixel, background among them.
         architecture: unet, fpn or upernet.
         in_chans: channels of the images.
-        backbone_args: further arguments of the backbone.
-        weights: of a classifier, to start the backbone from.
-        options: further arguments of smp's class, such as decoder_channels.
+        backbone_args: additional arguments of the backbone.
+        state_dict: weights of a classifier, which the backbone starts from.
+        options: additional arguments of smp's class, such as decoder_channels.
 
     Returns:
         a model of smp: B in_chans H W → B num_classes H W of logits; H and W are multiples of 32.
@@ -55,14 +58,14 @@ def segmenter(
     check_counts(num_classes=num_classes, in_chans=in_chans)
     for name in ("activation", "aux_params"):
         if options.get(name) is not None:
-            raise ValueError(f"{name} is not for here: a segmenter gives logits of pixels, and them alone")
+            raise ValueError(f"{name} is not supported: a segmenter gives logits of pixels and nothing else")
     arguments = dict(backbone_args or {})
     strides = feature_strides(backbone, arguments)
-    if strides not in _READ:
+    if strides not in _STRIDES:
         raise ValueError(
             f"the feature maps of {backbone} with {arguments} have strides {strides}: segmentation needs "
-            "4, 8, 16, 32, or those and finer ones. Leave stem_stride at 4 (a run given as weights brings "
-            "its own); short_side enlarges images"
+            "4, 8, 16, 32, or those and finer ones. Leave stem_stride at 4 (a run that weights come from "
+            "brings its own); larger images give finer maps"
         )
     try:
         model = smp.create_model(
@@ -76,9 +79,7 @@ def segmenter(
         )
     except (TypeError, AssertionError) as error:
         raise ValueError(f"{architecture} does not take {options}: {error}") from error
-    refuse_fixed_size(model.encoder.model, backbone, in_chans)
-    if weights is not None:
-        levels = len(model.encoder.model.feature_info.channels())
-        body = make_features(backbone, in_chans, levels, arguments, weights)
-        model.encoder.model.load_state_dict(body.state_dict())
+    check_any_size(model.encoder.model, backbone, in_chans)
+    if state_dict is not None:
+        load_classifier_weights(model.encoder.model, backbone, state_dict)
     return model

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from atconv.data.images import mode_for, normalization
+import timm
+from torch import Tensor
+
+from atconv.data.images import mode_for
 from atconv.engine.config import LoopConfig, check_shares
 from atconv.engine.recipes import refuse_contradictions
-from atconv.models.backbone import trained_arguments
+from atconv.engine.run import Run
+from atconv.models.attnet import AttNet
+from atconv.models.normalization import normalization
+from atconv.models.release import load_release
 
 __all__ = ["DenseConfig", "inherit_config", "refuse_own_options"]
 
@@ -94,3 +101,50 @@ def refuse_own_options(name: str, further: Mapping[str, Any], own: Collection[st
     mended = {"backbone": "give --model", "num_classes": "the data say how many"}
     for argument in sorted(set(own) & set(further)):
         raise ValueError(f"{name} holds {argument}: {mended.get(argument, f'give --{argument}')} instead")
+
+
+def trained_arguments(run: str | Path) -> dict[str, Any]:
+    """Model, arguments, channels, mean and std of a finished classification run, as options of a dense task.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, or none of classification.
+    """
+    opened = Run.open(run)
+    try:
+        content = json.loads(opened.model_config.read_text())
+        pretrained = content["pretrained_cfg"]
+        return {
+            "model": content["architecture"],
+            "model_args": {k: v for k, v in content.get("model_args", {}).items() if k not in _TRAINING},
+            "in_chans": pretrained["input_size"][0],
+            "mean": tuple(pretrained["mean"]),
+            "std": tuple(pretrained["std"]),
+        }
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{run} is not a finished run of atconv train: {error}") from error
+
+
+def classifier_weights(
+    path: str | Path, name: str, arguments: Mapping[str, Any], in_chans: int
+) -> dict[str, Tensor]:
+    """Weights of a classifier, to start a backbone from.
+
+    Args:
+        path: the folder of a finished classification run, or the authors' file for an AttNet.
+        name: the model the file is for.
+        arguments: its arguments.
+        in_chans: its channels.
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, or they do not fit the model.
+    """
+    if Path(path).is_dir():
+        return Run.open(path).read_weights()
+    model = timm.create_model(name, in_chans=in_chans, **arguments)
+    if not isinstance(model, AttNet):
+        raise ValueError(f"weights for {name} come from a run's folder; {path} is not one")
+    load_release(model, Path(path))
+    return model.state_dict()
+
+
+_TRAINING = ("num_classes", "drop_path_rate", "drop_rate", "in_chans")
