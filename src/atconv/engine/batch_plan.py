@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atconv.engine.config import LoopConfig
+from atconv.engine.config import TrainConfig
 
 __all__ = ["BatchPlan", "plan_batches"]
 
@@ -25,17 +25,17 @@ class BatchPlan:
         return self.micro_batch * self.accumulate * self.processes
 
 
-def plan_batches(config: LoopConfig, samples: int, processes: int, even: bool = False) -> BatchPlan:
+def plan_batches(config: TrainConfig, samples: int, processes: int, even: bool = False) -> BatchPlan:
     """Derive accumulation and learning rate from the batch a recipe names.
 
-    The total batch is met by accumulating passes of `batch_size`; where it cannot be met exactly, or
+    The global batch is met by accumulating micro-batches of `batch_size`; where it cannot be met exactly, or
     `global_batch_size` asks for another one, the learning rate scales with it. A training set smaller than
     a batch makes the batch smaller. Incomplete batches at the end of an epoch are dropped.
 
     Args:
         samples: training samples.
         processes: world size.
-        even: every pass needs an even number of images (Mixup).
+        even: every micro-batch needs an even number of images (Mixup).
 
     Raises:
         ValueError: too few samples for one image (two with `even`) in every process.
@@ -48,7 +48,7 @@ def plan_batches(config: LoopConfig, samples: int, processes: int, even: bool = 
             f"{samples} training images are too few for {processes} process(es)"
             + (" with mixup or cutmix, which need pairs; set mixup and cutmix to 0" if even else "")
         )
-    # As few passes as batch_size allows, then passes of the size that comes closest to the batch.
+    # As few micro-batches as batch_size allows, then of the size that comes closest to the global batch.
     share = min(max(1, wanted // processes), limit)
     accumulate = -(-share // config.batch_size)
     micro = max(1, min(round(share / accumulate), limit // accumulate))
@@ -57,7 +57,9 @@ def plan_batches(config: LoopConfig, samples: int, processes: int, even: bool = 
         accumulate = min(accumulate, limit // micro)
     total = micro * processes * accumulate
     lr = config.lr * total / config.base_batch_size
-    message = f"total batch {total} = {micro} images × {processes} process(es) × {accumulate} pass(es)"
+    message = (
+        f"global batch {total} = {micro} images × {processes} process(es) × {accumulate} micro-batch(es)"
+    )
     if total == config.base_batch_size:
         message += f", learning rate {lr:.3g}"
     else:

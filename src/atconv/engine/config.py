@@ -1,29 +1,32 @@
-"""What every training run can be told, whatever its task, and how batches follow from it."""
+"""The options of every training run, whatever its task."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from timm.optim import get_optimizer_info
 
-__all__ = ["LoopConfig"]
+__all__ = ["TrainConfig", "check_shares"]
 
 
 @dataclass(kw_only=True)
-class LoopConfig:
-    """Options of the shared training loop."""
+class TrainConfig:
+    """Options of the training loop."""
+
+    group: ClassVar[str] = "training"
 
     epochs: int = 30
     """passes over the training data"""
     batch_size: int = 64
-    """images in one forward pass of one process"""
+    """images in one micro-batch of one process"""
     global_batch_size: int | None = None
-    """images in one optimizer step over all processes and accumulated passes; default: base_batch_size"""
+    """images in one optimizer step over all processes and micro-batches; default: base_batch_size"""
     lr: float = 1e-3
-    """peak learning rate, for a total batch of base_batch_size"""
+    """peak learning rate, for a global batch of base_batch_size"""
     base_batch_size: int = 64
-    """total batch that lr was chosen for; another total batch scales the learning rate linearly"""
+    """global batch size that lr was chosen for; another one scales the learning rate linearly"""
     min_lr: float = 1e-6
     """learning rate at the end of the schedule"""
     warmup_epochs: float = 1.0
@@ -88,13 +91,13 @@ class LoopConfig:
             raise ValueError(
                 f"timm knows no optimizer {self.optimizer!r}; adamw, sgd and lamb are usual"
             ) from None
-        if self.lr <= 0 or self.lr == float("inf"):
+        if self.lr <= 0 or self.lr == math.inf:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.shard and not self.ema_decay:
             raise ValueError(
-                "shard needs ema_decay: the average is the whole model that is evaluated and kept"
+                "shard needs ema_decay: the average is the full model that is evaluated and kept"
             )
         if self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")

@@ -13,7 +13,14 @@ import yaml
 from atconv.engine.run import Run
 from atconv.io import write_atomically
 
-__all__ = ["read_config", "recipe_names", "recipe_path", "refuse_contradictions", "write_config"]
+__all__ = [
+    "read_config",
+    "read_options",
+    "recipe_names",
+    "recipe_path",
+    "reject_contradictions",
+    "write_config",
+]
 
 T = TypeVar("T")
 
@@ -46,30 +53,42 @@ def write_config(config: Any, run: Run) -> None:
     )
 
 
+def read_options(run: Run) -> dict[str, Any]:
+    """The options in a run's config.yaml.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        options = yaml.safe_load(run.config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{run.config} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{run.config} is not the configuration of a run")
+    return options
+
+
 def read_config(run: Run, kind: type[T], task: str) -> T:
     """The configuration of a run of one task.
 
     Raises:
         ValueError: the run is of another task, or its config.yaml is damaged.
     """
-    try:
-        found = yaml.safe_load(run.config.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{run.config} cannot be read: {str(error).partition(chr(10))[0]}") from error
-    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(found, dict) or not set(found) <= names:
+    options = read_options(run)
+    if not set(options) <= {f.name for f in fields(kind)}:  # type: ignore[arg-type]
         raise ValueError(f"{run.config} is not the configuration of a {task} run")
     for name, hint in get_type_hints(kind).items():
-        if "tuple" in str(hint) and found.get(name) is not None:
-            found[name] = tuple(found[name])
-    return kind(**found)
+        if "tuple" in str(hint) and options.get(name) is not None:
+            options[name] = tuple(options[name])
+    return kind(**options)
 
 
-def refuse_contradictions(config: Any, source: Any, names: Collection[str], chosen: Collection[str]) -> None:
-    """Raise ValueError where an option that comes with the run named as `weights` was chosen otherwise."""
+def reject_contradictions(config: Any, source: Any, names: Collection[str], chosen: Collection[str]) -> None:
+    """Raise ValueError where an option that comes with the run named as `checkpoint` was chosen otherwise."""
     for name in names:
         if name in chosen and getattr(config, name) != getattr(source, name):
+            flag = name.replace("_", "-")
             raise ValueError(
-                f"--{name} {getattr(config, name)} contradicts --weights {config.weights}, whose {name} is "
-                f"{getattr(source, name)}: leave --{name} out"
+                f"--{flag} {getattr(config, name)} contradicts --checkpoint {config.checkpoint}, whose {flag} "
+                f"is {getattr(source, name)}: leave --{flag} out"
             )

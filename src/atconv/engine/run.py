@@ -1,41 +1,36 @@
-"""A run's folder: what lies where, and how to open its model.
+"""A run's folder: what lies where, and who may train in it.
 
     runs/NAME/
         config.yaml         the complete, re-runnable configuration
-        split.json          which images were on which side
+        split.json          which images are in which split
         metrics.csv         one row an epoch       inhibition.csv   λ by layer and epoch
+        log.txt             what the run said
         checkpoints/step-N  everything needed to resume
         config.json, model.safetensors             the best model, as timm reads it
-        *.png               pictures
-
-The last two make `timm.create_model("local-dir:runs/NAME", pretrained=True)` work.
+        *.png               plots
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import timm
-import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import create_transform, resolve_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
-from atconv.data.images import PrepareImage
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
-__all__ = ["EvalTransform", "Run", "TooManyUnreadable", "load", "next_run_dir", "resolve_device"]
+__all__ = ["Run", "next_run_dir", "run_lock", "run_log"]
 
-_LEFT_BEHIND = {"skipped.csv"}  # what a refused run may leave in its folder
-
-
-class TooManyUnreadable(ValueError):
-    """More files are unreadable than a run was told to leave out; they are listed in skipped.csv."""
+_LEFT_BEHIND = {"skipped.csv"}  # what a rejected run may leave in its folder
 
 
 @dataclass(frozen=True)
@@ -61,12 +56,20 @@ class Run:
         return self.path / ".lock"
 
     @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
     def model_config(self) -> Path:
         return self.path / "config.json"
 
     @property
     def weights(self) -> Path:
         return self.path / "model.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
 
     @classmethod
     def create(cls, path: str | Path) -> Run:
@@ -83,15 +86,21 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
 
-    @property
-    def task(self) -> str | None:
-        """ "detection" or "segmentation", where the run is of a dense task and has begun to train."""
-        try:
-            told = json.loads(self.model_config.read_text())
-            found: str | None = told.get("_atconv", told).get("task")
-        except (OSError, ValueError, AttributeError):
-            return None
-        return found
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open the folder of a run that was started.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: the folder is not a run's.
+        """
+        run = cls(Path(path))
+        if not run.path.is_dir():
+            raise FileNotFoundError(f"no such run folder: {run.path}")
+        markers = (run.config, run.model_config, run.path / "model_index.json")
+        if not any(file.is_file() for file in markers):
+            raise ValueError(f"{run.path} is not a run: it has neither config.yaml nor config.json")
+        return run
 
     def discard(self, keep_skipped: bool = False) -> None:
         """Remove the folder of a run that never trained, all but the list of skipped files if asked."""
@@ -109,10 +118,6 @@ class Run:
         Raises:
             ValueError: no epoch has finished, or the file is damaged.
         """
-        if (self.path / "model_index.json").is_file():
-            raise ValueError(
-                f"{self.path} is a generation run: it has no classifier. Give a run of atconv train"
-            )
         if not self.model_config.is_file() or not self.weights.is_file():
             raise ValueError(
                 f"{self.path} has no model yet: its first epoch has not finished. "
@@ -123,76 +128,6 @@ class Run:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.weights} is damaged: {error}") from error
 
-    @classmethod
-    def open(cls, path: str | Path) -> Run:
-        """Open the folder of a run that was started.
-
-        Raises:
-            FileNotFoundError: there is no such folder.
-            ValueError: the folder is not a run's.
-        """
-        run = cls(Path(path))
-        if not run.path.is_dir():
-            raise FileNotFoundError(f"no such run folder: {run.path}")
-        if not run.config.is_file() and not run.model_config.is_file():
-            raise ValueError(f"{run.path} is not a run: it has neither config.yaml nor config.json")
-        return run
-
-
-def load(run: str | Path) -> tuple[nn.Module, EvalTransform, list[str]]:
-    """Open the best model of a classification run.
-
-    >>> model, transform, classes = atconv.load("runs/mine")
-    >>> logits = model(transform(Image.open("cat.jpg"))[None])       # 1 × len(classes)
-
-    Args:
-        run: the run's folder.
-
-    Returns:
-        the model in eval mode on the CPU; the transform from any PIL image to the model's input
-        (C H W); the names of its classes.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: it is not a run, no epoch of it has finished, or its weights are damaged.
-    """
-    opened = Run.open(run)
-    if opened.task is not None:
-        raise ValueError(f"{opened.path} is a {opened.task} run: open it with atconv.tasks.dense.load")
-    state = opened.read_weights()
-    try:
-        model = timm.create_model(f"local-dir:{opened.path}")
-        model.load_state_dict(state)
-    except (json.JSONDecodeError, KeyError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"the model in {opened.path} is damaged: {reason}") from error
-    pretrained: dict[str, Any] = vars(model)["pretrained_cfg"]
-    classes = pretrained.get("label_names")
-    if not classes:
-        raise ValueError(f"{opened.path} is not a classification run: its config.json names no classes")
-    return model.eval(), EvalTransform(pretrained), list(classes)
-
-
-class EvalTransform:
-    """The evaluation transform that a timm pretrained_cfg describes, for any PIL image → C H W."""
-
-    def __init__(self, pretrained_cfg: dict[str, Any]) -> None:
-        data = resolve_data_config({}, pretrained_cfg=pretrained_cfg)
-        self.data: dict[str, Any] = data
-        self.input_size: tuple[int, int, int] = tuple(data["input_size"])
-        self.prepare = PrepareImage(self.input_size[0])
-        self.transform = create_transform(**data, is_training=False)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.transform(self.prepare(image))
-
-    def describe(self) -> dict[str, Any]:
-        """What it does, for programs that must do the same: resize the shorter side to the size divided by
-        crop_pct, cut the center, scale values to 0…1, subtract mean, divide by std."""
-        names = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
-        channels, *size = self.input_size
-        return {"channels": channels, "size": size} | {name: self.data[name] for name in names}
-
 
 def next_run_dir(data: str, model: str) -> Path:
     """runs/DATA-MODEL, numbered where it exists."""
@@ -201,14 +136,42 @@ def next_run_dir(data: str, model: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def resolve_device(name: str = "auto") -> torch.device:
-    """A device by name; "auto" is the accelerator of this machine if it has one, else its CPU.
+@contextmanager
+def run_lock(run: Run) -> Iterator[None]:
+    """Hold a run's folder against another command that trains in it. A killed process lets go of it.
 
     Raises:
-        ValueError: this machine has no such device.
+        ValueError: another process holds it.
     """
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kind = found.type if found is not None else "cpu"
-    if name not in ("auto", "cpu", kind):
-        raise ValueError(f"device {name} is not available here ({kind} is); use auto")
-    return torch.device(kind if name == "auto" else name)
+    if fcntl is None:
+        yield
+        return
+    with run.lock.open("w") as file:
+        try:
+            # Not flock: data workers would inherit it, and outlive a killed process for seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(
+                f"{run.path} is being trained by another process: wait for it or end it"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            run.lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def run_log(run: Run) -> Iterator[None]:
+    """Append what the package logs to the run's log.txt."""
+    package = logging.getLogger("atconv")
+    handler, level = logging.FileHandler(run.log, encoding="utf-8"), package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()

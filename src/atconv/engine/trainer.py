@@ -1,22 +1,25 @@
 """The training loop that every task shares.
 
-A task says what a batch, a loss and an evaluation are; the loop does the rest: accumulation, autocast,
-clipping, schedule, EMA, checkpoints, resume, progress. Reads top to bottom: `Task`, `fit`, one epoch,
-one step, state.
+A task says what a batch, a loss and an evaluation are. The loop does the rest: accumulation, autocast,
+clipping, schedule, EMA, checkpoints, resume. What people and files see of it is in `callbacks`.
+
+Reads top to bottom: `Task`, `History`, `Trainer.fit`, one epoch, one step, checkpoint, optimizer.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
+from accelerate.utils import send_to_device
 from timm.layers import convert_sync_batchnorm
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, get_optimizer_info
@@ -25,64 +28,89 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
 from atconv.engine.batch_plan import BatchPlan
+from atconv.engine.callbacks import Callback
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from atconv.engine.config import LoopConfig
-from atconv.engine.progress import TrainingBars
+from atconv.engine.config import TrainConfig
+from atconv.engine.distributed import full_state_dict, load_model, load_optimizer, shard
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
-from atconv.engine.sharding import WholeWeights, load_model, load_optimizer, shard, whole
-from atconv.io import write_rows
-from atconv.modules import inhibition_strength
 
-__all__ = ["Task", "Trainer", "inhibition_rows", "make_optimizer"]
+__all__ = ["History", "Task", "Trainer", "make_optimizer"]
+
+logger = logging.getLogger(__name__)
 
 
 class Task(ABC):
-    """What the loop needs to know of a task."""
+    """What a run trains. The trainer asks it; neither writes into the other."""
 
     model: nn.Module
     samples: int
     """training samples in an epoch"""
-    plan: BatchPlan
-    """set before the first batch is asked for"""
     pairs: bool = False
-    """passes need an even number of samples"""
+    """micro-batches need an even number of samples"""
     streams: bool = False
     """data comes as a stream that cannot be entered in the middle: resume restarts its epoch"""
+    monitor: str | None = None
+    """metric of `evaluate` that picks the best epoch, higher is better; None keeps the last epoch"""
 
     @property
-    def parts(self) -> Sequence[nn.Module]:
+    def shards(self) -> Sequence[nn.Module]:
         """Parts of the model that a sharded run gathers one after the other."""
         return list(self.model.children())
 
     @abstractmethod
-    def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """This process's passes of an epoch, from the `start`-th on."""
+    def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
+        """This process's micro-batches of an epoch, from the `start`-th on."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of one pass, and other means to show (scalars). `seed` is for random mixing."""
+        """Mean loss of a micro-batch on the device, and other means to show (scalars). `seed` is for random
+        mixing."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics of a model on the validation data. Every process calls it and gets the same."""
+        """Metrics of a model on the validation split. Every process calls it and gets the same."""
 
     @abstractmethod
-    def score(self, metrics: dict[str, float]) -> float | None:
-        """What picks the best epoch, higher is better. Of equals the later epoch is taken: it has annealed
-        longer. None: the last epoch is the one to keep."""
-
-    @abstractmethod
-    def save_best(self, model: nn.Module, epoch: int) -> None:
-        """Write the weights of the best epoch so far, atomically. Only the main process calls it."""
-
-    @abstractmethod
-    def save_model_config(self) -> None:
+    def save_config(self) -> None:
         """Write what is needed to open the model, before training. Only the main process calls it."""
 
     @abstractmethod
-    def report(self, trainer: Trainer, console: Console) -> None:
-        """After the last epoch: figures and pictures, metrics.json last. Only the main process calls it."""
+    def save_model(self, model: nn.Module) -> None:
+        """Write the weights of the best epoch so far, atomically. Only the main process calls it."""
+
+    def callbacks(self) -> list[Callback]:
+        """What this task does besides at the end of each epoch, in the main process."""
+        return []
+
+    @abstractmethod
+    def report(self, history: History) -> None:
+        """After the last epoch: metrics and plots, metrics.json last. Only the main process calls it."""
+
+
+@dataclass
+class History:
+    """One row of metrics an epoch."""
+
+    monitor: str | None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def best(self) -> int:
+        """Index of the epoch to keep. Of equals the last is taken: it has annealed longer."""
+        scores = self._scores()
+        return max(range(len(scores)), key=lambda i: (scores[i], i), default=-1)
+
+    @property
+    def improved(self) -> int:
+        """Index of the last epoch that was better than all before it."""
+        scores = self._scores()
+        if self.monitor is None:
+            return len(scores) - 1
+        return max(range(len(scores)), key=lambda i: (scores[i], -i), default=-1)
+
+    def _scores(self) -> list[float]:
+        return [0.0 if self.monitor is None else row[self.monitor] for row in self.rows]
 
 
 class Trainer:
@@ -92,37 +120,38 @@ class Trainer:
         task: what to train.
         config: the loop's options.
         plan: batches, from `plan_batches`.
-        run: the folder that checkpoints and metrics go to.
+        run: the folder that checkpoints go to.
         accelerator: from `make_accelerator`.
-        console: where progress shows.
+        callbacks: what is shown, written and stopped.
 
     Raises:
+        ValueError: the newest checkpoint is damaged, or of another batch plan.
         FloatingPointError: in `fit`, when the loss is not finite.
     """
 
     def __init__(
         self,
         task: Task,
-        config: LoopConfig,
+        config: TrainConfig,
         plan: BatchPlan,
         run: Run,
         accelerator: Accelerator,
-        console: Console,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.task, self.config, self.plan, self.run = task, config, plan, run
-        self.accelerator, self.console = accelerator, console
+        self.accelerator, self.callbacks = accelerator, callbacks
+        network = task.model
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            task.model = convert_sync_batchnorm(task.model)  # timm's: keeps fused activations
-        task.model.to(accelerator.device)
-        self.ema = (
-            ModelEmaV3(task.model, decay=config.ema_decay, use_warmup=config.ema_warmup)
-            if config.ema_decay
-            else None
-        )
+            network = convert_sync_batchnorm(network)  # timm's: keeps fused activations
+        self.network = network.to(accelerator.device)
+        """the model without wrappers"""
+        self.ema: ModelEmaV3 | None = None
+        if config.ema_decay:
+            self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=config.ema_warmup)
         if config.shard:
-            shard(task.model, task.parts, accelerator)
+            shard(network, task.shards, accelerator)
         # Built before DDP or compile add prefixes to names that decay and layer groups match on.
-        optimizer = make_optimizer(task.model, config, plan.lr)
+        optimizer = make_optimizer(network, config, plan.lr)
         self.scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=config.schedule,
@@ -134,17 +163,13 @@ class Trainer:
             updates_per_epoch=plan.steps_per_epoch,
         )
         if config.compile:
-            task.model.compile()
+            network.compile()
         # A sharded model reduces its gradients itself.
-        self.model = task.model if config.shard else accelerator.prepare(task.model)
+        self.model = network if config.shard else accelerator.prepare(network)
         self.optimizer = accelerator.prepare(optimizer)
         self.epoch = 0
         self.step_in_epoch = 0
-        self.best = -math.inf
-        self.improved_epoch = -1
-        self.kept_epoch = -1  # index of the epoch whose weights are the best model
-        self.history: list[dict[str, Any]] = []
-        self.inhibition: list[dict[str, Any]] = []
+        self.history = History(task.monitor)
         self._sums: dict[str, float] = {}
         self._resume()
 
@@ -155,53 +180,67 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """All epochs are done, or patience has run out."""
-        patience = self.config.patience
-        impatient = patience is not None and self.epoch - 1 - self.improved_epoch >= patience
-        return self.epoch >= self.config.epochs or impatient
+        """All epochs are done, or a callback asks to stop."""
+        stopped = any(callback.stops(self) for callback in self.callbacks)
+        return self.epoch >= self.config.epochs or stopped
 
     @property
-    def averaged(self) -> nn.Module:
+    def ema_model(self) -> nn.Module:
         """The model to evaluate and keep: the EMA if there is one."""
-        return self.task.model if self.ema is None else self.ema.module
+        return self.network if self.ema is None else self.ema.module
 
-    def fit(self) -> None:
-        """Train to the last epoch, or until patience runs out."""
-        bars = TrainingBars(self.console, self.config.epochs, self.epoch)
-        with bars.shown():
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last step."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def fit(self) -> History:
+        """Train to the last epoch, or until a callback asks to stop."""
+        for callback in self.callbacks:
+            callback.on_fit_start(self)
+        try:
             while not self.finished:
-                started = time.perf_counter()
-                images = self._train_epoch(bars)
-                self._close_epoch(bars, images, time.perf_counter() - started)
+                self._train_epoch()
+        finally:
+            for callback in self.callbacks:
+                callback.on_fit_end(self)
         self.accelerator.wait_for_everyone()
+        return self.history
 
-    def _train_epoch(self, bars: TrainingBars) -> int:
-        """Train what is left of the current epoch; returns the images seen."""
+    def _train_epoch(self) -> None:
+        """Train what is left of the current epoch, evaluate, and make the epoch final with a checkpoint."""
         self._set_mode()
-        first = self.step_in_epoch
-        bars.start_epoch(self.plan.steps_per_epoch, first)
-        passes = self.task.batches(self.epoch, first * self.plan.accumulate)
-        started, images = time.perf_counter(), 0
+        first, started, images = self.step_in_epoch, time.perf_counter(), 0
+        batches = self.task.batches(self.plan, self.epoch, first * self.plan.accumulate)
         for _ in range(first, self.plan.steps_per_epoch):
-            figures = self._train_step(passes)
-            for name, value in figures.items():
+            metrics = self._train_step(batches)
+            for name, value in metrics.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self.step_in_epoch += 1
-            images += self.plan.global_batch_size
-            rate = images / (time.perf_counter() - started)
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            bars.step(f"{shown}  {rate:.0f} images/s")
+            images = (self.step_in_epoch - first) * self.plan.global_batch_size
+            seconds = time.perf_counter() - started
+            for callback in self.callbacks:
+                callback.on_step_end(self, metrics | {"images_per_second": images / seconds})
             every = self.config.checkpoint_steps
             if every and self.step % every == 0 and self.step_in_epoch < self.plan.steps_per_epoch:
                 self._save_checkpoint()
-        return images
+        seconds = time.perf_counter() - started
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self.lr}
+        row |= {f"train_{name}": total / self.plan.steps_per_epoch for name, total in self._sums.items()}
+        row |= self.task.evaluate(self.ema_model)
+        row |= {"images_per_second": images / seconds, "seconds": seconds}
+        self.history.rows.append(row)
+        self.epoch, self.step_in_epoch, self._sums = self.epoch + 1, 0, {}
+        self._save_checkpoint()
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, row)
 
-    def _train_step(self, passes: Iterator[Any]) -> dict[str, float]:
-        """One optimizer step over `accumulate` passes; returns the means over the whole batch."""
+    def _train_step(self, batches: Iterator[Any]) -> dict[str, float]:
+        """One optimizer step over `accumulate` micro-batches; returns the means over the global batch."""
         self.scheduler.step_update(self.step)
         totals: dict[str, Tensor] = {}
         for i in range(self.plan.accumulate):
-            batch = next(passes)
+            batch = send_to_device(next(batches), self.accelerator.device, non_blocking=True)
             seed = derive_seed("step", self.config.seed, self.step, i, self.accelerator.process_index)
             torch.manual_seed(seed)
             last = i == self.plan.accumulate - 1
@@ -212,69 +251,35 @@ class Trainer:
             for name, value in {"loss": loss, **means}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / self.plan.accumulate
         means_over_all = self.accelerator.reduce(torch.stack(list(totals.values())), reduction="mean")
-        figures = dict(zip(totals, means_over_all.tolist(), strict=True))
-        if not math.isfinite(figures["loss"]):
+        metrics = dict(zip(totals, means_over_all.tolist(), strict=True))
+        if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(
-                f"the loss is {figures['loss']} at step {self.step} (epoch {self.epoch + 1}), learning rate "
-                f"{self._lr():.3g}. Lower lr, lengthen warmup_epochs or set clip_grad. "
+                f"the loss is {metrics['loss']} at step {self.step} (epoch {self.epoch + 1}), learning rate "
+                f"{self.lr:.3g}. Lower lr, lengthen warmup_epochs or set clip_grad. "
                 f"Last checkpoint: {latest_checkpoint(self.run.checkpoints) or 'none yet'}"
             )
         if self.config.clip_grad is not None:
             self.accelerator.unscale_gradients()
             # AGC leaves the classifier alone, as its authors do.
-            clipped = model_parameters(self.task.model, exclude_head=self.config.clip_mode == "agc")
+            clipped = model_parameters(self.network, exclude_head=self.config.clip_mode == "agc")
             dispatch_clip_grad(clipped, self.config.clip_grad, self.config.clip_mode)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            trained: Any = WholeWeights(self.task.model) if self.config.shard else self.task.model
+            trained: Any = _Gathered(self.network) if self.config.shard else self.network
             self.ema.update(trained, step=self.step + 1)
-        return figures
-
-    def _close_epoch(self, bars: TrainingBars, images: int, seconds: float) -> None:
-        """Evaluate, make the epoch final with a checkpoint, then write the best model and the metrics."""
-        metrics = self.task.evaluate(self.averaged)
-        row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self._lr()}
-        row |= {f"train_{name}": total / self.plan.steps_per_epoch for name, total in self._sums.items()}
-        row |= metrics
-        row |= {"images_per_second": images / seconds, "seconds": seconds}
-        self.history.append(row)
-        self.inhibition.extend(inhibition_rows(self.averaged, self.epoch + 1))
-        self.accelerator.log({k: v for k, v in row.items() if k not in ("epoch", "step")}, step=self.step)
-        score = self.task.score(metrics)
-        better = score is None or score >= self.best
-        if better:
-            self.kept_epoch = self.epoch
-        if score is None or score > self.best:
-            self.best, self.improved_epoch = score or 0.0, self.epoch
-        self.epoch, self.step_in_epoch, self._sums = self.epoch + 1, 0, {}
-        self._save_checkpoint()
-        self._publish()
-        bars.end_epoch(_epoch_line(row, self.config.epochs, better and score is not None))
-
-    def _publish(self) -> None:
-        """Write what follows from the checkpoint at an epoch's end. A resumed run writes it again, for the
-        kill that came between the two."""
-        if not self.accelerator.is_main_process:
-            return
-        if self.kept_epoch == self.epoch - 1:
-            self.task.save_best(self.averaged, self.epoch)
-        write_rows(self.run.path / "metrics.csv", self.history)
-        write_rows(self.run.path / "inhibition.csv", self.inhibition)
+        return metrics
 
     def _set_mode(self) -> None:
-        self.task.model.train()
-        for module in self.task.model.modules():
+        self.network.train()
+        for module in self.network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 frozen = module.weight is not None and not module.weight.requires_grad
                 if self.config.freeze_bn or frozen:
                     module.eval()
 
-    def _lr(self) -> float:
-        return max(group["lr"] for group in self.optimizer.param_groups)
-
     def _save_checkpoint(self) -> None:
-        model, optimizer = whole(self.task.model.state_dict()), whole(self.optimizer.state_dict())
+        model, optimizer = full_state_dict(self.network, self.optimizer)
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -287,12 +292,8 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "steps_per_epoch": self.plan.steps_per_epoch,
             "global_batch_size": self.plan.global_batch_size,
-            "best": self.best,
-            "improved_epoch": self.improved_epoch,
-            "kept_epoch": self.kept_epoch,
             "sums": self._sums,
-            "history": self.history,
-            "inhibition": self.inhibition,
+            "history": self.history.rows,
         }
         save_checkpoint(self.run.checkpoints, self.step, state)
 
@@ -308,26 +309,39 @@ class Trainer:
                 f"images, this run has {planned[0]} of {planned[1]}: resume on the same data with as many "
                 "processes as before"
             )
-        load_model(self.task.model, state["model"])
+        load_model(self.network, state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        load_optimizer(self.optimizer, state["optimizer"])
+        load_optimizer(self.network, self.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self._sums = state["epoch"], state["step_in_epoch"], state["sums"]
-        self.best, self.improved_epoch = state["best"], state["improved_epoch"]
-        self.kept_epoch = state["kept_epoch"]
-        self.history, self.inhibition = state["history"], state["inhibition"]
+        self.history.rows = state["history"]
         if self.step_in_epoch == 0 and self.epoch:
-            self._publish()
+            for callback in self.callbacks:  # the run may have ended between checkpoint and callbacks
+                callback.on_resume(self)
         if self.task.streams and self.epoch < self.config.epochs:
-            self.console.print(
-                f"a stream cannot be entered in the middle: epoch {self.epoch + 1} starts from its beginning"
+            logger.info(
+                "a stream cannot be entered in the middle: epoch %d starts from its beginning", self.epoch + 1
             )
 
 
-def make_optimizer(model: nn.Module, config: LoopConfig, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, with its weight decay and layer decay."""
+class _Gathered:
+    """What timm's EMA reads of a sharded model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return full_state_dict(self.model)[0]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of a recipe, with its weight decay and layer decay.
+
+    timm exempts tensors of one dimension from weight decay, and the names that the model's
+    `no_weight_decay` gives.
+    """
     info = get_optimizer_info(config.optimizer)
     adam: dict[str, Any] = {"betas": config.betas} if info.has_betas and info.num_betas == 2 else {}
     adam |= {"eps": config.eps} if info.has_eps else {}
@@ -343,25 +357,3 @@ def make_optimizer(model: nn.Module, config: LoopConfig, lr: float) -> torch.opt
         layer_decay=config.layer_decay,
         **adam,
     )
-
-
-def inhibition_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
-    """λ of every ATConv mixer: mean, least and greatest over channels, and each channel's in thousandths."""
-    return [
-        {
-            "epoch": epoch,
-            "layer": name,
-            "mean": float(strength.mean()),
-            "min": float(strength.min()),
-            "max": float(strength.max()),
-            "channels": " ".join(str(round(1000 * value)) for value in strength.tolist()),
-        }
-        for name, strength in inhibition_strength(model).items()
-    ]
-
-
-def _epoch_line(row: dict[str, Any], epochs: int, better: bool) -> str:
-    skipped = ("epoch", "step", "images_per_second", "seconds")
-    figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in skipped)
-    mark = "  * best" if better else ""
-    return f"epoch {row['epoch']:>3}/{epochs}  {figures}  {row['images_per_second']:.0f} images/s{mark}"

@@ -1,0 +1,200 @@
+"""What a run shows, writes and stops on: everything about training that is not the loop.
+
+A callback reads the trainer and never writes into it. It keeps no state of its own that a resumed run
+would miss: what it writes follows from the history and the files that are there.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import nn
+
+from atconv.io import read_rows, write_rows
+from atconv.modules import inhibition_strength
+
+if TYPE_CHECKING:
+    from atconv.engine.trainer import Trainer
+
+__all__ = [
+    "BestModel",
+    "Callback",
+    "CsvLogger",
+    "EarlyStopping",
+    "InhibitionLogger",
+    "ProgressBar",
+    "TrackerLogger",
+    "default_callbacks",
+    "inhibition_rows",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class Callback:
+    """Called by the trainer. Override what is needed."""
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Before the first step, also of a resumed run."""
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """After an optimizer step; `metrics` holds its means and the speed."""
+
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        """After an epoch's evaluation and checkpoint; `row` is the last of the history."""
+
+    def on_resume(self, trainer: Trainer) -> None:
+        """After a resume from the end of an epoch: write again what a kill may have left out."""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """After the last epoch, or after an error."""
+
+    def stops(self, trainer: Trainer) -> bool:
+        """Whether to stop before the next epoch. All processes must answer alike."""
+        return False
+
+
+class EarlyStopping(Callback):
+    """Stops after `patience` epochs without a better score."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def stops(self, trainer: Trainer) -> bool:
+        history = trainer.history
+        return bool(history.rows) and len(history.rows) - 1 - history.improved >= self.patience
+
+
+class TrackerLogger(Callback):
+    """Sends each epoch's metrics to accelerate's tracker."""
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        trainer.accelerator.init_trackers("tracking")
+
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+        trainer.accelerator.log(metrics, step=trainer.step)
+
+
+class _FileWriter(Callback):
+    """Writes files at the end of each epoch, and again after a resume."""
+
+    def write(self, trainer: Trainer) -> None:
+        raise NotImplementedError
+
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        self.write(trainer)
+
+    def on_resume(self, trainer: Trainer) -> None:
+        self.write(trainer)
+
+
+class BestModel(_FileWriter):
+    """Keeps the weights of the best epoch."""
+
+    def write(self, trainer: Trainer) -> None:
+        if trainer.history.best == trainer.epoch - 1:
+            trainer.task.save_model(trainer.ema_model)
+
+
+class CsvLogger(_FileWriter):
+    """metrics.csv: one row an epoch."""
+
+    def write(self, trainer: Trainer) -> None:
+        write_rows(trainer.run.path / "metrics.csv", trainer.history.rows)
+
+
+class InhibitionLogger(_FileWriter):
+    """inhibition.csv: λ of every ATConv mixer by epoch."""
+
+    def write(self, trainer: Trainer) -> None:
+        path = trainer.run.path / "inhibition.csv"
+        before = [row for row in read_rows(path) if int(row["epoch"]) < trainer.epoch]
+        write_rows(path, before + inhibition_rows(trainer.ema_model, trainer.epoch))
+
+
+class ProgressBar(Callback):
+    """Bars with live metrics on a terminal, and one line an epoch in the log."""
+
+    def __init__(self) -> None:
+        console = Console(width=None if sys.stdout.isatty() else 200)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.epochs = self.bars.add_task("epochs", metrics="")
+        self.steps = self.bars.add_task("steps", metrics="")
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self.bars.update(self.epochs, total=trainer.config.epochs, completed=trainer.epoch)
+        self.bars.start()
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        shown = dict(metrics)
+        speed = shown.pop("images_per_second")
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        self.bars.update(
+            self.steps,
+            total=trainer.plan.steps_per_epoch,
+            completed=trainer.step_in_epoch,
+            metrics=f"{text}  {speed:.0f} images/s",
+        )
+
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        self.bars.update(self.epochs, completed=trainer.epoch)
+        best = trainer.history.monitor is not None and trainer.history.best == trainer.epoch - 1
+        logger.info(epoch_line(row, trainer.config.epochs, best))
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        self.bars.stop()
+
+
+def epoch_line(row: dict[str, Any], epochs: int, best: bool) -> str:
+    """One line of text for a row of the history."""
+    hidden = ("epoch", "step", "images_per_second", "seconds")
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in hidden)
+    mark = "  * best" if best else ""
+    return f"epoch {row['epoch']:>3}/{epochs}  {metrics}  {row['images_per_second']:.0f} images/s{mark}"
+
+
+def inhibition_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
+    """λ of every ATConv mixer: mean, min and max over channels, and each channel's in thousandths."""
+    return [
+        {
+            "epoch": epoch,
+            "layer": name,
+            "mean": float(strength.mean()),
+            "min": float(strength.min()),
+            "max": float(strength.max()),
+            "channels": " ".join(str(round(1000 * value)) for value in strength.tolist()),
+        }
+        for name, strength in inhibition_strength(model).items()
+    ]
+
+
+def default_callbacks(patience: int | None, tracker: bool, main_process: bool) -> list[Callback]:
+    """The callbacks of every run: all processes track and stop, the main one shows and writes files."""
+    callbacks: list[Callback] = [EarlyStopping(patience)] if patience is not None else []
+    callbacks += [TrackerLogger()] if tracker else []
+    if main_process:
+        callbacks += [BestModel(), CsvLogger(), InhibitionLogger(), ProgressBar()]
+    return callbacks

@@ -1,0 +1,169 @@
+"""Devices and processes: one accelerate `Accelerator` for one process or many, and weights that are split
+over them (FSDP).
+
+Checkpoints and the EMA hold full tensors: a sharded run's files are those of any other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import platform
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from atconv.engine.config import TrainConfig
+
+__all__ = [
+    "available_precision",
+    "cpu_has_bf16",
+    "full_state_dict",
+    "load_model",
+    "load_optimizer",
+    "make_accelerator",
+    "release_accelerator",
+    "resolve_device",
+    "shard",
+]
+
+logger = logging.getLogger(__name__)
+_FULL = dcp.StateDictOptions(full_state_dict=True)
+
+
+def make_accelerator(config: TrainConfig, tracking_folder: str) -> Accelerator:
+    """Build the Accelerator a configuration asks for.
+
+    Several processes come from torchrun: gloo on CPU, NCCL on GPUs. Where a recipe asks for a
+    precision that the device lacks, `available_precision` takes its place, and the log says so.
+
+    Raises:
+        ValueError: the device is not there, the tracker not installed, or FSDP asked for elsewhere.
+        RuntimeError: the launcher started several processes and accelerate sees another number.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
+        raise ValueError(
+            "an accelerate configuration asks for FSDP, whose shards this loop does not see: start with "
+            "torchrun and give --shard"
+        )
+    device = resolve_device(config.device).type
+    if config.tracker == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise ValueError("tracker wandb needs its package: pip install wandb")
+    precision = available_precision(config.precision, device)
+    if precision != config.precision and os.environ.get("RANK", "0") == "0":
+        logger.info("this CPU has no fast %s: training in %s", config.precision, precision)
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=tracking_folder,
+        # The first process checks all image files while the others wait.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise RuntimeError(
+            f"the launcher started {launched} processes but accelerate sees {accelerator.num_processes}: "
+            "each would train alone. Start with torchrun --nproc_per_node N -m atconv.cli train DATA ..."
+        )
+    return accelerator
+
+
+def release_accelerator(accelerator: Accelerator) -> None:
+    """Close trackers and the process group, so that another run in this process can start."""
+    accelerator.end_training()
+    AcceleratorState._reset_state(reset_partial_state=True)  # else the next precision or device is rejected
+    GradientState._reset_state()
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """A device by name; "auto" is the accelerator of this machine if it has one, else its CPU.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = accelerator.type if accelerator is not None else "cpu"
+    if name not in ("auto", "cpu", kind):
+        raise ValueError(f"device {name} is not available here ({kind} is); use auto")
+    return torch.device(kind if name == "auto" else name)
+
+
+def available_precision(precision: str, device: str) -> str:
+    """The precision to train with where a recipe asks for fp32, bf16 or fp16.
+
+    CPUs train in bf16 in place of fp16; those without instructions for it, where a product in bf16
+    takes many times as long, in fp32.
+    """
+    if device != "cpu" or precision == "fp32":
+        return precision
+    return "bf16" if cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16.
+
+    oneDNN says yes on every x86 CPU with AVX-512, and computes a product in bfloat16 four times as slowly as
+    in float32 on those that have AVX-512 alone.
+    """
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def shard(model: nn.Module, parts: Sequence[nn.Module], accelerator: Accelerator) -> None:
+    """Split a model's parameters over all processes, in place. Each of `parts` is gathered when it runs.
+
+    Raises:
+        ValueError: there is one process only.
+    """
+    if accelerator.num_processes == 1:
+        raise ValueError("shard splits a model over processes, and there is one: start with torchrun")
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def full_state_dict(
+    model: nn.Module, *optimizers: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State of a model, and of its optimizer where one is given, with every split tensor gathered.
+
+    All processes must call it.
+    """
+    return dcp.get_state_dict(model, [_unwrapped(o) for o in optimizers], options=_FULL)
+
+
+def load_model(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a full state into a model, split or not."""
+    dcp.set_model_state_dict(model, state, options=_FULL)
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a full state into the optimizer of a model that is split or not.
+
+    Fused optimizers walk through weights and their state in the order of memory, and files hold no layout:
+    each state is laid out as its weight.
+    """
+    optimizer = _unwrapped(optimizer)
+    dcp.set_optimizer_state_dict(model, optimizer, state, options=_FULL)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                laid_out = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+                values[name] = laid_out.copy_(value)
+
+
+def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    """torch's optimizer inside accelerate's."""
+    return getattr(optimizer, "optimizer", optimizer)

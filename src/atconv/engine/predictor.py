@@ -1,0 +1,186 @@
+"""One face for the trained model of a run, whatever its task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from typing_extensions import Self
+
+from atconv.engine.config import TrainConfig
+from atconv.engine.distributed import resolve_device
+from atconv.engine.run import Run
+from atconv.engine.tables import Table
+
+__all__ = ["ImageLike", "Metrics", "Predictor", "Result"]
+
+ImageLike = str | Path | Image.Image | NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a model says of one image."""
+
+    image: str
+    """its file, or its number among the images that were given"""
+    error: str | None = None
+    """why it could not be read; all else is then empty"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """How good a model is on one split. Percentages are 0…100."""
+
+    split: str
+    images: int
+    images_per_second: float
+    """reading, transform and model together"""
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def tables(self, title: str) -> list[Table]:
+        """What to show a person."""
+        return []
+
+
+R = TypeVar("R", bound=Result)
+M = TypeVar("M", bound=Metrics)
+
+
+class Predictor(ABC, Generic[R, M]):
+    """A trained model with what is needed to use it. `atconv.load(RUN)` makes one for every task.
+
+    >>> predictor = atconv.load("runs/mine")
+    >>> predictor("cat.jpg")[0].classes
+    >>> predictor.evaluate().top1
+
+    Calling it and `evaluate` write no files; the `save_...` methods do.
+
+    Args:
+        run: the run's folder.
+        model: in eval mode, on the CPU.
+        transform: any PIL image → the model's input, C H W.
+        classes: names of the classes.
+        config: how the run was trained; None where its config.yaml is not there.
+    """
+
+    task: ClassVar[str]
+    plots: ClassVar[Sequence[str]] = ()
+    """names of the plots that `save_evaluation` draws"""
+
+    def __init__(
+        self,
+        run: Run,
+        model: nn.Module,
+        transform: Callable[[Image.Image], Any],
+        classes: list[str],
+        config: TrainConfig | None,
+    ) -> None:
+        self.run, self.model, self.classes, self.config = run, model.eval(), classes, config
+        self.transform: Any = transform
+        self.device = torch.device("cpu")
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model; "auto" is the accelerator of this machine if it has one."""
+        self.device = device if isinstance(device, torch.device) else resolve_device(device)
+        self.model.to(self.device)
+        return self
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike], **options: Any) -> list[R]:
+        """Results of one image or several: files, PIL images, or arrays H W, H W 1 or H W 3 of uint8.
+
+        Raises:
+            FileNotFoundError, ValueError: an image cannot be read.
+        """
+        single = isinstance(images, (str, Path, Image.Image, np.ndarray))
+        several: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
+        return self.infer([self.open_image(image) for image in several], _names(several), **options)
+
+    def predict(self, images: Iterable[ImageLike], batch_size: int = 32, **options: Any) -> Iterator[R]:
+        """Results one after the other, in the order given. An image that cannot be read has `error` set; the
+        others are not affected.
+
+        Raises:
+            ValueError: `batch_size` < 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        remaining = iter(images)
+        while batch := list(islice(remaining, batch_size)):
+            names, opened, errors = _names(batch), [], {}
+            for name, image in zip(names, batch, strict=True):
+                try:
+                    opened.append(self.open_image(image))
+                except (ValueError, OSError) as error:
+                    errors[name] = str(error)
+            readable = [name for name in names if name not in errors]
+            results = iter(self.infer(opened, readable, **options) if opened else [])
+            for name in names:
+                yield self.unreadable(name, errors[name]) if name in errors else next(results)
+
+    @abstractmethod
+    def open_image(self, image: ImageLike) -> Image.Image:
+        """Read an image as the model was trained to see it: upright, RGB or gray."""
+
+    @abstractmethod
+    def infer(self, images: Sequence[Image.Image], names: Sequence[str], **options: Any) -> list[R]:
+        """Results of images that were opened."""
+
+    @abstractmethod
+    def unreadable(self, name: str, error: str) -> R:
+        """The result of an image that could not be read."""
+
+    @abstractmethod
+    def evaluate(self, data: str | None = None, split: str = "auto", **options: Any) -> M:
+        """Metrics on a split of DATA, the run's own by default.
+
+        Args:
+            data: DATA as in training. Where it is the run's own, its saved splits are used.
+            split: train, val, test; "auto" takes test, else val, else all.
+
+        Raises:
+            FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
+        """
+
+    @abstractmethod
+    def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
+        """Write tables, plots and last metrics.json, with `about` before the metrics in it."""
+
+    def save_predictions(self, results: Sequence[R], folder: Path) -> list[R]:
+        """Draw results in a folder; returns them with the files' names.
+
+        Raises:
+            ValueError: results of this task are not drawn.
+        """
+        raise ValueError(f"results of {self.task} are not drawn; print them or save their to_dict()")
+
+    def export(self, **options: Any) -> Any:
+        """Write the model as a file for elsewhere.
+
+        Raises:
+            ValueError: there is no such file for this task.
+        """
+        raise ValueError(
+            f"{self.run.path} is a {self.task} run: only classification runs are exported; its "
+            "model.safetensors opens with atconv.load"
+        )
+
+
+def _names(images: Sequence[ImageLike]) -> list[str]:
+    return [str(image) if isinstance(image, (str, Path)) else str(i) for i, image in enumerate(images)]
