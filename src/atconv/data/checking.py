@@ -1,4 +1,4 @@
-"""Find unreadable pictures before training, not in its middle."""
+"""Find unreadable images before training, not in its middle."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from PIL import Image
-from rich.console import Console
 from tqdm import tqdm
 
 from atconv.data.images import read_image
 from atconv.data.sources import ImageSource
 
-__all__ = ["FileReport", "check_files", "in_threads"]
+__all__ = ["FileReport", "TooManyUnreadable", "check_files", "in_threads"]
 
 T = TypeVar("T")
 _CHUNK = 4096  # files handed to the threads at a time: a million waiting tasks would fill memory
 
 
+class TooManyUnreadable(ValueError):
+    """More files are unreadable than a run may leave out; they are listed in skipped.csv."""
+
+
 @dataclass
 class FileReport:
-    """For every picture of a source: why it cannot be used (None: it can), and a digest of its bytes
+    """For every image of a source: why it cannot be used (None: it can), and a digest of its bytes
     (None: not taken)."""
 
     reasons: list[str | None]
     digests: list[bytes | None]
 
 
-def check_files(
-    source: ImageSource, how: Literal["decode", "header", "none"], console: Console
-) -> FileReport:
-    """Read every picture of a source, in threads, with a progress bar.
+def check_files(source: ImageSource, how: Literal["decode", "header", "none"]) -> FileReport:
+    """Read every image of a source, in threads, with a progress bar.
 
-    "decode" decodes each in full; "header" only looks at what kind of picture it is; both find copies;
+    "decode" decodes each in full; "header" only looks at what kind of image it is; both find copies;
     "none" trusts all. Sources that hold arrays instead of files have nothing to check.
     """
     count = len(source)
@@ -54,8 +55,8 @@ def in_threads(function: Callable[[int], T], count: int, description: str) -> It
     """`function` of 0 … count − 1, in order, by several threads, with a progress bar."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
-        results = (result for chunk in chunks for result in pool.map(function, chunk))
-        yield from tqdm(results, desc=description, total=count, disable=None, leave=False)
+        results = (r for chunk in chunks for r in pool.map(function, chunk))
+        yield from tqdm(results, description, count, disable=None, leave=False)
 
 
 def _check(source: ImageSource, index: int, decode: bool) -> tuple[str | None, bytes | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from atconv.engine.config import check_shares
 
@@ -12,7 +12,9 @@ __all__ = ["DataConfig"]
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Options that say which pictures there are and how they are shared out to sides."""
+    """Options that say which images there are and how they are divided into splits."""
+
+    group: ClassVar[str] = "data"
 
     data: str = ""
     """image folder, LMDB, timm dataset name (torch/…, hfds/…, wds/…) or digits"""
@@ -27,7 +29,7 @@ class DataConfig:
     epoch_samples: int | None = None
     """images in one epoch of a stream (wds/…, tfds/…), where the stream does not know"""
     val_fraction: float = 0.1
-    """share of the training images held out for validation where DATA has no validation side"""
+    """share of the training images held out for validation where DATA has no validation split"""
     test_fraction: float = 0.15
     """share of all images held out for the test where DATA is one flat folder or digits"""
     check_images: Literal["decode", "header", "none"] = "decode"
@@ -35,10 +37,10 @@ class DataConfig:
     num_classes: int | None = None
     """classes of a stream that does not name them"""
     max_skipped: float = 0.05
-    """greatest share of unreadable files that are left out; more stops the run"""
+    """largest share of unreadable files that are left out; more stops the run"""
 
     def __post_init__(self) -> None:
-        parent = getattr(super(), "__post_init__", None)  # LoopConfig's, in a task's configuration
+        parent = getattr(super(), "__post_init__", None)  # TrainConfig's, in a task's configuration
         if parent is not None:
             parent()
         for name in ("val_fraction", "test_fraction"):

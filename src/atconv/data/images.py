@@ -1,4 +1,4 @@
-"""Pictures as files have them → PIL images of one kind, alike in training and prediction."""
+"""Images as files have them → PIL images of one kind, alike in training and prediction."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = [
     "PrepareImage",
     "find_images",
     "images_in",
+    "open_image",
     "read_image",
     "upright",
 ]
@@ -27,13 +28,13 @@ Mode = Literal["RGB", "L"]
 
 
 def read_image(file: str | Path | BinaryIO, mode: Mode = "RGB") -> Image.Image:
-    """Read one picture, decoded in full and upright, as RGB or gray.
+    """Read one image, decoded in full and upright, as RGB or gray.
 
     EXIF orientation is applied; transparent pixels lie on white; 16-bit gray is scaled to 8 bits;
     palette, CMYK and gray are converted.
 
     Raises:
-        ValueError: the file is not a picture, is truncated or is too large to be honest.
+        ValueError: the file is not an image, is truncated or is too large to be honest.
         FileNotFoundError: no such file.
     """
     try:
@@ -46,17 +47,34 @@ def read_image(file: str | Path | BinaryIO, mode: Mode = "RGB") -> Image.Image:
         raise ValueError(f"{name}not a readable image ({_reason(error)})") from error
 
 
+def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB") -> Image.Image:
+    """An image as `read_image` gives it, from a file, a PIL image, or an array H W, H W 1 or H W 3 of uint8.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read.
+    """
+    if isinstance(image, Image.Image):
+        return upright(image, mode)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+            raise ValueError(
+                f"an image array is H W, H W 1 or H W 3 of uint8, got {image.dtype} {image.shape}"
+            )
+        return as_mode(Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image), mode)
+    return read_image(image, mode)
+
+
 def images_in(folder: Path) -> list[Path]:
-    """All picture files below a folder, by their suffix, sorted. Hidden files and folders are left out."""
+    """All image files below a folder, by their suffix, sorted. Hidden files and folders are left out."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
-    """Files, folders (searched through) and globs → picture files, each once, in order.
+    """Files, folders (searched through) and globs → image files, each once, in order.
 
     Raises:
-        FileNotFoundError: a pattern matches nothing, or a folder holds no pictures.
+        FileNotFoundError: a pattern matches nothing, or a folder holds no images.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -72,7 +90,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
             matches = sorted(p for p in map(Path, found_names) if p.is_file())
         if not matches:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise FileNotFoundError(f"no picture at {pattern!r}: give files, folders or globs of {kinds}")
+            raise FileNotFoundError(f"no image at {pattern!r}: give files, folders or globs of {kinds}")
         found.update(dict.fromkeys(matches))
     return list(found)
 
@@ -109,10 +127,10 @@ def mode_for(in_chans: int) -> Mode:
     """The PIL mode of a model's input.
 
     Raises:
-        ValueError: pictures have 1 or 3 channels.
+        ValueError: images have 1 or 3 channels.
     """
     if in_chans not in (1, 3):
-        raise ValueError(f"pictures are read with in_chans 3 (color) or 1 (gray), got {in_chans}")
+        raise ValueError(f"images are read with in_chans 3 (color) or 1 (gray), got {in_chans}")
     return "RGB" if in_chans == 3 else "L"
 
 

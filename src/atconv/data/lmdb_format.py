@@ -1,7 +1,7 @@
-"""The release's LMDB of pictures: one file, read without building any object but plain data.
+"""The release's LMDB of images: one file, read without building any object but plain data.
 
 Keys: `__len__` → pickled int, `__classes__` → pickled list of class names, and `f"{i:08d}"` → pickled
-(encoded picture bytes, class index).
+(encoded image bytes, class index).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class LmdbReader:
         with _open(self.path).begin() as transaction:
             value = transaction.get(key)
         if value is None:
-            raise ValueError(f"{self.path}: no record {key.decode()}; is it an LMDB of pictures?")
+            raise ValueError(f"{self.path}: no record {key.decode()}; is it an LMDB of images?")
         try:
             return _PlainUnpickler(io.BytesIO(value)).load()
         except Exception as error:  # on arbitrary bytes unpickling raises nearly anything, MemoryError too
@@ -103,7 +103,7 @@ def _check_complete(environment: lmdb.Environment, size: int, path: Path) -> Non
 
 
 def build_lmdb(path: Path, records: Iterable[tuple[bytes, int]], count: int, classes: list[str]) -> None:
-    """Write encoded pictures and their class indices as one such file.
+    """Write encoded images and their class indices as one such file.
 
     The file appears under its name once it is complete.
 

@@ -1,4 +1,4 @@
-"""From a side of a split to batches of tensors.
+"""From a split to batches of tensors.
 
 What a sample looks like is a function of (seed, epoch, sample, copy): the sampler hands each index out
 together with its seed, so workers, their number and a resume in mid-epoch change nothing.
@@ -27,14 +27,14 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class SampleKey(NamedTuple):
-    """Which picture, and the seed of its augmentation."""
+    """Which image, and the seed of its augmentation."""
 
     position: int
     seed: int
 
 
 class EpochBatches(Sampler[list[SampleKey]]):
-    """One process's passes of an epoch, from a given pass on.
+    """One process's micro-batches of an epoch, from a given one on.
 
     The order of an epoch is a permutation seeded by (seed, epoch); with `repeats` copies follow each
     other in it and it is cut to the same length. Processes take every `processes`-th image of each
@@ -72,38 +72,38 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
 
 class SeededItems(Dataset[T]):
-    """Items by key: what `draw` makes of a position, with all generators seeded by the key."""
+    """Items by key: what `load` makes of a position, with all generators seeded by the key."""
 
-    def __init__(self, draw: Callable[[int], T]) -> None:
-        self.draw = draw
+    def __init__(self, load: Callable[[int], T]) -> None:
+        self.load = load
 
     def __getitem__(self, key: SampleKey) -> T:
         if get_worker_info() is None:
             with seeded(key.seed):
-                return self.draw(key.position)
-        seed_generators(key.seed)  # nothing else draws in a worker: no need to put generators back
-        return self.draw(key.position)
+                return self.load(key.position)
+        seed_generators(key.seed)  # nothing else is sampled in a worker: no need to restore generators
+        return self.load(key.position)
 
 
 class _TrainImages(SeededItems[tuple[Tensor, int]]):
-    def __init__(self, side: Split, transform: Transform, in_chans: int) -> None:
+    def __init__(self, split: Split, transform: Transform, in_chans: int) -> None:
         super().__init__(self._transformed)
-        self.side, self.transform, self.mode = side, transform, mode_for(in_chans)
+        self.split, self.transform, self.mode = split, transform, mode_for(in_chans)
 
     def _transformed(self, position: int) -> tuple[Tensor, int]:
-        image, label = self.side.item(position, self.mode)
+        image, label = self.split.item(position, self.mode)
         return self.transform(image), label
 
 
 class _EvalImages(Dataset[tuple[Tensor, int]]):
-    def __init__(self, side: Split, transform: Transform, in_chans: int) -> None:
-        self.side, self.transform, self.mode = side, transform, mode_for(in_chans)
+    def __init__(self, split: Split, transform: Transform, in_chans: int) -> None:
+        self.split, self.transform, self.mode = split, transform, mode_for(in_chans)
 
     def __len__(self) -> int:
-        return len(self.side)
+        return len(self.split)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        image, label = self.side.item(position, self.mode)
+        image, label = self.split.item(position, self.mode)
         return self.transform(image), label
 
 
@@ -118,23 +118,23 @@ class _StreamImages(IterableDataset[tuple[Tensor, int]]):
 
 
 def train_loader(
-    side: Split,
+    split: Split,
     transform: Transform,
     in_chans: int,
     batches: EpochBatches,
     workers: int,
     pin: bool = False,
 ) -> DataLoader[Any]:
-    """The passes that `batches` lists. `pin` page-locks them, for copies to a GPU."""
-    dataset = _TrainImages(side, transform, in_chans)
+    """The micro-batches that `batches` lists. `pin` page-locks them, for copies to a GPU."""
+    dataset = _TrainImages(split, transform, in_chans)
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin)
 
 
 def eval_loader(
-    side: Split, transform: Transform, in_chans: int, batch_size: int, workers: int
+    split: Split, transform: Transform, in_chans: int, batch_size: int, workers: int
 ) -> DataLoader[Any]:
-    """Batches of a side in its order."""
-    dataset = _EvalImages(side, transform, in_chans)
+    """Batches of a split in its order."""
+    dataset = _EvalImages(split, transform, in_chans)
     return DataLoader(dataset, batch_size, num_workers=workers)
 
 

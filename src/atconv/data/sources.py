@@ -1,6 +1,6 @@
-"""Where labeled pictures come from: folders, LMDB files, timm datasets, bundled digits, streams.
+"""Where labeled images come from: folders, LMDB files, timm datasets, bundled digits, streams.
 
-An `ImageSource` gives pictures by index, so that a run can split, shuffle and resume exactly. A `Stream`
+An `ImageSource` gives images by index, so that a run can split, shuffle and resume exactly. A `Stream`
 only gives them in order.
 """
 
@@ -24,7 +24,7 @@ __all__ = [
     "DigitsSource",
     "FolderSource",
     "ImageSource",
-    "KeptPictures",
+    "KeptImages",
     "LmdbSource",
     "Stream",
     "TimmSource",
@@ -32,11 +32,11 @@ __all__ = [
 
 
 class ImageSource(ABC):
-    """Labeled pictures by index."""
+    """Labeled images by index."""
 
     classes: list[str]
     checkable: bool = False
-    """pictures are encoded files that may be unreadable"""
+    """images are encoded files that may be unreadable"""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -44,14 +44,14 @@ class ImageSource(ABC):
     @property
     @abstractmethod
     def labels(self) -> Sequence[int]:
-        """Class index of every picture."""
+        """Class index of every image."""
 
     @abstractmethod
     def read(self, index: int, mode: Mode) -> Image.Image:
-        """The picture, upright, as RGB or gray. Raises ValueError where it is unreadable."""
+        """The image, upright, as RGB or gray. Raises ValueError where it is unreadable."""
 
     def item(self, index: int, mode: Mode) -> tuple[Image.Image, int]:
-        """Picture and class index, from one access."""
+        """Image and class index, from one access."""
         return self.read(index, mode), self.labels[index]
 
     def encoded(self, index: int) -> bytes:
@@ -64,11 +64,11 @@ class ImageSource(ABC):
 
 
 class FolderSource(ImageSource):
-    """root/CLASS/**/picture.jpg; classes in alphabetical order, hidden files left out. Pictures that lie
+    """root/CLASS/**/image.jpg; classes in alphabetical order, hidden files left out. Images that lie
     in root itself, where it has no folders, are one class.
 
     Raises:
-        ValueError: no class folders, or no pictures in them.
+        ValueError: no class folders, or no images in them.
     """
 
     checkable = True
@@ -89,7 +89,7 @@ class FolderSource(ImageSource):
             found = [(p, label) for label, name in enumerate(self.classes) for p in images_in(root / name)]
         if not found:
             raise ValueError(
-                f"no pictures in {root}: expected one folder a class, as {root}/CLASS/picture.jpg "
+                f"no images in {root}: expected one folder a class, as {root}/CLASS/image.jpg "
                 f"({', '.join(sorted(IMAGE_SUFFIXES))})"
             )
         self.paths = [path for path, _ in found]
@@ -172,9 +172,9 @@ class TimmSource(ImageSource):
     def __init__(self, name: str, root: str | None, split: str) -> None:
         dataset = open_timm_dataset(name, root, split)
         self._dataset = dataset
-        # timm's own ImageDataset replaces an unreadable picture by the next one: read below it.
+        # timm's own ImageDataset replaces an unreadable image by the next one: read below it.
         self._reader = getattr(dataset, "reader", None)
-        # torchvision's folders convert pictures their own way: read their files as all others.
+        # torchvision's folders convert images their own way: read their files as all others.
         self._files = dataset.samples if isinstance(dataset, DatasetFolder) else None
         self.checkable = self._reader is not None or self._files is not None
         self.classes = _class_names(dataset, self._reader, self.labels)
@@ -234,8 +234,8 @@ class Stream:
         yield from self.dataset
 
 
-class KeptPictures:
-    """Some pictures of a stream, by their position in it, kept by going through it once."""
+class KeptImages:
+    """Some images of a stream, by their position in it, kept by going through it once."""
 
     def __init__(self, stream: Stream, positions: Sequence[int]) -> None:
         wanted = set(positions)
@@ -257,7 +257,7 @@ def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -
     if name.startswith("torch/") and root is None:
         raise ValueError(f"{name} needs --data_root, the folder its files lie in")
     try:
-        # No color mode: pictures are converted here, as in prediction.
+        # No color mode: images are converted here, as in prediction.
         options = {"input_img_mode": None, **options}
         return create_dataset(name, root=root, split=split, **options)
     except ImportError as error:

@@ -1,28 +1,28 @@
-"""Which pictures a run trains on, picks its best epoch on, and is tested on.
+"""Which images a run trains on, picks its best epoch on, and is tested on.
 
-DATA may come with sides (train/, val/, test/) or without; what is missing is held out, stratified by
-class and seeded. No picture is on two sides, not even as a copy under another name.
+DATA may come with splits (train/, val/, test/) or without; what is missing is held out, stratified by
+class and seeded. No image is in two splits, not even as a copy under another name.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 from PIL import Image
-from rich.console import Console
 
-from atconv.data.checking import FileReport, check_files
+from atconv.data.checking import FileReport, TooManyUnreadable, check_files
 from atconv.data.config import DataConfig
 from atconv.data.images import Mode
 from atconv.data.sources import DigitsSource, FolderSource, ImageSource, LmdbSource, TimmSource
 from atconv.engine.rng import derive_seed
-from atconv.engine.run import Run, TooManyUnreadable
+from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
 
 __all__ = [
@@ -32,11 +32,13 @@ __all__ = [
     "Split",
     "Splits",
     "is_stream",
-    "load_split",
-    "make_split",
+    "load_splits",
+    "make_splits",
     "open_sources",
-    "open_split",
+    "open_splits",
 ]
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
@@ -46,7 +48,7 @@ _KINDS = "give an image folder, an LMDB file, a timm dataset name (torch/…, hf
 
 @dataclass
 class Split:
-    """Some of a source's pictures."""
+    """Some of a source's images."""
 
     source: ImageSource
     indices: list[int]
@@ -70,19 +72,15 @@ class Split:
 
 @dataclass
 class Splits:
-    """The sides of a run. `test` is None where DATA has no test side."""
+    """The splits of a run, by name: train, val, and test where DATA has one."""
 
-    train: Split
-    val: Split
-    test: Split | None
     classes: list[str]
+    by_name: dict[str, Split]
     message: str = ""
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    """how they came about"""
 
-    @property
-    def sides(self) -> dict[str, Split]:
-        """The sides there are, by name."""
-        return {"train": self.train, "val": self.val} | ({"test": self.test} if self.test else {})
+    def __getitem__(self, name: str) -> Split:
+        return self.by_name[name]
 
 
 def is_stream(data: str) -> bool:
@@ -90,7 +88,7 @@ def is_stream(data: str) -> bool:
 
 
 def open_sources(config: DataConfig) -> dict[str, ImageSource]:
-    """Open the sides that DATA comes with; a lone "train" is all there is, to be split.
+    """Open the splits that DATA comes with; a lone "train" is all there is, to be split.
 
     Raises:
         ValueError: DATA is none of the kinds this reads, or is empty; the message says what fits.
@@ -100,17 +98,7 @@ def open_sources(config: DataConfig) -> dict[str, ImageSource]:
     if data == "digits" and not path.exists():
         return {"train": DigitsSource()}
     if data.startswith(("torch/", "hfds/")) and not path.exists():
-        splits = {"train": config.train_split, "val": config.val_split, "test": config.test_split}
-        if data.startswith("torch/") and config.val_split is None and config.test_split is None:
-            splits["test"] = "validation"  # what timm calls the test set of torchvision's datasets
-        named = [split for split in splits.values() if split is not None]
-        if len(set(named)) < len(named):
-            raise ValueError(f"train_split, val_split and test_split must differ, got {', '.join(named)}")
-        return {
-            side: TimmSource(data, config.data_root, split)
-            for side, split in splits.items()
-            if split is not None
-        }
+        return _open_timm_splits(config)
     if path.is_file():
         return {"train": LmdbSource(path)}
     if not path.is_dir():
@@ -118,99 +106,103 @@ def open_sources(config: DataConfig) -> dict[str, ImageSource]:
     return _open_folder(path)
 
 
-def open_split(
-    config: DataConfig,
-    seed: int,
-    run: Run,
-    accelerator: Accelerator,
-    console: Console,
-    least_classes: int = 2,
-) -> Splits:
-    """The split of a run, made by its first process where there is none yet.
+def open_splits(config: DataConfig, seed: int, run: Run, accelerator: Accelerator, min_classes: int = 2) -> Splits:
+    """The splits of a run, made by its first process where there are none yet.
 
     Raises:
-        ValueError: as `make_split` and `load_split` do.
+        ValueError: as `make_splits` and `load_splits` do.
     """
     if accelerator.is_main_process and not run.split.is_file():
-        splits = make_split(config, console, run.path, seed, least_classes)
-        if splits.skipped:
-            skipped = run.path / "skipped.csv"
-            console.print(f"left out {len(splits.skipped)} files, listed in {skipped}", soft_wrap=True)
+        make_splits(config, run.path, seed, min_classes)
     accelerator.wait_for_everyone()
-    splits = load_split(config, run.path)
-    console.print(splits.message, soft_wrap=True)
+    splits = load_splits(config, run.path)
+    logger.info(splits.message)
     return splits
 
 
-def make_split(
-    config: DataConfig, console: Console, run: Path, seed: int = 0, least_classes: int = 2
-) -> Splits:
+def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int = 2) -> Splits:
     """Check the files of DATA, hold out what is missing, and save the split in the run's folder.
 
     Unreadable files go to skipped.csv there.
 
     Raises:
-        ValueError: too many unreadable files, fewer than `least_classes`, an empty side.
+        ValueError: too many unreadable files, fewer than `min_classes`, an empty split.
     """
     sources = open_sources(config)
     classes = sources["train"].classes
-    reports = {side: check_files(source, config.check_images, console) for side, source in sources.items()}
-    skipped = _skipped(sources, reports, config.max_skipped, run)
-    skipped += _drop_copies(sources, reports)
-    sides = {s: [i for i in range(len(sources[s])) if reports[s].reasons[i] is None] for s in sources}
-    if len(classes) < least_classes:
+    reports = {name: check_files(source, config.check_images) for name, source in sources.items()}
+    skipped = _unreadable(sources, reports, config.max_skipped, run) + _drop_copies(sources, reports)
+    usable = {
+        name: [i for i, reason in enumerate(reports[name].reasons) if reason is None] for name in sources
+    }
+    if len(classes) < min_classes:
         raise ValueError(
             f"{config.data} has {len(classes)} class: classification needs two or more, a folder each"
         )
-    for line in _oddities(sources, sides, reports):
-        console.print(line, soft_wrap=True)
-    message = _hold_out(sides, sources, reports, config, seed)
-    splits = _splits(sources, sides, classes, message)
-    splits.skipped = skipped
+    for line in _oddities(sources["train"], usable["train"], reports["train"]):
+        logger.info(line)
+    indices, message = _hold_out(usable, sources["train"], reports["train"], config, seed)
+    splits = _with_sources(sources, indices, classes, message)
     if skipped:
         write_rows(run / "skipped.csv", skipped)
-    saved = {"classes": classes, "message": message, **{s: _names(sources, s, sides[s]) for s in sides}}
-    write_json(run / "split.json", saved)
+        logger.info("left out %d files, listed in %s", len(skipped), run / "skipped.csv")
+    names = {name: [split.name(i) for i in range(len(split))] for name, split in splits.by_name.items()}
+    write_json(run / "split.json", {"classes": classes, "message": message, **names})
     return splits
 
 
-def load_split(config: DataConfig, run: Path) -> Splits:
-    """Open DATA again with the split that `make_split` saved.
+def load_splits(config: DataConfig, run: Path) -> Splits:
+    """Open DATA again with the splits that `make_splits` saved.
 
     Raises:
-        ValueError: pictures of the saved split are gone.
+        ValueError: images of the saved split are gone.
     """
     saved = json.loads((run / "split.json").read_text())
     sources = open_sources(config)
-    sides: dict[str, list[int]] = {}
-    for side in SPLITS:
-        if side not in saved:
-            continue
-        source = sources.get(side, sources["train"])
+    indices: dict[str, list[int]] = {}
+    for name in (name for name in SPLITS if name in saved):
+        source = sources.get(name, sources["train"])
         position = {source.name(i): i for i in range(len(source))}
-        missing = [name for name in saved[side] if name not in position]
+        missing = [image for image in saved[name] if image not in position]
         if missing:
             raise ValueError(
-                f"{len(missing)} pictures of the run's split are no longer in {config.data}: {missing[0]}"
+                f"{len(missing)} images of the run's split are no longer in {config.data}: {missing[0]}"
             )
-        sides[side] = [position[name] for name in saved[side]]
-    return _splits(sources, sides, saved["classes"], saved["message"])
+        indices[name] = [position[image] for image in saved[name]]
+    return _with_sources(sources, indices, saved["classes"], saved["message"])
+
+
+def _open_timm_splits(config: DataConfig) -> dict[str, ImageSource]:
+    names = {"train": config.train_split, "val": config.val_split, "test": config.test_split}
+    if config.data.startswith("torch/") and config.val_split is None and config.test_split is None:
+        names["test"] = "validation"  # what timm calls the test set of torchvision's datasets
+    named = [name for name in names.values() if name is not None]
+    if len(set(named)) < len(named):
+        raise ValueError(f"train_split, val_split and test_split must differ, got {', '.join(named)}")
+    return {
+        split: TimmSource(config.data, config.data_root, name)
+        for split, name in names.items()
+        if name is not None
+    }
 
 
 def _open_folder(path: Path) -> dict[str, ImageSource]:
     files = {
-        side: _first_existing(path, [f"{name}.lmdb" for name in names]) for side, names in SPLIT_NAMES.items()
+        split: _first_existing(path, [f"{name}.lmdb" for name in names])
+        for split, names in SPLIT_NAMES.items()
     }
     if files["train"]:
-        lmdbs: dict[str, ImageSource] = {side: LmdbSource(file) for side, file in files.items() if file}
-        return _same_classes(lmdbs)
-    folders = {side: _first_existing(path, list(names)) for side, names in SPLIT_NAMES.items()}
+        lmdbs = {split: LmdbSource(file) for split, file in files.items() if file}
+        for split, source in lmdbs.items():
+            if source.classes != lmdbs["train"].classes:
+                raise ValueError(f"the {split} split names other classes than the train split")
+        return dict(lmdbs)
+    folders = {split: _first_existing(path, list(names)) for split, names in SPLIT_NAMES.items()}
     if folders["train"] and any(child.is_dir() for child in folders["train"].iterdir()):
         train = FolderSource(folders["train"])
-        return {
-            side: train if side == "train" else FolderSource(folder, train.classes)
-            for side, folder in folders.items()
-            if folder
+        others = {split: folder for split, folder in folders.items() if folder and split != "train"}
+        return {"train": train} | {
+            split: FolderSource(folder, train.classes) for split, folder in others.items()
         }
     if not folders["train"] and (folders["val"] or folders["test"]):
         raise ValueError(f"{path} has a validation or test folder but no train folder")
@@ -221,32 +213,20 @@ def _first_existing(path: Path, names: Sequence[str]) -> Path | None:
     return next((path / name for name in names if (path / name).exists()), None)
 
 
-def _same_classes(sources: dict[str, ImageSource]) -> dict[str, ImageSource]:
-    for side, source in sources.items():
-        if source.classes != sources["train"].classes:
-            raise ValueError(f"the {side} side names other classes than the train side")
-    return sources
-
-
-def _splits(
-    sources: dict[str, ImageSource], sides: dict[str, list[int]], classes: list[str], message: str
+def _with_sources(
+    sources: dict[str, ImageSource], indices: dict[str, list[int]], classes: list[str], message: str
 ) -> Splits:
-    opened = {side: Split(sources.get(side, sources["train"]), indices) for side, indices in sides.items()}
-    return Splits(opened["train"], opened["val"], opened.get("test"), classes, message)
+    splits = {name: Split(sources.get(name, sources["train"]), of_it) for name, of_it in indices.items()}
+    return Splits(classes, splits, message)
 
 
-def _names(sources: dict[str, ImageSource], side: str, indices: list[int]) -> list[str]:
-    source = sources.get(side, sources["train"])
-    return [source.name(i) for i in indices]
-
-
-def _skipped(
+def _unreadable(
     sources: dict[str, ImageSource], reports: dict[str, FileReport], limit: float, run: Path
 ) -> list[dict[str, str]]:
     """Rows for the unreadable files; an error where they are too many."""
     rows = [
-        {"side": side, "file": sources[side].name(i), "reason": reason}
-        for side, report in reports.items()
+        {"split": split, "file": sources[split].name(i), "reason": reason}
+        for split, report in reports.items()
         for i, reason in enumerate(report.reasons)
         if reason is not None
     ]
@@ -261,88 +241,76 @@ def _skipped(
 
 
 def _drop_copies(sources: dict[str, ImageSource], reports: dict[str, FileReport]) -> list[dict[str, str]]:
-    """Take out of a side what also lies, byte for byte, on a later side (test before val before train)."""
+    """Take out of a split what also lies, byte for byte, in a later one (test before val before train)."""
     rows: list[dict[str, str]] = []
     seen: dict[bytes, str] = {}
-    for side in reversed([s for s in SPLITS if s in sources]):
-        report = reports[side]
+    for split in reversed([name for name in SPLITS if name in sources]):
+        report, source = reports[split], sources[split]
         here: dict[bytes, str] = {}
         for i, digest in enumerate(report.digests):
             if digest is None or report.reasons[i] is not None:
                 continue
             if digest in seen:
-                report.reasons[i] = f"same picture as {seen[digest]}"
-                rows.append({"side": side, "file": sources[side].name(i), "reason": str(report.reasons[i])})
-            here[digest] = f"{side}/{sources[side].name(i)}"
+                report.reasons[i] = reason = f"same image as {seen[digest]}"
+                rows.append({"split": split, "file": source.name(i), "reason": reason})
+            here[digest] = f"{split}/{source.name(i)}"
         seen |= here
     return rows
 
 
-def _oddities(
-    sources: dict[str, ImageSource], sides: dict[str, list[int]], reports: dict[str, FileReport]
-) -> list[str]:
+def _oddities(train: ImageSource, indices: list[int], report: FileReport) -> list[str]:
     """What a person should know of the data before hours are spent on it."""
-    train, digests = sources["train"], reports["train"].digests
-    counts = Counter(train.labels[i] for i in sides["train"])
-    found = []
-    for count, what in ((0, "no pictures"), (1, "one picture, which is never tested,")):
+    counts = Counter(train.labels[i] for i in indices)
+    lines = []
+    for count, what in ((0, "no images"), (1, "one image, which is never tested,")):
         names = [name for label, name in enumerate(train.classes) if counts[label] == count]
         if names:
-            found.append(f"{what} in {_some(names)}")
+            lines.append(f"{what} in {_first(names)}")
     owner: dict[bytes, int] = {}
     twice = []
-    for i in sides["train"]:
-        digest = digests[i]
+    for i in indices:
+        digest = report.digests[i]
         if digest is not None and train.labels[owner.setdefault(digest, i)] != train.labels[i]:
             twice.append(f"{train.name(i)} is {train.name(owner[digest])}")
     if twice:
-        found.append(f"{len(twice)} pictures lie in two classes: {_some(twice)}")
-    return found
+        lines.append(f"{len(twice)} images lie in two classes: {_first(twice)}")
+    return lines
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _first(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _hold_out(
-    sides: dict[str, list[int]],
-    sources: dict[str, ImageSource],
-    reports: dict[str, FileReport],
-    config: DataConfig,
-    seed: int,
-) -> str:
-    """Fill in missing sides from train, in place; returns how the sides came about."""
-    given = [side for side in SPLITS if side in sides]
-    train, report = sources["train"], reports["train"]
-    held = []
-    if given == ["train"]:
-        held.append(("test", config.test_fraction))
-    if "val" not in given:
-        held.append(("val", config.val_fraction))
-    for side, fraction in held:
-        sides["train"], sides[side] = stratified_holdout(
-            sides["train"], train.labels, report.digests, fraction, derive_seed(side, seed)
+    indices: dict[str, list[int]], train: ImageSource, report: FileReport, config: DataConfig, seed: int
+) -> tuple[dict[str, list[int]], str]:
+    """Fill in missing splits from train; also says how the splits came about."""
+    indices = dict(indices)
+    missing = [("test", config.test_fraction)] if list(indices) == ["train"] else []
+    missing += [("val", config.val_fraction)] if "val" not in indices else []
+    for split, fraction in missing:
+        indices["train"], indices[split] = stratified_holdout(
+            indices["train"], train.labels, report.digests, fraction, derive_seed(split, seed)
         )
-    for side, indices in sides.items():
-        if not indices:
+    for split, of_it in indices.items():
+        if not of_it:
             raise ValueError(
-                f"the {side} side of {config.data} has no images: it needs more, or larger fractions"
+                f"the {split} split of {config.data} has no images: it needs more, or larger fractions"
             )
-    counts = ", ".join(f"{len(sides[side])} {side}" for side in SPLITS if side in sides)
-    how = (
-        f"; {' and '.join(side for side, _ in held)} held out of train, stratified, seed {seed}"
-        if held
-        else ""
-    )
-    return f"{len(train.classes)} classes, images: {counts}{how}"
+    counts = ", ".join(f"{len(indices[split])} {split}" for split in SPLITS if split in indices)
+    message = f"{len(train.classes)} classes, images: {counts}"
+    if missing:
+        names = " and ".join(split for split, _ in missing)
+        message += f"; {names} held out of train, stratified, seed {seed}"
+    return indices, message
 
 
 def stratified_holdout(
     indices: list[int], labels: Sequence[int], digests: Sequence[bytes | None], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Split indices into (kept, held out), class by class; copies of one picture stay together.
+    """Split indices into (kept, held out), class by class; copies of one image stay together.
 
-    Every class with two pictures or more gives at least one and keeps at least one.
+    Every class with two images or more gives at least one and keeps at least one.
     """
     groups: dict[object, list[int]] = defaultdict(list)
     for i in indices:

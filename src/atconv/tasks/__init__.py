@@ -1,1 +1,182 @@
-"""The tasks: what is trained, evaluated and shipped."""
+"""The tasks, and what is the same for all of them: train, resume, load.
+
+>>> from atconv.tasks import train
+>>> from atconv.tasks.classification import ClassificationConfig
+>>> run = train(ClassificationConfig(data="digits", model="attnet_xxs"), "runs/digits")
+
+A new task is a folder here with a `SPEC`, and its name in `TASKS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atconv.engine.recipes import read_options, write_config
+from atconv.engine.run import Run, next_run_dir, run_lock, run_log
+from atconv.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from atconv.engine.predictor import Predictor
+
+__all__ = ["TASKS", "TaskSpec", "get_task", "load", "resume", "task_of", "train"]
+
+logger = logging.getLogger(__name__)
+
+TASKS = ("classification", "detection", "segmentation", "generation")
+
+
+def get_task(name: str) -> TaskSpec:
+    """A task by name."""
+    spec: TaskSpec = importlib.import_module(f"atconv.tasks.{name}").SPEC
+    return spec
+
+
+def task_of(run: Run) -> TaskSpec:
+    """The task of a run: by its config.yaml, or by the files of its model where that is not there.
+
+    Raises:
+        ValueError: it is a run of no task.
+    """
+    if run.config.is_file():
+        options = read_options(run)
+        for name in TASKS:
+            if get_task(name).owns(options):
+                return get_task(name)
+        raise ValueError(f"{run.config} is not the configuration of a run")
+    if (run.path / "model_index.json").is_file():
+        return get_task("generation")
+    try:
+        model_config = json.loads(run.model_config.read_text())
+        return get_task(model_config.get("_atconv", model_config).get("task", "classification"))
+    except (OSError, ValueError, AttributeError, ImportError) as error:
+        raise ValueError(f"{run.model_config} does not say what {run.path} is: {error}") from error
+
+
+def load(run: str | Path) -> Predictor[Any, Any]:
+    """Open the best model of a run of any task.
+
+    >>> predictor = atconv.load("runs/mine")
+    >>> predictor("cat.jpg")
+    >>> predictor.evaluate().to_dict()
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        the model in eval mode on the CPU with its transform, classes and configuration; see `Predictor`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it is not a run, no epoch of it has finished, or its weights are damaged.
+    """
+    opened = Run.open(run)
+    return task_of(opened).open(opened)
+
+
+def train(config: Any, run: str | Path | None = None, chosen: Collection[str] = ()) -> Path:
+    """Train from a configuration.
+
+    Args:
+        config: what to train on what, how; its class says which task.
+        run: folder of the run; default: runs/DATA-MODEL, numbered where it exists.
+        chosen: options that must not change where `checkpoint` names a run that brings its own.
+
+    Returns:
+        the run's folder, which `atconv.load` opens.
+
+    Raises:
+        ValueError: an option, the data or the weights do not fit; nothing was trained, no folder is left.
+        FloatingPointError: the loss is not finite; checkpoints so far are kept.
+        OSError: a disk is full or read-only; the last complete checkpoint is kept.
+    """
+    from atconv.engine.distributed import make_accelerator, release_accelerator
+
+    spec = next(get_task(name) for name in TASKS if get_task(name).config is type(config))
+    config = spec.inherit_config(config, chosen)
+    path = Path(run) if run is not None else next_run_dir(config.data, config.model)
+    accelerator = make_accelerator(config, str(path))
+    try:
+        if accelerator.is_main_process:
+            write_config(config, Run.create(path))
+        accelerator.wait_for_everyone()
+        return _fit(spec, config, Run(path), accelerator, new=True)
+    finally:
+        release_accelerator(accelerator)
+
+
+def resume(run: str | Path) -> Path:
+    """Continue a run from its newest checkpoint, as it was configured. A finished run is left as it is.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, or its data or checkpoint is damaged or changed.
+    """
+    from atconv.engine.distributed import make_accelerator, release_accelerator
+
+    opened = Run.open(run)
+    spec = task_of(opened)
+    config = spec.read_config(opened)
+    accelerator = make_accelerator(config, str(opened.path))
+    try:
+        return _fit(spec, config, opened, accelerator, new=False)
+    finally:
+        release_accelerator(accelerator)
+
+
+def _fit(spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator, new: bool) -> Path:
+    """Train what is left to train in a run's folder, then report once. A new run that fails before its first
+    step leaves no folder."""
+    from atconv.data.checking import TooManyUnreadable
+    from contextlib import ExitStack
+
+    from atconv.engine.checkpoint import latest_checkpoint
+
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(run_lock(run))
+            held.enter_context(run_log(run))
+        try:
+            task, trainer = _prepare(spec, config, run, accelerator)
+        except Exception as error:
+            if new and accelerator.is_main_process:
+                run.discard(keep_skipped=isinstance(error, TooManyUnreadable))
+            raise
+        if trainer.finished and run.metrics.is_file():
+            logger.info("%s is finished already; its metrics are in %s", run.path, run.metrics)
+            return run.path
+        if trainer.step:
+            logger.info("resuming at epoch %d, step %d", trainer.epoch + 1, trainer.step)
+        try:
+            history = trainer.fit()
+        except KeyboardInterrupt:
+            saved = latest_checkpoint(run.checkpoints)
+            if saved is None:
+                logger.info("interrupted before the first checkpoint: %s holds nothing to resume", run.path)
+            else:
+                logger.info("interrupted; --resume %s continues from %s", run.path, saved.name)
+            raise
+        if accelerator.is_main_process:
+            task.report(history)
+    return run.path
+
+
+def _prepare(spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator) -> tuple[Any, Any]:
+    """Everything up to the first step: data, model, batches, checkpoint."""
+    from atconv.engine.batch_plan import plan_batches
+    from atconv.engine.callbacks import default_callbacks
+    from atconv.engine.trainer import Trainer
+
+    task = spec.make_task(config, run, accelerator)
+    plan = plan_batches(config, task.samples, accelerator.num_processes, even=task.pairs)
+    callbacks = default_callbacks(config.patience, bool(accelerator.log_with), accelerator.is_main_process)
+    if accelerator.is_main_process:
+        logger.info(plan.message)
+        task.save_config()
+        callbacks += task.callbacks()
+    return task, Trainer(task, config, plan, run, accelerator, callbacks)

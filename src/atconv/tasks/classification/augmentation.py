@@ -1,4 +1,4 @@
-"""What a classifier's training pictures go through."""
+"""What a classifier's training images go through."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def train_transform(config: ClassificationConfig) -> Callable[[Image.Image], Ten
         raise ValueError(f"timm does not take auto_augment {config.auto_augment!r}: {error}") from error
     if not config.rotate and not config.shift:
         return transform
-    move = RandomAffine(config.rotate, (config.shift, config.shift), interpolation=InterpolationMode.BILINEAR)
-    return Compose([move, transform])
+    affine = RandomAffine(config.rotate, (config.shift, config.shift), interpolation=InterpolationMode.BILINEAR)
+    return Compose([affine, transform])

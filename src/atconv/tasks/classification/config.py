@@ -1,38 +1,39 @@
-"""What a classification run can be told. A recipe is a YAML file of these fields."""
+"""The options of a classification run. A recipe is a YAML file of these fields."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from atconv.data.config import DataConfig
-from atconv.engine import recipes
-from atconv.engine.config import LoopConfig, check_shares
+from atconv.engine.config import TrainConfig, check_shares
+from atconv.engine.recipes import read_config, reject_contradictions
 from atconv.engine.run import Run
 from atconv.models.normalization import normalization
 
-__all__ = ["ClassificationConfig", "read_config", "recipe_names", "recipe_path"]
-
-DEFAULT_RECIPE = "small"
+__all__ = ["ClassificationConfig", "inherit_config"]
 
 
 @dataclass(kw_only=True)
-class ClassificationConfig(DataConfig, LoopConfig):
-    """Options of `atconv train`: data, model, augmentation, loss, distillation, and the loop's."""
+class ModelOptions:
+    """The network, and what it starts from."""
+
+    group: ClassVar[str] = "model"
 
     model: str = "attnet_xxs"
     """model by timm's name"""
     model_args: dict[str, Any] = field(default_factory=dict)
-    """further arguments of the model, such as {stem_stride: 2}"""
-    weights: str | None = None
+    """more arguments of the model, such as {stem_stride: 2}"""
+    checkpoint: str | None = None
     """start from the authors' .pth file, from a .safetensors file or from another run's folder"""
-    weights_ema: bool = False
+    use_ema: bool = False
     """take the EMA weights of the authors' file"""
     image_size: int = 224
-    """side of the square input"""
+    """height and width of the input"""
     in_chans: int = 3
-    """3 reads pictures in color, 1 in gray"""
+    """3 reads images in color, 1 in gray"""
     drop_path_rate: float = 0.0
     """stochastic depth of the last block"""
     drop_rate: float = 0.0
@@ -42,14 +43,21 @@ class ClassificationConfig(DataConfig, LoopConfig):
     grad_checkpointing: bool = False
     """less memory for more time"""
 
+
+@dataclass(kw_only=True)
+class AugmentationOptions:
+    """What training images go through, and how images are resized and normalized."""
+
+    group: ClassVar[str] = "augmentation"
+
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """least and greatest area of the random crop"""
+    """min and max area of the random crop"""
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
-    """least and greatest aspect ratio of the random crop"""
+    """min and max aspect ratio of the random crop"""
     rotate: float = 0.0
     """random rotation up to this many degrees"""
     shift: float = 0.0
-    """random shift up to this share of the side, with black moving in"""
+    """random shift up to this share of the image size, with black moving in"""
     hflip: float = 0.5
     """probability of a horizontal flip; 0 for digits and text"""
     vflip: float = 0.0
@@ -61,7 +69,7 @@ class ClassificationConfig(DataConfig, LoopConfig):
     erase_prob: float = 0.0
     """probability of random erasing"""
     repeats: int = 1
-    """copies of an image in a batch, each augmented anew; an epoch stays as long"""
+    """copies of an image in a batch, each augmented again; an epoch stays as long"""
     interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "bicubic"
     """resampling; random applies to training only"""
     crop_pct: float = 0.875
@@ -70,6 +78,13 @@ class ClassificationConfig(DataConfig, LoopConfig):
     """mean of each channel; default: ImageNet's, or 0.5 for gray"""
     std: tuple[float, ...] | None = None
     """standard deviation of each channel; default: ImageNet's, or 0.5 for gray"""
+
+
+@dataclass(kw_only=True)
+class LossOptions:
+    """What training minimizes."""
+
+    group: ClassVar[str] = "loss"
 
     mixup: float = 0.0
     """Mixup alpha"""
@@ -83,6 +98,13 @@ class ClassificationConfig(DataConfig, LoopConfig):
     """label smoothing"""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced weighs each class by the inverse of its frequency"""
+
+
+@dataclass(kw_only=True)
+class DistillationOptions:
+    """Learning from a teacher."""
+
+    group: ClassVar[str] = "distillation"
 
     distill: Literal["none", "soft", "hard", "dkd"] = "none"
     """learn from a teacher"""
@@ -99,15 +121,22 @@ class ClassificationConfig(DataConfig, LoopConfig):
     dkd_beta: float = 4.0
     """weight of the non-target part of DKD"""
 
+
+@dataclass(kw_only=True)
+class ClassificationConfig(
+    DataConfig, ModelOptions, AugmentationOptions, LossOptions, DistillationOptions, TrainConfig
+):
+    """Options of `atconv train`."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shares(self, "drop_path_rate", "drop_rate", "hflip", "vflip", "erase_prob", "shift")
         check_shares(self, "crop_pct", "mix_prob", "mix_switch_prob", "label_smoothing", "distill_weight")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale must be two areas, 0 < least ≤ greatest ≤ 1, got {self.crop_scale}")
+            raise ValueError(f"crop_scale must be two areas, 0 < min ≤ max ≤ 1, got {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio must be two ratios, 0 < least ≤ greatest, got {self.crop_ratio}")
+            raise ValueError(f"crop_ratio must be two ratios, 0 < min ≤ max, got {self.crop_ratio}")
         if min(self.mixup, self.cutmix, self.rotate) < 0:
             raise ValueError("mixup, cutmix and rotate must not be negative")
         if self.image_size < 1:
@@ -122,7 +151,7 @@ class ClassificationConfig(DataConfig, LoopConfig):
             raise ValueError(
                 "class_weights and mixup/cutmix do not go together: a mixed image has no one class"
             )
-        self.normalization()  # complains early
+        self.normalization()  # fail fast
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel of the input."""
@@ -130,19 +159,23 @@ class ClassificationConfig(DataConfig, LoopConfig):
 
     @property
     def mixes(self) -> bool:
+        """Whether batches are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
 
-def recipe_names() -> list[str]:
-    """Classification recipes that ship with the package, selectable by name."""
-    return recipes.recipe_names("atconv.tasks.classification")
+def inherit_config(
+    config: ClassificationConfig, chosen: Collection[str] = ()
+) -> ClassificationConfig:
+    """Where weights come from another run, its model, channels and normalization come with them, and its
+    input size, crop and interpolation, unless they are among the `chosen` options.
 
-
-def recipe_path(name: str) -> Path:
-    """The file of a classification recipe. Raises ValueError where there is none of that name."""
-    return recipes.recipe_path("atconv.tasks.classification", name)
-
-
-def read_config(run: Run) -> ClassificationConfig:
-    """The configuration of a classification run. Raises ValueError where it is not one."""
-    return recipes.read_config(run, ClassificationConfig, "classification")
+    Raises:
+        ValueError: an option was chosen that contradicts the run's model.
+    """
+    if config.checkpoint is None or not Path(config.checkpoint).is_dir():
+        return config
+    source = read_config(Run.open(config.checkpoint), ClassificationConfig, "classification")
+    fixed = ("model", "model_args", "in_chans", "mean", "std")
+    reject_contradictions(config, source, fixed, chosen)
+    free = [name for name in ("image_size", "crop_pct", "interpolation") if name not in chosen]
+    return replace(config, **{name: getattr(source, name) for name in (*fixed, *free)})

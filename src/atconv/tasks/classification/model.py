@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+import logging
 from pathlib import Path
 from typing import Any
 
 import timm
-from rich.console import Console
 from torch import nn
 
-from atconv.engine.recipes import refuse_contradictions
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.models.attnet import AttNet
 from atconv.models.release import load_release
-from atconv.tasks.classification.config import ClassificationConfig, read_config
+from atconv.tasks.classification.config import ClassificationConfig
 
-__all__ = ["inherit_config", "make_model"]
+__all__ = ["make_model"]
+
+logger = logging.getLogger(__name__)
 
 
-def make_model(config: ClassificationConfig, classes: int, console: Console, fresh: bool = True) -> nn.Module:
-    """The model of a configuration, seeded; with its starting weights where it is `fresh`.
+def make_model(config: ClassificationConfig, classes: int, load_weights: bool = True) -> nn.Module:
+    """The model of a configuration, seeded; with its starting weights if asked.
 
     Raises:
         ValueError: unknown model, unknown arguments, or weights that do not fit.
@@ -42,8 +41,8 @@ def make_model(config: ClassificationConfig, classes: int, console: Console, fre
             raise ValueError(
                 f"{config.model} does not take model_args {config.model_args}: {error}"
             ) from error
-    if config.weights is not None and fresh:
-        _load_weights(model, config, console)
+    if config.checkpoint is not None and load_weights:
+        _load_weights(model, config)
     if config.freeze_backbone:
         _freeze_backbone(model)
     if config.grad_checkpointing:
@@ -54,40 +53,21 @@ def make_model(config: ClassificationConfig, classes: int, console: Console, fre
     return model
 
 
-def inherit_config(config: ClassificationConfig, chosen: Collection[str] = ()) -> ClassificationConfig:
-    """Where weights come from another run, its model, channels and normalization come with them, and its
-    input size, crop and interpolation, unless they are among the `chosen` options.
-
-    Raises:
-        ValueError: an option was chosen that contradicts the run's model.
-    """
-    if config.weights is None or not Path(config.weights).is_dir():
-        return config
-    source = read_config(Run.open(config.weights))
-    fixed = ("model", "model_args", "in_chans", "mean", "std")
-    refuse_contradictions(config, source, fixed, chosen)
-    taken = [*fixed, *(name for name in ("image_size", "crop_pct", "interpolation") if name not in chosen)]
-    return replace(config, **{name: getattr(source, name) for name in taken})
-
-
-def _load_weights(model: nn.Module, config: ClassificationConfig, console: Console) -> None:
-    path = Path(str(config.weights))
+def _load_weights(model: nn.Module, config: ClassificationConfig) -> None:
+    path = Path(str(config.checkpoint))
     if path.is_dir():
-        run = Run.open(path)
-        state = run.read_weights()
+        state = Run.open(path).read_weights()
         own = model.state_dict()
-        fresh = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
-        state.update({name: own[name] for name in fresh})
+        other = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
+        state.update({name: own[name] for name in other})
         model.load_state_dict(state)
-        console.print(
-            f"{config.model} starts from {path}, whose arguments, channels and normalization it takes"
-        )
-        if fresh:
-            console.print(f"other classes than in {path}: {', '.join(fresh)} start fresh")
+        logger.info("%s starts from %s, with its arguments, channels and normalization", config.model, path)
+        if other:
+            logger.info("other classes than in %s: %s newly initialized", path, ", ".join(other))
     elif isinstance(model, AttNet):
-        load_release(model, path, "ema" if config.weights_ema else "model")
+        load_release(model, path, "ema" if config.use_ema else "model")
     else:
-        raise ValueError(f"weights for {config.model} come from a run's folder; {path} is not one")
+        raise ValueError(f"a checkpoint for {config.model} is a run's folder; {path} is not one")
 
 
 def _freeze_backbone(model: Any) -> None:

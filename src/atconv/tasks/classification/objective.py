@@ -14,8 +14,8 @@ from timm.data import Mixup, resolve_data_config
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
-from atconv.engine import run as runs
 from atconv.engine.rng import seeded
+from atconv.engine.run import Run
 from atconv.models.attnet import AttNet
 from atconv.models.release import load_release
 from atconv.tasks.classification.config import ClassificationConfig
@@ -58,7 +58,7 @@ class Objective(nn.Module):
     Args:
         config: loss, mixing and distillation options.
         classes: number of classes.
-        labels: class index of every training image, for balanced class weights.
+        labels: class index of every training image, for balanced class weights; None where they are not known.
     """
 
     weights: Tensor | None
@@ -100,21 +100,21 @@ class Objective(nn.Module):
         logits = model(images)
         base = F.cross_entropy(logits, targets, weight=self.weights, label_smoothing=self.smoothing)
         hard = targets.argmax(1) if targets.ndim == 2 else targets
-        figures = {"top1": 100 * (logits.argmax(1) == hard).float().mean()}
+        metrics = {"top1": 100 * (logits.argmax(1) == hard).float().mean()}
         if self.teacher is None:
-            return base, figures
+            return base, metrics
         teacher_logits = self.teacher(images)
         if self.config.distill == "dkd":
             temperature = self.config.distill_temperature or 4.0
             extra = dkd_loss(
                 logits, teacher_logits, hard, self.config.dkd_alpha, self.config.dkd_beta, temperature
             )
-            return base + extra, figures
+            return base + extra, metrics
         extra = distillation_loss(
             logits, teacher_logits, self.config.distill, self.config.distill_temperature or 1.0
         )
         share = self.config.distill_weight
-        return (1 - share) * base + share * extra, figures
+        return (1 - share) * base + share * extra, metrics
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, kind: str, temperature: float = 1.0) -> Tensor:
@@ -150,8 +150,8 @@ def dkd_loss(
         return torch.stack([log.gather(1, target[:, None])[:, 0], others], 1)
 
     def among_others(logits: Tensor) -> Tensor:
-        kept = logits[~is_target].view(len(logits), -1)
-        return F.log_softmax(kept / temperature, 1)
+        rest = logits[~is_target].view(len(logits), -1)
+        return F.log_softmax(rest / temperature, 1)
 
     target_part = F.kl_div(binary(log_p), binary(log_q), reduction="batchmean", log_target=True)
     other_part = F.kl_div(
@@ -169,7 +169,9 @@ def make_teacher(config: ClassificationConfig, classes: int) -> Teacher:
     name = str(config.teacher)
     model: Any
     if Path(name).is_dir():
-        model = runs.load(name)[0]
+        from atconv.tasks.classification.predictor import open_run
+
+        model = open_run(Run.open(name)).model
     else:
         try:
             model = timm.create_model(name, pretrained=config.teacher_weights is None)

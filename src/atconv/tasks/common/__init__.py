@@ -1,1 +1,1 @@
-"""What several tasks share."""
+"""What tasks share."""

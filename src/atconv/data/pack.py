@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+
+from tqdm import tqdm
 
 from atconv.data.checking import check_files
 from atconv.data.lmdb_format import build_lmdb
 from atconv.data.sources import FolderSource
-from atconv.engine.progress import plain_console, track
 
-__all__ = ["build_lmdb_from_folder"]
+__all__ = ["pack_folder"]
+
+logger = logging.getLogger(__name__)
 
 
-def build_lmdb_from_folder(folder: Path, out: Path) -> Path:
-    """Pack folder/CLASS/picture files, as they are, into one LMDB file.
+def pack_folder(folder: Path, out: Path) -> Path:
+    """Pack folder/CLASS/image files, as they are, into one LMDB file.
 
-    Unreadable pictures are named and left out.
+    Unreadable images are named and left out.
 
     Args:
         folder: one folder a class.
@@ -26,20 +30,19 @@ def build_lmdb_from_folder(folder: Path, out: Path) -> Path:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no readable pictures in it, or `out` exists.
+        ValueError: no readable images in it, or `out` exists.
     """
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    console = plain_console()
     source = FolderSource(folder)
-    report = check_files(source, "decode", console)
+    report = check_files(source, "decode")
     for i, reason in enumerate(report.reasons):
         if reason is not None:
-            console.print(f"left out {source.name(i)}: {reason}", soft_wrap=True)
+            logger.warning("left out %s: %s", source.name(i), reason)
     kept = [i for i, reason in enumerate(report.reasons) if reason is None]
     if not kept:
-        raise ValueError(f"none of the {len(source)} files in {folder} is a readable picture")
-    records = ((source.encoded(i), source.labels[i]) for i in track(kept, console, "packing", len(kept)))
+        raise ValueError(f"none of the {len(source)} files in {folder} is a readable image")
+    records = ((source.encoded(i), source.labels[i]) for i in tqdm(kept, "packing", disable=None, leave=False))
     build_lmdb(out, records, len(kept), source.classes)
     return out

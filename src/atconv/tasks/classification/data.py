@@ -1,0 +1,223 @@
+"""Where a classifier's images come from: splits by index, or a stream.
+
+Both answer the same questions: training batches of an epoch, validation batches, and what the finished model
+is evaluated on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+
+from atconv.data.checking import check_files
+from atconv.data.loaders import EpochBatches, Transform, eval_loader, stream_loader, train_loader
+from atconv.data.sources import FolderSource, ImageSource, Stream
+from atconv.data.splits import Split, Splits, is_stream, load_splits, open_sources, open_splits
+from atconv.data.transforms import EvalTransform
+from atconv.engine.batch_plan import BatchPlan
+from atconv.engine.run import Run
+from atconv.tasks.classification.augmentation import train_transform
+from atconv.tasks.classification.config import ClassificationConfig
+
+__all__ = ["ClassificationData", "IndexedData", "StreamData", "choose_split", "data_config", "open_data"]
+
+logger = logging.getLogger(__name__)
+
+
+class ClassificationData(Protocol):
+    """What the task needs of its images."""
+
+    classes: list[str]
+    samples: int
+    """training images in an epoch"""
+    labels: Sequence[int] | None
+    """of all training images, where they are known beforehand"""
+    final: Split | Stream
+    """what the finished model is evaluated on"""
+    final_name: str
+
+    def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]: ...
+
+    def val_batches(self, transform: Transform, batch_size: int) -> Iterator[Any]: ...
+
+
+class IndexedData:
+    """Images by index: split, shuffled and resumed exactly."""
+
+    def __init__(self, config: ClassificationConfig, splits: Splits, accelerator: Accelerator) -> None:
+        self.config, self.splits, self.accelerator = config, splits, accelerator
+        self.classes, self.samples = splits.classes, len(splits["train"])
+        self.labels = splits["train"].labels if config.class_weights != "none" else None
+        self.transform = train_transform(config)
+        self.final_name = "test" if "test" in splits.by_name else "val"
+        self.final: Split | Stream = splits[self.final_name]
+
+    def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
+        config, rank = self.config, self.accelerator.process_index
+        batches = EpochBatches(self.samples, plan, config.seed, epoch, rank, config.repeats, start)
+        pin = self.accelerator.device.type == "cuda"
+        train = self.splits["train"]
+        return iter(train_loader(train, self.transform, config.in_chans, batches, config.workers, pin))
+
+    def val_batches(self, transform: Transform, batch_size: int) -> Iterator[Any]:
+        """This process's share of the validation images."""
+        val, rank, processes = self.splits["val"], self.accelerator.process_index, self.accelerator.num_processes
+        share = Split(val.source, val.indices[rank::processes])
+        return iter(
+            eval_loader(share, transform, self.config.in_chans, max(batch_size, 32), self.config.workers)
+        )
+
+
+class StreamData:
+    """Images in the order that a stream gives. One process; resume restarts the epoch it was in."""
+
+    labels = None
+    final_name = "val"
+
+    def __init__(self, config: ClassificationConfig, accelerator: Accelerator) -> None:
+        if accelerator.num_processes > 1:
+            raise ValueError(
+                f"{config.data} is a stream: it trains in one process; use folders, LMDB or hfds/ for more"
+            )
+        if config.test_split is not None or config.checkpoint_steps is not None:
+            raise ValueError(
+                f"{config.data} is a stream: it takes neither test_split nor checkpoint_steps; evaluate its "
+                "test images from a folder, an LMDB or hfds/"
+            )
+        if config.val_split is None:
+            raise ValueError(
+                f"{config.data} is a stream: nothing can be held out of it; name its --val-split"
+            )
+        self.config = config
+        self.train = self._open(config.train_split, training=True)
+        self.final: Split | Stream = self._open(config.val_split, training=False)
+        self.classes, self.samples = self.train.classes, self.train.samples
+        self.transform = train_transform(config)
+
+    def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
+        """As many micro-batches as an epoch has; the stream starts over where it is shorter."""
+        needed = plan.steps_per_epoch * plan.accumulate - start
+        set_epoch = getattr(self.train.dataset, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        config = self.config
+        while needed > 0:
+            before = needed
+            for batch in stream_loader(
+                self.train, self.transform, config.in_chans, plan.micro_batch, config.workers, drop_last=True
+            ):
+                yield batch
+                needed -= 1
+                if needed == 0:
+                    return
+            if needed == before:
+                raise ValueError(f"{config.data} gives fewer images than a batch of {plan.micro_batch}")
+
+    def val_batches(self, transform: Transform, batch_size: int) -> Iterator[Any]:
+        assert isinstance(self.final, Stream)
+        config = self.config
+        return iter(
+            stream_loader(self.final, transform, config.in_chans, batch_size, config.workers, drop_last=False)
+        )
+
+    def _open(self, split: str, training: bool) -> Stream:
+        config = self.config
+        samples = config.epoch_samples if training else None
+        return Stream(
+            config.data, config.data_root, split, training, config.batch_size, samples, config.num_classes,
+            config.seed,
+        )  # fmt: skip
+
+
+def open_data(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> IndexedData | StreamData:
+    """The images of a run.
+
+    Raises:
+        ValueError: DATA does not fit; see `open_splits` and `StreamData`.
+    """
+    if is_stream(config.data):
+        return StreamData(config, accelerator)
+    return IndexedData(config, open_splits(config, config.seed, run, accelerator), accelerator)
+
+
+def data_config(config: ClassificationConfig) -> dict[str, Any]:
+    """timm's data configuration of a run."""
+    mean, std = config.normalization()
+    return {
+        "input_size": (config.in_chans, config.image_size, config.image_size),
+        "mean": mean,
+        "std": std,
+        "crop_pct": config.crop_pct,
+        "interpolation": "bilinear" if config.interpolation == "random" else config.interpolation,
+    }
+
+
+def choose_split(
+    run: Run,
+    config: ClassificationConfig | None,
+    classes: list[str],
+    data: str | None,
+    split: str,
+    data_root: str | None,
+) -> tuple[str, Split]:
+    """A split of DATA by name, "auto" for the one to evaluate, and its name: the run's own where DATA is the
+    run's or not given, else what DATA comes with.
+
+    Raises:
+        ValueError: DATA has no such split, is a stream, or names other classes.
+    """
+    if data is None:
+        if config is None:
+            raise ValueError(f"{run.path} has no config.yaml that says what it was trained on: give DATA")
+        data = config.data
+    if is_stream(data):
+        raise ValueError(f"{data} is a stream: give an image folder, an LMDB, torch/…, hfds/… or digits")
+    if config is not None and run.split.is_file() and _same_data(config, data, data_root):
+        splits = load_splits(config, run.path).by_name
+    else:
+        root = data_root or (config.data_root if config is not None and config.data == data else None)
+        sources = open_sources(ClassificationConfig(data=data, data_root=root))
+        if sources["train"].classes != classes:
+            sources = _with_classes(sources, classes, data)
+        splits = {name: _readable(source) for name, source in sources.items()}
+        if list(splits) == ["train"]:
+            splits = {"all": splits["train"]}
+    name = next((s for s in ("test", "val", "all") if s in splits), "train") if split == "auto" else split
+    if name == "all" and len({id(part.source) for part in splits.values()}) == 1:
+        source = next(iter(splits.values())).source
+        return name, Split(source, sorted(i for part in splits.values() for i in part.indices))
+    if name not in splits:
+        raise ValueError(f"{data} has no {name} split, only {', '.join(splits)}: choose one with --split")
+    return name, splits[name]
+
+
+def _readable(source: ImageSource) -> Split:
+    """All images of a source but the unreadable ones, which are named."""
+    reasons = check_files(source, "decode").reasons
+    for i, reason in enumerate(reasons):
+        if reason is not None:
+            logger.warning("left out %s: %s", source.name(i), reason)
+    split = Split(source, [i for i, reason in enumerate(reasons) if reason is None])
+    if not len(split):
+        raise ValueError(f"none of the {len(source)} files is a readable image")
+    return split
+
+
+def _same_data(config: ClassificationConfig, data: str, data_root: str | None) -> bool:
+    if config.data == data or (Path(data).exists() and Path(data).resolve() == Path(config.data).resolve()):
+        return data_root is None or config.data_root == data_root
+    return False
+
+
+def _with_classes(sources: dict[str, ImageSource], classes: list[str], data: str) -> dict[str, ImageSource]:
+    """Folders again, labeled by the run's classes; other kinds must name the same classes."""
+    folders = {name: source for name, source in sources.items() if isinstance(source, FolderSource)}
+    if len(folders) != len(sources):
+        raise ValueError(
+            f"{data} names other classes than the run: {sources['train'].classes[:5]}… and not {classes[:5]}…"
+        )
+    return {name: FolderSource(source.root, classes) for name, source in folders.items()}

@@ -1,0 +1,138 @@
+"""How good a classifier is: accuracy with its interval, calibration, classes, speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from atconv.engine.predictor import Metrics
+from atconv.engine.tables import Table
+
+__all__ = ["ClassificationMetrics", "compute_metrics", "expected_calibration_error", "wilson_interval"]
+
+_MAX_CLASSES_SHOWN = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationMetrics(Metrics):
+    """Metrics of one classifier on one split. Percentages are 0…100."""
+
+    top1: float
+    top1_interval: tuple[float, float]
+    """95 % Wilson interval of top1"""
+    top5: float | None
+    """None where there are five classes or fewer"""
+    top5_interval: tuple[float, float] | None
+    calibration_error: float
+    """expected calibration error over 15 bins of confidence"""
+    classes: list[str]
+    probabilities: NDArray[np.float32]
+    """images × classes"""
+    labels: NDArray[np.int64]
+    source: Any = field(default=None, repr=False)
+    """where the images are read from, by position: `read(position, mode)` and `name(position)`"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the arrays, for JSON."""
+        hidden = ("probabilities", "labels", "source", "classes")
+        return {name: value for name, value in vars(self).items() if name not in hidden}
+
+    def tables(self, title: str) -> list[Table]:
+        """Accuracy; and metrics by class, of many classes only those with the lowest recall."""
+        rows = [("top-1  [95 % interval]", _percent(self.top1, self.top1_interval))]
+        if self.top5 is not None and self.top5_interval is not None:
+            rows.append(("top-5  [95 % interval]", _percent(self.top5, self.top5_interval)))
+        rows += [
+            ("calibration error", f"{self.calibration_error:.2f} %"),
+            ("images", str(self.images)),
+            ("images/s", f"{self.images_per_second:.0f}"),
+        ]
+        many = len(self.classes) > _MAX_CLASSES_SHOWN
+        shown = sorted(self.per_class, key=lambda row: row["recall"]) if many else self.per_class
+        cells = [
+            (self.classes[r["class"]], str(r["images"]), *(f"{r[k]:.1f} %" for k in ("precision", "recall", "f1")))
+            for r in shown[:_MAX_CLASSES_SHOWN]
+        ]
+        heading = f"the {_MAX_CLASSES_SHOWN} classes with the lowest recall" if many else "classes"
+        return [
+            Table(title, ("metric", "value"), rows),
+            Table(heading, ("class", "images", "precision", "recall", "F1"), cells),
+        ]
+
+
+def compute_metrics(
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    classes: Sequence[str],
+    images_per_second: float,
+    split: str = "",
+    source: Any = None,
+) -> ClassificationMetrics:
+    """All metrics from probabilities (images × classes) and labels."""
+    count = len(labels)
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    hits = order == labels[:, None]
+    top1 = int(hits[:, 0].sum())
+    top5 = int(hits[:, :5].any(1).sum()) if len(classes) > 5 else None
+    return ClassificationMetrics(
+        split=split,
+        images=count,
+        top1=100 * top1 / count,
+        top1_interval=wilson_interval(top1, count),
+        top5=None if top5 is None else 100 * top5 / count,
+        top5_interval=None if top5 is None else wilson_interval(top5, count),
+        calibration_error=100 * expected_calibration_error(probabilities, labels),
+        images_per_second=images_per_second,
+        per_class=_per_class(order[:, 0], labels, len(classes)),
+        classes=list(classes),
+        probabilities=probabilities,
+        labels=labels,
+        source=source,
+    )
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a share, in percent."""
+    interval = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int = 15
+) -> float:
+    """Mean gap between confidence and accuracy over equal bins of confidence, 0…1 (arXiv 1706.04599)."""
+    confidence = probabilities.max(1).astype(np.float64)
+    correct = probabilities.argmax(1) == labels
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    weight = np.bincount(which, minlength=bins)
+    gaps = np.abs(
+        np.bincount(which, weights=confidence, minlength=bins)
+        - np.bincount(which, weights=correct, minlength=bins)
+    )
+    return float(gaps.sum() / weight.sum())
+
+
+def _per_class(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> list[dict[str, Any]]:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0.0)
+    precision, recall, f1, images = columns
+    return [
+        {
+            "class": i,
+            "images": int(images[i]),
+            "precision": 100 * float(precision[i]),
+            "recall": 100 * float(recall[i]),
+            "f1": 100 * float(f1[i]),
+        }
+        for i in range(classes)
+    ]
+
+
+def _percent(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.2f} %  [{interval[0]:.2f}, {interval[1]:.2f}]"

@@ -1,0 +1,191 @@
+"""A trained classifier: what it says of images, and how good it is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from atconv.data.images import open_image
+from atconv.data.loaders import eval_loader, stream_loader
+from atconv.data.sources import KeptImages, Stream
+from atconv.data.splits import Split
+from atconv.data.transforms import EvalTransform
+from atconv.engine.predictor import ImageLike, Predictor, Result
+from atconv.engine.recipes import read_config
+from atconv.engine.run import Run
+from atconv.io import write_json, write_rows
+from atconv.tasks.classification.config import ClassificationConfig
+from atconv.tasks.classification.data import choose_split
+from atconv.tasks.classification.metrics import ClassificationMetrics, compute_metrics
+
+__all__ = ["Classification", "ClassificationPredictor", "open_run", "predict_batches"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(Result):
+    """The most probable classes of one image, the first first."""
+
+    classes: list[str] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+
+
+class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
+    """A trained classifier. `predictor(images, top=5)`; the model takes B C H W of `transform`'s results."""
+
+    task = "classification"
+
+    def open_image(self, image: ImageLike) -> Image.Image:
+        return open_image(image, self.transform.prepare.mode)
+
+    @torch.inference_mode()
+    def infer(
+        self, images: Sequence[Image.Image], names: Sequence[str], top: int = 5, **options: Any
+    ) -> list[Classification]:
+        """The `top` most probable classes of each image."""
+        if top < 1:
+            raise ValueError(f"top must be at least 1, got {top}")
+        inputs = torch.stack([self.transform(image) for image in images]).to(self.device)
+        probabilities = self.model(inputs).float().cpu().softmax(1)
+        values, indices = probabilities.topk(min(top, len(self.classes)), dim=1)
+        return [
+            Classification(image=name, classes=[self.classes[i] for i in best], probabilities=shares)
+            for name, best, shares in zip(names, indices.tolist(), values.tolist(), strict=True)
+        ]
+
+    def unreadable(self, name: str, error: str) -> Classification:
+        return Classification(image=name, error=error)
+
+    def evaluate(  # type: ignore[override]
+        self,
+        data: str | None = None,
+        split: str = "auto",
+        data_root: str | None = None,
+        batch_size: int = 64,
+        workers: int = 2,
+    ) -> ClassificationMetrics:
+        """Metrics on a split of DATA, the run's own by default.
+
+        Args:
+            data: DATA as in training. Where it is the run's own, its saved splits are used.
+            split: train, val, test or all; "auto" takes test, else val, else all.
+            data_root: folder of a named timm dataset, if not the run's.
+            batch_size: images in one forward pass.
+            workers: data-loading processes.
+
+        Raises:
+            FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
+        """
+        config: Any = self.config
+        name, images = choose_split(self.run, config, self.classes, data, split, data_root)
+        return self.evaluate_on(images, name, batch_size, workers)
+
+    def evaluate_on(
+        self, images: Split | Stream, name: str, batch_size: int = 64, workers: int = 2
+    ) -> ClassificationMetrics:
+        """Metrics on images that are open already."""
+        in_chans = self.transform.input_size[0]
+        batches: Iterable[Any]
+        if isinstance(images, Stream):
+            # In this process: positions then mean the same when the stream is read again.
+            batches = stream_loader(images, self.transform, in_chans, batch_size, workers=0, drop_last=False)
+            total = None
+        else:
+            batches = eval_loader(images, self.transform, in_chans, batch_size, workers)
+            total = len(batches)
+        started = time.perf_counter()
+        shown = tqdm(batches, "evaluating", total, disable=None, leave=False)
+        probabilities, labels = predict_batches(self.model, shown, self.device)
+        speed = len(labels) / (time.perf_counter() - started)
+        source: Any = images
+        if isinstance(images, Stream):
+            source = KeptImages(images, worst_mistakes(probabilities, labels).tolist())
+        return compute_metrics(probabilities, labels, self.classes, speed, name, source)
+
+    def save_evaluation(
+        self, metrics: ClassificationMetrics, folder: Path, about: dict[str, Any] | None = None
+    ) -> None:
+        """Write per_class.csv, predictions.csv, confusion.png, mistakes.png, and last metrics.json."""
+        from atconv.tasks.classification import plots
+
+        folder.mkdir(parents=True, exist_ok=True)
+        classes, predicted = self.classes, metrics.probabilities.argmax(1)
+        write_rows(
+            folder / "per_class.csv",
+            [{**row, "class": classes[row["class"]]} for row in metrics.per_class],
+        )
+        rows = [
+            {
+                "image": metrics.source.name(i),
+                "label": classes[label],
+                "predicted": classes[predicted[i]],
+                "probability": f"{metrics.probabilities[i, predicted[i]]:.4f}",
+            }
+            for i, label in enumerate(metrics.labels)
+        ]
+        write_rows(folder / "predictions.csv", rows)
+        plots.plot_confusion_matrix(metrics, folder / "confusion.png")
+        worst = worst_mistakes(metrics.probabilities, metrics.labels)
+        plots.plot_mistakes(metrics, worst, self.transform.prepare.mode, folder / "mistakes.png")
+        write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
+
+    def export(self, **options: Any) -> Any:
+        """Write the model as a file for elsewhere, compare it with the model and time it; see
+        `atconv.tasks.classification.export.export`."""
+        from atconv.tasks.classification.export import export
+
+        return export(self, **options)
+
+
+@torch.inference_mode()
+def predict_batches(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Class probabilities (images × classes) and labels of all batches."""
+    probabilities, labels = [], []
+    for images, targets in batches:
+        probabilities.append(model(images.to(device)).float().softmax(1).cpu())
+        labels.append(targets)
+    return torch.cat(probabilities).numpy(), torch.cat(labels).numpy()
+
+
+def worst_mistakes(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], count: int = 20
+) -> NDArray[np.int64]:
+    """Positions of the wrong predictions made with the greatest confidence, most confident first."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")][:count]
+
+
+def open_run(run: Run) -> ClassificationPredictor:
+    """The best model of a classification run.
+
+    Raises:
+        ValueError: no epoch of it has finished, or its weights are damaged.
+    """
+    state = run.read_weights()
+    try:
+        model = timm.create_model(f"local-dir:{run.path}")
+        model.load_state_dict(state)
+    except (json.JSONDecodeError, KeyError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"the model in {run.path} is damaged: {reason}") from error
+    pretrained: dict[str, Any] = vars(model)["pretrained_cfg"]
+    classes = pretrained.get("label_names")
+    if not classes:
+        raise ValueError(f"{run.path} is not a classification run: its config.json names no classes")
+    config = None
+    if run.config.is_file():
+        config = read_config(run, ClassificationConfig, "classification")
+    return ClassificationPredictor(run, model, EvalTransform(pretrained), list(classes), config)

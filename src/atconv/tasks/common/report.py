@@ -1,0 +1,64 @@
+"""What is said and written at the end of a run, and of an evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from atconv.engine.predictor import Metrics, Predictor
+from atconv.engine.run import Run
+from atconv.engine.tables import Table
+from atconv.engine.trainer import History
+from atconv.plots import Panel, plot_curves
+
+__all__ = ["evaluate_run", "report_run"]
+
+logger = logging.getLogger(__name__)
+
+
+def report_run(
+    run: Run,
+    model: nn.Module,
+    history: History,
+    panels: Sequence[Panel],
+    predictor: Predictor[Any, Any],
+    metrics: Metrics,
+) -> None:
+    """After the last epoch: curves, tables, and the files of an evaluation on the test split, or on
+    validation where there is none."""
+    best, column = history.rows[history.best], str(history.monitor)
+    plot_curves(history.rows, panels, run.path / "curves.png", (column, best))
+    rows = [
+        ("best epoch", f"{best['epoch']} of {len(history.rows)}"),
+        (f"validation {column.removeprefix('val_')}", f"{best[column]:.2f} %"),
+        ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
+        ("training time", f"{sum(row['seconds'] for row in history.rows):.0f} s"),
+    ]
+    logger.info(Table(str(run.path), ("metric", "value"), rows))
+    note = "" if metrics.split == "test" else " (no test split: these images picked the best epoch)"
+    for table in metrics.tables(f"{metrics.split} split{note}")[:1]:
+        logger.info(table)
+    predictor.save_evaluation(metrics, run.path, {"best_epoch": best["epoch"]})
+    plots = ", ".join(sorted(plot.name for plot in run.path.glob("*.png")))
+    logger.info("everything is in %s: model.safetensors, metrics.csv, %s", run.path, plots)
+
+
+def evaluate_run(predictor: Predictor[Any, Any], data: str, **options: Any) -> tuple[Metrics, Path]:
+    """Evaluate on a split of DATA, log tables, and write to RUN/evaluation/.
+
+    Returns:
+        the metrics, and the folder.
+    """
+    metrics = predictor.evaluate(data, **options)
+    folder = predictor.run.path / "evaluation" / f"{Path(data).resolve().name}-{metrics.split}"
+    for table in metrics.tables(f"{predictor.run.path} on {data}, {metrics.split} split"):
+        logger.info(table)
+    folder.mkdir(parents=True, exist_ok=True)
+    predictor.save_evaluation(metrics, folder)
+    files = ", ".join(sorted(file.name for file in folder.iterdir()))
+    logger.info("written to %s: %s", folder, files)
+    return metrics, folder

@@ -1,0 +1,63 @@
+"""What the registry knows of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atconv.engine import recipes
+from atconv.engine.run import Run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from atconv.engine.predictor import Predictor
+    from atconv.engine.trainer import Task
+
+__all__ = ["TaskSpec"]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task: everything that commands and runs need of it.
+
+    Its functions import what they need when they are called, so that `--help` stays quick.
+    """
+
+    name: str
+    """also its package, atconv.tasks.NAME"""
+    command: str
+    """`atconv COMMAND train`; empty for `atconv train`"""
+    config: type[Any]
+    """a dataclass, a subclass of TrainConfig"""
+    data: str
+    """what DATA is, for people"""
+    make_task: Callable[[Any, Run, Accelerator], Task]
+    """configuration, run, processes → what the trainer trains"""
+    open: Callable[[Run], Predictor[Any, Any]]
+    """the trained model of a run"""
+    inherit_config: Callable[[Any, Collection[str]], Any]
+    """(configuration, options chosen by the user) → the configuration with what comes along with the weights
+    that it starts from"""
+    default_recipe: str = "small"
+
+    def recipe_names(self) -> list[str]:
+        """Recipes that ship with the task, selectable by name."""
+        return recipes.recipe_names(f"atconv.tasks.{self.name}")
+
+    def recipe_path(self, name: str) -> Path:
+        """The file of a recipe. Raises ValueError where there is none of that name."""
+        return recipes.recipe_path(f"atconv.tasks.{self.name}", name)
+
+    def read_config(self, run: Run) -> Any:
+        """The configuration of a run of this task. Raises ValueError where it is not one."""
+        return recipes.read_config(run, self.config, self.name)
+
+    def owns(self, options: Collection[str]) -> bool:
+        """Whether a run's complete configuration, of which these are the names, is one of this task."""
+        return set(options) == {field.name for field in fields(self.config)}
+
+    def train_command(self) -> str:
+        return " ".join(part for part in ("atconv", self.command, "train") if part)
