@@ -7,12 +7,12 @@ from pathlib import Path
 
 import lmdb
 import pytest
+from atconv.data.preparation import build_lmdb_from_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from atconv.data.lmdb_format import LmdbReader, build_lmdb
-from atconv.data.preparation import build_lmdb_from_folder
 from atconv.data.sources import FolderSource, LmdbSource
 from atconv.data.splits import make_split
 from support.tiny import atconv, picture_folder, start_process, tiny_config, tiny_options

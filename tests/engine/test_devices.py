@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import PartialState
+from atconv.engine.devices import make_accelerator
 
 from atconv.engine import devices
 from atconv.engine.config import LoopConfig
-from atconv.engine.devices import make_accelerator
 from support.tiny import reset_accelerate
 
 

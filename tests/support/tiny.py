@@ -22,11 +22,11 @@ from unittest import mock
 
 import numpy as np
 from accelerate.state import AcceleratorState, GradientState
+from atconv.tasks.classification.train import train
 from PIL import Image
 from rich.console import Console
 
 from atconv.tasks.classification.config import ClassificationConfig
-from atconv.tasks.classification.train import train
 
 # Inherited by the processes started below: two OpenMP programs at once slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -56,7 +56,11 @@ def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB")
     if isinstance(image, Image.Image):
         return upright(image, mode)
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        if (
+            image.dtype != np.uint8
+            or image.ndim not in (2, 3)
+            or (image.ndim == 3 and image.shape[2] not in (1, 3))
+        ):
             raise ValueError(
                 f"an image array is H W, H W 1 or H W 3 of uint8, got {image.dtype} {image.shape}"
             )

@@ -43,6 +43,8 @@ def pack_folder(folder: Path, out: Path) -> Path:
     kept = [i for i, reason in enumerate(report.reasons) if reason is None]
     if not kept:
         raise ValueError(f"none of the {len(source)} files in {folder} is a readable image")
-    records = ((source.encoded(i), source.labels[i]) for i in tqdm(kept, "packing", disable=None, leave=False))
+    records = (
+        (source.encoded(i), source.labels[i]) for i in tqdm(kept, "packing", disable=None, leave=False)
+    )
     build_lmdb(out, records, len(kept), source.classes)
     return out

@@ -106,7 +106,9 @@ def open_sources(config: DataConfig) -> dict[str, ImageSource]:
     return _open_folder(path)
 
 
-def open_splits(config: DataConfig, seed: int, run: Run, accelerator: Accelerator, min_classes: int = 2) -> Splits:
+def open_splits(
+    config: DataConfig, seed: int, run: Run, accelerator: Accelerator, min_classes: int = 2
+) -> Splits:
     """The splits of a run, made by its first process where there are none yet.
 
     Raises:
@@ -200,10 +202,10 @@ def _open_folder(path: Path) -> dict[str, ImageSource]:
     folders = {split: _first_existing(path, list(names)) for split, names in SPLIT_NAMES.items()}
     if folders["train"] and any(child.is_dir() for child in folders["train"].iterdir()):
         train = FolderSource(folders["train"])
+        sources: dict[str, ImageSource] = {"train": train}
         others = {split: folder for split, folder in folders.items() if folder and split != "train"}
-        return {"train": train} | {
-            split: FolderSource(folder, train.classes) for split, folder in others.items()
-        }
+        sources |= {split: FolderSource(folder, train.classes) for split, folder in others.items()}
+        return sources
     if not folders["train"] and (folders["val"] or folders["test"]):
         raise ValueError(f"{path} has a validation or test folder but no train folder")
     return {"train": FolderSource(path)}

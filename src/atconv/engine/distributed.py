@@ -134,9 +134,7 @@ def shard(model: nn.Module, parts: Sequence[nn.Module], accelerator: Accelerator
     fully_shard(model, mesh=mesh)
 
 
-def full_state_dict(
-    model: nn.Module, *optimizers: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def full_state_dict(model: nn.Module, *optimizers: torch.optim.Optimizer) -> tuple[Any, Any]:
     """State of a model, and of its optimizer where one is given, with every split tensor gathered.
 
     All processes must call it.
@@ -144,7 +142,7 @@ def full_state_dict(
     return dcp.get_state_dict(model, [_unwrapped(o) for o in optimizers], options=_FULL)
 
 
-def load_model(model: nn.Module, state: dict[str, Tensor]) -> None:
+def load_model(model: nn.Module, state: dict[str, Any]) -> None:
     """Load a full state into a model, split or not."""
     dcp.set_model_state_dict(model, state, options=_FULL)
 

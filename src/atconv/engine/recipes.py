@@ -87,8 +87,8 @@ def reject_contradictions(config: Any, source: Any, names: Collection[str], chos
     """Raise ValueError where an option that comes with the run named as `checkpoint` was chosen otherwise."""
     for name in names:
         if name in chosen and getattr(config, name) != getattr(source, name):
-            flag = name.replace("_", "-")
+            option, run = name.replace("_", "-"), config.checkpoint
             raise ValueError(
-                f"--{flag} {getattr(config, name)} contradicts --checkpoint {config.checkpoint}, whose {flag} "
-                f"is {getattr(source, name)}: leave --{flag} out"
+                f"--{option} {getattr(config, name)} contradicts --checkpoint {run}, whose {option} is "
+                f"{getattr(source, name)}: leave --{option} out"
             )

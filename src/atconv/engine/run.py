@@ -1,13 +1,13 @@
 """A run's folder: what lies where, and who may train in it.
 
-    runs/NAME/
-        config.yaml         the complete, re-runnable configuration
-        split.json          which images are in which split
-        metrics.csv         one row an epoch       inhibition.csv   λ by layer and epoch
-        log.txt             what the run said
-        checkpoints/step-N  everything needed to resume
-        config.json, model.safetensors             the best model, as timm reads it
-        *.png               plots
+runs/NAME/
+    config.yaml         the complete, re-runnable configuration
+    split.json          which images are in which split
+    metrics.csv         one row an epoch       inhibition.csv   λ by layer and epoch
+    log.txt             what the run said
+    checkpoints/step-N  everything needed to resume
+    config.json, model.safetensors             the best model, as timm reads it
+    *.png               plots
 """
 
 from __future__ import annotations

@@ -132,9 +132,9 @@ def resume(run: str | Path) -> Path:
 def _fit(spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator, new: bool) -> Path:
     """Train what is left to train in a run's folder, then report once. A new run that fails before its first
     step leaves no folder."""
-    from atconv.data.checking import TooManyUnreadable
     from contextlib import ExitStack
 
+    from atconv.data.checking import TooManyUnreadable
     from atconv.engine.checkpoint import latest_checkpoint
 
     with ExitStack() as held:

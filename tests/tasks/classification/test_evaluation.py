@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from atconv.tasks.classification.evaluation import expected_calibration_error, figures_of, wilson_interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from atconv.data.sources import DigitsSource
-from atconv.tasks.classification.evaluation import expected_calibration_error, figures_of, wilson_interval
 from support.tiny import Finished, atconv, picture_folder, read_rows, trained_run
 
 # Six images, six classes: right, right, wrong (second), wrong (last), right, wrong (second).

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from atconv.tasks.classification.prediction import predict
 from PIL import Image
 
 import atconv as package
 from atconv.data.images import find_images
 from atconv.data.sources import DigitsSource
-from atconv.tasks.classification.prediction import predict
 from support.tiny import atconv, trained_run
 
 

@@ -42,5 +42,7 @@ def train_transform(config: ClassificationConfig) -> Callable[[Image.Image], Ten
         raise ValueError(f"timm does not take auto_augment {config.auto_augment!r}: {error}") from error
     if not config.rotate and not config.shift:
         return transform
-    affine = RandomAffine(config.rotate, (config.shift, config.shift), interpolation=InterpolationMode.BILINEAR)
+    affine = RandomAffine(
+        config.rotate, (config.shift, config.shift), interpolation=InterpolationMode.BILINEAR
+    )
     return Compose([affine, transform])

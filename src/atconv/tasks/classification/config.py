@@ -163,9 +163,7 @@ class ClassificationConfig(
         return self.mixup > 0 or self.cutmix > 0
 
 
-def inherit_config(
-    config: ClassificationConfig, chosen: Collection[str] = ()
-) -> ClassificationConfig:
+def inherit_config(config: ClassificationConfig, chosen: Collection[str] = ()) -> ClassificationConfig:
     """Where weights come from another run, its model, channels and normalization come with them, and its
     input size, crop and interpolation, unless they are among the `chosen` options.
 

@@ -17,7 +17,6 @@ from atconv.data.checking import check_files
 from atconv.data.loaders import EpochBatches, Transform, eval_loader, stream_loader, train_loader
 from atconv.data.sources import FolderSource, ImageSource, Stream
 from atconv.data.splits import Split, Splits, is_stream, load_splits, open_sources, open_splits
-from atconv.data.transforms import EvalTransform
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
 from atconv.tasks.classification.augmentation import train_transform
@@ -65,7 +64,11 @@ class IndexedData:
 
     def val_batches(self, transform: Transform, batch_size: int) -> Iterator[Any]:
         """This process's share of the validation images."""
-        val, rank, processes = self.splits["val"], self.accelerator.process_index, self.accelerator.num_processes
+        val, rank, processes = (
+            self.splits["val"],
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
         share = Split(val.source, val.indices[rank::processes])
         return iter(
             eval_loader(share, transform, self.config.in_chans, max(batch_size, 32), self.config.workers)

@@ -55,7 +55,11 @@ class ClassificationMetrics(Metrics):
         many = len(self.classes) > _MAX_CLASSES_SHOWN
         shown = sorted(self.per_class, key=lambda row: row["recall"]) if many else self.per_class
         cells = [
-            (self.classes[r["class"]], str(r["images"]), *(f"{r[k]:.1f} %" for k in ("precision", "recall", "f1")))
+            (
+                self.classes[r["class"]],
+                str(r["images"]),
+                *(f"{r[k]:.1f} %" for k in ("precision", "recall", "f1")),
+            )
             for r in shown[:_MAX_CLASSES_SHOWN]
         ]
         heading = f"the {_MAX_CLASSES_SHOWN} classes with the lowest recall" if many else "classes"

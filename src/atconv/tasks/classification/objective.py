@@ -58,7 +58,7 @@ class Objective(nn.Module):
     Args:
         config: loss, mixing and distillation options.
         classes: number of classes.
-        labels: class index of every training image, for balanced class weights; None where they are not known.
+        labels: class index of every training image, for balanced class weights; None where not known.
     """
 
     weights: Tensor | None

@@ -136,7 +136,7 @@ class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
         ]
         write_rows(folder / "predictions.csv", rows)
         plots.plot_confusion_matrix(metrics, folder / "confusion.png")
-        worst = worst_mistakes(metrics.probabilities, metrics.labels)
+        worst = worst_mistakes(metrics.probabilities, metrics.labels).tolist()
         plots.plot_mistakes(metrics, worst, self.transform.prepare.mode, folder / "mistakes.png")
         write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
 
