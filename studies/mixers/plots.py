@@ -1,0 +1,70 @@
+"""Plot of the study: accuracy against cost, and how far each variant is from the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from atconv.plots import plt, save
+from atconv.tasks.classification.study_report import Summary
+
+__all__ = ["compare_variants"]
+
+
+def compare_variants(summaries: Sequence[Summary], reference: str, title: str, path: Path) -> None:
+    """Accuracy against MACs with the spread of runs; next to it each difference to the reference.
+
+    Args:
+        summaries: the variants, in the order that the differences are listed in.
+        reference: the variant with a large mark.
+        title: above both plots.
+        path: PNG to write.
+    """
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11.5, max(4.6, 1.4 + 0.3 * len(summaries))), layout="constrained"
+    )
+    colors, markers = plt.get_cmap("tab10"), "osD^v"
+    positions = _spread_out([summary.macs / 1e6 for summary in summaries])
+    for row, (summary, position) in enumerate(zip(summaries, positions, strict=True)):
+        style: dict[str, Any] = {
+            "color": colors(row % 10),
+            "marker": markers[row // 10 % len(markers)],
+            "markersize": 11 if summary.variant == reference else 7,
+            "capsize": 3,
+            "linestyle": "none",
+        }
+        left.errorbar(position, summary.mean, yerr=summary.deviation or None, **style)
+        difference = 0.0 if summary.variant == reference else summary.difference
+        if difference is not None:
+            single = summary.half_width is None and summary.variant != reference
+            filled = {"markerfacecolor": "white"} if single else {}
+            right.errorbar(difference, row, xerr=summary.half_width, **style, **filled)
+    left.set(
+        xlabel="MACs of an image, millions\n(equal ones side by side; marks as on the right)",
+        ylabel="top-1 on test images, % (bar: standard deviation of runs)",
+    )
+    right.axvline(0, color="gray", linewidth=1)
+    right.set_xlabel(f"top-1 minus {reference}'s, points (95 % interval; hollow: one pair)")
+    right.set_yticks(range(len(summaries)), [summary.variant for summary in summaries])
+    right.invert_yaxis()
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=11)
+    save(figure, path)
+
+
+def _spread_out(positions: Sequence[float]) -> list[float]:
+    """The positions, those that coincide moved a little to the left and right, so that each can be seen."""
+    width = max(positions) - min(positions)
+    groups: list[list[int]] = []
+    for i in sorted(range(len(positions)), key=lambda i: positions[i]):
+        if groups and positions[i] - positions[groups[-1][0]] <= 0.005 * width:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    moved = list(positions)
+    for group in groups:
+        for place, i in enumerate(group):
+            moved[i] += 0.015 * width * (place - (len(group) - 1) / 2)
+    return moved

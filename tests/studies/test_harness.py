@@ -1,0 +1,96 @@
+"""The harness: each row once however many processes work, machines named in rows, and its statistics."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from atconv.io import read_rows, write_rows
+from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed
+from studies import harness
+from studies.harness import mean_and_deviation, paired_difference, run_side_by_side, smallest_difference
+from support.tiny_study import counted_row
+
+JOBS = seed_by_seed({"a": 3, "b": 1})
+
+
+def make_sweep(folder: Path) -> Sweep:
+    return Sweep(folder / "results.csv", folder / "runs", counted_row, torch.device("cpu"), "fp32", "model")
+
+
+def test_jobs_come_seed_by_seed() -> None:
+    assert [(job.variant, job.seed) for job in JOBS] == [("a", 0), ("b", 0), ("a", 1), ("a", 2)]
+
+
+def test_two_processes_make_each_row_once(tmp_path: Path) -> None:
+    run_side_by_side(make_sweep(tmp_path), JOBS, 2)
+    rows = read_rows(tmp_path / "results.csv")
+    assert sorted((row["model"], row["seed"], row["score"]) for row in rows) == [
+        ("a", "0", "1"), ("a", "1", "11"), ("a", "2", "21"), ("b", "0", "1")
+    ]  # fmt: skip
+    assert {(row["device"], row["precision"]) for row in rows} == {("cpu", "fp32")}
+    made = [path.read_text().split() for path in (tmp_path / "runs").glob("*/made")]
+    assert [len(lines) for lines in made] == [1] * 4
+    run_side_by_side(make_sweep(tmp_path), JOBS, 2)
+    assert read_rows(tmp_path / "results.csv") == rows
+
+
+def test_rows_without_new_columns_stay(tmp_path: Path) -> None:
+    write_rows(tmp_path / "results.csv", [{"model": "a", "seed": 0, "score": 5}])
+    make_sweep(tmp_path).run(JOBS[:2])
+    old, new = read_rows(tmp_path / "results.csv")
+    assert old == {"model": "a", "seed": "0", "score": "5", "device": "", "precision": ""}
+    assert new == {"model": "b", "seed": "0", "score": "1", "device": "cpu", "precision": "fp32"}
+
+
+def test_commands_counted_rows_of_some_seeds_and_variants_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[Path] = []
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["study", *arguments])
+        harness.main("doc", tmp_path, plan, lambda args: reported.append(args.out))
+
+    def plan(args: Any) -> tuple[Sweep, list[Job]]:
+        assert (args.data, args.device) == ("data", torch.device("cpu"))
+        return Sweep(args.out / "results.csv", args.runs, counted_row, args.device, "fp32"), JOBS
+
+    out = tmp_path / "again"
+    run("run", "data", "--seeds", "0", "2", "--only", "a", "--device", "cpu", "--out", str(out))
+    assert [(row["variant"], row["seed"]) for row in read_rows(out / "results.csv")] == [
+        ("a", "0"),
+        ("a", "2"),
+    ]
+    assert (out / "runs" / "a-2" / "made").is_file()
+    assert reported == [out]
+    with pytest.raises(SystemExit, match="no variant c; there are a, b"):
+        run("run", "data", "--only", "c", "--device", "cpu", "--out", str(out))
+    with pytest.raises(SystemExit):
+        run("run")
+    run("report")
+    assert reported == [out, tmp_path]
+
+
+def test_means_and_paired_differences_are_written_out() -> None:
+    assert mean_and_deviation([1.0, 3.0], ".2f", ".2f") == "2.00 ± 1.41"
+    assert mean_and_deviation([1.0]) == "1"
+    scores = {("a", 0): 1, ("a", 1): 2, ("b", 0): 2, ("b", 1): 5, ("b", 2): 9}
+    rows = [{"variant": v, "seed": str(s), "score": str(score)} for (v, s), score in scores.items()]
+    # Differences 1 and 3: t(0.975, 1 degree of freedom) = 12.706 times √2 / √2.
+    assert paired_difference(rows, "score", "b", "a") == "+2 ± 12.7 (95 %, 2 pairs)"
+    assert paired_difference(rows[:3], "score", "b", "a") is None
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 8])
+def test_the_smallest_difference_is_found_four_times_in_five(pairs: int) -> None:
+    shift = smallest_difference(1.5, pairs)
+    samples = np.random.default_rng(0).normal(shift, 1.5, (20_000, pairs))
+    found = stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
