@@ -8,9 +8,9 @@ from pathlib import Path
 
 import timm
 import torch
-from atconv.engine.devices import cpu_has_bf16
 
 from atconv import tune_allocator
+from atconv.engine.distributed import cpu_has_bf16
 
 __all__ = ["dtypes", "machine_line", "machine_name"]
 

@@ -24,9 +24,9 @@ from typing import Any
 
 import timm
 import torch
+from atconv.engine.progress import make_table, plain_console
 from filelock import FileLock
 
-from atconv.engine.progress import make_table, plain_console
 from atconv.io import read_rows, write_rows
 from atconv.plots import plt, save
 from atconv.replace.counting import macs

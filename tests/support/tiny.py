@@ -22,10 +22,10 @@ from unittest import mock
 
 import numpy as np
 from accelerate.state import AcceleratorState, GradientState
-from atconv.tasks.classification.train import train
 from PIL import Image
 from rich.console import Console
 
+from atconv.tasks import train
 from atconv.tasks.classification.config import ClassificationConfig
 
 # Inherited by the processes started below: two OpenMP programs at once slow each other down.
@@ -73,7 +73,7 @@ def reset_accelerate() -> None:
 def train_tiny(run: Path, console: Console | None = None, **changes: Any) -> Path:
     """Train in this process."""
     reset_accelerate()
-    return train(tiny_config(**changes), run, console or Console(quiet=True))
+    return train(tiny_config(**changes), run)
 
 
 @functools.cache

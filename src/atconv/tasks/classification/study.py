@@ -29,13 +29,11 @@ import yaml
 from torch import nn
 
 from atconv.data.splits import open_sources
-from atconv.engine.devices import available_precision
-from atconv.engine.run import resolve_device
+from atconv.engine.distributed import available_precision, resolve_device
 from atconv.io import read_rows, write_atomically
 from atconv.models.attnet import VARIANTS
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.study_report import read_results, report_study
-from atconv.tasks.classification.train import resume, train
 from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed, train_or_resume
 
 __all__ = ["Study", "Variant", "prepare_sweep", "read_study", "study"]
@@ -201,7 +199,7 @@ def prepare_sweep(study: Study, out: Path, runs: Path | None = None) -> Sweep:
 
 def _make_row(study: Study, job: Job, run: Path) -> dict[str, Any]:
     variant = study.variants[job.variant]
-    train_or_resume(run, partial(train, study.config(variant, job.seed), run), resume)
+    train_or_resume(study.config(variant, job.seed), run)
     parameters, macs = study.cost(variant)
     return {
         "top1": json.loads((run / "metrics.json").read_text())["top1"],

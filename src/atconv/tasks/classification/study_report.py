@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from atconv.engine.tables import Table
 from atconv.io import read_rows, write_atomically
 from atconv.tasks.common.sweep import confidence_half_width, paired_differences
 
@@ -128,9 +129,9 @@ def report_study(
     headers = ("mixer", "seeds", "top-1, %", f"minus {reference} [95 %]", "parameters", "MACs (M)", *extra)
     rows = [(*_cells(s), *(cells.get(s.variant, "") for cells in extra.values())) for s in summaries]
     ruler = ("---", *["---:"] * (len(headers) - 1))
-    table = "".join(f"| {' | '.join(row)} |\n" for row in (headers, ruler, *rows))
-    write_atomically(out / "results.md", lambda path: path.write_text(table))
-    logger.info("%s\n%s", out, table)
+    markdown = "".join(f"| {' | '.join(row)} |\n" for row in (headers, ruler, *rows))
+    write_atomically(out / "results.md", lambda path: path.write_text(markdown))
+    logger.info("%s", Table(str(out), headers, rows))
     return summaries
 
 

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from scipy import stats
 
+from atconv import tasks
 from atconv.io import read_rows, write_rows
 
 __all__ = ["Job", "Sweep", "confidence_half_width", "paired_differences", "seed_by_seed", "train_or_resume"]
@@ -108,13 +109,13 @@ class Sweep:
             )
 
 
-def train_or_resume(run: Path, train: Callable[[], object], resume: Callable[[Path], object]) -> None:
+def train_or_resume(config: Any, run: Path) -> None:
     """Train in a folder, or continue what was interrupted there at any moment. A finished run is kept."""
     if (run / "config.yaml").is_file():
-        resume(run)
+        tasks.resume(run)
     else:
         shutil.rmtree(run, ignore_errors=True)  # it was interrupted before there was anything to resume
-        train()
+        tasks.train(config, run)
 
 
 def paired_differences(values: Mapping[tuple[str, int], float], variant: str, reference: str) -> list[float]:
