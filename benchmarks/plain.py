@@ -49,7 +49,7 @@ class PlainATConv(nn.Module):
         self.kernel_proj.weight = nn.Parameter(mixer.context_proj.weight.detach()[:, :, None, None].clone())
         self.kernel_proj.bias = mixer.context_proj.bias
         self.kernel_gen, self.alpha, self.size = mixer.kernel_gen, mixer.alpha, mixer.kernel_size
-        self.value_proj, self.out_proj = mixer.value_proj, mixer.out_proj
+        self.value_proj, self.proj = mixer.value_proj, mixer.proj
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -62,7 +62,7 @@ class PlainATConv(nn.Module):
             padding=self.size // 2,
             groups=batch * channels,
         )
-        return self.out_proj(routed.reshape(batch, channels, height, width))
+        return self.proj(routed.reshape(batch, channels, height, width))
 
 
 class PlainConvGLU(nn.Module):
@@ -74,7 +74,7 @@ class PlainConvGLU(nn.Module):
         self.fc1.bias = nn.Parameter(
             torch.cat([half.bias.detach() for half in halves if half.bias is not None])
         )
-        self.dwconv, self.norm, self.fc2 = glu.dwconv, glu.norm, glu.out_proj
+        self.dwconv, self.norm, self.fc2 = glu.dwconv, glu.norm, glu.proj
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=1)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from atconv import functional
-from support.helpers import WEIGHTS, assert_close
+from atconv import ATConv2d, functional
+from atconv.ops.dynamic_depthwise_conv import LARGE_SAMPLE
+from support.helpers import WEIGHTS, assert_close, randomize
 
 SHAPES = {
     "batch": st.integers(1, 3),
@@ -78,7 +79,7 @@ def loop_atconv(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
         competing = made - made.mean() / (1 + math.exp(-w["alpha"][c]))
         kernel[b, c] = competing.reshape(size, size)
     values = loop_project(x, w["value_proj.weight"], w["value_proj.bias"])
-    return loop_project(loop_route(values, kernel), w["out_proj.weight"], w["out_proj.bias"])
+    return loop_project(loop_route(values, kernel), w["proj.weight"], w["proj.bias"])
 
 
 def check_against_loops(batch: int, dim: int, kernel_size: int, height: int, width: int, seed: int) -> None:
@@ -191,7 +192,7 @@ def test_routing_keeps_memory_format_and_dtype(batch: int, dtype: torch.dtype) -
 def test_large_channels_last_maps_route_as_others_do(batch: int) -> None:
     """They take one convolution a sample."""
     x, kernel = normal(batch, 128, 32, 24), normal(batch, 128, 3, 3, seed=1)
-    assert x[0].numel() > functional._LARGE_SAMPLE
+    assert x[0].numel() > LARGE_SAMPLE
     ours = x.contiguous(memory_format=torch.channels_last).requires_grad_(), kernel.clone().requires_grad_()
     theirs = x.clone().requires_grad_(), kernel.clone().requires_grad_()
     results = [functional.dynamic_depthwise_conv2d(*inputs) for inputs in (ours, theirs)]
@@ -225,6 +226,28 @@ def test_operator_without_alpha_has_no_inhibition() -> None:
     without = functional.atconv2d(x, *{**weights, "alpha": None}.values())
     limit = functional.atconv2d(x, *{**weights, "alpha": torch.full((3,), -800.0)}.values())
     assert_close(without, limit, 1e-14)
+
+
+@pytest.mark.parametrize("options", [{}, {"routing": False}, {"inhibition": False}, {"context_grid": True}])
+def test_operator_takes_every_option_of_the_module(options: dict[str, bool]) -> None:
+    module = randomize(ATConv2d(4, 5, **options)).double()
+    weights, x = module.state_dict(), normal(2, 4, 7, 6)
+    y = functional.atconv2d(
+        x,
+        *(weights.get(name) for name in WEIGHTS),
+        static_kernel=weights.get("static_kernel"),
+        context_grid=module.context_grid,
+    )
+    assert_close(y, module(x), 1e-12)
+
+
+def test_operator_takes_either_routing_or_a_static_kernel() -> None:
+    x, weights = normal(1, 2, 3, 3), operator_weights(2, 3)
+    message = "give context_weight and generator_weight for adaptive routing, or static_kernel alone"
+    with pytest.raises(ValueError, match=message):
+        functional.atconv2d(x, *weights.values(), static_kernel=normal(2, 3, 3))
+    with pytest.raises(ValueError, match=message):
+        functional.atconv2d(x, *{**weights, "context_proj.weight": None}.values())
 
 
 def test_gradients() -> None:

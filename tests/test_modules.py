@@ -214,7 +214,7 @@ def test_tokens_equal_the_map(grid: tuple[int, int]) -> None:
 def test_square_grid_is_inferred() -> None:
     mixer = mixer_of(ATConvTokens)
     x = random_input(mixer, 2, 6, 6)
-    assert torch.equal(mixer(x), mixer(x, grid=(6, 6)))
+    assert torch.equal(mixer(x), mixer(x, grid_size=(6, 6)))
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -267,6 +267,86 @@ def test_generated_code_equals_eager_at_several_shapes() -> None:
         assert_close(compiled(x), mixer(x), 1e-5)
 
 
+# Layers are called: hooks, adapters, offload and quantization act on calls.
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("layer", ["context_proj", "act", "kernel_gen", "value_proj", "proj"])
+def test_a_hook_on_every_layer_is_called_and_can_change_the_output(
+    module: type[nn.Module], layer: str
+) -> None:
+    mixer = mixer_of(module).double()
+    x = random_input(mixer, dtype=torch.float64)
+    expected, outputs = mixer(x), []
+    handle = getattr(mixer, layer).register_forward_hook(lambda _, args, output: outputs.append(output))
+    assert_close(mixer(x), expected, 1e-12)
+    assert len(outputs) == 1
+    handle.remove()
+    getattr(mixer, layer).register_forward_hook(lambda _, args, output: 2 * output)
+    assert not torch.allclose(mixer(x), expected)
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("layer", ["context_proj", "kernel_gen", "value_proj", "proj"])
+def test_a_layer_may_be_replaced_by_one_that_has_no_weight(module: type[nn.Module], layer: str) -> None:
+    """As adapters and quantized layers are."""
+
+    class Wrapped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    mixer = mixer_of(module).double()
+    x = random_input(mixer, dtype=torch.float64)
+    expected = mixer(x)
+    setattr(mixer, layer, Wrapped(getattr(mixer, layer)))
+    assert_close(mixer(x), expected, 1e-12)
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("routing", [True, False])
+def test_parameters_are_built_on_the_device_and_in_the_dtype(module: type[nn.Module], routing: bool) -> None:
+    mixer = module(8, routing=routing, device="meta", dtype=torch.bfloat16)
+    tensors = [*mixer.parameters(), *mixer.buffers()]
+    assert all(tensor.is_meta and tensor.dtype == torch.bfloat16 for tensor in tensors)
+
+
+# Class and register tokens.
+
+
+@pytest.mark.parametrize("prefix", [1, 5])
+def test_prefix_tokens_take_the_mean_of_their_values_and_of_the_routed_map(prefix: int) -> None:
+    plain, mixer = mixer_of(ATConvTokens).double(), ATConvTokens(8, num_prefix_tokens=prefix).double()
+    mixer.load_state_dict(plain.state_dict())
+    x = torch.randn(2, prefix + 12, 8, dtype=torch.float64)
+    y = mixer(x, (3, 4))
+    assert_close(y[:, prefix:], plain(x[:, prefix:], (3, 4)), 1e-12)
+    routed = torch.linalg.solve(plain.proj.weight, (y[:, prefix:] - plain.proj.bias).mT).mT
+    values = torch.cat([plain.value_proj(x[:, :prefix]), routed], dim=1)
+    assert_close(y[:, :prefix], plain.proj(values.mean(1, keepdim=True)).expand(-1, prefix, -1), 1e-9)
+
+
+def test_the_square_behind_prefix_tokens_is_inferred() -> None:
+    mixer = randomize(ATConvTokens(8, num_prefix_tokens=1))
+    x = torch.randn(2, 17, 8)
+    assert torch.equal(mixer(x), mixer(x, grid_size=(4, 4)))
+
+
+def test_macs_count_prefix_tokens() -> None:
+    mixer = ATConvTokens(8, num_prefix_tokens=3)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        mixer(torch.randn(1, 3 + 35, 8), (7, 5))
+    assert counter.get_total_flops() == 2 * mixer.macs(7, 5)
+
+
+def test_a_negative_number_of_prefix_tokens_is_rejected() -> None:
+    with pytest.raises(ValueError, match="num_prefix_tokens must be at least 0, got -1"):
+        ATConvTokens(8, num_prefix_tokens=-1)
+
+
 # The two ideas, each switched off, and what they cost.
 
 
@@ -280,7 +360,7 @@ def test_without_routing_it_is_a_static_depthwise_convolution(inhibition: bool) 
     assert torch.equal(mixer.kernels(x), mixer.kernels(other))
     assert_close(mixer.kernels(x), kernel[None], 1e-14)
     routed = F.conv2d(mixer.value_proj(x), kernel[:, None], padding=1, groups=8)
-    assert_close(mixer(x), mixer.out_proj(routed), 1e-12)
+    assert_close(mixer(x), mixer.proj(routed), 1e-12)
     assert "context_proj.weight" not in mixer.state_dict()
 
 
@@ -402,7 +482,7 @@ def test_no_tokens_are_refused() -> None:
 @given(count=st.integers(2, 200).filter(lambda n: round(n**0.5) ** 2 != n))
 def test_tokens_that_are_no_square_need_a_grid(count: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"{count} tokens are not a square grid; pass grid=\(height, width\)"
+        ValueError, match=rf"{count} tokens are not a square grid; pass grid_size=\(height, width\)"
     ):
         ATConvTokens(8)(torch.zeros(1, count, 8))
 

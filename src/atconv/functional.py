@@ -1,4 +1,4 @@
-"""ATConv as pure functions, one for each step of the mathematics. Imports torch alone.
+"""ATConv as pure functions, one for each step of the mathematics.
 
 A content-made K×K kernel for every sample and channel, whose weights compete:
 
@@ -7,7 +7,7 @@ A content-made K×K kernel for every sample and channel, whose weights compete:
     k = lateral_inhibition(k, alpha)          B C K K   differential kernel modulation
     y = dynamic_depthwise_conv2d(v, k)        B C H W   v = 1×1 projection of x
 
-and `atconv2d` is the whole, with the two 1×1 projections around it.
+and `atconv2d` is the full operator, with the two 1×1 projections around it.
 
 Axes: B batch, C channels, H×W map, N = H·W positions, K odd kernel size, n = K². Every function
 takes any floating dtype and any B ≥ 0, H ≥ 1, W ≥ 1, and is differentiable twice.
@@ -18,7 +18,6 @@ Efficiency", arXiv 2510.20092.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -26,19 +25,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atconv.ops.context_pooling import pool
+from atconv.ops.dynamic_depthwise_conv import dynamic_depthwise_conv
+
 __all__ = [
     "atconv2d",
     "context_to_kernel",
     "dynamic_depthwise_conv2d",
+    "generate_kernel",
     "lateral_inhibition",
     "pool_context",
     "project_channels",
 ]
 
-_LARGE_SAMPLE = 2**16  # values of a map from which a convolution of its own pays, measured on two cores
 
-
-def pool_context(x: Tensor, bins: int, grid: bool = False) -> Tensor:
+def pool_context(x: Tensor, bins: int, context_grid: bool = False) -> Tensor:
     """Average the raster-ordered positions of a map into `bins` equal stretches.
 
     Bin i covers positions ⌊i·N/bins⌋ up to ⌈(i+1)·N/bins⌉ of the flattened map: one-dimensional,
@@ -47,27 +48,23 @@ def pool_context(x: Tensor, bins: int, grid: bool = False) -> Tensor:
     Args:
         x: map, B C H W.
         bins: number of bins n ≥ 1, K² for a K×K kernel.
-        grid: average the cells of a √n × √n grid instead, row by row. Not what the released weights take.
+        context_grid: average the cells of a √n × √n grid instead, row by row. The released weights take the
+            stretches.
 
     Returns:
         context, B C n.
 
     Raises:
-        ValueError: `x` is not B C H W, is an empty map, `bins` < 1, or `bins` is no square for a grid.
+        ValueError: `x` is not B C H W or is an empty map, `bins` < 1, or `bins` is not a square where
+            `context_grid` is set.
         TypeError: `x` is not floating point.
     """
     check_map(x, "x")
     if bins < 1:
         raise ValueError(f"pool_context: bins must be at least 1, got {bins}")
-    side = math.isqrt(bins)
-    if grid and side * side != bins:
+    if context_grid and math.isqrt(bins) ** 2 != bins:
         raise ValueError(f"pool_context: the bins of a grid must be a square, got {bins}")
-    # On MPS adaptive pooling takes only sizes that the bins divide (pytorch issue 96056).
-    if _symbolic() or x.device.type == "mps":
-        return _bin_means(x, bins, grid)
-    if grid:
-        return F.adaptive_avg_pool2d(x, side).flatten(2)
-    return F.adaptive_avg_pool1d(_flatten_positions(x), bins)
+    return pool(x, bins, context_grid)
 
 
 def context_to_kernel(
@@ -112,11 +109,26 @@ def context_to_kernel(
             f"context_to_kernel: context {tuple(context.shape)} takes weight ({channels}, {channels}) and "
             f"generator_weight ({n}, {n}), got {tuple(weight.shape)} and {tuple(generator_weight.shape)}"
         )
-    # Contiguous, and the generator from the left: CPUs multiply strided bfloat16 many times slower.
+    # Contiguous: CPUs multiply strided bfloat16 many times slower.
     mixed = F.linear(context.transpose(1, 2).contiguous(), weight, bias)
-    kernel = generator_weight @ activation(mixed)
-    if generator_bias is not None:
-        kernel = kernel + generator_bias[:, None]
+    return generate_kernel(activation(mixed), generator_weight, generator_bias)
+
+
+def generate_kernel(mixed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The second half of `context_to_kernel`: mix the bins of every channel into its K×K kernel.
+
+    Args:
+        mixed: activated context with channels last, B n C.
+        weight, bias: G (n n) and g (n, or None).
+
+    Returns:
+        kernels, B C K K.
+    """
+    # From the left: the transpose of `mixed` would be strided, see above.
+    kernel = weight @ mixed
+    if bias is not None:
+        kernel = kernel + bias[:, None]
+    size = math.isqrt(mixed.shape[1])
     return kernel.transpose(1, 2).unflatten(2, (size, size))
 
 
@@ -160,35 +172,20 @@ def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor) -> Tensor:
         TypeError: `x` is not floating point.
     """
     check_map(x, "x")
-    batch, channels, height, width = x.shape
+    batch, channels = x.shape[:2]
     size = kernel.shape[-1] if kernel.ndim else 0
     if kernel.ndim != 4 or kernel.shape[1] != channels or kernel.shape[2] != size or size % 2 == 0:
         raise ValueError(
             f"dynamic_depthwise_conv2d: a map {tuple(x.shape)} takes kernels (B or 1, {channels}, K, K) "
             f"with odd K, got {tuple(kernel.shape)}"
         )
-    kernel = kernel.to(x.dtype)
     # In an export the batch is a symbol: comparing it with 1 would fix it there.
-    if isinstance(kernel.shape[0], int) and kernel.shape[0] == 1:
-        return F.conv2d(x, kernel.transpose(0, 1), padding=size // 2, groups=channels)
-    if kernel.shape[0] != batch:
+    shared = isinstance(kernel.shape[0], int) and kernel.shape[0] == 1
+    if not shared and kernel.shape[0] != batch:
         raise ValueError(
             f"dynamic_depthwise_conv2d: {batch} samples take {batch} kernels or 1, got {kernel.shape[0]}"
         )
-    if _symbolic() or batch == 0:
-        return _shifted_products(x, kernel)
-    if _conv_by_sample(x):
-        pairs = zip(x.split(1), kernel.unsqueeze(2).unbind(0), strict=True)
-        return torch.cat([F.conv2d(one, own, padding=size // 2, groups=channels) for one, own in pairs])
-    # All samples side by side as channels of one image: one grouped convolution for the batch.
-    groups = batch * channels
-    y = F.conv2d(
-        x.reshape(1, groups, height, width),
-        kernel.reshape(groups, 1, size, size),
-        padding=size // 2,
-        groups=groups,
-    ).reshape(batch, channels, height, width)
-    return y.contiguous(memory_format=torch.channels_last) if _channels_last(x) else y
+    return dynamic_depthwise_conv(x, kernel.to(x.dtype))
 
 
 def project_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -198,9 +195,9 @@ def project_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def atconv2d(
     x: Tensor,
-    context_weight: Tensor,
+    context_weight: Tensor | None,
     context_bias: Tensor | None,
-    generator_weight: Tensor,
+    generator_weight: Tensor | None,
     generator_bias: Tensor | None,
     alpha: Tensor | None,
     value_weight: Tensor,
@@ -208,31 +205,44 @@ def atconv2d(
     output_weight: Tensor,
     output_bias: Tensor | None,
     activation: Callable[[Tensor], Tensor] = F.gelu,
+    *,
+    static_kernel: Tensor | None = None,
+    context_grid: bool = False,
 ) -> Tensor:
-    """The whole operator: pool, make the kernels, inhibit, convolve the values, project.
+    """The full operator: pool, make the kernels, inhibit, convolve the values, project.
 
     Pools before it projects: both are affine and averaging weights sum to 1, so this equals
     projecting all N positions and pooling afterwards, for n·C² multiply-adds in place of N·C².
 
     Args:
         x: map, B C H W.
-        context_weight, context_bias: W_k (C C) and b_k (C).
-        generator_weight, generator_bias: G (n n) and g (n), n = K².
+        context_weight, context_bias: W_k (C C) and b_k (C); None without routing.
+        generator_weight, generator_bias: G (n n) and g (n), n = K²; None without routing.
         alpha: C, or None for no lateral inhibition (λ = 0).
         value_weight, value_bias: W_v (C C or C C 1 1) and b_v (C).
         output_weight, output_bias: W_o (C C or C C 1 1) and b_o (C).
         activation: between W_k and G.
+        static_kernel: C K K for no adaptive routing: the same kernels for every sample.
+        context_grid: as in `pool_context`.
 
     Returns:
         map, B C H W.
 
     Raises:
-        ValueError, TypeError: as the steps do.
+        ValueError, TypeError: as the steps do; ValueError too unless either `static_kernel` is given, or
+            both `context_weight` and `generator_weight`.
     """
-    context = pool_context(x, generator_weight.shape[0])
-    kernel = context_to_kernel(
-        context, context_weight, context_bias, generator_weight, generator_bias, activation
-    )
+    if context_weight is not None and generator_weight is not None and static_kernel is None:
+        context = pool_context(x, generator_weight.shape[0], context_grid)
+        kernel = context_to_kernel(
+            context, context_weight, context_bias, generator_weight, generator_bias, activation
+        )
+    elif context_weight is None and generator_weight is None and static_kernel is not None:
+        kernel = static_kernel[None]
+    else:
+        raise ValueError(
+            "atconv2d: give context_weight and generator_weight for adaptive routing, or static_kernel alone"
+        )
     if alpha is not None:
         kernel = lateral_inhibition(kernel, alpha)
     routed = dynamic_depthwise_conv2d(project_channels(x, value_weight, value_bias), kernel)
@@ -250,67 +260,3 @@ def check_map(x: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it with {name}.float()")
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"{name} must have at least one channel and one position, got {tuple(x.shape)}")
-
-
-def _conv_by_sample(x: Tensor) -> bool:
-    """Whether one convolution a sample beats one for the batch, which has to leave channels-last and return.
-
-    On a CPU, once a sample is large enough to hide the cost of a call; on GPUs calls cost more.
-    """
-    return x.device.type == "cpu" and x[0].numel() >= _LARGE_SAMPLE and _channels_last(x)
-
-
-def _flatten_positions(x: Tensor) -> Tensor:
-    """B C H W → B C N, a view where it can be."""
-    if _channels_last(x):
-        # flatten gives one sample a batch stride that hides channels-last from pooling, which then copies.
-        return x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
-    return x.flatten(2)
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-# Compiling and export. Adaptive pooling converts to ONNX with the traced size baked in, and a convolution
-# with B·C groups does not convert at all; torch.compile makes both anew for every size. The two forms below
-# are the same functions, written so that batch, height and width stay symbols. A compiler fuses them;
-# in eager mode they are slower.
-
-
-def _symbolic() -> bool:
-    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-
-
-def _bin_means(x: Tensor, bins: int, grid: bool) -> Tensor:
-    """`pool_context` as one product with the share that each position has in each bin."""
-    height, width = x.shape[2:]
-    if grid:
-        side = math.isqrt(bins)
-        rows, columns = _shares(height, side, x), _shares(width, side, x)
-        shares = (rows[:, None, :, None] * columns[:, None]).reshape(bins, height * width)
-    else:
-        shares = _shares(height * width, bins, x)
-    positions = x.flatten(2).transpose(1, 2)
-    return torch.bmm(shares.expand(x.shape[0], -1, -1), positions).transpose(1, 2)
-
-
-def _shares(positions: int, bins: int, like: Tensor) -> Tensor:
-    """The weight of each position in the mean of each bin of adaptive pooling: bins × positions."""
-    index = torch.arange(bins, device=like.device)[:, None]
-    start = index * positions // bins
-    stop = ((index + 1) * positions + bins - 1) // bins
-    position = torch.arange(positions, device=like.device)
-    return ((position >= start) & (position < stop)).to(like.dtype) / (stop - start)
-
-
-def _shifted_products(x: Tensor, kernel: Tensor) -> Tensor:
-    """`dynamic_depthwise_conv2d` as K² shifted maps, each times its weight."""
-    size = kernel.shape[-1]
-    padded = F.pad(x, (size // 2,) * 4)
-    taps = kernel.flatten(2).unsqueeze(3).split(1, dim=2)
-    # Ends counted from the back are constants in the graph; counted from the front they would be symbols.
-    windows = [slice(i, i - size + 1 or None) for i in range(size)]
-    bands = [padded[..., rows, :] for rows in windows]
-    shifted = (band[..., cols] for band in bands for cols in windows)
-    return functools.reduce(torch.add, map(torch.mul, shifted, taps))

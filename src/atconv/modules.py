@@ -1,26 +1,31 @@
 """ATConv as modules: `ATConv2d` for maps (B C H W), `ATConvTokens` for tokens (B N C).
 
-Thin: they own the weights and call `atconv.functional`.
+Thin: they own the layers and compose the steps of `atconv.functional` with them. Layers are called, so that
+hooks, LoRA, offload, quantization and FSDP act on them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atconv import functional
+from atconv.ops.layout import map_to_tokens, tokens_to_map
+from atconv.ops.plain import is_plain
 
 __all__ = ["ATConv2d", "ATConvTokens", "inhibition_strength"]
 
 
-class _ATConvBase(nn.Module):
-    """The weights of one ATConv mixer and the map-to-map computation that both modules share."""
+class _ATConv(nn.Module):
+    """The layers of one ATConv mixer and the computation that both modules share."""
 
     def __init__(
         self,
+        projection: Callable[..., nn.Module],
         dim: int,
         kernel_size: int,
         act_layer: Callable[[], nn.Module],
@@ -28,10 +33,12 @@ class _ATConvBase(nn.Module):
         routing: bool,
         inhibition: bool,
         context_grid: bool,
-        projection: Callable[[int, int, bool], nn.Module],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
         _check_sizes(type(self).__name__, dim, kernel_size)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         bins = kernel_size**2
         self.dim = dim
         self.kernel_size = kernel_size
@@ -41,28 +48,23 @@ class _ATConvBase(nn.Module):
         self.context_proj: nn.Linear | None = None
         self.kernel_gen: nn.Linear | None = None
         if routing:
-            self.context_proj = nn.Linear(dim, dim, bias)
+            self.context_proj = nn.Linear(dim, dim, bias=bias, **dd)
             self.act = act_layer()
-            self.kernel_gen = nn.Linear(bins, bins, bias)
+            self.kernel_gen = nn.Linear(bins, bins, bias=bias, **dd)
         else:
-            self.static_kernel = nn.Parameter(torch.empty(dim, kernel_size, kernel_size))
+            self.static_kernel = nn.Parameter(torch.empty(dim, kernel_size, kernel_size, **dd))
             # The bound nn.Conv2d takes for a depthwise kernel.
             nn.init.uniform_(self.static_kernel, -1 / kernel_size, 1 / kernel_size)
-        self.alpha: nn.Parameter | None = nn.Parameter(torch.zeros(dim)) if inhibition else None
-        self.value_proj = projection(dim, dim, bias)
-        self.out_proj = projection(dim, dim, bias)
+        self.alpha: nn.Parameter | None = nn.Parameter(torch.zeros(dim, **dd)) if inhibition else None
+        self.value_proj = projection(dim, dim, bias=bias, **dd)
+        self.proj = projection(dim, dim, bias=bias, **dd)
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels k̂ used for a map: B C H W → B C K K (1 C K K without routing)."""
-        self._check_input(x)
-        if self.context_proj is not None and self.kernel_gen is not None:
-            kernel = functional.context_to_kernel(
-                functional.pool_context(x, self.kernel_size**2, self.context_grid),
-                self.context_proj.weight,
-                self.context_proj.bias,
-                self.kernel_gen.weight,
-                self.kernel_gen.bias,
-                self.act,
+        self._check_map(x)
+        if self.routing:
+            kernel = self._context_to_kernel(
+                functional.pool_context(x, self.kernel_size**2, self.context_grid)
             )
         else:
             kernel = self.static_kernel[None]
@@ -80,7 +82,18 @@ class _ATConvBase(nn.Module):
             f"inhibition={self.inhibition}, context_grid={self.context_grid}"
         )
 
-    def _check_input(self, x: Tensor) -> None:
+    def _context_to_kernel(self, context: Tensor) -> Tensor:
+        """`functional.context_to_kernel` by the layers: B C n → B C K K."""
+        assert self.context_proj is not None
+        assert self.kernel_gen is not None
+        # Contiguous: CPUs multiply strided bfloat16 many times slower.
+        mixed = self.act(self.context_proj(context.transpose(1, 2).contiguous()))
+        if is_plain(self.kernel_gen, nn.Linear):
+            return functional.generate_kernel(mixed, self.kernel_gen.weight, self.kernel_gen.bias)
+        kernel = self.kernel_gen(mixed.transpose(1, 2).contiguous())
+        return kernel.unflatten(2, (self.kernel_size, self.kernel_size))
+
+    def _check_map(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.dim:
             raise ValueError(
                 f"{type(self).__name__}(dim={self.dim}) takes B {self.dim} H W, got {tuple(x.shape)}; "
@@ -89,7 +102,7 @@ class _ATConvBase(nn.Module):
         functional.check_map(x, "x")
 
 
-class ATConv2d(_ATConvBase):
+class ATConv2d(_ATConv):
     """Attentive convolution on maps, a drop-in token mixer: B C H W → B C H W.
 
     >>> mixer = ATConv2d(64)
@@ -105,6 +118,7 @@ class ATConv2d(_ATConvBase):
         inhibition: False drops lateral inhibition (λ = 0).
         context_grid: make the kernels from the means of a K×K grid of cells, not of K² raster stretches; the
             released weights take the latter.
+        device, dtype: of the parameters.
 
     Raises:
         ValueError: `dim` < 1, `kernel_size` even or < 1; in forward, a map of another shape.
@@ -120,28 +134,39 @@ class ATConv2d(_ATConvBase):
         routing: bool = True,
         inhibition: bool = True,
         context_grid: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, kernel_size, act_layer, bias, routing, inhibition, context_grid, _conv1x1)
+        super().__init__(
+            _conv1x1, dim, kernel_size, act_layer, bias, routing, inhibition, context_grid, device, dtype
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.kernels(x)
-        return self.out_proj(functional.dynamic_depthwise_conv2d(self.value_proj(x), kernel))
+        return self.proj(functional.dynamic_depthwise_conv2d(self.value_proj(x), kernel))
 
 
-class ATConvTokens(_ATConvBase):
+class ATConvTokens(_ATConv):
     """Attentive convolution on tokens laid out on a grid, row by row: B N C → B N C.
 
     >>> mixer = ATConvTokens(64)
-    >>> mixer(torch.randn(2, 196, 64)).shape                  # a 14 × 14 grid, inferred
+    >>> mixer(torch.randn(2, 196, 64)).shape                       # a 14 × 14 grid, inferred
     torch.Size([2, 196, 64])
-    >>> mixer(torch.randn(2, 192, 64), grid=(12, 16)).shape   # a grid that is not square, given
+    >>> mixer(torch.randn(2, 192, 64), grid_size=(12, 16)).shape   # a grid that is not square, given
     torch.Size([2, 192, 64])
+    >>> ATConvTokens(64, num_prefix_tokens=1)(torch.randn(2, 197, 64)).shape   # a class token before it
+    torch.Size([2, 197, 64])
 
-    Args: as `ATConv2d`. All N tokens must be positions of the grid: a class token or registers
-    have no place on it, so split them off first.
+    Kernels are made from the tokens of the grid alone. Each prefix token takes the mean over the values of
+    all prefix tokens and of the routed map. But for the map's border, where kernels reach over zeros, that is
+    what attention gives a token that attends to all tokens alike.
+
+    Args: as `ATConv2d`, and
+        num_prefix_tokens: class and register tokens that come before the grid.
 
     Raises:
-        ValueError: as `ATConv2d`; N is not H·W of the grid, or no grid is given and N is not a square.
+        ValueError: as `ATConv2d`; N is not that of the grid and the prefix tokens, or no grid is given and
+            theirs is not a square.
         TypeError: in forward, integer tokens.
     """
 
@@ -154,24 +179,56 @@ class ATConvTokens(_ATConvBase):
         routing: bool = True,
         inhibition: bool = True,
         context_grid: bool = False,
+        num_prefix_tokens: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, kernel_size, act_layer, bias, routing, inhibition, context_grid, nn.Linear)
+        super().__init__(
+            nn.Linear, dim, kernel_size, act_layer, bias, routing, inhibition, context_grid, device, dtype
+        )
+        if num_prefix_tokens < 0:
+            raise ValueError(f"ATConvTokens: num_prefix_tokens must be at least 0, got {num_prefix_tokens}")
+        self.num_prefix_tokens = num_prefix_tokens
 
-    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
+        """Mix tokens B (prefix + H·W) C, with `grid_size` (H, W)."""
+        height, width = self._grid_size(x, grid_size)
+        prefix = self.num_prefix_tokens
+        kernel = self.kernels(tokens_to_map(x[:, prefix:], height, width))
+        value = self.value_proj(x)
+        routed = map_to_tokens(
+            functional.dynamic_depthwise_conv2d(tokens_to_map(value[:, prefix:], height, width), kernel)
+        )
+        if prefix:
+            share = prefix / (prefix + height * width)
+            of_prefix, of_map = (tokens.mean(1, keepdim=True) for tokens in (value[:, :prefix], routed))
+            mixed = share * of_prefix + (1 - share) * of_map
+            routed = torch.cat((mixed.expand(-1, prefix, -1), routed), dim=1)
+        return self.proj(routed)
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-adds for one sample whose grid has height × width tokens."""
+        return super().macs(height, width) + 2 * self.num_prefix_tokens * self.dim**2
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_prefix_tokens={self.num_prefix_tokens}"
+
+    def _grid_size(self, x: Tensor, grid_size: tuple[int, int] | None) -> tuple[int, int]:
+        """Check the shape of tokens. Returns height and width of their grid."""
         if x.ndim != 3 or x.shape[2] != self.dim:
             raise ValueError(
                 f"ATConvTokens(dim={self.dim}) takes B N {self.dim}, got {tuple(x.shape)}; "
                 "maps B C H W go to ATConv2d"
             )
-        height, width = _square_grid(x.shape[1]) if grid is None else grid
-        if height * width != x.shape[1]:
+        count = x.shape[1] - self.num_prefix_tokens
+        height, width = _square(count) if grid_size is None else grid_size
+        if height * width != count:
             raise ValueError(
-                f"ATConvTokens: {x.shape[1]} tokens do not fill a grid of {height} × {width} = "
-                f"{height * width}; pass grid=(height, width) of the tokens, without class or register tokens"
+                f"ATConvTokens: {count} tokens do not fill a grid of {height} × {width} = {height * width}; "
+                "pass grid_size=(height, width) of the tokens, and num_prefix_tokens if class or register "
+                f"tokens come before them (now {self.num_prefix_tokens})"
             )
-        kernel = self.kernels(tokens_to_map(x, height, width))
-        routed = functional.dynamic_depthwise_conv2d(tokens_to_map(self.value_proj(x), height, width), kernel)
-        return self.out_proj(routed.permute(0, 2, 3, 1).flatten(1, 2))
+        return height, width
 
 
 def inhibition_strength(model: nn.Module) -> dict[str, Tensor]:
@@ -179,27 +236,28 @@ def inhibition_strength(model: nn.Module) -> dict[str, Tensor]:
     return {
         name: torch.sigmoid(module.alpha.detach().float())
         for name, module in model.named_modules()
-        if isinstance(module, _ATConvBase) and module.alpha is not None
+        if isinstance(module, _ATConv) and module.alpha is not None
     }
 
 
-def _conv1x1(in_channels: int, out_channels: int, bias: bool) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+def _conv1x1(
+    in_channels: int,
+    out_channels: int,
+    bias: bool,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype)
 
 
-def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """B (H·W) C → B C H W, a view."""
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
-
-
-def _square_grid(count: int) -> tuple[int, int]:
-    side = math.isqrt(count)
-    if side * side != count:
+def _square(count: int) -> tuple[int, int]:
+    size = math.isqrt(max(count, 0))
+    if size * size != count:
         raise ValueError(
-            f"ATConvTokens: {count} tokens are not a square grid; pass grid=(height, width). "
-            "If a class token is among them, split it off first"
+            f"ATConvTokens: {count} tokens are not a square grid; pass grid_size=(height, width), or "
+            "num_prefix_tokens if class or register tokens come before the grid"
         )
-    return side, side
+    return size, size
 
 
 def _check_sizes(name: str, dim: int, kernel_size: int) -> None:

@@ -56,7 +56,7 @@ def test_nothing_that_could_be_folded_is_left() -> None:
     norms = [m for name, m in folded.named_modules() if isinstance(m, nn.LayerNorm) and "head" not in name]
     assert norms
     assert not any(norm.elementwise_affine for norm in norms)
-    convolution = folded.stages[0].blocks[0].channel_mixer.out_proj
+    convolution = folded.stages[0].blocks[0].channel_mixer.proj
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
 
 

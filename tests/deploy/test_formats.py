@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from atconv import ATConv2d, deploy, functional
 from atconv.models.attnet import attnet_t2
+from atconv.ops.context_pooling import as_product
+from atconv.ops.dynamic_depthwise_conv import shifted
 from support.helpers import assert_close, randomize, tiny_attnet
 
 # Batch, height and width. A 1×1 map and N < n are among them.
@@ -199,7 +201,7 @@ def test_an_output_that_is_not_finite_is_an_infinite_error() -> None:
 def test_exportable_pooling_equals_pooling(height: int, width: int, size: int, grid: bool) -> None:
     x = torch.randn(2, 3, height, width, dtype=torch.float64)
     expected = functional.pool_context(x, size**2, grid)
-    assert_close(functional._bin_means(x, size**2, grid), expected, 1e-12)
+    assert_close(as_product(x, size**2, grid), expected, 1e-12)
 
 
 @settings(deadline=None, max_examples=40)
@@ -213,12 +215,12 @@ def test_shifted_products_equal_convolution(batch: int, height: int, width: int,
     x = torch.randn(batch, 4, height, width, dtype=torch.float64)
     kernel = torch.randn(batch, 4, kernel_size, kernel_size, dtype=torch.float64)
     expected = functional.dynamic_depthwise_conv2d(x, kernel)
-    assert_close(functional._shifted_products(x, kernel), expected, 1e-12)
+    assert_close(shifted(x, kernel), expected, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_exportable_pooling_keeps_half_precision_accurate(dtype: torch.dtype) -> None:
     x = torch.rand(1, 2, 128, 128).to(dtype)
-    pooled = functional._bin_means(x, 9, False)
+    pooled = as_product(x, 9, False)
     assert pooled.dtype == dtype
     assert_close(pooled, functional.pool_context(x.double(), 9), 4e-3)

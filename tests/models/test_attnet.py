@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import atconv
-from atconv.models.attnet import VARIANTS, AttNet, ConvGLU, gated_product
+from atconv.models.attnet import VARIANTS, AttNet, ConvGLU
 from atconv.models.release import to_attnet
+from atconv.ops.gated_product import gated_product
 from support.helpers import assert_close, reference, release_shapes, release_state, tiny_attnet, under
 
 # Parameters, and multiply-adds at 224 in 10⁹, of the published architectures with the context pooled first.
@@ -461,7 +462,7 @@ def test_release_weights_keep_every_parameter_in_its_place(tmp_path: Path) -> No
     mixer, theirs = model.stages[2].blocks[3].token_mixer, under("stages.2.3.token_mixer.", state)
     assert torch.equal(mixer.context_proj.weight, theirs["kernel_proj.weight"][:, :, 0, 0])
     assert torch.equal(mixer.value_proj.weight, theirs["x_proj.weight"])
-    assert torch.equal(mixer.out_proj.weight, theirs["proj.weight"])
+    assert torch.equal(mixer.proj.weight, theirs["proj.weight"])
     assert torch.equal(mixer.alpha, theirs["difference_control"])
     assert torch.equal(model.stages[1].downsample[1].running_var, state["downsample_layers.1.1.running_var"])
     assert torch.equal(model.stem.conv2.weight, state["downsample_layers.0.2.0.weight"])
@@ -481,7 +482,7 @@ def plain_glu(glu: ConvGLU, x: Tensor) -> Tensor:
     """The channel mixer as its definition reads."""
     product = F.gelu(glu.dwconv(glu.gate_proj(x))) * glu.value_proj(x)
     size = (product.square().mean(1, keepdim=True) + 1e-6).sqrt()
-    return glu.out_proj(product / size * glu.norm.weight[:, None, None])
+    return glu.proj(product / size * glu.norm.weight[:, None, None])
 
 
 def norm_glu() -> ConvGLU:
@@ -545,7 +546,7 @@ def test_forward_mode_equals_backward_mode() -> None:
     assert_close((moved * cotangent).sum(), (pull(cotangent)[0] * tangent).sum(), 1e-12)
 
 
-@pytest.mark.parametrize("layer", ["norm", "act", "out_proj"])
+@pytest.mark.parametrize("layer", ["norm", "act", "proj"])
 def test_layers_that_somebody_watches_or_wraps_are_called(layer: str) -> None:
     glu, x = norm_glu(), torch.randn(2, 6, 5, 4, dtype=torch.float64)
     expected, seen = glu(x), []

@@ -334,7 +334,7 @@ def test_macs_equal_the_count_of_torch(
 ) -> None:
     model = tiny_sit(token_mixer=family)
     # torch counts a grouped convolution, and not the shifted products that channels-last maps go through.
-    monkeypatch.setattr("atconv.functional._channels_last", lambda x: False)
+    monkeypatch.setattr("atconv.ops.dynamic_depthwise_conv.is_channels_last", lambda x: False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs_of(model, 1, height, width))
     assert counter.get_total_flops() == 2 * model.macs(height, width)

@@ -214,11 +214,11 @@ def test_prefix_tokens_take_the_mean_of_their_value_and_the_map(prefix: int) -> 
     routed = functional.dynamic_depthwise_conv2d(
         value[:, prefix:].transpose(1, 2).reshape(2, 6, height, width), kernel
     ).flatten(2)
-    assert_close(found[:, prefix:], mixer.out_proj(routed.transpose(1, 2)), 1e-10)
-    assert_close(found[:, prefix:], mixer(x[:, prefix:], grid=(height, width)), 1e-10)
+    assert_close(found[:, prefix:], mixer.proj(routed.transpose(1, 2)), 1e-10)
+    assert_close(found[:, prefix:], mixer(x[:, prefix:], grid_size=(height, width)), 1e-10)
     alike = torch.cat((value[:, :prefix].transpose(1, 2), routed), 2).mean(2)
     for token in range(prefix):
-        assert_close(found[:, token], mixer.out_proj(alike), 1e-10)
+        assert_close(found[:, token], mixer.proj(alike), 1e-10)
 
 
 @torch.no_grad()
@@ -237,7 +237,7 @@ def test_equal_tokens_are_answered_as_attention_answers_them() -> None:
     assert_close(inside, expected.expand_as(inside), 1e-5)
     there = ((3 * side - 2) / (3 * side)) ** 2  # share of the kernels' weights that lies inside the map
     share = (prefix + side**2 * there) / (prefix + side**2)
-    bias = mixer.out_proj.bias
+    bias = mixer.proj.bias
     assert_close(found[:, :prefix], (share * (expected - bias) + bias).expand(1, prefix, 16), 1e-5)
 
 

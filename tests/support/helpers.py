@@ -26,8 +26,8 @@ WEIGHTS = (
     "alpha",
     "value_proj.weight",
     "value_proj.bias",
-    "out_proj.weight",
-    "out_proj.bias",
+    "proj.weight",
+    "proj.bias",
 )
 
 

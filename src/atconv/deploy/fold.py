@@ -10,16 +10,9 @@ from timm.layers import LayerNorm2d, LayerScale2d, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from atconv.models.attnet import (
-    AttNet,
-    AttNetBlock,
-    AttNetStage,
-    ConvGLU,
-    Stem,
-    gated_product,
-    project_normalized,
-)
+from atconv.models.attnet import AttNet, AttNetBlock, AttNetStage, ConvGLU, Stem
 from atconv.modules import ATConv2d
+from atconv.ops.gated_product import gated_product, project_normalized
 
 __all__ = ["FoldedConvGLU", "fold"]
 
@@ -80,25 +73,25 @@ class FoldedConvGLU(nn.Module):
         self.gate_proj = _absorb_affine(glu.gate_proj, norm)
         self.value_proj = _absorb_affine(glu.value_proj, norm)
         self.dwconv, self.act = glu.dwconv, glu.act
-        last = _absorb_scale(glu.out_proj, scale)
+        last = _absorb_scale(glu.proj, scale)
         weight, bias = _weights(last)
         self.eps = None
         if isinstance(glu.norm, RmsNorm2d):
             self.eps = glu.norm.eps
             weight = weight * glu.norm.weight.double()[:, None, None]
-        self.out_proj = _conv1x1(weight.to(last.weight), bias.to(last.weight))
+        self.proj = _conv1x1(weight.to(last.weight), bias.to(last.weight))
 
     def macs(self, height: int, width: int) -> int:
-        hidden, channels = self.gate_proj.out_channels, self.out_proj.out_channels
+        hidden, channels = self.gate_proj.out_channels, self.proj.out_channels
         return height * width * hidden * (3 * channels + 9)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         if self.eps is None:
-            return self.out_proj(self.act(gate) * value)
-        assert self.out_proj.bias is not None
+            return self.proj(self.act(gate) * value)
+        assert self.proj.bias is not None
         gated, inverse = gated_product(gate, value, self.eps)
-        return project_normalized(gated, inverse, self.out_proj.weight, self.out_proj.bias)
+        return project_normalized(gated, inverse, self.proj.weight, self.proj.bias)
 
 
 def _check_layers(model: AttNet) -> None:
@@ -140,7 +133,7 @@ def _fold_block(block: AttNetBlock) -> None:
         for name in ("context_proj", "value_proj"):  # averages of an affine function's values are its value
             if getattr(mixer, name) is not None:
                 setattr(mixer, name, _absorb_affine(getattr(mixer, name), norm1))
-        mixer.out_proj = _absorb_scale(mixer.out_proj, block.ls1)
+        mixer.proj = _absorb_scale(mixer.proj, block.ls1)
         block.norm1, block.ls1 = _without_affine(norm1), nn.Identity()
     block.channel_mixer = FoldedConvGLU(block.channel_mixer, norm2, block.ls2)  # type: ignore[assignment]
     block.norm2, block.ls2 = _without_affine(norm2), nn.Identity()

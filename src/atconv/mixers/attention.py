@@ -13,7 +13,7 @@ from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
 from atconv.mixers.checking import check_input, check_least, check_odd
-from atconv.modules import tokens_to_map
+from atconv.ops.layout import tokens_to_map
 
 __all__ = [
     "LinearAttention",

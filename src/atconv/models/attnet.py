@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
@@ -31,22 +30,13 @@ from torch import Tensor, nn
 
 from atconv.mixers import create_mixer
 from atconv.modules import ATConv2d
+from atconv.ops.gated_product import GELU, gated_product, project_normalized
+from atconv.ops.layout import channels_last_on_cpu
+from atconv.ops.plain import is_plain
 
 __all__ = ["PUBLISHED_TOP1", "VARIANTS", "AttNet"]
 
 _STAGES = 4
-
-
-class GELU(nn.GELU):
-    """Exact GELU of maps. B C H W → same."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if torch.compiler.is_compiling() else _maps(super().forward(_rows(x)))
-
-
-def _channels_last_on_cpu(x: Tensor) -> Tensor:
-    """B C H W, on the CPU in the layout that norms over channels and 1×1 convolutions agree on."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class Stem(nn.Module):
@@ -64,7 +54,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Twice: an image of one channel has both layouts at once, and its convolution then keeps the other.
-        x = _channels_last_on_cpu(self.conv1(_channels_last_on_cpu(x)))
+        x = channels_last_on_cpu(self.conv1(channels_last_on_cpu(x)))
         return self.norm2(self.conv2(self.act(self.norm1(x))))
 
 
@@ -83,103 +73,19 @@ class ConvGLU(nn.Module):
         self.dwconv = nn.Conv2d(self.hidden, self.hidden, 3, padding=1, groups=self.hidden)
         self.act = GELU()
         self.norm = RmsNorm2d(self.hidden, eps=1e-6) if norm else nn.Identity()
-        self.out_proj = nn.Conv2d(self.hidden, dim, 1)
+        self.proj = nn.Conv2d(self.hidden, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
-        if not (isinstance(self.norm, RmsNorm2d) and _bare(self.norm, self.act, self.out_proj)):
-            return self.out_proj(self.norm(self.act(gate) * value))
-        assert self.out_proj.bias is not None
-        gated, inverse = gated_product(gate, value, self.norm.eps)
-        weight = self.out_proj.weight * self.norm.weight[:, None, None]
-        return project_normalized(gated, inverse, weight, self.out_proj.bias)
+        norm, act, proj = self.norm, self.act, self.proj
+        if not (is_plain(norm, RmsNorm2d) and is_plain(act, GELU) and is_plain(proj, nn.Conv2d)):
+            return proj(norm(act(gate) * value))
+        assert proj.bias is not None
+        gated, inverse = gated_product(gate, value, norm.eps)
+        return project_normalized(gated, inverse, proj.weight * norm.weight[:, None, None], proj.bias)
 
     def macs(self, height: int, width: int) -> int:
-        return height * width * self.hidden * (3 * self.out_proj.out_channels + 9)
-
-
-def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """GELU(gate)·value, B C H W, and 1/√(mean_c of its squares + eps), B 1 H W."""
-    if torch.compiler.is_compiling():  # the compiler fuses what is plain
-        return _gated_product(gate, value, eps, 1)
-    gate, value = _rows(gate), _rows(value)
-    multiply: Any = _GatedProduct.apply if torch.is_grad_enabled() else _gated_product
-    product, inverse = multiply(gate, value, eps)
-    return _maps(product), _maps(inverse)
-
-
-def project_normalized(gated: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """W (gated·inverse) + b: B K H W, B 1 H W, C K 1 1 and C → B C H W."""
-    if gated.dtype == torch.float16:  # a projection of large products would leave its range
-        return F.conv2d(gated * inverse, weight, bias)
-    # One number divides a position, and behind the projection there are fewer channels.
-    projected = F.conv2d(gated, weight)
-    return torch.addcmul(bias.to(projected)[:, None, None], projected, inverse)
-
-
-def _gated_product(gate: Tensor, value: Tensor, eps: float, dim: int = -1) -> tuple[Tensor, Tensor]:
-    product = F.gelu(gate) * value if torch.is_grad_enabled() else F.gelu(gate).mul_(value)
-    # float16 is too small for the norm of many products; in bfloat16 it is summed in float32 anyway
-    dtype = torch.float32 if product.dtype == torch.float16 else None
-    norm = torch.linalg.vector_norm(product, dim=dim, keepdim=True, dtype=dtype)
-    squares = norm.to(torch.promote_types(norm.dtype, torch.float32)).square()
-    return product, torch.rsqrt(squares / product.shape[dim] + eps).to(product.dtype)
-
-
-class _GatedProduct(torch.autograd.Function):
-    """`_gated_product` that keeps four maps fewer for its gradient and passes over memory half as often.
-
-    All that it keeps is input or output, and its backward is made of differentiable operations, so it
-    can be differentiated twice.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        return _gated_product(gate, value, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:2], *output)
-        ctx.save_for_forward(*inputs[:2], *output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        gate, value, product, inverse = ctx.saved_tensors
-        grad_product, grad_inverse = grads
-        of_squares = -inverse * inverse * inverse * grad_inverse / product.shape[-1]
-        grad = torch.addcmul(grad_product, product, of_squares)
-        return torch.ops.aten.gelu_backward(grad * value, gate), F.gelu(gate).mul_(grad), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        gate, value, product, inverse = ctx.saved_tensors
-        of_gate, of_value, _ = tangents
-        moved = torch.ops.aten.gelu_backward(of_gate * value, gate) + F.gelu(gate) * of_value
-        along = (product * moved).sum(-1, keepdim=True) / product.shape[-1]
-        return moved, -inverse * inverse * inverse * along
-
-
-def _rows(x: Tensor) -> Tensor:
-    """B C H W → B H W C, a view. Channels-last maps are contiguous so: on a CPU, GELU is twice as fast."""
-    return x.permute(0, 2, 3, 1)
-
-
-def _maps(x: Tensor) -> Tensor:
-    """B H W C → B C H W, a view."""
-    return x.permute(0, 3, 1, 2)
-
-
-def _bare(*modules: nn.Module) -> bool:
-    """Whether modules are the plain layers they were built as, that nobody wrapped or watches: then
-    their weights may be used without calling them."""
-    plain = (nn.Conv2d, GELU, RmsNorm2d)
-    watched = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return all(
-        type(m) in plain and "forward" not in vars(m) and not any(getattr(m, hooks) for hooks in watched)
-        for m in modules
-    )
+        return height * width * self.hidden * (3 * self.proj.out_channels + 9)
 
 
 class AttNetBlock(nn.Module):

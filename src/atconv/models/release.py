@@ -42,10 +42,9 @@ _ATTNET_RENAMES: tuple[tuple[str, str], ...] = (
     (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
     (r"\.token_mixer\.kernel_proj\.", ".token_mixer.context_proj."),
     (r"\.token_mixer\.x_proj\.", ".token_mixer.value_proj."),
-    (r"\.token_mixer\.proj\.", ".token_mixer.out_proj."),
     (r"\.token_mixer\.difference_control$", ".token_mixer.alpha"),
     (r"\.channel_mixer\.norm_layer\.", ".channel_mixer.norm."),
-    (r"\.channel_mixer\.fc2\.", ".channel_mixer.out_proj."),
+    (r"\.channel_mixer\.fc2\.", ".channel_mixer.proj."),
     (r"\.layer_scale_([12])\.", r".ls\1."),
     (r"\.norm_([12])\.", r".norm\1."),
     (r"^norm\.", "head.norm."),
@@ -63,7 +62,7 @@ _SIT_RENAMES: tuple[tuple[str, str], ...] = (
     (r"\.attn\.kernel_proj\.", ".mixer.context_proj."),
     (r"\.attn\.x_proj\.", ".mixer.value_proj."),
     (r"\.attn\.difference_control$", ".mixer.alpha"),
-    (r"\.attn\.(kernel_gen|qkv)\.", r".mixer.\1."),
+    (r"\.attn\.(kernel_gen|qkv|proj)\.", r".mixer.\1."),
 )
 
 
@@ -153,19 +152,11 @@ def _is_sit(model: object) -> TypeGuard[SiT]:
 def to_sit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a release state dict to ours; names that are already ours stay. The fixed position embedding
     is left out."""
-    atconv = {
-        name.removesuffix("difference_control") for name in state if name.endswith(".difference_control")
+    return {
+        _renamed(name, _SIT_RENAMES): tensor
+        for name, tensor in state.items()
+        if not name.endswith("pos_embed")
     }
-    renamed = {}
-    for name, tensor in state.items():
-        if name.endswith("pos_embed"):
-            continue
-        # The release calls the last layer of both mixers attn.proj.
-        head, found, part = name.partition("attn.proj.")
-        if found:
-            name = f"{head}mixer.{'out_proj' if f'{head}attn.' in atconv else 'proj'}.{part}"
-        renamed[_renamed(name, _SIT_RENAMES)] = tensor
-    return renamed
 
 
 def to_attnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -250,7 +250,7 @@ def _start_as_average(mixer: ATConvTokens) -> None:
 
 @torch.no_grad()
 def _copy(mixer: Any, projections: Projections) -> None:
-    pairs = ((mixer.value_proj, projections.value), (mixer.out_proj, projections.output))
+    pairs = ((mixer.value_proj, projections.value), (mixer.proj, projections.output))
     for layer, (weight, bias) in pairs:
         layer.weight.copy_(weight)
         layer.bias.zero_() if bias is None else layer.bias.copy_(bias)

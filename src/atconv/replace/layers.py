@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from atconv.functional import dynamic_depthwise_conv2d
-from atconv.modules import ATConvTokens, tokens_to_map
+from atconv.modules import ATConvTokens
+from atconv.ops.layout import tokens_to_map
 
 __all__ = [
     "ATConvAttention",
@@ -216,7 +217,7 @@ def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> T
         ValueError: the tokens do not fill the grid.
     """
     if prefix == 0:
-        return mixer(x, grid=size)
+        return mixer(x, grid_size=size)
     height, width = size
     if x.shape[1] != prefix + height * width:
         raise ValueError(
@@ -229,7 +230,7 @@ def mix_tokens(mixer: ATConvTokens, x: Tensor, size: Size, prefix: int = 0) -> T
     routed = routed.permute(0, 2, 3, 1).flatten(1, 2)
     share = prefix / (prefix + height * width)
     first = share * value[:, :prefix].mean(1, keepdim=True) + (1 - share) * routed.mean(1, keepdim=True)
-    return mixer.out_proj(torch.cat((first.expand(-1, prefix, -1), routed), dim=1))
+    return mixer.proj(torch.cat((first.expand(-1, prefix, -1), routed), dim=1))
 
 
 class ATConvReplacement(nn.Module):

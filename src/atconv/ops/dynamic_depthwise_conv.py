@@ -1,0 +1,74 @@
+"""Cross-correlation of every channel of every sample with a kernel of its own.
+
+All forms here are the same function of a map B C H W and kernels B C K K, K odd: zero padding K//2, stride 1.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atconv.ops.layout import is_channels_last
+from atconv.ops.tracing import is_symbolic
+
+__all__ = ["LARGE_SAMPLE", "by_sample", "dynamic_depthwise_conv", "grouped", "shared", "shifted"]
+
+LARGE_SAMPLE = 2**16
+"""values of a map from which a convolution of its own pays, measured on two cores"""
+
+
+def dynamic_depthwise_conv(x: Tensor, kernel: Tensor) -> Tensor:
+    """Choose a form. `kernel` has the dtype of `x`; it is 1 C K K where all samples share it."""
+    # In an export the batch is a symbol: comparing it with 1 would fix it there.
+    if isinstance(kernel.shape[0], int) and kernel.shape[0] == 1:
+        return shared(x, kernel)
+    if is_symbolic() or x.shape[0] == 0:
+        return shifted(x, kernel)
+    # On a CPU, once a sample is large enough to hide the cost of a call; on GPUs calls cost more.
+    if x.device.type == "cpu" and x[0].numel() >= LARGE_SAMPLE and is_channels_last(x):
+        return by_sample(x, kernel)
+    return grouped(x, kernel)
+
+
+def shared(x: Tensor, kernel: Tensor) -> Tensor:
+    """One depthwise convolution: the kernel 1 C K K is the same in every sample."""
+    return F.conv2d(x, kernel.transpose(0, 1), padding=kernel.shape[-1] // 2, groups=x.shape[1])
+
+
+def grouped(x: Tensor, kernel: Tensor) -> Tensor:
+    """All samples side by side as channels of one image: one grouped convolution for the batch."""
+    batch, channels, height, width = x.shape
+    size, groups = kernel.shape[-1], batch * channels
+    y = F.conv2d(
+        x.reshape(1, groups, height, width),
+        kernel.reshape(groups, 1, size, size),
+        padding=size // 2,
+        groups=groups,
+    ).reshape(batch, channels, height, width)
+    return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y
+
+
+def by_sample(x: Tensor, kernel: Tensor) -> Tensor:
+    """One convolution for each sample: a channels-last batch need not leave that layout and return to it."""
+    pairs = zip(x.split(1), kernel.split(1), strict=True)
+    return torch.cat([shared(sample, own) for sample, own in pairs])
+
+
+def shifted(x: Tensor, kernel: Tensor) -> Tensor:
+    """K² shifted maps, each times its weight.
+
+    For compiling and export: batch, height and width stay symbols. A convolution with B·C groups does not
+    convert to ONNX, and torch.compile makes it again for every size. A compiler fuses the products; in eager
+    mode they are slower than a convolution.
+    """
+    size = kernel.shape[-1]
+    padded = F.pad(x, (size // 2,) * 4)
+    taps = kernel.flatten(2).unsqueeze(3).split(1, dim=2)
+    # Ends counted from the back are constants in the graph; counted from the front they would be symbols.
+    windows = [slice(i, i - size + 1 or None) for i in range(size)]
+    bands = [padded[..., rows, :] for rows in windows]
+    products = (band[..., columns] for band in bands for columns in windows)
+    return functools.reduce(torch.add, map(torch.mul, products, taps))

@@ -1,0 +1,85 @@
+"""GELU(gate)·value with the RMS norm of the product, and the projection that applies the norm behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atconv.ops.layout import from_rows, to_rows
+
+__all__ = ["GELU", "gated_product", "project_normalized"]
+
+
+class GELU(nn.GELU):
+    """Exact GELU of maps. B C H W → same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(x)
+        return from_rows(super().forward(to_rows(x)))
+
+
+def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """GELU(gate)·value, B C H W, and 1/√(mean_c of its squares + eps), B 1 H W."""
+    if torch.compiler.is_compiling():  # the compiler fuses what is plain
+        return _gated_product(gate, value, eps, 1)
+    gate, value = to_rows(gate), to_rows(value)
+    multiply: Any = _GatedProduct.apply if torch.is_grad_enabled() else _gated_product
+    product, inverse = multiply(gate, value, eps)
+    return from_rows(product), from_rows(inverse)
+
+
+def project_normalized(gated: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """W (gated·inverse) + b: B K H W, B 1 H W, C K 1 1 and C → B C H W."""
+    if gated.dtype == torch.float16:  # a projection of large products would leave its range
+        return F.conv2d(gated * inverse, weight, bias)
+    # One number divides a position, and behind the projection there are fewer channels.
+    projected = F.conv2d(gated, weight)
+    return torch.addcmul(bias.to(projected)[:, None, None], projected, inverse)
+
+
+def _gated_product(gate: Tensor, value: Tensor, eps: float, dim: int = -1) -> tuple[Tensor, Tensor]:
+    product = F.gelu(gate) * value if torch.is_grad_enabled() else F.gelu(gate).mul_(value)
+    # float16 is too small for the norm of many products; in bfloat16 it is summed in float32 anyway
+    dtype = torch.float32 if product.dtype == torch.float16 else None
+    norm = torch.linalg.vector_norm(product, dim=dim, keepdim=True, dtype=dtype)
+    squares = norm.to(torch.promote_types(norm.dtype, torch.float32)).square()
+    return product, torch.rsqrt(squares / product.shape[dim] + eps).to(product.dtype)
+
+
+class _GatedProduct(torch.autograd.Function):
+    """`_gated_product` that keeps four maps fewer for its gradient and passes over memory half as often.
+
+    All that it keeps is input or output, and its backward is made of differentiable operations, so it
+    can be differentiated twice.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return _gated_product(gate, value, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:2], *output)
+        ctx.save_for_forward(*inputs[:2], *output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, value, product, inverse = ctx.saved_tensors
+        grad_product, grad_inverse = grads
+        of_squares = -inverse * inverse * inverse * grad_inverse / product.shape[-1]
+        grad = torch.addcmul(grad_product, product, of_squares)
+        return torch.ops.aten.gelu_backward(grad * value, gate), F.gelu(gate).mul_(grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
+        gate, value, product, inverse = ctx.saved_tensors
+        of_gate, of_value, _ = tangents
+        moved = torch.ops.aten.gelu_backward(of_gate * value, gate) + F.gelu(gate) * of_value
+        along = (product * moved).sum(-1, keepdim=True) / product.shape[-1]
+        return moved, -inverse * inverse * inverse * along
