@@ -9,16 +9,36 @@ import sys
 
 COMMANDS = {
     "train": "train a classifier",
-    "evaluate": "accuracy, calibration, per-class figures and pictures of a trained model",
-    "predict": "classify pictures",
+    "evaluate": "accuracy, calibration, per-class metrics and plots of a trained model",
+    "predict": "classify images",
     "models": "the AttNet family: parameters, multiply-adds, published accuracy",
-    "data": "prepare data: pack an image folder into one LMDB file",
-    "study": "compare token mixers: same network, recipe and budget",
-    "analyze": "see what the operator does with pictures: a page of figures",
+    "data": "prepare data: lmdb",
+    "study": "compare token mixers on your data: same network, recipe and budget",
+    "analyze": "see what the operator does with images: a page of plots",
     "export": "write a trained model as ONNX (int8 too), torch.export or AOTInductor, checked and timed",
     "generate": "diffusion models: train, sample, evaluate, encode",
     "detect": "boxes and masks of objects: train, evaluate, predict",
     "segment": "a class for every pixel: train, evaluate, predict",
+}
+
+TOOLS = {
+    "data": {"lmdb": "pack an image folder into one LMDB file"},
+    "generate": {
+        "train": "train a SiT on images or latents",
+        "sample": "sample images: a grid, PNG files or an .npz file",
+        "evaluate": "FID or its family, precision, recall, cost of samples",
+        "encode": "images to latents of a VAE, once",
+    },
+    "detect": {
+        "train": "train a detector on boxes or masks in COCO's format",
+        "evaluate": "mean average precision, by class, and plots",
+        "predict": "find objects in images, and draw them",
+    },
+    "segment": {
+        "train": "train a segmenter on images and masks",
+        "evaluate": "intersection over union, by class, and plots",
+        "predict": "a class for every pixel of images, drawn",
+    },
 }
 
 
@@ -43,11 +63,11 @@ def main() -> None:
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
-    listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
         "usage: atconv COMMAND ...\n\n"
         "Attentive convolution: attention's expressivity at convolution's cost.\n\n"
-        f"commands:\n{listed}\n\n'atconv COMMAND --help' shows a command's options."
+        f"commands:\n{lines}\n\n'atconv COMMAND --help' shows a command's options."
     )
 
 

@@ -15,6 +15,7 @@ class DataConfig:
     """Options that say which images there are and how they are divided into splits."""
 
     group: ClassVar[str] = "data"
+    common: ClassVar[tuple[str, ...]] = ("data_root", "val_split", "test_split", "val_fraction")
 
     data: str = ""
     """image folder, LMDB, timm dataset name (torch/…, hfds/…, wds/…) or digits"""

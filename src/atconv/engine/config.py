@@ -16,6 +16,21 @@ class TrainConfig:
     """Options of the training loop."""
 
     group: ClassVar[str] = "training"
+    common: ClassVar[tuple[str, ...]] = (
+        "epochs",
+        "batch_size",
+        "lr",
+        "warmup_epochs",
+        "weight_decay",
+        "ema_decay",
+        "precision",
+        "compile",
+        "patience",
+        "workers",
+        "device",
+        "seed",
+    )
+    """options that --help explains; --help-all explains the others"""
 
     epochs: int = 30
     """passes over the training data"""

@@ -39,6 +39,18 @@ class Result:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def columns(self) -> Sequence[str]:
+        """Columns of `rows`."""
+        return ["image"]
+
+    def rows(self) -> list[Sequence[str]]:
+        """Rows of a table for a person."""
+        return [[self.image]]
+
+    def csv_rows(self) -> list[Sequence[Any]]:
+        """Rows of a table for a program."""
+        return [[self.image]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
@@ -81,8 +93,10 @@ class Predictor(ABC, Generic[R, M]):
     """
 
     task: ClassVar[str]
-    plots: ClassVar[Sequence[str]] = ()
-    """names of the plots that `save_evaluation` draws"""
+    draws: ClassVar[bool] = False
+    """whether `save_predictions` draws results"""
+    csv_columns: ClassVar[Sequence[str]] = ()
+    """columns of the results' `csv_rows`"""
 
     def __init__(
         self,
@@ -162,8 +176,8 @@ class Predictor(ABC, Generic[R, M]):
     def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Write tables, plots and last metrics.json, with `about` before the metrics in it."""
 
-    def save_predictions(self, results: Sequence[R], folder: Path) -> list[R]:
-        """Draw results in a folder; returns them with the files' names.
+    def save_predictions(self, results: Iterable[R], folder: Path) -> Iterator[R]:
+        """Draw results in a folder one after the other; gives them with the files' names.
 
         Raises:
             ValueError: results of this task are not drawn.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -54,6 +55,12 @@ class TaskSpec:
     def read_config(self, run: Run) -> Any:
         """The configuration of a run of this task. Raises ValueError where it is not one."""
         return recipes.read_config(run, self.config, self.name)
+
+    def predictor_class(self) -> type[Predictor[Any, Any]]:
+        """NAMEPredictor of the task's module `predictor`."""
+        module = importlib.import_module(f"atconv.tasks.{self.name}.predictor")
+        kind: type[Predictor[Any, Any]] = getattr(module, f"{self.name.capitalize()}Predictor")
+        return kind
 
     def owns(self, options: Collection[str]) -> bool:
         """Whether a run's complete configuration, of which these are the names, is one of this task."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
@@ -40,11 +40,23 @@ class Classification(Result):
     classes: list[str] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
 
+    def columns(self) -> Sequence[str]:
+        return ["image", *(str(i + 1) for i in range(len(self.classes)))]
+
+    def rows(self) -> list[Sequence[str]]:
+        pairs = zip(self.classes, self.probabilities, strict=True)
+        return [[self.image, *(f"{name} {100 * share:.1f} %" for name, share in pairs)]]
+
+    def csv_rows(self) -> list[Sequence[Any]]:
+        pairs = enumerate(zip(self.classes, self.probabilities, strict=True), 1)
+        return [[self.image, rank, name, f"{share:.6f}"] for rank, (name, share) in pairs]
+
 
 class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
     """A trained classifier. `predictor(images, top=5)`; the model takes B C H W of `transform`'s results."""
 
     task = "classification"
+    csv_columns = ("image", "rank", "class", "probability")
 
     def open_image(self, image: ImageLike) -> Image.Image:
         return open_image(image, self.transform.prepare.mode)
@@ -53,7 +65,11 @@ class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
     def infer(
         self, images: Sequence[Image.Image], names: Sequence[str], top: int = 5, **options: Any
     ) -> list[Classification]:
-        """The `top` most probable classes of each image."""
+        """The most probable classes of each image.
+
+        Args:
+            top: classes shown for each image.
+        """
         if top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
         inputs = torch.stack([self.transform(image) for image in images]).to(self.device)
@@ -70,7 +86,7 @@ class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
     def evaluate(  # type: ignore[override]
         self,
         data: str | None = None,
-        split: str = "auto",
+        split: Literal["auto", "train", "val", "test", "all"] = "auto",
         data_root: str | None = None,
         batch_size: int = 64,
         workers: int = 2,

@@ -1,0 +1,147 @@
+"""Options of commands, made from dataclasses and functions by their types and docstrings."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse, parse_from_object
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
+
+__all__ = ["Parser", "add_function", "add_options"]
+
+_PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", dict: "{NAME: VALUE}"}
+
+
+class _Formatter(DefaultHelpFormatter):
+    """Help as it was written: types are in the placeholders, defaults in the text."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help or ""
+
+
+class Parser(ArgumentParser):
+    """An argument parser whose errors are one line and exit code 2."""
+
+    def __init__(self, missing: Mapping[str, str] | None = None, **options: Any) -> None:
+        """`missing` says what to do where a positional argument is missing, by its name."""
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
+        self.missing = dict(missing or {})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+        text = " ".join(lines)[:600]
+        name = text.rpartition("are required: ")[2]
+        if name in self.missing:
+            text = self.missing[name]
+        elif re.match(r"(error: )?unrecognized arguments: [^-]", text, re.IGNORECASE):
+            text += ": give it before the options"
+        print(f"{self.prog}: {text} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+@dataclass(frozen=True)
+class _Option:
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    group: str
+    common: bool
+
+
+def add_options(parser: Parser, config: type, skip: Collection[str] = (), everything: bool = True) -> None:
+    """Add the fields of a dataclass of options, grouped by the class that declares them.
+
+    Args:
+        everything: explain all options in --help; otherwise those that their class calls `common`, and name
+            the others.
+    """
+    options = [option for option in _fields_of(config) if option.name not in skip]
+    hidden: dict[str, list[str]] = {}
+    for group in dict.fromkeys(option.group for option in options):
+        section = parser.add_argument_group(group)
+        for option in (option for option in options if option.group == group):
+            shown = everything or option.common
+            _add(section, option, shown)
+            if not shown:
+                hidden.setdefault(group, []).append(f"--{option.name.replace('_', '-')}")
+    if hidden:
+        names = " ".join(name for names in hidden.values() for name in names)
+        parser.epilog = f"Also {names}. See {parser.prog} --help-all."
+    if any(not option.common for option in options):
+        parser.add_argument("--help-all", action="help", help="explain all options")
+
+
+def add_function(parser: Parser, function: Callable[..., Any], skip: Collection[str] = ()) -> None:
+    """Add the parameters of a function, explained by its docstring."""
+    texts = {
+        p.arg_name: " ".join((p.description or "").split()) for p in parse(function.__doc__ or "").params
+    }
+    hints = get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in skip and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            default = parameter.default
+            _add(parser, _Option(name, hints[name], default, texts.get(name, ""), "", True), shown=True)
+
+
+def _fields_of(config: type) -> Iterator[_Option]:
+    """Options of a dataclass in the order in which its classes are listed, each once."""
+    hints, seen = get_type_hints(config), set()
+    owners = [owner for owner in config.__mro__ if is_dataclass(owner)]
+    for owner in [*owners[1:], owners[0]]:
+        texts = {p.arg_name: p.description for p in parse_from_object(owner).params}
+        common = vars(owner).get("common")
+        for field in fields(owner):
+            if field.name in seen or field.name not in vars(owner).get("__annotations__", {}):
+                continue
+            seen.add(field.name)
+            factory = field.default_factory
+            default = field.default if factory is MISSING else factory()
+            text = " ".join((texts.get(field.name) or "").split())
+            group = vars(owner).get("group", "options")
+            shown = common is None or field.name in common
+            yield _Option(field.name, hints[field.name], default, text, group, shown)
+
+
+def _add(parser: Any, option: _Option, shown: bool) -> None:
+    flag = f"--{option.name.replace('_', '-')}"
+    text = option.help
+    if option.default not in (None, False, inspect.Parameter.empty) and option.default != {}:
+        text += " (default: %(default)s)"
+    keywords: dict[str, Any] = {"help": text if shown else argparse.SUPPRESS, "default": option.default}
+    if option.default is inspect.Parameter.empty:
+        keywords |= {"required": True, "default": None}
+    if _plain(option.kind) is bool:
+        parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), **keywords)
+    else:
+        parser.add_argument(flag, type=option.kind, metavar=_placeholder(option.kind), **keywords)
+
+
+def _plain(kind: Any) -> Any:
+    """A type without None."""
+    if get_origin(kind) not in (Union, UnionType):
+        return kind
+    kinds = [each for each in get_args(kind) if each is not NoneType]
+    return kinds[0] if len(kinds) == 1 else kind
+
+
+def _placeholder(kind: Any) -> str:
+    kind = _plain(kind)
+    if kind is ...:
+        return "..."
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, get_args(kind))) + "}"
+    if get_origin(kind) in (tuple, list):
+        each = [_placeholder(part) for part in get_args(kind)[:2]]
+        return f"[{','.join(each)}]"
+    return _PLACEHOLDERS.get(get_origin(kind) or kind, "VALUE")
