@@ -18,7 +18,7 @@ import atconv_command
 from atconv import cli
 from atconv.engine.checkpoint import latest_checkpoint
 from atconv.tasks.classification.config import recipe_path
-from support.tiny import atconv, picture_folder, tiny_options, train_tiny, trained_run
+from support.tiny import atconv, image_folder, tiny_options, train_tiny, trained_run
 
 COMMANDS = tuple(atconv_command.COMMANDS)
 
@@ -75,8 +75,8 @@ def test_help_of_training_explains_every_option() -> None:
     ended = atconv("train", "--help")
     for option in (
         "--mixup",
-        "--layer_decay",
-        "--checkpoint_steps",
+        "--layer-decay",
+        "--checkpoint-steps",
         "--teacher",
         "--resume",
         "--config",
@@ -131,7 +131,7 @@ def refused(*arguments: str | Path) -> str:
         (["data"], "'nothing' is not among"),
         (["train"], "DATA is missing"),
         (["train", "no/such/folder"], "does not exist: give an image folder"),
-        (["train", "digits", "--no_such_option=3"], "no_such_option"),
+        (["train", "digits", "--no-such-option=3"], "no_such_option"),
         (["train", "digits", "--epochs=many"], "epochs"),
         (["train", "digits", "--epochs=0"], "epochs must be at least 1"),
         (["train", "digits", "--epochs"], "epochs"),
@@ -139,11 +139,11 @@ def refused(*arguments: str | Path) -> str:
         (["train", "digits", "--config=no_such_recipe"], "no recipe 'no_such_recipe'"),
         (["train", "digits", "--config"], "config"),
         (["train", "digits", "--model=attnet_t9"], "no model 'attnet_t9'"),
-        (["train", "digits", "--model_args={stem_stride: 3}"], "stem_stride"),
-        (["train", "digits", "--weights=none.pth"], "none.pth"),
+        (["train", "digits", "--model-args={stem_stride: 3}"], "stem_stride"),
+        (["train", "digits", "--checkpoint=none.pth"], "none.pth"),
         (["train", "digits", "--distill=soft"], "teacher"),
-        (["train", "digits", "--class_weights=balanced", "--mixup=0.1"], "do not go together"),
-        (["train", "digits", "--warmup_epochs=90"], "warmup_epochs"),
+        (["train", "digits", "--class-weights=balanced", "--mixup=0.1"], "do not go together"),
+        (["train", "digits", "--warmup-epochs=90"], "warmup_epochs"),
         (["train", "digits", "--mean=[0.1,0.2]"], "mean"),
         (["train", "digits", "--schedule=nosuch"], "nosuch"),
         (["train", "digits", "--optimizer=nosuch"], "nosuch"),
@@ -156,7 +156,7 @@ def refused(*arguments: str | Path) -> str:
             "device",
         ),
         (["train", "torch/fashion_mnist"], "data_root"),
-        (["train", "torch/no_such", "--data_root=."], "timm cannot open torch/no_such"),
+        (["train", "torch/no_such", "--data-root=."], "timm cannot open torch/no_such"),
         (["train", "wds/pictures"], "val_split"),
         (["train", "--resume=no/such/run"], "no such run folder"),
         (["train", "--resume=."], "is not a run"),
@@ -200,7 +200,7 @@ def test_a_run_that_exists_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_bad_option_with_some_unreadable_pictures_leaves_nothing(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path / "data", {"ant": 20, "bee": 20})
+    data = image_folder(tmp_path / "data", {"ant": 20, "bee": 20})
     (data / "ant" / "bad.png").write_text("text")
     refused("train", data, "--model=attnet_t9", f"--out={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
@@ -226,7 +226,7 @@ def test_weights_of_a_damaged_run_are_one_line(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((trained_run() / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     assert str(tmp_path) in refused(
-        "train", "digits", *tiny_options(weights=str(tmp_path)), f"--out={tmp_path / 'run'}"
+        "train", "digits", *tiny_options(checkpoint=str(tmp_path)), f"--out={tmp_path / 'run'}"
     )
     assert not (tmp_path / "run").exists()
 
@@ -237,7 +237,7 @@ def test_no_top_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_a_terminal_a_run_prints_a_line_an_epoch_and_no_bar(tmp_path: Path) -> None:
-    ended = atconv("train", "digits", *tiny_options(epochs=2), f"--out={tmp_path / 'run'}", pictures=False)
+    ended = atconv("train", "digits", *tiny_options(epochs=2), f"--out={tmp_path / 'run'}", plots=False)
     assert ended.code == 0
     assert not ended.err
     lines = ended.out.splitlines()
@@ -251,7 +251,7 @@ def test_runs_are_named_and_numbered_where_none_is_given(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert atconv("train", "digits", *tiny_options(), pictures=False).code == 0
+        assert atconv("train", "digits", *tiny_options(), plots=False).code == 0
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
         "digits-attnet_xxs",
         "digits-attnet_xxs-2",
@@ -261,8 +261,8 @@ def test_runs_are_named_and_numbered_where_none_is_given(
 def test_a_saved_configuration_runs_again_to_the_same_weights(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     options = tiny_options(mixup=0.2, crop_scale=[0.4, 1.0], rotate=8, betas=[0.8, 0.99])
-    assert atconv("train", "digits", *options, f"--out={first}", pictures=False).code == 0
-    ended = atconv("train", f"--config={first / 'config.yaml'}", f"--out={second}", pictures=False)
+    assert atconv("train", "digits", *options, f"--out={first}", plots=False).code == 0
+    ended = atconv("train", f"--config={first / 'config.yaml'}", f"--out={second}", plots=False)
     assert ended.code == 0, ended.err
     assert (first / "config.yaml").read_bytes() == (second / "config.yaml").read_bytes()
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
@@ -273,7 +273,7 @@ def test_a_saved_configuration_runs_again_to_the_same_weights(tmp_path: Path) ->
 
 
 def test_option_names_may_have_dashes(tmp_path: Path) -> None:
-    ended = atconv("train", "--batch-size=7", "--label-smoothing", "0.3", "--print_config")
+    ended = atconv("train", "--batch-size=7", "--label-smoothing", "0.3", "--print-config")
     assert "batch_size: 7" in ended.out
     assert "label_smoothing: 0.3" in ended.out
 
@@ -281,17 +281,17 @@ def test_option_names_may_have_dashes(tmp_path: Path) -> None:
 def test_the_tracker_gets_the_metrics(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run = tmp_path / "run"
-    ended = atconv("train", "digits", *tiny_options(tracker="tensorboard"), f"--out={run}", pictures=False)
+    ended = atconv("train", "digits", *tiny_options(tracker="tensorboard"), f"--out={run}", plots=False)
     assert ended.code == 0, ended.err
     assert list(run.rglob("events.out.tfevents.*"))
 
 
 def test_class_names_are_printed_as_they_are(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path / "data", {"[red]": 20, "[b]": 20})
+    data = image_folder(tmp_path / "data", {"[red]": 20, "[b]": 20})
     options = tiny_options(in_chans=3, test_fraction=0.3, batch_size=8, base_batch_size=8)
-    ended = atconv("train", data, *options, f"--out={tmp_path / 'run'}", pictures=False)
+    ended = atconv("train", data, *options, f"--out={tmp_path / 'run'}", plots=False)
     assert ended.code == 0, ended.err
-    ended = atconv("evaluate", tmp_path / "run", data, "--workers=0", pictures=False)
+    ended = atconv("evaluate", tmp_path / "run", data, "--workers=0", plots=False)
     assert ended.code == 0, ended.err
     assert "[red]" in ended.out
     classes = json.loads((tmp_path / "run" / "config.json").read_text())["label_names"]
@@ -300,7 +300,7 @@ def test_class_names_are_printed_as_they_are(tmp_path: Path) -> None:
 
 def test_an_option_that_is_on_or_off_needs_no_value(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    ended = atconv("train", "digits", *tiny_options(), "--freeze-bn", f"--out={run}", "--grad_checkpointing")
+    ended = atconv("train", "digits", *tiny_options(), "--freeze-bn", f"--out={run}", "--grad-checkpointing")
     assert ended.code == 0, ended.err
     config = (run / "config.yaml").read_text()
     assert "freeze_bn: true" in config

@@ -52,6 +52,6 @@ def test_an_unreadable_picture_is_left_out(root: Path, tmp_path: Path) -> None:
     bad = root / "train" / "cat" / "3.png"
     bad.write_bytes(bad.read_bytes()[:40])
     run = tmp_path / "run"
-    ended = atconv("train", *options(root, run), "--max_skipped=0.1")
+    ended = atconv("train", *options(root, run), "--max-skipped=0.1")
     assert ended.code == 0, ended.err
     assert len((run / "skipped.csv").read_text().splitlines()) == 2

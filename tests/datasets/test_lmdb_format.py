@@ -7,15 +7,15 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from atconv.data.preparation import build_lmdb_from_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from atconv.data.lmdb_format import LmdbReader, build_lmdb
+from atconv.data.pack import pack_folder
 from atconv.data.sources import FolderSource, LmdbSource
 from atconv.data.splits import make_split
-from support.tiny import atconv, picture_folder, start_process, tiny_config, tiny_options
+from support.tiny import atconv, image_folder, start_process, tiny_config, tiny_options
 
 RECORDS = [(b"first", 0), (b"second" * 1000, 1), (b"", 1)]
 
@@ -153,7 +153,7 @@ def test_classes_that_are_no_list_of_names_are_refused(tmp_path: Path, classes: 
 
 
 def test_a_class_index_beyond_the_classes_is_refused(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path / "data", {"a": 1})
+    data = image_folder(tmp_path / "data", {"a": 1})
     picture = (data / "a" / "0.png").read_bytes()
     path = write(tmp_path / "a.lmdb", PLAIN | {b"00000000": pickle.dumps((picture, 7))})
     with pytest.raises(ValueError, match="7"):
@@ -193,7 +193,7 @@ def test_a_truncated_file_is_refused_and_does_not_crash(tmp_path: Path, share: f
 
 
 def test_a_folder_packed_by_the_command_holds_the_same_files(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path / "data", {"ant": 5, "bee": 7})
+    data = image_folder(tmp_path / "data", {"ant": 5, "bee": 7})
     ended = atconv("data", "lmdb", data, tmp_path / "out" / "train.lmdb")
     assert ended.code == 0, ended.err
     packed, folder = LmdbSource(tmp_path / "out" / "train.lmdb"), FolderSource(data)
@@ -204,7 +204,7 @@ def test_a_folder_packed_by_the_command_holds_the_same_files(tmp_path: Path) -> 
 
 
 def test_packing_names_and_leaves_out_what_is_unreadable(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path / "data", {"ant": 2, "bee": 2})
+    data = image_folder(tmp_path / "data", {"ant": 2, "bee": 2})
     (data / "ant" / "bad[a].png").write_text("text")
     ended = atconv("data", "lmdb", data, tmp_path / "a.lmdb")
     assert ended.code == 0
@@ -213,10 +213,10 @@ def test_packing_names_and_leaves_out_what_is_unreadable(tmp_path: Path) -> None
 
 
 def test_packing_never_overwrites(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path / "data", {"ant": 2, "bee": 2})
+    data = image_folder(tmp_path / "data", {"ant": 2, "bee": 2})
     (tmp_path / "a.lmdb").write_text("mine")
     with pytest.raises(ValueError, match=r"a\.lmdb exists already"):
-        build_lmdb_from_folder(data, tmp_path / "a.lmdb")
+        pack_folder(data, tmp_path / "a.lmdb")
     assert (tmp_path / "a.lmdb").read_text() == "mine"
 
 
@@ -232,8 +232,8 @@ def test_a_folder_that_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> Non
 
 def test_sides_may_be_lmdb_files(tmp_path: Path) -> None:
     for seed, (side, counts) in enumerate({"train": {"a": 4, "b": 4}, "val": {"a": 1, "b": 2}}.items()):
-        folder = picture_folder(tmp_path / side, counts, seed)
-        build_lmdb_from_folder(folder, tmp_path / "data" / f"{side}.lmdb")
+        folder = image_folder(tmp_path / side, counts, seed)
+        pack_folder(folder, tmp_path / "data" / f"{side}.lmdb")
     (tmp_path / "run").mkdir()
     config = tiny_config(data=str(tmp_path / "data"), in_chans=3)
     splits = make_split(config, Console(quiet=True), tmp_path / "run")
@@ -242,12 +242,10 @@ def test_sides_may_be_lmdb_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_trains_on_a_packed_file_and_is_evaluated_on_it(tmp_path: Path, workers: int) -> None:
-    data = picture_folder(tmp_path / "folder", {"ant": 24, "bee": 24})
-    build_lmdb_from_folder(data, tmp_path / "data.lmdb")
+    data = image_folder(tmp_path / "folder", {"ant": 24, "bee": 24})
+    pack_folder(data, tmp_path / "data.lmdb")
     options = tiny_options(in_chans=3, test_fraction=0.2, batch_size=8, base_batch_size=8, workers=workers)
-    ended = atconv("train", tmp_path / "data.lmdb", *options, f"--out={tmp_path / 'run'}", pictures=False)
+    ended = atconv("train", tmp_path / "data.lmdb", *options, f"--out={tmp_path / 'run'}", plots=False)
     assert ended.code == 0, ended.err
-    ended = atconv(
-        "evaluate", tmp_path / "run", tmp_path / "data.lmdb", f"--workers={workers}", pictures=False
-    )
+    ended = atconv("evaluate", tmp_path / "run", tmp_path / "data.lmdb", f"--workers={workers}", plots=False)
     assert ended.code == 0, ended.err

@@ -11,14 +11,14 @@ from atconv.data.loaders import EpochBatches, train_loader
 from atconv.data.sources import DigitsSource
 from atconv.data.splits import Split
 from atconv.engine.batch_plan import BatchPlan, plan_batches
-from atconv.engine.config import LoopConfig
+from atconv.engine.config import TrainConfig
 from atconv.tasks.classification.augmentation import train_transform
 from atconv.tasks.classification.config import ClassificationConfig
 from support.tiny import tiny_config
 
 
 def plan(samples: int, batch: int, total: int, processes: int = 1) -> BatchPlan:
-    return plan_batches(LoopConfig(batch_size=batch, base_batch_size=total), samples, processes)
+    return plan_batches(TrainConfig(batch_size=batch, base_batch_size=total), samples, processes)
 
 
 def passes(*args: Any, **kwargs: Any) -> list[list[tuple[int, int]]]:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from atconv.data.sources import DigitsSource, FolderSource
 from atconv.data.splits import SPLITS, Splits, load_split, make_split, stratified_holdout
-from support.tiny import picture_folder, read_rows, tiny_config
+from support.tiny import image_folder, read_rows, tiny_config
 
 QUIET = Console(quiet=True)
 
@@ -41,7 +41,7 @@ def contents(splits: Splits) -> dict[str, set[bytes]]:
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path / "data", {"ant": 20, "bee": 10, "cat": 30})
+    return image_folder(tmp_path / "data", {"ant": 20, "bee": 10, "cat": 30})
 
 
 def test_a_flat_folder_is_split_by_class(flat: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_split_follows_from_the_seed(flat: Path, tmp_path: Path) -> None:
 
 def test_the_saved_split_is_opened_again(flat: Path, tmp_path: Path) -> None:
     made = split(flat, tmp_path / "run", seed=3)
-    picture_folder(tmp_path / "later", {"ant": 5}, seed=9)
+    image_folder(tmp_path / "later", {"ant": 5}, seed=9)
     for i, path in enumerate((tmp_path / "later").rglob("*.png")):
         shutil.copy(path, flat / "ant" / f"new{i}.png")
     config = tiny_config(data=str(flat), in_chans=3, seed=4)
@@ -100,7 +100,7 @@ def sided(tmp_path: Path) -> Path:
     for seed, (side, counts) in enumerate(
         {"train": {"ant": 10, "bee": 10}, "val": {"ant": 3, "bee": 2}, "test": {"ant": 4, "bee": 4}}.items()
     ):
-        picture_folder(tmp_path / "data" / side, counts, seed)
+        image_folder(tmp_path / "data" / side, counts, seed)
     return tmp_path / "data"
 
 
@@ -151,7 +151,7 @@ def test_a_picture_on_two_given_sides_leaves_the_earlier_one(sided: Path, tmp_pa
 
 
 def test_a_side_with_unknown_classes_is_refused(sided: Path, tmp_path: Path) -> None:
-    picture_folder(sided / "test", {"wasp": 1})
+    image_folder(sided / "test", {"wasp": 1})
     with pytest.raises(ValueError, match=r"test has class folders .*: wasp"):
         split(sided, tmp_path / "run")
 
@@ -244,7 +244,7 @@ def test_pictures_below_a_class_folder_belong_to_it(flat: Path) -> None:
 
 
 def test_a_class_of_one_picture_is_trained_on(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path / "data", {"ant": 10, "bee": 1})
+    data = image_folder(tmp_path / "data", {"ant": 10, "bee": 1})
     found = names(split(data, tmp_path / "run"))
     assert "bee/0.png" in found["train"]
 
@@ -252,19 +252,19 @@ def test_a_class_of_one_picture_is_trained_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("counts", [{}, {"ant": 0, "bee": 0}], ids=["no classes", "no pictures"])
 def test_an_empty_folder_is_refused(tmp_path: Path, counts: dict[str, int]) -> None:
     (tmp_path / "data").mkdir()
-    picture_folder(tmp_path / "data", counts)
+    image_folder(tmp_path / "data", counts)
     with pytest.raises(ValueError, match=r"no pictures in .*CLASS/picture\.jpg"):
         split(tmp_path / "data", tmp_path / "run")
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 1 class: classification needs two or more"):
-        split(picture_folder(tmp_path / "data", {"ant": 9}), tmp_path / "run")
+        split(image_folder(tmp_path / "data", {"ant": 9}), tmp_path / "run")
 
 
 def test_a_side_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the test side of .* has no images"):
-        split(picture_folder(tmp_path / "data", {"ant": 1, "bee": 1}), tmp_path / "run")
+        split(image_folder(tmp_path / "data", {"ant": 1, "bee": 1}), tmp_path / "run")
 
 
 def test_a_missing_folder_says_what_data_may_be(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_holdout_keeps_something_of_every_class(
 
 
 def test_classes_without_pictures_and_pictures_in_two_classes_are_told(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path / "data", {"a": 6, "b": 6, "lonely": 1})
+    data = image_folder(tmp_path / "data", {"a": 6, "b": 6, "lonely": 1})
     (data / "empty").mkdir()
     shutil.copy(data / "a" / "0.png", data / "b" / "copy.png")
     (tmp_path / "run").mkdir()
@@ -331,7 +331,7 @@ def test_classes_without_pictures_and_pictures_in_two_classes_are_told(tmp_path:
 
 
 def test_pictures_without_class_folders_are_one_class(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path, {"faces": 9}) / "faces"
+    data = image_folder(tmp_path, {"faces": 9}) / "faces"
     (tmp_path / "run").mkdir()
     config = tiny_config(data=str(data), test_fraction=0.3, val_fraction=0.3)
     with pytest.raises(ValueError, match="has 1 class: classification needs two or more"):

@@ -7,11 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from atconv.engine.batch_plan import plan_batches
-from atconv.engine.config import LoopConfig
+from atconv.engine.config import TrainConfig
 
 
-def config(**changes: Any) -> LoopConfig:
-    return LoopConfig(**({"batch_size": 64, "base_batch_size": 64, "lr": 1e-3} | changes))
+def config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**({"batch_size": 64, "base_batch_size": 64, "lr": 1e-3} | changes))
 
 
 def test_the_total_batch_of_a_recipe_is_met_by_accumulation() -> None:

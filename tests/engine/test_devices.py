@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import PartialState
-from atconv.engine.devices import make_accelerator
 
 from atconv.engine import devices
-from atconv.engine.config import LoopConfig
+from atconv.engine.config import TrainConfig
+from atconv.engine.distributed import make_accelerator
 from support.tiny import reset_accelerate
 
 
@@ -21,7 +21,7 @@ def _fresh_accelerate() -> Iterator[None]:
 
 
 def test_one_process_on_the_cpu(tmp_path: object) -> None:
-    accelerator = make_accelerator(LoopConfig(device="cpu", tracker="none"), str(tmp_path))
+    accelerator = make_accelerator(TrainConfig(device="cpu", tracker="none"), str(tmp_path))
     assert (accelerator.device.type, accelerator.num_processes) == ("cpu", 1)
     assert accelerator.mixed_precision == "no"
 
@@ -33,7 +33,7 @@ def test_a_cpu_trains_in_the_precision_that_it_has_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: has_bf16)
-    config = LoopConfig(device="cpu", tracker="none", precision=asked)
+    config = TrainConfig(device="cpu", tracker="none", precision=asked)
     taken = "bf16" if has_bf16 else "fp32"
     mixed = make_accelerator(config, str(tmp_path)).mixed_precision
     assert mixed == ("bf16" if has_bf16 else "no")
@@ -63,7 +63,7 @@ def test_other_processors_ask_onednn_where_torch_has_it(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_a_device_that_is_not_there_is_refused(tmp_path: object) -> None:
     with pytest.raises(ValueError, match=r"device cuda is not available here \((cpu|mps) is\)"):
-        make_accelerator(LoopConfig(device="cuda", tracker="none"), str(tmp_path))
+        make_accelerator(TrainConfig(device="cuda", tracker="none"), str(tmp_path))
 
 
 def test_a_launcher_that_accelerate_did_not_see_is_an_error(
@@ -72,10 +72,10 @@ def test_a_launcher_that_accelerate_did_not_see_is_an_error(
     PartialState(cpu=True)  # accelerate believes to be alone
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="started 2 processes but accelerate sees 1"):
-        make_accelerator(LoopConfig(device="cpu", tracker="none"), str(tmp_path))
+        make_accelerator(TrainConfig(device="cpu", tracker="none"), str(tmp_path))
 
 
 def test_another_launchers_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="start with torchrun and give --shard true"):
-        make_accelerator(LoopConfig(device="cpu", tracker="none"), str(tmp_path))
+        make_accelerator(TrainConfig(device="cpu", tracker="none"), str(tmp_path))

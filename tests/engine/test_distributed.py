@@ -49,7 +49,7 @@ def assert_same_weights(run: Path, expected: Path, tolerance: float) -> None:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("one") / "run"
-    ended = atconv("train", "digits", *options(BATCH), f"--out={run}", pictures=False)
+    ended = atconv("train", "digits", *options(BATCH), f"--out={run}", plots=False)
     assert ended.code == 0, ended.err
     return run
 
@@ -70,7 +70,7 @@ def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process
 
 def test_two_accumulated_passes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
     run = tmp_path / "run"
-    ended = atconv("train", "digits", *options(BATCH // 2), f"--out={run}", pictures=False)
+    ended = atconv("train", "digits", *options(BATCH // 2), f"--out={run}", plots=False)
     assert ended.code == 0, ended.err
     assert "16 images × 1 process(es) × 2 pass(es)" in ended.out
     assert_same_weights(run, one_process, 1e-5)
@@ -78,8 +78,8 @@ def test_two_accumulated_passes_train_the_weights_of_one(tmp_path: Path, one_pro
 
 def test_the_weights_that_are_compared_were_trained(tmp_path: Path, one_process: Path) -> None:
     run = tmp_path / "run"
-    changed = [*options(BATCH), "--label_smoothing=0.2"]
-    assert atconv("train", "digits", *changed, f"--out={run}", pictures=False).code == 0
+    changed = [*options(BATCH), "--label-smoothing=0.2"]
+    assert atconv("train", "digits", *changed, f"--out={run}", plots=False).code == 0
     with pytest.raises(AssertionError):
         assert_same_weights(run, one_process, 1e-5)
 

@@ -23,7 +23,6 @@ from unittest import mock
 import numpy as np
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from rich.console import Console
 
 from atconv.tasks import train
 from atconv.tasks.classification.config import ClassificationConfig
@@ -61,7 +60,13 @@ def tiny_config(**changes: Any) -> ClassificationConfig:
 def tiny_options(**changes: Any) -> list[str]:
     """The same as options of `atconv train`, without DATA."""
     options = {k: v for k, v in (TINY | changes).items() if k != "data"}
-    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items()]
+    return [_flag(name.replace("_", "-"), value) for name, value in options.items()]
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def reset_accelerate() -> None:
@@ -70,7 +75,7 @@ def reset_accelerate() -> None:
     GradientState._reset_state()
 
 
-def train_tiny(run: Path, console: Console | None = None, **changes: Any) -> Path:
+def train_tiny(run: Path, **changes: Any) -> Path:
     """Train in this process."""
     reset_accelerate()
     return train(tiny_config(**changes), run)
@@ -89,7 +94,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def picture_folder(root: Path, counts: dict[str, int], seed: int = 0, size: int = 8) -> Path:
+def image_folder(root: Path, counts: dict[str, int], seed: int = 0, size: int = 8) -> Path:
     """root/CLASS/N.png: noise, no two alike."""
     rng = np.random.default_rng(seed)
     for name, count in counts.items():
@@ -119,10 +124,10 @@ class KillAt:
     nth: int = 1
 
 
-def atconv(*arguments: str | Path, kill_at: KillAt | None = None, pictures: bool = True) -> Finished:
+def atconv(*arguments: str | Path, kill_at: KillAt | None = None, plots: bool = True) -> Finished:
     """Run `atconv ARGUMENT...` in a process of its own to its end, or until it is killed (code −9)."""
     with tempfile.TemporaryDirectory() as folder:
-        process = start_atconv(*arguments, output=Path(folder), kill_at=kill_at, pictures=pictures)
+        process = start_atconv(*arguments, output=Path(folder), kill_at=kill_at, plots=plots)
         process.join(180)
         if process.exitcode is None:
             process.kill()
@@ -133,10 +138,10 @@ def atconv(*arguments: str | Path, kill_at: KillAt | None = None, pictures: bool
 
 
 def start_atconv(
-    *arguments: str | Path, output: Path, kill_at: KillAt | None = None, pictures: bool = True
+    *arguments: str | Path, output: Path, kill_at: KillAt | None = None, plots: bool = True
 ) -> ForkServerProcess:
     """Start it; its output goes to the files out and err of a folder."""
-    return start_process(_command, [str(a) for a in arguments], output, kill_at, pictures)
+    return start_process(_command, [str(a) for a in arguments], output, kill_at, plots)
 
 
 def start_process(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
@@ -145,20 +150,20 @@ def start_process(function: Callable[..., None], *arguments: Any) -> ForkServerP
     It is forked from one that has imported the package, which saves seconds each.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["atconv.cli", "atconv.tasks.classification.train", "support.tiny"])
+    context.set_forkserver_preload(["atconv.cli", "atconv.tasks.classification.task", "support.tiny"])
     process = context.Process(target=function, args=arguments)
     process.start()
     return process
 
 
-def _command(arguments: list[str], output: Path, kill_at: KillAt | None, pictures: bool) -> None:
+def _command(arguments: list[str], output: Path, kill_at: KillAt | None, plots: bool) -> None:
     multiprocessing.set_start_method(None, force=True)  # data loaders start their workers the usual way
     # What runs in a shell's background was started with interrupts ignored, and hands that on.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), descriptor)
-    if not pictures:
-        skip_pictures()
+    if not plots:
+        skip_plots()
     if kill_at is not None:
         _arm(kill_at)
     from atconv_command import main
@@ -167,15 +172,16 @@ def _command(arguments: list[str], output: Path, kill_at: KillAt | None, picture
     main()
 
 
-def skip_pictures() -> list[Any]:
-    """Leave out the pictures at the end of a run, which take longer than a tiny run itself.
+def skip_plots() -> list[Any]:
+    """Leave out the plots at the end of a run, which take longer than a tiny run itself.
 
     Returns the patches, to be stopped.
     """
-    from atconv.tasks.classification import plots as figures
+    from atconv.tasks.classification import plots
+    from atconv.tasks.common import report
 
-    names = ("learning_curves", "confusion_matrix", "worst_mistakes")
-    patches = [mock.patch.object(figures, name) for name in names]
+    patches = [mock.patch.object(plots, name) for name in ("plot_confusion_matrix", "plot_mistakes")]
+    patches.append(mock.patch.object(report, "plot_curves"))
     for patch in patches:
         patch.start()
     return patches

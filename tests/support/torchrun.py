@@ -8,8 +8,8 @@ import sys
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
-                "--rdzv_endpoint=localhost:0"]  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
+                "--rdzv-endpoint=localhost:0"]  # fmt: skip
     return subprocess.run(
         [
             *launcher,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from atconv.data.sources import DigitsSource
-from support.tiny import Finished, atconv, picture_folder, read_rows, trained_run
+from support.tiny import Finished, atconv, image_folder, read_rows, trained_run
 
 # Six images, six classes: right, right, wrong (second), wrong (last), right, wrong (second).
 PROBABILITIES = np.array(
@@ -147,7 +147,7 @@ def test_evaluation_says_what_the_run_said_after_training(
 
 
 def test_another_side_may_be_asked_for(run: Path) -> None:
-    ended = atconv("evaluate", run, "digits", "--split=val", "--workers=0", pictures=False)
+    ended = atconv("evaluate", run, "digits", "--split=val", "--workers=0", plots=False)
     assert ended.code == 0, ended.err
     held_out = json.loads((run / "split.json").read_text())["val"]
     found = read_rows(run / "evaluation" / "digits-val" / "predictions.csv")
@@ -165,7 +165,7 @@ def save_digits(folder: Path, indices: list[int]) -> Path:
 
 def test_a_folder_of_other_images_is_evaluated_whole(run: Path, tmp_path: Path) -> None:
     folder = save_digits(tmp_path / "others", [0, 1, 2, 11, 12])  # of the classes 0, 1 and 2 alone
-    ended = atconv("evaluate", run, folder, "--workers=0", pictures=False)
+    ended = atconv("evaluate", run, folder, "--workers=0", plots=False)
     assert ended.code == 0, ended.err
     metrics = json.loads((run / "evaluation" / "others-all" / "metrics.json").read_text())
     assert metrics["images"] == 5
@@ -175,7 +175,7 @@ def test_a_folder_of_other_images_is_evaluated_whole(run: Path, tmp_path: Path) 
 def test_unreadable_pictures_are_named_and_left_out(run: Path, tmp_path: Path) -> None:
     folder = save_digits(tmp_path / "spoiled", [0, 1, 2])
     (folder / "1" / "bad.png").write_text("text")
-    ended = atconv("evaluate", run, folder, "--workers=0", pictures=False)
+    ended = atconv("evaluate", run, folder, "--workers=0", plots=False)
     assert ended.code == 0, ended.err
     assert "left out 1/bad.png" in ended.out
     assert json.loads((run / "evaluation" / "spoiled-all" / "metrics.json").read_text())["images"] == 3
@@ -184,7 +184,7 @@ def test_unreadable_pictures_are_named_and_left_out(run: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: picture_folder(root, {"1": 1, "wasp": 1}), "not among the run's classes: wasp"),
+        (lambda root: image_folder(root, {"1": 1, "wasp": 1}), "not among the run's classes: wasp"),
         (lambda root: root.mkdir(), "no pictures in"),
         (lambda root: None, "does not exist"),
     ],

@@ -22,7 +22,7 @@ from atconv.data.sources import DigitsSource
 from atconv.io import file_digest
 from atconv.tasks.classification import export as module
 from atconv.tasks.classification.export import export
-from support.tiny import Finished, atconv, picture_folder, trained_run
+from support.tiny import Finished, atconv, image_folder, trained_run
 
 QUIET = Console(quiet=True)
 EXAMPLE = Path(__file__).parents[3] / "examples" / "onnx_predict.py"
@@ -89,13 +89,13 @@ def test_the_command_tells_accuracy_and_speed(exported: tuple[Finished, Path], r
 
 def test_other_pictures_calibrate_and_measure(run: Path, tmp_path: Path) -> None:
     classes = package.load(run)[2]
-    pictures = picture_folder(tmp_path / "pictures", dict.fromkeys(classes, 4))
+    pictures = image_folder(tmp_path / "pictures", dict.fromkeys(classes, 4))
     calibration, measured = module._int8_sides(
         package.runs.Run.open(run), str(pictures), None, classes, 15, QUIET
     )
     assert (len(calibration), len(measured)) == (15, 25)
     assert not set(calibration.indices) & set(measured.indices)
-    with pytest.raises(ValueError, match=r"has 40 images, all of which --calibration_images 40 would take"):
+    with pytest.raises(ValueError, match=r"has 40 images, all of which --calibration-images 40 would take"):
         module._int8_sides(package.runs.Run.open(run), str(pictures), None, classes, 40, QUIET)
 
 
@@ -182,7 +182,7 @@ def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
     [
         (["--format=torch", "--int8"], "int8 is written as onnx only, got --format torch"),
         (["--data=digits"], "are for int8: add --int8, or leave them out"),
-        (["--calibration_images=8"], "are for int8: add --int8, or leave them out"),
+        (["--calibration-images=8"], "are for int8: add --int8, or leave them out"),
         (["--batch-size=0"], "must be at least 1, got 0"),
         (["--format=tflite"], "tflite"),
     ],

@@ -265,7 +265,7 @@ def test_a_teacher_of_fixed_size_gets_pictures_of_that_size() -> None:
 def test_a_teacher_from_a_weights_file(tmp_path: Path) -> None:
     weights = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet10t", num_classes=1000).state_dict(), weights)
-    config = tiny_config(distill="soft", teacher="resnet10t", teacher_weights=str(weights), in_chans=3)
+    config = tiny_config(distill="soft", teacher="resnet10t", teacher_checkpoint=str(weights), in_chans=3)
     assert make_teacher(config, 1000)(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
 
 

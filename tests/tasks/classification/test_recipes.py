@@ -64,7 +64,7 @@ SHARED = {
 
 
 def printed(recipe: str | Path, *options: str) -> dict[str, Any]:
-    ended = atconv("train", f"--config={recipe}", *options, "--print_config")
+    ended = atconv("train", f"--config={recipe}", *options, "--print-config")
     assert ended.code == 0, ended.err
     return yaml.safe_load(ended.out)
 
@@ -103,7 +103,7 @@ def test_fine_tuning_decays_by_layer() -> None:
 
 def test_any_field_of_a_recipe_may_be_overridden() -> None:
     config = printed(
-        "attnet_t2", "--epochs=7", "--batch-size=3", "--model_args.stem_stride=2", "--crop_scale=[0.5,1]"
+        "attnet_t2", "--epochs=7", "--batch-size=3", "--model_args.stem_stride=2", "--crop-scale=[0.5,1]"
     )
     assert (config["epochs"], config["batch_size"]) == (7, 3)
     assert config["model_args"] == {"stem_stride": 2}

@@ -72,7 +72,7 @@ def test_a_resumed_stream_restarts_its_epoch_and_says_so(root: Path, tmp_path: P
     kill = KillAt("torch.optim.AdamW.step", nth=6 + 4)
     killed = atconv("train", "wds/pictures", *arguments, f"--out={run}", kill_at=kill)
     assert killed.code == -9
-    ended = atconv("train", "--resume", run, pictures=False)
+    ended = atconv("train", "--resume", run, plots=False)
     assert ended.code == 0, ended.err
     assert "a stream cannot be entered in the middle: epoch 2 starts from its beginning" in ended.out
     assert [int(row["step"]) for row in read_rows(run / "metrics.csv")] == [6, 12]
@@ -83,8 +83,8 @@ def test_a_resumed_stream_restarts_its_epoch_and_says_so(root: Path, tmp_path: P
     [
         ({"test_split": "test"}, "takes neither test_split"),
         ({"checkpoint_steps": 2}, "nor checkpoint_steps"),
-        ({"val_split": "null"}, "--val_split"),
-        ({"num_classes": "null"}, "--num_classes"),
+        ({"val_split": "null"}, "--val-split"),
+        ({"num_classes": "null"}, "--num-classes"),
     ],
     ids=["test", "checkpoints", "no validation", "no classes"],
 )

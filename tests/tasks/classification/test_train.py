@@ -24,9 +24,9 @@ from atconv.tasks.classification.model import inherit_config, make_model
 from support.tiny import (
     TINY,
     TINY_ARGS,
-    picture_folder,
+    image_folder,
     read_rows,
-    skip_pictures,
+    skip_plots,
     tiny_config,
     train_tiny,
     trained_run,
@@ -35,7 +35,7 @@ from support.tiny import (
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_pictures() -> Any:
-    patches = skip_pictures()
+    patches = skip_plots()
     yield
     for patch in patches:
         patch.stop()
@@ -196,7 +196,7 @@ def test_without_an_average_the_weights_themselves_are_kept(tmp_path: Path) -> N
 
 
 def test_a_set_smaller_than_a_batch_trains(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path / "data", {"ant": 6, "bee": 6})
+    data = image_folder(tmp_path / "data", {"ant": 6, "bee": 6})
     run = train_tiny(tmp_path / "run", data=str(data), in_chans=3, test_fraction=0.2, val_fraction=0.2)
     assert read_rows(run / "metrics.csv")[0]["step"] == "1"
     assert changed(last_weights(run), initial_weights_of(data))
@@ -208,27 +208,27 @@ def initial_weights_of(data: Path) -> dict[str, Tensor]:
 
 def test_a_set_too_small_for_mixing_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     for seed, side in enumerate(("train", "val")):
-        picture_folder(tmp_path / "data" / side, {"ant": 1, "bee": 0}, seed)
+        image_folder(tmp_path / "data" / side, {"ant": 1, "bee": 0}, seed)
     with pytest.raises(ValueError, match=r"1 training images are too few .* set mixup and cutmix to 0"):
         train_tiny(tmp_path / "run", data=str(tmp_path / "data"), in_chans=3, mixup=0.2)
     assert not (tmp_path / "run").exists()
 
 
 def test_weights_of_another_run_are_the_start(tmp_path: Path) -> None:
-    start = initial_weights(weights=str(trained_run()))
+    start = initial_weights(checkpoint=str(trained_run()))
     assert not changed(start, load_file(trained_run() / "model.safetensors"))
-    run = train_tiny(tmp_path / "run", weights=str(trained_run()))
+    run = train_tiny(tmp_path / "run", checkpoint=str(trained_run()))
     assert changed(last_weights(run), start)
 
 
 def test_weights_of_another_run_with_other_classes_start_with_a_fresh_head(tmp_path: Path) -> None:
-    data = picture_folder(tmp_path / "data", {"ant": 20, "bee": 20})
+    data = image_folder(tmp_path / "data", {"ant": 20, "bee": 20})
     with (tmp_path / "out").open("w") as file:
         run = train_tiny(
             tmp_path / "run",
             Console(file=file, width=1000),
             data=str(data),
-            weights=str(trained_run()),
+            checkpoint=str(trained_run()),
             freeze_backbone=True,
             test_fraction=0.2,
         )
@@ -248,7 +248,7 @@ def changed_one(a: dict[str, Tensor], b: dict[str, Tensor], name: str) -> bool:
 def test_a_run_gives_its_model_channels_and_normalisation_with_its_weights(tmp_path: Path) -> None:
     source = train_tiny(tmp_path / "source", mean=(0.2,), std=(0.9,))
     options = {"model": "attnet_s", "model_args": {}, "in_chans": 3, "mean": None, "std": None}
-    run = train_tiny(tmp_path / "run", weights=str(source), **options)
+    run = train_tiny(tmp_path / "run", checkpoint=str(source), **options)
     config = json.loads((run / "config.json").read_text())
     assert config["architecture"] == "attnet_xxs"
     assert config["model_args"]["dims"] == TINY_ARGS["dims"]
@@ -267,7 +267,7 @@ def test_weights_from_a_file_of_the_release_are_the_start(tmp_path: Path, suffix
         torch.save({"model": state}, path)
     else:
         save_file(state, path)
-    assert not changed(initial_weights(weights=str(path)), state)
+    assert not changed(initial_weights(checkpoint=str(path)), state)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -276,7 +276,7 @@ def test_damaged_weights_of_another_run_are_refused_and_leave_nothing(tmp_path: 
     content = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match="source"):
-        train_tiny(tmp_path / "run", weights=str(source))
+        train_tiny(tmp_path / "run", checkpoint=str(source))
     assert not (tmp_path / "run").exists()
 
 
@@ -284,7 +284,7 @@ def test_weights_of_a_run_without_a_model_are_refused(tmp_path: Path) -> None:
     source = Path(shutil.copytree(trained_run(), tmp_path / "source"))
     (source / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="has no model yet"):
-        train_tiny(tmp_path / "run", weights=str(source))
+        train_tiny(tmp_path / "run", checkpoint=str(source))
     assert not (tmp_path / "run").exists()
 
 
@@ -309,7 +309,7 @@ def test_poisoned_weights_stop_at_the_first_step(tmp_path: Path) -> None:
     state["head.fc.bias"][0] = torch.nan
     save_file(state, source / "model.safetensors")
     with pytest.raises(FloatingPointError, match="the loss is nan at step 0 "):
-        train_tiny(tmp_path / "run", weights=str(source))
+        train_tiny(tmp_path / "run", checkpoint=str(source))
 
 
 def test_repeated_augmentation_and_mixing_train(tmp_path: Path, plain: Path) -> None:

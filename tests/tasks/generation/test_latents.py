@@ -24,7 +24,7 @@ from atconv.tasks.generation import SiTPipeline
 from atconv.tasks.generation.evaluation import evaluate
 from atconv.tasks.generation.latents import LatentFolder, Latents, is_latents, latent_splits
 from support.helpers import assert_close
-from support.tiny import KillAt, picture_folder, start_process, trained_run
+from support.tiny import KillAt, image_folder, start_process, trained_run
 from support.tiny_sit import atconv_generate, preload, train_tiny_sit
 from support.tiny_vae import encode_here, tiny_vae
 
@@ -34,7 +34,7 @@ SCALE, SHIFT = 0.5, 0.25
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return picture_folder(tmp_path_factory.mktemp("pictures") / "all", {"a": 25, "b": 15}, size=16)
+    return image_folder(tmp_path_factory.mktemp("pictures") / "all", {"a": 25, "b": 15}, size=16)
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def test_a_generator_learns_latents_and_its_pipeline_decodes_them(
     encoded: Path, vae: Path, tmp_path: Path
 ) -> None:
     run = train_tiny_sit(
-        tmp_path / "run", pictures=True, data=str(encoded), hflip=0.5, batch_size=8, base_batch_size=8
+        tmp_path / "run", plots=True, data=str(encoded), hflip=0.5, batch_size=8, base_batch_size=8
     )
     assert (run / "samples.png").is_file()
     pipeline = SiTPipeline.from_pretrained(run)

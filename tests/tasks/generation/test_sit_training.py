@@ -16,7 +16,7 @@ from torch import Tensor
 from atconv.data.loaders import SampleKey
 from atconv.diffusion.interpolants import Linear, make_path
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
-from atconv.engine.config import LoopConfig
+from atconv.engine.config import TrainConfig
 from atconv.engine.run import Run
 from atconv.models.sit import SiT, create_sit
 from atconv.tasks.generation import SiTPipeline
@@ -24,7 +24,7 @@ from atconv.tasks.generation.config import GenerationConfig, read_config, recipe
 from atconv.tasks.generation.data import Examples, TimeSampling, TrainingExamples
 from atconv.tasks.generation.repa import AlignedSiT, FrozenEncoder, alignment_loss
 from atconv.tasks.generation.train import resume
-from support.tiny import KillAt, picture_folder, read_rows, reset_accelerate, trained_run
+from support.tiny import KillAt, image_folder, read_rows, reset_accelerate, trained_run
 from support.tiny_sit import (
     FAMILIES,
     atconv_generate,
@@ -94,7 +94,7 @@ def test_a_model_without_classes_is_trained_without_labels() -> None:
 
 
 def test_a_run_holds_what_it_says(tmp_path: Path) -> None:
-    run = train_tiny_sit(tmp_path / "run", pictures=True, epochs=4, sample_every=2)
+    run = train_tiny_sit(tmp_path / "run", plots=True, epochs=4, sample_every=2)
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["epoch-0002.png", "epoch-0004.png"]
     for name in ("config.yaml", "split.json", "model_index.json", "samples.png", "curves.png", WEIGHTS):
         assert (run / name).is_file(), name
@@ -468,7 +468,7 @@ def test_an_empty_folder_is_refused_in_one_line(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_folder_of_one_class_trains(tmp_path: Path) -> None:
-    pictures = picture_folder(tmp_path / "pictures", {"only": 30})
+    pictures = image_folder(tmp_path / "pictures", {"only": 30})
     run = train_tiny_sit(tmp_path / "run", data=str(pictures), test_fraction=0.15)
     assert SiTPipeline.from_pretrained(run).class_names == ["only"]
 
@@ -493,4 +493,4 @@ def test_recipes_are_configurations_of_models_that_exist(name: str) -> None:
     with torch.device("meta"):
         sit = create_sit(config.model, **{"learn_sigma": False, **config.model_args})
     assert isinstance(sit, SiT)
-    assert isinstance(config, LoopConfig)
+    assert isinstance(config, TrainConfig)
