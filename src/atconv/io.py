@@ -1,4 +1,4 @@
-"""Files written whole or not at all: a kill at any moment leaves the old content or the new."""
+"""Files written completely or not at all: a kill at any moment leaves the old content or the new."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place in one step."""
+    """Let `write` fill a file next to `path`, then put it in place in one step."""
     temporary = path.with_name(f".writing-{path.name}")
     try:
         write(temporary)
@@ -92,7 +92,7 @@ def _umask() -> int:
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors that share no memory, which safetensors refuses to write."""
+    """Contiguous CPU tensors that share no memory, which safetensors does not write."""
     separate = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""What every task can be told of its data."""
+"""Options about the data, the same for all tasks that read labeled images."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB")
 
 def images_in(folder: Path) -> list[Path]:
     """All image files below a folder, by their suffix, sorted. Hidden files and folders are left out."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -80,7 +80,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     Raises:
         FileNotFoundError: a pattern matches nothing, or a folder holds no images.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -90,13 +90,13 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
         else:
             # Second, with the folder taken as it is: names such as "scan [1]" look like patterns.
             literal = str(Path(glob.escape(str(path.parent))) / path.name)
-            found_names = glob.glob(pattern, recursive=True) or glob.glob(literal)
-            matches = sorted(p for p in map(Path, found_names) if p.is_file())
+            names = glob.glob(pattern, recursive=True) or glob.glob(literal)
+            matches = sorted(p for p in map(Path, names) if p.is_file())
         if not matches:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise FileNotFoundError(f"no image at {pattern!r}: give files, folders or globs of {kinds}")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        files.update(dict.fromkeys(matches))
+    return list(files)
 
 
 def as_mode(image: Image.Image, mode: Mode) -> Image.Image:

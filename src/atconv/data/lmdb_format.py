@@ -71,7 +71,7 @@ class LmdbReader:
             raise ValueError(f"{self.path}: record {key.decode()} cannot be read safely: {error}") from error
 
 
-# The open environment of each file, and the process that opened it: LMDB refuses a second in a process, and
+# The open environment of each file, and the process that opened it: LMDB rejects a second in a process, and
 # one that was inherited through a fork.
 _environments: dict[tuple[str, int, int], tuple[int, lmdb.Environment]] = {}
 
@@ -80,15 +80,15 @@ def _open(path: Path) -> lmdb.Environment:
     try:
         status = path.stat()
         key = (str(path.resolve()), status.st_ino, status.st_mtime_ns)
-        opener, opened = _environments.get(key, (0, None))
-        if opened is not None and opener != os.getpid():
-            opened.close()  # this process's copy alone
-            opened = None
-        if opened is None:
-            opened = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
-            _check_complete(opened, status.st_size, path)
-            _environments[key] = (os.getpid(), opened)
-        return opened
+        owner, environment = _environments.get(key, (0, None))
+        if environment is not None and owner != os.getpid():
+            environment.close()  # this process's copy alone
+            environment = None
+        if environment is None:
+            environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+            _check_complete(environment, status.st_size, path)
+            _environments[key] = (os.getpid(), environment)
+        return environment
     except (lmdb.Error, OSError) as error:
         raise ValueError(f"{path} is not an LMDB file ({error})") from error
 

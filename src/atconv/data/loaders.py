@@ -34,7 +34,7 @@ class SampleKey(NamedTuple):
 
 
 class EpochBatches(Sampler[list[SampleKey]]):
-    """One process's micro-batches of an epoch, from a given one on.
+    """One process's micro-batches of an epoch, from the `start`-th on.
 
     The order of an epoch is a permutation seeded by (seed, epoch); with `repeats` copies follow each
     other in it and it is cut to the same length. Processes take every `processes`-th image of each

@@ -40,11 +40,11 @@ def pack_folder(folder: Path, out: Path) -> Path:
     for i, reason in enumerate(report.reasons):
         if reason is not None:
             logger.warning("left out %s: %s", source.name(i), reason)
-    kept = [i for i, reason in enumerate(report.reasons) if reason is None]
-    if not kept:
+    readable = [i for i, reason in enumerate(report.reasons) if reason is None]
+    if not readable:
         raise ValueError(f"none of the {len(source)} files in {folder} is a readable image")
     records = (
-        (source.encoded(i), source.labels[i]) for i in tqdm(kept, "packing", disable=None, leave=False)
+        (source.encoded(i), source.labels[i]) for i in tqdm(readable, "packing", disable=None, leave=False)
     )
-    build_lmdb(out, records, len(kept), source.classes)
+    build_lmdb(out, records, len(readable), source.classes)
     return out

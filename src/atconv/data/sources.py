@@ -84,16 +84,16 @@ class FolderSource(ImageSource):
             )
         if not self.classes and images_in(root):
             self.classes = [root.resolve().name]
-            found = [(path, 0) for path in images_in(root)]
+            labeled = [(path, 0) for path in images_in(root)]
         else:
-            found = [(p, label) for label, name in enumerate(self.classes) for p in images_in(root / name)]
-        if not found:
+            labeled = [(p, label) for label, name in enumerate(self.classes) for p in images_in(root / name)]
+        if not labeled:
             raise ValueError(
                 f"no images in {root}: expected one folder a class, as {root}/CLASS/image.jpg "
                 f"({', '.join(sorted(IMAGE_SUFFIXES))})"
             )
-        self.paths = [path for path, _ in found]
-        self._labels = [label for _, label in found]
+        self.paths = [path for path, _ in labeled]
+        self._labels = [label for _, label in labeled]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -132,7 +132,7 @@ class LmdbSource(ImageSource):
         return read_image(io.BytesIO(self.encoded(index)), mode)
 
     def item(self, index: int, mode: Mode) -> tuple[Image.Image, int]:
-        encoded, label = self.reader[index]  # reading all labels first would read the whole file
+        encoded, label = self.reader[index]  # reading all labels first would read the full file
         return read_image(io.BytesIO(encoded), mode), label
 
     def encoded(self, index: int) -> bytes:
@@ -185,9 +185,9 @@ class TimmSource(ImageSource):
     @cached_property
     def labels(self) -> Sequence[int]:
         for attribute in ("targets", "labels", "_labels"):
-            found = getattr(self._dataset, attribute, None)
-            if found is not None and len(found) == len(self._dataset):
-                return [int(label) for label in found]
+            labels = getattr(self._dataset, attribute, None)
+            if labels is not None and len(labels) == len(self._dataset):
+                return [int(label) for label in labels]
         if self._reader is not None and hasattr(self._reader, "iter_targets"):
             return [int(label) for label in self._reader.iter_targets()]
         return [int(self._item(i)[1]) for i in range(len(self._dataset))]
@@ -208,7 +208,7 @@ class Stream:
     """A dataset that timm only gives in order: wds/…, tfds/…, hfids/…. Iterates over (PIL image, label).
 
     Raises:
-        ValueError: timm cannot open it, or its length or classes are unknown and not given.
+        ValueError: timm cannot open it, or its length or classes are unknown: name them.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class Stream:
 
 
 class KeptImages:
-    """Some images of a stream, by their position in it, kept by going through it once."""
+    """Some images of a stream, by their position in it, collected by going through it once."""
 
     def __init__(self, stream: Stream, positions: Sequence[int]) -> None:
         wanted = set(positions)
@@ -249,7 +249,7 @@ class KeptImages:
 
 
 def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -> Any:
-    """`timm.data.create_dataset` with every failure told in one line."""
+    """`timm.data.create_dataset` with every failure explained in one line."""
     from timm.data import create_dataset
 
     if root is not None and not Path(root).exists():

@@ -310,7 +310,7 @@ def _hold_out(
 def stratified_holdout(
     indices: list[int], labels: Sequence[int], digests: Sequence[bytes | None], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Split indices into (kept, held out), class by class; copies of one image stay together.
+    """Split indices into (kept, held out), class by class; copies of an image stay together.
 
     Every class with two images or more gives at least one and keeps at least one.
     """

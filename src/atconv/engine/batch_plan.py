@@ -63,7 +63,7 @@ def plan_batches(config: TrainConfig, samples: int, processes: int, even: bool =
     if total == config.base_batch_size:
         message += f", learning rate {lr:.3g}"
     else:
-        message += f"; the learning rate was given for {config.base_batch_size}: {config.lr:.3g} → {lr:.3g}"
+        message += f"; lr is for a batch of {config.base_batch_size}: {config.lr:.3g} → {lr:.3g}"
     if total != wanted <= samples:
         message += f" ({wanted} asked for)"
     if samples < wanted:

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON in one folder, written beside and renamed.
+"""Checkpoints: safetensors and JSON in one folder, written under another name and renamed.
 
 A kill at any moment leaves the previous checkpoint or the new one, never half of one: a folder
 `step-N` exists only once everything in it is on disk.
@@ -72,8 +72,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint in a run's checkpoint folder, or None."""
     if not folder.is_dir():
         return None
-    found = [child for child in folder.iterdir() if re.fullmatch(r"step-\d+", child.name)]
-    return max(found, key=lambda child: int(child.name[5:]), default=None)
+    complete = [child for child in folder.iterdir() if re.fullmatch(r"step-\d+", child.name)]
+    return max(complete, key=lambda child: int(child.name[5:]), default=None)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

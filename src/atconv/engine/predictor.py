@@ -31,7 +31,7 @@ class Result:
     """What a model says of one image."""
 
     image: str
-    """its file, or its number among the images that were given"""
+    """its file, or its number in the sequence of images"""
     error: str | None = None
     """why it could not be read; all else is then empty"""
 
@@ -127,7 +127,7 @@ class Predictor(ABC, Generic[R, M]):
         return self.infer([self.open_image(image) for image in several], _names(several), **options)
 
     def predict(self, images: Iterable[ImageLike], batch_size: int = 32, **options: Any) -> Iterator[R]:
-        """Results one after the other, in the order given. An image that cannot be read has `error` set; the
+        """Results one after the other, in order. An image that cannot be read has `error` set; the
         others are not affected.
 
         Raises:
@@ -137,14 +137,13 @@ class Predictor(ABC, Generic[R, M]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         remaining = iter(images)
         while batch := list(islice(remaining, batch_size)):
-            names, opened, errors = _names(batch), [], {}
+            names, readable, errors = _names(batch), {}, {}
             for name, image in zip(names, batch, strict=True):
                 try:
-                    opened.append(self.open_image(image))
+                    readable[name] = self.open_image(image)
                 except (ValueError, OSError) as error:
                     errors[name] = str(error)
-            readable = [name for name in names if name not in errors]
-            results = iter(self.infer(opened, readable, **options) if opened else [])
+            results = iter(self.infer(list(readable.values()), list(readable), **options) if readable else [])
             for name in names:
                 yield self.unreadable(name, errors[name]) if name in errors else next(results)
 
@@ -154,7 +153,7 @@ class Predictor(ABC, Generic[R, M]):
 
     @abstractmethod
     def infer(self, images: Sequence[Image.Image], names: Sequence[str], **options: Any) -> list[R]:
-        """Results of images that were opened."""
+        """Results of images from `open_image`."""
 
     @abstractmethod
     def unreadable(self, name: str, error: str) -> R:

@@ -1,6 +1,6 @@
 """Randomness as a function of what it is for, never of a stream's position.
 
-Data is drawn from (seed, epoch, sample), the model and mixing from (seed, step). That is what makes a
+Seeds are derived from (seed, epoch, sample) for data and from (seed, step) for the model and mixing. That is what makes a
 resumed run equal to one that was never interrupted.
 """
 
@@ -24,7 +24,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's CPU generators. timm's Mixup and transforms draw from all three."""
+    """Seed Python's, NumPy's and torch's CPU generators. timm's Mixup and transforms use all three."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)

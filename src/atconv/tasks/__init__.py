@@ -76,8 +76,8 @@ def load(run: str | Path) -> Predictor[Any, Any]:
         FileNotFoundError: no such folder.
         ValueError: it is not a run, no epoch of it has finished, or its weights are damaged.
     """
-    opened = Run.open(run)
-    return task_of(opened).open(opened)
+    folder = Run.open(run)
+    return task_of(folder).open(folder)
 
 
 def train(config: Any, run: str | Path | None = None, chosen: Collection[str] = ()) -> Path:
@@ -119,12 +119,12 @@ def resume(run: str | Path) -> Path:
     """
     from atconv.engine.distributed import make_accelerator, release_accelerator
 
-    opened = Run.open(run)
-    spec = task_of(opened)
-    config = spec.read_config(opened)
-    accelerator = make_accelerator(config, str(opened.path))
+    folder = Run.open(run)
+    spec = task_of(folder)
+    config = spec.read_config(folder)
+    accelerator = make_accelerator(config, str(folder.path))
     try:
-        return _fit(spec, config, opened, accelerator, new=False)
+        return _fit(spec, config, folder, accelerator, new=False)
     finally:
         release_accelerator(accelerator)
 
