@@ -137,15 +137,22 @@ class Predictor(ABC, Generic[R, M]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         remaining = iter(images)
         while batch := list(islice(remaining, batch_size)):
-            names, readable, errors = _names(batch), {}, {}
-            for name, image in zip(names, batch, strict=True):
-                try:
-                    readable[name] = self.open_image(image)
-                except (ValueError, OSError) as error:
-                    errors[name] = str(error)
-            results = iter(self.infer(list(readable.values()), list(readable), **options) if readable else [])
-            for name in names:
-                yield self.unreadable(name, errors[name]) if name in errors else next(results)
+            names = _names(batch)
+            opened = [self._try_open(image) for image in batch]
+            readable = [i for i, image in enumerate(opened) if not isinstance(image, str)]
+            inferred: Iterator[R] = iter(())
+            if readable:
+                inputs: list[Any] = [opened[i] for i in readable]
+                inferred = iter(self.infer(inputs, [names[i] for i in readable], **options))
+            for name, image in zip(names, opened, strict=True):
+                yield self.unreadable(name, image) if isinstance(image, str) else next(inferred)
+
+    def _try_open(self, image: ImageLike) -> Image.Image | str:
+        """An image, or why it cannot be read."""
+        try:
+            return self.open_image(image)
+        except (ValueError, OSError) as error:
+            return str(error)
 
     @abstractmethod
     def open_image(self, image: ImageLike) -> Image.Image:

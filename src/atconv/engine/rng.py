@@ -1,7 +1,7 @@
-"""Randomness as a function of what it is for, never of a stream's position.
+"""Seeds by purpose, so that a resumed run equals one that was never interrupted.
 
-Seeds are derived from (seed, epoch, sample) for data and from (seed, step) for the model and mixing. That is what makes a
-resumed run equal to one that was never interrupted.
+Seeds are derived from (purpose, seed, epoch, sample) for data and (purpose, seed, step) for the model and
+mixing: what is sampled does not depend on what was sampled before.
 """
 
 from __future__ import annotations
