@@ -135,9 +135,10 @@ class Predictor(ABC, Generic[R, M]):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        remaining = iter(images)
+        remaining, count = iter(images), 0
         while batch := list(islice(remaining, batch_size)):
-            names = _names(batch)
+            names = _names(batch, count)
+            count += len(batch)
             opened = [self._try_open(image) for image in batch]
             readable = [i for i, image in enumerate(opened) if not isinstance(image, str)]
             inferred: Iterator[R] = iter(())
@@ -202,5 +203,6 @@ class Predictor(ABC, Generic[R, M]):
         )
 
 
-def _names(images: Sequence[ImageLike]) -> list[str]:
-    return [str(image) if isinstance(image, (str, Path)) else str(i) for i, image in enumerate(images)]
+def _names(images: Sequence[ImageLike], start: int = 0) -> list[str]:
+    """Files by their path, others by their number."""
+    return [str(image if isinstance(image, (str, Path)) else i) for i, image in enumerate(images, start)]
