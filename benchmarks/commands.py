@@ -32,7 +32,7 @@ import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-ATCONV = [sys.executable, "-m", "atconv.cli"]
+ATCONV = [sys.executable, "-m", "atconv"]
 TRAINING = (
     "--model attnet_t2 --image_size 224 --epochs 1 --batch_size 8 --base_batch_size 8 "
     "--workers 0 --tracker none --val_fraction 0.1 --warmup_epochs 0"

@@ -6,6 +6,7 @@ Importing the package registers models with timm, which takes seconds; this modu
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 COMMANDS = {
     "train": "train a classifier",
@@ -21,6 +22,7 @@ COMMANDS = {
     "segment": "a class for every pixel: train, evaluate, predict",
 }
 
+# Commands that are groups of commands.
 TOOLS = {
     "data": {"lmdb": "pack an image folder into one LMDB file"},
     "generate": {
@@ -44,30 +46,43 @@ TOOLS = {
 
 def main() -> None:
     """Run a command; exit 2 with one line for bad input."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        raise SystemExit(0 if arguments else 2)
-    if arguments[0] == "--version":
+    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if command in ("", "-h", "--help"):
+        print(_usage("atconv", COMMANDS))
+        raise SystemExit(0 if command else 2)
+    if command == "--version":
         from importlib.metadata import version
 
         print(f"atconv {version('atconv')}")
         return
-    if arguments[0] not in COMMANDS:
-        print(f"atconv: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        raise SystemExit(2)
+    if command not in COMMANDS:
+        _reject(f"atconv: no command {command!r}; there are {', '.join(COMMANDS)}")
+    if command in TOOLS:
+        tool = arguments.pop(0) if arguments else "nothing"
+        if tool in ("-h", "--help"):
+            print(_usage(f"atconv {command}", TOOLS[command]))
+            return
+        if tool not in TOOLS[command]:
+            names = ", ".join(TOOLS[command])
+            _reject(f"atconv {command}: {tool!r} is not among {names} (see atconv {command} --help)")
+        command = f"{command} {tool}"
     from atconv.cli import run
 
-    run(arguments[0], arguments[1:])
+    run(command, arguments)
 
 
-def usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+def _reject(line: str) -> NoReturn:
+    print(line, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _usage(prog: str, commands: dict[str, str]) -> str:
+    width = max(map(len, commands))
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in commands.items())
     return (
-        "usage: atconv COMMAND ...\n\n"
+        f"usage: {prog} COMMAND ...\n\n"
         "Attentive convolution: attention's expressivity at convolution's cost.\n\n"
-        f"commands:\n{lines}\n\n'atconv COMMAND --help' shows a command's options."
+        f"commands:\n{lines}\n\n'{prog} COMMAND --help' shows a command's options."
     )
 
 

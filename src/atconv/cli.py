@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +37,6 @@ def run(command: str, arguments: Sequence[str]) -> None:
     """Run one command. Bad input ends with one line on stderr and exit code 2."""
     tune_allocator()
     _log_to_terminal()
-    name = command
     try:
         _COMMANDS[command](f"atconv {command}", list(arguments))
     except Exception as error:
@@ -46,7 +44,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
             raise
         _explain(command, error)
     except KeyboardInterrupt:
-        fail(f"atconv {name}: interrupted", code=130)
+        fail(f"atconv {command}: interrupted", code=130)
 
 
 def _explain(command: str, error: Exception) -> None:
@@ -54,7 +52,7 @@ def _explain(command: str, error: Exception) -> None:
     about."""
     line = f"atconv {command}: {' '.join(str(error).split())}"
     if isinstance(error, ImportError):
-        fail(f"{line}: pip install 'atconv[{_EXTRAS.get(command, 'train')}]'")
+        fail(f"{line}: pip install 'atconv[{_EXTRAS.get(command.split()[0], 'train')}]'")
     if isinstance(error, BrokenPipeError):  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
@@ -89,26 +87,6 @@ def _log_to_terminal() -> None:
 
 def _task_command(task: str, tool: Callable[[TaskSpec, str, Sequence[str]], None]) -> Command:
     return lambda prog, arguments: tool(get_task(task), prog, arguments)
-
-
-def _group(**tools: Command) -> Command:
-    """A command that is a group of commands."""
-
-    def choose(prog: str, arguments: Sequence[str]) -> None:
-        from atconv_command import TOOLS
-
-        names = {name.replace("_", "-"): command for name, command in tools.items()}
-        if arguments and arguments[0] in ("-h", "--help"):
-            descriptions = TOOLS[prog.removeprefix("atconv ")]
-            print(f"usage: {prog} COMMAND ...\n")
-            print("\n".join(f"  {name:<9} {descriptions[name]}" for name in names))
-        elif not arguments or arguments[0] not in names:
-            name = arguments[0] if arguments else "nothing"
-            fail(f"{prog}: {name!r} is not among {', '.join(names)} (see {prog} --help)")
-        else:
-            names[arguments[0]](f"{prog} {arguments[0]}", arguments[1:])
-
-    return choose
 
 
 def _train(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
@@ -347,35 +325,23 @@ def _encode(prog: str, arguments: Sequence[str]) -> None:
     encode(**parser.parse_args(list(arguments)).as_dict())
 
 
-def _dense(task: str) -> Command:
-    return _group(
-        train=_task_command(task, _train),
-        evaluate=_task_command(task, _evaluate),
-        predict=_task_command(task, _predict),
-    )
-
-
 _COMMANDS: dict[str, Command] = {
     "train": _task_command("classification", _train),
     "evaluate": _task_command("classification", _evaluate),
     "predict": _task_command("classification", _predict),
     "models": _models,
-    "data": _group(lmdb=_lmdb),
+    "data lmdb": _lmdb,
     "study": _study,
     "analyze": _analyze,
     "export": _export,
-    "generate": _group(
-        train=_task_command("generation", _train),
-        sample=_sample,
-        evaluate=_evaluate_samples,
-        encode=_encode,
-    ),
-    "detect": _dense("detection"),
-    "segment": _dense("segmentation"),
+    "generate train": _task_command("generation", _train),
+    "generate sample": _sample,
+    "generate evaluate": _evaluate_samples,
+    "generate encode": _encode,
+    "detect train": _task_command("detection", _train),
+    "detect evaluate": _task_command("detection", _evaluate),
+    "detect predict": _task_command("detection", _predict),
+    "segment train": _task_command("segmentation", _train),
+    "segment evaluate": _task_command("segmentation", _evaluate),
+    "segment predict": _task_command("segmentation", _predict),
 }
-
-if __name__ == "__main__":
-    warnings.filterwarnings("default")
-    from atconv_command import main
-
-    main()

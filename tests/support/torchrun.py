@@ -15,7 +15,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
             *launcher,
             "-m",
             "--",
-            "atconv.cli",
+            "atconv",
             *arguments,
         ],  # after --: torchrun takes --run for one of its own
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -21,15 +21,12 @@ from rich.progress import (
 )
 from torch import nn
 
+from atconv.engine.trainer import Callback, Trainer
 from atconv.io import read_rows, write_rows
 from atconv.modules import inhibition_strength
 
-if TYPE_CHECKING:
-    from atconv.engine.trainer import Trainer
-
 __all__ = [
     "BestModel",
-    "Callback",
     "CsvLogger",
     "EarlyStopping",
     "InhibitionLogger",
@@ -40,29 +37,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-
-class Callback:
-    """Called by the trainer. Override what is needed."""
-
-    def on_fit_start(self, trainer: Trainer) -> None:
-        """Before the first step, also of a resumed run."""
-
-    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """After an optimizer step; `metrics` holds its means and the speed."""
-
-    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
-        """After an epoch's evaluation and checkpoint; `row` is the last of the history."""
-
-    def on_resume(self, trainer: Trainer) -> None:
-        """After a resume from the end of an epoch: write again what a kill may have left out."""
-
-    def on_fit_end(self, trainer: Trainer) -> None:
-        """After the last epoch, or after an error."""
-
-    def stops(self, trainer: Trainer) -> bool:
-        """Whether to stop before the next epoch. All processes must answer alike."""
-        return False
 
 
 class EarlyStopping(Callback):

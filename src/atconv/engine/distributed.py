@@ -73,7 +73,7 @@ def make_accelerator(config: TrainConfig, tracking_folder: str) -> Accelerator:
     if launched != accelerator.num_processes:
         raise RuntimeError(
             f"the launcher started {launched} processes but accelerate sees {accelerator.num_processes}: "
-            "each would train alone. Start with torchrun --nproc_per_node N -m atconv.cli train DATA ..."
+            "each would train alone. Start with torchrun --nproc_per_node N -m atconv train DATA ..."
         )
     return accelerator
 

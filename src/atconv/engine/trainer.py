@@ -3,7 +3,7 @@
 A task says what a batch, a loss and an evaluation are. The loop does the rest: accumulation, autocast,
 clipping, schedule, EMA, checkpoints, resume. What people and files see of it is in `callbacks`.
 
-Reads top to bottom: `Task`, `History`, `Trainer.fit`, one epoch, one step, checkpoint, optimizer.
+Reads top to bottom: `Task`, `History`, `Callback`, `Trainer.fit`, one epoch, one step, checkpoint, optimizer.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
 from atconv.engine.batch_plan import BatchPlan
-from atconv.engine.callbacks import Callback
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from atconv.engine.config import TrainConfig
 from atconv.engine.distributed import full_state_dict, load_model, load_optimizer, shard
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
 
-__all__ = ["History", "Task", "Trainer", "make_optimizer"]
+__all__ = ["Callback", "History", "Task", "Trainer", "make_optimizer"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +110,29 @@ class History:
 
     def _scores(self) -> list[float]:
         return [0.0 if self.monitor is None else row[self.monitor] for row in self.rows]
+
+
+class Callback:
+    """Called by the trainer, which it reads and never writes into. Override what is needed."""
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Before the first step, also of a resumed run."""
+
+    def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """After an optimizer step; `metrics` holds its means and the speed."""
+
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+        """After an epoch's evaluation and checkpoint; `row` is the last of the history."""
+
+    def on_resume(self, trainer: Trainer) -> None:
+        """After a resume from the end of an epoch: write again what a kill may have left out."""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """After the last epoch, or after an error."""
+
+    def stops(self, trainer: Trainer) -> bool:
+        """Whether to stop before the next epoch. All processes must answer alike."""
+        return False
 
 
 class Trainer:
