@@ -1,11 +1,11 @@
 """A small ViT trained on Fashion-MNIST; ATConv put in its attention's place; what a tenth of the time gives.
 
-    python studies/replace/study.py run DATA_ROOT     # one row a job; stop it and start it as you like;
+    python -m studies.replace.study run DATA_ROOT     # one row a job; stop it and start it as you like;
                                                        # --seeds 0 and --seeds 1 2 may run side by side,
                                                        # --only JOB ... makes rows of these jobs;
                                                        # on a GPU where there is one
-    python studies/replace/study.py time DATA_ROOT    # milliseconds of a step and of inference; idle machine
-    python studies/replace/study.py report            # tables and results.png
+    python -m studies.replace.study time DATA_ROOT    # milliseconds of a step and of inference; idle machine
+    python -m studies.replace.study report            # tables and results.png
 
 Seconds of training are steps × the time of one, measured by turns: rows may be made beside other work, or on
 another machine. `val_top1` is the accuracy on 5,000 training images that are held out: whoever changes a
@@ -37,7 +37,7 @@ import atconv
 from atconv.deploy.timing import median_seconds
 from atconv.io import read_rows, write_atomically, write_rows
 from atconv.plots import plt, save
-from atconv.replace import DistillationReport
+from studies.replace.distill import DistillationReport, distill_blocks
 
 HERE = Path(__file__).parent
 RESULTS, TIMING = HERE / "results.csv", HERE / "timing.csv"
@@ -145,9 +145,7 @@ def fit(
 
 def fit_mixers(model: nn.Module, teacher: nn.Module, data: Data, seed: int, steps: int) -> DistillationReport:
     """Fit each mixer to the attention it replaced."""
-    return atconv.distill_blocks(
-        model, teacher, batches(data, seed, steps), steps, DISTILLING_LR, progress=False
-    )
+    return distill_blocks(model, teacher, batches(data, seed, steps), steps, DISTILLING_LR, progress=False)
 
 
 @torch.inference_mode()

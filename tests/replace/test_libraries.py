@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atconv import replace_attention
-from atconv.replace.layers import ATConvDiffusersAttention, ATConvTransformersAttention, mix_tokens
+from atconv.replace.adapters import ATConvAdapter
 from support.helpers import assert_close, randomize
 
 diffusers = pytest.importorskip("diffusers")
@@ -76,15 +76,15 @@ def test_self_attention_over_images_is_replaced(make: Any, replaced: dict[str, i
     with torch.no_grad():
         before = model(**inputs).sample
     report = replace_attention(model, example=inputs)
-    names = [one.name.rpartition(".")[2] for one in report.replaced]
+    names = [row.name.rpartition(".")[2] for row in report.replaced]
     assert {name: names.count(name) for name in names} == replaced
     assert {name.rpartition(".")[2]: reason for name, reason in report.kept.items()} == kept
     assert report.macs is not None
     assert 0 < report.macs[1] < report.macs[0]
     seen: list[tuple[Tensor, Tensor]] = []
-    attention: Any = next(m for m in model.modules() if isinstance(m, ATConvDiffusersAttention))
+    attention: Any = next(m for m in model.modules() if isinstance(m, ATConvAdapter))
     attention.register_forward_hook(
-        lambda m, given, named, output: seen.append((given[0] if given else named["hidden_states"], output)),
+        lambda m, args, kwargs, output: seen.append((args[0] if args else kwargs["hidden_states"], output)),
         with_kwargs=True,
     )
     after = model(**inputs).sample
@@ -93,13 +93,13 @@ def test_self_attention_over_images_is_replaced(make: Any, replaced: dict[str, i
     after.square().sum().backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
     latent = inputs["sample" if "sample" in inputs else "hidden_states"].shape[-2:]
-    tokens, found = seen[0]
+    tokens, output = seen[0]
     patch = round((latent[0] * latent[1] / tokens.shape[1]) ** 0.5)
     size = (latent[0] // patch, latent[1] // patch)
-    assert torch.equal(found, mix_tokens(attention.mixer, tokens, size))
+    assert torch.equal(output, attention.mixer(tokens, grid_size=size))
 
 
-def test_cross_attention_that_is_asked_for_is_refused() -> None:
+def test_cross_attention_that_is_asked_for_is_rejected() -> None:
     model, _ = unet()
     before = list(model.state_dict())
     with pytest.raises(ValueError, match=r"nothing was replaced\. .*attn2.*: it is cross-attention; let "):
@@ -107,15 +107,15 @@ def test_cross_attention_that_is_asked_for_is_refused() -> None:
     assert list(model.state_dict()) == before
 
 
-def test_attention_to_grounding_tokens_is_left_alone() -> None:
+def test_attention_to_grounding_tokens_is_kept() -> None:
     model, inputs = unet(attention_type="gated")
     report = replace_attention(model, example=inputs | {"timestep": torch.tensor([3, 500])})
-    assert {one.name.rpartition(".")[2] for one in report.replaced} == {"attn1"}
+    assert {row.name.rpartition(".")[2] for row in report.replaced} == {"attn1"}
     fusers = {reason for name, reason in report.kept.items() if "fuser" in name}
     assert fusers == {"it mixes image and grounding tokens"}
 
 
-def test_joint_attention_of_other_models_is_told() -> None:
+def test_joint_attention_of_other_models_is_named() -> None:
     flux = diffusers.FluxTransformer2DModel(
         in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4),
@@ -136,9 +136,9 @@ def test_joint_attention_of_other_models_is_told() -> None:
 def test_outputs_that_are_scaled_and_dropped() -> None:
     model, _ = dit(dropout=0.25)
     replace_attention(model)
-    found = [m.proj_drop for m in model.modules() if isinstance(m, ATConvDiffusersAttention)]
-    assert found
-    assert all(isinstance(drop, nn.Dropout) and drop.p == 0.25 for drop in found)
+    drops = [m.proj_drop for m in model.modules() if isinstance(m, ATConvAdapter)]
+    assert drops
+    assert all(isinstance(drop, nn.Dropout) and drop.p == 0.25 for drop in drops)
     model, _ = dit()
     for module in model.modules():
         if isinstance(module, diffusers.models.attention_processor.Attention):
@@ -165,7 +165,7 @@ def test_transformers(kind: str) -> None:
         before = model(images)[0]
     report = replace_attention(model)
     assert len(report.replaced) == 2
-    assert all(one.copied for one in report.replaced)
+    assert all(row.copied for row in report.replaced)
     assert report.macs is not None
     after = model(images)[0]
     assert after.shape == before.shape
@@ -180,14 +180,15 @@ def test_transformers(kind: str) -> None:
 def test_transformers_route_a_map_that_is_not_square(kind: str) -> None:
     model, seen = transformer(kind), []
     replace_attention(model)
-    attention = next(m for m in model.modules() if isinstance(m, ATConvTransformersAttention))
+    attention = next(m for m in model.modules() if isinstance(m, ATConvAdapter))
     attention.register_forward_hook(
-        lambda m, given, named, output: seen.append((given[0] if given else named["hidden_states"], output)),
+        lambda m, args, kwargs, output: seen.append((args[0] if args else kwargs["hidden_states"], output)),
         with_kwargs=True,
     )
     model(torch.randn(1, 3, 16, 40), interpolate_pos_encoding=True)
-    [(tokens, (found, _))] = seen
-    assert torch.equal(found, mix_tokens(attention.mixer, tokens, (2, 5), tokens.shape[1] - 10))
+    [(tokens, (output, _))] = seen
+    assert attention.mixer.num_prefix_tokens == tokens.shape[1] - 10
+    assert torch.equal(output, attention.mixer(tokens, grid_size=(2, 5)))
 
 
 @pytest.mark.parametrize("bias", ["use_relative_position_bias", "use_shared_relative_position_bias"])
@@ -198,7 +199,7 @@ def test_beit_with_position_biases(bias: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_export_and_compile_whole(kind: str, fresh_compiler: None) -> None:
+def test_transformers_export_and_compile_in_full(kind: str, fresh_compiler: None) -> None:
     model, images = transformer(kind), torch.randn(2, 3, 32, 32)
     replace_attention(model)
     with torch.no_grad():
@@ -209,7 +210,7 @@ def test_transformers_export_and_compile_whole(kind: str, fresh_compiler: None) 
         assert_close(exported(images)[0], expected, 1e-5)
 
 
-def test_transformers_of_another_release_are_told() -> None:
+def test_transformers_of_another_release_are_named() -> None:
     model = transformer("Dinov2")
     for module in model.modules():
         if type(module).__name__ == "Dinov2Attention":
@@ -219,7 +220,7 @@ def test_transformers_of_another_release_are_told() -> None:
         replace_attention(model)
 
 
-def test_masks_of_patches_are_refused() -> None:
+def test_masks_of_patches_are_rejected() -> None:
     model, images, mask = transformer("ViT"), torch.randn(1, 3, 32, 32), torch.ones(1, 17)
     replace_attention(model)
     before = list(inspect.signature(model.forward).parameters).index("attention_mask") - 1
@@ -229,7 +230,7 @@ def test_masks_of_patches_are_refused() -> None:
         model(images, *[None] * before, mask)
 
 
-def test_a_subclass_is_known_by_what_it_extends() -> None:
+def test_a_subclass_is_recognized_by_what_it_extends() -> None:
     class Mine(diffusers.DiTTransformer2DModel): ...
 
     model = Mine(num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=16)

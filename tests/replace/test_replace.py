@@ -1,4 +1,4 @@
-"""Attention out, ATConv in: in the models of four libraries, wholly or not at all."""
+"""Attention out, ATConv in: in the models of four libraries, all of it or none."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import atconv
 from atconv import functional, replace_attention
 from atconv.models import detector
+from atconv.replace.adapters import ATConvAdapter, GridWriter
 from atconv.replace.families import Site, find_sites
-from atconv.replace.layers import ATConvAttention, ATConvReplacement, GridWriter, mix_tokens
 from support.helpers import assert_close, randomize
 
 Make = Callable[[], nn.Module]
@@ -62,8 +62,8 @@ def swin_v2() -> nn.Module:
 
 
 def maxvit(**options: Any) -> nn.Module:
-    sides = {"window_size": (4, 4), "grid_size": (4, 4), "dim_head": 4}
-    transformer = {f"transformer_{name}": value for name, value in (sides | options).items()}
+    sizes = {"window_size": (4, 4), "grid_size": (4, 4), "dim_head": 4}
+    transformer = {f"transformer_{name}": value for name, value in (sizes | options).items()}
     return timm.create_model(
         "maxvit_tiny_tf_224", img_size=64, embed_dim=(8, 8), depths=(1, 1), stem_width=8, **transformer
     )
@@ -118,6 +118,10 @@ def family(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, int]:
     return randomize(make()).eval(), torch.randn(2, 3, *size), count
 
 
+def grids(model: nn.Module) -> set[int]:
+    return {id(m.grid) for m in model.modules() if isinstance(m, ATConvAdapter) and m.grid is not None}
+
+
 def mixers(model: nn.Module) -> list[atconv.ATConvTokens]:
     return [module for module in model.modules() if isinstance(module, atconv.ATConvTokens)]
 
@@ -156,8 +160,7 @@ def test_copies_and_saved_weights_compute_the_same(family: tuple[nn.Module, Tens
         assert torch.equal(other(images), expected)
         twin = copy.deepcopy(model)
         assert torch.equal(twin(images), expected)
-    grids = {id(m.grid) for m in model.modules() if isinstance(m, ATConvAttention)}
-    assert not grids & {id(m.grid) for m in twin.modules() if isinstance(m, ATConvAttention)}
+    assert not grids(model) & grids(twin)
 
 
 def test_value_and_output_projections_are_those_of_the_attention(
@@ -194,8 +197,8 @@ def _feed_one_token(model: nn.Module, site: Site) -> tuple[Tensor, list[Tensor]]
         return ((constant,) * 3 if query_key_value else (constant, *inputs[1:])), named
 
     def after(m: nn.Module, inputs: Any, output: Any) -> None:
-        found = output[0] if isinstance(output, tuple) else output
-        outputs.append(found.movedim(axis, -1).flatten(0, -2)[0])
+        tokens = output[0] if isinstance(output, tuple) else output
+        outputs.append(tokens.movedim(axis, -1).flatten(0, -2)[0])
 
     attention.register_forward_pre_hook(before, with_kwargs=True)
     attention.register_forward_hook(after)
@@ -204,41 +207,43 @@ def _feed_one_token(model: nn.Module, site: Site) -> tuple[Tensor, list[Tensor]]
 
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 def test_prefix_tokens_take_the_mean_of_their_value_and_the_map(prefix: int) -> None:
-    mixer = randomize(atconv.ATConvTokens(6)).double()
+    mixer = randomize(atconv.ATConvTokens(6, num_prefix_tokens=prefix)).double()
+    plain = copy.deepcopy(mixer)
+    plain.num_prefix_tokens = 0
     x = torch.randn(2, prefix + 12, 6, dtype=torch.float64)
     height, width = 3, 4
-    found = mix_tokens(mixer, x, (height, width), prefix)
+    mixed = mixer(x, grid_size=(height, width))
     spatial = x[:, prefix:].transpose(1, 2).reshape(2, 6, height, width)
     kernel = mixer.kernels(spatial)
     value = mixer.value_proj(x)
     routed = functional.dynamic_depthwise_conv2d(
         value[:, prefix:].transpose(1, 2).reshape(2, 6, height, width), kernel
     ).flatten(2)
-    assert_close(found[:, prefix:], mixer.proj(routed.transpose(1, 2)), 1e-10)
-    assert_close(found[:, prefix:], mixer(x[:, prefix:], grid_size=(height, width)), 1e-10)
+    assert_close(mixed[:, prefix:], mixer.proj(routed.transpose(1, 2)), 1e-10)
+    assert_close(mixed[:, prefix:], plain(x[:, prefix:], grid_size=(height, width)), 1e-10)
     alike = torch.cat((value[:, :prefix].transpose(1, 2), routed), 2).mean(2)
     for token in range(prefix):
-        assert_close(found[:, token], mixer.proj(alike), 1e-10)
+        assert_close(mixed[:, token], mixer.proj(alike), 1e-10)
 
 
 @torch.no_grad()
 def test_equal_tokens_are_answered_as_attention_answers_them() -> None:
     """Each gets the value of all, but for the random part of kernels, and the border of the map."""
-    side, prefix = 12, 3
-    model: Any = vit(depth=1, img_size=8 * side, reg_tokens=prefix - 1).eval()
-    x = torch.randn(1, 1, 16).expand(1, prefix + side**2, 16)
+    size, prefix = 12, 3
+    model: Any = vit(depth=1, img_size=8 * size, reg_tokens=prefix - 1).eval()
+    x = torch.randn(1, 1, 16).expand(1, prefix + size**2, 16)
     expected = model.blocks[0].attn(x)[:, :1]
     replace_attention(model)
-    model(torch.randn(1, 3, 8 * side, 8 * side))
+    model(torch.randn(1, 3, 8 * size, 8 * size))
     mixer = model.blocks[0].attn.mixer
     mixer.kernel_gen.weight.zero_()
-    found = model.blocks[0].attn(x)
-    inside = found[:, prefix:].unflatten(1, (side, side))[:, 1:-1, 1:-1].flatten(1, 2)
+    mixed = model.blocks[0].attn(x)
+    inside = mixed[:, prefix:].unflatten(1, (size, size))[:, 1:-1, 1:-1].flatten(1, 2)
     assert_close(inside, expected.expand_as(inside), 1e-5)
-    there = ((3 * side - 2) / (3 * side)) ** 2  # share of the kernels' weights that lies inside the map
-    share = (prefix + side**2 * there) / (prefix + side**2)
+    there = ((3 * size - 2) / (3 * size)) ** 2  # share of the kernels' weights that lies inside the map
+    share = (prefix + size**2 * there) / (prefix + size**2)
     bias = mixer.proj.bias
-    assert_close(found[:, :prefix], (share * (expected - bias) + bias).expand(1, prefix, 16), 1e-5)
+    assert_close(mixed[:, :prefix], (share * (expected - bias) + bias).expand(1, prefix, 16), 1e-5)
 
 
 def test_register_tokens_reach_the_class_token() -> None:
@@ -250,13 +255,13 @@ def test_register_tokens_reach_the_class_token() -> None:
 
 
 def test_many_tokens_do_not_overflow_half_precision() -> None:
-    mixer = atconv.ATConvTokens(4).eval()
+    mixer = atconv.ATConvTokens(4, num_prefix_tokens=1).eval()
     with torch.no_grad():
         mixer.value_proj.bias.fill_(30.0)
     x = torch.randn(1, 1 + 64 * 64, 4)
-    expected = mix_tokens(mixer, x, (64, 64), 1)
-    found = mix_tokens(mixer.half(), x.half(), (64, 64), 1)
-    assert_close(found.float(), expected, 1e-2)
+    expected = mixer(x, grid_size=(64, 64))
+    coarse = mixer.half()(x.half(), grid_size=(64, 64))
+    assert_close(coarse.float(), expected, 1e-2)
 
 
 def test_the_grid_is_that_of_the_image() -> None:
@@ -268,9 +273,9 @@ def test_the_grid_is_that_of_the_image() -> None:
     with torch.no_grad():
         for image, size in ((wide, (2, 8)), (high, (8, 2))):
             model(image)
-            tokens, found = seen[-1]
-            assert torch.equal(found, mix_tokens(attention.mixer, tokens, size, 1))
-            assert not torch.allclose(found, mix_tokens(attention.mixer, tokens, size[::-1], 1))
+            tokens, output = seen[-1]
+            assert torch.equal(output, attention.mixer(tokens, grid_size=size))
+            assert not torch.allclose(output, attention.mixer(tokens, grid_size=size[::-1]))
 
 
 def test_kernels_start_as_local_averages() -> None:
@@ -307,7 +312,7 @@ def test_it_runs_as_the_model_did(other: str) -> None:
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("make", [vit, torchvision_vit, swin, pvt])
-def test_it_compiles_whole(make: Make) -> None:
+def test_it_compiles_in_full(make: Make) -> None:
     model = randomize(make()).eval()
     replace_attention(model)
     images = torch.randn(2, 3, 64, 64) if make in (swin, pvt) else torch.randn(2, 3, 32, 32)
@@ -330,27 +335,27 @@ def test_the_report_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.parameters[1] - report.parameters[0] == row.parameters[1] - row.parameters[0]
     assert report.parameters[1] == sum(p.numel() for p in model.parameters())
     assert report.kept == {"blocks.0.attn": "not chosen"}
-    told = str(report)
-    assert "blocks.1.attn" in told
-    assert f"{row.parameters[0]:,} → {row.parameters[1]:,}" in told
-    assert "left alone: blocks.0.attn (not chosen)" in told
+    table = str(report)
+    assert "blocks.1.attn" in table
+    assert f"{row.parameters[0]:,} → {row.parameters[1]:,}" in table
+    assert "kept: blocks.0.attn (not chosen)" in table
     assert report.macs is not None
-    assert told.splitlines()[0].endswith("MMACs")
-    assert f"{report.macs[0] / 1e6:.3f} → {report.macs[1] / 1e6:.3f}" in told
+    assert table.splitlines()[0].endswith("GMACs")
+    assert f"{report.macs[0] / 1e9:.3g} → {report.macs[1] / 1e9:.3g}" in table
 
 
 def test_some_blocks_can_be_chosen() -> None:
     model = vit(depth=6)
     report = replace_attention(model, every=2, where=lambda name, module: "5" not in name)
-    assert [one.name for one in report.replaced] == ["blocks.1.attn", "blocks.3.attn"]
+    assert [row.name for row in report.replaced] == ["blocks.1.attn", "blocks.3.attn"]
     late = lambda name, module: name > "blocks.2"  # noqa: E731
-    assert [one.name for one in replace_attention(vit(depth=6), late, blocks=[0, 4]).replaced] == [
+    assert [row.name for row in replace_attention(vit(depth=6), late, blocks=[0, 4]).replaced] == [
         "blocks.4.attn"
     ]
-    assert [one.name for one in replace_attention(model, blocks=[0]).replaced] == ["blocks.0.attn"]
+    assert [row.name for row in replace_attention(model, blocks=[0]).replaced] == ["blocks.0.attn"]
 
 
-def test_what_cannot_be_replaced_is_said_and_nothing_is_touched() -> None:
+def test_what_cannot_be_replaced_is_named_and_nothing_is_touched() -> None:
     model: Any = vit()
     model.blocks[1].attn.qkv = nn.Sequential(model.blocks[1].attn.qkv)  # such as an adapter
     before = list(model.modules())
@@ -399,7 +404,7 @@ def test_attention_that_does_not_run_counts_nothing() -> None:
 def test_nothing_stays_half_replaced_whatever_goes_wrong(error: BaseException) -> None:
     model: Any = vit()
     before = list(model.modules())
-    with mock.patch("atconv.replace.ReplacementReport", side_effect=error), pytest.raises(type(error)):
+    with mock.patch("atconv.replace.api.ReplacementReport", side_effect=error), pytest.raises(type(error)):
         replace_attention(model)
     assert list(model.modules()) == before
     assert not model.patch_embed._forward_pre_hooks
@@ -409,9 +414,9 @@ def test_shared_attention_is_replaced_in_every_place() -> None:
     model: Any = vit(depth=3)
     model.blocks[2].attn = model.blocks[0].attn
     report = replace_attention(model)
-    assert [one.name for one in report.replaced] == ["blocks.0.attn", "blocks.1.attn"]
+    assert [row.name for row in report.replaced] == ["blocks.0.attn", "blocks.1.attn"]
     assert model.blocks[2].attn is model.blocks[0].attn
-    assert isinstance(model.blocks[0].attn, ATConvAttention)
+    assert isinstance(model.blocks[0].attn, ATConvAdapter)
     assert model(torch.randn(1, 3, 32, 32)).isfinite().all()
 
 
@@ -419,7 +424,7 @@ def test_dropout_behind_the_attention_stays() -> None:
     for make in (lambda: vit(proj_drop_rate=0.3), lambda: maxvit(proj_drop=0.3)):
         model = make()
         replace_attention(model)
-        drops = [m.proj_drop for m in model.modules() if isinstance(m, ATConvReplacement)]
+        drops = [m.proj_drop for m in model.modules() if isinstance(m, ATConvAdapter)]
         assert drops
         assert all(isinstance(drop, nn.Dropout) and drop.p == 0.3 for drop in drops)
     model = torchvision.models.SwinTransformer([4, 4], 8, [2], [2], [4, 4], dropout=0.2)
@@ -452,7 +457,7 @@ def test_models_without_storage_are_replaced_too() -> None:
         (dict(model="vit"), TypeError, "takes a model, an nn.Module, got a str"),
     ],
 )
-def test_arguments_of_another_kind_are_refused(
+def test_arguments_of_another_kind_are_rejected(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     model = vit()
@@ -462,7 +467,7 @@ def test_arguments_of_another_kind_are_refused(
 
 
 def test_a_model_that_fails_with_atconv_in_it_is_put_back() -> None:
-    class Dropping(nn.Module):  # the patch embedding is not told
+    class Dropping(nn.Module):  # unknown to the patch embedding
         def forward(self, x: Tensor) -> Tensor:
             return x[:, :-1]
 
@@ -477,63 +482,70 @@ def test_a_model_that_fails_with_atconv_in_it_is_put_back() -> None:
     assert torch.equal(model(images), expected)
 
 
-def test_checkpointing_finds_each_grid_again() -> None:
-    model: Any = randomize(vit(dynamic_img_size=True)).train()
-    replace_attention(model)
-    views = [torch.randn(2, 3, 16, 64), torch.randn(2, 3, 24, 24)]
-    sum(model(view).sum() for view in views).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    model.set_grad_checkpointing()
-    sum(model(view).sum() for view in views).backward()
-    for name, p in model.named_parameters():
-        assert_close(p.grad, gradients[name], 1e-5)
-    twins = [torch.randn(2, 3, 16, 64), torch.randn(2, 3, 64, 16)]
-    for view in twins:  # one after the other is no question
-        model(view).sum().backward()
-        model(view)  # nor is a pass that is dropped
-    with pytest.raises(ValueError, match="grids of 2 × 8 and 8 × 2 have as many tokens"):
-        sum(model(view).sum() for view in twins).backward()
+SIZES = ((16, 64), (24, 24), (64, 16))  # the first and the last have as many tokens
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_a_grid_is_kept_until_its_pass_is_gone_back_through(reentrant: bool) -> None:
-    model: Any = randomize(vit(dynamic_img_size=True)).train()
+def checkpointed(reentrant: bool, frozen: bool = False) -> nn.Module:
+    model: Any = randomize(vit(dynamic_img_size=True)).train().requires_grad_(not frozen)
     replace_attention(model)
     for block in model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=reentrant)
-    first = model(torch.randn(2, 3, 16, 64)).sum()
-    model(torch.randn(2, 3, 32, 40)).sum().backward()
-    later = model(torch.randn(2, 3, 64, 16)).sum()
-    with pytest.raises(ValueError, match="grids of 2 × 8 and 8 × 2 have as many tokens"):
+    return model
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_checkpointing_runs_sizes_one_after_the_other(frozen: bool) -> None:
+    model: Any = randomize(vit(dynamic_img_size=True)).train().requires_grad_(not frozen)
+    replace_attention(model)
+    views = [torch.randn(2, 3, *size) for size in SIZES]
+    sum(model(view).sum() for view in views).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert gradients
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    for view in views:
+        model(view).sum().backward()
+        model(view)  # a pass that is dropped changes nothing
+    for name, gradient in gradients.items():
+        assert_close(model.get_parameter(name).grad, gradient, 1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_rejects_several_sizes_in_flight(reentrant: bool, frozen: bool) -> None:
+    model = checkpointed(reentrant, frozen)
+    first, *_ = [model(torch.randn(2, 3, *size).requires_grad_()).sum() for size in SIZES[:2]]
+    with pytest.raises(
+        ValueError, match=r"17 tokens are not 1 and a grid of 3 × 3: .* checkpointing recomputes"
+    ):
+        first.backward()
+    model(torch.randn(2, 3, *SIZES[1]).requires_grad_()).sum().backward()
+
+
+def test_checkpointing_rejects_two_grids_of_as_many_tokens_in_flight() -> None:
+    model = checkpointed(reentrant=False)
+    first, later = (model(torch.randn(2, 3, *size)).sum() for size in SIZES[::2])
+    with pytest.raises(CheckpointError, match="different metadata"):
         first.backward()
     del first
     later.backward()
 
 
-def test_a_frozen_embedding_forgets_passes_after_a_backward_pass() -> None:
-    model: Any = randomize(vit(dynamic_img_size=True)).train().requires_grad_(False)
-    replace_attention(model)
-    model.set_grad_checkpointing()
-    for size in ((16, 64), (24, 24), (64, 16)):
-        model(torch.randn(2, 3, *size)).sum().backward()
+def test_reentrant_checkpointing_rejects_two_grids_of_as_many_tokens() -> None:
+    model = checkpointed(reentrant=True)
+    first = model(torch.randn(2, 3, *SIZES[0])).sum()
+    model(torch.randn(2, 3, 32, 40)).sum().backward()
+    with pytest.raises(ValueError, match="grids of 2 × 8 and 8 × 2 have as many tokens"):
+        model(torch.randn(2, 3, *SIZES[2]))
+    del first
+    model(torch.randn(2, 3, *SIZES[0])).sum().backward()
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_passes_do_not_pile_up(frozen: bool) -> None:
-    model: Any = vit().requires_grad_(not frozen)
-    replace_attention(model)
-    for _ in range(5):
-        model(torch.randn(2, 3, 32, 32)).sum().backward()
-        model(torch.randn(2, 3, 32, 32))
-    assert len(model.blocks[0].attn.grid._passes) <= 2
-
-
-def test_a_copy_after_export_begins_anew() -> None:
+def test_a_copy_after_export_begins_without_a_pass() -> None:
     model: Any = vit(dynamic_img_size=True).eval()
     replace_attention(model)
-    sides = {"x": {2: 8 * torch.export.Dim("down", max=8), 3: 8 * torch.export.Dim("across", max=8)}}
-    torch.export.export(model, (torch.randn(1, 3, 16, 24),), dynamic_shapes=sides)
+    dims = {"x": {2: 8 * torch.export.Dim("down", max=8), 3: 8 * torch.export.Dim("across", max=8)}}
+    torch.export.export(model, (torch.randn(1, 3, 16, 24),), dynamic_shapes=dims)
     images = torch.randn(1, 3, 32, 16)
     assert torch.equal(copy.deepcopy(model)(images), model(images))
 
@@ -567,7 +579,7 @@ def test_a_detector_still_runs() -> None:
         assert set(model(images)[0]) == {"boxes", "labels", "scores"}
 
 
-def test_pooling_by_attention_is_left_alone() -> None:
+def test_pooling_by_attention_is_kept() -> None:
     model = timm.create_model(
         "vit_base_patch16_siglip_224", img_size=32, embed_dim=48, depth=2, num_heads=2, num_classes=5
     )
@@ -577,7 +589,7 @@ def test_pooling_by_attention_is_left_alone() -> None:
     model(torch.randn(1, 3, 32, 32)).sum().backward()
 
 
-def test_the_size_of_the_input_can_be_set_anew() -> None:
+def test_the_size_of_the_input_can_be_set_again() -> None:
     for model, size in ((vit(), 64), (swin(), 96), (relative_vit(), 64)):
         replace_attention(model)
         model.set_input_size((size, 32))  # type: ignore[operator]
@@ -601,7 +613,7 @@ def test_only_what_can_be_replaced_is_counted() -> None:
     model: Any = vit(depth=4)
     model.blocks[1].extra = FancyAttention()
     report = replace_attention(model, every=2)
-    assert [one.name for one in report.replaced] == ["blocks.1.attn", "blocks.3.attn"]
+    assert [row.name for row in report.replaced] == ["blocks.1.attn", "blocks.3.attn"]
     assert "not one that ATConv knows" in report.kept["blocks.1.extra"]
     with pytest.raises(
         ValueError, match=r"blocks\.1\.attn, blocks\.3\.attn: it is ATConv already; blocks\.1\.extra: this"
@@ -611,10 +623,10 @@ def test_only_what_can_be_replaced_is_counted() -> None:
         replace_attention(timm.create_model("cait_xxs24_224", img_size=32, depth=1))
 
 
-def test_masks_and_lone_blocks_are_refused() -> None:
+def test_masks_and_lone_blocks_are_rejected() -> None:
     model: Any = vit()
     replace_attention(model)
-    with pytest.raises(ValueError, match="run the whole model"):
+    with pytest.raises(ValueError, match="run the full model"):
         model.blocks[0](torch.randn(1, 17, 16))
     model(torch.randn(1, 3, 32, 32))
     with pytest.raises(ValueError, match="takes no attention mask"):
@@ -625,7 +637,7 @@ def test_masks_and_lone_blocks_are_refused() -> None:
         model.blocks[0](torch.randn(1, 13, 16))
 
 
-def test_what_else_torchvisions_attention_may_be_given_is_refused() -> None:
+def test_masks_and_other_keys_of_torchvisions_attention_are_rejected() -> None:
     model: Any = torchvision_vit()
     replace_attention(model)
     model(torch.randn(1, 3, 32, 32))
@@ -635,18 +647,18 @@ def test_what_else_torchvisions_attention_may_be_given_is_refused() -> None:
         attention(x, x, x, torch.zeros(1, 17, dtype=torch.bool))
     with pytest.raises(ValueError, match="takes no attention mask"):
         attention(x, x, x, attn_mask=torch.zeros(17, 17))
-    with pytest.raises(ValueError, match="got other keys"):
+    with pytest.raises(ValueError, match="got other tokens as key now"):
         attention(x, torch.randn(1, 5, 16), torch.randn(1, 5, 16))
 
 
-def test_an_example_that_does_not_fit_is_refused() -> None:
+def test_an_example_that_does_not_fit_is_rejected() -> None:
     model = vit()
     with pytest.raises(ValueError, match=r"nothing was replaced\. VisionTransformer does not take the ex"):
         replace_attention(model, example=torch.randn(1, 3, 24, 24))
     assert not mixers(model)
 
 
-def test_an_example_of_another_kind_is_refused() -> None:
+def test_an_example_of_another_kind_is_rejected() -> None:
     with pytest.raises(TypeError, match="a dictionary of named ones, got a list"):
         replace_attention(vit(), example=[torch.randn(1, 3, 32, 32)])  # type: ignore[arg-type]
 
@@ -664,7 +676,7 @@ def test_the_image_is_found_by_its_name() -> None:
             return super().forward(image * scale)
 
     embedding = Scaled(3, 4, 8, 8)
-    writer = GridWriter.before(embedding, lambda one: one.stride, padded=False)
+    writer = GridWriter.before(embedding, lambda embedding: embedding.stride, padded=False)
     embedding.register_forward_pre_hook(writer, with_kwargs=True)
     embedding(scale=torch.ones(()), image=torch.randn(1, 3, 16, 24))
     assert writer.grid.size == (2, 3)
@@ -684,10 +696,10 @@ def vit_of_no_known_size() -> nn.Module:
     return model
 
 
-def test_projections_behind_a_norm_start_fresh() -> None:
+def test_projections_behind_a_norm_are_newly_initialized() -> None:
     report = replace_attention(vit(scale_attn_norm=True))
-    assert not any(one.copied for one in report.replaced)
-    assert "fresh in blocks.0.attn, blocks.1.attn" in str(report)
+    assert not any(row.copied for row in report.replaced)
+    assert "newly initialized in blocks.0.attn, blocks.1.attn" in str(report)
 
 
 def test_torchvision_with_convolutions_before_the_patches() -> None:
@@ -723,4 +735,4 @@ def test_a_model_named_after_attention_is_looked_into() -> None:
             self.body = vit()
 
     report = replace_attention(AttentionClassifier())
-    assert [one.name for one in report.replaced] == ["body.blocks.0.attn", "body.blocks.1.attn"]
+    assert [row.name for row in report.replaced] == ["body.blocks.0.attn", "body.blocks.1.attn"]

@@ -5,34 +5,30 @@ A family is known by the names of its classes, so that none of the libraries is 
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from atconv.modules import ATConvTokens
-from atconv.replace.layers import (
-    ATConvAttention,
+from atconv.replace.adapters import (
+    ATConvAdapter,
     ATConvBlock,
-    ATConvDiffusersAttention,
-    ATConvLastAttention,
-    ATConvMapAttention,
-    ATConvMultiheadAttention,
-    ATConvReplacement,
-    ATConvSizedAttention,
-    ATConvTransformersAttention,
+    Call,
+    GridState,
     GridWriter,
-    MaskRefusal,
+    MaskCheck,
     Size,
 )
 
 __all__ = ["Projections", "Site", "find_sites"]
 
 Weights = tuple[Tensor, "Tensor | None"]
-Hook = tuple[nn.Module, "GridWriter | MaskRefusal"]
+Hook = tuple[nn.Module, "GridWriter | MaskCheck"]
+Writers = dict[nn.Module, GridWriter]
 
 
 @dataclass(frozen=True)
@@ -45,58 +41,104 @@ class Projections:
 
 @dataclass(eq=False)
 class Site:
-    """One attention of a model: replaced by `make`, or left alone for a reason."""
+    """An attention of a model: replaced by `make`, or kept for a reason."""
 
     name: str
     """of the module that is replaced, as in model.named_modules()"""
     kind: str
+    """its class"""
     dim: int = 0
-    make: Callable[[ATConvTokens], nn.Module] | None = None
+    make: Callable[[ATConvTokens], ATConvAdapter] | None = None
     projections: Projections | None = None
+    grid: GridState | None = None
+    """of its tokens"""
     hooks: tuple[Hook, ...] = ()
-    """the patch embedding, and what writes the grid there; what refuses masks"""
+    """the patch embedding, and what writes the grid there; what rejects masks"""
     reason: str = ""
     """why it cannot be replaced"""
+    num_prefix_tokens: int = 0
     dropout: float = 0.0
     """behind the output projection"""
 
 
 def find_sites(model: nn.Module) -> list[Site]:
     """Every attention of a model, in order of its modules. Those inside a replaced block are not listed."""
-    writers: dict[int, tuple[nn.Module, GridWriter]] = {}
-    sites = []
-    covered: list[str] = []
+    writers: Writers = {}
+    sites: list[Site] = []
     for name, module in model.named_modules():
-        if any(not outer or name.startswith(f"{outer}.") for outer in covered):
+        if any(not site.name or name.startswith(f"{site.name}.") for site in sites):
             continue
-        site = _site(model, name, module, writers)
+        site = _site(_Attention(model, name, module, writers))
         if site is not None and not name:
             site = Site(name, site.kind, reason="it is the whole model: give the model that holds it")
         if site is not None:
             sites.append(site)
-            covered.append(name)
     return sites
 
 
-def _site(
-    model: nn.Module, name: str, module: Any, writers: dict[int, tuple[nn.Module, GridWriter]]
-) -> Site | None:
-    called = type(module).__name__
-    if isinstance(module, ATConvReplacement):
-        return Site(name, called, reason="it is ATConv already")
-    finder = _finder(module)
-    if finder is not None:
-        reason = _unknown_projection(getattr(module, "attn", module))
-        if reason:
-            return Site(name, called, reason=reason)
-        site = finder(model, name, module, writers)
-        site.dropout = site.dropout or _output_dropout(getattr(module, "attn", module))
+class _Attention:
+    """An attention, or a block that holds one, where it stands in its model."""
+
+    def __init__(self, model: nn.Module, name: str, module: Any, writers: Writers) -> None:
+        self.model, self.name, self.module, self.writers = model, name, module, writers
+        self.kind = type(module).__name__
+        self.inner: Any = getattr(module, "attn", module)
+
+    def above(self) -> Iterator[nn.Module]:
+        """The modules that hold it, the nearest first."""
+        parts = self.name.split(".")
+        for length in range(len(parts) - 1, -1, -1):
+            yield self.model.get_submodule(".".join(parts[:length]))
+
+    def owner(self, attribute: str) -> Any:
+        """The nearest module above that has the attribute, or None."""
+        return next((module for module in self.above() if getattr(module, attribute, None) is not None), None)
+
+    def keep(self, reason: str) -> Site:
+        return Site(self.name, self.kind, reason=reason)
+
+    def site(
+        self, dim: int, projections: Projections | None, num_prefix_tokens: int = 0, **call: Any
+    ) -> Site:
+        """Of an attention that is called with the layout and the arguments of a `Call`."""
+        make = partial(ATConvAdapter, call=Call.of(self.module, **call))
+        return Site(self.name, self.kind, dim, make, projections, num_prefix_tokens=num_prefix_tokens)
+
+    def block(self, dim: int, projections: Projections | None, call: Call, post_norm: bool = False) -> Site:
+        """Of a full block."""
+        make = partial(ATConvBlock, call=call, block=self.module, post_norm=post_norm)
+        return Site(self.name, self.kind, dim, make, projections)
+
+    def on_grid(
+        self, site: Site, embedding: nn.Module, patch: Callable[[Any], Size], padded: bool = False
+    ) -> Site:
+        """The site, with a grid that the patch embedding writes: one for all attention behind it."""
+        writer = self.writers.setdefault(embedding, GridWriter.before(embedding, patch, padded))
+        site.grid = writer.grid
+        site.hooks += ((embedding, writer),)
         return site
-    named = (re.search("Att(entio)?n", called) and "Block" not in called) or called in _ATTENTION
-    if named and not any(_finder(inner) for inner in module.modules()):  # a model may be named after it too
-        joint = "it mixes text and image tokens" if _is_joint(model, name, module) else ""
-        return Site(name, called, reason=joint or "this attention is not one that ATConv knows")
+
+
+def _site(at: _Attention) -> Site | None:
+    if isinstance(at.module, ATConvAdapter):
+        return at.keep("it is ATConv already")
+    finder = _finder(at.module)
+    if finder is not None:
+        reason = _unknown_projection(at.inner)
+        site = at.keep(reason) if reason else finder(at)
+        site.dropout = site.dropout or _output_dropout(at.inner)
+        return site
+    named = (re.search("Att(entio)?n", at.kind) and "Block" not in at.kind) or at.kind in _ATTENTION
+    holds_known = any(_finder(inner) for inner in at.module.modules())  # a model may be named after it too
+    if named and not holds_known:
+        joint = "it mixes text and image tokens" if _is_joint(at) else ""
+        return at.keep(joint or "this attention is not one that ATConv knows")
     return None
+
+
+def _finder(module: nn.Module) -> Callable[[_Attention], Site] | None:
+    kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
+    return next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), None)
 
 
 def _unknown_projection(attention: Any) -> str:
@@ -116,177 +158,132 @@ def _output_dropout(attention: Any) -> float:
     return next((layer.p for layer in layers if isinstance(layer, nn.Dropout)), 0.0)
 
 
-def _is_joint(model: nn.Module, name: str, module: Any) -> bool:
+def _is_joint(at: _Attention) -> bool:
     """Whether text and image tokens attend to each other in it, in one of diffusers' models."""
-    mixing = ("SingleTransformerBlock", "CogVideoXBlock")  # tokens come to it as one sequence
-    one = any(kind in type(above).__name__ for kind in mixing for above in _above(model, name))
-    return one or getattr(module, "added_kv_proj_dim", None) is not None
+    mixing = ("SingleTransformerBlock", "CogVideoXBlock")  # which take both as one sequence
+    inside = any(kind in type(above).__name__ for kind in mixing for above in at.above())
+    return inside or getattr(at.module, "added_kv_proj_dim", None) is not None
 
 
-def _finder(module: nn.Module) -> Finder | None:
-    kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
-    return next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), None)
-
-
-def _timm_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+def _timm_tokens(at: _Attention) -> Site:
     """timm's ViT, DeiT, BEiT and EVA: class and register tokens, then the patches of `patch_embed`."""
-    kind = type(module).__name__
-    owner: Any = _owner(model, name, "patch_embed")
-    if owner is None or not hasattr(owner, "num_prefix_tokens"):
-        return Site(name, kind, reason="no patch embedding above it says what grid its tokens are")
-    drop = getattr(owner, "patch_drop", None)
-    if drop is not None and not isinstance(drop, nn.Identity):
-        return Site(name, kind, reason="patch_drop leaves out tokens: what is left is no grid")
+    owner, module = at.owner("patch_embed"), at.module
+    if not hasattr(owner, "num_prefix_tokens"):
+        return at.keep("no patch embedding above it says what grid its tokens are")
+    if not isinstance(getattr(owner, "patch_drop", None), (nn.Identity, type(None))):
+        return at.keep("patch_drop leaves out tokens: what is left is no grid")
     embedding = owner.patch_embed
     if not hasattr(embedding, "feat_ratio"):
-        return Site(name, kind, reason=f"its {type(embedding).__name__} does not say its patch size")
+        return at.keep(f"its {type(embedding).__name__} does not say its patch size")
     dim = module.qkv.in_features if getattr(module, "qkv", None) is not None else module.proj.out_features
-    hook = _writer(embedding, writers, _timm_patch, getattr(embedding, "dynamic_img_pad", False))
-    prefix, further = owner.num_prefix_tokens, tuple(inspect.signature(module.forward).parameters)[1:]
-    return Site(
-        name,
-        kind,
-        dim,
-        lambda mixer: ATConvAttention(mixer, hook[1].grid, prefix, further),
-        _thirds(module, dim),
-        (hook,),
-    )
+    site = at.site(dim, _from_qkv(module, dim), owner.num_prefix_tokens)
+    return at.on_grid(site, embedding, _timm_patch, getattr(embedding, "dynamic_img_pad", False))
 
 
-def _timm_swin(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    kind, dim = type(module).__name__, module.attn.qkv.in_features
-    post_norm = kind == "SwinTransformerV2Block"
-    return Site(
-        name, kind, dim, lambda mixer: ATConvBlock(module, mixer, post_norm), _thirds(module.attn, dim)
-    )
+def _timm_swin(at: _Attention) -> Site:
+    dim = at.inner.qkv.in_features
+    post_norm = at.kind == "SwinTransformerV2Block"
+    return at.block(dim, _from_qkv(at.inner, dim), Call("channels_last"), post_norm)
 
 
-def _timm_pvt(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    weight, bias = module.kv.weight, module.kv.bias
-    value = (weight[module.dim :], None if bias is None else bias[module.dim :])
-    projections = Projections(value, (module.proj.weight, module.proj.bias))
-    return Site(name, "PVTv2 Attention", module.dim, ATConvSizedAttention, projections)
+def _timm_pvt(at: _Attention) -> Site:
+    module = at.module
+    value = _last_rows(module.kv, module.dim)
+    return at.site(module.dim, Projections(value, (module.proj.weight, module.proj.bias)), size="feat_size")
 
 
-def _timm_map(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    """CoAtNet and its kin: attention over a map, heads before or after the thirds of qkv."""
-    dim, out = module.qkv.in_channels, module.proj.out_channels
+def _timm_map(at: _Attention) -> Site:
+    """CoAtNet and its family: attention over a map."""
+    dim, out = at.module.qkv.in_channels, at.module.proj.out_channels
     if dim != out:
-        return Site(name, "Attention2d", reason=f"it turns {dim} channels into {out}")
-    return Site(name, "Attention2d", dim, ATConvMapAttention, _map_projections(module, dim))
+        return at.keep(f"it turns {dim} channels into {out}")
+    return at.site(dim, _from_map_qkv(at.module, dim), layout="channels_first")
 
 
-def _timm_partition(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    """MaxViT's blocks: windows, or a grid strewn over the map."""
-    first = isinstance(module.attn.qkv, nn.Conv2d)
-    dim = len(module.attn.proj.weight)
-    return Site(
-        name,
-        "PartitionAttention",
-        dim,
-        lambda mixer: ATConvBlock(module, mixer, channels_first=first),
-        _map_projections(module.attn, dim),
-    )
+def _timm_partition(at: _Attention) -> Site:
+    """MaxViT's blocks: windows, or a grid scattered over the map."""
+    call = Call("channels_first" if isinstance(at.inner.qkv, nn.Conv2d) else "channels_last")
+    dim = len(at.inner.proj.weight)
+    return at.block(dim, _from_map_qkv(at.inner, dim), call)
 
 
-def _timm_parallel_partition(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    return Site(name, "ParallelPartitionAttention", reason="it is two attentions whose outputs are joined")
+def _timm_parallel_partition(at: _Attention) -> Site:
+    return at.keep("it is two attentions whose outputs are joined")
 
 
-def _torchvision_multihead(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+def _torchvision_multihead(at: _Attention) -> Site:
     """torchvision's ViT: a class token, then the patches of `conv_proj`."""
-    kind, dim = "MultiheadAttention", module.embed_dim
-    owner: Any = _owner(model, name, "conv_proj")
+    owner, module = at.owner("conv_proj"), at.module
     if owner is None or not module.batch_first or module.in_proj_weight is None:
-        return Site(name, kind, reason="it is not the self-attention of a torchvision VisionTransformer")
-    hook = _writer(owner.conv_proj, writers, _stride, padded=False)
-    weight, bias = module.in_proj_weight, module.in_proj_bias
+        return at.keep("it is not the self-attention of a torchvision VisionTransformer")
+    weight, bias, dim = module.in_proj_weight, module.in_proj_bias, module.embed_dim
     value = (weight[2 * dim :], None if bias is None else bias[2 * dim :])
     projections = Projections(value, (module.out_proj.weight, module.out_proj.bias))
-    further = tuple(inspect.signature(module.forward).parameters)[3:]
-    return Site(
-        name,
-        kind,
-        dim,
-        lambda mixer: ATConvMultiheadAttention(mixer, hook[1].grid, 1, further),
-        projections,
-        (hook,),
-    )
+    site = at.site(dim, projections, 1, self_attention=("key", "value"), returns_weights=True)
+    return at.on_grid(site, owner.conv_proj, _stride)
 
 
-def _torchvision_swin(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    dim = module.qkv.in_features
-    kind = type(module).__name__
-    return Site(name, kind, dim, ATConvLastAttention, _thirds(module, dim), dropout=module.dropout)
+def _torchvision_swin(at: _Attention) -> Site:
+    dim = at.module.qkv.in_features
+    site = at.site(dim, _from_qkv(at.module, dim), layout="channels_last")
+    site.dropout = at.module.dropout
+    return site
 
 
-def _transformers_tokens(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
-    """transformers' ViT and its kin: class, distillation and register tokens, then `patch_embeddings`."""
-    kind = type(module).__name__
+def _transformers_tokens(at: _Attention) -> Site:
+    """transformers' ViT and its family: class, distillation and register tokens, then `patch_embeddings`."""
+    module = at.module
     if not all(hasattr(module, linear) for linear in ("q_proj", "v_proj", "o_proj")):
-        return Site(name, kind, reason="this release of transformers builds it in a way ATConv does not know")
-    dim = module.q_proj.in_features
-    owner: Any = _owner(model, name, "embeddings")
-    embeddings: Any = getattr(owner, "embeddings", None)
+        return at.keep("this release of transformers builds it in a way ATConv does not know")
+    owner = at.owner("embeddings")
+    embeddings = getattr(owner, "embeddings", None)
     patches = getattr(embeddings, "patch_embeddings", None)
     if patches is None:
-        return Site(name, kind, reason="no patch embedding above it says what grid its tokens are")
-    given = [
+        return at.keep("no patch embedding above it says what grid its tokens are")
+    prefix = (
         getattr(embeddings, token, None) for token in ("cls_token", "distillation_token", "register_tokens")
-    ]
-    prefix = sum(token.shape[1] for token in given if token is not None)
-    patch = _stride if isinstance(patches, nn.Conv2d) else _patch_size
-    hook = _writer(patches, writers, patch, padded=False)
-    return Site(
-        name,
-        kind,
-        dim,
-        lambda mixer: ATConvTransformersAttention(mixer, hook[1].grid, prefix),
-        _separate(module.v_proj, module.o_proj, dim),
-        (hook, (owner, MaskRefusal.before(owner))),
     )
+    num_prefix_tokens = sum(token.shape[1] for token in prefix if token is not None)
+    dim = module.q_proj.in_features
+    projections = _separate(module.v_proj, module.o_proj, dim)
+    # Masks are checked where the model takes them.
+    site = at.site(dim, projections, num_prefix_tokens, masks=(), returns_weights=True)
+    site.hooks = ((owner, MaskCheck(owner)),)
+    return at.on_grid(site, patches, _stride if isinstance(patches, nn.Conv2d) else _patch_size)
 
 
-def _diffusers(model: nn.Module, name: str, module: Any, writers: dict[int, Any]) -> Site:
+def _diffusers(at: _Attention) -> Site:
     """diffusers' Attention in DiT, PixArt, SD3 and the transformers of a UNet."""
-    kind, dim = "diffusers Attention", module.query_dim
-    if _is_joint(model, name, module):
-        return Site(name, kind, reason="it mixes text and image tokens")
+    module = at.module
+    if _is_joint(at):
+        return at.keep("it mixes text and image tokens")
     if module.is_cross_attention:
-        return Site(name, kind, reason="it is cross-attention")
-    if type(next(_above(model, name))).__name__ == "GatedSelfAttentionDense":
-        return Site(name, kind, reason="it mixes image and grounding tokens")
+        return at.keep("it is cross-attention")
+    if type(next(at.above())).__name__ == "GatedSelfAttentionDense":
+        return at.keep("it mixes image and grounding tokens")
     if module.rescale_output_factor != 1:
-        return Site(name, kind, reason=f"it divides its output by {module.rescale_output_factor}")
+        return at.keep(f"it divides its output by {module.rescale_output_factor}")
     if module.residual_connection or module.group_norm is not None or module.spatial_norm is not None:
-        return Site(name, kind, reason="it normalizes and adds inside, as a VAE's attention does")
-    owner: Any = _owner(model, name, "pos_embed")
-    if owner is not None and any(kind.__name__ in _IMAGE_TRANSFORMERS for kind in type(owner).__mro__):
-        hook = _writer(owner.pos_embed, writers, _patch_size, padded=False)
+        return at.keep("it normalizes and adds inside, as a VAE's attention does")
+    owner = at.owner("pos_embed")
+    if any(kind.__name__ in _IMAGE_TRANSFORMERS for kind in type(owner).__mro__):
+        embedding, patch = owner.pos_embed, _patch_size
     else:
-        owner = next((m for m in _above(model, name) if getattr(m, "is_input_continuous", False)), None)
-        if owner is None:
-            return Site(name, kind, reason="nothing above it says what grid its tokens are")
-        hook = _writer(owner, writers, _one, padded=False)
-    return Site(
-        name,
-        kind,
-        dim,
-        lambda mixer: ATConvDiffusersAttention(mixer, hook[1].grid, 0),
-        _separate(module.to_v, module.to_out[0], dim),
-        (hook,),
-    )
+        embedding, patch = at.owner("is_input_continuous"), _one
+        if not getattr(embedding, "is_input_continuous", False):
+            return at.keep("nothing above it says what grid its tokens are")
+    projections = _separate(module.to_v, module.to_out[0], module.query_dim)
+    site = at.site(module.query_dim, projections, self_attention=("encoder_hidden_states",))
+    return at.on_grid(site, embedding, patch)
 
 
-# Told as left alone beside whatever is called attention and is not a block that holds one.
+# Listed as kept, as is any class called attention that is not a block which holds one.
 _ATTENTION = ("GPSA", "MHSA", "XCA", "ParallelScalingBlock", "DiffParallelScalingBlock")
 
 # Those of diffusers whose attention sees image tokens alone, or says so.
 _IMAGE_TRANSFORMERS = ("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
 
-Finder = Callable[[nn.Module, str, Any, "dict[int, Any]"], Site]
-
-_FAMILIES: dict[str, Finder] = {
+_FAMILIES: dict[str, Callable[[_Attention], Site]] = {
     "timm.layers.attention.Attention": _timm_tokens,
     "timm.layers.attention.AttentionRope": _timm_tokens,
     "timm.models.beit.Attention": _timm_tokens,
@@ -318,26 +315,6 @@ _FAMILIES: dict[str, Finder] = {
 }
 
 
-def _owner(model: nn.Module, name: str, attribute: str) -> nn.Module | None:
-    """The nearest module above `name` that has the attribute."""
-    return next((m for m in _above(model, name) if getattr(m, attribute, None) is not None), None)
-
-
-def _above(model: nn.Module, name: str) -> Iterator[nn.Module]:
-    parts = name.split(".")
-    for length in range(len(parts) - 1, -1, -1):
-        yield model.get_submodule(".".join(parts[:length]))
-
-
-def _writer(
-    embedding: nn.Module, writers: dict[int, Any], patch: Callable[[Any], Size], padded: bool
-) -> tuple[nn.Module, GridWriter]:
-    """One for each patch embedding."""
-    if id(embedding) not in writers:
-        writers[id(embedding)] = (embedding, GridWriter.before(embedding, patch, padded))
-    return writers[id(embedding)]
-
-
 # Pixels of a patch, by patch embedding; read at every pass, since some models can be given another.
 
 
@@ -364,7 +341,7 @@ def _one(embedding: Any) -> Size:
     return 1, 1
 
 
-def _thirds(module: Any, dim: int) -> Projections | None:
+def _from_qkv(module: Any, dim: int) -> Projections | None:
     """Of a qkv projection whose last third makes the values; None where the shapes are others, or where a
     norm or a gate lies between values and output."""
     between = (getattr(module, name, None) for name in ("norm", "gate"))
@@ -372,11 +349,15 @@ def _thirds(module: Any, dim: int) -> Projections | None:
         return None
     if getattr(module, "qkv", None) is None:
         return _separate(module.v_proj, module.proj, dim)
-    weight, bias = module.qkv.weight, module.qkv.bias
-    if weight.shape != (3 * dim, dim) or module.proj.weight.shape != (dim, dim):
+    if module.qkv.weight.shape != (3 * dim, dim) or module.proj.weight.shape != (dim, dim):
         return None
-    value_bias = bias[2 * dim :] if bias is not None else getattr(module, "v_bias", None)
-    return Projections((weight[2 * dim :], value_bias), (module.proj.weight, module.proj.bias))
+    weight, bias = _last_rows(module.qkv, dim)
+    value = (weight, getattr(module, "v_bias", None) if bias is None else bias)
+    return Projections(value, (module.proj.weight, module.proj.bias))
+
+
+def _last_rows(layer: nn.Linear, dim: int) -> Weights:
+    return layer.weight[-dim:], None if layer.bias is None else layer.bias[-dim:]
 
 
 def _separate(value: Any, output: Any, dim: int) -> Projections | None:
@@ -386,8 +367,8 @@ def _separate(value: Any, output: Any, dim: int) -> Projections | None:
     return Projections((value.weight, value.bias), (output.weight, output.bias))
 
 
-def _map_projections(module: Any, dim: int) -> Projections | None:
-    """Of 1×1 convolutions; with heads first, each head holds its query, key and value side by side."""
+def _from_map_qkv(module: Any, dim: int) -> Projections | None:
+    """Of 1×1 convolutions; with heads first, each head holds its own query, key and value."""
     weight, bias = module.qkv.weight.flatten(1), module.qkv.bias
     if weight.shape != (3 * dim, dim):
         return None

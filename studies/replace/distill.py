@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 from tqdm.auto import tqdm
 
-from atconv.replace.layers import ATConvBlock, ATConvReplacement, GridWriter
+from atconv.replace.adapters import ATConvAdapter, ATConvBlock, GridWriter
 
 __all__ = ["DistillationReport", "distill_blocks"]
 
 
 @dataclass(frozen=True)
 class DistillationReport:
-    """How near each mixer came to its attention. Printed, it is a table."""
+    """How close each mixer came to its attention. Printed, it is a table."""
 
     errors: dict[str, tuple[float, float]]
     """by name: mean squared difference over mean square of the attention's output (of what a block of
@@ -47,18 +47,18 @@ def distill_blocks(
 
     >>> student = copy.deepcopy(vit)
     >>> atconv.replace_attention(student)
-    >>> print(atconv.distill_blocks(student, vit, loader))
+    >>> print(distill_blocks(student, vit, loader))
     >>> ...                                                   # then tune `student` end to end, as any model
 
-    The teacher runs; every mixer sees what its attention saw and learns to answer the same, each by itself:
-    an error in one block does not reach the next. Only the mixers change.
+    The teacher runs; every mixer gets the input of its attention and learns to give the same output, each by
+    itself: an error in one block does not reach the next. Only the mixers change.
 
     Args:
         student: a copy of the teacher after `replace_attention`.
         teacher: the model as it was. It is run in eval mode and left as it is.
         data: batches: images B C H W; or lists whose first entry is that; or named arguments of the model.
-            Without labels. It is begun again when it ends before the steps do.
-        steps: batches to learn from; one round of the data by default.
+            Without labels. It is repeated when it ends before the steps do.
+        steps: batches to learn from; one pass over the data by default.
         lr: of AdamW at its start; it falls to 0 along a cosine.
         progress: show a bar.
 
@@ -98,7 +98,7 @@ def distill_blocks(
                 _run(teacher, batch, device)
             _check_all_ran(errors)
             optimizer.step()
-            torch.clear_autocast_cache()  # under autocast, the next answer would come from the old weights
+            torch.clear_autocast_cache()  # under autocast, the next output would come from the old weights
             schedule.step()
     finally:
         for hook in hooks:
@@ -107,7 +107,9 @@ def distill_blocks(
             module.training = mode
         optimizer.zero_grad()
     last = max(1, steps // 10)
-    return DistillationReport({n: (one[0], sum(one[-last:]) / last) for n, one in errors.items()}, steps)
+    return DistillationReport(
+        {name: (series[0], sum(series[-last:]) / last) for name, series in errors.items()}, steps
+    )
 
 
 def _check_arguments(student: Any, teacher: Any, data: Any) -> None:
@@ -124,24 +126,24 @@ def _check_arguments(student: Any, teacher: Any, data: Any) -> None:
 
 
 def _check_all_ran(errors: dict[str, list[float]]) -> None:
-    idle = [name for name, found in errors.items() if not found]
+    idle = [name for name, series in errors.items() if not series]
     if idle:
         raise ValueError(f"the teacher does not run {', '.join(idle)}: replace only attention that it runs")
 
 
 class _Fit:
-    """A hook behind an attention: its mixer answers the same question, and gets its gradient."""
+    """A hook behind an attention: its mixer runs on the same input, and gets its gradient."""
 
     def __init__(
         self, name: str, mixer: nn.Module, parameters: list[nn.Parameter], errors: list[float]
     ) -> None:
         self.name, self.mixer, self.parameters, self.errors = name, mixer, parameters, errors
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         expected = _first(output)
         with torch.enable_grad():
-            answer = self._answer(args, named)
-            error = nn.functional.mse_loss(answer.float(), expected.float())
+            actual = self._run_mixer(args, kwargs)
+            error = nn.functional.mse_loss(actual.float(), expected.float())
             # A block's output holds its input, which the mixer need not learn.
             learned = expected - args[0] if isinstance(self.mixer, ATConvBlock) else expected
             error = error / learned.float().square().mean().clamp_min(1e-12)
@@ -153,25 +155,23 @@ class _Fit:
                 "numbers that are not finite in the data and in the teacher, or lower lr"
             )
 
-    def _answer(self, args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    def _run_mixer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         try:
-            return _first(self.mixer(*args, **named))
+            return _first(self.mixer(*args, **kwargs))
         except ValueError as error:
             raise ValueError(
-                f"the student's {self.name} cannot be asked what the teacher's is asked; the teacher must be "
+                f"the student's {self.name} does not take the input of the teacher's; the teacher must be "
                 f"the model as it was before atconv.replace_attention. {error}"
             ) from error
 
 
 def _pairs(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
     """By name: the module in the place of an attention, and the attention."""
-    replaced = {
-        name: module for name, module in student.named_modules() if isinstance(module, ATConvReplacement)
-    }
+    replaced = {name: module for name, module in student.named_modules() if isinstance(module, ATConvAdapter)}
     if not replaced:
         raise ValueError("the student has no replaced attention: call atconv.replace_attention on it first")
     originals = dict(teacher.named_modules())
-    lacking = [name for name in replaced if isinstance(originals.get(name), (type(None), ATConvReplacement))]
+    lacking = [name for name in replaced if isinstance(originals.get(name), (type(None), ATConvAdapter))]
     if lacking:
         raise ValueError(
             f"the teacher has no attention at {', '.join(lacking)}: it must be the model as it was before "
@@ -208,12 +208,12 @@ def _steps(steps: int | None, data: Any) -> int:
 
 
 def _mixer_parameters(name: str, module: Any) -> list[nn.Parameter]:
-    found = [parameter for parameter in module.mixer.parameters() if parameter.requires_grad]
-    if not found:
+    parameters = [parameter for parameter in module.mixer.parameters() if parameter.requires_grad]
+    if not parameters:
         raise ValueError(f"nothing of the mixer {name} can learn: set requires_grad of its parameters")
-    if any(parameter.dtype == torch.float16 for parameter in found):
+    if any(parameter.dtype == torch.float16 for parameter in parameters):
         raise ValueError(f"the mixer {name} is float16, too coarse to learn in: use float32, with autocast")
-    return found
+    return parameters
 
 
 def _share_grids(student: nn.Module, teacher: nn.Module) -> list[Any]:
@@ -234,7 +234,7 @@ def _batches(data: Iterable[Any], steps: int) -> Iterator[Any]:
             taken += 1
             yield batch
         if taken == before:
-            raise ValueError(f"the data ended after {taken} of {steps} batches and cannot be begun again")
+            raise ValueError(f"the data ended after {taken} of {steps} batches and cannot be repeated")
 
 
 def _run(model: nn.Module, batch: Any, device: torch.device) -> None:

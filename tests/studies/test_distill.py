@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 import atconv
-from atconv import distill_blocks, replace_attention
+from atconv import replace_attention
 from replace.test_replace import Unused, maxvit, swin, swin_v2, torchvision_vit, vit
+from studies.replace.distill import distill_blocks
 from support.helpers import randomize
 
 
@@ -38,7 +39,7 @@ def mixer_names(model: nn.Module) -> list[str]:
 @pytest.mark.parametrize(
     ("make", "size"), [(vit, 32), (torchvision_vit, 32), (swin, 64), (swin_v2, 64), (maxvit, 64)]
 )
-def test_every_mixer_comes_nearer(make: Any, size: int) -> None:
+def test_every_mixer_comes_closer(make: Any, size: int) -> None:
     student, teacher = pair(make)
     report = distill_blocks(student, teacher, batches(size=size), steps=40, lr=1e-2, progress=False)
     assert len(report.errors) == len(mixer_names(student))
@@ -107,13 +108,13 @@ def test_batches_come_in_many_forms() -> None:
     assert errors[0] == errors[1] == errors[2]
 
 
-def test_data_are_begun_again_until_the_steps_are_done() -> None:
+def test_data_are_repeated_until_the_steps_are_done() -> None:
     student, teacher = pair()
     assert distill_blocks(student, teacher, batches(2), steps=5, progress=False).steps == 5
     assert distill_blocks(student, teacher, batches(4), progress=False).steps == 4
 
 
-def test_bad_input_is_refused() -> None:
+def test_bad_input_is_rejected() -> None:
     student, teacher = pair()
     with pytest.raises(ValueError, match=r"call atconv\.replace_attention on it first"):
         distill_blocks(teacher, teacher, batches(1))
@@ -133,7 +134,7 @@ def test_bad_input_is_refused() -> None:
         distill_blocks(student, teacher, iter(batches(2)), steps=3, progress=False)
 
 
-def test_models_and_data_that_do_not_fit_are_told() -> None:
+def test_models_and_data_that_do_not_fit_are_rejected() -> None:
     student, teacher = pair()
     with pytest.raises(TypeError, match=r"the student is a model, an nn\.Module, got a NoneType"):
         distill_blocks(None, teacher, batches(1))  # type: ignore[arg-type]
@@ -149,13 +150,13 @@ def test_models_and_data_that_do_not_fit_are_told() -> None:
         errors = distill_blocks(student, coarse, batches(1), progress=False).errors
     assert all(0 < first < 10 for first, _ in errors.values())
     wider = timm.create_model("test_vit", img_size=32, patch_size=8, embed_dim=96)
-    with pytest.raises(ValueError, match=r"student's blocks\.0\.attn cannot be asked what the teacher's is"):
+    with pytest.raises(ValueError, match=r"student's blocks\.0\.attn does not take the input of the teacher"):
         distill_blocks(student, wider, batches(1))
     with torch.inference_mode(), pytest.raises(ValueError, match="nothing is learned under"):
         distill_blocks(student, teacher, batches(1))
 
 
-def test_streams_and_quantised_teachers_are_taken() -> None:
+def test_streams_and_quantized_teachers_are_taken() -> None:
     class Stream(IterableDataset[Tensor]):
         def __iter__(self) -> Iterator[Tensor]:
             return iter(batches(2))
@@ -175,14 +176,14 @@ def test_it_learns_under_autocast() -> None:
         assert after.errors[name][0] < 1.2 * last  # in fp32, with the weights as they are
 
 
-def test_compiled_models_are_taken_as_they_were() -> None:
+def test_compiled_models_are_unwrapped() -> None:
     student, teacher = pair()
     expected = distill_blocks(copy.deepcopy(student), teacher, batches(1), progress=False).errors
     compiled = [torch.compile(model, backend="eager") for model in (student, teacher)]
     assert distill_blocks(*compiled, batches(1), progress=False).errors == expected  # type: ignore[arg-type]
 
 
-def test_a_swin_block_is_judged_by_what_it_adds() -> None:
+def test_a_swin_block_is_measured_by_what_it_adds() -> None:
     student, teacher = pair(swin)
     seen: dict[str, Any] = {}
     block: Any = teacher.layers[0].blocks[0]  # type: ignore[index, union-attr]
@@ -191,8 +192,8 @@ def test_a_swin_block_is_judged_by_what_it_adds() -> None:
     with torch.no_grad():
         teacher(images)
         hook.remove()
-        found = student.layers[0].blocks[0](seen["x"])  # type: ignore[index, union-attr, operator]
-    expected = (found - seen["y"]).square().mean() / (seen["y"] - seen["x"]).square().mean()
+        actual = student.layers[0].blocks[0](seen["x"])  # type: ignore[index, union-attr, operator]
+    expected = (actual - seen["y"]).square().mean() / (seen["y"] - seen["x"]).square().mean()
     report = distill_blocks(student, teacher, [images], progress=False)
     assert report.errors["layers.0.blocks.0"][0] == pytest.approx(float(expected), rel=1e-4)
 
