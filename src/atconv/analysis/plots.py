@@ -153,7 +153,7 @@ def plot_kernel_shapes(layers: Mapping[str, Sequence[LayerMeasures]]) -> Figure:
     panels: list[tuple[str, str, Callable[[Any], float]]] = [
         ("Weights below zero", "% of weights", lambda shape: 100 * shape.negative_share),
         ("Flatness", "entropy over its maximum: 1 is flat", lambda shape: shape.entropy),
-        ("Peakedness", "kurtosis: 1.8 if even, more if one stands out", lambda shape: shape.kurtosis),
+        ("Peakedness", "kurtosis: high if one stands out", lambda shape: shape.kurtosis),
     ]
     shaped = {model: [layer for layer in rows if layer.kernel] for model, rows in layers.items()}
     names = _names_by_depth(shaped.values())
@@ -228,6 +228,8 @@ def plot_inhibition(strengths: Mapping[str, Mapping[int, Sequence[float]]]) -> F
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
+    for axis in axes.flat[len(shown) - columns : len(shown)]:  # the lowest of each column
+        axis.tick_params(labelbottom=True)
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("λ: 0 subtracts nothing, 1 the full mean", fontsize=9)
     return figure
@@ -274,7 +276,7 @@ def plot_receptive_fields(fields: Mapping[str, Sequence[StageField]]) -> Figure:
             axis.set_title(title, fontsize=8)
         line[0].set_ylabel(label, fontsize=9)
     _clear_ticks(axes)
-    figure.colorbar(shown, ax=axes, shrink=0.7, label="share of the maximum (square-root scale)")
+    figure.colorbar(shown, ax=axes, shrink=0.7, aspect=40, label="share of the maximum (square-root scale)")
     return figure
 
 
@@ -372,7 +374,8 @@ def _legend(figure: Figure, axis: Axes, columns: int = 2) -> None:
 def _names_by_depth(models: Iterable[Iterable[LayerMeasures]]) -> list[str]:
     """Layer names of several models, each once, in order of depth."""
     names = {layer.name for rows in models for layer in rows}
-    return sorted(names, key=lambda name: ([int(part) for part in re.findall(r"\d+", name)], name))
+    # "stages.10.…" splits into "stages.", 10, "…": text and numbers alternate, so that names compare.
+    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
 
 
 def _stage_label(name: str) -> str:
