@@ -132,7 +132,8 @@ def test_the_numbers_are_those_of_the_layers(page: Path) -> None:
         "2",
         "2",
     ]
-    model, transform, classes = load(trained_run())
+    predictor = load(trained_run())
+    model, transform, classes = predictor.model, predictor.transform, predictor.classes
     for explanation in analysis["explanations"]:
         probabilities = model(transform(Image.open(explanation["image"]))[None]).softmax(1)[0].detach()
         assert explanation["predicted"] == classes[int(probabilities.argmax())]
@@ -171,14 +172,14 @@ def test_images_are_evenly_spaced_and_unreadable_ones_skipped(
 
 def test_classes_come_from_folders_where_the_run_knows_them(photos: Path) -> None:
     paths = sorted(photos.rglob("*.png"))
-    probe = Probe.open(trained_run(), paths, torch.device("cpu"))
+    probe = Probe.open(trained_run(), paths, "cpu")
     labels, from_folders = probe.labels(["7", "cats", "7", "1", "1", "1"])
     with torch.no_grad():
-        predicted = probe.model(probe.images).argmax(1).tolist()
+        predicted = probe.predictor.model(probe.images).argmax(1).tolist()
     assert (labels.tolist(), from_folders) == ([7, predicted[1], 7, 1, 1, 1], 5)
     shown = probe.pixels([0, 1])
     assert [image.shape for image in shown] == [(8, 8), (8, 8)]
-    transformed = load(trained_run())[1](Image.open(paths[0]))[0]  # gray: mean and deviation 0.5
+    transformed = load(trained_run()).transform(Image.open(paths[0]))[0]  # gray: mean and deviation 0.5
     assert np.abs(shown[0] - 255 * (0.5 * transformed.numpy() + 0.5)).max() <= 0.51
 
 
@@ -188,12 +189,13 @@ def test_images_of_every_class_are_shown() -> None:
 
 def test_predictions_are_traced_to_the_deepest_map_that_is_fine_enough(tmp_path: Path, photos: Path) -> None:
     paths = sorted(photos.rglob("*.png"))[:2]
-    probe = Probe.open(trained_run(), paths, torch.device("cpu"))
-    layer = explanation_layer(probe.model, probe.images)
+    probe = Probe.open(trained_run(), paths, "cpu")
+    model, classes = probe.predictor.model, probe.predictor.classes
+    layer = explanation_layer(model, probe.images)
     assert layer == "stages.0"  # of maps 8, 4, 2 and 1
-    assert explain(probe.model, probe.images[1:], probe.classes, layer)[0].map.shape == (8, 8)
-    large = Probe.open(train_tiny(tmp_path / "run", image_size=32), paths, torch.device("cpu"))
-    assert explanation_layer(large.model, large.images) == "stages.2"  # of maps 32, 16, 8 and 4
+    assert explain(model, probe.images[1:], classes, layer)[0].map.shape == (8, 8)
+    large = Probe.open(train_tiny(tmp_path / "run", image_size=32), paths, "cpu")
+    assert explanation_layer(large.predictor.model, large.images) == "stages.2"  # of maps 32, 16, 8 and 4
 
 
 def test_rollout_is_shown_for_the_center() -> None:
@@ -225,7 +227,7 @@ def test_bad_input_is_one_line(photos: Path, others: list[Path], tmp_path: Path)
     (tmp_path / "bad.png").write_text("text")
     cases = [
         ([others[1], photos], "does not contain ATConv, its token mixers are SelfAttention"),
-        ([run, tmp_path / "none"], "no picture at"),
+        ([run, tmp_path / "none"], "no image at"),
         ([run, tmp_path / "bad.png"], f"none of the 1 images could be read: {tmp_path / 'bad.png'}"),
         ([run, photos, "--out", taken], "holds something that is no analysis"),
         ([run, photos, "--out", taken / "mine.txt"], "is a file"),

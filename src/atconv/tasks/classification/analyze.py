@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from atconv.analysis import (
@@ -22,10 +22,11 @@ from atconv.analysis import (
 )
 from atconv.analysis.features import evenly_spaced
 from atconv.data.images import find_images, read_image
-from atconv.engine import run as runs
 from atconv.io import read_rows, write_json
 from atconv.modules import ATConv2d, ATConvTokens, inhibition_strength
+from atconv.tasks import load
 from atconv.tasks.classification.analyze_page import ReportData, write_report
+from atconv.tasks.classification.predictor import ClassificationPredictor
 
 __all__ = ["analyze"]
 
@@ -63,15 +64,13 @@ def analyze(
     """
     if max_images < 1:
         raise ValueError(f"max_images must be at least 1, got {max_images}")
-    place = runs.resolve_device(device)
     folder = Path(out) if out is not None else Path(run) / "analysis"
     _check_out(folder)
     paths = _readable(evenly_spaced(find_images(images), max_images))
-    probes = {
-        name: Probe.open(path, paths, place) for name, path in _short_names([str(run), *compare]).items()
-    }
-    probe = next(iter(probes.values()))
-    kinds = sorted({type(probe.model.get_submodule(name)).__name__ for name in mixer_layers(probe.model)})
+    names = _short_names([str(run), *compare])
+    probes = {name: Probe.open(path, paths, device) for name, path in names.items()}
+    model = next(iter(probes.values())).predictor.model
+    kinds = sorted({type(model.get_submodule(name)).__name__ for name in mixer_layers(model)})
     if not {ATConv2d.__name__, ATConvTokens.__name__} & set(kinds):
         raise ValueError(
             f"{run} does not contain ATConv, its token mixers are {', '.join(kinds)}: give such a run after "
@@ -87,76 +86,74 @@ def analyze(
 
 @dataclass(frozen=True)
 class Probe:
-    """A run's model and the images that it is shown."""
+    """The model of a run and the images that it is shown."""
 
-    run: Path
-    model: nn.Module
-    classes: list[str]
+    predictor: ClassificationPredictor
     images: Tensor
     """B C H W, on the model's device"""
     predicted: Tensor
     """B class indices"""
-    mean: Tensor
-    std: Tensor
-    """C 1 1 each, by which images were normalized"""
 
     @classmethod
-    def open(cls, run: str | Path, paths: Sequence[Path], device: torch.device) -> Probe:
+    def open(cls, run: str | Path, paths: Sequence[Path], device: str = "auto") -> Probe:
         """Open a run and show its model some image files.
 
         Raises:
-            FileNotFoundError, ValueError: no such run, or it has no model or no known token mixer.
+            FileNotFoundError, ValueError: no such run, or it has no classifier or no known token mixer.
         """
-        model, transform, classes = runs.load(run)
+        predictor = load(run)
+        if not isinstance(predictor, ClassificationPredictor):
+            raise ValueError(f"{run} is a {predictor.task} run: only classification runs are analyzed")
+        model = predictor.to(device).model
         if not mixer_layers(model):
             raise ValueError(
                 f"{run} has no token mixer to analyze (it holds a {type(model).__name__}): give the run of "
                 "an AttNet, or of another model with ATConv or timm's attention"
             )
-        mode = transform.prepare.mode
-        images = torch.stack([transform(read_image(path, mode)) for path in paths]).to(device)
-        model.to(device)
+        images = torch.stack([predictor.transform(predictor.open_image(path)) for path in paths])
+        images = images.to(predictor.device)
         with torch.inference_mode():
-            predicted = model(images).argmax(1).cpu()
-        mean, std = (torch.tensor(transform.data[name])[:, None, None] for name in ("mean", "std"))
-        return cls(Path(run), model, classes, images, predicted, mean, std)
+            return cls(predictor, images, model(images).argmax(1).cpu())
 
     def labels(self, folders: Sequence[str]) -> tuple[Tensor, int]:
         """The class of each image: its folder's name where that is a class, else the prediction; and the
         number of images whose folder is a class."""
-        index = {name: i for i, name in enumerate(self.classes)}
+        index = {name: i for i, name in enumerate(self.predictor.classes)}
         labels = torch.tensor([index.get(folder, -1) for folder in folders])
         return torch.where(labels >= 0, labels, self.predicted), int((labels >= 0).sum())
 
     def pixels(self, indices: Sequence[int]) -> list[Any]:
         """Some of the images as the model sees them, cropped and scaled: H W (gray) or H W 3 of uint8."""
-        scaled = self.images[list(indices)].cpu() * self.std + self.mean
+        normalization = self.predictor.transform.data
+        mean, std = (torch.tensor(normalization[name])[:, None, None] for name in ("mean", "std"))
+        scaled = self.images[list(indices)].cpu() * std + mean
         values = scaled.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1)
         return [image.squeeze(-1).numpy() for image in values]
 
 
 def _measure(probes: dict[str, Probe], paths: Sequence[Path]) -> ReportData:
     probe = next(iter(probes.values()))
+    run, model, classes = probe.predictor.run, probe.predictor.model, probe.predictor.classes
     labels, from_folders = probe.labels([path.parent.name for path in paths])
     layers, fields = {}, {}
     for name, other in tqdm(probes.items(), desc="measuring", disable=None, leave=False):
-        layers[name] = measure_layers(other.model, other.images, labels)
-        fields[name] = stage_fields(other.model, other.images)
+        layers[name] = measure_layers(other.predictor.model, other.images, labels)
+        fields[name] = stage_fields(other.predictor.model, other.images)
     shown = _first_of_each_class(labels)
-    images, layer = probe.images[shown], explanation_layer(probe.model, probe.images)
+    images, layer = probe.images[shown], explanation_layer(model, probe.images)
     return ReportData(
-        probe.run,
-        probe.model,
+        run.path,
+        model,
         from_folders,
         len(paths),
         shown,
         probe.pixels(shown),
-        [probe.classes[int(labels[i])] for i in shown],
-        collect_kernels(probe.model, images),
+        [classes[int(labels[i])] for i in shown],
+        collect_kernels(model, images),
         layers,
         fields,
-        _inhibition_history(probe.run),
-        [] if layer is None else explain(probe.model, images, probe.classes, layer),
+        _inhibition_history(run.path),
+        [] if layer is None else explain(model, images, classes, layer),
         layer or "",
     )
 
