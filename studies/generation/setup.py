@@ -1,4 +1,4 @@
-"""What is compared, and where its files lie."""
+"""What is compared, and with which options."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).parent
-RUNS = Path("runs/study-generation")
-JUDGE = HERE / "judge"  # the classifier whose features distances are measured in
+CLASSIFIER = HERE / "classifier"  # a run: distances are measured in its features
 FAMILIES = {"attention": "sit_s_2", "hybrid": "sit_hybrid_s_2", "ATConv": "sit_atconv_s_2"}
-SEEDS = (0, 1, 2)
+SEEDS = 3
 STEPS, GUIDANCE = 12, 1.5  # Heun's method: 24 velocity evaluations
 SAMPLES = 1000
 
