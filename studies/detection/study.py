@@ -8,6 +8,7 @@ SCENES is what `python -m studies.datasets.scenes ROOT SCENES` wrote.
 
 from __future__ import annotations
 
+import json
 import statistics
 from argparse import Namespace
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ import yaml
 import atconv
 from atconv.engine.distributed import available_precision
 from atconv.engine.tables import Table
-from atconv.io import read_json, read_rows
+from atconv.io import read_rows
 from atconv.plots import plt, save
 from atconv.replace.counting import macs
 from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed, train_or_resume
@@ -65,7 +66,7 @@ def config(scenes: str, device: torch.device, job: Job) -> DetectionConfig:
 
 def make_row(scenes: str, device: torch.device, job: Job, run: Path) -> dict[str, Any]:
     train_or_resume(config(scenes, device, job), run)
-    metrics = read_json(run / "metrics.json")["coco"]
+    metrics = json.loads((run / "metrics.json").read_text())["coco"]
     parameters = sum(parameter.numel() for parameter in atconv.load(run).model.parameters())
     return {name: f"{metrics[name]:.2f}" for name in METRICS} | {"parameters": parameters}
 

@@ -11,6 +11,7 @@ may share their machine.
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +22,6 @@ import torch
 from atconv.tasks.generation.sampling import SamplerConfig
 
 import atconv
-from atconv.io import read_json
 from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed, train_or_resume
 from atconv.tasks.generation.config import GenerationConfig
 from studies import harness
@@ -61,7 +61,7 @@ def make_row(recipe: dict[str, Any], device: torch.device, job: Job, run: Path) 
         seed=job.seed,
         sampler=SamplerConfig(sampler="heun", steps=STEPS, guidance=GUIDANCE),
     )  # fmt: skip
-    training, evaluation = read_json(run / "metrics.json"), metrics.to_dict()
+    training, evaluation = json.loads((run / "metrics.json").read_text()), metrics.to_dict()
     columns = {name: training[name] for name in ("parameters", "macs", "steps", "val_loss")}
     return columns | {name: evaluation[name] for name in METRICS}
 
