@@ -21,7 +21,7 @@ from atconv.data.coco import encode_mask, open_coco
 from atconv.data.coco_checks import decode_mask
 from atconv.data.masks import open_masks
 from atconv.engine.run import Run
-from atconv.tasks.detection.data import target_of
+from atconv.tasks.detection.data import load_target
 from studies.datasets.scenes import _run_lengths
 from support.tiny_dense import CLASSES, annotated_folder, shared_data
 
@@ -331,7 +331,7 @@ def test_areas_that_the_file_lacks_are_those_of_masks_or_boxes(tmp_path: Path) -
     second["area"] = 5
     (data / "train.json").write_text(json.dumps(content))
     split = open_coco(data, True)["train"]
-    assert target_of(split, 0, masks=False)["area"][:2].tolist() == [width * height, 5]
-    found = target_of(split, 0, masks=True)
+    assert load_target(split, 0, masks=False)["area"][:2].tolist() == [width * height, 5]
+    found = load_target(split, 0, masks=True)
     assert found["area"][:2].tolist() == [found["masks"][0].sum(), 5]
     assert found["area"][0] < 0.7 * width * height

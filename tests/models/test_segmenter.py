@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import TimmBackboneConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from atconv.models.segmenters import segmenter
-from atconv.tasks.segmentation.data import SegmentTransform, resized
+from atconv.tasks.segmentation.data import SegmentationTransform, resized
 from support.helpers import randomize
 from support.tiny_dense import BACKBONE
 
@@ -101,7 +101,7 @@ def test_bad_arguments_raise(arguments: dict[str, Any], message: str) -> None:
 @given(height=st.integers(1, 60), width=st.integers(1, 60))
 @settings(deadline=None, max_examples=30)
 def test_the_transform_can_be_undone_for_any_shape(height: int, width: int) -> None:
-    transform = SegmentTransform(1, 32, None, None)
+    transform = SegmentationTransform(1, 32, None, None)
     x = transform(Image.new("L", (20 * width, height)))
     assert x.shape[1] % 32 == x.shape[2] % 32 == 0
     assert max(x.shape[1:]) <= 32 * 10 + 32

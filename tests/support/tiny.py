@@ -60,10 +60,10 @@ def tiny_config(**changes: Any) -> ClassificationConfig:
 def tiny_options(**changes: Any) -> list[str]:
     """The same as options of `atconv train`, without DATA."""
     options = {k: v for k, v in (TINY | changes).items() if k != "data"}
-    return [_flag(name.replace("_", "-"), value) for name, value in options.items()]
+    return [flag(name.replace("_", "-"), value) for name, value in options.items()]
 
 
-def _flag(name: str, value: Any) -> str:
+def flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
     return f"--{name}={value if isinstance(value, str) else json.dumps(value)}"

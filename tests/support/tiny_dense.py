@@ -1,4 +1,4 @@
-"""Annotated pictures and runs that are small enough for tests."""
+"""Annotated images and runs that are small enough for tests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
-from atconv.tasks.detection import train as detection
-from atconv.tasks.detection.config import DetectionConfig
-from atconv.tasks.segmentation import train as segmentation
-from atconv.tasks.segmentation.config import SegmentationConfig
-from support.tiny import reset_accelerate
+from atconv.tasks import train
+from atconv.tasks.detection import DetectionConfig
+from atconv.tasks.segmentation import SegmentationConfig
+from support.tiny import flag
 
 BACKBONE = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "mlp_ratios": [2, 2, 2, 2]}
 CLASSES = ["dark", "bright"]
@@ -59,13 +57,13 @@ SEGMENT: dict[str, Any] = {
 
 
 def annotated_folder(root: Path, train: int = 12, val: int = 4, seed: int = 0) -> Path:
-    """Dark and bright boxes on gray pictures of several shapes, in the layout that both commands read."""
+    """Dark and bright boxes on gray images of several shapes, in the layout that both commands read."""
     rng = np.random.default_rng(seed)
     categories = [{"id": 7, "name": CLASSES[0]}, {"id": 3, "name": CLASSES[1]}]
-    for side, count in (("train", train), ("val", val)):
+    for split, count in (("train", train), ("val", val)):
         for folder in ("images", "masks"):
-            (root / folder / side).mkdir(parents=True)
-        told: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+            (root / folder / split).mkdir(parents=True)
+        content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
         for i in range(count):
             height, width = SIZES[i % len(SIZES)]
             pixels = np.full((height, width), 120, np.uint8) + rng.integers(
@@ -78,19 +76,21 @@ def annotated_folder(root: Path, train: int = 12, val: int = 4, seed: int = 0) -
                 pixels[top : top + h, left : left + w] = 20 if label == 0 else 240
                 mask[top : top + h, left : left + w] = 1 + label
                 x, y, w, h = (int(v) for v in (left, top, w, h))
-                told["annotations"].append(
+                content["annotations"].append(
                     {
-                        "id": len(told["annotations"]) + 1,
+                        "id": len(content["annotations"]) + 1,
                         "image_id": 100 + i,
                         "category_id": categories[label]["id"],
                         "bbox": [x, y, w, h],
                         "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
                     }
                 )
-            Image.fromarray(pixels).save(root / "images" / side / f"{i}.png")
-            Image.fromarray(mask).save(root / "masks" / side / f"{i}.png")
-            told["images"].append({"id": 100 + i, "file_name": f"{i}.png", "width": width, "height": height})
-        (root / f"{side}.json").write_text(json.dumps(told))
+            Image.fromarray(pixels).save(root / "images" / split / f"{i}.png")
+            Image.fromarray(mask).save(root / "masks" / split / f"{i}.png")
+            content["images"].append(
+                {"id": 100 + i, "file_name": f"{i}.png", "width": width, "height": height}
+            )
+        (root / f"{split}.json").write_text(json.dumps(content))
     (root / "classes.txt").write_text("\n".join(["ground", *CLASSES]) + "\n")
     return root
 
@@ -104,22 +104,20 @@ def _folder() -> Path:
 
 @functools.cache
 def shared_data() -> Path:
-    """Annotated pictures that tests read and never write to."""
+    """Annotated images that tests read and never write to."""
     return annotated_folder(_folder() / "data")
 
 
 def detect(run: Path, data: Path | None = None, **changes: Any) -> Path:
     """Train a detector in this process."""
-    reset_accelerate()
     config = DetectionConfig(**{"data": str(data or shared_data()), **DETECT, **changes})
-    return detection.train(config, run, Console(quiet=True))
+    return train(config, run)
 
 
 def segment(run: Path, data: Path | None = None, **changes: Any) -> Path:
     """Train a segmenter in this process."""
-    reset_accelerate()
     config = SegmentationConfig(**{"data": str(data or shared_data()), **SEGMENT, **changes})
-    return segmentation.train(config, run, Console(quiet=True))
+    return train(config, run)
 
 
 @functools.cache
@@ -136,4 +134,4 @@ def segmentation_run() -> Path:
 
 def options(values: dict[str, Any], **changes: Any) -> list[str]:
     """Values as options of a command."""
-    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in (values | changes).items()]
+    return [flag(name.replace("_", "-"), value) for name, value in (values | changes).items()]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import Self
 
-from atconv.data.images import IMAGE_SUFFIXES, images_in, read_image
+from atconv.data.images import IMAGE_SUFFIXES, Mode, images_in, read_image
 from atconv.data.splits import SPLIT_NAMES, SPLITS
 from atconv.engine.rng import derive_seed
 from atconv.io import write_json
@@ -50,6 +50,8 @@ class AnnotatedSplit(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+    def read(self, position: int, mode: Mode) -> Image.Image: ...
 
     def size(self, position: int) -> tuple[int, int]:
         """Height and width of an image, upright."""

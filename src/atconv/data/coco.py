@@ -38,7 +38,7 @@ from atconv.data.coco_checks import annotation_problem, category_problems, clip_
 from atconv.data.images import Mode, read_image
 from atconv.data.splits import SPLIT_NAMES, SPLITS
 
-__all__ = ["BadAnnotations", "Box", "CocoImage", "CocoSplit", "encode_mask", "open_coco"]
+__all__ = ["BadAnnotations", "Box", "CocoImage", "CocoSplit", "coco_splits", "encode_mask", "open_coco"]
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,11 @@ def open_coco(
         classes = classes or opened.classes
         splits[name] = opened
     return splits
+
+
+def coco_splits(data: str | Path) -> list[str]:
+    """The splits that have annotations."""
+    return list(_annotation_files(Path(data)))
 
 
 def _annotation_files(data: Path) -> dict[str, Path]:

@@ -32,7 +32,7 @@ from atconv.data.annotated import (
 from atconv.data.checking import in_threads
 from atconv.data.images import Mode, images_in, read_image
 
-__all__ = ["IGNORED", "MaskSplit", "open_masks", "read_mask"]
+__all__ = ["IGNORED", "MaskSplit", "mask_splits", "open_masks", "read_mask"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def open_masks(
             f"{data / 'classes.txt'} names {', '.join(own[:10])} and not {', '.join(classes[:10])} as the "
             "run does"
         )
-    names = splits_in(data / "images") or ["train"]
+    names = mask_splits(data)
     if split is not None:
         names = [choose_split(names, split, data)]
     splits = {name: _open_split(data, name, own) for name in names}
@@ -131,6 +131,11 @@ def open_masks(
             if name == "train" and split is None:
                 _check_classes(own, occurring, folder)
     return splits
+
+
+def mask_splits(data: str | Path) -> list[str]:
+    """The splits that have a folder of their own, or a lone "train"."""
+    return splits_in(Path(data) / "images") or ["train"]
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:

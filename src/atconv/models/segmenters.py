@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import segmentation_models_pytorch as smp
 from torch import Tensor, nn
 
 from atconv.models.backbone import check_any_size, check_counts, feature_strides, load_classifier_weights
@@ -53,6 +52,8 @@ def segmenter(
     Raises:
         ValueError: an argument is out of range, or the backbone has no such maps.
     """
+    import segmentation_models_pytorch as smp  # an extra, and takes seconds
+
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
     check_counts(num_classes=num_classes, in_chans=in_chans)

@@ -1,4 +1,4 @@
-"""What runs of both dense tasks can be told."""
+"""Options of the tasks that train on annotated images: detection and segmentation."""
 
 from __future__ import annotations
 
@@ -6,50 +6,68 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import timm
-from torch import Tensor
+from typing import Any, ClassVar, Literal, TypeVar
 
 from atconv.data.images import mode_for
-from atconv.engine.config import LoopConfig, check_shares
-from atconv.engine.recipes import refuse_contradictions
+from atconv.engine.config import TrainConfig, check_shares
+from atconv.engine.recipes import reject_contradictions
 from atconv.engine.run import Run
-from atconv.models.attnet import AttNet
 from atconv.models.normalization import normalization
-from atconv.models.release import load_release
 
-__all__ = ["DenseConfig", "inherit_config", "refuse_own_options"]
+__all__ = ["AnnotatedConfig", "inherit_config", "reject_own_options"]
 
 
 @dataclass(kw_only=True)
-class DenseConfig(LoopConfig):
-    """Options of both `train` commands: data, backbone, and the loop's."""
+class AnnotatedDataOptions:
+    """Which images there are."""
+
+    group: ClassVar[str] = "data"
 
     data: str = ""
-    """folder with pictures and annotations"""
+    """folder with images and annotations"""
     val_fraction: float = 0.1
-    """share of the training pictures held out for validation where DATA has no validation side"""
+    """share of the training images held out for validation where DATA has no validation split"""
     check_images: Literal["decode", "header", "none"] = "decode"
     """how image files are checked before training: decode each, read its header, or not at all"""
+
+
+@dataclass(kw_only=True)
+class BackboneOptions:
+    """The backbone, and what it starts from."""
+
+    group: ClassVar[str] = "model"
+
     model: str = "attnet_xxs"
     """backbone by timm's name"""
     model_args: dict[str, Any] = field(default_factory=dict)
-    """further arguments of the backbone, such as {depths: [1, 1, 3, 1]}"""
-    weights: str | None = None
+    """more arguments of the backbone, such as {depths: [1, 1, 3, 1]}"""
+    checkpoint: str | None = None
     """start the backbone from a finished run of `atconv train`, or from the authors' .pth file"""
     in_chans: int = 3
-    """3 reads pictures in color, 1 in gray"""
+    """3 reads images in color, 1 in gray"""
+    drop_path_rate: float = 0.0
+    """stochastic depth of the backbone's last block"""
+
+
+@dataclass(kw_only=True)
+class AnnotatedAugmentationOptions:
+    """What training images go through, and how images are normalized."""
+
+    group: ClassVar[str] = "augmentation"
+
+    hflip: float = 0.5
+    """probability of a horizontal flip"""
+    color_jitter: float = 0.0
+    """largest change of brightness, contrast and saturation"""
     mean: tuple[float, ...] | None = None
     """mean of each channel; default: ImageNet's, or 0.5 for gray"""
     std: tuple[float, ...] | None = None
     """standard deviation of each channel; default: ImageNet's, or 0.5 for gray"""
-    drop_path_rate: float = 0.0
-    """stochastic depth of the backbone's last block"""
-    hflip: float = 0.5
-    """probability of a horizontal flip"""
-    color_jitter: float = 0.0
-    """greatest change of brightness, contrast and saturation"""
+
+
+@dataclass(kw_only=True)
+class AnnotatedConfig(AnnotatedDataOptions, BackboneOptions, AnnotatedAugmentationOptions, TrainConfig):
+    """Options that both tasks share."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,81 +88,55 @@ class DenseConfig(LoopConfig):
         return {**self.model_args, **({"drop_path_rate": self.drop_path_rate} if self.drop_path_rate else {})}
 
 
-D = TypeVar("D", bound=DenseConfig)
+C = TypeVar("C", bound=AnnotatedConfig)
 
 
-def inherit_config(config: D, chosen: Collection[str] = ()) -> D:
+def inherit_config(config: C, chosen: Collection[str] = ()) -> C:
     """Where weights come from a run, its model, channels and normalization come with them.
 
     Raises:
-        FileNotFoundError: the weights are not there.
-        ValueError: an option was chosen that contradicts them, or the run is none of classification.
+        FileNotFoundError: the checkpoint does not exist.
+        ValueError: an option was chosen that contradicts it, or it is no run of classification.
     """
-    if config.weights is not None and not Path(config.weights).exists():
-        raise FileNotFoundError(f"no such file or run: {config.weights}")
-    if config.weights is None or not Path(config.weights).is_dir():
+    if config.checkpoint is not None and not Path(config.checkpoint).exists():
+        raise FileNotFoundError(f"no such file or run: {config.checkpoint}")
+    if config.checkpoint is None or not Path(config.checkpoint).is_dir():
         return config
-    taken = trained_arguments(config.weights)
-    source = replace(config, **taken)
-    refuse_contradictions(config, source, taken, chosen)
+    inherited = _classifier_options(config.checkpoint)
+    source = replace(config, **inherited)
+    reject_contradictions(config, source, inherited, chosen)
     return source
 
 
-def refuse_own_options(name: str, further: Mapping[str, Any], own: Collection[str]) -> None:
-    """Raise ValueError where `further` arguments of a model hold one that has an option of its own.
-
-    Args:
-        name: of the option that holds the further arguments.
-        further: given in it.
-        own: arguments that other options set.
-    """
-    mended = {"backbone": "give --model", "num_classes": "the data say how many"}
-    for argument in sorted(set(own) & set(further)):
-        raise ValueError(f"{name} holds {argument}: {mended.get(argument, f'give --{argument}')} instead")
-
-
-def trained_arguments(run: str | Path) -> dict[str, Any]:
-    """Model, arguments, channels, mean and std of a finished classification run, as options of a dense task.
-
-    Raises:
-        FileNotFoundError, ValueError: no such run, or none of classification.
-    """
-    opened = Run.open(run)
+def _classifier_options(path: str) -> dict[str, Any]:
+    """The options that a finished classification run brings, from the config.json that timm reads."""
+    run = Run.open(path)
     try:
-        content = json.loads(opened.model_config.read_text())
-        pretrained = content["pretrained_cfg"]
+        content = json.loads(run.model_config.read_text())
+        pretrained, model_args = content["pretrained_cfg"], content.get("model_args", {})
         return {
             "model": content["architecture"],
-            "model_args": {k: v for k, v in content.get("model_args", {}).items() if k not in _TRAINING},
+            "model_args": {k: v for k, v in model_args.items() if k not in _TRAINING_ARGS},
             "in_chans": pretrained["input_size"][0],
             "mean": tuple(pretrained["mean"]),
             "std": tuple(pretrained["std"]),
         }
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{run} is not a finished run of atconv train: {error}") from error
+        raise ValueError(f"{path} is not a finished run of atconv train: {error}") from error
 
 
-def classifier_weights(
-    path: str | Path, name: str, arguments: Mapping[str, Any], in_chans: int
-) -> dict[str, Tensor]:
-    """Weights of a classifier, to start a backbone from.
+_TRAINING_ARGS = ("num_classes", "drop_path_rate", "drop_rate", "in_chans")
+
+
+def reject_own_options(option: str, extra: Mapping[str, Any], own: Collection[str]) -> None:
+    """Raise ValueError where `extra` arguments of a model hold one that another option sets.
 
     Args:
-        path: the folder of a finished classification run, or the authors' file for an AttNet.
-        name: the model the file is for.
-        arguments: its arguments.
-        in_chans: its channels.
-
-    Raises:
-        FileNotFoundError, ValueError: there are none, or they do not fit the model.
+        option: that holds the extra arguments.
+        extra: its value.
+        own: arguments that other options set.
     """
-    if Path(path).is_dir():
-        return Run.open(path).read_weights()
-    model = timm.create_model(name, in_chans=in_chans, **arguments)
-    if not isinstance(model, AttNet):
-        raise ValueError(f"weights for {name} come from a run's folder; {path} is not one")
-    load_release(model, Path(path))
-    return model.state_dict()
-
-
-_TRAINING = ("num_classes", "drop_path_rate", "drop_rate", "in_chans")
+    fixes = {"backbone": "give --model", "num_classes": "the data say how many"}
+    for name in sorted(set(own) & set(extra)):
+        fix = fixes.get(name, f"give --{name.replace('_', '-')}")
+        raise ValueError(f"{option} holds {name}: {fix} instead")

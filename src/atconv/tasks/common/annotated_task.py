@@ -1,56 +1,65 @@
-"""What both dense tasks tell the shared loop in the same way."""
+"""What detection and segmentation ask of the trainer in the same way."""
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
+import timm
 from accelerate import Accelerator
-from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from atconv.data.annotated import AnnotatedSplit, CheckImages, save_or_check_split, train_val_test_split
 from atconv.data.loaders import EpochBatches, SeededItems
-from atconv.engine.curves import Panel, draw_curves
-from atconv.engine.progress import make_table
+from atconv.engine.batch_plan import BatchPlan
+from atconv.engine.checkpoint import latest_checkpoint
 from atconv.engine.run import Run
-from atconv.engine.trainer import Task, Trainer
+from atconv.engine.trainer import History, Task
 from atconv.io import save_tensors, write_json
-from atconv.tasks.common.annotated_config import DenseConfig, classifier_weights
+from atconv.models.attnet import AttNet
+from atconv.models.release import load_release
+from atconv.plots import Panel
+from atconv.tasks.common.annotated_config import AnnotatedConfig
+from atconv.tasks.common.annotated_predictor import AnnotatedPredictor
+from atconv.tasks.common.report import report_run
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+__all__ = ["AnnotatedTask", "open_splits", "starting_weights"]
 
-__all__ = ["DenseTask", "check_batch_size", "open_sides", "save_evaluation", "starting_weights"]
+logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=AnnotatedSplit)
-E = TypeVar("E", bound="DataclassInstance")
 
 
-class DenseTask(Task):
-    """Training on annotated pictures by index."""
+class AnnotatedTask(Task, Generic[S]):
+    """Training on annotated images by index.
 
-    unit: str
-    """metric that picks the best epoch, in percent"""
+    Args:
+        splits: by name; train and val, and test where there is one.
+        model_config: content of config.json, which the predictor is built from.
+    """
+
+    predictor: ClassVar[type[AnnotatedPredictor[Any, Any, Any]]]
 
     def __init__(
         self,
-        config: DenseConfig,
+        config: AnnotatedConfig,
         run: Run,
         accelerator: Accelerator,
         model: nn.Module,
-        sides: Mapping[str, AnnotatedSplit],
+        splits: Mapping[str, S],
+        model_config: dict[str, Any],
     ) -> None:
-        self.config, self.run, self.accelerator, self.model = config, run, accelerator, model
-        self.sides, self.samples = sides, len(sides["train"])
+        self.run, self.accelerator, self.model, self.splits = run, accelerator, model, splits
+        self.samples, self.model_config = len(splits["train"]), model_config
+        self.seed, self.workers, self.batch_size = config.seed, config.workers, config.batch_size
 
     @abstractmethod
-    def draw(self, position: int) -> tuple[Any, Any]:
-        """A training picture and its target, augmented by what the generators say."""
+    def load(self, position: int) -> tuple[Any, Any]:
+        """A training image and its target, augmented."""
 
     @staticmethod
     @abstractmethod
@@ -58,115 +67,85 @@ class DenseTask(Task):
         """A batch."""
 
     @abstractmethod
-    def description(self) -> dict[str, Any]:
-        """config.json: what is needed to build the model."""
+    def validate(self, model: nn.Module, split: S, positions: Sequence[int]) -> dict[str, float]:
+        """Metrics of a model in eval mode, over all processes, of which each has its own positions."""
 
-    @abstractmethod
-    def judge(self, side: str, title: str, console: Console) -> Any:
-        """Evaluate the kept model on a side, print tables and draw its pictures.
-
-        Returns:
-            the figures, a dataclass.
-        """
-
-    def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        keys: Any = EpochBatches(
-            self.samples, self.plan, self.config.seed, epoch, self.accelerator.process_index, start=start
-        )
+    def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
+        rank = self.accelerator.process_index
+        keys: Any = EpochBatches(self.samples, plan, self.seed, epoch, rank, start=start)
         loader = DataLoader(
-            SeededItems(self.draw),
+            SeededItems(self.load),
             batch_sampler=keys,
-            num_workers=self.config.workers,
+            num_workers=self.workers,
             collate_fn=self.collate,
             pin_memory=self.accelerator.device.type == "cuda",
         )
         return iter(loader)
 
-    def score(self, metrics: dict[str, float]) -> float:
-        return metrics[f"val_{self.unit}"]
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        was_training = model.training
+        val, accelerator = self.splits["val"], self.accelerator
+        positions = range(accelerator.process_index, len(val), accelerator.num_processes)
+        metrics = self.validate(model.eval(), val, positions)
+        model.train(was_training)
+        return {f"val_{name}": value for name, value in metrics.items()}
 
-    def save_best(self, model: nn.Module, epoch: int) -> None:
+    def save_config(self) -> None:
+        write_json(self.run.model_config, self.model_config)
+
+    def save_model(self, model: nn.Module) -> None:
         save_tensors(model.state_dict(), self.run.weights)
 
-    def save_model_config(self) -> None:
-        write_json(self.run.model_config, self.description())
-
-    def report(self, trainer: Trainer, console: Console) -> None:
-        """After the last epoch: curves, then the figures and pictures of the kept model."""
-        best, column = trainer.history[trainer.kept_epoch], f"val_{self.unit}"
+    def report(self, history: History) -> None:
+        column = str(self.monitor)
+        name = column.removeprefix("val_")
         panels = [
             Panel("Loss", "sum of all parts", {"train": "train_loss"}),
-            Panel(f"Validation {self.unit}", "%", {self.unit: column}),
+            Panel(f"Validation {name}", "%", {name: column}),
             Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"}),
         ]
-        draw_curves(trainer.history, panels, self.run.path / "curves.png", (column, best))
-        rows = [
-            ("best epoch", f"{best['epoch']} of {len(trainer.history)}"),
-            (f"validation {self.unit}", f"{best[column]:.2f} %"),
-            ("parameters", f"{sum(p.numel() for p in self.model.parameters()):,}"),
-            ("training time", f"{sum(row['seconds'] for row in trainer.history):.0f} s"),
-        ]
-        console.print(make_table(str(self.run.path), ("figure", "value"), rows))
-        side = "test" if "test" in self.sides else "val"
-        note = "" if side == "test" else " (no test side: these images picked the best epoch)"
-        found = {"split": side, **asdict(self.judge(side, f"{side} side{note}", console))}
-        write_json(self.run.path / "metrics.json", {"best_epoch": best["epoch"], **found})
-        pictures = ", ".join(sorted(p.name for p in self.run.path.glob("*.png")))
-        console.print(
-            f"everything is in {self.run.path}: model.safetensors, metrics.csv, {pictures}", soft_wrap=True
-        )
+        predictor = self.predictor.open(self.run).to(self.accelerator.device)
+        split = "test" if "test" in self.splits else "val"
+        metrics = predictor.evaluate_on(self.splits[split], split, self.batch_size)
+        report_run(self.run, self.model, history, panels, predictor, metrics)
 
 
-def open_sides(
-    config: DenseConfig, run: Run, accelerator: Accelerator, read: Callable[[CheckImages], Mapping[str, S]]
+def open_splits(
+    config: AnnotatedConfig,
+    run: Run,
+    accelerator: Accelerator,
+    read: Callable[[CheckImages], Mapping[str, S]],
 ) -> dict[str, S]:
-    """Training, validation and other sides, kept in split.json.
+    """Training, validation and test splits, saved in split.json.
 
     Args:
-        read: how image files are checked → the sides of DATA.
+        read: how image files are checked → the splits of DATA.
     """
     # The main process checks the files while the others wait.
     with accelerator.main_process_first():
-        how: CheckImages = config.check_images if accelerator.is_main_process else "none"
-        sides = train_val_test_split(read(how), config.val_fraction, config.seed)
+        check: CheckImages = config.check_images if accelerator.is_main_process else "none"
+        splits = train_val_test_split(read(check), config.val_fraction, config.seed)
         if accelerator.is_main_process:
-            save_or_check_split(run.split, sides)
-    return sides
+            save_or_check_split(run.split, splits)
+    return splits
 
 
-def starting_weights(config: DenseConfig, fresh: bool, console: Console) -> dict[str, Tensor] | None:
-    """Weights of the classifier that a new run's backbone starts from."""
-    if config.weights is None or not fresh:
-        return None
-    found = classifier_weights(config.weights, config.model, config.model_args, config.in_chans)
-    console.print(f"the backbone, {config.model}, starts from {config.weights}", soft_wrap=True)
-    return found
+def starting_weights(config: AnnotatedConfig, run: Run) -> dict[str, Tensor] | None:
+    """Weights of the classifier that a new run's backbone starts from.
 
-
-def check_batch_size(batch_size: int) -> None:
-    """Raise ValueError where it is no number of images."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-
-
-def save_evaluation(
-    run: str | Path,
-    data: str,
-    side: str,
-    report: Callable[[str, Path], E],
-    console: Console,
-) -> tuple[E, Path]:
-    """Evaluate a run on a side of DATA, and write to RUN/evaluation/.
-
-    Args:
-        report: the table's title and a folder → the figures, a dataclass; prints tables and draws pictures.
-
-    Returns:
-        the figures, and the folder.
+    Raises:
+        FileNotFoundError, ValueError: there are none, or they do not fit the model.
     """
-    folder = Path(run) / "evaluation" / f"{Path(data).resolve().name}-{side}"
-    folder.mkdir(parents=True, exist_ok=True)
-    found = report(f"{run} on {data}, {side} side", folder)
-    write_json(folder / "metrics.json", {"split": side, **asdict(found)})
-    console.print(f"written to {folder}: metrics.json, per_class.csv, predictions.png", soft_wrap=True)
-    return found, folder
+    if config.checkpoint is None or latest_checkpoint(run.checkpoints) is not None:
+        return None
+    path = Path(config.checkpoint)
+    if path.is_dir():
+        state_dict = Run.open(path).read_weights()
+    else:
+        model = timm.create_model(config.model, in_chans=config.in_chans, **config.model_args)
+        if not isinstance(model, AttNet):
+            raise ValueError(f"weights for {config.model} come from a run's folder; {path} is not one")
+        load_release(model, path)
+        state_dict = model.state_dict()
+    logger.info("the backbone, %s, starts from %s", config.model, path)
+    return state_dict

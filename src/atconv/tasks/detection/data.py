@@ -1,9 +1,9 @@
-"""From an annotated side to what a detector takes: a picture in 0…1 and the boxes, labels and masks in it."""
+"""From annotated images to what a detector takes: an image in 0…1 and the boxes, labels and masks in it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,36 +13,44 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from atconv.data.annotated import batches_of_equal_size
 from atconv.data.coco import CocoSplit
 from atconv.data.coco_checks import decode_mask
-from atconv.data.images import Mode
+from atconv.data.images import Mode, PrepareImage
 
-__all__ = ["Target", "augmentation", "eval_batch", "example", "picture_tensor", "target_of"]
+__all__ = ["DetectionTransform", "Target", "augmentation", "eval_batches", "load_example", "load_target"]
 
 Target = dict[str, Any]
 
 
-def picture_tensor(image: Image.Image) -> Tensor:
-    """C H W in 0…1."""
-    return v2.functional.to_dtype(v2.functional.pil_to_tensor(image), torch.float32, scale=True)
+class DetectionTransform:
+    """Any PIL image → C H W in 0…1, as a detector reads it; it resizes and normalizes itself."""
+
+    def __init__(self, in_chans: int) -> None:
+        self.prepare = PrepareImage(in_chans)
+        self.mode = self.prepare.mode
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels = v2.functional.pil_to_tensor(self.prepare(image))
+        return v2.functional.to_dtype(pixels, torch.float32, scale=True)
 
 
-def example(side: CocoSplit, position: int, mode: Mode, masks: bool) -> tuple[tv_tensors.Image, Target]:
-    """A training picture, C H W uint8, and what it shows but for crowds, as v2 transforms take them."""
-    image = tv_tensors.Image(v2.functional.pil_to_tensor(side.read(position, mode)))
-    target = target_of(side, position, masks)
-    kept = ~target["iscrowd"].bool()
-    boxes = tv_tensors.BoundingBoxes(target["boxes"][kept], format="XYXY", canvas_size=image.shape[-2:])
-    told: Target = {"boxes": boxes, "labels": target["labels"][kept]}
+def load_example(split: CocoSplit, position: int, mode: Mode, masks: bool) -> tuple[tv_tensors.Image, Target]:
+    """A training image, C H W uint8, and its objects but for crowds, as v2 transforms take them."""
+    image = tv_tensors.Image(v2.functional.pil_to_tensor(split.read(position, mode)))
+    target = load_target(split, position, masks)
+    single = ~target["iscrowd"].bool()
+    boxes = tv_tensors.BoundingBoxes(target["boxes"][single], format="XYXY", canvas_size=image.shape[-2:])
+    example: Target = {"boxes": boxes, "labels": target["labels"][single]}
     if masks:
-        told["masks"] = tv_tensors.Mask(target["masks"][kept])
-    return image, told
+        example["masks"] = tv_tensors.Mask(target["masks"][single])
+    return image, example
 
 
-def target_of(side: CocoSplit, position: int, masks: bool) -> Target:
-    """What a picture shows, as torchmetrics takes it: boxes (N 4, left top right bottom), labels, area,
-    iscrowd, and masks (N H W) where asked."""
-    image = side.images[position]
+def load_target(split: CocoSplit, position: int, masks: bool) -> Target:
+    """The annotations of an image, as torchmetrics takes them: boxes (N 4, left top right bottom), labels,
+    area, iscrowd, and masks (N H W) where asked for."""
+    image = split.images[position]
     boxes = image.boxes
     target: Target = {
         "boxes": torch.tensor([box.corners for box in boxes], dtype=torch.float32).reshape(-1, 4),
@@ -50,33 +58,33 @@ def target_of(side: CocoSplit, position: int, masks: bool) -> Target:
         "iscrowd": torch.tensor([int(box.crowd) for box in boxes], dtype=torch.int64),
     }
     if masks:
-        found = [decode_mask(box.segmentation, image.height, image.width) for box in boxes]
+        decoded = [decode_mask(box.segmentation, image.height, image.width) for box in boxes]
         empty = np.zeros((0, image.height, image.width), dtype=np.uint8)
-        target["masks"] = torch.from_numpy(np.stack(found) if found else empty)
-    # Where the file does not tell areas, of masks, or else of boxes: they part objects by size.
-    sides = target["boxes"][:, 2:] - target["boxes"][:, :2]
-    own = target["masks"].sum((1, 2)).float() if masks else sides.prod(1)
-    told = torch.tensor([math.nan if box.area is None else box.area for box in boxes])
-    target["area"] = torch.where(told.isnan(), own, told)
+        target["masks"] = torch.from_numpy(np.stack(decoded) if decoded else empty)
+    # Areas bucket objects into small, medium and large. Where the file has none: of masks, else of boxes.
+    extents = target["boxes"][:, 2:] - target["boxes"][:, :2]
+    measured = target["masks"].sum((1, 2)).float() if masks else extents.prod(1)
+    annotated = torch.tensor([math.nan if box.area is None else box.area for box in boxes])
+    target["area"] = torch.where(annotated.isnan(), measured, annotated)
     return target
 
 
 def augmentation(hflip: float, jitter: float) -> v2.Transform:
-    """Picture and target together; sizes are drawn by the detector itself."""
-    changed = [v2.ColorJitter(jitter, jitter, jitter)] if jitter else []
+    """Image and target together; the detector itself samples sizes."""
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(hflip),
-            *changed,
+            *([v2.ColorJitter(jitter, jitter, jitter)] if jitter else []),
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
             v2.ToPureTensor(),
         ]
     )
 
 
-def eval_batch(
-    side: CocoSplit, positions: Sequence[int], mode: Mode, masks: bool
-) -> tuple[list[Tensor], list[Target]]:
-    """Pictures in 0…1, and what they show."""
-    images = [picture_tensor(side.read(i, mode)) for i in positions]
-    return images, [target_of(side, i, masks) for i in positions]
+def eval_batches(
+    split: CocoSplit, positions: Sequence[int], transform: DetectionTransform, masks: bool, batch_size: int
+) -> Iterator[tuple[list[Tensor], list[Target]]]:
+    """Images of one size, each C H W in 0…1, and their annotations."""
+    for batch in batches_of_equal_size(split, positions, batch_size):
+        images = [transform(split.read(i, transform.mode)) for i in batch]
+        yield images, [load_target(split, i, masks) for i in batch]

@@ -1,8 +1,8 @@
-"""Pictures of detections: boxes, names, scores and masks, readable at 100 %."""
+"""Plots of detections: boxes, names, scores and masks, readable at 100 %."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,63 +13,69 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from atconv.data.coco import CocoSplit
 from atconv.plots import plt, save, shorten
-from atconv.tasks.common.drawing import colors_of, shown_size
-from atconv.tasks.detection.data import Target, picture_tensor, target_of
-from atconv.tasks.detection.model import Detector
+from atconv.tasks.common.drawing import class_colors, enlarged_size
+from atconv.tasks.detection.data import DetectionTransform, Target, load_target
 
-__all__ = ["draw_found", "draw_side"]
+__all__ = ["draw_detections", "plot_split"]
 
-_SHOWN = 6
-_SIDE = 480  # pixels of a picture's longer side, at least
+_COUNT = 6
+_MIN_SIZE = 480  # pixels of an image's longer side
 _LINE, _FONT = 2, 13
 
 
-def draw_found(image: Tensor, found: Target, classes: Sequence[str], threshold: float = 0.5) -> Tensor:
-    """A picture with what was found in it.
+def draw_detections(
+    image: Tensor, detections: Target, classes: Sequence[str], threshold: float = 0.5
+) -> Tensor:
+    """An image with the objects in it.
 
     Args:
         image: C H W in 0…1.
-        found: boxes (N 4) and labels, scores and masks (N H W) where there are any.
+        detections: boxes (N 4) and labels, scores and masks (N H W) where there are any.
         classes: names of the labels, from 1.
-        threshold: least score that is drawn.
+        threshold: lowest score that is drawn.
 
     Returns:
-        3 H W uint8, enlarged where the picture is small.
+        3 H W uint8, enlarged where the image is small.
     """
-    height, width = shown_size(image.shape[-2:], _SIDE)
+    height, width = enlarged_size(image.shape[-2:], _MIN_SIZE)
     factor = width / image.shape[-1]
-    shown = F.resize(image.expand(3, -1, -1), [height, width], antialias=True).mul(255).byte()
-    scores = found.get("scores")
-    kept = torch.ones(len(found["labels"]), dtype=torch.bool) if scores is None else scores >= threshold
-    labels = found["labels"][kept].tolist()
+    drawn = F.resize(image.expand(3, -1, -1), [height, width], antialias=True).mul(255).byte()
+    scores = detections.get("scores")
+    shown = torch.ones_like(detections["labels"], dtype=torch.bool) if scores is None else scores >= threshold
+    labels = detections["labels"][shown].tolist()
     if not labels:
-        return shown
-    colors = colors_of(len(classes))
-    drawn = [colors[label - 1] for label in labels]
+        return drawn
+    palette = class_colors(len(classes))
+    colors = [palette[label - 1] for label in labels]
     names = [shorten(classes[label - 1]) for label in labels]
     if scores is not None:
-        names = [f"{name} {score:.2f}" for name, score in zip(names, scores[kept].tolist(), strict=True)]
-    if "masks" in found:
-        large = F.resize(found["masks"][kept].float(), [height, width], antialias=False) > 0.5
-        shown = draw_segmentation_masks(shown, large, alpha=0.45, colors=drawn)
+        names = [f"{name} {score:.2f}" for name, score in zip(names, scores[shown].tolist(), strict=True)]
+    if "masks" in detections:
+        masks = F.resize(detections["masks"][shown].float(), [height, width], antialias=False) > 0.5
+        drawn = draw_segmentation_masks(drawn, masks, alpha=0.45, colors=colors)
     return draw_bounding_boxes(
-        shown,
-        found["boxes"][kept] * factor,
+        drawn,
+        detections["boxes"][shown] * factor,
         labels=names,
-        colors=drawn,
+        colors=colors,
         width=_LINE,
         font=findfont("DejaVu Sans"),
         font_size=_FONT,
         label_colors="black",
-        label_background_colors=drawn,
+        label_background_colors=colors,
         fill_labels=True,
     )
 
 
-@torch.inference_mode()
-def draw_side(opened: Detector, side: CocoSplit, path: Path, threshold: float = 0.5) -> None:
-    """The first pictures of a side: above what they show, below what was found."""
-    count = min(_SHOWN, len(side))
+def plot_split(
+    split: CocoSplit,
+    detect: Callable[[Tensor], Target],
+    transform: DetectionTransform,
+    masks: bool,
+    path: Path,
+) -> None:
+    """The first images of a split: above their annotations, below the detections."""
+    count = min(_COUNT, len(split))
     columns = min(3, count)
     rows = -(-count // columns)
     figure, axes = plt.subplots(
@@ -78,12 +84,11 @@ def draw_side(opened: Detector, side: CocoSplit, path: Path, threshold: float = 
     for axis in axes.flat:
         axis.axis("off")
     for i in range(count):
-        image = picture_tensor(side.read(i, opened.mode))
-        found = opened.find(image)
+        image = transform(split.read(i, transform.mode))
         row, column = divmod(i, columns)
-        annotated = target_of(side, i, opened.masks)
-        for line, (title, what) in enumerate({"annotated": annotated, "found": found}.items()):
+        shown = {"annotated": load_target(split, i, masks), "detected": detect(image)}
+        for line, (title, objects) in enumerate(shown.items()):
             axis = axes[2 * row + line, column]
-            axis.imshow(draw_found(image, what, opened.classes, threshold).permute(1, 2, 0))
-            axis.set_title(f"{shorten(side.names[i])}, {title}", fontsize=10)
+            axis.imshow(draw_detections(image, objects, split.classes).permute(1, 2, 0))
+            axis.set_title(f"{shorten(split.names[i])}, {title}", fontsize=10)
     save(figure, path)

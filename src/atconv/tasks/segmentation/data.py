@@ -1,8 +1,8 @@
-"""From pictures and masks to what a segmenter takes: normalized, of sizes that it divides."""
+"""From images and masks to what a segmenter takes: normalized, of sizes that it divides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,33 +12,33 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from atconv.data.annotated import batches_of_equal_size
 from atconv.data.images import Mode, PrepareImage
 from atconv.data.masks import IGNORED, MaskSplit
 from atconv.models.normalization import normalization
 from atconv.models.segmenters import DIVISOR
 from atconv.tasks.segmentation.config import SegmentationConfig
 
-__all__ = ["SegmentTransform", "augmentation", "eval_batch", "example", "resized"]
+__all__ = ["Classify", "SegmentationTransform", "augmentation", "load_example", "predictions", "resized"]
+
+_MAX_RATIO = 10  # of the longer side to the shorter side, after resizing
+
+Classify = Callable[[Tensor, tuple[int, int]], Tensor]
+"""Inputs of images of one size (B C H W), and this size → class indices, B height width"""
 
 
-_LONGEST = 10  # times the shorter side
-
-
-class SegmentTransform:
-    """What evaluation does to any PIL image → C H W: shorter side resized, normalized, padded to multiples of
-    32 at the right and bottom."""
+class SegmentationTransform:
+    """Any PIL image → C H W for evaluation: shorter side resized, normalized, padded at the right and
+    bottom to multiples of 32."""
 
     def __init__(
         self, in_chans: int, short_side: int, mean: Sequence[float] | None, std: Sequence[float] | None
     ) -> None:
-        self.in_chans, self.short_side, self.prepare = in_chans, short_side, PrepareImage(in_chans)
+        self.short_side, self.prepare = short_side, PrepareImage(in_chans)
         self.mode = self.prepare.mode
         self.mean, self.std = normalization(in_chans, mean, std)
         self.steps = v2.Compose(
-            [
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(self.mean), list(self.std)),
-            ]
+            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -49,52 +49,51 @@ class SegmentTransform:
         return F.pad(x, (0, -width % DIVISOR, 0, -height % DIVISOR))
 
     def undo(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits of a padded input, … K H W, at the size of its picture (height, width)."""
+        """Logits of a padded input, … K H W, at the size of its image (height, width)."""
         height, width = resized(size, self.short_side)
-        shown = logits[..., :height, :width]
-        return F.interpolate(shown, size=size, mode="bilinear", align_corners=False)
+        return F.interpolate(logits[..., :height, :width], size=size, mode="bilinear", align_corners=False)
 
 
 def resized(size: Sequence[int], short_side: int) -> tuple[int, int]:
-    """Height and width of a picture whose shorter side becomes `short_side`; where one is more than ten times
-    as long as wide, its longer side becomes ten times that."""
-    short = max(min(size), -(-max(size) // _LONGEST))
-    height, width = (max(1, short_side * side // short) for side in size)
+    """Height and width of an image whose shorter side becomes `short_side`; but its longer side never becomes
+    more than ten times that."""
+    short = max(min(size), -(-max(size) // _MAX_RATIO))
+    height, width = (max(1, short_side * length // short) for length in size)
     return height, width
 
 
 class _RandomShortSide(v2.Transform):
-    """Resize as `resized` does, to a shorter side of least … most pixels."""
+    """Resize as `resized` does, to a shorter side of `minimum` … `maximum` pixels."""
 
-    def __init__(self, least: int, most: int) -> None:
+    def __init__(self, minimum: int, maximum: int) -> None:
         super().__init__()
-        self.least, self.most = least, most
+        self.minimum, self.maximum = minimum, maximum
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        short_side = int(torch.randint(self.least, self.most + 1, ()))
+        short_side = int(torch.randint(self.minimum, self.maximum + 1, ()))
         return {"size": list(resized(v2.functional.get_size(flat_inputs[0]), short_side))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
-def example(side: MaskSplit, position: int, mode: Mode) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-    """A picture, C H W uint8, and its mask, H W, as v2 transforms take them."""
-    image = v2.functional.pil_to_tensor(side.read(position, mode))
-    return tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(side.mask(position)))
+def load_example(split: MaskSplit, position: int, mode: Mode) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """An image, C H W uint8, and its mask, H W, as v2 transforms take them."""
+    image = v2.functional.pil_to_tensor(split.read(position, mode))
+    return tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(split.mask(position)))
 
 
 def augmentation(config: SegmentationConfig) -> v2.Transform:
-    """Picture and mask together: flip, color, a random scale, normalized, a random crop. What the crop adds
-    is the mean color and is left out of the loss."""
+    """Image and mask together: flip, color, a random scale, normalized, a random crop. What the crop adds is
+    the mean color and is ignored by the loss."""
     mean, std = normalization(config.in_chans, config.mean, config.std)
     jitter = config.color_jitter
-    least, most = (max(1, round(config.short_side * scale)) for scale in config.scales)
+    minimum, maximum = (max(1, round(config.short_side * scale)) for scale in config.scales)
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(config.hflip),
             *([v2.ColorJitter(jitter, jitter, jitter)] if jitter else []),
-            _RandomShortSide(least, most),
+            _RandomShortSide(minimum, maximum),
             v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
             v2.Normalize(list(mean), list(std)),
             v2.RandomCrop(
@@ -105,9 +104,16 @@ def augmentation(config: SegmentationConfig) -> v2.Transform:
     )
 
 
-def eval_batch(
-    side: MaskSplit, positions: Sequence[int], transform: SegmentTransform
-) -> tuple[Tensor, list[Tensor]]:
-    """Inputs (B C H W) of pictures of one size, and their masks (each H W)."""
-    inputs = torch.stack([transform(side.read(i, transform.mode)) for i in positions])
-    return inputs, [torch.from_numpy(side.mask(i)) for i in positions]
+def predictions(
+    split: MaskSplit,
+    positions: Sequence[int],
+    transform: SegmentationTransform,
+    classify: Classify,
+    batch_size: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mask and prediction of each image, H W of class indices, at the size of the image."""
+    for batch in batches_of_equal_size(split, positions, batch_size):
+        inputs = torch.stack([transform(split.read(i, transform.mode)) for i in batch])
+        masks = [torch.from_numpy(split.mask(i)) for i in batch]
+        height, width = masks[0].shape
+        yield from zip(masks, classify(inputs, (height, width)), strict=True)

@@ -1,0 +1,166 @@
+"""The trained model of a run that was trained on annotated images: opened, evaluated, drawn."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from PIL import Image
+from torch import nn
+from typing_extensions import Self
+
+from atconv.data.annotated import AnnotatedSplit, choose_split
+from atconv.data.images import open_image
+from atconv.data.splits import SPLITS
+from atconv.engine.predictor import ImageLike, Metrics, Predictor, Result
+from atconv.engine.recipes import read_config
+from atconv.engine.run import Run
+from atconv.io import write_json, write_rows
+from atconv.tasks.common.annotated_config import AnnotatedConfig
+from atconv.tasks.common.drawing import PlotFiles
+
+__all__ = ["AnnotatedMetrics", "AnnotatedPredictor", "DrawnResult", "check_batch_size"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnResult(Result):
+    """A result that can be drawn."""
+
+    plot: str | None = None
+    """the file that it is drawn in, once it is"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedMetrics(Metrics):
+    """Metrics, and the images that they are of."""
+
+    source: Any = field(default=None, repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(replace(self, source=None))
+        del values["source"]
+        return values
+
+
+R = TypeVar("R", bound=DrawnResult)
+M = TypeVar("M", bound=AnnotatedMetrics)
+S = TypeVar("S", bound=AnnotatedSplit)
+
+
+class AnnotatedPredictor(Predictor[R, M], Generic[R, M, S]):
+    """What predictors of detection and segmentation share."""
+
+    config_class: ClassVar[type[AnnotatedConfig]]
+    draws = True
+    command: ClassVar[str]
+    """that trains such a run"""
+    model_config: dict[str, Any]
+    """what config.json says"""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, content: dict[str, Any]) -> tuple[nn.Module, Any]:
+        """Model and transform of a config.json."""
+
+    @staticmethod
+    @abstractmethod
+    def split_names(data: str | Path) -> list[str]:
+        """The splits that DATA has."""
+
+    @abstractmethod
+    def open_split(self, data: str, split: str, **options: Any) -> dict[str, S]:
+        """One split of DATA with its name, checked; with classes that the run knows."""
+
+    @abstractmethod
+    def evaluate_on(self, split: S, name: str, batch_size: int) -> M:
+        """Metrics on images that are open already."""
+
+    @abstractmethod
+    def plot_split(self, split: S, path: Path) -> None:
+        """Draw predictions for the first images."""
+
+    @abstractmethod
+    def save_prediction(self, result: R, image: Image.Image, file: Path) -> R:
+        """Draw a result in a PNG file."""
+
+    @classmethod
+    def open(cls, run: Run) -> Self:
+        """The best model of a run.
+
+        Raises:
+            ValueError: it is a run of another task, no epoch of it has finished, or its weights are damaged.
+        """
+        state_dict = run.read_weights()
+        try:
+            content = json.loads(run.model_config.read_text())
+            content = content.get("_atconv", content)
+            (model, transform), classes = cls.build(content), list(content["label_names"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{run.path} is not a run of {cls.command}: {error} in its config.json"
+            ) from error
+        try:
+            model.load_state_dict(state_dict)
+        except RuntimeError as error:
+            raise ValueError(f"the model in {run.path} is damaged: {str(error).splitlines()[0]}") from error
+        config = read_config(run, cls.config_class, cls.task) if run.config.is_file() else None
+        predictor = cls(run, model, transform, classes, config)
+        predictor.model_config = content
+        return predictor
+
+    def open_image(self, image: ImageLike) -> Image.Image:
+        return open_image(image, self.transform.mode)
+
+    def choose_split(self, data: str | None, split: str, **options: Any) -> tuple[str, S]:
+        """The split to evaluate on and its name: of another DATA its own, of the run's DATA the saved one."""
+        config: Any = self.config
+        own = data is None or (config is not None and Path(data).resolve() == Path(config.data).resolve())
+        if not own or not self.run.split.is_file():
+            if data is None:
+                raise ValueError(f"{self.run.path} does not say what it was trained on: give DATA")
+            [(name, opened)] = self.open_split(data, split, **options).items()
+            return name, opened
+        saved = json.loads(self.run.split.read_text())
+        name = choose_split([name for name in SPLITS if name in saved], split, config.data)
+        source = name if name in self.split_names(config.data) else "train"
+        opened = self.open_split(config.data, source, **options)[source]
+        positions = {image: position for position, image in enumerate(opened.names)}
+        missing = [image for image in saved[name] if image not in positions]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} images of the run's split are no longer in {config.data}: {missing[0]}"
+            )
+        return name, opened.take([positions[image] for image in saved[name]])
+
+    def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
+        """Write per_class.csv, predictions.png, and last metrics.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(folder / "per_class.csv", metrics.per_class)
+        self.plot_split(metrics.source, folder / "predictions.png")
+        write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
+
+    def save_predictions(self, results: Iterable[R], folder: Path) -> Iterator[R]:
+        """Draw results of image files in NAME.png, one after the other; gives them with the files' names.
+
+        Raises:
+            ValueError: an image was no file, or would be written over.
+        """
+        files = PlotFiles(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for result in results:
+            if result.error is not None:
+                yield result
+                continue
+            if not Path(result.image).is_file():
+                raise ValueError(f"image {result.image} is no file: only results of files are drawn")
+            yield self.save_prediction(result, self.open_image(result.image), files.add(Path(result.image)))
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise ValueError where it is no number of images."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")

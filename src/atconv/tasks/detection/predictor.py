@@ -1,0 +1,179 @@
+"""A trained detector: what it detects in images, and how good it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from tqdm import tqdm
+
+from atconv.data.coco import BadAnnotations, CocoSplit, coco_splits, encode_mask, open_coco
+from atconv.data.coco_checks import decode_mask
+from atconv.models.detectors import detector
+from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult, check_batch_size
+from atconv.tasks.detection.config import DetectionConfig
+from atconv.tasks.detection.data import DetectionTransform, Target, eval_batches
+from atconv.tasks.detection.metrics import DetectionMetrics, compute_metrics
+from atconv.tasks.detection.plots import draw_detections, plot_split
+
+__all__ = ["DetectionPredictor", "Detections", "build_detector"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections(DrawnResult):
+    """The objects in one image, most certain first."""
+
+    classes: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    boxes: list[list[float]] = field(default_factory=list)
+    """left, top, right, bottom in pixels"""
+    masks: list[dict[str, Any]] | None = None
+    """COCO's run lengths, from a detector that gives masks"""
+
+    def columns(self) -> Sequence[str]:
+        return ["image", "detected", "left top right bottom"]
+
+    def rows(self) -> list[Sequence[str]]:
+        objects = zip(self.classes, self.scores, self.boxes, strict=True)
+        rows: list[Sequence[str]] = [
+            [self.image, f"{name} {score:.2f}", " ".join(f"{x:.0f}" for x in box)]
+            for name, score, box in objects
+        ]
+        return rows or [[self.image, "nothing", ""]]
+
+    def csv_rows(self) -> list[Sequence[Any]]:
+        objects = zip(self.classes, self.scores, self.boxes, strict=True)
+        return [[self.image, name, f"{score:.6f}", *box] for name, score, box in objects]
+
+
+class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSplit]):
+    """A trained detector. `predictor(images, threshold=0.5)`; the model takes a list of inputs."""
+
+    task = "detection"
+    command = "atconv detect train"
+    csv_columns = ("image", "class", "score", "left", "top", "right", "bottom")
+    config_class = DetectionConfig
+    split_names = staticmethod(coco_splits)
+
+    @property
+    def masks(self) -> bool:
+        """Whether the detector gives masks."""
+        return isinstance(self.model, MaskRCNN)
+
+    @classmethod
+    def build(cls, content: dict[str, Any]) -> tuple[nn.Module, DetectionTransform]:
+        arguments = content["detector"]
+        return build_detector(arguments), DetectionTransform(arguments["in_chans"])
+
+    @torch.inference_mode()
+    def detect(self, image: Tensor) -> Target:
+        """The objects in an image, C H W in 0…1: boxes (N 4), labels, scores, and masks (N H W of 0…1)."""
+        output = {name: value.cpu() for name, value in self.model([image.to(self.device)])[0].items()}
+        return output | ({"masks": output["masks"][:, 0]} if self.masks else {})
+
+    def infer(
+        self, images: Sequence[Image.Image], names: Sequence[str], threshold: float = 0.5, **options: Any
+    ) -> list[Detections]:
+        """The objects in each image.
+
+        Args:
+            threshold: lowest score.
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must lie in 0 … 1, got {threshold}")
+        # One after the other: padding to the size of a neighbor changes what is detected.
+        return [
+            self._result(self.detect(self.transform(image)), name, threshold)
+            for image, name in zip(images, names, strict=True)
+        ]
+
+    def _result(self, output: Target, name: str, threshold: float) -> Detections:
+        kept = output["scores"] >= threshold
+        masks = [encode_mask(mask.numpy() > 0.5) for mask in output["masks"][kept]] if self.masks else None
+        return Detections(
+            image=name,
+            classes=[self.classes[label - 1] for label in output["labels"][kept].tolist()],
+            scores=output["scores"][kept].tolist(),
+            boxes=output["boxes"][kept].tolist(),
+            masks=masks,
+        )
+
+    def unreadable(self, name: str, error: str) -> Detections:
+        return Detections(image=name, error=error)
+
+    def evaluate(  # type: ignore[override]
+        self,
+        data: str | None = None,
+        split: str = "auto",
+        batch_size: int = 8,
+        bad_annotations: BadAnnotations = "reject",
+    ) -> DetectionMetrics:
+        """COCO's metrics on a split of DATA, the run's own by default.
+
+        Args:
+            data: DATA as in training. Where it is the run's own, its saved splits are used.
+            split: train, val or test; "auto" takes test, else val, else train.
+            batch_size: images in one forward pass.
+            bad_annotations: reject annotations that are wrong, or skip them: they are named and left out.
+
+        Raises:
+            FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or
+                `batch_size` < 1.
+        """
+        check_batch_size(batch_size)
+        name, opened = self.choose_split(data, split, bad_annotations=bad_annotations)
+        return self.evaluate_on(opened, name, batch_size)
+
+    def open_split(self, data: str, split: str, **options: Any) -> dict[str, CocoSplit]:
+        return open_coco(data, self.masks, classes=self.classes, split=split, **options)
+
+    def evaluate_on(self, split: CocoSplit, name: str, batch_size: int) -> DetectionMetrics:
+        started = time.perf_counter()
+        batches = eval_batches(split, range(len(split)), self.transform, self.masks, batch_size)
+        shown = tqdm(batches, "evaluating", disable=None, leave=False)
+        coco, per_class = compute_metrics(self.model, shown, self.classes, self.masks)
+        return DetectionMetrics(
+            split=name,
+            images=len(split),
+            images_per_second=len(split) / (time.perf_counter() - started),
+            per_class=per_class,
+            coco=coco,
+            source=split,
+        )
+
+    def plot_split(self, split: CocoSplit, path: Path) -> None:
+        plot_split(split, self.detect, self.transform, self.masks, path)
+
+    def save_prediction(self, result: Detections, image: Image.Image, file: Path) -> Detections:
+        labels = [1 + self.classes.index(name) for name in result.classes]
+        objects: Target = {
+            "boxes": torch.tensor(result.boxes).reshape(-1, 4),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "scores": torch.tensor(result.scores),
+        }
+        if result.masks:
+            decoded = [torch.from_numpy(decode_mask(mask, *mask["size"])) for mask in result.masks]
+            objects["masks"] = torch.stack(decoded)
+        drawn = draw_detections(self.transform(image), objects, self.classes, threshold=0.0)
+        Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(file)
+        return replace(result, plot=str(file))
+
+
+def build_detector(arguments: dict[str, Any], state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A detector in the layout that convolutions run fastest in.
+
+    Args:
+        arguments: of `atconv.models.detector`.
+        state_dict: weights of a classifier, which the backbone starts from.
+    """
+    try:
+        return detector(**arguments, state_dict=state_dict).to(memory_format=torch.channels_last)
+    except TypeError as error:
+        raise ValueError(f"detector_args do not fit {arguments['architecture']}: {error}") from error

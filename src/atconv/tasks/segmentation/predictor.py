@@ -1,0 +1,211 @@
+"""A trained segmenter: the classes of an image's pixels, and how good it is."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from atconv.data.masks import MaskSplit, mask_splits, open_masks
+from atconv.models.segmenters import segmenter
+from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult, check_batch_size
+from atconv.tasks.segmentation.config import SegmentationConfig
+from atconv.tasks.segmentation.data import SegmentationTransform, predictions
+from atconv.tasks.segmentation.metrics import (
+    SegmentationMetrics,
+    count_pixels,
+    mean_iou,
+    per_class,
+    pixel_accuracy,
+)
+from atconv.tasks.segmentation.plots import plot_prediction, plot_split
+
+__all__ = ["Segmentation", "SegmentationPredictor", "build_segmenter", "classify_pixels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(DrawnResult):
+    """The classes of one image."""
+
+    shares: dict[str, float] = field(default_factory=dict)
+    """share of the image by class, largest first; classes that do not occur are left out"""
+    png: bytes = field(default=b"", repr=False)
+    """class indices as a PNG file, as large as the image; see `mask`"""
+    mask_file: str | None = None
+    """the file of class indices, once it is written"""
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """Class indices, H W."""
+        return np.array(Image.open(io.BytesIO(self.png)))
+
+    def columns(self) -> Sequence[str]:
+        return ["image", "share of the image"]
+
+    def rows(self) -> list[Sequence[str]]:
+        return [[self.image, ", ".join(f"{name} {100 * share:.1f} %" for name, share in self.shares.items())]]
+
+    def csv_rows(self) -> list[Sequence[Any]]:
+        return [[self.image, name, f"{share:.6f}"] for name, share in self.shares.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        del values["png"]
+        return values
+
+
+class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics, MaskSplit]):
+    """A trained segmenter. `predictor(images)`; the model takes B C H W of `transform`'s results and gives
+    logits, which `transform.undo` brings to the size of the image."""
+
+    task = "segmentation"
+    command = "atconv segment train"
+    csv_columns = ("image", "class", "share")
+    config_class = SegmentationConfig
+    split_names = staticmethod(mask_splits)
+
+    @property
+    def flip_tta(self) -> bool:
+        """Whether the run was configured to average predictions for an image and its mirror image."""
+        return self.model_config.get("flip_tta", False)
+
+    @classmethod
+    def build(cls, content: dict[str, Any]) -> tuple[nn.Module, SegmentationTransform]:
+        arguments = content["segmenter"]
+        transform = SegmentationTransform(arguments["in_chans"], **content["transform"])
+        return build_segmenter(arguments), transform
+
+    def classify(self, inputs: Tensor, size: tuple[int, int], flip_tta: bool | None = None) -> Tensor:
+        """Class indices of images of one size (height, width): B C H W of inputs → B height width."""
+        flip_tta = self.flip_tta if flip_tta is None else flip_tta
+        return classify_pixels(self.model, self.transform, inputs, size, flip_tta)
+
+    def infer(
+        self,
+        images: Sequence[Image.Image],
+        names: Sequence[str],
+        flip_tta: bool | None = None,
+        **options: Any,
+    ) -> list[Segmentation]:
+        """The class of every pixel of each image.
+
+        Args:
+            flip_tta: average predictions for every image and its mirror image; default: as the run was
+                configured.
+        """
+        return [
+            self._result(
+                self.classify(self.transform(image)[None], (image.height, image.width), flip_tta)[0], name
+            )
+            for image, name in zip(images, names, strict=True)
+        ]
+
+    def _result(self, mask: Tensor, name: str) -> Segmentation:
+        indices, counts = mask.unique(return_counts=True)
+        order = counts.argsort(descending=True)
+        shares = {self.classes[int(indices[i])]: int(counts[i]) / mask.numel() for i in order}
+        file = io.BytesIO()
+        Image.fromarray(mask.byte().numpy()).save(file, "PNG")
+        return Segmentation(image=name, shares=shares, png=file.getvalue())
+
+    def unreadable(self, name: str, error: str) -> Segmentation:
+        return Segmentation(image=name, error=error)
+
+    def evaluate(  # type: ignore[override]
+        self,
+        data: str | None = None,
+        split: str = "auto",
+        flip_tta: bool | None = None,
+        batch_size: int = 8,
+    ) -> SegmentationMetrics:
+        """Metrics on a split of DATA, the run's own by default. Every image is evaluated at its own size.
+
+        Args:
+            data: DATA as in training. Where it is the run's own, its saved splits are used.
+            split: train, val or test; "auto" takes test, else val, else train.
+            flip_tta: average predictions for every image and its mirror image; default: as the run was
+                configured.
+            batch_size: images in one forward pass.
+
+        Raises:
+            FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or
+                `batch_size` < 1.
+        """
+        check_batch_size(batch_size)
+        name, opened = self.choose_split(data, split)
+        return self.evaluate_on(opened, name, batch_size, flip_tta)
+
+    def open_split(self, data: str, split: str, **options: Any) -> dict[str, MaskSplit]:
+        return open_masks(data, classes=self.classes, split=split)
+
+    def evaluate_on(
+        self, split: MaskSplit, name: str, batch_size: int, flip_tta: bool | None = None
+    ) -> SegmentationMetrics:
+        started = time.perf_counter()
+        classify = partial(self.classify, flip_tta=flip_tta)
+        pairs = predictions(split, range(len(split)), self.transform, classify, batch_size)
+        shown = tqdm(pairs, "evaluating", len(split), disable=None, leave=False)
+        counts = count_pixels(shown, len(self.classes))
+        return SegmentationMetrics(
+            split=name,
+            images=len(split),
+            images_per_second=len(split) / (time.perf_counter() - started),
+            per_class=per_class(counts, self.classes),
+            miou=mean_iou(counts),
+            pixel_accuracy=pixel_accuracy(counts),
+            flip_tta=self.flip_tta if flip_tta is None else flip_tta,
+            source=split,
+        )
+
+    def plot_split(self, split: MaskSplit, path: Path) -> None:
+        plot_split(split, self.classify, self.transform, path)
+
+    def save_prediction(self, result: Segmentation, image: Image.Image, file: Path) -> Segmentation:
+        """Draw it in FILE, and write its class indices to masks/FILE."""
+        mask_file = file.parent / "masks" / file.name
+        mask_file.parent.mkdir(exist_ok=True)
+        mask_file.write_bytes(result.png)
+        plot_prediction(image, torch.from_numpy(result.mask), self.classes, file)
+        return replace(result, plot=str(file), mask_file=str(mask_file))
+
+
+@torch.inference_mode()
+def classify_pixels(
+    model: nn.Module,
+    transform: SegmentationTransform,
+    inputs: Tensor,
+    size: tuple[int, int],
+    flip_tta: bool = False,
+) -> Tensor:
+    """Class indices of images of one size (height, width): B C H W of inputs → B height width, on the CPU.
+
+    Args:
+        flip_tta: average the predictions for each image and its mirror image.
+    """
+    inputs = inputs.to(next(model.parameters()).device)
+    scores = model(inputs).float()
+    if flip_tta:
+        mirrored = model(inputs.flip(3)).float().flip(3)
+        scores = scores.softmax(1) + mirrored.softmax(1)
+    return transform.undo(scores, size).argmax(1).cpu()
+
+
+def build_segmenter(arguments: dict[str, Any], state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A segmenter in the layout that convolutions run fastest in.
+
+    Args:
+        arguments: of `atconv.models.segmenter`.
+        state_dict: weights of a classifier, which the backbone starts from.
+    """
+    return segmenter(**arguments, state_dict=state_dict).to(memory_format=torch.channels_last)

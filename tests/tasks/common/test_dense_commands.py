@@ -1,0 +1,275 @@
+"""`atconv detect` and `atconv segment`: evaluation, prediction, and what they reject."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atconv.tasks import load
+from atconv.tasks.common.drawing import PlotFiles, class_colors, enlarged_size
+from atconv.tasks.detection.plots import draw_detections
+from atconv.tasks.segmentation.data import SegmentationTransform
+from atconv.tasks.segmentation.metrics import mean_iou
+from atconv.tasks.segmentation.plots import plot_prediction
+from support.tiny import atconv, read_rows
+from support.tiny_dense import annotated_folder, detection_run, segment, segmentation_run, shared_data
+
+
+def test_detection_is_evaluated_as_in_training(tmp_path: Path) -> None:
+    ended = atconv("detect", "evaluate", detection_run(), shared_data(), "--batch-size=4")
+    assert ended.code == 0, ended.err
+    assert "box map 50" in ended.out
+    folder = detection_run() / "evaluation" / "data-val"
+    found = json.loads((folder / "metrics.json").read_text())
+    kept = json.loads((detection_run() / "metrics.json").read_text())
+    assert found["coco"] == kept["coco"]
+    assert [row["class"] for row in read_rows(folder / "per_class.csv")] == ["bright", "dark"]
+    assert min(Image.open(folder / "predictions.png").size) > 300
+
+
+def test_segmentation_does_not_depend_on_batches() -> None:
+    predictor = load(segmentation_run())
+    one = predictor.evaluate(batch_size=1)
+    two = predictor.evaluate(str(shared_data()), split="val", batch_size=3)
+    kept = json.loads((segmentation_run() / "metrics.json").read_text())
+    assert one.miou == pytest.approx(two.miou, abs=0.02)
+    assert one.miou == pytest.approx(kept["miou"], abs=0.02)
+    assert [row["class"] for row in one.per_class] == ["ground", "dark", "bright"]
+
+
+def test_flip_tta_sees_an_image_and_its_mirror_image_alike() -> None:
+    predictor = load(segmentation_run())
+    predictor.transform = SegmentationTransform(1, 64, None, None)  # nothing is padded
+    x, size = torch.randn(2, 1, 64, 96), (64, 96)
+    for flip_tta in (True, False):
+        mirrored = predictor.classify(x.flip(3), size, flip_tta)
+        assert torch.equal(mirrored, predictor.classify(x, size, flip_tta).flip(2)) == flip_tta
+
+
+def test_flip_tta_is_chosen_shown_and_recorded(tmp_path: Path) -> None:
+    ended = atconv("segment", "evaluate", segmentation_run(), shared_data(), "--flip-tta")
+    assert ended.code == 0, ended.err
+    assert any("flip TTA" in line and "yes" in line for line in ended.out.splitlines())
+    found = json.loads((segmentation_run() / "evaluation" / "data-val" / "metrics.json").read_text())
+    kept = json.loads((segmentation_run() / "metrics.json").read_text())
+    assert (found["flip_tta"], kept["flip_tta"]) == (True, False)
+    run = segment(tmp_path / "run", epochs=1, flip_tta=True)
+    assert load(run).flip_tta
+    assert json.loads((run / "metrics.json").read_text())["flip_tta"]
+    content = json.loads((run / "config.json").read_text())
+    del content["_atconv"]["flip_tta"]
+    (run / "config.json").write_text(json.dumps(content))
+    assert not load(run).flip_tta  # a run from before the option opens too
+
+
+def test_mean_iou_counts_classes_that_occur() -> None:
+    counts = torch.tensor([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
+    assert mean_iou(counts) == pytest.approx(100 * (6 / 9 + 3 / 6) / 2)
+    assert mean_iou(torch.zeros(2, 2)) == 0
+
+
+def test_detected_objects_are_drawn_and_printed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    images = shared_data() / "images" / "val"
+    ended = atconv("detect", "predict", detection_run(), images, "--threshold=0.01", "--json", f"--out={out}")
+    assert ended.code == 0, ended.err
+    results = json.loads(ended.out)
+    assert len(results) == 4
+    for result in results:
+        assert result["scores"] == sorted(result["scores"], reverse=True)
+        assert all(score >= 0.01 for score in result["scores"])
+        assert set(result["classes"]) <= {"bright", "dark"}
+        assert max(Image.open(result["plot"]).size) >= 480
+        assert result["masks"] is None
+
+
+def test_segments_are_drawn_and_written(tmp_path: Path) -> None:
+    out = tmp_path / "drawn"
+    (tmp_path / "bad.png").write_text("text")
+    images = [shared_data() / "images" / "val" / "0.png", shared_data() / "images" / "train" / "0.png"]
+    ended = atconv("segment", "predict", segmentation_run(), *images, tmp_path / "bad.png", f"--out={out}")
+    assert ended.code == 0
+    assert "bad.png: not a readable image" in ended.err
+    for name in ("0.png", "0-2.png"):
+        mask = Image.open(out / "masks" / name)
+        assert mask.size == Image.open(images[0]).size
+        assert np.asarray(mask).max() <= 2
+        assert min(Image.open(out / name).size) > 300
+    assert "ground" in ended.out
+
+
+def test_a_drawn_box_lies_where_it_was_detected() -> None:
+    detections = {
+        "boxes": torch.tensor([[10.0, 20.0, 30.0, 36.0]]),
+        "labels": torch.tensor([2]),
+        "scores": torch.tensor([0.9]),
+    }
+    drawn = draw_detections(torch.zeros(1, 48, 64), detections, ["a", "b"])
+    factor = drawn.shape[2] // 64
+    inside = (drawn.sum(0) > 0).nonzero()
+    assert inside.min(0).values.tolist() == [20 * factor, 10 * factor]
+    assert inside.max(0).values[1] <= 30 * factor + 60
+    assert not draw_detections(torch.zeros(1, 48, 64), detections, ["a", "b"], threshold=0.95).any()
+
+
+def test_ignored_pixels_are_drawn_gray(tmp_path: Path) -> None:
+    image, mask = Image.new("RGB", (64, 48), "black"), torch.zeros(48, 64, dtype=torch.uint8)
+    shares = []
+    for rows in (0, 24):
+        mask[:rows] = 255
+        plot_prediction(image, mask, ["background", "a"], tmp_path / "drawn.png")
+        drawn = np.asarray(Image.open(tmp_path / "drawn.png").convert("RGB")).astype(int)
+        gray = (abs(drawn - int(0.55 * 128)) <= 1).all(2)
+        right = gray[:, gray.shape[1] // 2 :]
+        shares.append(right.mean())
+    assert shares[0] < 0.01
+    assert 0.25 < shares[1] < 0.5  # half of the image, less the margins
+
+
+def test_colors_differ_and_names_do_too() -> None:
+    assert len(set(class_colors(80))) == 80
+    files = PlotFiles(Path("out"))
+    names = [str(files.add(Path(image))) for image in ("a/x.jpg", "b/x.png", "x-2.png")]
+    assert names == ["out/x.png", "out/x-2.png", "out/x-2-2.png"]
+    with pytest.raises(ValueError, match=r"b/x\.png is one of the images and would be written over"):
+        PlotFiles(Path("a/../b")).add(Path("b/x.png"))
+    assert enlarged_size((96, 128), 480) == (384, 512)
+    assert enlarged_size((600, 800), 480) == (600, 800)
+
+
+DETECTION, SEGMENTATION = "DETECTION", "SEGMENTATION"  # stand for runs
+
+
+def rejected(*arguments: str | Path) -> str:
+    ended = atconv(*arguments)
+    assert ended.code == 2, (ended.code, ended.err[-500:])
+    assert ended.err.count("\n") == 1, ended.err
+    return ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect"], "'nothing' is not among train, evaluate, predict"),
+        (["segment", "fly"], "'fly' is not among train, evaluate, predict"),
+        (["detect", "train"], "DATA is missing: give a folder with images/ and train.json"),
+        (["detect", "train", "none"], "does not exist or has no annotations"),
+        (["segment", "train", "none"], "does not exist or has no masks"),
+        (["detect", "train", "none", "--model=attnet_t9"], "timm knows no model 'attnet_t9'"),
+        (["detect", "train", "none", "--min-size=[]"], "min_size must be one size in pixels"),
+        (["detect", "train", "none", "--detector-args={no_such: 1}"], "detector_args do not fit"),
+        (["detect", "train", "none", "--detector-args={channels: 1}"], "give --channels instead"),
+        (["detect", "train", "none", '--detector-args={"backbone":"x"}'], "give --model instead"),
+        (["detect", "train", "none", "--detector-args={num_classes: 3}"], "the data say how many"),
+        (["segment", "train", "none", "--segmenter-args={in_chans: 1}"], "give --in-chans instead"),
+        (  # options win wherever they stand
+            [
+                "detect",
+                "train",
+                "x",
+                '--detector-args={"no":1}',
+                "--architecture=retinanet",
+                "--config=small",
+            ],
+            "detector_args do not fit retinanet",
+        ),
+        (
+            [
+                "detect",
+                "train",
+                "x",
+                "--config",
+                "small",
+                "--architecture=retinanet",
+                '--detector-args={"no":1}',
+            ],
+            "detector_args do not fit retinanet",
+        ),
+        (
+            ["detect", "train", "none", "--model=swin_tiny_patch4_window7_224"],
+            "does not take images of 160 × 352 pixels",
+        ),
+        (["segment", "train", "none", "--model=coatnet_nano_rw_224"], "does not take images of 160 × 352"),
+        (["detect", "evaluate", DETECTION, "none", "--batch-size=0"], "batch_size must be at least 1, got 0"),
+        (
+            ["segment", "evaluate", SEGMENTATION, "none", "--batch-size=-1"],
+            "batch_size must be at least 1, got -1",
+        ),
+        (["detect", "train", "none", "--checkpoint=none.pth"], "none.pth"),
+        (["segment", "train", "none", "--crop=[100, 100]"], "multiples of 32"),
+        (["segment", "train", "none", "--model-args={stem_stride: 2}"], "Leave stem_stride at 4"),
+        (["segment", "train", "none", "--in-chans=4"], "in_chans"),
+        (["segment", "train", "none", "--layer-decay=0.7"], "layer_decay is for classifiers"),
+        (["segment", "train", "none", "--architecture=upernet", "--batch-size=1"], "batch_size must be at"),
+        (
+            ["segment", "train", "--config=none"],
+            "no recipe 'none': give a YAML file, or one of scenes, small",
+        ),
+        (["detect", "evaluate", "none", "none"], "no such run folder"),
+        (["segment", "predict", "none", "none.png"], "no image at 'none.png'"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = {DETECTION: detection_run, SEGMENTATION: segmentation_run}
+    assert message in rejected(*(runs[a]() if a in runs else a for a in arguments))
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_boxes_is_rejected(tmp_path: Path, split: str) -> None:
+    data = annotated_folder(tmp_path / "data", 3, 1)
+    content = json.loads((data / f"{split}.json").read_text())
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+    (data / f"{split}.json").write_text(json.dumps(content))
+    assert f"the {split} split has no boxes of single objects" in rejected(
+        "detect", "train", data, "--in-chans=1"
+    )
+
+
+def test_detection_does_not_depend_on_batches(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", 2, 9)  # of three shapes
+    one, four = (load(detection_run()).evaluate(str(data), batch_size=size) for size in (1, 4))
+    assert one.coco == pytest.approx(four.coco, abs=0.02, nan_ok=True)
+
+
+def test_a_wrong_annotation_is_one_line(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", 3, 1)
+    content = json.loads((data / "train.json").read_text())
+    content["annotations"][4]["bbox"][2] = -1
+    (data / "train.json").write_text(json.dumps(content))
+    assert "train.json: annotation 5: its box" in rejected(
+        "detect", "train", data, f"--out={tmp_path / 'run'}"
+    )
+    assert not (tmp_path / "run").exists()
+    assert "has no test split, only train, val" in rejected(
+        "segment", "evaluate", segmentation_run(), data, "--split=test"
+    )
+
+
+def test_another_tasks_run_is_rejected() -> None:
+    assert "is a segmentation run: use atconv segment evaluate" in rejected(
+        "detect", "evaluate", segmentation_run(), shared_data()
+    )
+    assert "is a detection run: use atconv detect evaluate" in rejected(
+        "segment", "evaluate", detection_run(), shared_data()
+    )
+
+
+def test_classes_that_the_run_does_not_know_are_rejected(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", 2, 1)
+    for split in ("train", "val"):
+        content = json.loads((data / f"{split}.json").read_text())
+        content["categories"][0]["name"] = "cat"
+        (data / f"{split}.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="its categories cat are not among the classes bright, dark"):
+        load(detection_run()).evaluate(str(data))

@@ -1,0 +1,213 @@
+"""`atconv detect train` and `atconv segment train`: they learn, resume exactly, start from classifiers."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+import atconv
+from atconv.data.coco_checks import decode_mask
+from atconv.engine.run import Run
+from atconv.tasks import get_task
+from atconv.tasks.segmentation.data import SegmentationTransform
+from support.helpers import assert_close
+from support.tiny import KillAt, read_rows, train_tiny
+from support.tiny import atconv as command
+from support.tiny_dense import (
+    DETECT,
+    SEGMENT,
+    detect,
+    detection_run,
+    options,
+    segment,
+    segmentation_run,
+    shared_data,
+)
+
+TASKS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
+    "detect": (detect, DETECT),
+    "segment": (segment, SEGMENT),
+}
+CHANGES = {"checkpoint_steps": 2, "color_jitter": 0.2, "drop_path_rate": 0.1, "workers": 1}
+STEP = "torch.optim.AdamW.step"
+
+
+def metrics(run: Path, name: str) -> list[dict[str, str]]:
+    """The rows of a table, but for the speed of the machine."""
+    return [{k: v for k, v in row.items() if "second" not in k} for row in read_rows(run / name)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_training_lowers_the_loss(task: str, tmp_path: Path) -> None:
+    run = TASKS[task][0](tmp_path / "run", epochs=8, lr=5e-3, clip_grad=5.0)
+    losses = [float(row["train_loss"]) for row in read_rows(run / "metrics.csv")]
+    assert losses[-1] < 0.85 * losses[0]
+
+
+@functools.cache
+def uninterrupted(task: str) -> Path:
+    """A run from first to last in a process of its own, which tests read and never write to."""
+    run = Path(tempfile.mkdtemp()) / "run"
+    atexit.register(shutil.rmtree, run.parent, ignore_errors=True)
+    ended = command(task, "train", shared_data(), *options(TASKS[task][1], **CHANGES), f"--out={run}")
+    assert ended.code == 0, ended.err
+    return run
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kill_at", [KillAt(STEP, nth=5), KillAt("os.replace", "metrics.csv")])
+def test_a_killed_run_resumes_to_the_same_bits(task: str, kill_at: KillAt, tmp_path: Path) -> None:
+    full, run = uninterrupted(task), tmp_path / "run"
+    given = options(TASKS[task][1], **CHANGES)
+    ended = command(task, "train", shared_data(), *given, f"--out={run}", kill_at=kill_at)
+    assert ended.code == -signal.SIGKILL, ended.err
+    ended = command(task, "train", "--resume", run)
+    assert ended.code == 0, ended.err
+    assert "resuming at epoch" in ended.out
+    for name in ("model.safetensors", "checkpoints/step-6/state.safetensors"):
+        assert (run / name).read_bytes() == (full / name).read_bytes(), name
+    for name in ("metrics.csv", "inhibition.csv", "per_class.csv"):
+        assert metrics(run, name) == metrics(full, name), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_holds_what_it_says(task: str) -> None:
+    run = detection_run() if task == "detect" else segmentation_run()
+    for name in ("config.yaml", "split.json", "config.json", "model.safetensors", "per_class.csv"):
+        assert (run / name).is_file(), name
+    for name in ("curves.png", "predictions.png"):
+        assert min(Image.open(run / name).size) > 300
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["split"] == "val"
+    assert found["images"] == 4
+    assert json.loads((run / "split.json").read_text())["val"] == ["0.png", "1.png", "2.png", "3.png"]
+    assert len(read_rows(run / "inhibition.csv")) == 2 * 4
+
+
+def test_masks_are_learned_and_measured_too(tmp_path: Path) -> None:
+    run = detect(tmp_path / "run", architecture="mask_rcnn", epochs=1)
+    assert set(read_rows(run / "metrics.csv")[0]) >= {"val_map", "val_map_50", "val_mask_map", "train_mask"}
+    assert {"box_map", "mask_map"} <= set(json.loads((run / "metrics.json").read_text())["coco"])
+    predictor = atconv.load(run)
+    image = shared_data() / "images" / "val" / "0.png"
+    output = predictor.model([predictor.transform(Image.open(image))])[0]
+    assert output["masks"].shape[1:] == (1, 40, 56)
+    [result] = predictor.save_predictions(predictor(image, threshold=0.01), tmp_path / "drawn")
+    assert Path(result.plot).parent == tmp_path / "drawn"
+    assert result.masks is not None
+    assert len(result.masks) == len(result.boxes) > 0
+    for mask, expected in zip(result.masks, output["masks"][output["scores"] >= 0.01], strict=True):
+        assert (decode_mask(mask, 40, 56) == (expected[0] > 0.5).numpy()).all()
+
+
+def test_retinanet_trains_in_color(tmp_path: Path) -> None:
+    extra = {"architecture": "retinanet", "detector_args": {"detections_per_img": 5}, "in_chans": 3}
+    assert len(read_rows(detect(tmp_path / "run", epochs=1, **extra) / "metrics.csv")) == 1
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "upernet"])
+def test_other_segmenters_train(architecture: str, tmp_path: Path) -> None:
+    narrow = {"decoder_channels": 16} if architecture == "upernet" else {"decoder_pyramid_channels": 16}
+    run = segment(tmp_path / "run", epochs=1, architecture=architecture, segmenter_args=narrow)
+    assert len(read_rows(run / "metrics.csv")) == 1
+
+
+def test_load_opens_both() -> None:
+    predictor = atconv.load(detection_run())
+    assert (predictor.task, predictor.classes) == ("detection", ["bright", "dark"])
+    assert predictor.transform(Image.new("RGB", (50, 40))).shape == (1, 40, 50)
+    state = load_file(detection_run() / "model.safetensors")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in predictor.model.state_dict().items())
+    predictor = atconv.load(segmentation_run())
+    assert (predictor.task, predictor.classes) == ("segmentation", ["ground", "dark", "bright"])
+    x = predictor.transform(Image.new("RGB", (50, 40)))
+    assert x.shape == (1, 64, 64)
+    assert predictor.model(x[None]).shape == (1, 3, 64, 64)
+
+
+def test_smp_opens_a_segmentation_run() -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    theirs, ours = smp.from_pretrained(str(segmentation_run())).eval(), atconv.load(segmentation_run()).model
+    x = torch.randn(1, 1, 64, 96)
+    assert_close(theirs(x), ours(x), 1e-5)  # ours is channels-last
+
+
+def test_runs_of_other_tasks_are_told_apart(tmp_path: Path) -> None:
+    for copy, run in (("boxes", detection_run()), ("masks", segmentation_run())):
+        shutil.copytree(run, tmp_path / copy)
+        (tmp_path / copy / "config.yaml").unlink()  # the model says it too
+        assert atconv.load(tmp_path / copy).task == atconv.load(run).task
+    classifier = Run.open(train_tiny(tmp_path / "run"))
+    for task, name in (("detection", "detect"), ("segmentation", "segment")):
+        with pytest.raises(ValueError, match=f"is not a run of atconv {name} train"):
+            get_task(task).open(classifier)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_backbone_starts_from_a_classifier(task: str, tmp_path: Path) -> None:
+    source = train_tiny(tmp_path / "classifier", model_args={**DETECT["model_args"]}, image_size=32)
+    values = TASKS[task][1]
+    fixed = {"lr": 1e-30, "warmup_lr": 0.0, "min_lr": 0.0, "epochs": 1, "ema_decay": 0.0, "weight_decay": 0.0}
+    own = {name: value for name, value in values.items() if name not in ("model_args", "in_chans")}
+    given = options(own, **fixed, checkpoint=str(source), freeze_bn=True)
+    ended = command(task, "train", shared_data(), *given, f"--out={tmp_path / 'run'}")
+    assert ended.code == 0, ended.err
+    assert f"starts from {source}" in ended.out
+    model: Any = atconv.load(tmp_path / "run").model
+    body: Any = model.backbone.body if task == "detect" else model.encoder.model
+    classifier = timm.create_model(f"local-dir:{source}", pretrained=True).eval()
+    x = torch.randn(1, 1, 64, 64)
+    for ours, theirs in zip(
+        body.eval()(x), classifier.forward_intermediates(x, intermediates_only=True), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    ended = command(task, "train", shared_data(), *given, "--in-chans=3", f"--out={tmp_path / 'other'}")
+    assert ended.code == 2
+    assert "--in-chans 3 contradicts --checkpoint" in ended.err
+    assert not (tmp_path / "other").exists()
+
+
+def test_images_that_changed_stop_a_resume(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shared_data(), data)
+    run = segment(tmp_path / "run", data, epochs=1)
+    (run / "metrics.json").unlink()
+    for folder in ("images", "masks"):
+        (data / folder / "train" / "1.png").rename(data / folder / "train" / "other.png")
+    ended = command("segment", "train", "--resume", run)
+    assert ended.code == 2
+    assert "the images or annotations are not those that" in ended.err
+
+
+@pytest.mark.parametrize("size", [(40, 40), (97, 64), (33, 95), (64, 130)])
+def test_logits_come_back_to_the_size_of_the_image(size: tuple[int, int]) -> None:
+    transform = SegmentationTransform(1, 48, None, None)
+    gradient = Image.linear_gradient("L").resize((size[1], size[0]))
+    x = transform(gradient)
+    assert all(length % 32 == 0 for length in x.shape[1:])
+    back = transform.undo(x[None], size)[0, 0] * 127.5 + 127.5
+    expected = torch.tensor(list(gradient.getdata()), dtype=torch.float32).reshape(size)
+    assert (back - expected).abs().max() < 12  # a gradient survives resizing; a wrong crop would shift it
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_recipes_are_complete(task: str) -> None:
+    spec = get_task(task)
+    assert spec.default_recipe in spec.recipe_names()
+    for name in spec.recipe_names():
+        options = yaml.safe_load(spec.recipe_path(name).read_text())
+        spec.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
