@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 # Tests use one thread each: two processes use two cores.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo demo-generate demo-detect demo-segment test test-all lint format bench bench-quick clean
+# Commands in notebooks are those of the environment. mkdocs-material advertises its successor otherwise.
+MKDOCS := HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 PATH=$(abspath $(BIN)):$$PATH $(BIN)/mkdocs
+
+.PHONY: demo demo-generate demo-detect demo-segment test test-all lint format docs docs-serve bench bench-quick clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -34,6 +37,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.dev
+	$(MKDOCS) build --strict --quiet
+
+docs-serve: $(VENV)/.dev
+	$(MKDOCS) serve
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench.py
 
@@ -41,7 +50,7 @@ bench-quick: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench.py --quick
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

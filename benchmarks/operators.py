@@ -33,7 +33,7 @@ def _mixers() -> dict[str, nn.Module]:
         PlainATConv(ours),
         create_mixer("attention", DIM),
         create_mixer("window_attention", DIM),
-        create_mixer("atconv_neither", DIM),
+        create_mixer("atconv", DIM, routing=False, inhibition=False),
     )
     return dict(zip(NAMES, made, strict=True))
 

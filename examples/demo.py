@@ -15,8 +15,8 @@ from PIL import Image
 from steps import atconv
 
 from atconv import load
-from atconv.analysis.plots import draw_kernels
-from atconv.analysis.routing import collect_kernels
+from atconv.analysis import collect_kernels
+from atconv.analysis.plots import plot_kernels
 from atconv.data.splits import Split, load_split
 from atconv.engine.run import Run
 from atconv.tasks.classification.config import read_config
@@ -56,15 +56,15 @@ def main() -> None:
     model, transform, classes = load(FOLDER)
     scans = [side.read(position, "L") for position in positions]
     kernels = collect_kernels(model, torch.stack([transform(scan) for scan in scans]))
-    # The layer whose kernels depend most on the picture.
+    # The layer whose kernels depend most on the image.
     layer = max(kernels, key=lambda name: float(kernels[name].std(0).mean() / kernels[name].abs().mean()))
-    draw_kernels(
+    figure = plot_kernels(
         [np.asarray(scan) for scan in scans],
         [f"“{classes[i]}”" for i in range(SHOWN)],
         kernels[layer],
         layer,
-        FOLDER / "kernels.png",
     )
+    figure.savefig(FOLDER / "kernels.png", dpi=110)
     print(
         f"""
 Done in {time.perf_counter() - started:.0f} s. Everything lies in {FOLDER}:

@@ -47,7 +47,7 @@ class Parser(ArgumentParser):
         name = text.rpartition("are required: ")[2]
         if name in self.missing:
             text = self.missing[name]
-        elif re.match(r"(error: )?unrecognized arguments: [^-]", text, re.IGNORECASE):
+        elif self.missing and re.match(r"(error: )?unrecognized arguments: [^-]", text, re.IGNORECASE):
             text += ": give it before the options"
         print(f"{self.prog}: {text} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)

@@ -1,41 +1,37 @@
-"""AttNet, ResNet and Swin in one small Faster R-CNN on garment scenes, from scratch: who finds more?
+"""AttNet, ResNet and Swin in one small Faster R-CNN on garment scenes, from scratch: which finds more?
 
-    python studies/detection/study.py run SCENES       # all runs; stop and start it as you like;
-                                                        # --seeds 0 and --seeds 1 2 may run side by side
-    python studies/detection/study.py report           # table and results.png of what is there
+    python -m studies.detection.study run SCENES      # every row that is missing, in any number of steps
+    python -m studies.detection.study report          # table and results.png of the rows that are there
 
-SCENES is what `python -m studies.datasets.scenes ROOT SCENES` wrote. Each run is an `atconv detect train`,
-printed before it starts, and adds one row to results.csv. A run that has a row is not run again, one that was
-interrupted goes on.
+SCENES is what `python -m studies.datasets.scenes ROOT SCENES` wrote.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shlex
 import statistics
-import subprocess
-import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from atconv.engine.progress import make_table, plain_console
-from atconv.tasks.dense import load
-from filelock import FileLock
+import yaml
 
-from atconv.io import read_rows, write_rows
+import atconv
+from atconv.engine.distributed import available_precision
+from atconv.engine.tables import Table
+from atconv.io import read_rows
 from atconv.plots import plt, save
 from atconv.replace.counting import macs
+from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed, train_or_resume
+from atconv.tasks.detection.config import DetectionConfig
+from studies import harness
 
 HERE = Path(__file__).parent
-RUNS = Path("runs/study-detection")
-TABLE = HERE / "results.csv"
-SEEDS = (0, 1, 2)
+SEEDS = 3
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "AttNet": (
         "attnet_xxs",
@@ -48,68 +44,51 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
          "img_size": [96, 128], "strict_img_size": False},
     ),
 }  # fmt: skip
-PICTURE = (96, 128)  # height and width of a scene
-FIGURES = ("box_map", "box_map_50", "box_map_75")
+SIZE = (96, 128)  # height and width of a scene
+METRICS = {"box_map": "mAP, %", "box_map_50": "mAP 50, %", "box_map_75": "mAP 75, %"}
 
 
-def train(name: str, seed: int, scenes: str, run: Path) -> None:
-    """A finished run stays as it is, an interrupted one goes on."""
-    model, arguments = BACKBONES[name]
-    options = ["--config", str(HERE / "recipe.yaml"), "--model", model, "--model_args", json.dumps(arguments)]
-    start = [scenes, *options, "--seed", str(seed), "--out", str(run)]
-    command = ["detect", "train", *(["--resume", str(run)] if (run / "config.yaml").is_file() else start)]
-    print("\n$ atconv " + shlex.join(command), flush=True)
-    subprocess.run([sys.executable, "-m", "atconv.cli", *command], check=True)
+def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
+    make = partial(make_row, args.data, args.device)
+    precision = available_precision(
+        config(args.data, args.device, Job("AttNet", 0)).precision, args.device.type
+    )
+    sweep = Sweep(args.out / "results.csv", args.runs, make, args.device, precision, column="backbone")
+    return sweep, seed_by_seed(dict.fromkeys(BACKBONES, SEEDS))
 
 
-def run_all(scenes: str, seeds: Sequence[int]) -> None:
-    """Every run that has no row yet, seed by seed, so that an early end leaves complete comparisons."""
-    RUNS.mkdir(parents=True, exist_ok=True)
-    for seed, name in product(seeds, BACKBONES):
-        if any((row["backbone"], row["seed"]) == (name, str(seed)) for row in read_rows(TABLE)):
-            continue
-        run = RUNS / f"{name}-{seed}"
-        train(name, seed, scenes, run)
-        found = json.loads((run / "metrics.json").read_text())
-        row = {
-            "backbone": name,
-            "seed": seed,
-            **{figure: f"{found['figures'][figure]:.2f}" for figure in FIGURES},
-            "parameters": sum(p.numel() for p in load(run)[0].parameters()),
-        }
-        with FileLock(RUNS / "results.lock"):
-            write_rows(TABLE, [*read_rows(TABLE), row])
+def config(scenes: str, device: torch.device, job: Job) -> DetectionConfig:
+    model, arguments = BACKBONES[job.variant]
+    recipe = yaml.safe_load((HERE / "recipe.yaml").read_text())
+    run = {"data": scenes, "model": model, "model_args": arguments, "seed": job.seed, "device": device.type}
+    return DetectionConfig(**recipe | run)
 
 
-def report() -> None:
+def make_row(scenes: str, device: torch.device, job: Job, run: Path) -> dict[str, Any]:
+    train_or_resume(config(scenes, device, job), run)
+    metrics = json.loads((run / "metrics.json").read_text())["coco"]
+    parameters = sum(parameter.numel() for parameter in atconv.load(run).model.parameters())
+    return {name: f"{metrics[name]:.2f}" for name in METRICS} | {"parameters": parameters}
+
+
+def report(args: Namespace) -> None:
     """Means over the seeds, on test scenes."""
-    rows, cells = read_rows(TABLE), []
+    rows, cells = read_rows(args.out / "results.csv"), []
     for name, (model, arguments) in BACKBONES.items():
         own = [row for row in rows if row["backbone"] == name]
-        means = (
-            [f"{statistics.mean(float(row[f]) for row in own):.1f}" for f in FIGURES] if own else ["–"] * 3
-        )
-        body = timm.create_model(model, features_only=True, in_chans=1, **arguments)
-        size = sum(parameter.numel() for parameter in body.parameters())
-        count = macs(body, torch.zeros(1, 1, *PICTURE))[""]
-        whole = f"{int(own[0]['parameters']):,}" if own else "–"
-        cells.append((name, str(len(own)), *means, whole, f"{size:,}", f"{count / 1e6:.0f}"))
-    heads = (
-        "backbone",
-        "seeds",
-        "mAP, %",
-        "mAP 50, %",
-        "mAP 75, %",
-        "parameters",
-        "of them backbone",
-        "its MMACs",
-    )
-    plain_console().print(make_table("test scenes", heads, cells))
+        means = [f"{statistics.mean(float(row[m]) for row in own):.1f}" if own else "–" for m in METRICS]
+        backbone = timm.create_model(model, features_only=True, in_chans=1, **arguments)
+        size = sum(parameter.numel() for parameter in backbone.parameters())
+        count = macs(backbone, torch.zeros(1, 1, *SIZE))[""]
+        full = f"{int(own[0]['parameters']):,}" if own else "–"
+        cells.append((name, str(len(own)), *means, full, f"{size:,}", f"{count / 1e6:.0f}"))
+    columns = ("backbone", "seeds", *METRICS.values(), "parameters", "of the backbone", "its MACs (M)")
+    print(Table("test scenes", columns, cells))
     if rows:
-        draw(rows)
+        plot(rows, args.out / "results.png")
 
 
-def draw(rows: list[dict[str, str]]) -> None:
+def plot(rows: list[dict[str, str]], path: Path) -> None:
     """mAP of every run, by backbone."""
     figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     for place, name in enumerate(BACKBONES):
@@ -119,21 +98,8 @@ def draw(rows: list[dict[str, str]]) -> None:
     axis.set(ylabel="box mAP@[.5:.95] on test scenes, %", xlim=(-0.5, len(BACKBONES) - 0.5))
     axis.set_title("Three backbones, detectors of equal size, from scratch (a point a run)", fontsize=11)
     axis.grid(alpha=0.3)
-    save(figure, HERE / "results.png")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    stages = parser.add_subparsers(dest="stage", required=True)
-    running = stages.add_parser("run")
-    running.add_argument("scenes", help="folder of garment scenes")
-    running.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    stages.add_parser("report")
-    given = parser.parse_args()
-    if given.stage == "run":
-        run_all(given.scenes, given.seeds)
-    report()
+    save(figure, path)
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(__doc__, HERE, plan, report)

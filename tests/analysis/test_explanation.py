@@ -10,7 +10,7 @@ from atconv.analysis.explanation import class_activation
 
 
 class Linear(nn.Module):
-    """Logits are the mean over positions of a map times weights: each position's part is known."""
+    """Logits are the mean over positions of a map times weights: each position's contribution is known."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,27 +22,27 @@ class Linear(nn.Module):
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_linear_head_gives_each_positions_part_in_the_logit(grad: bool) -> None:
+def test_a_linear_head_gives_each_positions_contribution_to_the_logit(grad: bool) -> None:
     model = Linear().requires_grad_(grad).eval()
-    nn.init.zeros_(model.map.bias)  # so that some positions speak for a class and some against it
+    nn.init.zeros_(model.map.bias)  # so that some positions support a class and some oppose it
     images, classes = torch.randn(2, 1, 5, 6), torch.tensor([1, 3])
     with torch.no_grad():
-        found = class_activation(model, images, classes, "map")
+        maps = class_activation(model, images, classes, "map")
         parts = torch.einsum("bchw,bc->bhw", model.map(images), model.fc.weight[classes]).relu()
-    torch.testing.assert_close(found, parts / parts.amax((1, 2), keepdim=True))
+    torch.testing.assert_close(maps, parts / parts.amax((1, 2), keepdim=True))
     assert not model.map._forward_hooks
 
 
-def test_nothing_speaks_for_a_class_that_every_position_speaks_against() -> None:
+def test_a_class_that_every_position_opposes_has_an_empty_map() -> None:
     model = Linear()
     nn.init.constant_(model.map.weight, 1)
     nn.init.constant_(model.map.bias, 0)
     nn.init.constant_(model.fc.weight, -1)
-    found = class_activation(model, torch.rand(1, 1, 3, 3), torch.tensor([0]), "map")
-    assert float(found.abs().max()) == 0
+    maps = class_activation(model, torch.rand(1, 1, 3, 3), torch.tensor([0]), "map")
+    assert float(maps.abs().max()) == 0
 
 
-def test_layers_that_are_not_there_or_no_map_are_refused() -> None:
+def test_missing_layers_and_layers_without_a_map_are_rejected() -> None:
     model, images, classes = Linear(), torch.randn(1, 1, 3, 3), torch.tensor([0])
     with pytest.raises(ValueError, match="no layer stage"):
         class_activation(model, images, classes, "stage")

@@ -1,4 +1,4 @@
-"""Which layers mix tokens, and what they put out."""
+"""Which layers mix tokens, and their outputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from torch import nn
 
 from atconv import ATConvTokens
 from atconv.analysis.explanation import class_activation
-from atconv.analysis.features import as_map, collect_outputs, evaluating, mixer_layers, spread, stage_layers
+from atconv.analysis.features import (
+    as_map,
+    collect_outputs,
+    eval_mode,
+    evenly_spaced,
+    mixer_layers,
+    stage_layers,
+)
 from atconv.analysis.rollout import collect_attention
 from atconv.analysis.routing import collect_kernels
 from atconv.mixers import mixer_names
@@ -36,15 +43,15 @@ def test_mixers_of_other_models_are_found() -> None:
 
 
 @pytest.mark.parametrize("options", [{"class_token": False, "global_pool": "avg"}, {"reg_tokens": 2}])
-def test_tokens_are_laid_out_as_the_map_they_are(options: dict[str, Any]) -> None:
+def test_tokens_become_the_map_of_their_patches(options: dict[str, Any]) -> None:
     vit = timm.create_model(
         "vit_tiny_patch16_224", depth=1, embed_dim=24, num_heads=2, img_size=(32, 80), **options
     )
     images = torch.randn(2, 3, 32, 80)
-    found = as_map(vit, vit.forward_features(images), (32, 80))
-    assert found is not None
-    assert found.shape == (2, 24, 2, 5)
-    assert torch.equal(found.flatten(2).mT, vit.forward_features(images)[:, vit.num_prefix_tokens :])
+    output = as_map(vit, vit.forward_features(images), (32, 80))
+    assert output is not None
+    assert output.shape == (2, 24, 2, 5)
+    assert torch.equal(output.flatten(2).mT, vit.forward_features(images)[:, vit.num_prefix_tokens :])
     assert as_map(vit, torch.randn(2, 3, 24), (32, 80)) is None
     assert as_map(nn.Linear(4, 4), torch.randn(2, 3, 24), (32, 80)) is None
 
@@ -52,15 +59,15 @@ def test_tokens_are_laid_out_as_the_map_they_are(options: dict[str, Any]) -> Non
 def test_outputs_are_those_of_the_layers() -> None:
     model: Any = tiny_attnet()
     images = torch.randn(2, 3, 32, 32)
-    found = collect_outputs(model, images, ["stages.1", "stem"])
-    assert list(found) == ["stages.1", "stem"]
-    torch.testing.assert_close(found["stem"], model.stem(images))
-    torch.testing.assert_close(found["stages.1"], model.stages[1](model.stages[0](model.stem(images))))
-    assert found["stem"].requires_grad
+    outputs = collect_outputs(model, images, ["stages.1", "stem"])
+    assert list(outputs) == ["stages.1", "stem"]
+    torch.testing.assert_close(outputs["stem"], model.stem(images))
+    torch.testing.assert_close(outputs["stages.1"], model.stages[1](model.stages[0](model.stem(images))))
+    assert outputs["stem"].requires_grad
     assert not model.stem._forward_hooks
 
 
-def test_layers_that_are_not_there_or_do_not_run_are_named() -> None:
+def test_errors_name_layers_that_are_missing_or_do_not_run() -> None:
     model = tiny_attnet()
     with pytest.raises(ValueError, match=r"no layer stages\.9"):
         collect_outputs(model, torch.randn(1, 3, 32, 32), ["stem", "stages.9"])
@@ -69,9 +76,9 @@ def test_layers_that_are_not_there_or_do_not_run_are_named() -> None:
         collect_outputs(model, torch.randn(1, 3, 32, 32), ["spare"])
 
 
-def test_a_model_in_training_stays_as_it_was() -> None:
+def test_a_model_in_training_mode_stays_as_it_was() -> None:
     model: Any = tiny_attnet(token_mixer=["atconv", "atconv", "attention", "attention"]).train()
-    model.stages[0].eval()  # frozen, say
+    model.stages[0].eval()  # such as a frozen one
     modes = {name: module.training for name, module in model.named_modules()}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images = torch.randn(2, 3, 32, 32)
@@ -85,11 +92,11 @@ def test_a_model_in_training_stays_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_modes_return_after_an_error() -> None:
+def test_modes_are_restored_after_an_error() -> None:
     model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
 
     def fail() -> None:
-        with evaluating(model):
+        with eval_mode(model):
             assert not any(module.training for module in model.modules())
             raise KeyError
 
@@ -98,7 +105,8 @@ def test_modes_return_after_an_error() -> None:
     assert [module.training for module in model.modules()] == [True, True, False]
 
 
-def test_items_are_spread_evenly() -> None:
-    assert spread(range(10), 4) == [0, 3, 6, 9]
-    assert spread(range(3), 4) == [0, 1, 2]
-    assert spread("abc", 1) == ["a"]
+def test_items_are_evenly_spaced() -> None:
+    assert evenly_spaced(range(10), 4) == [0, 3, 6, 9]
+    assert evenly_spaced(range(6), 3) == [0, 2, 5]
+    assert evenly_spaced(range(3), 4) == [0, 1, 2]
+    assert evenly_spaced("abc", 1) == ["a"]

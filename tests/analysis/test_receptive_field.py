@@ -1,4 +1,4 @@
-"""Receptive fields that are known beforehand."""
+"""Receptive fields that are known in advance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from atconv import ATConv2d
 from atconv.analysis.receptive_field import field_radius, receptive_field
-from atconv.analysis.routing import hold_kernels
+from atconv.analysis.routing import detach_kernels
 
 
 def test_an_identity_network_sees_one_pixel() -> None:
@@ -28,13 +28,13 @@ def test_a_box_filter_sees_its_box() -> None:
     assert field_radius(field) == pytest.approx((4 / 3) ** 0.5)
 
 
-def test_what_depends_on_nothing_has_no_field() -> None:
+def test_a_constant_output_has_no_field() -> None:
     field = receptive_field(lambda x: 0 * x, torch.randn(1, 1, 4, 4))
     assert float(field.sum()) == 0
 
 
-def test_channels_that_cancel_are_seen() -> None:
-    # Their plain sum does not depend on the image; with signs of their own, channels do.
+def test_channels_that_cancel_count() -> None:
+    # Their plain sum does not depend on the image; with random signs, channels do.
     field = receptive_field(lambda x: torch.cat([x, -x] * 20, 1), torch.randn(1, 1, 4, 4))
     assert field[2, 2] == pytest.approx(1)
 
@@ -53,20 +53,20 @@ def test_a_stage_of_attention_sees_everything_and_one_of_identities_little() -> 
     assert radius["identity"] < 6 < radius["attention"]
 
 
-def test_held_kernels_leave_the_way_of_the_values() -> None:
+def test_detached_kernels_leave_the_dependence_through_values() -> None:
     mixer, images = ATConv2d(4), torch.randn(2, 4, 11, 11)
     for parameter in mixer.parameters():
         nn.init.normal_(parameter, std=0.5)
     assert (receptive_field(mixer, images) > 0).all()  # the kernels depend on every pixel
-    with hold_kernels(mixer):
-        held = receptive_field(mixer, images)
-    assert int((held > 0).sum()) == 9
-    assert (held[4:7, 4:7] > 0).all()
+    with detach_kernels(mixer):
+        detached = receptive_field(mixer, images)
+    assert int((detached > 0).sum()) == 9
+    assert (detached[4:7, 4:7] > 0).all()
     assert (receptive_field(mixer, images) > 0).all()
     assert "kernels" not in vars(mixer)
 
 
-def test_what_is_no_map_and_positions_beyond_it_are_refused() -> None:
+def test_outputs_that_are_no_map_and_positions_outside_it_are_rejected() -> None:
     with pytest.raises(ValueError, match="features must be a map"):
         receptive_field(lambda x: x.mean((2, 3)), torch.randn(1, 1, 4, 4))
     with pytest.raises(ValueError, match=r"position \(4, 0\) is not on a map of 4 × 4"):

@@ -27,7 +27,7 @@ def test_collected_weights_give_the_layers_output(name: str) -> None:
     assert_close(mixer(x).flatten(2).transpose(1, 2), mixed, 1e-5)
 
 
-def test_keys_that_several_heads_share() -> None:
+def test_key_heads_that_several_query_heads_share() -> None:
     layer: Any = AttentionRope(32, num_heads=4, num_kv_heads=2, qkv_fused=False, num_prefix_tokens=0).eval()
     randomize(layer)
     x = torch.randn(2, 12, 32)
@@ -36,17 +36,17 @@ def test_keys_that_several_heads_share() -> None:
     assert_close(layer(x), layer.proj((weights @ values).transpose(1, 2).flatten(2)), 1e-5)
 
 
-def test_every_layer_of_a_vit_is_collected_and_the_model_left_alone() -> None:
+def test_every_layer_of_a_vit_is_collected_and_the_model_stays_as_it_was() -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=64).eval()
     images = torch.randn(2, 3, 64, 64)
     before = model(images)
-    found = collect_attention(model, images)
-    assert list(found) == [f"blocks.{i}.attn" for i in range(12)]
-    assert all(layer.shape == (2, 3, 17, 17) for layer in found.values())
-    assert_close(torch.stack(list(found.values())).sum(-1), torch.ones(12, 2, 3, 17), 1e-6)
+    collected = collect_attention(model, images)
+    assert list(collected) == [f"blocks.{i}.attn" for i in range(12)]
+    assert all(layer.shape == (2, 3, 17, 17) for layer in collected.values())
+    assert_close(torch.stack(list(collected.values())).sum(-1), torch.ones(12, 2, 3, 17), 1e-6)
     assert torch.equal(model(images), before)
     assert not any(module._forward_pre_hooks for module in model.modules())
-    mixed = rollout(list(found.values()))
+    mixed = rollout(list(collected.values()))
     assert mixed.shape == (2, 17, 17)
     assert_close(mixed.sum(-1), torch.ones(2, 17), 1e-5)
 
@@ -67,7 +67,7 @@ def test_rollout_of_known_weights() -> None:
     assert_close(rollout([first, second]), later @ ((first.mean(1) + torch.eye(4)) / 2), 1e-6)
 
 
-def test_what_has_no_attention_is_refused() -> None:
+def test_models_without_attention_are_rejected() -> None:
     with pytest.raises(ValueError, match="no self-attention layer"):
         collect_attention(nn.Conv2d(3, 3, 1), torch.randn(1, 3, 4, 4))
     for layers in ([], [uniform(4), uniform(3)]):

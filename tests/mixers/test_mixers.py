@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -408,14 +409,17 @@ def test_rotary_positions_ask_for_heads_that_4_divides(dim: int) -> None:
 
 
 def test_the_documents_table_is_true() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "mixers.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "guides" / "mixers.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.startswith("| `")]
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
-    table = {row[0]: row[1:] for row in rows[1:]}
-    assert list(table) == mixer_names()
-    for name, (cost, parameters, macs, source) in table.items():
-        mixer: Any = create_mixer(name, 64)
-        assert (cost, source) == (MIXERS[name].cost, MIXERS[name].source)
+    table = rows[1:]
+    assert list(dict.fromkeys(row[0] for row in table)) == [
+        name for name in mixer_names() if not name.startswith("atconv_")
+    ]
+    for name, options, cost, parameters, macs, source in table:
+        mixer: Any = create_mixer(name, 64, **ast.literal_eval(options or "{}"))
+        assert cost == MIXERS[name].cost
+        assert options or source == MIXERS[name].source
         assert int(parameters.replace(",", "")) == sum(p.numel() for p in mixer.parameters())
         assert float(macs) == pytest.approx(mixer.macs(14, 14) / 1e6, abs=0.005)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ import atconv
 from atconv import functional, replace_attention
 from atconv.models import detector
 from atconv.replace.adapters import ATConvAdapter, GridWriter
+from atconv.replace.counting import macs
 from atconv.replace.families import Site, find_sites
 from support.helpers import assert_close, randomize
 
@@ -568,6 +570,19 @@ def test_counting_leaves_no_caches_without_data() -> None:
     assert len(model.seen) == 1
     assert not hasattr(model, "extra")
     assert not model(torch.randn(1, 3, 32, 32)).is_meta
+    last = model.last
+    counts = macs(model, torch.randn(1, 3, 32, 32))  # with what a graph holds among its attributes
+    assert counts[""] > 0
+    assert model.last is last
+
+
+def test_a_model_that_cannot_be_copied_is_replaced_without_counting() -> None:
+    model: Any = vit()
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"nothing was replaced\. .* cannot be copied to count without data"):
+        replace_attention(model, example=torch.randn(1, 3, 32, 32))
+    assert replace_attention(model).macs is None
+    assert len(mixers(model)) == 2
 
 
 def test_a_detector_still_runs() -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from atconv.data.splits import make_split
+from atconv.data.splits import make_splits
 from studies.datasets.fashion_mnist import unpack_fashion_mnist
 from support.tiny import atconv, tiny_config, tiny_options
 
@@ -57,14 +56,13 @@ def test_timm_s_validation_split_is_the_test_split(source: Path, tmp_path: Path)
     unpack_fashion_mnist(tmp_path / "root", source)
     (tmp_path / "run").mkdir()
     config = tiny_config(data="torch/fashion_mnist", data_root=str(tmp_path / "root"), val_fraction=0.2)
-    splits = make_split(config, Console(quiet=True), tmp_path / "run")
-    assert splits.test is not None
-    assert [len(split) for split in (splits.train, splits.val, splits.test)] == [50, 10, 20]
+    splits = make_splits(config, tmp_path / "run")
+    assert [len(split) for split in map(splits.__getitem__, ("train", "val", "test"))] == [50, 10, 20]
     assert splits.classes[0] == "T-shirt/top"
     raw = gzip.decompress((source / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
     first = np.frombuffer(raw, np.uint8)[: 28 * 28].reshape(28, 28)
-    np.testing.assert_array_equal(np.asarray(splits.test.read(0, "L")), first)
-    assert splits.test.labels == [i % 10 for i in range(20)]
+    np.testing.assert_array_equal(np.asarray(splits["test"].read(0, "L")), first)
+    assert splits["test"].labels == [i % 10 for i in range(20)]
 
 
 def test_a_run_trains_on_them(source: Path, tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
-"""Why a classifier said what it said: where in the picture its answer comes from."""
+"""Why a classifier predicts a class: which places of the image support it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from atconv.analysis.features import run_hooked
+from atconv.analysis.features import collect_outputs, eval_mode, run_hooked, stage_layers
 
-__all__ = ["class_activation"]
+__all__ = ["Explanation", "class_activation", "explain", "explanation_layer"]
+
+_MIN_MAP_SIZE = 7
 
 
 def class_activation(model: nn.Module, images: Tensor, classes: Tensor, layer: str) -> Tensor:
@@ -17,39 +21,68 @@ def class_activation(model: nn.Module, images: Tensor, classes: Tensor, layer: s
     stays as it was.
 
     The channels of a layer are summed, each weighted by the mean gradient of the logit with respect to it;
-    what is negative is cut off. For a linear classifier on the mean over positions of that layer, this is
-    each position's part in the logit.
+    negative values become 0. For a linear classifier on the mean over positions of that layer, this is
+    the contribution of each position to the logit.
 
     Args:
         model: images → logits B classes.
         images: B in H W.
         classes: B class indices to explain.
-        layer: name of a layer that puts out a map B C h w.
+        layer: name of a layer whose output is a map B C h w.
 
     Returns:
-        B h w, not negative; the greatest of each is 1 (all zero where nothing speaks for the class).
+        B h w, not negative; the maximum of each is 1 (all zero where no position supports the class).
 
     Raises:
-        ValueError: the model has no such layer, or it puts out no map.
+        ValueError: the model has no such layer, or its output is no map.
 
     Source: Grad-CAM, arXiv 1610.02391.
     """
     modules = dict(model.named_modules())
     if layer not in modules:
         raise ValueError(f"the model has no layer {layer}")
-    kept: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def hook(module: nn.Module, given: Any, output: Tensor) -> Tensor:
-        # A leaf, so that the gradient is found whether or not the weights take part in it.
-        kept.append(output.detach().requires_grad_())
-        return kept[-1]
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        # A leaf has a gradient whether or not the layer's weights require one.
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1]
 
     handle = modules[layer].register_forward_hook(hook)
     with torch.enable_grad():
         logits = run_hooked(model, images, [handle])
-        if not kept or kept[-1].ndim != 4:
-            shape = tuple(kept[-1].shape) if kept else "nothing"
+        if not outputs or outputs[-1].ndim != 4:
+            shape = tuple(outputs[-1].shape) if outputs else "nothing"
             raise ValueError(f"the layer {layer} must put out a map B C h w, got {shape}")
-        (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept[-1])
-    maps = (gradient.mean((2, 3), keepdim=True) * kept[-1]).sum(1).relu().detach()
+        (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), outputs[-1])
+    maps = (gradient.mean((2, 3), keepdim=True) * outputs[-1]).sum(1).relu().detach()
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A classifier's prediction for one image, and which places support it."""
+
+    predicted: str
+    probability: float
+    map: Tensor
+    """h w, 0…1, from `class_activation`"""
+
+
+def explain(model: nn.Module, images: Tensor, classes: Sequence[str], layer: str) -> list[Explanation]:
+    """Explain the predicted class of each image, B in H W, at a layer (see `explanation_layer`)."""
+    with torch.no_grad(), eval_mode(model):
+        probabilities, predicted = model(images).float().softmax(1).max(1)
+    maps = class_activation(model, images, predicted, layer).cpu()
+    rows = zip(predicted.tolist(), probabilities.tolist(), maps, strict=True)
+    return [Explanation(classes[index], probability, support) for index, probability, support in rows]
+
+
+def explanation_layer(model: nn.Module, images: Tensor) -> str | None:
+    """The layer that ends the deepest stage whose map has at least 7 × 7 positions, else the stage of the
+    largest map; None for a model whose stages end in no maps."""
+    with torch.no_grad():
+        outputs = collect_outputs(model, images[:1], stage_layers(model))
+    sizes = {name: min(output.shape[2:]) for name, output in outputs.items() if output.ndim == 4}
+    fine = [name for name, size in sizes.items() if size >= _MIN_MAP_SIZE]
+    return fine[-1] if fine else max(sizes, key=lambda name: sizes[name], default=None)

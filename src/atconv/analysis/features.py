@@ -1,4 +1,4 @@
-"""What the layers of a model put out, and which of them mix tokens."""
+"""Outputs of a model's layers, and which layers mix tokens."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from atconv.modules import ATConv2d, ATConvTokens
 __all__ = [
     "as_map",
     "collect_outputs",
-    "evaluating",
+    "eval_mode",
+    "evenly_spaced",
     "mixer_layers",
     "prefix_tokens",
     "run_hooked",
-    "spread",
     "stage_layers",
 ]
 
@@ -37,85 +37,85 @@ _MIXERS: tuple[Any, ...] = (
 
 
 def mixer_layers(model: nn.Module) -> list[str]:
-    """Names of a model's token mixers: those of `atconv.mixers`, the operator's modules, timm's attention;
-    each the outermost of its kind."""
-    found: list[str] = []
+    """Names of a model's token mixers: those of `atconv.mixers`, the operator's modules and timm's attention;
+    a mixer inside another one is not listed."""
+    names: list[str] = []
     for name, module in model.named_modules():
-        inside = any(outer == "" or name.startswith(f"{outer}.") for outer in found)
+        inside = any(outer == "" or name.startswith(f"{outer}.") for outer in names)
         if isinstance(module, _MIXERS) and not inside:
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def stage_layers(model: nn.Module) -> dict[str, list[str]]:
-    """The stages of a timm backbone: the layer that ends each → all layers it consists of, as timm counts
-    them. The blocks of a ViT, of one stride, are one stage. Nothing for a model without stages."""
-    described: Any = getattr(model, "feature_info", None)
+    """The stages of a timm backbone: the last layer of each → all its layers, from timm's `feature_info`.
+
+    The blocks of a ViT, which have one stride, are one stage. Empty for a model without stages.
+    """
+    feature_info: Any = getattr(model, "feature_info", None)
     stages: dict[Any, list[str]] = {}
-    for layer in described if isinstance(described, list) else []:
+    for layer in feature_info if isinstance(feature_info, list) else []:
         if "module" in layer:
             stages.setdefault(layer["reduction"], []).append(str(layer["module"]))
     return {layers[-1]: layers for layers in stages.values()}
 
 
 def as_map(model: nn.Module, output: Tensor, image_size: tuple[int, int]) -> Tensor | None:
-    """A layer's output as a map, B C h w: as it is, or the spatial tokens of a timm ViT (B N C) laid out on
-    the grid of its patches. None where it is neither."""
+    """A layer's output as a map, B C h w: unchanged if it is one, else the spatial tokens of a timm ViT
+    (B N C) on the grid of its patches. None where it is neither."""
     if output.ndim == 4:
         return output
     embedding: Any = getattr(model, "patch_embed", None)
     if output.ndim != 3 or not hasattr(embedding, "dynamic_feat_size"):
         return None
-    grid, prefix = embedding.dynamic_feat_size(image_size), prefix_tokens(model)
-    if output.shape[1] != prefix + grid[0] * grid[1]:
+    grid_size, prefix = embedding.dynamic_feat_size(image_size), prefix_tokens(model)
+    if output.shape[1] != prefix + grid_size[0] * grid_size[1]:
         return None
-    return output[:, prefix:].mT.unflatten(2, grid)
+    return output[:, prefix:].mT.unflatten(2, grid_size)
 
 
 def prefix_tokens(model: nn.Module) -> int:
-    """Class and register tokens that a timm ViT puts before its patches."""
+    """Number of class and register tokens that a timm ViT puts before its patches."""
     return int(getattr(model, "num_prefix_tokens", 0))
 
 
 def collect_outputs(model: nn.Module, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-    """What the named layers put out for a batch, through hooks and in eval mode; the model stays as
-    it was.
+    """Outputs of the named layers for a batch, through hooks and in eval mode; the model stays as it was.
 
     Args:
         images: the model's input, batch first.
         layers: names as in `model.named_modules()`.
 
     Returns:
-        outputs by name, in the order the layers were named, with gradients where those are on.
+        outputs by name, in the order of `layers`, with gradients where those are on.
 
     Raises:
         ValueError: the model has no such layer, or it did not run.
     """
-    found: dict[str, Tensor] = {}
-    modules = dict(model.named_modules())
-    wanted = list(layers)
-    unknown = [name for name in wanted if name not in modules]
+    names, modules = list(layers), dict(model.named_modules())
+    unknown = [name for name in names if name not in modules]
     if unknown:
         raise ValueError(f"the model has no layer {', '.join(unknown)}")
+    outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, given: Any, output: Tensor) -> None:
-            found[name] = output
+    def keep_output(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            outputs[name] = output
 
         return hook
 
-    handles = [modules[name].register_forward_hook(keep(name)) for name in wanted]
+    handles = [modules[name].register_forward_hook(keep_output(name)) for name in names]
     run_hooked(model, images, handles)
-    silent = [name for name in wanted if name not in found]
+    silent = [name for name in names if name not in outputs]
     if silent:
         raise ValueError(f"the layer {', '.join(silent)} did not run")
-    return {name: found[name] for name in wanted}
+    return {name: outputs[name] for name in names}
 
 
 def run_hooked(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle]) -> Any:
-    """What the model makes of a batch in eval mode; then its hooks are removed, also after an error."""
+    """The model's output for a batch in eval mode; then its hooks are removed, also after an error."""
     try:
-        with evaluating(model):
+        with eval_mode(model):
             return model(images)
     finally:
         for handle in handles:
@@ -123,8 +123,8 @@ def run_hooked(model: nn.Module, images: Tensor, handles: Sequence[RemovableHand
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while: every module goes back to the mode it was in."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while: every module returns to the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -134,8 +134,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def spread(items: Sequence[T], most: int) -> list[T]:
-    """At most so many items, evenly spread; the first and the last among them where there are two."""
-    if len(items) <= most:
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items at even distances; the first and the last are among them if `count` is 2 or
+    more."""
+    if len(items) <= count:
         return list(items)
-    return [items[round(i * (len(items) - 1) / max(most - 1, 1))] for i in range(most)]
+    return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]

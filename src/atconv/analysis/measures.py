@@ -1,7 +1,4 @@
-"""Numbers that say what kernels and features do. They take tensors, of any device, and know no models.
-
-Shapes: kernels B C K K, features B C H W.
-"""
+"""Measures of kernels (B C K K) and features (B C H W): functions of tensors on any device."""
 
 from __future__ import annotations
 
@@ -20,28 +17,28 @@ __all__ = [
 ]
 
 
-_ROUNDING = 1e-24  # variance of what does not vary, in units of the mean square
+_ROUNDING = 1e-24  # variance of constant kernels, in units of the mean square
 
 
 @dataclass(frozen=True)
 class RoutingVariance:
-    """How much kernels change with the picture."""
+    """How much kernels change with the image."""
 
     total: float
-    """variance over pictures, in units of the mean square weight: 0 for a static kernel"""
+    """variance over images, in units of the mean square weight: 0 for a static kernel"""
     share_between: float | None
-    """part of it that the classes account for beyond chance, 0…1; None where that cannot be told: a single
-    class, or no class with two pictures"""
+    """part of it that the classes explain beyond chance, 0…1; None with a single class or no class of two
+    images, where it is unknown"""
 
 
 def routing_variance(kernels: Tensor, labels: Tensor) -> RoutingVariance:
-    """Variance of the kernels that a layer made for pictures, and how much of it lies between classes.
+    """Variance over images of the kernels that a layer made, and how much of it lies between classes.
 
-    The share between classes is the adjusted R² of a one-way analysis of variance, summed over weights, cut
-    off at 0: kernels that know nothing of the classes have an expected share of 0.
+    The share between classes is the adjusted R² of a one-way analysis of variance, summed over weights, and
+    at least 0: kernels that are independent of the classes have an expected share of 0.
 
     Args:
-        kernels: B C K K, one for each picture; 1 C K K for a static kernel.
+        kernels: B C K K, one for each image; 1 C K K for a static kernel.
         labels: B class indices.
 
     Raises:
@@ -53,16 +50,16 @@ def routing_variance(kernels: Tensor, labels: Tensor) -> RoutingVariance:
     scale = values.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
     total = (values - values.mean(0)).square().sum()
     classes = labels.unique()
-    spare = len(labels) - len(classes)  # degrees of freedom within classes
-    if len(classes) < 2 or spare == 0:
-        return RoutingVariance(float(total / scale), None)
-    within = sum(
-        float((own - own.mean(0)).square().sum()) for own in (values[labels == label] for label in classes)
-    )
-    if float(total) <= _ROUNDING * float(scale):
-        return RoutingVariance(float(total / scale), 0.0)
-    share = 1 - (within / spare) / (float(total) / (len(labels) - 1))
-    return RoutingVariance(float(total / scale), max(0.0, share))
+    freedom = len(labels) - len(classes)  # degrees of freedom within classes
+    variance = float(total / scale)
+    if len(classes) < 2 or freedom == 0:
+        return RoutingVariance(variance, None)
+    if variance <= _ROUNDING:
+        return RoutingVariance(variance, 0.0)
+    groups = [values[labels == label] for label in classes]
+    within = sum(float((group - group.mean(0)).square().sum()) for group in groups)
+    share = 1 - (within / freedom) / (float(total) / (len(labels) - 1))
+    return RoutingVariance(variance, max(0.0, share))
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class KernelShape:
     negative_share: float
     """share of weights below 0"""
     entropy: float
-    """of |weights| as shares of a kernel, over its greatest value log K²: 1 is flat, 0 a single weight"""
+    """of |weights| as shares of a kernel, over its maximum log K²: 1 is flat, 0 a single weight"""
     kurtosis: float
     """fourth moment of the weights around their mean over the squared variance: 1 for two values in equal
     numbers, large for one weight that stands out"""
@@ -91,10 +88,10 @@ def kernel_shape(kernels: Tensor) -> KernelShape:
     tiny = torch.finfo(torch.float64).tiny
     shares = values.abs() / values.abs().sum(1, keepdim=True).clamp_min(tiny)
     entropy = -(shares * shares.clamp_min(tiny).log()).sum(1) / torch.tensor(float(count)).log()
-    centerd = values - values.mean(1, keepdim=True)
-    variance = centerd.square().mean(1)
+    centered = values - values.mean(1, keepdim=True)
+    variance = centered.square().mean(1)
     varying = variance > 1e-12 * values.square().mean(1).clamp_min(tiny)
-    kurtosis = centerd[varying].pow(4).mean(1) / variance[varying].square()
+    kurtosis = centered[varying].pow(4).mean(1) / variance[varying].square()
     return KernelShape(
         float((values < 0).double().mean()),
         float(entropy.mean()),
@@ -104,7 +101,7 @@ def kernel_shape(kernels: Tensor) -> KernelShape:
 
 @dataclass(frozen=True)
 class Redundancy:
-    """How much the channels of a layer say the same."""
+    """How similar the channels of a layer are."""
 
     cosine: float
     """mean |cosine| between two channels: 1 where all are multiples of one, 0 where all are orthogonal"""
@@ -112,28 +109,25 @@ class Redundancy:
     """exp of the entropy of the singular values' shares, over the number of channels: 1 where all channels
     are orthogonal and of one size, 1/C where all are multiples of one"""
     samples_per_channel: float
-    """values behind each channel over the number of channels: below about 10, chance raises the cosine and
+    """values of each channel over the number of channels: below about 10, chance raises the cosine and
     lowers the rank visibly"""
 
 
 def redundancy(features: Tensor) -> Redundancy:
-    """Redundancy of channels, each taken as its values over all pictures and positions, less their mean.
+    """Redundancy of channels, each taken as its values over all images and positions, minus their mean.
 
     Args:
-        features: B C H W.
+        features: a map B C H W, or tokens B N C.
 
     Raises:
-        ValueError: no map, or one channel only.
+        ValueError: neither a map nor tokens, or one channel only.
     """
-    if features.ndim != 4:
-        raise ValueError(
-            f"redundancy takes features B C H W, got {tuple(features.shape)}; tokens B N C become "
-            "tokens.mT[..., None]"
-        )
-    channels = features.shape[1]
+    if features.ndim not in (3, 4):
+        raise ValueError(f"redundancy takes a map B C H W or tokens B N C, got {tuple(features.shape)}")
+    values = features.detach().cpu().double().movedim(1 if features.ndim == 4 else 2, 0).flatten(1)
+    channels = len(values)
     if channels == 1:
         raise ValueError("one channel cannot be redundant: there must be two")
-    values = features.detach().cpu().double().transpose(0, 1).flatten(1)
     values = values - values.mean(1, keepdim=True)
     tiny = torch.finfo(torch.float64).tiny
     unit = values / values.norm(dim=1, keepdim=True).clamp_min(tiny)

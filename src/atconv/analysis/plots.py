@@ -1,254 +1,225 @@
-"""Pictures of what `atconv.analysis` measures: titles, units and color bars, readable at 100 %."""
+"""Plots of what `atconv.analysis` measures. Each function returns a matplotlib Figure, legible at 100 %."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atconv.analysis.features import spread
-from atconv.analysis.subject import Answer, Field, Layer
-from atconv.plots import plt, save, shorten
+from atconv.analysis.explanation import Explanation
+from atconv.analysis.features import evenly_spaced
+from atconv.analysis.probe import LayerMeasures, StageField
 
 __all__ = [
-    "draw_answers",
-    "draw_fields",
-    "draw_inhibition",
-    "draw_kernels",
-    "draw_kernels_by_layer",
-    "draw_redundancy",
-    "draw_routing",
-    "draw_shapes",
     "layer_label",
+    "plot_explanations",
+    "plot_inhibition",
+    "plot_kernel_shapes",
+    "plot_kernels",
+    "plot_kernels_by_layer",
+    "plot_receptive_fields",
+    "plot_redundancy",
+    "plot_routing",
 ]
 
-Picture = NDArray[np.uint8]
-"""H W or H W 3"""
+Pixels = NDArray[np.uint8]
+"""an image, H W or H W 3"""
 
-_SHOWN_LAYERS = 8
+_MAX_LAYERS = 8
+_literal_text = rc_context({"text.parse_math": False})  # a class or a run may be called "$"
 
 
 def layer_label(name: str) -> str:
-    """ "stages.2.blocks.0.token_mixer" → "3.1", stage and block counted from 1; other names as they are."""
+    """ "stages.2.blocks.0.token_mixer" → "3.1", stage and block counted from 1; other names unchanged."""
     match = re.match(r"stages\.(\d+)(?:\.blocks\.(\d+))?", name)
     if match is None:
         return name
     return ".".join(str(int(part) + 1) for part in match.groups() if part is not None)
 
 
-def _stage_title(name: str) -> str:
-    """ "stages.2" → "stage 3"; other names as they are."""
-    label = layer_label(name)
-    return label if label == name else f"stage {label}"
+@_literal_text
+def plot_kernels(
+    images: Sequence[Pixels], titles: Sequence[str], kernels: Tensor, layer: str, channels: int = 6
+) -> Figure:
+    """Each image with the kernels that one layer made for it.
 
-
-def draw_kernels(
-    pictures: Sequence[Picture],
-    titles: Sequence[str],
-    kernels: Tensor,
-    layer: str,
-    path: Path,
-    channels: int = 6,
-) -> None:
-    """Draw each picture with the kernels that one layer made for it.
-
-    Shows the channels whose kernels change most from picture to picture; red weights add, blue ones
-    subtract; each channel (column) has one color scale.
+    Shows the channels whose kernels change most from image to image; red weights add, blue ones subtract;
+    each channel (column) has one color scale.
 
     Args:
-        pictures: H W or H W 3.
-        titles: one for each picture.
+        images: H W or H W 3 each.
+        titles: one for each image.
         kernels: B C K K, from `collect_kernels`.
         layer: its name, for the title.
-        path: PNG to write.
     """
     values = kernels.float().cpu().numpy()
-    chosen = _most_changing(values)[:channels]
-    count = len(pictures)
-    size = (1.25 * (len(chosen) + 1) + 1.2, max(3.6, 1.3 * count + 1.3))
-    figure, axes = plt.subplots(count, len(chosen) + 1, figsize=size, squeeze=False, layout="constrained")
-    which = "\nchannels that change most" if np.ptp(values, axis=0).any() else ""
-    figure.suptitle(f"Kernels made for each picture, layer {layer}{which}", fontsize=11)
-    for row in range(count):
-        _show_picture(axes[row, 0], pictures[row])
-        axes[row, 0].set_ylabel(titles[row], fontsize=10)
-        for column, channel in enumerate(chosen, 1):
-            limit = float(np.abs(values[:, channel]).max()) or 1.0
-            image = axes[row, column].imshow(values[row, channel], cmap="RdBu_r", vmin=-limit, vmax=limit)
-            if row == 0:
-                axes[row, column].set_title(f"channel {channel}", fontsize=8)
-    _clear_ticks(axes)
-    _weight_bar(figure, image, axes, limit, "weight, relative to the channel's largest")
-    save(figure, path)
+    shown = _most_changing(values)[:channels]
+    rows, columns = len(images), len(shown) + 1
+    changing = "\nchannels that change most" if np.ptp(values, axis=0).any() else ""
+    figure, axes = _grid(
+        f"Kernels made for each image, layer {layer}{changing}",
+        rows, columns, (1.25 * columns + 1.2, max(3.6, 1.3 * rows + 1.3)),
+    )  # fmt: skip
+    for row, (image, title) in enumerate(zip(images, titles, strict=True)):
+        _show_image(axes[row, 0], image)
+        axes[row, 0].set_ylabel(title, fontsize=10)
+    for column, channel in enumerate(shown, 1):
+        axes[0, column].set_title(f"channel {channel}", fontsize=8)
+        _show_kernels(axes[:, column], values[:, channel])
+    _weight_bar(figure, axes, axes[0, -1], "weight, relative to the channel's largest")
+    return figure
 
 
-def draw_kernels_by_layer(
-    pictures: Sequence[Picture], titles: Sequence[str], kernels: Mapping[str, Tensor], path: Path
-) -> None:
-    """Draw the kernel that each layer made for each picture, in the layer's channel that changes most.
+@_literal_text
+def plot_kernels_by_layer(
+    images: Sequence[Pixels], titles: Sequence[str], kernels: Mapping[str, Tensor]
+) -> Figure:
+    """The kernel that each layer made for each image, in the layer's channel that changes most.
 
     Args:
-        pictures: H W or H W 3.
-        titles: one for each picture.
+        images: H W or H W 3 each.
+        titles: one for each image.
         kernels: B C K K (1 C K K for a static kernel) by layer.
-        path: PNG to write.
     """
-    shown = spread(list(kernels), _SHOWN_LAYERS)
-    columns = len(pictures)
-    rows = len(shown) + 1
-    size = (max(5.6, 1.15 * columns + 2.2), 1.1 * rows + 0.9)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    shown = evenly_spaced(list(kernels), _MAX_LAYERS)
+    rows, columns = len(shown) + 1, len(images)
     which = "each layer" if len(shown) == len(kernels) else f"{len(shown)} of {len(kernels)} layers"
-    figure.suptitle(f"One kernel of {which} (rows)\nas it was made for each picture (columns)", fontsize=11)
-    for column in range(columns):
-        _show_picture(axes[0, column], pictures[column])
-        axes[0, column].set_title(titles[column], fontsize=8)
+    figure, axes = _grid(
+        f"One kernel of {which} (rows)\nfor each image (columns)",
+        rows, columns, (max(5.6, 1.15 * columns + 2.2), 1.1 * rows + 0.9),
+    )  # fmt: skip
+    for axis, image, title in zip(axes[0], images, titles, strict=True):
+        _show_image(axis, image)
+        axis.set_title(title, fontsize=8)
     for row, name in enumerate(shown, 1):
         values = kernels[name].float().cpu().numpy()
         values = np.broadcast_to(values, (columns, *values.shape[1:]))
         channel = int(_most_changing(values)[0])
-        limit = float(np.abs(values[:, channel]).max()) or 1.0
-        for column in range(columns):
-            image = axes[row, column].imshow(values[column, channel], cmap="RdBu_r", vmin=-limit, vmax=limit)
         axes[row, 0].set_ylabel(f"layer {layer_label(name)}\nchannel {channel}", fontsize=8)
-    _clear_ticks(axes)
-    _weight_bar(figure, image, axes, limit, "weight, relative to the row's largest")
-    save(figure, path)
+        _show_kernels(axes[row], values[:, channel])
+    _weight_bar(figure, axes, axes[-1, 0], "weight, relative to the row's largest")
+    return figure
 
 
-def draw_routing(layers: Mapping[str, Sequence[Layer]], path: Path) -> None:
-    """Draw how much kernels vary with the picture, layer by layer: a panel for each model.
+@_literal_text
+def plot_routing(layers: Mapping[str, Sequence[LayerMeasures]]) -> Figure:
+    """How much kernels vary with the image, by layer: a panel for each model.
 
     Args:
-        layers: from `Subject.measure`, by the model's name.
-        path: PNG to write.
+        layers: from `measure_layers`, by the model's name.
     """
-    panels = {model: [one for one in rows if one.routing is not None] for model, rows in layers.items()}
+    panels = {
+        model: [(layer.name, layer.routing) for layer in rows if layer.routing is not None]
+        for model, rows in layers.items()
+    }
     panels = {model: rows for model, rows in panels.items() if rows}
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(min(9.6, 1.8 + 4.2 * len(panels)), 4.0), squeeze=False, sharey=True,
-        layout="constrained",
+    figure, axes = _grid(
+        "How much kernels change with the image",
+        1, len(panels), (min(9.6, 1.8 + 4.2 * len(panels)), 4.0), sharey=True,
     )  # fmt: skip
-    figure.suptitle("How much kernels change with the picture", fontsize=11)
     for axis, (model, rows) in zip(axes[0], panels.items(), strict=True):
-        found = [one.routing for one in rows if one.routing is not None]
-        between = [100 * one.total * (one.share_between or 0.0) for one in found]
-        rest = [100 * one.total - share for one, share in zip(found, between, strict=True)]
-        told = any(one.share_between is not None for one in found)
-        if told:
-            axis.bar(range(len(found)), between, label="explained by the class", color="C0")
-        label = "within a class" if told else "all of it"
-        axis.bar(range(len(found)), rest, bottom=between, label=label, color="C1")
-        _layer_axis(axis, [one.name for one in rows])
-        axis.set_title(_model(model), fontsize=10)
+        between = [100 * routing.total * (routing.share_between or 0.0) for _, routing in rows]
+        rest = [100 * routing.total - share for (_, routing), share in zip(rows, between, strict=True)]
+        by_class = any(routing.share_between is not None for _, routing in rows)
+        if by_class:
+            axis.bar(range(len(rows)), between, label="explained by the class", color="C0")
+        label = "within a class" if by_class else "total"
+        axis.bar(range(len(rows)), rest, bottom=between, label=label, color="C1")
+        axis.set_title(_model_label(model), fontsize=10)
         axis.grid(axis="y", alpha=0.3)
+        _layer_axis(axis, [name for name, _ in rows])
     axes[0, 0].set_ylabel("variance, % of the mean square weight")
     axes[0, 0].set_ylim(0, max(1.0, axes[0, 0].get_ylim()[1]))
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
-    save(figure, path)
+    _legend(figure, axes[0, 0])
+    return figure
 
 
-def draw_shapes(layers: Mapping[str, Sequence[Layer]], path: Path) -> None:
-    """Draw signs and sharpness of kernels by layer, with lateral inhibition and as they were before it.
+@_literal_text
+def plot_kernel_shapes(layers: Mapping[str, Sequence[LayerMeasures]]) -> Figure:
+    """Signs and sharpness of kernels by layer, with lateral inhibition and before it.
 
     Args:
-        layers: from `Subject.measure`, by the model's name.
-        path: PNG to write.
+        layers: from `measure_layers`, by the model's name.
     """
-    panels = [
+    panels: list[tuple[str, str, Callable[[Any], float]]] = [
         ("Weights below zero", "% of weights", lambda shape: 100 * shape.negative_share),
-        ("Flatness", "entropy over its greatest: 1 is flat", lambda shape: shape.entropy),
-        ("Peakedness", "kurtosis: 1.8 is even, more: one stands out", lambda shape: shape.kurtosis),
+        ("Flatness", "entropy over its maximum: 1 is flat", lambda shape: shape.entropy),
+        ("Peakedness", "kurtosis: high if one stands out", lambda shape: shape.kurtosis),
     ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 4.0), layout="constrained")
-    figure.suptitle("Shape of the kernels, by layer", fontsize=11)
-    names = _all_names([one for one in rows if one.kernel] for rows in layers.values())
-    for axis, (title, unit, figure_of) in zip(axes, panels, strict=True):
-        for color, (model, rows) in enumerate(layers.items()):
-            after = {one.name: figure_of(one.kernel) for one in rows if one.kernel}
-            before = {one.name: figure_of(one.uninhibited) for one in rows if one.uninhibited}
-            told = {
-                "o-": (after, 1.0, _model(model)),
-                "o--": (before, 0.55, f"{_model(model)}, before inhibition"),
-            }
-            for style, (values, alpha, label) in told.items():
-                if values:
-                    places = [names.index(name) for name in values]
-                    axis.plot(places, values.values(), style, color=f"C{color}", alpha=alpha, label=label)
-        _layer_axis(axis, names)
-        axis.set_title(title, fontsize=10)
-        axis.set_ylabel(unit, fontsize=9)
-        axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
-    save(figure, path)
+    shaped = {model: [layer for layer in rows if layer.kernel] for model, rows in layers.items()}
+    names = _names_by_depth(shaped.values())
+    figure, axes = _grid("Shape of the kernels, by layer", 1, len(panels), (9.4, 4.0))
+    for axis, (title, unit, measure) in zip(axes[0], panels, strict=True):
+        for color, (model, rows) in enumerate(shaped.items()):
+            label, style = _model_label(model), {"marker": "o", "color": f"C{color}"}
+            places = [names.index(layer.name) for layer in rows]
+            if rows:
+                axis.plot(places, [measure(layer.kernel) for layer in rows], label=label, **style)
+            before = {names.index(row.name): row.kernel_before_inhibition for row in rows}
+            before = {place: shape for place, shape in before.items() if shape is not None}
+            if before:
+                values = [measure(shape) for shape in before.values()]
+                label = f"{label}, before inhibition"
+                axis.plot(list(before), values, label=label, linestyle="--", alpha=0.55, **style)
+        _panel(axis, title, unit, names)
+    _legend(figure, axes[0, 0])
+    return figure
 
 
-def draw_redundancy(layers: Mapping[str, Sequence[Layer]], path: Path, enough: float) -> None:
-    """Draw how much the channels behind each token mixer say the same.
+@_literal_text
+def plot_redundancy(layers: Mapping[str, Sequence[LayerMeasures]], min_samples: float) -> Figure:
+    """How similar the channels of each token mixer's output are.
 
     Args:
-        layers: from `Subject.measure`, by the model's name.
-        path: PNG to write.
-        enough: values a channel below which a point is hollow.
+        layers: from `measure_layers`, by the model's name.
+        min_samples: values per channel below which a point is hollow.
     """
-    panels = [
-        ("Likeness of channels", "mean |cosine| of two channels", lambda one: one.redundancy.cosine),
-        (
-            "Effective rank",
-            "% of the number of channels",
-            lambda one: 100 * one.redundancy.effective_rank,
-        ),
+    panels: list[tuple[str, str, Callable[[Any], float]]] = [
+        ("Cosine similarity of channels", "mean |cosine| of two channels", lambda found: found.cosine),
+        ("Effective rank", "% of the number of channels", lambda found: 100 * found.effective_rank),
     ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(9.0, 4.0), layout="constrained")
-    figure.suptitle("Redundancy of what each token mixer puts out", fontsize=11)
-    names = _all_names(layers.values())
-    for axis, (title, unit, figure_of) in zip(axes, panels, strict=True):
+    names = _names_by_depth(layers.values())
+    figure, axes = _grid("Redundancy of each token mixer's output", 1, len(panels), (9.0, 4.0))
+    for axis, (title, unit, measure) in zip(axes[0], panels, strict=True):
         for color, (model, rows) in enumerate(layers.items()):
-            places, values = [names.index(one.name) for one in rows], [figure_of(one) for one in rows]
-            sure = [one.redundancy.samples_per_channel >= enough for one in rows]
-            axis.plot(places, values, "-", color=f"C{color}", label=_model(model))
-            fills = [f"C{color}" if full else "white" for full in sure]
+            places = [names.index(layer.name) for layer in rows]
+            values = [measure(layer.redundancy) for layer in rows]
+            enough = [layer.redundancy.samples_per_channel >= min_samples for layer in rows]
+            axis.plot(places, values, color=f"C{color}", label=_model_label(model))
+            fills = [f"C{color}" if full else "white" for full in enough]
             axis.scatter(places, values, c=fills, edgecolors=f"C{color}", zorder=3)
-        _layer_axis(axis, names)
-        axis.set_title(title, fontsize=10)
-        axis.set_ylabel(unit, fontsize=9)
         axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    save(figure, path)
+        _panel(axis, title, unit, names)
+    _legend(figure, axes[0, 0], columns=3)
+    return figure
 
 
-def draw_inhibition(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Draw λ = sigmoid(α) over training: a panel for each layer, a thin line for each channel.
+@_literal_text
+def plot_inhibition(strengths: Mapping[str, Mapping[int, Sequence[float]]]) -> Figure:
+    """λ = sigmoid(α) over training: a panel for each layer, a thin line for each channel.
 
     Args:
-        rows: of a run's inhibition.csv.
-        path: PNG to write.
+        strengths: layer → epoch → λ of each channel.
     """
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    shown = spread(layers, _SHOWN_LAYERS)
+    shown = evenly_spaced(list(strengths), _MAX_LAYERS)
     columns = min(4, len(shown))
-    lines = -(-len(shown) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(2.35 * columns + 0.6, 2.1 * lines + 0.8), squeeze=False, sharex=True,
-        sharey=True, layout="constrained",
+    rows = -(-len(shown) // columns)
+    figure, axes = _grid(
+        "Strength of lateral inhibition over training: channels (thin) and their mean",
+        rows, columns, (2.35 * columns + 0.6, 2.1 * rows + 0.8), sharex=True, sharey=True,
     )  # fmt: skip
-    figure.suptitle(
-        "Strength of lateral inhibition over training, each channel (thin) and their mean", fontsize=11
-    )
     for axis, layer in zip(axes.flat, shown, strict=False):
-        mine = [row for row in rows if row["layer"] == layer]
-        epochs = [int(row["epoch"]) for row in mine]
-        channels = np.array([[int(value) / 1000 for value in row["channels"].split()] for row in mine])
-        marker = "." if len(epochs) == 1 else None  # one epoch has no line
+        epochs, channels = list(strengths[layer]), np.array(list(strengths[layer].values()))
+        marker = "." if len(epochs) == 1 else None  # a single epoch has no line
         axis.plot(epochs, channels, color="C0", alpha=0.25, linewidth=0.7, marker=marker)
         axis.plot(epochs, channels.mean(1), color="C3", linewidth=2, marker=marker)
         axis.axhline(0.5, color="black", linewidth=0.7, linestyle=":")
@@ -257,112 +228,136 @@ def draw_inhibition(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
+    for axis in axes.flat[len(shown) - columns : len(shown)]:  # the lowest of each column
+        axis.tick_params(labelbottom=True)
     figure.supxlabel("epoch", fontsize=10)
-    figure.supylabel("λ: 0 none, 1 the whole mean is taken off", fontsize=9)
-    save(figure, path)
+    figure.supylabel("λ: 0 subtracts nothing, 1 the full mean", fontsize=9)
+    return figure
 
 
 _VIEWS = {
     "gradient": "by gradients",
-    "one picture": "one picture",
-    "kernels held": "kernels held",
+    "one image": "one image",
+    "fixed kernels": "fixed kernels",
     "attention": "attention rollout",
 }
 
 
-def draw_fields(fields: Mapping[str, Sequence[Field]], path: Path) -> None:
-    """Draw where the middle of each stage's map takes its value from: a row for each model and view.
+@_literal_text
+def plot_receptive_fields(fields: Mapping[str, Sequence[StageField]]) -> Figure:
+    """Which pixels the center of each stage's map depends on: a row for each model and view.
 
     Args:
-        fields: from `Subject.fields`, by the model's name.
-        path: PNG to write.
+        fields: from `stage_fields`, by the model's name.
     """
-    rows: list[tuple[str, list[tuple[Field, Tensor | None, str]]]] = []
-    for model, stages in fields.items():
-        for kind, told in _VIEWS.items():
-            if any(kind in field.views for field in stages):
-                cells = [(field, field.views.get(kind), kind) for field in stages]
-                rows.append((f"{_model(model)}\n{told}", cells))
-    columns = max(len(cells) for _, cells in rows)
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(2.1 * columns + 1.4, 2.25 * len(rows) + 0.6), squeeze=False,
-        layout="constrained",
+    rows = [
+        (f"{_model_label(model)}\n{label}", view, stages)
+        for model, stages in fields.items()
+        for view, label in _VIEWS.items()
+        if any(view in field.views for field in stages)
+    ]
+    columns = max(len(stages) for stages in fields.values())
+    figure, axes = _grid(
+        "Which pixels the center of each stage's map depends on (r: radius in pixels)",
+        len(rows), columns, (2.1 * columns + 1.4, 2.25 * len(rows) + 0.6),
     )  # fmt: skip
-    figure.suptitle("Where the middle of each stage takes its value from (r: spread, pixels)", fontsize=11)
-    for line, (label, cells) in enumerate(rows):
-        axes[line, 0].set_ylabel(label, fontsize=9)
-        for axis, (field, shown, kind) in zip(axes[line], cells, strict=False):
-            if shown is None:
-                axis.text(0.5, 0.5, "no global\nself-attention here", ha="center", va="center", fontsize=8)
+    for axis in axes.flat:
+        axis.axis("off")
+    for line, (label, view, stages) in zip(axes, rows, strict=True):
+        for axis, field in zip(line, stages, strict=False):
+            axis.axis("on")
+            if view not in field.views:
+                axis.text(0.5, 0.5, "no global\nself-attention", ha="center", va="center", fontsize=8)
                 continue
-            height, width = field.map_size
-            share = shown / shown.max() if float(shown.max()) else shown
-            image = axis.imshow(share.numpy(), cmap="magma", norm=PowerNorm(0.5, 0, 1))
-            axis.set_title(
-                f"{_stage_title(field.stage)}, {height} × {width}: r = {field.spreads[kind]:.1f}",
-                fontsize=8,
-            )
-        for axis in axes[line][len(cells) :]:
-            axis.axis("off")
+            shares = field.views[view].numpy()
+            shown = axis.imshow(shares / (shares.max() or 1.0), cmap="magma", norm=PowerNorm(0.5, 0, 1))
+            size = "{} × {}".format(*field.map_size)
+            title = f"{_stage_label(field.stage)}, {size}: r = {field.radii[view]:.1f}"
+            axis.set_title(title, fontsize=8)
+        line[0].set_ylabel(label, fontsize=9)
     _clear_ticks(axes)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the greatest (square-root scale)")
-    save(figure, path)
+    figure.colorbar(shown, ax=axes, shrink=0.7, aspect=40, label="share of the maximum (square-root scale)")
+    return figure
 
 
-def draw_answers(
-    pictures: Sequence[Picture],
-    answers: Sequence[Answer],
-    truths: Sequence[str],
-    layer: str,
-    path: Path,
-) -> None:
-    """Draw each picture above the places that speak for the class it was taken for.
+@_literal_text
+def plot_explanations(
+    images: Sequence[Pixels], explanations: Sequence[Explanation], labels: Sequence[str], layer: str
+) -> Figure:
+    """Each image above the places that support its predicted class.
 
     Args:
-        pictures: H W or H W 3, as the model sees them.
-        answers: from `Subject.answers`.
-        truths: the class of each.
-        layer: the end of a stage, where the answer was traced to.
-        path: PNG to write.
+        images: H W or H W 3 each, as the model sees them.
+        explanations: from `explain`.
+        labels: the true class of each.
+        layer: the end of a stage, to which the predictions were traced.
     """
-    columns = len(answers)
-    figure, axes = plt.subplots(
-        2, columns, figsize=(max(5.6, 1.5 * columns + 1.1), 3.75), squeeze=False, layout="constrained"
-    )
-    height, width = answers[0].where.shape
-    figure.suptitle(
-        f"What speaks for the answer (seen after {_stage_title(layer)}: {height} × {width} positions)",
-        fontsize=11,
-    )
-    for column, (picture, answer, truth) in enumerate(zip(pictures, answers, truths, strict=True)):
-        side = picture.shape[:2]
-        frame = (-0.5, side[1] - 0.5, side[0] - 0.5, -0.5)
-        for axis in axes[:, column]:
-            _show_picture(axis, picture)
-        image = axes[1, column].imshow(
-            answer.where.float().numpy(), cmap="inferno", alpha=0.6, extent=frame, interpolation="bilinear",
-            vmin=0, vmax=1,
+    columns = len(explanations)
+    figure, axes = _grid(
+        f"What supports the prediction (after {_stage_label(layer)}: "
+        f"{' × '.join(map(str, explanations[0].map.shape))} positions)",
+        2, columns, (max(5.6, 1.5 * columns + 1.1), 3.75),
+    )  # fmt: skip
+    for (above, below), image, found, label in zip(axes.T, images, explanations, labels, strict=True):
+        height, width = image.shape[:2]
+        for axis in (above, below):
+            _show_image(axis, image)
+        shown = below.imshow(
+            found.map.float().numpy(), cmap="inferno", alpha=0.6, interpolation="bilinear", vmin=0, vmax=1,
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         )  # fmt: skip
-        wrong = "" if truth == answer.name else f"\nis {shorten(truth)}"
-        axes[0, column].set_title(
-            f"{shorten(answer.name)}\n{100 * answer.probability:.0f} %{wrong}", fontsize=8
-        )
+        wrong = "" if label == found.predicted else f"\nis {_shorten(label)}"
+        title = f"{_shorten(found.predicted)}\n{100 * found.probability:.0f} %{wrong}"
+        above.set_title(title, fontsize=8)
     _clear_ticks(axes)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="speaks for it: 0 no, 1 most")
-    save(figure, path)
+    figure.colorbar(shown, ax=axes, shrink=0.7, label="support: 0 none, 1 most")
+    return figure
+
+
+def _grid(
+    title: str, rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure with rows × columns axes."""
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def _most_changing(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Channels of kernels B C K K, those that change most from picture to picture first."""
-    # The median: one picture that differs from all others does not make a channel interesting.
+    """Channels of kernels B C K K, those that change most from image to image first."""
+    # The median: one image that differs from all others does not make a channel interesting.
     change = np.median(np.abs(values - values.mean(0)).mean((2, 3)), axis=0)
     return np.argsort(-change / np.maximum(np.abs(values).max((0, 2, 3)), 1e-30), kind="stable")
 
 
-def _all_names(models: Iterable[Iterable[Layer]]) -> list[str]:
-    """Names of the layers of several models, each once, in order of depth."""
-    names = list(dict.fromkeys(one.name for rows in models for one in rows))
-    return sorted(names, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+def _show_image(axis: Axes, image: Pixels) -> None:
+    axis.imshow(image, cmap="gray" if image.ndim == 2 else None)
+
+
+def _show_kernels(axes: Iterable[Axes], kernels: NDArray[Any]) -> None:
+    """Kernels, one for each of the axes, on one scale."""
+    limit = float(np.abs(kernels).max()) or 1.0
+    for axis, kernel in zip(axes, kernels, strict=True):
+        axis.imshow(kernel / limit, cmap="RdBu_r", vmin=-1, vmax=1)
+
+
+def _weight_bar(figure: Figure, axes: NDArray[Any], kernel: Axes, label: str) -> None:
+    _clear_ticks(axes)
+    bar = figure.colorbar(kernel.images[0], ax=axes, shrink=0.6, label=label)
+    bar.set_ticks([-1, 0, 1], labels=["−1", "0", "+1"])
+
+
+def _clear_ticks(axes: NDArray[Any]) -> None:
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+
+
+def _panel(axis: Axes, title: str, unit: str, layers: Sequence[str]) -> None:
+    axis.set_title(title, fontsize=10)
+    axis.set_ylabel(unit, fontsize=9)
+    axis.grid(alpha=0.3)
+    _layer_axis(axis, layers)
 
 
 def _layer_axis(axis: Axes, names: Sequence[str]) -> None:
@@ -372,21 +367,27 @@ def _layer_axis(axis: Axes, names: Sequence[str]) -> None:
     axis.set_xlabel("layer (stage.block)" if re.fullmatch(r"[\d.]+", labels[0]) else "layer", fontsize=9)
 
 
-def _model(name: str) -> str:
-    """A model's name beside a plot: matplotlib hides names that begin with an underscore."""
-    return shorten(f" {name}" if name.startswith("_") else name, 22)
+def _legend(figure: Figure, axis: Axes, columns: int = 2) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
 
 
-def _show_picture(axis: Axes, picture: Picture) -> None:
-    axis.imshow(picture, cmap="gray" if picture.ndim == 2 else None)
+def _names_by_depth(models: Iterable[Iterable[LayerMeasures]]) -> list[str]:
+    """Layer names of several models, each once, in order of depth."""
+    names = {layer.name for rows in models for layer in rows}
+    # "stages.10.…" splits into "stages.", 10, "…": text and numbers alternate, so that names compare.
+    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
 
 
-def _clear_ticks(axes: NDArray[Any]) -> None:
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+def _stage_label(name: str) -> str:
+    """ "stages.2" → "stage 3"; other names unchanged."""
+    label = layer_label(name)
+    return label if label == name else f"stage {label}"
 
 
-def _weight_bar(figure: Any, image: Any, axes: NDArray[Any], limit: float, label: str) -> None:
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, label=label)
-    bar.set_ticks([-limit, 0, limit], labels=["−1", "0", "+1"])
+def _model_label(name: str) -> str:
+    """A model's name in a plot: matplotlib hides labels that begin with an underscore."""
+    return _shorten(f" {name}" if name.startswith("_") else name, 22)
+
+
+def _shorten(name: str, length: int = 18) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,4 +1,4 @@
-"""Where the output at a position takes its value from, through a whole network."""
+"""Effective receptive fields: the pixels that the output at one position depends on, through a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def receptive_field(
     Args:
         features: images B in H W → map B C h w, such as `model.forward_features`.
         images: B in H W.
-        position: row and column on the map; default: its middle.
+        position: row and column on the map; default: its center.
 
     Returns:
         H W, not negative, of sum 1 (all zero where the position depends on nothing).
@@ -33,27 +33,27 @@ def receptive_field(
     """
     inputs = images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        found = features(inputs)
-        if found.ndim != 4:
-            raise ValueError(f"features must be a map B C h w, got {tuple(found.shape)}")
-        height, width = found.shape[2:]
+        output = features(inputs)
+        if output.ndim != 4:
+            raise ValueError(f"features must be a map B C h w, got {tuple(output.shape)}")
+        height, width = output.shape[2:]
         row, column = position or (height // 2, width // 2)
         if not (0 <= row < height and 0 <= column < width):
             raise ValueError(f"position {(row, column)} is not on a map of {height} × {width}")
         generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(2, found.shape[:2], generator=generator).to(found) * 2 - 1
-        (gradient,) = torch.autograd.grad((found[:, :, row, column] * signs).sum(), inputs)
+        signs = torch.randint(2, output.shape[:2], generator=generator).to(output) * 2 - 1
+        (gradient,) = torch.autograd.grad((output[:, :, row, column] * signs).sum(), inputs)
     total = gradient.abs().cpu().double().sum(1).mean(0)
     return total / total.sum().clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def field_radius(field: Tensor) -> float:
-    """Spread of a receptive field: the root mean square distance of its weight from its own center, in
-    pixels; 0 for one pixel. `field` is H W."""
-    rows, columns = (torch.arange(side, dtype=torch.float64) for side in field.shape)
+    """Radius of a receptive field (H W) in pixels: the root mean square distance from its own center; 0 for
+    a single pixel."""
     field = field.double() / field.double().sum()
-    spread = 0.0
-    for places, weights in ((rows, field.sum(1)), (columns, field.sum(0))):
-        center = (places * weights).sum()
-        spread += float(((places - center).square() * weights).sum())
-    return spread**0.5
+    variance = 0.0
+    for shares in (field.sum(1), field.sum(0)):
+        places = torch.arange(len(shares), dtype=torch.float64, device=shares.device)
+        center = (places * shares).sum()
+        variance += float(((places - center).square() * shares).sum())
+    return variance**0.5

@@ -1,4 +1,4 @@
-"""Attention weights of a model, and their rollout: what a token takes from each through all layers."""
+"""Attention weights of a model and their rollout: attention from token to token through all layers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ __all__ = ["collect_attention", "rollout"]
 
 @torch.no_grad()
 def collect_attention(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The weights of every global self-attention layer for a batch, by the layer's name.
+    """Attention weights of every global self-attention layer for a batch, by the layer's name.
 
     Works for any model that contains timm's `Attention` or `AttentionRope`, through hooks and in eval mode,
-    and leaves it as it was. Attention within windows or to a smaller map is left out: it has no N × N
-    weights.
+    and leaves it as it was. Attention within windows or to a smaller map is skipped: it has no N × N weights.
 
     Args:
         images: the model's input, batch first.
 
     Returns:
-        B heads N N for each layer, rows of sum 1, in the order they ran.
+        B heads N N for each layer, rows of sum 1, in the order in which the layers ran.
 
     Raises:
         ValueError: the model has no such layer.
@@ -36,24 +35,24 @@ def collect_attention(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         raise ValueError(
             "the model has no self-attention layer (timm's Attention): there are no weights to show"
         )
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
-        def hook(layer: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
-            rope = options.get("rope", given[1] if len(given) > 1 else None)
-            found[name] = _weights(layer, given[0], rope if isinstance(layer, AttentionRope) else None)
+    def keep_weights(name: str) -> Any:
+        def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            rope = kwargs.get("rope", args[1] if len(args) > 1 else None)
+            weights[name] = _weights(layer, args[0], rope if isinstance(layer, AttentionRope) else None)
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(keep(n), with_kwargs=True) for n, layer in layers.items()]
+    handles = [m.register_forward_pre_hook(keep_weights(n), with_kwargs=True) for n, m in layers.items()]
     run_hooked(model, images, handles)
-    return found
+    return weights
 
 
 def rollout(weights: Sequence[Tensor]) -> Tensor:
-    """What each token of the last layer takes from each token of the first: B N N, rows of sum 1.
+    """How much each output token depends on each input token: B N N, rows of sum 1.
 
-    The heads are averaged, and half of every layer is its residual.
+    Heads are averaged, and half of every layer is its residual.
 
     Args:
         weights: B heads N N for each layer, first to last.
@@ -67,8 +66,8 @@ def rollout(weights: Sequence[Tensor]) -> Tensor:
         raise ValueError("rollout takes the layers of one stack, with one number of tokens, and at least one")
     total = torch.eye(weights[0].shape[-1]).to(weights[0])
     for layer in weights:
-        mixed = layer.mean(1)
-        total = (mixed + torch.eye(mixed.shape[-1]).to(mixed)) / 2 @ total
+        heads_mean = layer.mean(1)
+        total = (heads_mean + torch.eye(heads_mean.shape[-1]).to(heads_mean)) / 2 @ total
     return total
 
 
@@ -79,14 +78,14 @@ def _weights(layer: Any, x: Tensor, rope: Tensor | None) -> Tensor:
         q, k, _ = layer.qkv(x).reshape(batch, count, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     else:
         q = layer.q_proj(x).reshape(batch, count, heads, -1).transpose(1, 2)
-        shared = heads // getattr(layer, "num_kv_heads", heads)  # queries to a key
-        k = layer.k_proj(x).reshape(batch, count, heads // shared, -1).transpose(1, 2)
-        k = k.repeat_interleave(shared, dim=1)
+        groups = heads // getattr(layer, "num_kv_heads", heads)  # query heads for each key head
+        k = layer.k_proj(x).reshape(batch, count, heads // groups, -1).transpose(1, 2)
+        k = k.repeat_interleave(groups, dim=1)
     q, k = layer.q_norm(q), layer.k_norm(k)
     if rope is not None:
-        first, half = layer.num_prefix_tokens, layer.rotate_half
+        prefix, half = layer.num_prefix_tokens, layer.rotate_half
         q, k = (
-            torch.cat([part[:, :, :first], apply_rot_embed_cat(part[:, :, first:], rope, half=half)], 2)
+            torch.cat([part[:, :, :prefix], apply_rot_embed_cat(part[:, :, prefix:], rope, half=half)], 2)
             for part in (q, k)
         )
     return (q * layer.scale @ k.transpose(2, 3)).float().softmax(-1)

@@ -1,4 +1,4 @@
-"""Adaptive routing made visible: the kernels that ATConv makes from each picture."""
+"""Adaptive routing: the kernels that ATConv makes from each image."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from atconv.analysis.features import evaluating
+from atconv.analysis.features import eval_mode
 from atconv.mixers.convolution import DepthwiseConv
 from atconv.modules import ATConv2d, ATConvTokens
 
-__all__ = ["before_inhibition", "collect_kernels", "hold_kernels"]
+__all__ = ["before_inhibition", "collect_kernels", "detach_kernels"]
+
+_ATCONV = (ATConv2d, ATConvTokens)
 
 
 @torch.no_grad()
 def collect_kernels(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The kernels k̂ that every ATConv mixer of a model makes for a batch, by the mixer's name; and those that
-    `atconv.mixers`' static depthwise convolutions have.
+    """The kernels k̂ that every ATConv mixer of a model makes for a batch, by the mixer's name, and the static
+    kernels of the depthwise convolutions of `atconv.mixers`.
 
     Works for any model that contains the mixers, in eval mode, and leaves it as it was.
 
@@ -31,54 +33,51 @@ def collect_kernels(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: the model has no such mixer.
     """
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, made: Tensor) -> Tensor:
-        found[name] = made
-        return made
-
-    layers = dict(model.named_modules())
-    static = {name: m.weight.transpose(0, 1) for name, m in layers.items() if isinstance(m, DepthwiseConv)}
-    if not static and not any(isinstance(m, _MIXERS) for m in layers.values()):
+    modules = dict(model.named_modules())
+    static = {
+        n: m.weight.transpose(0, 1).detach() for n, m in modules.items() if isinstance(m, DepthwiseConv)
+    }
+    if not static and not any(isinstance(module, _ATCONV) for module in modules.values()):
         raise ValueError(
             "the model has no ATConv mixer (ATConv2d or ATConvTokens): there are no kernels to show"
         )
-    with _kernels_through(model, keep), evaluating(model):
+    collected: dict[str, Tensor] = {}
+
+    def keep(name: str, kernels: Tensor) -> Tensor:
+        collected[name] = kernels
+        return kernels
+
+    with _map_kernels(model, keep), eval_mode(model):
         model(images)
-    found |= static
-    return {name: found[name].detach() for name in layers if name in found}
+    collected |= static
+    return {name: collected[name].detach() for name in modules if name in collected}
 
 
-def hold_kernels(model: nn.Module) -> AbstractContextManager[None]:
-    """While it is open, no gradient passes through the kernels of a model's ATConv mixers: what an input
-    changes by making other kernels does not count, only the way of the values does."""
-    return _kernels_through(model, lambda name, made: made.detach())
-
-
-_MIXERS = (ATConv2d, ATConvTokens)
+def detach_kernels(model: nn.Module) -> AbstractContextManager[None]:
+    """For a while, no gradient passes through the kernels of a model's ATConv mixers: gradients count how an
+    input changes the values, not how it changes the kernels."""
+    return _map_kernels(model, lambda name, kernels: kernels.detach())
 
 
 @contextmanager
-def _kernels_through(model: nn.Module, function: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """While it is open, mixers take function(their name, the kernels they made) for their kernels."""
-    mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, _MIXERS)]
+def _map_kernels(model: nn.Module, function: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """For a while, mixers use function(their name, the kernels they made) as their kernels."""
+    mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, _ATCONV)]
+
+    def mapped(name: str, original: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: function(name, original(x))
+
     try:
         for name, mixer in mixers:
-            mixer.kernels = _changed(name, mixer.kernels, function)  # type: ignore[assignment, method-assign]
+            mixer.kernels = mapped(name, mixer.kernels)  # type: ignore[assignment, method-assign]
         yield
     finally:
         for _, mixer in mixers:
             del mixer.kernels
 
 
-def _changed(
-    name: str, original: Callable[[Tensor], Tensor], function: Callable[[str, Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    return lambda x: function(name, original(x))
-
-
 def before_inhibition(kernels: Tensor, strength: Tensor) -> Tensor:
-    """The kernels k that lateral inhibition made k̂ = k − λ·mean(k) of.
+    """The kernels k from which lateral inhibition made k̂ = k − λ·mean(k).
 
     Args:
         kernels: k̂, B C K K.

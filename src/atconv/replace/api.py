@@ -204,7 +204,8 @@ def _count_before(model: nn.Module, example: Example | None) -> tuple[Example | 
         if example is None:  # a model may be made for another size than it says
             return None, None
         raise ValueError(
-            f"nothing was replaced. {type(model).__name__} does not take the example: {_first_line(error)}"
+            f"nothing was replaced. {type(model).__name__} does not take the example: {_first_line(error)}; "
+            "without `example`, it is replaced and not counted"
         ) from error
 
 

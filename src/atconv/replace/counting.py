@@ -26,6 +26,9 @@ def macs(model: nn.Module, example: Example) -> dict[str, int]:
     Args:
         model: any.
         example: its input: a tensor, positional or named arguments.
+
+    Raises:
+        TypeError: the model holds what cannot be copied, such as a lock or an open file.
     """
     args: tuple[Any, ...] = example if isinstance(example, tuple) else ()
     kwargs: dict[str, Any] = dict(example) if isinstance(example, Mapping) else {}
@@ -36,8 +39,11 @@ def macs(model: nn.Module, example: Example) -> dict[str, int]:
         id(parameter): nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
         for parameter in model.parameters()
     }
-    with _CopiesOnMeta():
-        twin, twin_args, twin_kwargs = copy.deepcopy((model, args, kwargs), memo)
+    try:
+        with _CopiesOnMeta():
+            twin, twin_args, twin_kwargs = copy.deepcopy((model, args, kwargs), memo)
+    except Exception as error:  # whatever its parts raise
+        raise TypeError(f"{type(model).__name__} cannot be copied to count without data: {error}") from error
     # Fused attention is not counted by every release of torch.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(*twin_args, **twin_kwargs)

@@ -149,7 +149,7 @@ def from_pretrained(kind: Callable[..., Any], source: Any, **options: Any) -> An
     else:
         model_class, config = _transformers_class(kind, options.get("config") or source, hub)
         description = getattr(config, KEY, None)
-    model = _replacing(model_class, _found(description, source)).from_pretrained(source, **options)
+    model = _replacing(model_class, _not_empty(description, source)).from_pretrained(source, **options)
     opened = model[0] if isinstance(model, tuple) else model  # with output_loading_info
     opened.__class__ = model_class
     return model
@@ -161,7 +161,7 @@ def _from_timm(create_model: Callable[..., Any], source: Any, **options: Any) ->
     model = create_model(source, **options | {"pretrained": False})
     notes = model.pretrained_cfg.get("notes") or ()
     note = next((note for note in notes if note.startswith(NOTE)), None)
-    apply(model, _found(note and json.loads(note.removeprefix(NOTE)), source))
+    apply(model, _not_empty(note and json.loads(note.removeprefix(NOTE)), source))
     load_pretrained(model, num_classes=model.num_classes, in_chans=getattr(model, "in_chans", 3))
     return model
 
@@ -176,7 +176,7 @@ def _transformers_class(kind: Any, source: Any, hub: Mapping[str, Any]) -> tuple
     return kind if mapping is None else _get_model_class(config, mapping), config
 
 
-def _found(description: Description | None, source: Any) -> Description:
+def _not_empty(description: Description | None, source: Any) -> Description:
     if not description:
         raise ValueError(f"nothing was replaced in {source}: open it as its library does")
     return description

@@ -1,8 +1,7 @@
-"""`atconv export`: files that compute what the model does, checked before they are told of."""
+"""`atconv export`: files that compute what the model does, checked before they are reported."""
 
 from __future__ import annotations
 
-import io
 import json
 import runpy
 import shutil
@@ -14,17 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
-import atconv as package
-from atconv import deploy
+from atconv import deploy, load
 from atconv.data.sources import DigitsSource
 from atconv.io import file_digest
 from atconv.tasks.classification import export as module
-from atconv.tasks.classification.export import export
 from support.tiny import Finished, atconv, image_folder, trained_run
 
-QUIET = Console(quiet=True)
 EXAMPLE = Path(__file__).parents[3] / "examples" / "onnx_predict.py"
 
 
@@ -42,41 +37,41 @@ def exported(run: Path) -> tuple[Finished, Path]:
 
 def test_files_compute_what_the_model_does(exported: tuple[Finished, Path], run: Path) -> None:
     _, folder = exported
-    model, transform, _ = package.load(run)
+    predictor = load(run)
+    model, transform = predictor.model, predictor.transform
     images = torch.stack([transform(DigitsSource().read(i, "L")) for i in range(4)])
     with torch.inference_mode():
         expected = model(images)
-    free, fixed = (deploy.open_onnx(folder / f"model{name}.onnx") for name in ("", "-batch4"))
-    for call in (free, fixed):
+    any_size, fixed = (deploy.open_onnx(folder / f"model{name}.onnx") for name in ("", "-batch4"))
+    for call in (any_size, fixed):
         assert (call(images) - expected).abs().max() <= 1e-4 * expected.abs().max()
     with torch.inference_mode():
         larger = torch.randn(3, 1, 19, 12)
-        assert (free(larger) - model(larger)).abs().max() <= 1e-4 * model(larger).abs().max()
+        assert (any_size(larger) - model(larger)).abs().max() <= 1e-4 * model(larger).abs().max()
 
 
 def test_the_description_is_enough_to_use_the_files(
     exported: tuple[Finished, Path], run: Path, tmp_path: Path
 ) -> None:
     _, folder = exported
-    told = json.loads((folder / "export.json").read_text())
-    _, transform, classes = package.load(run)
-    assert told["classes"] == classes
-    asked = told["input"]
-    assert (asked["channels"], asked["size"], asked["crop_mode"]) == (1, [8, 8], "center")
+    description, predictor = json.loads((folder / "export.json").read_text()), load(run)
+    assert description["classes"] == predictor.classes
+    input_ = description["input"]
+    assert (input_["channels"], input_["size"], input_["crop_mode"]) == (1, [8, 8], "center")
     prepare = runpy.run_path(str(EXAMPLE))["prepare"]
     for width, height in ((33, 33), (64, 43), (17, 13), (100, 37), (30, 22)):
-        path = tmp_path / "picture.png"
+        path = tmp_path / "image.png"
         DigitsSource().read(0, "L").resize((width, height)).save(path)
-        with Image.open(path) as picture:
-            assert np.allclose(prepare(str(path), asked), transform(picture).numpy(), atol=1e-6)
-    assert set(told["files"]) == {"model.onnx", "model-batch4.onnx", "model-int8.onnx"}
-    assert all(one["milliseconds"] > 0 and one["batch_size"] == 4 for one in told["files"].values())
+        with Image.open(path) as image:
+            assert np.allclose(prepare(str(path), input_), predictor.transform(image).numpy(), atol=1e-6)
+    assert set(description["files"]) == {"model.onnx", "model-batch4.onnx", "model-int8.onnx"}
+    assert all(file["milliseconds"] > 0 and file["batch_size"] == 4 for file in description["files"].values())
 
 
-def test_the_command_tells_accuracy_and_speed(exported: tuple[Finished, Path], run: Path) -> None:
+def test_the_command_shows_accuracy_and_speed(exported: tuple[Finished, Path], run: Path) -> None:
     ended, folder = exported
     assert "int8: top-1" in ended.out
-    _, measured = module._int8_sides(package.runs.Run.open(run), None, None, package.load(run)[2], 64, QUIET)
+    _, measured = module._int8_splits(load(run), None, None, 64)
     assert f" on {len(measured)} images: " in ended.out
     assert "calibrated on 64 images" in ended.out
     for name in ("eager", "model.onnx", "model-batch4.onnx", "model-int8.onnx"):
@@ -87,47 +82,47 @@ def test_the_command_tells_accuracy_and_speed(exported: tuple[Finished, Path], r
     }  # fmt: skip
 
 
-def test_other_pictures_calibrate_and_measure(run: Path, tmp_path: Path) -> None:
-    classes = package.load(run)[2]
-    pictures = image_folder(tmp_path / "pictures", dict.fromkeys(classes, 4))
-    calibration, measured = module._int8_sides(
-        package.runs.Run.open(run), str(pictures), None, classes, 15, QUIET
-    )
+def test_other_images_calibrate_and_measure(run: Path, tmp_path: Path) -> None:
+    predictor = load(run)
+    images = image_folder(tmp_path / "images", dict.fromkeys(predictor.classes, 4))
+    calibration, measured = module._int8_splits(predictor, str(images), None, 15)
     assert (len(calibration), len(measured)) == (15, 25)
     assert not set(calibration.indices) & set(measured.indices)
     with pytest.raises(ValueError, match=r"has 40 images, all of which --calibration-images 40 would take"):
-        module._int8_sides(package.runs.Run.open(run), str(pictures), None, classes, 40, QUIET)
+        module._int8_splits(predictor, str(images), None, 40)
 
 
-def test_a_torch_program_is_written(run: Path, tmp_path: Path) -> None:
-    told = io.StringIO()
-    console = Console(file=told, width=200, markup=False)
+def test_a_torch_program_is_written(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "atconv")
     folder = tmp_path / "new" / "out"
     folder.mkdir(parents=True)
     weights = file_digest(run / "model.safetensors")
-    told_before = {"weights": weights, "files": {"model.onnx": {}, "gone.onnx": {}}}
-    (folder / "export.json").write_text(json.dumps(told_before))
+    earlier = {"weights": weights, "files": {"model.onnx": {}, "gone.onnx": {}}}
+    (folder / "export.json").write_text(json.dumps(earlier))
     (folder / "model.onnx").write_text("an earlier one")
-    assert export(run, "torch", out=str(folder), console=console) == folder
-    # The last map of 8 pixels is one position, which torch.export takes for a constant.
-    assert "writing it for 8 × 8 only" in told.getvalue()
-    told_of = json.loads((folder / "export.json").read_text())["files"]
-    assert set(told_of) == {"model.onnx", "model.pt2"}
-    assert told_of["model.pt2"]["takes"] == "any batch of 8 × 8"
-    model, _, _ = package.load(run)
+    predictor = load(run)
+    report = predictor.export(format="torch", out=str(folder))
+    assert report.folder == folder
+    # The last map of 8 pixels is one position, which torch.export would make a constant.
+    assert "writing it for 8 × 8 only" in caplog.text
+    files = json.loads((folder / "export.json").read_text())["files"]
+    assert set(files) == {"model.onnx", "model.pt2"}
+    assert files["model.pt2"]["accepts"] == "any batch of 8 × 8"
+    assert [file["name"] for file in report.to_dict()["files"]] == ["model.pt2"]
+    assert "any batch of 8 × 8" in str(report.tables()[0])
     shape: Any = (2, 1, 8, 8)
-    assert deploy.largest_error(deploy.open_torch(folder / "model.pt2"), model, [shape]) <= 1e-4
+    assert deploy.largest_error(deploy.open_torch(folder / "model.pt2"), predictor.model, [shape]) <= 1e-4
 
 
 def test_files_of_other_weights_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
-    told = {"weights": "others", "files": {"model.onnx": {}, "gone.onnx": {}, "../run.yaml": {}}}
-    (folder / "export.json").write_text(json.dumps(told))
+    earlier = {"weights": "others", "files": {"model.onnx": {}, "gone.onnx": {}, "../run.yaml": {}}}
+    (folder / "export.json").write_text(json.dumps(earlier))
     for path in (folder / "model.onnx", folder / "notes.txt", tmp_path / "run.yaml"):
         path.write_text("old")
-    assert module._files_before(folder, "others") == ({"model.onnx": {}}, [])
-    kept, stale = module._files_before(folder, "these")
+    assert module._earlier_files(folder, "others") == ({"model.onnx": {}}, [])
+    kept, stale = module._earlier_files(folder, "these")
     assert (kept, stale) == ({}, [folder / "model.onnx"])
     with module._staged(folder, stale) as staging:
         for name in ("export.json", "model.pt2"):
@@ -138,16 +133,16 @@ def test_files_of_other_weights_are_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run.yaml"]
 
 
-def test_the_least_size_is_told(run: Path, tmp_path: Path) -> None:
+def test_the_minimum_size_is_reported(run: Path, tmp_path: Path) -> None:
     class Reducing(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.max_pool2d(x, 3, 2, 1)[:, :, 1:].mean((2, 3)).repeat(1, 10)
 
     images = torch.randn(2, 1, 32, 32)
-    [written] = module._write_all(Reducing().eval(), Reducing().eval(), "torch", images, tmp_path, QUIET)
-    assert written.takes == "any batch, 5 pixels or more high and wide"
-    [written, _] = module._write_all(Plain().eval(), Plain().eval(), "onnx", images, tmp_path, QUIET)
-    assert written.takes == "any batch and size"
+    [written] = module._write_all(Reducing().eval(), Reducing().eval(), "torch", images, tmp_path)
+    assert written.accepts == "any batch, 5 pixels or more high and wide"
+    [written, _] = module._write_all(Plain().eval(), Plain().eval(), "onnx", images, tmp_path)
+    assert written.accepts == "any batch and size"
 
 
 class Plain(torch.nn.Module):
@@ -166,19 +161,19 @@ def test_a_broken_description_is_named_before_any_work(run: Path, tmp_path: Path
 
 def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "model.pt2").write_text("the old one")
-    wrong = {"torch": lambda path: lambda x: torch.zeros(len(x), 10)}
+    (tmp_path / "out" / "model.pt2").write_text("the earlier one")
+    wrong = module._FORMATS["torch"]._replace(open=lambda path: lambda x: torch.zeros(len(x), 10))
     with (
-        mock.patch.object(module, "_OPEN", wrong),
+        mock.patch.dict(module._FORMATS, torch=wrong),
         pytest.raises(RuntimeError, match=r"does not compute what the model does: relative error 1\.0e"),
     ):
-        export(run, "torch", out=str(tmp_path / "out"), console=QUIET)
+        load(run).export(format="torch", out=str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out" / "model.pt2").read_text() == "the old one"
+    assert (tmp_path / "out" / "model.pt2").read_text() == "the earlier one"
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--format=torch", "--int8"], "int8 is written as onnx only, got --format torch"),
         (["--data=digits"], "are for int8: add --int8, or leave them out"),
@@ -187,13 +182,13 @@ def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
         (["--format=tflite"], "tflite"),
     ],
 )
-def test_bad_options_get_one_line(run: Path, options: list[str], told: str) -> None:
+def test_bad_options_get_one_line(run: Path, options: list[str], message: str) -> None:
     ended = atconv("export", run, *options)
     assert ended.code == 2
-    assert told in ended.err
+    assert message in ended.err
     assert len(ended.err.strip().splitlines()) == 1
 
 
-def test_a_run_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_a_missing_run_is_rejected(tmp_path: Path) -> None:
     ended = atconv("export", tmp_path / "none")
     assert (ended.code, ended.err.strip()) == (2, f"atconv export: no such run folder: {tmp_path / 'none'}")

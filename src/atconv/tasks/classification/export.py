@@ -1,63 +1,125 @@
-"""A run's model as a file for elsewhere: written, checked against the model, and timed beside it."""
+"""A classifier as files that run without this package: written, compared with the model, and timed."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from atconv import deploy
 from atconv.data.loaders import eval_loader
 from atconv.data.splits import Split
 from atconv.deploy.timing import ROUNDS, median_seconds
-from atconv.engine import run as runs
-from atconv.engine.progress import make_table, plain_console, track
-from atconv.engine.run import Run
+from atconv.engine.tables import Table
 from atconv.io import file_digest
 from atconv.models.attnet import AttNet
-from atconv.tasks.classification.config import read_config
-from atconv.tasks.classification.evaluation import find_side, predict_loader
+from atconv.tasks.classification.data import choose_split
+from atconv.tasks.classification.predictor import ClassificationPredictor, predict_batches
 
-__all__ = ["export"]
+__all__ = ["ExportReport", "ExportedFile", "Int8Accuracy", "export"]
+
+logger = logging.getLogger(__name__)
 
 Call = Callable[[Tensor], Tensor]
 
 _DESCRIPTION = "export.json"
 _TOLERANCE = 1e-4
-_LARGE = 128  # pixels
-_WRITE = {"onnx": deploy.export_onnx, "torch": deploy.export_torch, "aoti": deploy.export_aoti}
-_OPEN: dict[str, Callable[[Path], Call]] = {
-    "onnx": deploy.open_onnx,
-    "torch": deploy.open_torch,
-    "aoti": deploy.open_aoti,
+_TRACE_SIZE = 128  # pixels
+
+
+class _Format(NamedTuple):
+    suffix: str
+    write: Callable[..., Path]
+    open: Callable[[Path], Call]
+
+
+_FORMATS = {
+    "onnx": _Format(".onnx", deploy.export_onnx, deploy.open_onnx),
+    "torch": _Format(".pt2", deploy.export_torch, deploy.open_torch),
+    "aoti": _Format("-aoti.pt2", deploy.export_aoti, deploy.open_aoti),
 }
-_SUFFIX = {"onnx": ".onnx", "torch": ".pt2", "aoti": "-aoti.pt2"}
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file, compared with the model."""
+
+    name: str
+    accepts: str
+    """shapes of its input, in words"""
+    error: float | None
+    """largest difference from the model's output, relative; None for int8, which is not meant to be equal"""
+    milliseconds: float
+    """median time of one batch"""
+
+
+@dataclass(frozen=True)
+class Int8Accuracy:
+    """How int8 changes predictions. Percentages are 0…100."""
+
+    images: int
+    top1_before: float
+    top1_after: float
+    newly_wrong: int
+    newly_right: int
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export` wrote. Times are medians of interleaved calls with one batch."""
+
+    folder: Path
+    files: list[ExportedFile]
+    eager_milliseconds: dict[str, float]
+    """of the model in eager PyTorch, and of the folded model"""
+    batch_size: int
+    threads: int
+    int8: Int8Accuracy | None
+    removed: list[str]
+    """files of an earlier export, which held other weights"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"folder": str(self.folder)}
+
+    def tables(self) -> list[Table]:
+        """What to show a person."""
+        eager = self.eager_milliseconds["eager"]
+        forms = [(name, "", "", milliseconds) for name, milliseconds in self.eager_milliseconds.items()]
+        for file in self.files:
+            error = "" if file.error is None else f"{file.error:.1e}"
+            forms.append((file.name, file.accepts, error, file.milliseconds))
+        rows = [(*form, f"{value:.1f}", f"{eager / value:.2f} ×") for *form, value in forms]
+        columns = ("form", "accepts", "relative error", f"ms for {self.batch_size}", "speed of eager")
+        title = f"batch of {self.batch_size}, {self.threads} threads, medians of {ROUNDS} interleaved calls"
+        return [Table(title, columns, rows, text_columns=2)]
 
 
 @dataclass(frozen=True)
 class _Written:
-    """One file, and how it compares."""
+    """A file that was written and compared with the model."""
 
-    file: Path
-    takes: str
+    path: Path
+    accepts: str
     call: Call
     error: float | None
-    """largest difference to the model's output, relative; None where it is not to be equal"""
 
 
 def export(
-    run: str | Path,
+    predictor: ClassificationPredictor,
     format: Literal["onnx", "torch", "aoti"] = "onnx",
     int8: bool = False,
     data: str | None = None,
@@ -65,32 +127,30 @@ def export(
     calibration_images: int | None = None,
     batch_size: int = 8,
     out: str | None = None,
-    console: Console | None = None,
-) -> Path:
-    """Write a run's best model as a file that runs without this package, check it, and time it.
+) -> ExportReport:
+    """Write a classifier as a file that runs without this package, check it, and time it.
 
-    An AttNet is folded first and takes any batch, height and width. Other models take any batch and, where
-    their graph allows it, any size.
+    An AttNet is folded first and accepts any batch, height and width. Other models accept any batch and,
+    where their graph allows it, any size.
 
     Args:
-        run: the run's folder.
+        predictor: from `atconv.load`.
         format: onnx for ONNX Runtime and OpenVINO, in two files, for any batch and for one; torch for a
             torch.export program; aoti for a package that AOTInductor compiled for this machine's CPU.
-        int8: also write an int8 ONNX file, calibrated on training images, and tell its accuracy.
+        int8: also write an int8 ONNX file, calibrated on training images, and measure its accuracy.
         data: what int8 is calibrated and measured on, DATA as in training; the run's own by default.
         data_root: folder of a named timm dataset, if not the run's.
-        calibration_images: how many of them it is calibrated on, 256 by default.
-        batch_size: images of the fixed batch, and of the measured one.
+        calibration_images: how many of them calibrate int8, 256 by default.
+        batch_size: images of the fixed batch, and of the timed one.
         out: folder to write, RUN/export by default. Files of the same name are replaced, and files of other
             weights that its export.json lists are removed.
-        console: where progress shows.
 
     Returns:
-        the folder: the files, and export.json with classes and what the input must look like.
+        the files, also listed in export.json in the folder, with classes and what the input must look like.
 
     Raises:
-        FileNotFoundError, ValueError: no such run, no such data, or int8 in another format than onnx, data
-            without int8, a folder whose export.json is not of an export.
+        FileNotFoundError, ValueError: no such data, or int8 in another format than onnx, data without int8,
+            a folder whose export.json is not of an export.
         RuntimeError: the written file does not compute what the model does; it is not kept.
     """
     if int8 and format != "onnx":
@@ -100,76 +160,85 @@ def export(
     count = 256 if calibration_images is None else calibration_images
     if batch_size < 1 or count < 1:
         raise ValueError(f"batch_size and calibration_images must be at least 1, got {batch_size}, {count}")
-    console = console or plain_console()
-    opened = Run.open(run)
-    model, transform, classes = runs.load(run)
-    sides = _int8_sides(opened, data, data_root, classes, count, console) if int8 else None
-    folder = Path(out) if out is not None else opened.path / "export"
-    weights = file_digest(opened.weights)
-    before, stale = _files_before(folder, weights)
+    splits = _int8_splits(predictor, data, data_root, count) if int8 else None
+    folder = Path(out) if out is not None else predictor.run.path / "export"
+    weights = file_digest(predictor.run.weights)
+    kept, stale = _earlier_files(folder, weights)
+    model = copy.deepcopy(predictor.model).cpu()
+    forms: dict[str, Call] = {"eager": model}
+    folded = model
+    if isinstance(model, AttNet):
+        forms["eager, folded"] = folded = deploy.fold(model)
+    images, accuracy = torch.randn(batch_size, *predictor.transform.input_size), None
     with _staged(folder, stale) as staging:
-        fast = deploy.fold(model) if isinstance(model, AttNet) else model
-        images = torch.randn(batch_size, *transform.input_size)
-        written = _write_all(fast, model, format, images, staging, console)
-        if sides is not None:
-            written.append(_write_int8(written[0], sides, transform, batch_size, console))
-        forms = {"eager": model, **({"eager, folded": fast} if fast is not model else {})}
-        milliseconds = _latency(forms | {one.file.name: one.call for one in written}, images, console)
-        description = _describe(transform, classes, written, milliseconds, batch_size)
-        description["weights"], description["files"] = weights, before | description["files"]
-        text = json.dumps(description, indent=1, ensure_ascii=False)
-        (staging / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-    _tell(console, folder, written, milliseconds, batch_size)
+        written = _write_all(folded, model, format, images, staging)
+        if splits is not None:
+            int8_file, accuracy = _write_int8(written[0], splits, predictor.transform, batch_size)
+            written.append(int8_file)
+        milliseconds = _time(forms | {file.path.name: file.call for file in written}, images)
+        report = ExportReport(
+            folder,
+            [ExportedFile(f.path.name, f.accepts, f.error, milliseconds[f.path.name]) for f in written],
+            {name: milliseconds[name] for name in forms},
+            batch_size,
+            torch.get_num_threads(),
+            accuracy,
+            [path.name for path in stale],
+        )
+        description = _describe(predictor, report, weights, kept)
+        text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
+        (staging / _DESCRIPTION).write_text(text, encoding="utf-8")
+    logger.info("everything is in %s", folder)
     if stale:
-        names = ", ".join(path.name for path in stale)
-        console.print(f"removed, since they held other weights: {names}", soft_wrap=True)
-    return folder
+        logger.info("removed, since they held other weights: %s", ", ".join(report.removed))
+    return report
 
 
 def _write_all(
-    fast: nn.Module, model: nn.Module, format: str, images: Tensor, folder: Path, console: Console
+    folded: nn.Module, model: nn.Module, format: str, images: Tensor, folder: Path
 ) -> list[_Written]:
-    """The files of a format, each checked against the model."""
-    path = folder / f"model{_SUFFIX[format]}"
-    channels, height, width = images.shape[1:]
-    console.print(f"writing {path.name}", soft_wrap=True)
+    """The files of a format, each compared with the model."""
+    suffix, write, _ = _FORMATS[format]
+    path = folder / f"model{suffix}"
+    batch, channels, height, width = images.shape
+    logger.info("writing %s", path.name)
     try:
-        # Traced where no map is one position high or wide, which would be taken for a constant.
-        _WRITE[format](fast, path, torch.randn(2, channels, _LARGE, _LARGE + 32), "any")
+        # Traced where no map is one position high or wide, which would become a constant.
+        write(folded, path, torch.randn(2, channels, _TRACE_SIZE, _TRACE_SIZE + 32), "any")
         shapes = [(1, channels, height, width), (3, channels, height + 5, width + 37)]
-        written = [_check(path, "any batch and size", format, model, shapes)]
-        least = _least_side(written[0].call, model, channels)
-        if least > 1:
-            written = [replace(written[0], takes=f"any batch, {least} pixels or more high and wide")]
+        written = _check(path, "any batch and size", format, model, shapes)
+        size = _min_size(written.call, model, channels)
+        if size > 1:
+            written = replace(written, accepts=f"any batch, {size} pixels or more high and wide")
     except (ValueError, RuntimeError) as error:
-        console.print(f"{error}\nwriting it for {height} × {width} only", soft_wrap=True)
-        _WRITE[format](fast, path, torch.randn(2, channels, height, width), "batch")
-        shapes = [(batch, channels, height, width) for batch in (1, 3)]
-        written = [_check(path, f"any batch of {height} × {width}", format, model, shapes)]
-    if format == "onnx":
-        fixed = folder / f"model-batch{len(images)}.onnx"
-        console.print(f"writing {fixed.name}", soft_wrap=True)
-        _WRITE[format](fast, fixed, images, "fixed")
-        takes = f"{len(images)} of {height} × {width}"
-        written.append(_check(fixed, takes, format, model, [(len(images), channels, height, width)]))
-    return written
+        logger.info("%s\nwriting it for %d × %d only", error, height, width)
+        write(folded, path, torch.randn(2, channels, height, width), "batch")
+        shapes = [(count, channels, height, width) for count in (1, 3)]
+        written = _check(path, f"any batch of {height} × {width}", format, model, shapes)
+    if format != "onnx":
+        return [written]
+    fixed = folder / f"model-batch{batch}.onnx"
+    logger.info("writing %s", fixed.name)
+    write(folded, fixed, images, "fixed")
+    accepts = f"{batch} of {height} × {width}"
+    return [written, _check(fixed, accepts, format, model, [(batch, channels, height, width)])]
 
 
-def _least_side(call: Call, model: nn.Module, channels: int) -> int:
-    """Pixels that images must have: torch.export takes it for granted that no map has a single position."""
-    for side in (1, 2, 3, 5, 9, 17, 33, 65):
+def _min_size(call: Call, model: nn.Module, channels: int) -> int:
+    """Minimum height and width of images: torch.export assumes that no map has a single position."""
+    for size in (1, 2, 3, 5, 9, 17, 33, 65):
         with suppress(Exception):  # each runtime has its own types
-            if deploy.largest_error(call, model, [(1, channels, side, side)]) <= _TOLERANCE:
-                return side
-    return _LARGE
+            if deploy.largest_error(call, model, [(1, channels, size, size)]) <= _TOLERANCE:
+                return size
+    return _TRACE_SIZE
 
 
 def _check(
-    path: Path, takes: str, format: str, model: nn.Module, shapes: list[tuple[int, int, int, int]]
+    path: Path, accepts: str, format: str, model: nn.Module, shapes: list[tuple[int, int, int, int]]
 ) -> _Written:
     """Open a file and compare it with the model on batches of the given shapes (B C H W)."""
     try:
-        call = _OPEN[format](path)
+        call = _FORMATS[format].open(path)
         error = deploy.largest_error(call, model, shapes)
     except ImportError:
         raise
@@ -181,85 +250,75 @@ def _check(
             f"{path.name} does not compute what the model does: relative error {error:.1e}, at most "
             f"{_TOLERANCE:.0e} is accepted"
         )
-    return _Written(path, takes, call, error)
+    return _Written(path, accepts, call, error)
 
 
 def _write_int8(
-    source: _Written,
-    sides: tuple[Split, Split],
-    transform: runs.EvalTransform,
-    batch_size: int,
-    console: Console,
-) -> _Written:
-    """The int8 file; prints how accuracy changes."""
+    source: _Written, splits: tuple[Split, Split], transform: Any, batch_size: int
+) -> tuple[_Written, Int8Accuracy]:
+    """The int8 file, and how it changes predictions."""
     calibration, measured = (
-        eval_loader(side, transform, transform.input_size[0], batch_size, workers=0) for side in sides
+        eval_loader(split, transform, transform.input_size[0], batch_size, workers=0) for split in splits
     )
-    path = source.file.with_name("model-int8.onnx")
-    console.print(f"writing {path.name}, calibrated on {len(sides[0])} images", soft_wrap=True)
-    batches = (images for images, _ in track(calibration, console, "calibrating", len(calibration)))
-    deploy.quantize_onnx(source.file, path, batches)
-    written = _Written(path, source.takes, deploy.open_onnx(path), None)
-    right = []
-    for one in (source, written):
-        model: Any = one.call
-        shown = track(measured, console, f"measuring {one.file.name}", len(measured))
-        probabilities, labels = predict_loader(model, shown, torch.device("cpu"))
-        right.append(probabilities.argmax(1) == labels)
-    before, after = right
-    console.print(
-        f"int8: top-1 {100 * before.mean():.2f} → {100 * after.mean():.2f} % on {len(before)} images: "
-        f"{(before & ~after).sum()} right before are wrong now, {(after & ~before).sum()} wrong before are "
-        "right now",
-        soft_wrap=True,
-    )
-    return written
+    path = source.path.with_name("model-int8.onnx")
+    logger.info("writing %s, calibrated on %d images", path.name, len(splits[0]))
+    shown = tqdm(calibration, desc="calibrating", disable=None, leave=False)
+    deploy.quantize_onnx(source.path, path, (images for images, _ in shown))
+    written = _Written(path, source.accepts, deploy.open_onnx(path), None)
+    correct = []
+    for file in (source, written):
+        call: Any = file.call
+        shown = tqdm(measured, desc=f"measuring {file.path.name}", disable=None, leave=False)
+        probabilities, labels = predict_batches(call, shown, torch.device("cpu"))
+        correct.append(probabilities.argmax(1) == labels)
+    before, after = correct
+    top1 = [100 * float(hits.mean()) for hits in correct]
+    wrong, right = int((before & ~after).sum()), int((after & ~before).sum())
+    logger.info(
+        "int8: top-1 %.2f → %.2f %% on %d images: %d became wrong, %d became right",
+        *top1, len(before), wrong, right,
+    )  # fmt: skip
+    return written, Int8Accuracy(len(before), top1[0], top1[1], wrong, right)
 
 
-def _int8_sides(
-    run: Run, data: str | None, data_root: str | None, classes: list[str], count: int, console: Console
+def _int8_splits(
+    predictor: ClassificationPredictor, data: str | None, data_root: str | None, count: int
 ) -> tuple[Split, Split]:
-    """Images to calibrate on and images to measure on: training and test side, or two parts of one side."""
-    if data is None:
-        config = read_config(run)
-        data, data_root = config.data, data_root or config.data_root
-    name, measured = find_side(run, data, "auto", data_root, classes, console)
-    pool = (
-        measured
-        if name in ("all", "train")
-        else find_side(run, data, "train", data_root, classes, console)[1]
-    )
+    """Images to calibrate on and images to measure on: training and test split, or two parts of one split."""
+    config: Any = predictor.config
+    choose = functools.partial(choose_split, predictor.run, config, predictor.classes, data)
+    name, measured = choose("auto", data_root)
+    pool = measured if name in ("all", "train") else choose("train", data_root)[1]
     order = np.random.default_rng(0).permutation(len(pool))
     calibration = Split(pool.source, [pool.indices[i] for i in order[:count]])
     if pool is measured:
         if len(pool) <= count:
             raise ValueError(
-                f"{data} has {len(pool)} images, all of which --calibration_images {count} would take: give "
-                "fewer, or more data"
+                f"{data or config.data} has {len(pool)} images, all of which --calibration-images {count} "
+                "would take: give fewer, or more data"
             )
         measured = Split(pool.source, [pool.indices[i] for i in order[count:]])
     return calibration, measured
 
 
 @torch.inference_mode()
-def _latency(forms: dict[str, Call], images: Tensor, console: Console) -> dict[str, float]:
-    """Median milliseconds of a call, by turns."""
-    calls = {name: functools.partial(call, images) for name, call in forms.items()}
-    taken = median_seconds(calls)
-    return {name: 1000 * seconds for name, seconds in taken.items()}
+def _time(forms: Mapping[str, Call], images: Tensor) -> dict[str, float]:
+    """Median milliseconds of one batch for each form."""
+    seconds = median_seconds({name: functools.partial(call, images) for name, call in forms.items()})
+    return {name: 1000 * value for name, value in seconds.items()}
 
 
-def _files_before(folder: Path, weights: str) -> tuple[dict[str, Any], list[Path]]:
-    """What export.json says of files that hold the same weights; and its files that hold others."""
+def _earlier_files(folder: Path, weights: str) -> tuple[dict[str, Any], list[Path]]:
+    """The entries of export.json for files that hold the same weights, and its files that hold others."""
     path = folder / _DESCRIPTION
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: name a folder to write to")
     if not path.is_file():
         return {}, []
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        files = {name: one for name, one in told["files"].items() if (folder / Path(name).name).is_file()}
-        if told["weights"] == weights:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        files = {n: entry for n, entry in content["files"].items() if (folder / Path(n).name).is_file()}
+        if content["weights"] == weights:
             return files, []
         return {}, [folder / Path(name).name for name in files]
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -267,57 +326,36 @@ def _files_before(folder: Path, weights: str) -> tuple[dict[str, Any], list[Path
 
 
 def _describe(
-    transform: runs.EvalTransform,
-    classes: list[str],
-    written: list[_Written],
-    milliseconds: dict[str, float],
-    batch_size: int,
+    predictor: ClassificationPredictor, report: ExportReport, weights: str, kept: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a program that opens the files must know."""
-    shared = {
-        "eager_milliseconds": round(milliseconds["eager"], 2),
-        "batch_size": batch_size,
-        "threads": torch.get_num_threads(),
-    }
+    """The content of export.json: what a program that opens the files must know."""
     files = {
-        one.file.name: {
-            "takes": one.takes,
-            "largest_relative_error": one.error,
-            "milliseconds": round(milliseconds[one.file.name], 2),
-            **shared,
+        file.name: {
+            "accepts": file.accepts,
+            "largest_relative_error": file.error,
+            "milliseconds": round(file.milliseconds, 2),
+            "eager_milliseconds": round(report.eager_milliseconds["eager"], 2),
+            "batch_size": report.batch_size,
+            "threads": report.threads,
         }
-        for one in written
+        for file in report.files
     }
+    input_ = {"name": "images", "dtype": "float32", "axes": "batch channels height width"}
     return {
-        "classes": classes,
-        "input": {"name": "images", "dtype": "float32", "axes": "batch channels height width"}
-        | transform.describe(),
+        "classes": predictor.classes,
+        "input": input_ | predictor.transform.describe(),
         "output": {"name": "logits", "axes": "batch classes"},
-        "files": files,
+        "weights": weights,
+        "files": kept | files,
     }
-
-
-def _tell(
-    console: Console, folder: Path, written: list[_Written], milliseconds: dict[str, float], batch_size: int
-) -> None:
-    told = {one.file.name: one for one in written}
-    eager = milliseconds["eager"]
-    rows = []
-    for name, value in milliseconds.items():
-        one = told.get(name)
-        error = "" if one is None or one.error is None else f"{one.error:.1e}"
-        rows.append((name, "" if one is None else one.takes, error, f"{value:.1f}", f"{eager / value:.2f} ×"))
-    heads = ("form", "takes", "relative error", f"ms for {batch_size}", "speed of eager")
-    title = f"batch of {batch_size}, {torch.get_num_threads()} threads, medians of {ROUNDS} interleaved calls"
-    console.print(make_table(title, heads, rows))
-    console.print(f"everything is in {folder}", soft_wrap=True)
 
 
 @contextmanager
 def _staged(folder: Path, stale: list[Path]) -> Iterator[Path]:
-    """A folder to write into, whose files move to their place only when all is well; stale ones go then.
+    """A folder to write into, whose files are moved into place after all of them are complete; stale files
+    are removed then.
 
-    The description goes first and comes last: none is there that is not of the files beside it.
+    The old description is removed first and the new one moved last: none ever describes other files.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as name:

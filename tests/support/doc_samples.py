@@ -1,0 +1,89 @@
+"""Small files and runs that pages name and do not make."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from support.doc_commands import run_atconv
+
+
+def provide(source: str) -> None:
+    """Make in the current folder what a block or command names."""
+    for name, make in SAMPLES.items():
+        if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", source) and not Path(name).exists():
+            make(Path(name))
+
+
+def _release(path: Path) -> None:
+    torch.save({"model": timm.create_model("attnet_t2").state_dict()}, path)
+
+
+def _photos(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog", "fox"):
+        (folder / label).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{i}.jpg")
+
+
+def _images(folder: Path) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for i in (1, 2):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+
+
+def _annotated(folder: Path) -> None:
+    from support.tiny_dense import annotated_folder
+
+    annotated_folder(folder, train=8, val=4)
+
+
+def _scan(path: Path) -> None:
+    Image.fromarray((load_digits().images[0] * 15).astype(np.uint8)).save(path)
+
+
+@functools.cache
+def _digits_run() -> Path:
+    """A run of the digits recipe with scans in it, which pages get copies of."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    run_atconv(["train", "digits", "--config", "digits", "--out", str(folder / "run")])
+    scans = folder / "run" / "scans"
+    scans.mkdir()
+    digits = load_digits()
+    for label in range(4):
+        image = Image.fromarray((digits.images[list(digits.target).index(label)] * 15).astype(np.uint8))
+        image.resize((16, 16)).save(scans / f"a-{label}.png")
+    return folder / "run"
+
+
+def _digits(folder: Path) -> None:
+    shutil.copytree(_digits_run(), folder)
+
+
+SAMPLES: dict[str, Callable[[Path], None]] = {
+    "photos": _photos,
+    "new": _images,
+    "more": _images,
+    "street": _annotated,
+    "fields": _annotated,
+    "scan.png": _scan,
+    "AttNet_T2.pth": _release,
+    "runs/demo": _digits,
+    "runs/attention": _digits,
+    "runs/no-inhibition": _digits,
+}
