@@ -1,4 +1,4 @@
-"""Class-activation maps where the answer is known."""
+"""Class-activation maps of cases whose maps are known."""
 
 from __future__ import annotations
 

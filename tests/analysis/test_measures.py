@@ -1,4 +1,4 @@
-"""Measures on cases whose answer is known."""
+"""Measures on cases whose values are known."""
 
 from __future__ import annotations
 

@@ -34,6 +34,11 @@ __all__ = [
 Pixels = NDArray[np.uint8]
 """an image, H W or H W 3"""
 
+_Panel = tuple[str, str, Callable[[Any], float]]
+"""title, unit, and the number that is plotted for a value of a line"""
+_Line = tuple[str, dict[str, Any], Mapping[str, Any]]
+"""label, style, and a value for each layer"""
+
 _MAX_LAYERS = 8
 _literal_text = rc_context({"text.parse_math": False})  # a class or a run may be called "$"
 
@@ -150,29 +155,18 @@ def plot_kernel_shapes(layers: Mapping[str, Sequence[LayerMeasures]]) -> Figure:
     Args:
         layers: from `measure_layers`, by the model's name.
     """
-    panels: list[tuple[str, str, Callable[[Any], float]]] = [
+    lines: list[_Line] = []
+    for color, (model, rows) in enumerate(layers.items()):
+        label, style = _model_label(model), {"marker": "o", "color": f"C{color}"}
+        before = {layer.name: layer.kernel_before_inhibition for layer in rows}
+        lines.append((label, style, {layer.name: layer.kernel for layer in rows}))
+        lines.append((f"{label}, before inhibition", style | {"linestyle": "--", "alpha": 0.55}, before))
+    panels: list[_Panel] = [
         ("Weights below zero", "% of weights", lambda shape: 100 * shape.negative_share),
         ("Flatness", "entropy over its maximum: 1 is flat", lambda shape: shape.entropy),
         ("Peakedness", "kurtosis: high if one stands out", lambda shape: shape.kurtosis),
     ]
-    shaped = {model: [layer for layer in rows if layer.kernel] for model, rows in layers.items()}
-    names = _names_by_depth(shaped.values())
-    figure, axes = _grid("Shape of the kernels, by layer", 1, len(panels), (9.4, 4.0))
-    for axis, (title, unit, measure) in zip(axes[0], panels, strict=True):
-        for color, (model, rows) in enumerate(shaped.items()):
-            label, style = _model_label(model), {"marker": "o", "color": f"C{color}"}
-            places = [names.index(layer.name) for layer in rows]
-            if rows:
-                axis.plot(places, [measure(layer.kernel) for layer in rows], label=label, **style)
-            before = {names.index(row.name): row.kernel_before_inhibition for row in rows}
-            before = {place: shape for place, shape in before.items() if shape is not None}
-            if before:
-                values = [measure(shape) for shape in before.values()]
-                label = f"{label}, before inhibition"
-                axis.plot(list(before), values, label=label, linestyle="--", alpha=0.55, **style)
-        _panel(axis, title, unit, names)
-    _legend(figure, axes[0, 0])
-    return figure
+    return _plot_by_layer("Shape of the kernels, by layer", panels, lines)
 
 
 @_literal_text
@@ -183,23 +177,20 @@ def plot_redundancy(layers: Mapping[str, Sequence[LayerMeasures]], min_samples: 
         layers: from `measure_layers`, by the model's name.
         min_samples: values per channel below which a point is hollow.
     """
-    panels: list[tuple[str, str, Callable[[Any], float]]] = [
-        ("Cosine similarity of channels", "mean |cosine| of two channels", lambda found: found.cosine),
-        ("Effective rank", "% of the number of channels", lambda found: 100 * found.effective_rank),
+    lines: list[_Line] = []
+    for color, (model, rows) in enumerate(layers.items()):
+        style = {"marker": "o", "color": f"C{color}"}
+        few = [layer for layer in rows if layer.redundancy.samples_per_channel < min_samples]
+        lines.append((_model_label(model), style, {layer.name: layer.redundancy for layer in rows}))
+        hollow = style | {"linestyle": "none", "markerfacecolor": "white"}
+        lines.append(("_", hollow, {layer.name: layer.redundancy for layer in few}))
+    panels: list[_Panel] = [
+        ("Cosine similarity of channels", "mean |cosine| of two channels", lambda layer: layer.cosine),
+        ("Effective rank", "% of the number of channels", lambda layer: 100 * layer.effective_rank),
     ]
-    names = _names_by_depth(layers.values())
-    figure, axes = _grid("Redundancy of each token mixer's output", 1, len(panels), (9.0, 4.0))
-    for axis, (title, unit, measure) in zip(axes[0], panels, strict=True):
-        for color, (model, rows) in enumerate(layers.items()):
-            places = [names.index(layer.name) for layer in rows]
-            values = [measure(layer.redundancy) for layer in rows]
-            enough = [layer.redundancy.samples_per_channel >= min_samples for layer in rows]
-            axis.plot(places, values, color=f"C{color}", label=_model_label(model))
-            fills = [f"C{color}" if full else "white" for full in enough]
-            axis.scatter(places, values, c=fills, edgecolors=f"C{color}", zorder=3)
+    figure = _plot_by_layer("Redundancy of each token mixer's output", panels, lines)
+    for axis in figure.axes:
         axis.set_ylim(bottom=0)
-        _panel(axis, title, unit, names)
-    _legend(figure, axes[0, 0], columns=3)
     return figure
 
 
@@ -298,16 +289,16 @@ def plot_explanations(
         f"{' × '.join(map(str, explanations[0].map.shape))} positions)",
         2, columns, (max(5.6, 1.5 * columns + 1.1), 3.75),
     )  # fmt: skip
-    for (above, below), image, found, label in zip(axes.T, images, explanations, labels, strict=True):
+    for (above, below), image, explanation, label in zip(axes.T, images, explanations, labels, strict=True):
         height, width = image.shape[:2]
         for axis in (above, below):
             _show_image(axis, image)
         shown = below.imshow(
-            found.map.float().numpy(), cmap="inferno", alpha=0.6, interpolation="bilinear", vmin=0, vmax=1,
-            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            explanation.map.float().numpy(), cmap="inferno", alpha=0.6, interpolation="bilinear",
+            vmin=0, vmax=1, extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         )  # fmt: skip
-        wrong = "" if label == found.predicted else f"\nis {_shorten(label)}"
-        title = f"{_shorten(found.predicted)}\n{100 * found.probability:.0f} %{wrong}"
+        wrong = "" if label == explanation.predicted else f"\nis {_shorten(label)}"
+        title = f"{_shorten(explanation.predicted)}\n{100 * explanation.probability:.0f} %{wrong}"
         above.set_title(title, fontsize=8)
     _clear_ticks(axes)
     figure.colorbar(shown, ax=axes, shrink=0.7, label="support: 0 none, 1 most")
@@ -353,11 +344,27 @@ def _clear_ticks(axes: NDArray[Any]) -> None:
         axis.set_yticks([])
 
 
-def _panel(axis: Axes, title: str, unit: str, layers: Sequence[str]) -> None:
-    axis.set_title(title, fontsize=10)
-    axis.set_ylabel(unit, fontsize=9)
-    axis.grid(alpha=0.3)
-    _layer_axis(axis, layers)
+def _plot_by_layer(title: str, panels: Sequence[_Panel], lines: Sequence[_Line]) -> Figure:
+    """A panel for each measure, in which lines run over the layers of models; layers without a value are
+    left out."""
+    lines = [(label, style, {n: v for n, v in values.items() if v}) for label, style, values in lines]
+    lines = [line for line in lines if line[2]]
+    # "stages.10.…" splits into "stages.", 10, "…": text and numbers alternate, so that names compare.
+    names = sorted(
+        {name for _, _, values in lines for name in values},
+        key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
+    )
+    figure, axes = _grid(title, 1, len(panels), (9.4, 4.0))
+    for axis, (heading, unit, measure) in zip(axes[0], panels, strict=True):
+        for label, style, values in lines:
+            places = [names.index(name) for name in values]
+            axis.plot(places, [measure(value) for value in values.values()], label=label, **style)
+        axis.set_title(heading, fontsize=10)
+        axis.set_ylabel(unit, fontsize=9)
+        axis.grid(alpha=0.3)
+        _layer_axis(axis, names)
+    _legend(figure, axes[0, 0])
+    return figure
 
 
 def _layer_axis(axis: Axes, names: Sequence[str]) -> None:
@@ -367,15 +374,8 @@ def _layer_axis(axis: Axes, names: Sequence[str]) -> None:
     axis.set_xlabel("layer (stage.block)" if re.fullmatch(r"[\d.]+", labels[0]) else "layer", fontsize=9)
 
 
-def _legend(figure: Figure, axis: Axes, columns: int = 2) -> None:
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
-
-
-def _names_by_depth(models: Iterable[Iterable[LayerMeasures]]) -> list[str]:
-    """Layer names of several models, each once, in order of depth."""
-    names = {layer.name for rows in models for layer in rows}
-    # "stages.10.…" splits into "stages.", 10, "…": text and numbers alternate, so that names compare.
-    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+def _legend(figure: Figure, axis: Axes) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
 
 
 def _stage_label(name: str) -> str:

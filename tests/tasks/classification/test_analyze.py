@@ -42,9 +42,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Runs with static convolutions, with attention, and of a ViT."""
-    root = tmp_path_factory.mktemp("others")
+    root = tmp_path_factory.mktemp("compared")
     vit = {"img_size": 8, "patch_size": 2, "depth": 2, "embed_dim": 16, "num_heads": 2}
     return [
         *(
@@ -56,9 +56,9 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def page(photos: Path, others: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(photos: Path, compared: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "analysis"
-    return analyze(trained_run(), [str(photos)], [str(path) for path in others], str(out))
+    return analyze(trained_run(), [str(photos)], [str(path) for path in compared], str(out))
 
 
 class Page(HTMLParser):
@@ -167,7 +167,7 @@ def test_images_are_evenly_spaced_and_unreadable_ones_skipped(
     assert [explanation["class"] for explanation in explanations] == ["0", "1", "2"]
     page = analyze(trained_run(), [str(spoiled)], out=str(tmp_path / "out"))
     assert json.loads((page.parent / "analysis.json").read_text())["images"] == 6
-    assert re.search(r"skipped: \S+bad.png: not a readable (picture|image)", caplog.text)
+    assert re.search(r"skipped: \S+bad.png: not a readable image", caplog.text)
 
 
 def test_classes_come_from_folders_where_the_run_knows_them(photos: Path) -> None:
@@ -220,13 +220,13 @@ def test_plots_of_an_earlier_analysis_are_removed(tmp_path: Path, photos: Path) 
     assert {path.name for path in out.glob("*.png")} == PLOTS - {"routing.png"}
 
 
-def test_bad_input_is_one_line(photos: Path, others: list[Path], tmp_path: Path) -> None:
+def test_bad_input_is_one_line(photos: Path, compared: list[Path], tmp_path: Path) -> None:
     run, taken = trained_run(), tmp_path / "taken"
     taken.mkdir()
     (taken / "mine.txt").write_text("mine")
     (tmp_path / "bad.png").write_text("text")
     cases = [
-        ([others[1], photos], "does not contain ATConv, its token mixers are SelfAttention"),
+        ([compared[1], photos], "does not contain ATConv, its token mixers are SelfAttention"),
         ([run, tmp_path / "none"], "no image at"),
         ([run, tmp_path / "bad.png"], f"none of the 1 images could be read: {tmp_path / 'bad.png'}"),
         ([run, photos, "--out", taken], "holds something that is no analysis"),

@@ -284,31 +284,20 @@ def _numbers(data: ReportData) -> Section:
         "model", "layer", "routing variance", "by classes", "λ", "negative", "entropy", "kurtosis",
         "cosine similarity", "effective rank",
     ]  # fmt: skip
-    rows = [
-        [model, f"{plots.layer_label(layer.name)} {layer.kind}", *map(_cell, _values(layer))]
-        for model, layers in data.layers.items()
-        for layer in layers
-    ]
+    rows = []
+    for model, layers in data.layers.items():
+        for layer in layers:
+            routing, kernel, channels = layer.routing, layer.kernel, layer.redundancy
+            values: list[float | None] = [None, None]
+            if routing:
+                values = [routing.total, routing.share_between]
+            values.append(layer.inhibition)
+            values += [kernel.negative_share, kernel.entropy, kernel.kurtosis] if kernel else [None] * 3
+            values += [channels.cosine, channels.effective_rank]
+            cells = ["" if value is None else f"{value:.3f}" for value in values]
+            rows.append([model, f"{plots.layer_label(layer.name)} {layer.kind}", *cells])
     text = "The numbers behind the plots; analysis.json holds them too. Shares are of 1."
     return Section("The numbers", text, table=[header, *rows])
-
-
-def _values(layer: LayerMeasures) -> list[float | None]:
-    routing, kernel = layer.routing, layer.kernel
-    return [
-        routing.total if routing else None,
-        routing.share_between if routing else None,
-        layer.inhibition,
-        kernel.negative_share if kernel else None,
-        kernel.entropy if kernel else None,
-        kernel.kurtosis if kernel else None,
-        layer.redundancy.cosine,
-        layer.redundancy.effective_rank,
-    ]
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
 
 
 _SECTIONS: list[Callable[[ReportData], Section | None]] = [
