@@ -15,9 +15,9 @@ from atconv.mixers import create_mixer
 from support.helpers import assert_close, randomize
 
 
-@pytest.mark.parametrize("name", ["attention", "attention_rope"])
-def test_collected_weights_give_the_layers_output(name: str) -> None:
-    mixer: Any = randomize(create_mixer(name, 32, head_dim=8)).eval()
+@pytest.mark.parametrize("rope", [False, True])
+def test_collected_weights_give_the_layers_output(rope: bool) -> None:
+    mixer: Any = randomize(create_mixer("attention", 32, head_dim=8, rope=rope)).eval()
     x = torch.randn(2, 32, 4, 3)
     (weights,) = collect_attention(mixer, x).values()
     assert weights.shape == (2, 4, 12, 12)

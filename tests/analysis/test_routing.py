@@ -45,7 +45,7 @@ def test_a_model_without_the_operator_is_rejected() -> None:
 
 
 def test_static_convolutions_have_kernels_that_never_vary() -> None:
-    layer = create_mixer("depthwise7", 4)
+    layer = create_mixer("depthwise", 4, kernel_size=7)
     kernels = collect_kernels(nn.Sequential(layer, ATConv2d(4)), torch.randn(3, 4, 6, 6))
     assert {name: tuple(layer.shape) for name, layer in kernels.items()} == {
         "0": (1, 4, 7, 7),

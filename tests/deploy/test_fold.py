@@ -34,9 +34,17 @@ def test_outputs_are_the_same_for_every_kind_of_block(variant: str) -> None:
     assert not any(parameter.requires_grad for parameter in folded.parameters())
 
 
-@pytest.mark.parametrize("mixer", ["atconv_neither", "atconv_no_routing", "attention_rope", "depthwise7"])
-def test_other_mixers_are_kept(mixer: str) -> None:
-    model = tiny_attnet(token_mixer=mixer, ls_init_value=0.5)
+@pytest.mark.parametrize(
+    ("mixer", "options"),
+    [
+        ("atconv", {"routing": False, "inhibition": False}),
+        ("atconv", {"routing": False}),
+        ("attention", {"rope": True}),
+        ("depthwise", {"kernel_size": 7}),
+    ],
+)
+def test_other_mixers_are_kept(mixer: str, options: dict[str, Any]) -> None:
+    model = tiny_attnet(token_mixer=mixer, mixer_args=options, ls_init_value=0.5)
     images = torch.randn(IMAGES)
     with torch.no_grad():
         assert_close(fold(model)(images), model(images), 1e-5)

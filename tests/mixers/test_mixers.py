@@ -25,6 +25,16 @@ from support.helpers import assert_close, randomize
 
 Position = tuple[int, int]
 
+# Every mixer, and the forms of it that differ in what they compute or learn.
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in mixer_names()} | {
+    "atconv without routing": ("atconv", {"routing": False}),
+    "atconv without inhibition": ("atconv", {"inhibition": False}),
+    "atconv with neither": ("atconv", {"routing": False, "inhibition": False}),
+    "atconv with a context grid": ("atconv", {"context_grid": True}),
+    "attention with rope": ("attention", {"rope": True}),
+    "depthwise 7×7": ("depthwise", {"kernel_size": 7}),
+}
+
 
 def mixer_of(name: str, dim: int, **options: object) -> nn.Module:
     """In float64 and eval mode, with weights that matter."""
@@ -51,26 +61,28 @@ def attend(
     for i, j in positions(*q.shape[1:]):
         for head in range(heads):
             part = slice(head * dim // heads, (head + 1) * dim // heads)
-            others = list(seen((i, j)))
+            attended = list(seen((i, j)))
             logits = torch.stack(
                 [
                     q[part, i, j] @ k[part, a, b] / math.sqrt(dim / heads) + bias[head]
-                    for (a, b), bias in others
+                    for (a, b), bias in attended
                 ]
             )
             weights = logits.softmax(0)
-            out[part, i, j] = sum(w * v[part, a, b] for w, ((a, b), _) in zip(weights, others, strict=True))
+            out[part, i, j] = sum(w * v[part, a, b] for w, ((a, b), _) in zip(weights, attended, strict=True))
     return out
 
 
-def whole_map(x: Tensor) -> Callable[[Position], Iterable[tuple[Position, Tensor]]]:
+def full_map(x: Tensor) -> Callable[[Position], Iterable[tuple[Position, Tensor]]]:
     zero = torch.zeros(99, dtype=x.dtype)
     return lambda _: [(p, zero) for p in positions(*x.shape[1:])]
 
 
 def naive_attention(mixer: nn.Module, x: Tensor) -> Tensor:
+    if mixer.rope is not None:
+        return naive_rope_attention(mixer, x)
     q, k, v = linear(mixer.attention.qkv, x).chunk(3)
-    return linear(mixer.attention.proj, attend(q, k, v, mixer.attention.num_heads, whole_map(x)))
+    return linear(mixer.attention.proj, attend(q, k, v, mixer.attention.num_heads, full_map(x)))
 
 
 def rotate(x: Tensor, heads: int) -> Tensor:
@@ -88,10 +100,10 @@ def rotate(x: Tensor, heads: int) -> Tensor:
     return turned
 
 
-def naive_attention_rope(mixer: nn.Module, x: Tensor) -> Tensor:
+def naive_rope_attention(mixer: nn.Module, x: Tensor) -> Tensor:
     q, k, v = linear(mixer.attention.qkv, x).chunk(3)
     heads = mixer.attention.num_heads
-    out = attend(rotate(q, heads), rotate(k, heads), v, heads, whole_map(x))
+    out = attend(rotate(q, heads), rotate(k, heads), v, heads, full_map(x))
     return linear(mixer.attention.proj, out)
 
 
@@ -145,7 +157,7 @@ def naive_spatial_reduction_attention(mixer: nn.Module, x: Tensor) -> Tensor:
     normed = (small - small.mean(0)) / (small.var(0, unbiased=False) + 1e-5).sqrt()
     small = normed * layer.norm.weight.view(-1, 1, 1) + layer.norm.bias.view(-1, 1, 1)
     k, v = linear(layer.kv, small).chunk(2)
-    return linear(layer.proj, attend(linear(layer.q, x), k, v, layer.num_heads, whole_map(small)))
+    return linear(layer.proj, attend(linear(layer.q, x), k, v, layer.num_heads, full_map(small)))
 
 
 def naive_linear_attention(mixer: nn.Module, x: Tensor) -> Tensor:
@@ -206,19 +218,19 @@ def naive_condconv(mixer: nn.Module, x: Tensor) -> Tensor:
 
 NAIVE: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "attention": naive_attention,
-    "attention_rope": naive_attention_rope,
     "window_attention": naive_window_attention,
     "neighborhood_attention": naive_neighborhood_attention,
     "spatial_reduction_attention": naive_spatial_reduction_attention,
     "linear_attention": naive_linear_attention,
-    "depthwise3": naive_depthwise,
-    "depthwise7": naive_depthwise,
+    "depthwise": naive_depthwise,
     "pooling": naive_pooling,
     "involution": naive_involution,
     "condconv": naive_condconv,
     "identity": lambda _, x: x,
 }
 CASES = [(name, {}, (5, 4)) for name in NAIVE] + [
+    ("attention", dict(rope=True), (5, 4)),
+    ("depthwise", dict(kernel_size=7), (5, 4)),
     ("window_attention", dict(window=3), (7, 5)),
     ("window_attention", dict(window=3, block=1), (7, 5)),
     ("window_attention", dict(window=4, block=1), (8, 4)),
@@ -238,11 +250,11 @@ def test_mixers_equal_their_formulas(name: str, options: dict[str, int], size: P
 
 
 def test_every_mixer_has_a_formula() -> None:
-    assert set(NAIVE) | {name for name in MIXERS if name.startswith("atconv")} == set(MIXERS)
+    assert set(NAIVE) | {"atconv"} == set(MIXERS)
 
 
 def test_a_context_grid_averages_cells() -> None:
-    mixer = mixer_of("atconv_grid", 4)
+    mixer = mixer_of("atconv", 4, context_grid=True)
     x = torch.randn(1, 4, 6, 9, dtype=torch.float64)
     cells = x.unflatten(2, (3, 2)).unflatten(4, (3, 3)).mean((3, 5))  # B C 3 3
     plain = create_mixer("atconv", 4).double()
@@ -252,16 +264,17 @@ def test_a_context_grid_averages_cells() -> None:
     assert (mixer.kernels(x) - plain.kernels(x)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", mixer_names())
+@pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=8, deadline=None)
 @given(
     batch=st.integers(1, 3), dim=st.integers(1, 12).map(lambda n: 4 * n), height=st.integers(1, 9),
     width=st.integers(1, 9), block=st.integers(0, 1),
 )  # fmt: skip
 def test_maps_of_any_size_keep_it(
-    name: str, batch: int, dim: int, height: int, width: int, block: int
+    form: str, batch: int, dim: int, height: int, width: int, block: int
 ) -> None:
-    mixer = create_mixer(name, dim, block).eval()
+    name, options = FORMS[form]
+    mixer = create_mixer(name, dim, block, **options).eval()
     x = torch.randn(batch, dim, height, width, requires_grad=True)
     y = mixer(x)
     assert y.shape == x.shape
@@ -272,9 +285,10 @@ def test_maps_of_any_size_keep_it(
 
 
 @pytest.mark.parametrize("size", [(14, 14), (9, 5)])
-@pytest.mark.parametrize("name", mixer_names())
-def test_macs_are_those_that_torch_counts(name: str, size: Position) -> None:
-    mixer = create_mixer(name, 48).eval()
+@pytest.mark.parametrize("form", FORMS)
+def test_macs_are_those_that_torch_counts(form: str, size: Position) -> None:
+    name, options = FORMS[form]
+    mixer = create_mixer(name, 48, **options).eval()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         mixer(torch.randn(1, 48, *size))
     counted = counter.get_total_flops() // 2
@@ -283,11 +297,11 @@ def test_macs_are_those_that_torch_counts(name: str, size: Position) -> None:
     assert mixer.macs(*size) == counted
 
 
-@pytest.mark.parametrize("name", mixer_names())
-def test_an_attnet_of_every_mixer_learns(name: str) -> None:
-    model = timm.create_model(
-        "attnet_xxs", token_mixer=name, num_classes=3, dims=(8, 16, 16, 32), stem_stride=2
-    )
+@pytest.mark.parametrize("form", FORMS)
+def test_an_attnet_of_every_mixer_learns(form: str) -> None:
+    name, options = FORMS[form]
+    small = {"num_classes": 3, "dims": (8, 16, 16, 32), "stem_stride": 2}
+    model = timm.create_model("attnet_xxs", token_mixer=name, mixer_args=options, **small)
     images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
@@ -305,7 +319,7 @@ def test_an_attnet_of_every_mixer_learns(name: str) -> None:
 def test_each_stage_may_have_a_mixer_of_its_own() -> None:
     model = timm.create_model(
         "attnet_xxs",
-        token_mixer=["depthwise3", "window_attention", "atconv", "attention"],
+        token_mixer=["depthwise", "window_attention", "atconv", "attention"],
         mixer_args=[{}, {"window": 4}, {"kernel_size": 5}, {"rope": True}],
     )
     kinds = [[type(block.token_mixer).__name__ for block in stage.blocks] for stage in model.stages]
@@ -347,7 +361,7 @@ def test_position_biases_are_exempt_from_weight_decay() -> None:
 
 
 def test_a_static_kernel_starts_as_other_convolutions_do() -> None:
-    model = timm.create_model("attnet_xxs", token_mixer="atconv_neither")
+    model = timm.create_model("attnet_xxs", mixer_args={"routing": False, "inhibition": False})
     kernels = torch.cat([p.flatten() for n, p in model.named_parameters() if n.endswith("static_kernel")])
     assert kernels.std().item() == pytest.approx(0.02, rel=0.03)
 
@@ -360,7 +374,7 @@ def test_heads_divide_the_channels(dim: int, heads: int) -> None:
     assert heads_for(dim) == heads
 
 
-def test_unknown_mixers_and_options_are_refused() -> None:
+def test_unknown_mixers_and_options_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"no token mixer 'atconv2'; did you mean atconv\?"):
         create_mixer("atconv2", 8)
     with pytest.raises(ValueError, match=r"no token mixer 'xyzzy'\. There are atconv,"):
@@ -369,7 +383,7 @@ def test_unknown_mixers_and_options_are_refused() -> None:
         create_mixer("attention", 8, kernel_size=3)
     with pytest.raises(ValueError, match="shift must lie in 0 … window − 1"):
         create_mixer("window_attention", 8, window=3, shift=3)
-    for name in ("depthwise3", "neighborhood_attention", "involution", "condconv", "pooling"):
+    for name in ("depthwise", "neighborhood_attention", "involution", "condconv", "pooling"):
         with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
             create_mixer(name, 8, kernel_size=4)
 
@@ -384,28 +398,44 @@ def test_unknown_mixers_and_options_are_refused() -> None:
         ("condconv", {"experts": 0}, "experts must be at least 1, got 0"),
     ],
 )
-def test_options_that_make_no_mixer_are_refused(name: str, options: dict[str, int], message: str) -> None:
+def test_options_that_make_no_mixer_are_rejected(name: str, options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_mixer(name, 8, **options)
 
 
-@pytest.mark.parametrize("name", mixer_names())
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(8, 4, 4), (2, 16, 8), (2, 4, 4, 8), (2, 7, 4, 4)])
-def test_other_than_maps_of_its_channels_are_refused(name: str, shape: tuple[int, ...]) -> None:
+def test_inputs_other_than_maps_of_its_channels_are_rejected(form: str, shape: tuple[int, ...]) -> None:
+    name, options = FORMS[form]
     with pytest.raises(ValueError, match=r"takes (maps )?B 8 H W, got \("):
-        create_mixer(name, 8)(torch.zeros(shape))
+        create_mixer(name, 8, **options)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_zero_channels_are_rejected(form: str) -> None:
+    name, options = FORMS[form]
+    with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
+        create_mixer(name, 0, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_mixers_are_built_on_a_device_and_in_a_dtype(form: str) -> None:
+    name, options = FORMS[form]
+    mixer = create_mixer(name, 16, device="meta", dtype=torch.bfloat16, **options)
+    assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in mixer.parameters())
+    assert all(buffer.is_meta for buffer in mixer.buffers())
 
 
 @pytest.mark.parametrize("name", mixer_names())
-def test_there_is_no_mixer_of_no_channels(name: str) -> None:
-    with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
-        create_mixer(name, 0)
+def test_an_option_of_no_mixer_is_rejected_by_every_mixer(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} does not take .*wings"):
+        create_mixer(name, 8, wings=2)
 
 
 @pytest.mark.parametrize("dim", [6, 7, 30])
 def test_rotary_positions_ask_for_heads_that_4_divides(dim: int) -> None:
     with pytest.raises(ValueError, match=f"{dim} channels make heads of"):
-        create_mixer("attention_rope", dim)
+        create_mixer("attention", dim, rope=True)
 
 
 def test_the_documents_table_is_true() -> None:
@@ -413,9 +443,7 @@ def test_the_documents_table_is_true() -> None:
     lines = [line for line in text.splitlines() if line.startswith("| `")]
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
     table = rows[1:]
-    assert list(dict.fromkeys(row[0] for row in table)) == [
-        name for name in mixer_names() if not name.startswith("atconv_")
-    ]
+    assert list(dict.fromkeys(row[0] for row in table)) == mixer_names()
     for name, options, cost, parameters, macs, source in table:
         mixer: Any = create_mixer(name, 64, **ast.literal_eval(options or "{}"))
         assert cost == MIXERS[name].cost
@@ -428,15 +456,16 @@ def test_parameters_are_those_of_the_formulas() -> None:
     channels, attention = 64, 4 * 64**2 + 4 * 64
     expected = {
         "atconv": 3 * (channels**2 + channels) + 9 * 9 + 9 + channels,
-        "atconv_neither": 2 * (channels**2 + channels) + 9 * channels,
+        "atconv with neither": 2 * (channels**2 + channels) + 9 * channels,
         "attention": attention,
         "linear_attention": attention,
         "window_attention": attention + 2 * 13**2,
         "spatial_reduction_attention": attention + 4 * channels**2 + channels + 2 * channels,
-        "depthwise7": 50 * channels,
+        "depthwise 7×7": 50 * channels,
         "condconv": 4 * (channels + 1) + 4 * (9 * channels + channels),
         "involution": 16 * (channels + 1) + 2 * 16 + 49 * 4 * 17,
         "identity": 0,
     }
-    for name, count in expected.items():
-        assert sum(p.numel() for p in create_mixer(name, channels).parameters()) == count, name
+    for form, count in expected.items():
+        name, options = FORMS[form]
+        assert sum(p.numel() for p in create_mixer(name, channels, **options).parameters()) == count, form

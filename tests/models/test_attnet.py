@@ -470,9 +470,53 @@ def test_release_weights_keep_every_parameter_in_its_place(tmp_path: Path) -> No
     assert torch.equal(model.head.fc.weight, state["head.weight"])
 
 
-def test_models_are_built_on_a_device_and_in_a_dtype() -> None:
-    assert next(timm.create_model("attnet_xxs", dtype=torch.bfloat16).parameters()).dtype == torch.bfloat16
-    assert next(timm.create_model("attnet_xxs", device="meta").parameters()).is_meta
+@pytest.mark.parametrize("name", ["attnet_xxs", "attnet_t1"])
+def test_models_are_built_on_a_device_and_in_a_dtype(name: str) -> None:
+    model = timm.create_model(name, device="meta", dtype=torch.bfloat16)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert all(tensor.is_meta for tensor in tensors)
+    assert {tensor.dtype for tensor in tensors} == {torch.bfloat16, torch.int64}  # BatchNorm counts batches
+
+
+BLOCK_LAYERS = [
+    "norm1",
+    "token_mixer",
+    "token_mixer.context_proj",
+    "token_mixer.act",
+    "token_mixer.kernel_gen",
+    "token_mixer.value_proj",
+    "token_mixer.proj",
+    "ls1",
+    "norm2",
+    "channel_mixer",
+    "channel_mixer.gate_proj",
+    "channel_mixer.value_proj",
+    "channel_mixer.dwconv",
+    "channel_mixer.act",
+    "channel_mixer.norm",
+    "channel_mixer.proj",
+    "ls2",
+]
+
+
+@pytest.mark.parametrize("layer", BLOCK_LAYERS)
+@torch.no_grad()
+def test_a_hook_on_every_layer_of_a_block_is_called_and_can_change_the_output(layer: str) -> None:
+    model = tiny_attnet(glu_norm=True, ls_init_value=0.5)
+    block, x = model.stages[1].blocks[0].double(), torch.randn(2, 16, 6, 5, dtype=torch.float64)
+    expected, outputs = block(x), []
+    handle = block.get_submodule(layer).register_forward_hook(lambda _, args, output: outputs.append(output))
+    assert_close(block(x), expected, 1e-12)
+    assert len(outputs) == 1
+    handle.remove()
+    block.get_submodule(layer).register_forward_hook(lambda _, args, output: 2 * output)
+    assert not torch.allclose(block(x), expected)
+
+
+def test_the_list_of_a_blocks_layers_is_complete() -> None:
+    block = tiny_attnet(glu_norm=True, ls_init_value=0.5).stages[0].blocks[0]
+    layers = {name for name, _ in block.named_modules() if name and "drop_path" not in name}
+    assert layers == set(BLOCK_LAYERS)
 
 
 # The channel mixer: the norm behind its last projection, and the gate's own gradient.

@@ -27,7 +27,7 @@ STUDIES = Path(__file__).parents[2] / "studies" / "mixers"
 MIXERS = {
     "ATConv": {"token_mixer": "atconv"},
     "attention": {"token_mixer": "attention"},
-    "depthwise": {"token_mixer": "depthwise7"},
+    "depthwise": {"token_mixer": "depthwise", "mixer_args": {"kernel_size": 7}},
     "reduction": {"token_mixer": "spatial_reduction_attention"},
     "ATConv 7×7": {"token_mixer": "atconv", "mixer_args": {"kernel_size": 7}},
 }

@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from atconv.models.attnet import AttNet, AttNetBlock, AttNetStage, ConvGLU, Stem
 from atconv.modules import ATConv2d
-from atconv.ops.gated_product import gated_product, project_normalized
+from atconv.ops.gated_product import project_gated
 
 __all__ = ["FoldedConvGLU", "fold"]
 
@@ -89,9 +89,7 @@ class FoldedConvGLU(nn.Module):
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         if self.eps is None:
             return self.proj(self.act(gate) * value)
-        assert self.proj.bias is not None
-        gated, inverse = gated_product(gate, value, self.eps)
-        return project_normalized(gated, inverse, self.proj.weight, self.proj.bias)
+        return project_gated(gate, value, self.eps, self.proj.weight, self.proj.bias)
 
 
 def _check_layers(model: AttNet) -> None:

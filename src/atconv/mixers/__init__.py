@@ -5,8 +5,9 @@
 torch.Size([2, 64, 14, 14])
 >>> timm.create_model("attnet_xxs", token_mixer="attention")
 >>> timm.create_model("attnet_xxs", token_mixer=["atconv", "atconv", "attention", "attention"])
+>>> timm.create_model("attnet_xxs", token_mixer="atconv", mixer_args={"routing": False})
 
-`MIXERS` says of each where it comes from and how its cost grows; each has `macs(height, width)`.
+`MIXERS` holds the source of each and how its cost grows; each has `macs(height, width)`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 
-from atconv.mixers.checking import check_input, check_least, check_odd
+from atconv.mixers.checking import check_input, check_min, check_odd
 from atconv.ops.layout import tokens_to_map
 
 __all__ = [
@@ -26,14 +27,15 @@ __all__ = [
 
 
 def heads_for(dim: int, head_dim: int = 32, multiple: int = 1) -> int:
-    """Heads that divide `dim` channels, each of nearly `head_dim`: half to twice as many, or else one head.
+    """Number of heads: the channels of a head divide `dim` and lie near `head_dim`, from half to twice of it.
+    If no number does, one head.
 
-    Multiples of 4 channels go first, and only those of `multiple` count.
+    Multiples of 4 channels are preferred; multiples of `multiple` are required.
     """
-    check_least(head_dim=head_dim)
+    check_min(head_dim=head_dim)
     near = range(-(-head_dim // 2), 2 * head_dim + 1)
-    widths = [width for width in near if dim % width == 0 and width % multiple == 0] or [dim]
-    return dim // min(widths, key=lambda width: (width % 4 > 0, abs(width - head_dim), -width))
+    sizes = [size for size in near if dim % size == 0 and size % multiple == 0] or [dim]
+    return dim // min(sizes, key=lambda size: (size % 4 > 0, abs(size - head_dim), -size))
 
 
 class SelfAttention(nn.Module):
@@ -41,27 +43,36 @@ class SelfAttention(nn.Module):
 
     Args:
         dim: channels C.
-        head_dim: channels of a head, as nearly as they divide `dim`.
-        rope: rotary 2-D position embedding of queries and keys; without it positions are not known.
+        head_dim: channels of a head, rounded to a divisor of `dim`.
+        rope: rotary 2-D position embedding of queries and keys; without it there is no position information.
 
     Source: ViT (arXiv 2010.11929); rotary embedding, arXiv 2104.09864, over two axes as in EVA-02.
     """
 
-    def __init__(self, dim: int, head_dim: int = 32, rope: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        head_dim: int = 32,
+        rope: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.dim = dim
-        self.attention = AttentionRope(dim, heads_for(dim, head_dim, 4 if rope else 1), num_prefix_tokens=0)
+        heads = heads_for(dim, head_dim, 4 if rope else 1)
+        self.attention = AttentionRope(dim, heads, num_prefix_tokens=0, **dd)
         if rope and self.attention.head_dim % 4:
             raise ValueError(
                 f"rotary positions take heads whose channels 4 divides, {dim} channels make heads of "
-                f"{self.attention.head_dim}: choose widths that are multiples of 4"
+                f"{self.attention.head_dim}: choose dims that are multiples of 4"
             )
-        self.rope = RotaryEmbeddingCat(self.attention.head_dim, in_pixels=False) if rope else None
+        self.rope = RotaryEmbeddingCat(self.attention.head_dim, in_pixels=False, **dd) if rope else None
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
         rope = None if self.rope is None else self.rope.get_embed(list(x.shape[2:]))
-        return tokens_to_map(self.attention(_to_tokens(x), rope), *x.shape[2:])
+        return tokens_to_map(self.attention(x.flatten(2).transpose(1, 2), rope), *x.shape[2:])
 
     def macs(self, height: int, width: int) -> int:
         positions = height * width
@@ -75,45 +86,54 @@ class WindowAttention(nn.Module):
 
     Args:
         dim: channels C.
-        window: side of the windows.
-        shift: cells that the windows are moved down and right, Swin's second kind of block.
-        head_dim: channels of a head, as nearly as they divide `dim`.
+        window: size of the square windows.
+        shift: positions by which the windows move down and right, as in every second block of Swin.
+        head_dim: channels of a head, rounded to a divisor of `dim`.
 
     Source: Swin Transformer (arXiv 2103.14030).
     """
 
-    def __init__(self, dim: int, window: int = 7, shift: int = 0, head_dim: int = 32) -> None:
+    def __init__(
+        self,
+        dim: int,
+        window: int = 7,
+        shift: int = 0,
+        head_dim: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        check_least(window=window)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        check_min(window=window)
         if not 0 <= shift < window:
             raise ValueError(f"shift must lie in 0 … window − 1 = {window - 1}, got {shift}")
         self.dim, self.window, self.shift = dim, window, shift
-        self.attention = SwinAttention(dim, heads_for(dim, head_dim), window_size=window)
+        self.attention = SwinAttention(dim, heads_for(dim, head_dim), window_size=window, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
         height, width = x.shape[2:]
-        below, beside = -height % self.window, -width % self.window
-        # An axis that fits into one window is seen whole; Swin does not shift it either.
-        shifts = [self.shift if side > self.window else 0 for side in (height, width)]
-        maps = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, beside, 0, below))
-        regions = _regions((height, width), (below, beside), shifts, x.device)
+        bottom, right = -height % self.window, -width % self.window
+        # An axis that fits into one window is not divided; Swin does not shift it either.
+        shifts = [self.shift if length > self.window else 0 for length in (height, width)]
+        maps = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, right, 0, bottom))
+        regions = _regions((height, width), (bottom, right), shifts, x.device)
         if any(shifts):
             maps = maps.roll([-shift for shift in shifts], (1, 2))
-        sides = self.window, self.window
-        windows = window_partition(maps, sides).flatten(1, 2)
+        size = self.window, self.window
+        windows = window_partition(maps, size).flatten(1, 2)
         mixed = self.attention(windows, self._mask(regions, x.dtype))
-        maps = window_reverse(mixed.unflatten(1, sides), sides, height + below, width + beside)
+        maps = window_reverse(mixed.unflatten(1, size), size, height + bottom, width + right)
         if any(shifts):
             maps = maps.roll(shifts, (1, 2))
         return maps[:, :height, :width].permute(0, 3, 1, 2)
 
     def _mask(self, regions: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """0 where two cells of a window may see each other, −∞ where not: windows, cells, cells."""
+        """0 where two positions of a window may attend to each other, −∞ where not: windows × positions²."""
         if not regions.any():
             return None
-        cells = window_partition(regions[None, :, :, None], (self.window, self.window)).flatten(1)
-        apart = cells[:, :, None] != cells[:, None, :]
+        region = window_partition(regions[None, :, :, None], (self.window, self.window)).flatten(1)
+        apart = region[:, :, None] != region[:, None, :]
         return torch.zeros(apart.shape, dtype=dtype, device=regions.device).masked_fill(apart, -torch.inf)
 
     def macs(self, height: int, width: int) -> int:
@@ -124,26 +144,33 @@ class WindowAttention(nn.Module):
 class NeighborhoodAttention(nn.Module):
     """Each position attends to the K×K positions around it, with relative position bias.
 
-    At the border the window moves inwards, so every position sees as many. A plain gather: it trains on any
-    device, for K² times the memory of a map.
+    At the border the window moves inwards, so that every position attends to equally many. A plain gather: it
+    trains on any device, for K² times the memory of a map.
 
     Args:
         dim: channels C.
         kernel_size: odd K.
-        head_dim: channels of a head, as nearly as they divide `dim`.
+        head_dim: channels of a head, rounded to a divisor of `dim`.
 
     Source: Neighborhood Attention Transformer (arXiv 2204.07143).
     """
 
-    def __init__(self, dim: int, kernel_size: int = 7, head_dim: int = 32) -> None:
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int = 7,
+        head_dim: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         check_odd(kernel_size)
         self.dim, self.kernel_size, self.num_heads = dim, kernel_size, heads_for(dim, head_dim)
-        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
-        self.position_bias = nn.Parameter(
-            torch.zeros(self.num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
-        )
-        self.proj = nn.Conv2d(dim, dim, 1)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1, **dd)
+        offsets = 2 * kernel_size - 1
+        self.position_bias = nn.Parameter(torch.zeros(self.num_heads, offsets, offsets, **dd))
+        self.proj = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
@@ -157,68 +184,83 @@ class NeighborhoodAttention(nn.Module):
         mixed = torch.einsum("bnhwij,bndhwij->bndhw", weights, v[around])
         return self.proj(mixed.flatten(1, 2))
 
-    def _neighbors(self, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _neighbors(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Positions that each position of an axis attends to, and their offsets as indices of the bias."""
-        size = min(self.kernel_size, side)
-        position = torch.arange(side, device=device)
-        first = (position - size // 2).clamp(0, side - size)
-        seen = first[:, None] + torch.arange(size, device=device)
-        return seen, seen - position[:, None] + self.kernel_size - 1
+        size = min(self.kernel_size, length)
+        position = torch.arange(length, device=device)
+        first = (position - size // 2).clamp(0, length - size)
+        neighbors = first[:, None] + torch.arange(size, device=device)
+        return neighbors, neighbors - position[:, None] + self.kernel_size - 1
 
     def macs(self, height: int, width: int) -> int:
         positions = height * width
-        seen = min(self.kernel_size, height) * min(self.kernel_size, width)
-        return 4 * positions * self.dim**2 + 2 * positions * seen * self.dim
+        neighbors = min(self.kernel_size, height) * min(self.kernel_size, width)
+        return 4 * positions * self.dim**2 + 2 * positions * neighbors * self.dim
 
 
 class SpatialReductionAttention(nn.Module):
-    """Self-attention whose keys and values come from a map that a strided convolution made smaller.
+    """Self-attention whose keys and values come from a map that a strided convolution has reduced.
 
     Args:
         dim: channels C.
-        reduction: stride of that convolution. Maps smaller than it are padded to it.
-        head_dim: channels of a head, as nearly as they divide `dim`.
+        reduction: stride of that convolution. Smaller maps are padded to it.
+        head_dim: channels of a head, rounded to a divisor of `dim`.
 
     Source: PVTv2 (arXiv 2106.13797).
     """
 
-    def __init__(self, dim: int, reduction: int = 2, head_dim: int = 32) -> None:
+    def __init__(
+        self,
+        dim: int,
+        reduction: int = 2,
+        head_dim: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        check_least(reduction=reduction)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        check_min(reduction=reduction)
         self.dim, self.reduction = dim, reduction
-        self.attention = PvtAttention(dim, heads_for(dim, head_dim), sr_ratio=reduction)
+        self.attention = PvtAttention(dim, heads_for(dim, head_dim), sr_ratio=reduction, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
         height, width = x.shape[2:]
-        below, beside = max(self.reduction - height, 0), max(self.reduction - width, 0)
-        padded = F.pad(x, (0, beside, 0, below))
-        mixed = self.attention(_to_tokens(padded), list(padded.shape[2:]))
+        bottom, right = max(self.reduction - height, 0), max(self.reduction - width, 0)
+        padded = F.pad(x, (0, right, 0, bottom))
+        mixed = self.attention(padded.flatten(2).transpose(1, 2), list(padded.shape[2:]))
         return tokens_to_map(mixed, *padded.shape[2:])[:, :, :height, :width]
 
     def macs(self, height: int, width: int) -> int:
         height, width = max(height, self.reduction), max(width, self.reduction)
         positions, dim = height * width, self.dim
-        kept = (height // self.reduction) * (width // self.reduction)
-        reducing = kept * self.reduction**2 * dim**2 if self.reduction > 1 else 0
-        return 2 * positions * dim**2 + reducing + 2 * kept * dim**2 + 2 * positions * kept * dim
+        reduced = (height // self.reduction) * (width // self.reduction)
+        convolution = reduced * self.reduction**2 * dim**2 if self.reduction > 1 else 0
+        return 2 * positions * dim**2 + convolution + 2 * reduced * dim**2 + 2 * positions * reduced * dim
 
 
 class LinearAttention(nn.Module):
-    """Attention with the softmax replaced by φ(q)·φ(k), φ = elu + 1, so that its cost is linear in positions.
+    """Attention with φ(q)·φ(k), φ = elu + 1, in place of the softmax: its cost is linear in positions.
 
     Args:
         dim: channels C.
-        head_dim: channels of a head, as nearly as they divide `dim`.
+        head_dim: channels of a head, rounded to a divisor of `dim`.
 
     Source: "Transformers are RNNs" (arXiv 2006.16236).
     """
 
-    def __init__(self, dim: int, head_dim: int = 32) -> None:
+    def __init__(
+        self,
+        dim: int,
+        head_dim: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.dim, self.num_heads = dim, heads_for(dim, head_dim)
-        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
-        self.proj = nn.Conv2d(dim, dim, 1)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1, **dd)
+        self.proj = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
@@ -234,24 +276,20 @@ class LinearAttention(nn.Module):
         return positions * self.dim * (4 * self.dim + 2 * head_dim + 1)
 
 
-def _to_tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)
-
-
 def _regions(
-    sides: Sequence[int], paddings: Sequence[int], shifts: Sequence[int], device: torch.device
+    size: Sequence[int], padding: Sequence[int], shifts: Sequence[int], device: torch.device
 ) -> Tensor:
-    """A number for every cell of the padded and shifted map: cells see each other only within one number.
+    """A number for every position of the padded and shifted map: attention stays within one number.
 
-    After the shift, the last window of an axis holds cells from both ends; padding is a region of its own.
+    After the shift, the last window of an axis holds positions of both ends; padding is a region of its own.
     """
 
-    def axis(side: int, padding: int, shift: int) -> Tensor:
-        cells = torch.arange(side + padding, device=device).roll(-shift)
-        wrapped = torch.zeros_like(cells)
+    def axis(length: int, padding: int, shift: int) -> Tensor:
+        position = torch.arange(length + padding, device=device).roll(-shift)
+        wrapped = torch.zeros_like(position)
         if shift:
             wrapped[-shift:] = 1
-        return torch.where(cells < side, wrapped, 2)
+        return torch.where(position < length, wrapped, 2)
 
-    down, across = (axis(*each) for each in zip(sides, paddings, shifts, strict=True))
-    return 3 * down[:, None] + across[None, :]
+    rows, columns = (axis(*each) for each in zip(size, padding, shifts, strict=True))
+    return 3 * rows[:, None] + columns[None, :]

@@ -1,10 +1,10 @@
-"""What several mixers ask of their options and of the maps they are given."""
+"""Checks of options and inputs that several mixers share."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["check_input", "check_least", "check_odd"]
+__all__ = ["check_input", "check_min", "check_odd"]
 
 
 def check_input(x: Tensor, dim: int) -> None:
@@ -19,8 +19,8 @@ def check_odd(kernel_size: int) -> None:
         raise ValueError(f"kernel_size must be odd, got {kernel_size}")
 
 
-def check_least(least: int = 1, **options: int) -> None:
-    """Raise ValueError for the first option that is below its least value."""
+def check_min(**options: int) -> None:
+    """Raise ValueError for the first option below 1."""
     for name, value in options.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

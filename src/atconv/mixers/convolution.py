@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import CondConv2d
 from timm.models.metaformer import Pooling as PoolFormerPooling
 from torch import Tensor, nn
 
-from atconv.mixers.checking import check_input, check_least, check_odd
+from atconv.mixers.checking import check_input, check_min, check_odd
 
 __all__ = ["CondConv", "DepthwiseConv", "Identity", "Involution", "Pooling"]
 
@@ -20,12 +22,20 @@ class DepthwiseConv(nn.Conv2d):
         dim: channels C.
         kernel_size: odd K.
 
-    Source: MobileNet (arXiv 1704.04861); 7×7 as a token mixer, ConvNeXt (arXiv 2201.03545).
+    Source: MobileNet (arXiv 1704.04861); with K = 7 as a token mixer, ConvNeXt (arXiv 2201.03545).
     """
 
-    def __init__(self, dim: int, kernel_size: int = 3) -> None:
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int = 3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         check_odd(kernel_size)
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        super().__init__(
+            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, self.in_channels)
@@ -36,12 +46,18 @@ class DepthwiseConv(nn.Conv2d):
 
 
 class Pooling(PoolFormerPooling):
-    """Average of the K×K neighborhood less the position itself; nothing is learned.
+    """Average of the K×K neighborhood minus the position itself; nothing is learned.
 
     Source: PoolFormer (arXiv 2111.11418).
     """
 
-    def __init__(self, dim: int, kernel_size: int = 3) -> None:
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int = 3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         check_odd(kernel_size)
         super().__init__(kernel_size)
         self.dim = dim
@@ -60,21 +76,30 @@ class Involution(nn.Module):
     Args:
         dim: channels C.
         kernel_size: odd K.
-        group_width: channels that share a kernel; the nearest divisor of `dim` below it is taken.
+        group_width: channels that share a kernel, rounded down to a divisor of `dim`.
         reduction: the kernels are made from C/reduction channels.
 
     Source: Involution (arXiv 2103.06255).
     """
 
-    def __init__(self, dim: int, kernel_size: int = 7, group_width: int = 16, reduction: int = 4) -> None:
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int = 7,
+        group_width: int = 16,
+        reduction: int = 4,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         check_odd(kernel_size)
-        check_least(group_width=group_width, reduction=reduction)
+        check_min(group_width=group_width, reduction=reduction)
         width = next(w for w in range(min(group_width, dim), 0, -1) if dim % w == 0)
         self.dim, self.kernel_size, self.groups = dim, kernel_size, dim // width
         hidden = max(1, dim // reduction)
-        self.reduce = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU())
-        self.span = nn.Conv2d(hidden, kernel_size**2 * self.groups, 1)
+        self.reduce = nn.Sequential(nn.Conv2d(dim, hidden, 1, **dd), nn.BatchNorm2d(hidden, **dd), nn.ReLU())
+        self.span = nn.Conv2d(hidden, kernel_size**2 * self.groups, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
@@ -85,11 +110,8 @@ class Involution(nn.Module):
 
     def macs(self, height: int, width: int) -> int:
         hidden = self.span.in_channels
-        return (
-            height
-            * width
-            * (self.dim * hidden + hidden * self.span.out_channels + self.kernel_size**2 * self.dim)
-        )
+        kernels = self.dim * hidden + hidden * self.span.out_channels
+        return height * width * (kernels + self.kernel_size**2 * self.dim)
 
 
 class CondConv(nn.Module):
@@ -98,18 +120,26 @@ class CondConv(nn.Module):
     Args:
         dim: channels C.
         kernel_size: odd K.
-        experts: kernels that are mixed.
+        experts: number of kernels in the mixture.
 
     Source: CondConv (arXiv 1904.04971).
     """
 
-    def __init__(self, dim: int, kernel_size: int = 3, experts: int = 4) -> None:
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int = 3,
+        experts: int = 4,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         check_odd(kernel_size)
-        check_least(experts=experts)
+        check_min(experts=experts)
         self.dim, self.experts = dim, experts
-        self.routing = nn.Linear(dim, experts)
-        self.conv = CondConv2d(dim, dim, kernel_size, groups=dim, bias=True, num_experts=experts)
+        self.routing = nn.Linear(dim, experts, **dd)
+        self.conv = CondConv2d(dim, dim, kernel_size, groups=dim, bias=True, num_experts=experts, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
@@ -121,9 +151,14 @@ class CondConv(nn.Module):
 
 
 class Identity(nn.Identity):
-    """No mixing: what the rest of the network does alone."""
+    """No mixing: shows what the rest of the network does alone."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.dim = dim
 

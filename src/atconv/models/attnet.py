@@ -1,19 +1,16 @@
 """AttNet: image backbones whose token mixer is ATConv, registered with timm.
 
-Reads top to bottom: stem, channel mixer, block, stage, model, configurations, entry points.
-
-Source: "Attentive Convolution", arXiv 2510.20092. Numerically compatible with the authors'
-checkpoints, which `atconv.load_release` reads.
+Source: "Attentive Convolution", arXiv 2510.20092. Numerically compatible with the authors' checkpoints,
+which `atconv.load_release` reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
     LayerNorm2d,
@@ -24,33 +21,32 @@ from timm.layers import (
     get_device_dtype,
 )
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from atconv.mixers import create_mixer
 from atconv.modules import ATConv2d
-from atconv.ops.gated_product import GELU, gated_product, project_normalized
+from atconv.ops.gated_product import GELU, project_gated
 from atconv.ops.layout import channels_last_on_cpu
 from atconv.ops.plain import is_plain
 
-__all__ = ["PUBLISHED_TOP1", "VARIANTS", "AttNet"]
-
-_STAGES = 4
+__all__ = ["VARIANTS", "AttNet"]
 
 
 class Stem(nn.Module):
-    """Conv3×3 → BN → GELU → Conv3×3 → BN, total stride 4, 2 or 1: B in H W → B width H/s W/s."""
+    """Conv3×3 → BN → GELU → Conv3×3 → BN, total stride 4, 2 or 1: B in H W → B dim H/s W/s."""
 
-    def __init__(self, in_chans: int, width: int, stride: int = 4) -> None:
+    def __init__(self, in_chans: int, dim: int, stride: int = 4, **dd: Any) -> None:
         super().__init__()
         if stride not in (1, 2, 4):
             raise ValueError(f"AttNet: stem_stride must be 4, 2 or 1, got {stride}")
-        self.conv1 = _conv3x3(in_chans, width // 2, stride=2 if stride > 1 else 1)
-        self.norm1 = nn.BatchNorm2d(width // 2)
+        self.conv1 = _conv3x3(in_chans, dim // 2, 2 if stride > 1 else 1, **dd)
+        self.norm1 = nn.BatchNorm2d(dim // 2, **dd)
         self.act = GELU()
-        self.conv2 = _conv3x3(width // 2, width, stride=2 if stride > 2 else 1)
-        self.norm2 = nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(dim // 2, dim, 2 if stride > 2 else 1, **dd)
+        self.norm2 = nn.BatchNorm2d(dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         # Twice: an image of one channel has both layouts at once, and its convolution then keeps the other.
@@ -64,25 +60,24 @@ class ConvGLU(nn.Module):
     u = GELU(DWConv3×3(gate)) · value, optionally RMS-normalized over channels, then 1×1 back to C.
     """
 
-    def __init__(self, dim: int, expansion: float, norm: bool) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, norm: bool, **dd: Any) -> None:
         super().__init__()
-        self.hidden = 2 * int(dim * expansion) // 3
+        self.hidden = hidden = 2 * int(dim * mlp_ratio) // 3
         # A layer each: halves of a common output would be copied before they are used.
-        self.gate_proj = nn.Conv2d(dim, self.hidden, 1)
-        self.value_proj = nn.Conv2d(dim, self.hidden, 1)
-        self.dwconv = nn.Conv2d(self.hidden, self.hidden, 3, padding=1, groups=self.hidden)
+        self.gate_proj = nn.Conv2d(dim, hidden, 1, **dd)
+        self.value_proj = nn.Conv2d(dim, hidden, 1, **dd)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd)
         self.act = GELU()
-        self.norm = RmsNorm2d(self.hidden, eps=1e-6) if norm else nn.Identity()
-        self.proj = nn.Conv2d(self.hidden, dim, 1)
+        self.norm = RmsNorm2d(hidden, eps=1e-6, **dd) if norm else nn.Identity()
+        self.proj = nn.Conv2d(hidden, dim, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         norm, act, proj = self.norm, self.act, self.proj
-        if not (is_plain(norm, RmsNorm2d) and is_plain(act, GELU) and is_plain(proj, nn.Conv2d)):
-            return proj(norm(act(gate) * value))
-        assert proj.bias is not None
-        gated, inverse = gated_product(gate, value, norm.eps)
-        return project_normalized(gated, inverse, proj.weight * norm.weight[:, None, None], proj.bias)
+        if is_plain(norm, RmsNorm2d) and is_plain(act, GELU) and is_plain(proj, nn.Conv2d):
+            weight = proj.weight * norm.weight[:, None, None]
+            return project_gated(gate, value, norm.eps, weight, proj.bias)
+        return proj(norm(act(gate) * value))
 
     def macs(self, height: int, width: int) -> int:
         return height * width * self.hidden * (3 * self.proj.out_channels + 9)
@@ -95,19 +90,20 @@ class AttNetBlock(nn.Module):
         self,
         dim: int,
         token_mixer: nn.Module,
-        expansion: float,
+        mlp_ratio: float,
         glu_norm: bool,
         ls_init_value: float | None,
         drop_path_rate: float,
+        **dd: Any,
     ) -> None:
         super().__init__()
-        self.norm1 = LayerNorm2d(dim, eps=1e-6)
+        self.norm1 = LayerNorm2d(dim, eps=1e-6, **dd)
         self.token_mixer: Any = token_mixer
-        self.ls1 = _layer_scale(dim, ls_init_value)
+        self.ls1 = _layer_scale(dim, ls_init_value, **dd)
         self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
-        self.norm2 = LayerNorm2d(dim, eps=1e-6)
-        self.channel_mixer = ConvGLU(dim, expansion, glu_norm)
-        self.ls2 = _layer_scale(dim, ls_init_value)
+        self.norm2 = LayerNorm2d(dim, eps=1e-6, **dd)
+        self.channel_mixer = ConvGLU(dim, mlp_ratio, glu_norm, **dd)
+        self.ls2 = _layer_scale(dim, ls_init_value, **dd)
         self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,21 +117,17 @@ class AttNetBlock(nn.Module):
 class AttNetStage(nn.Module):
     """Optional Conv3×3 stride 2 → BN, then blocks. B in H W → B out H/2 W/2 (H W without it)."""
 
-    def __init__(self, in_dim: int, dim: int, downsample: bool, blocks: Sequence[AttNetBlock]) -> None:
+    def __init__(self, in_dim: int, dim: int, downsample: bool, blocks: list[nn.Module], **dd: Any) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = (
-            nn.Sequential(_conv3x3(in_dim, dim, stride=2), nn.BatchNorm2d(dim))
-            if downsample
-            else nn.Identity()
-        )
+        self.downsample: nn.Module = nn.Identity()
+        if downsample:
+            self.downsample = nn.Sequential(_conv3x3(in_dim, dim, 2, **dd), nn.BatchNorm2d(dim, **dd))
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
+        return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
 
 
 class AttNet(nn.Module):
@@ -159,8 +151,7 @@ class AttNet(nn.Module):
         device, dtype: where the parameters lie, and as what.
 
     Raises:
-        ValueError: a stage list that has not four entries, a stem stride other than 4, 2, 1, an unknown mixer
-            or an option it does not take.
+        ValueError: a list that has not 4 entries, another stem stride, an unknown mixer or option of it.
     """
 
     def __init__(
@@ -182,88 +173,53 @@ class AttNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        mixers = [token_mixer] * _STAGES if isinstance(token_mixer, str) else list(token_mixer)
-        options = [mixer_args or {}] * _STAGES if not isinstance(mixer_args, Sequence) else list(mixer_args)
-        lists = {
-            "depths": depths,
-            "dims": dims,
-            "mlp_ratios": mlp_ratios,
-            "token_mixer": mixers,
-            "mixer_args": options,
-        }
-        for name, values in lists.items():
-            if len(values) != _STAGES:
-                raise ValueError(
-                    f"AttNet has {_STAGES} stages: {name} must have {_STAGES} entries, got {values}"
-                )
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.stem_stride = stem_stride
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        mixers = [token_mixer] * 4 if isinstance(token_mixer, str) else token_mixer
+        options = mixer_args if isinstance(mixer_args, Sequence) else [mixer_args or {}] * 4
+        _check_stages(depths=depths, dims=dims, mlp_ratios=mlp_ratios, token_mixer=mixers, mixer_args=options)
+        self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = dims[-1]
-        self.stem = Stem(in_chans, dims[0], stem_stride)
+        self.stem = Stem(in_chans, dims[0], stem_stride, **dd)
         rates: Iterator[float] = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))  # type: ignore[arg-type]
-        stages: list[AttNetStage] = []
-        for i in range(_STAGES):
-            blocks = [
-                AttNetBlock(
-                    dims[i],
-                    create_mixer(mixers[i], dims[i], block, **options[i]),
-                    mlp_ratios[i],
-                    glu_norm,
-                    ls_init_value,
-                    next(rates),
-                )
-                for block in range(depths[i])
-            ]
-            stages.append(AttNetStage(dims[max(i - 1, 0)], dims[i], i > 0, blocks))
-        self.stages = nn.Sequential(*stages)
-        self.feature_info = [
-            dict(num_chs=dims[i], reduction=stem_stride * 2**i, module=f"stages.{i}") for i in range(_STAGES)
-        ]
+        self.stages = nn.Sequential()
+        self.feature_info = []
+        for i, dim in enumerate(dims):
+            blocks: list[nn.Module] = []
+            for block in range(depths[i]):
+                mixer = create_mixer(mixers[i], dim, block, **dd, **options[i])
+                blocks += [AttNetBlock(dim, mixer, mlp_ratios[i], glu_norm, ls_init_value, next(rates), **dd)]
+            self.stages.append(AttNetStage(dims[max(i - 1, 0)], dim, i > 0, blocks, **dd))
+            self.feature_info += [dict(num_chs=dim, reduction=stem_stride * 2**i, module=f"stages.{i}")]
+        norm = partial(LayerNorm2d, eps=1e-5)
         self.head = NormMlpClassifierHead(
-            dims[-1],
-            num_classes,
-            pool_type=global_pool,
-            drop_rate=drop_rate,
-            norm_layer=partial(LayerNorm2d, eps=1e-5),
+            dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, norm_layer=norm, **dd
         )
         self.apply(_init_weights)
-        self.to(device=device, dtype=dtype)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Patterns of parameters that weight decay must not touch: α and position biases of the mixers."""
         return {"*.alpha", "*.relative_position_bias_table", "*.position_bias"}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups in order of depth, for layer-wise learning-rate decay."""
         fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return dict(stem=r"^stem", blocks=r"^stages\.(\d+)" if coarse else fine)
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
         for stage in self.stages:
             stage.grad_checkpointing = enable  # type: ignore[assignment]
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
     def reset_classifier(
         self, num_classes: int, global_pool: str | None = None, reset_other: bool = False
     ) -> None:
-        """Replace the classifier by a fresh one with `num_classes` outputs (0: none)."""
+        """Replace the classifier by a newly initialized one with `num_classes` outputs (0: none)."""
         self.num_classes = num_classes
-        self.head.reset(
-            num_classes,
-            global_pool,
-            reset_other=reset_other,
-            in_features=self.num_features,
-            **get_device_dtype(self),
-        )
+        dd = get_device_dtype(self)
+        self.head.reset(num_classes, global_pool, reset_other, in_features=self.num_features, **dd)
         _init_weights(self.head.fc)
 
     def forward_intermediates(
@@ -275,14 +231,7 @@ class AttNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Stage outputs, with or without the final features. `norm` has no effect: AttNet normalizes
-        after pooling only.
-
-        Args:
-            indices: which stages: the last n for an int, all for None.
-            stop_early: do not run stages past the last one asked for.
-            output_fmt: only "NCHW".
-        """
+        """Final features, and outputs of stages `indices` (last n, or None for all). `norm` has no effect."""
         if output_fmt != "NCHW":
             raise ValueError(f"AttNet: output_fmt must be 'NCHW', got {output_fmt!r}")
         take, last = feature_take_indices(len(self.stages), indices)
@@ -323,22 +272,26 @@ class AttNet(nn.Module):
         convolution; norms, activations and pooling are not counted."""
         total = self.num_features * self.num_classes
         for part in (self.stem, *self.stages):
-            blocks: Any = part.blocks if isinstance(part, AttNetStage) else ()
-            reducing = part.downsample if isinstance(part, AttNetStage) else part
-            for module in reducing.modules():
-                if isinstance(module, nn.Conv2d):
-                    height, width = -(-height // module.stride[0]), -(-width // module.stride[1])
-                    total += height * width * module.weight.numel()
-            total += sum(block.macs(height, width) for block in blocks)
+            for conv in getattr(part, "downsample", part).modules():
+                if isinstance(conv, nn.Conv2d):
+                    height, width = -(-height // conv.stride[0]), -(-width // conv.stride[1])
+                    total += height * width * conv.weight.numel()
+            total += sum(block.macs(height, width) for block in getattr(part, "blocks", ()))
         return total
 
 
-def _conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+def _conv3x3(in_channels: int, out_channels: int, stride: int, **dd: Any) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False, **dd)
 
 
-def _layer_scale(dim: int, init_value: float | None) -> nn.Module:
-    return nn.Identity() if init_value is None else LayerScale2d(dim, init_value)
+def _layer_scale(dim: int, init_value: float | None, **dd: Any) -> nn.Module:
+    return nn.Identity() if init_value is None else LayerScale2d(dim, init_value, **dd)
+
+
+def _check_stages(**lists: Sequence[Any]) -> None:
+    for name, values in lists.items():
+        if len(values) != 4:
+            raise ValueError(f"AttNet has 4 stages: {name} must have 4 entries, got {values}")
 
 
 def _init_weights(module: nn.Module) -> None:
@@ -361,92 +314,36 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attnet_t4": dict(depths=(5, 5, 28, 5), dims=(96, 192, 384, 768)),
 }
 
-# ImageNet-1K top-1 at 224 as published in arXiv 2510.20092, in percent. Not measured here.
-PUBLISHED_TOP1: dict[str, float] = {"attnet_t2": 84.4}
-
-_WHERE_WEIGHTS_ARE = (
-    "{name}: pretrained=True cannot download weights. The authors of 'Attentive Convolution' "
-    "(arXiv 2510.20092) publish ImageNet-1K checkpoints as .pth files with their code, at "
-    "https://github.com/price112/Attentive-Convolution. Download the file, then: "
-    "model = timm.create_model('{name}'); atconv.load_release(model, 'FILE.pth'). For a run trained here: "
-    "timm.create_model('local-dir:RUN', pretrained=True)."
+# Image size, mean, standard deviation and crop are timm's defaults, those of ImageNet.
+_CFG = dict(
+    pool_size=(7, 7),
+    first_conv="stem.conv1",
+    classifier="head.fc",
+    license="mit",
+    paper_ids="arXiv:2510.20092",
+    paper_name="Attentive Convolution: Unifying the Expressivity of Self-Attention with "
+    "Convolutional Efficiency",
 )
+default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.conv1",
-        "classifier": "head.fc",
-        "license": "mit",
-        "paper_ids": "arXiv:2510.20092",
-        "paper_name": "Attentive Convolution: Unifying the Expressivity of Self-Attention with "
-        "Convolutional Efficiency",
-        **kwargs,
-    }
+def _entry_point(name: str) -> Callable[..., AttNet]:
+    """Register a variant with timm under its name."""
+
+    def create(pretrained: bool = False, **kwargs: Any) -> AttNet:
+        sources = (kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay"))
+        config = resolve_pretrained_cfg(name, *sources)
+        if pretrained and not (config.has_weights or config.state_dict):
+            from atconv.models.release import NO_DOWNLOAD
+
+            raise RuntimeError(NO_DOWNLOAD.format(name=name))
+        features = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
+        return build_model_with_cfg(
+            AttNet, name, pretrained, feature_cfg=features, **{**VARIANTS[name], **kwargs}
+        )
+
+    create.__name__ = create.__qualname__ = name
+    return register_model(create)
 
 
-default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
-
-
-def _create_attnet(variant: str, pretrained: bool = False, **kwargs: Any) -> AttNet:
-    if pretrained and not _names_weights(kwargs):
-        raise RuntimeError(_WHERE_WEIGHTS_ARE.format(name=variant))
-    return build_model_with_cfg(
-        AttNet,
-        variant,
-        pretrained,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
-        **{**VARIANTS[variant], **kwargs},
-    )
-
-
-def _names_weights(kwargs: dict[str, Any]) -> bool:
-    """Whether the caller's pretrained_cfg says where weights lie (a run's folder, a hub, a file)."""
-    configs = [kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")]
-    found = [
-        c if isinstance(c, dict) else vars(c) for c in configs if c is not None and not isinstance(c, str)
-    ]
-    return any(c.get(key) for c in found for key in ("url", "file", "hf_hub_id", "state_dict"))
-
-
-@register_model
-def attnet_xxs(pretrained: bool = False, **kwargs: Any) -> AttNet:
-    return _create_attnet("attnet_xxs", pretrained, **kwargs)
-
-
-@register_model
-def attnet_xs(pretrained: bool = False, **kwargs: Any) -> AttNet:
-    return _create_attnet("attnet_xs", pretrained, **kwargs)
-
-
-@register_model
-def attnet_s(pretrained: bool = False, **kwargs: Any) -> AttNet:
-    return _create_attnet("attnet_s", pretrained, **kwargs)
-
-
-@register_model
-def attnet_t1(pretrained: bool = False, **kwargs: Any) -> AttNet:
-    return _create_attnet("attnet_t1", pretrained, **kwargs)
-
-
-@register_model
-def attnet_t2(pretrained: bool = False, **kwargs: Any) -> AttNet:
-    return _create_attnet("attnet_t2", pretrained, **kwargs)
-
-
-@register_model
-def attnet_t3(pretrained: bool = False, **kwargs: Any) -> AttNet:
-    return _create_attnet("attnet_t3", pretrained, **kwargs)
-
-
-@register_model
-def attnet_t4(pretrained: bool = False, **kwargs: Any) -> AttNet:
-    return _create_attnet("attnet_t4", pretrained, **kwargs)
+attnet_xxs, attnet_xs, attnet_s, attnet_t1, attnet_t2, attnet_t3, attnet_t4 = map(_entry_point, VARIANTS)

@@ -1,4 +1,4 @@
-"""GELU(gate)·value with the RMS norm of the product, and the projection that applies the norm behind it."""
+"""GELU(gate)·value, RMS-normalized over channels and projected, in few passes over memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atconv.ops.layout import from_rows, to_rows
 
-__all__ = ["GELU", "gated_product", "project_normalized"]
+__all__ = ["GELU", "gated_product", "project_gated"]
 
 
 class GELU(nn.GELU):
@@ -22,6 +22,27 @@ class GELU(nn.GELU):
         return from_rows(super().forward(to_rows(x)))
 
 
+def project_gated(gate: Tensor, value: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """1×1 projection of GELU(gate)·value, which is RMS-normalized over channels.
+
+    Args:
+        gate, value: B K H W.
+        eps: of the norm.
+        weight, bias: C K 1 1 and C; the norm's own weight is a factor of `weight`.
+
+    Returns:
+        map, B C H W.
+    """
+    product, inverse = gated_product(gate, value, eps)
+    if product.dtype == torch.float16:  # a projection of large products would leave its range
+        return F.conv2d(product * inverse, weight, bias)
+    # The norm divides a position by one number, and behind the projection there are fewer channels.
+    projected = F.conv2d(product, weight)
+    if bias is None:
+        return projected * inverse
+    return torch.addcmul(bias.to(projected)[:, None, None], projected, inverse)
+
+
 def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """GELU(gate)·value, B C H W, and 1/√(mean_c of its squares + eps), B 1 H W."""
     if torch.compiler.is_compiling():  # the compiler fuses what is plain
@@ -30,15 +51,6 @@ def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tens
     multiply: Any = _GatedProduct.apply if torch.is_grad_enabled() else _gated_product
     product, inverse = multiply(gate, value, eps)
     return from_rows(product), from_rows(inverse)
-
-
-def project_normalized(gated: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """W (gated·inverse) + b: B K H W, B 1 H W, C K 1 1 and C → B C H W."""
-    if gated.dtype == torch.float16:  # a projection of large products would leave its range
-        return F.conv2d(gated * inverse, weight, bias)
-    # One number divides a position, and behind the projection there are fewer channels.
-    projected = F.conv2d(gated, weight)
-    return torch.addcmul(bias.to(projected)[:, None, None], projected, inverse)
 
 
 def _gated_product(gate: Tensor, value: Tensor, eps: float, dim: int = -1) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [
         *(
             train_tiny(root / name, model_args=TINY_ARGS | {"token_mixer": name})
-            for name in ("depthwise3", "attention")
+            for name in ("depthwise", "attention")
         ),
         train_tiny(root / "vit", model="vit_tiny_patch16_224", model_args=vit),
     ]
@@ -100,7 +100,7 @@ def test_the_numbers_are_those_of_the_layers(page: Path) -> None:
     analysis = json.loads((page.parent / "analysis.json").read_text())
     assert (analysis["images"], analysis["classes_from_folders"]) == (6, 6)
     atconv_layers, static, attention, _ = analysis["layers"].values()
-    assert list(analysis["layers"]) == ["run", "depthwise3", "attention", "vit"]
+    assert list(analysis["layers"]) == ["run", "depthwise", "attention", "vit"]
     for i, layer in enumerate(atconv_layers):
         assert (layer["name"], layer["kind"]) == (f"stages.{i}.blocks.0.token_mixer", "ATConv2d")
         assert layer["routing"]["total"] > 1e-6
@@ -121,7 +121,7 @@ def test_the_numbers_are_those_of_the_layers(page: Path) -> None:
     views = {model: [list(field["radius_in_pixels"]) for field in stages] for model, stages in fields}
     assert views["attention"] == [["gradient", "one image", "attention"]] * 4
     assert views["vit"] == [["gradient", "one image", "attention"]]
-    assert views["depthwise3"] == [["gradient", "one image"]] * 4
+    assert views["depthwise"] == [["gradient", "one image"]] * 4
     assert views["run"] == [["gradient", "one image", "fixed kernels"]] * 4
     assert [len(values) for values in analysis["inhibition_by_channel"].values()] == TINY_ARGS["dims"]
     assert [explanation["class"] for explanation in analysis["explanations"]] == [
@@ -151,7 +151,9 @@ def test_one_image_of_an_unknown_class_is_enough(photos: Path, tmp_path: Path) -
 
 
 def test_the_page_says_that_a_model_has_no_routing(photos: Path, tmp_path: Path) -> None:
-    run = train_tiny(tmp_path / "run", model_args=TINY_ARGS | {"token_mixer": "atconv_neither"})
+    run = train_tiny(
+        tmp_path / "run", model_args=TINY_ARGS | {"mixer_args": {"routing": False, "inhibition": False}}
+    )
     page = analyze(run, [str(photos)], out=str(tmp_path / "out"))
     assert "the same for every image: the model has no routing" in page.read_text()
     assert not (page.parent / "inhibition.png").exists()

@@ -7,7 +7,7 @@ A study is a YAML file:
     recipe: {data: my-images, model: attnet_xxs, …}               # fields of `atconv train`
     variants:
       ATConv: {token_mixer: atconv}
-      depthwise 7×7: {token_mixer: depthwise7, dims: [40, 64, 128, 208]}
+      depthwise 7×7: {token_mixer: depthwise, mixer_args: {kernel_size: 7}, dims: [40, 64, 128, 208]}
       pooling: {token_mixer: pooling, seeds: 3}
       attention late: {token_mixer: [atconv, atconv, attention, attention]}      # by stage
 
