@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support.tiny import read_rows
-from support.tiny_dense import DETECT, SEGMENT, options, shared_data
+from support.tiny_dense import DETECT, SEGMENT, annotated_folder, options
 from support.torchrun import torchrun
 
 
@@ -23,12 +23,13 @@ from support.torchrun import torchrun
 def test_two_gloo_processes_finish_a_run(
     command: str, values: dict[str, Any], metric: str, tmp_path: Path
 ) -> None:
+    data = annotated_folder(tmp_path / "data", val=5)  # one process evaluates more than the other
     run = tmp_path / "run"
     arguments = options(values, batch_size=2, global_batch_size=4, epochs=1)
-    ended = torchrun(command, "train", str(shared_data()), *arguments, f"--out={run}")
+    ended = torchrun(command, "train", str(data), *arguments, f"--out={run}")
     assert ended.returncode == 0, ended.stderr
     rows = read_rows(run / "metrics.csv")
     assert len(rows) == 1
     assert 0 <= float(rows[0][metric]) <= 100
-    assert json.loads((run / "metrics.json").read_text())["images"] == 4
+    assert json.loads((run / "metrics.json").read_text())["images"] == 5
     assert (run / "predictions.png").is_file()

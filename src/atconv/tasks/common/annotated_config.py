@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,7 +67,7 @@ class AnnotatedAugmentationOptions:
 
 
 @dataclass(kw_only=True)
-class AnnotatedConfig(AnnotatedDataOptions, BackboneOptions, AnnotatedAugmentationOptions, TrainConfig):
+class AnnotatedConfig(AnnotatedDataOptions, BackboneOptions, AnnotatedAugmentationOptions, TrainConfig, ABC):
     """Options that both tasks share."""
 
     def __post_init__(self) -> None:
@@ -81,6 +82,10 @@ class AnnotatedConfig(AnnotatedDataOptions, BackboneOptions, AnnotatedAugmentati
             raise ValueError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}")
         mode_for(self.in_chans)
         normalization(self.in_chans, self.mean, self.std)
+
+    @abstractmethod
+    def model_arguments(self, num_classes: int) -> dict[str, Any]:
+        """Arguments of the model's builder in `atconv.models`, as JSON holds them."""
 
     @property
     def backbone_args(self) -> dict[str, Any]:

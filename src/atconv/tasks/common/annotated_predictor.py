@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from atconv.data.annotated import AnnotatedSplit, choose_split
@@ -41,9 +42,7 @@ class AnnotatedMetrics(Metrics):
     source: Any = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        values = asdict(replace(self, source=None))
-        del values["source"]
-        return values
+        return {name: value for name, value in vars(self).items() if name != "source"}
 
 
 R = TypeVar("R", bound=DrawnResult)
@@ -54,10 +53,12 @@ S = TypeVar("S", bound=AnnotatedSplit)
 class AnnotatedPredictor(Predictor[R, M], Generic[R, M, S]):
     """What predictors of detection and segmentation share."""
 
-    config_class: ClassVar[type[AnnotatedConfig]]
     draws = True
     command: ClassVar[str]
     """that trains such a run"""
+    config_class: ClassVar[type[AnnotatedConfig]]
+    result_class: ClassVar[type[Any]]
+    metrics_class: ClassVar[type[Any]]
     model_config: dict[str, Any]
     """what config.json says"""
 
@@ -65,6 +66,16 @@ class AnnotatedPredictor(Predictor[R, M], Generic[R, M, S]):
     @abstractmethod
     def build(cls, content: dict[str, Any]) -> tuple[nn.Module, Any]:
         """Model and transform of a config.json."""
+
+    @staticmethod
+    @abstractmethod
+    def build_model(arguments: dict[str, Any], state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """A model in the layout that convolutions run fastest in.
+
+        Args:
+            arguments: `model_arguments` of a configuration.
+            state_dict: weights of a classifier, which the backbone starts from.
+        """
 
     @staticmethod
     @abstractmethod
@@ -76,8 +87,8 @@ class AnnotatedPredictor(Predictor[R, M], Generic[R, M, S]):
         """One split of DATA with its name, checked; with classes that the run knows."""
 
     @abstractmethod
-    def evaluate_on(self, split: S, name: str, batch_size: int) -> M:
-        """Metrics on images that are open already."""
+    def measure(self, split: S, batch_size: int, **options: Any) -> dict[str, Any]:
+        """The fields of the metrics that are this task's own."""
 
     @abstractmethod
     def plot_split(self, split: S, path: Path) -> None:
@@ -115,26 +126,42 @@ class AnnotatedPredictor(Predictor[R, M], Generic[R, M, S]):
     def open_image(self, image: ImageLike) -> Image.Image:
         return open_image(image, self.transform.mode)
 
+    def unreadable(self, name: str, error: str) -> R:
+        return self.result_class(image=name, error=error)
+
     def choose_split(self, data: str | None, split: str, **options: Any) -> tuple[str, S]:
-        """The split to evaluate on and its name: of another DATA its own, of the run's DATA the saved one."""
+        """The split to evaluate on and its name: of the run's own DATA the saved one."""
         config: Any = self.config
-        own = data is None or (config is not None and Path(data).resolve() == Path(config.data).resolve())
-        if not own or not self.run.split.is_file():
-            if data is None:
-                raise ValueError(f"{self.run.path} does not say what it was trained on: give DATA")
-            [(name, opened)] = self.open_split(data, split, **options).items()
-            return name, opened
+        own = config is not None and Path(data or config.data).resolve() == Path(config.data).resolve()
+        if own and self.run.split.is_file():
+            return self._saved_split(config.data, split, **options)
+        if data is None:
+            raise ValueError(f"{self.run.path} does not say what it was trained on: give DATA")
+        [(name, opened)] = self.open_split(data, split, **options).items()
+        return name, opened
+
+    def _saved_split(self, data: str, split: str, **options: Any) -> tuple[str, S]:
+        """A split of the run's own DATA and its name, as split.json says."""
         saved = json.loads(self.run.split.read_text())
-        name = choose_split([name for name in SPLITS if name in saved], split, config.data)
-        source = name if name in self.split_names(config.data) else "train"
-        opened = self.open_split(config.data, source, **options)[source]
+        name = choose_split([name for name in SPLITS if name in saved], split, data)
+        source = name if name in self.split_names(data) else "train"
+        opened = self.open_split(data, source, **options)[source]
         positions = {image: position for position, image in enumerate(opened.names)}
         missing = [image for image in saved[name] if image not in positions]
         if missing:
             raise ValueError(
-                f"{len(missing)} images of the run's split are no longer in {config.data}: {missing[0]}"
+                f"{len(missing)} images of the run's split are no longer in {data}: {missing[0]}"
             )
         return name, opened.take([positions[image] for image in saved[name]])
+
+    def evaluate_on(self, name: str, split: S, batch_size: int, **options: Any) -> M:
+        """Metrics on images that are open already."""
+        started = time.perf_counter()
+        values = self.measure(split, batch_size, **options)
+        speed = len(split) / (time.perf_counter() - started)
+        return self.metrics_class(
+            split=name, images=len(split), images_per_second=speed, source=split, **values
+        )
 
     def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Write per_class.csv, predictions.png, and last metrics.json."""

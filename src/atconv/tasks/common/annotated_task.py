@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import timm
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -17,6 +18,7 @@ from atconv.data.annotated import AnnotatedSplit, CheckImages, save_or_check_spl
 from atconv.data.loaders import EpochBatches, SeededItems
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
+from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.engine.trainer import History, Task
 from atconv.io import save_tensors, write_json
@@ -27,39 +29,50 @@ from atconv.tasks.common.annotated_config import AnnotatedConfig
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor
 from atconv.tasks.common.report import report_run
 
-__all__ = ["AnnotatedTask", "open_splits", "starting_weights"]
+__all__ = ["AnnotatedTask"]
 
 logger = logging.getLogger(__name__)
 
+C = TypeVar("C", bound=AnnotatedConfig)
 S = TypeVar("S", bound=AnnotatedSplit)
 
 
-class AnnotatedTask(Task, Generic[S]):
-    """Training on annotated images by index.
+class AnnotatedTask(Task, Generic[C, S]):
+    """Data and model of a configuration, put together.
 
-    Args:
-        splits: by name; train and val, and test where there is one.
-        model_config: content of config.json, which the predictor is built from.
+    Raises:
+        ValueError: data, model or weights do not fit.
     """
 
     predictor: ClassVar[type[AnnotatedPredictor[Any, Any, Any]]]
+    examples: Callable[[int], tuple[Any, Any]]
+    """a training image and its target by position, augmented"""
 
-    def __init__(
-        self,
-        config: AnnotatedConfig,
-        run: Run,
-        accelerator: Accelerator,
-        model: nn.Module,
-        splits: Mapping[str, S],
-        model_config: dict[str, Any],
-    ) -> None:
-        self.run, self.accelerator, self.model, self.splits = run, accelerator, model, splits
-        self.samples, self.model_config = len(splits["train"]), model_config
-        self.seed, self.workers, self.batch_size = config.seed, config.workers, config.batch_size
+    def __init__(self, config: C, run: Run, accelerator: Accelerator) -> None:
+        self.config, self.run, self.accelerator = config, run, accelerator
+        with torch.device("meta"):  # fail fast: what is wrong with the model, before the data is read
+            self.predictor.build_model(config.model_arguments(2))
+        # The main process checks the files while the others wait.
+        with accelerator.main_process_first():
+            check = config.check_images if accelerator.is_main_process else "none"
+            self.splits = train_val_test_split(self.open_data(check), config.val_fraction, config.seed)
+            if accelerator.is_main_process:
+                save_or_check_split(run.split, self.splits)
+        self.check_splits()
+        self.samples, self.classes = len(self.splits["train"]), self.splits["train"].classes
+        counts = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
+        logger.info("%d classes, images: %s", len(self.classes), counts)
+        state_dict = _starting_weights(config, run)
+        with seeded(derive_seed("init", config.seed)):
+            arguments = config.model_arguments(len(self.classes))
+            self.model = self.predictor.build_model(arguments, state_dict)
 
     @abstractmethod
-    def load(self, position: int) -> tuple[Any, Any]:
-        """A training image and its target, augmented."""
+    def open_data(self, check: CheckImages) -> Mapping[str, S]:
+        """The splits of DATA by name."""
+
+    def check_splits(self) -> None:
+        """Raise ValueError where splits cannot be trained on."""
 
     @staticmethod
     @abstractmethod
@@ -70,13 +83,17 @@ class AnnotatedTask(Task, Generic[S]):
     def validate(self, model: nn.Module, split: S, positions: Sequence[int]) -> dict[str, float]:
         """Metrics of a model in eval mode, over all processes, of which each has its own positions."""
 
+    @abstractmethod
+    def model_config(self) -> dict[str, Any]:
+        """Content of config.json, which the predictor is opened from."""
+
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         rank = self.accelerator.process_index
-        keys: Any = EpochBatches(self.samples, plan, self.seed, epoch, rank, start=start)
+        keys: Any = EpochBatches(self.samples, plan, self.config.seed, epoch, rank, start=start)
         loader = DataLoader(
-            SeededItems(self.load),
+            SeededItems(self.examples),
             batch_sampler=keys,
-            num_workers=self.workers,
+            num_workers=self.config.workers,
             collate_fn=self.collate,
             pin_memory=self.accelerator.device.type == "cuda",
         )
@@ -91,7 +108,7 @@ class AnnotatedTask(Task, Generic[S]):
         return {f"val_{name}": value for name, value in metrics.items()}
 
     def save_config(self) -> None:
-        write_json(self.run.model_config, self.model_config)
+        write_json(self.run.model_config, self.model_config())
 
     def save_model(self, model: nn.Module) -> None:
         save_tensors(model.state_dict(), self.run.weights)
@@ -106,36 +123,12 @@ class AnnotatedTask(Task, Generic[S]):
         ]
         predictor = self.predictor.open(self.run).to(self.accelerator.device)
         split = "test" if "test" in self.splits else "val"
-        metrics = predictor.evaluate_on(self.splits[split], split, self.batch_size)
+        metrics = predictor.evaluate_on(split, self.splits[split], self.config.batch_size)
         report_run(self.run, self.model, history, panels, predictor, metrics)
 
 
-def open_splits(
-    config: AnnotatedConfig,
-    run: Run,
-    accelerator: Accelerator,
-    read: Callable[[CheckImages], Mapping[str, S]],
-) -> dict[str, S]:
-    """Training, validation and test splits, saved in split.json.
-
-    Args:
-        read: how image files are checked → the splits of DATA.
-    """
-    # The main process checks the files while the others wait.
-    with accelerator.main_process_first():
-        check: CheckImages = config.check_images if accelerator.is_main_process else "none"
-        splits = train_val_test_split(read(check), config.val_fraction, config.seed)
-        if accelerator.is_main_process:
-            save_or_check_split(run.split, splits)
-    return splits
-
-
-def starting_weights(config: AnnotatedConfig, run: Run) -> dict[str, Tensor] | None:
-    """Weights of the classifier that a new run's backbone starts from.
-
-    Raises:
-        FileNotFoundError, ValueError: there are none, or they do not fit the model.
-    """
+def _starting_weights(config: AnnotatedConfig, run: Run) -> dict[str, Tensor] | None:
+    """Weights of the classifier that a new run's backbone starts from."""
     if config.checkpoint is None or latest_checkpoint(run.checkpoints) is not None:
         return None
     path = Path(config.checkpoint)

@@ -19,9 +19,9 @@ __all__ = ["SPEC", "DetectionConfig"]
 
 
 def _make_task(config: DetectionConfig, run: Run, accelerator: Accelerator) -> DetectionTask:
-    from atconv.tasks.detection.task import make_task
+    from atconv.tasks.detection.task import DetectionTask
 
-    return make_task(config, run, accelerator)
+    return DetectionTask(config, run, accelerator)
 
 
 def _open(run: Run) -> DetectionPredictor:

@@ -50,7 +50,6 @@ class DetectionConfig(DetectorOptions, AnnotatedConfig):
         return self.architecture == "mask_rcnn"
 
     def model_arguments(self, num_classes: int) -> dict[str, Any]:
-        """Arguments of `atconv.models.detector`, as JSON holds them."""
         mean, std = normalization(self.in_chans, self.mean, self.std)
         own = {
             "backbone": self.model,

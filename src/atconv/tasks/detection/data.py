@@ -16,9 +16,10 @@ from torchvision.transforms import v2
 from atconv.data.annotated import batches_of_equal_size
 from atconv.data.coco import CocoSplit
 from atconv.data.coco_checks import decode_mask
-from atconv.data.images import Mode, PrepareImage
+from atconv.data.images import PrepareImage, mode_for
+from atconv.tasks.detection.config import DetectionConfig
 
-__all__ = ["DetectionTransform", "Target", "augmentation", "eval_batches", "load_example", "load_target"]
+__all__ = ["DetectionTransform", "Target", "TrainExamples", "augmentation", "eval_batches", "load_target"]
 
 Target = dict[str, Any]
 
@@ -35,16 +36,22 @@ class DetectionTransform:
         return v2.functional.to_dtype(pixels, torch.float32, scale=True)
 
 
-def load_example(split: CocoSplit, position: int, mode: Mode, masks: bool) -> tuple[tv_tensors.Image, Target]:
-    """A training image, C H W uint8, and its objects but for crowds, as v2 transforms take them."""
-    image = tv_tensors.Image(v2.functional.pil_to_tensor(split.read(position, mode)))
-    target = load_target(split, position, masks)
-    single = ~target["iscrowd"].bool()
-    boxes = tv_tensors.BoundingBoxes(target["boxes"][single], format="XYXY", canvas_size=image.shape[-2:])
-    example: Target = {"boxes": boxes, "labels": target["labels"][single]}
-    if masks:
-        example["masks"] = tv_tensors.Mask(target["masks"][single])
-    return image, example
+class TrainExamples:
+    """A training image, C H W in 0…1, and its objects but for crowds, augmented, by position."""
+
+    def __init__(self, split: CocoSplit, config: DetectionConfig) -> None:
+        self.split, self.masks, self.mode = split, config.masks, mode_for(config.in_chans)
+        self.augmentation = augmentation(config.hflip, config.color_jitter)
+
+    def __call__(self, position: int) -> tuple[Tensor, Target]:
+        image = tv_tensors.Image(v2.functional.pil_to_tensor(self.split.read(position, self.mode)))
+        target = load_target(self.split, position, self.masks)
+        single = ~target["iscrowd"].bool()
+        boxes = tv_tensors.BoundingBoxes(target["boxes"][single], format="XYXY", canvas_size=image.shape[-2:])
+        objects: Target = {"boxes": boxes, "labels": target["labels"][single]}
+        if self.masks:
+            objects["masks"] = tv_tensors.Mask(target["masks"][single])
+        return self.augmentation(image, objects)
 
 
 def load_target(split: CocoSplit, position: int, masks: bool) -> Target:

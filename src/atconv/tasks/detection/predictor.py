@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from atconv.tasks.detection.data import DetectionTransform, Target, eval_batches
 from atconv.tasks.detection.metrics import DetectionMetrics, compute_metrics
 from atconv.tasks.detection.plots import draw_detections, plot_split
 
-__all__ = ["DetectionPredictor", "Detections", "build_detector"]
+__all__ = ["DetectionPredictor", "Detections"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
     task = "detection"
     command = "atconv detect train"
     csv_columns = ("image", "class", "score", "left", "top", "right", "bottom")
-    config_class = DetectionConfig
+    config_class, result_class, metrics_class = DetectionConfig, Detections, DetectionMetrics
     split_names = staticmethod(coco_splits)
 
     @property
@@ -70,7 +69,14 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
     @classmethod
     def build(cls, content: dict[str, Any]) -> tuple[nn.Module, DetectionTransform]:
         arguments = content["detector"]
-        return build_detector(arguments), DetectionTransform(arguments["in_chans"])
+        return cls.build_model(arguments), DetectionTransform(arguments["in_chans"])
+
+    @staticmethod
+    def build_model(arguments: dict[str, Any], state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
+        try:
+            return detector(**arguments, state_dict=state_dict).to(memory_format=torch.channels_last)
+        except TypeError as error:
+            raise ValueError(f"detector_args do not fit {arguments['architecture']}: {error}") from error
 
     @torch.inference_mode()
     def detect(self, image: Tensor) -> Target:
@@ -105,9 +111,6 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
             masks=masks,
         )
 
-    def unreadable(self, name: str, error: str) -> Detections:
-        return Detections(image=name, error=error)
-
     def evaluate(  # type: ignore[override]
         self,
         data: str | None = None,
@@ -129,24 +132,16 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
         """
         check_batch_size(batch_size)
         name, opened = self.choose_split(data, split, bad_annotations=bad_annotations)
-        return self.evaluate_on(opened, name, batch_size)
+        return self.evaluate_on(name, opened, batch_size)
 
     def open_split(self, data: str, split: str, **options: Any) -> dict[str, CocoSplit]:
         return open_coco(data, self.masks, classes=self.classes, split=split, **options)
 
-    def evaluate_on(self, split: CocoSplit, name: str, batch_size: int) -> DetectionMetrics:
-        started = time.perf_counter()
+    def measure(self, split: CocoSplit, batch_size: int, **options: Any) -> dict[str, Any]:
         batches = eval_batches(split, range(len(split)), self.transform, self.masks, batch_size)
         shown = tqdm(batches, "evaluating", disable=None, leave=False)
         coco, per_class = compute_metrics(self.model, shown, self.classes, self.masks)
-        return DetectionMetrics(
-            split=name,
-            images=len(split),
-            images_per_second=len(split) / (time.perf_counter() - started),
-            per_class=per_class,
-            coco=coco,
-            source=split,
-        )
+        return {"coco": coco, "per_class": per_class}
 
     def plot_split(self, split: CocoSplit, path: Path) -> None:
         plot_split(split, self.detect, self.transform, self.masks, path)
@@ -164,16 +159,3 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
         drawn = draw_detections(self.transform(image), objects, self.classes, threshold=0.0)
         Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(file)
         return replace(result, plot=str(file))
-
-
-def build_detector(arguments: dict[str, Any], state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """A detector in the layout that convolutions run fastest in.
-
-    Args:
-        arguments: of `atconv.models.detector`.
-        state_dict: weights of a classifier, which the backbone starts from.
-    """
-    try:
-        return detector(**arguments, state_dict=state_dict).to(memory_format=torch.channels_last)
-    except TypeError as error:
-        raise ValueError(f"detector_args do not fit {arguments['architecture']}: {error}") from error

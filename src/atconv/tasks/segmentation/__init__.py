@@ -19,9 +19,9 @@ __all__ = ["SPEC", "SegmentationConfig"]
 
 
 def _make_task(config: SegmentationConfig, run: Run, accelerator: Accelerator) -> SegmentationTask:
-    from atconv.tasks.segmentation.task import make_task
+    from atconv.tasks.segmentation.task import SegmentationTask
 
-    return make_task(config, run, accelerator)
+    return SegmentationTask(config, run, accelerator)
 
 
 def _open(run: Run) -> SegmentationPredictor:

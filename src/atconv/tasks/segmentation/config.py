@@ -51,7 +51,6 @@ class SegmentationConfig(SegmenterOptions, AnnotatedConfig):
             )
 
     def model_arguments(self, num_classes: int) -> dict[str, Any]:
-        """Arguments of `atconv.models.segmenter`, as JSON holds them."""
         own = {
             "backbone": self.model,
             "num_classes": num_classes,

@@ -13,13 +13,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from atconv.data.annotated import batches_of_equal_size
-from atconv.data.images import Mode, PrepareImage
+from atconv.data.images import PrepareImage, mode_for
 from atconv.data.masks import IGNORED, MaskSplit
 from atconv.models.normalization import normalization
 from atconv.models.segmenters import DIVISOR
 from atconv.tasks.segmentation.config import SegmentationConfig
 
-__all__ = ["Classify", "SegmentationTransform", "augmentation", "load_example", "predictions", "resized"]
+__all__ = ["Classify", "SegmentationTransform", "TrainExamples", "augmentation", "predictions", "resized"]
 
 _MAX_RATIO = 10  # of the longer side to the shorter side, after resizing
 
@@ -77,10 +77,17 @@ class _RandomShortSide(v2.Transform):
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
-def load_example(split: MaskSplit, position: int, mode: Mode) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-    """An image, C H W uint8, and its mask, H W, as v2 transforms take them."""
-    image = v2.functional.pil_to_tensor(split.read(position, mode))
-    return tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(split.mask(position)))
+class TrainExamples:
+    """A training input, C H W, and its mask, H W, augmented, by position."""
+
+    def __init__(self, split: MaskSplit, config: SegmentationConfig) -> None:
+        self.split, self.mode = split, mode_for(config.in_chans)
+        self.augmentation = augmentation(config)
+
+    def __call__(self, position: int) -> tuple[Tensor, Tensor]:
+        image = v2.functional.pil_to_tensor(self.split.read(position, self.mode))
+        mask = torch.from_numpy(self.split.mask(position))
+        return self.augmentation(tv_tensors.Image(image), tv_tensors.Mask(mask))
 
 
 def augmentation(config: SegmentationConfig) -> v2.Transform:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,7 +30,7 @@ from atconv.tasks.segmentation.metrics import (
 )
 from atconv.tasks.segmentation.plots import plot_prediction, plot_split
 
-__all__ = ["Segmentation", "SegmentationPredictor", "build_segmenter", "classify_pixels"]
+__all__ = ["Segmentation", "SegmentationPredictor", "classify_pixels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
     task = "segmentation"
     command = "atconv segment train"
     csv_columns = ("image", "class", "share")
-    config_class = SegmentationConfig
+    config_class, result_class, metrics_class = SegmentationConfig, Segmentation, SegmentationMetrics
     split_names = staticmethod(mask_splits)
 
     @property
@@ -84,7 +83,11 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
     def build(cls, content: dict[str, Any]) -> tuple[nn.Module, SegmentationTransform]:
         arguments = content["segmenter"]
         transform = SegmentationTransform(arguments["in_chans"], **content["transform"])
-        return build_segmenter(arguments), transform
+        return cls.build_model(arguments), transform
+
+    @staticmethod
+    def build_model(arguments: dict[str, Any], state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
+        return segmenter(**arguments, state_dict=state_dict).to(memory_format=torch.channels_last)
 
     def classify(self, inputs: Tensor, size: tuple[int, int], flip_tta: bool | None = None) -> Tensor:
         """Class indices of images of one size (height, width): B C H W of inputs → B height width."""
@@ -119,9 +122,6 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         Image.fromarray(mask.byte().numpy()).save(file, "PNG")
         return Segmentation(image=name, shares=shares, png=file.getvalue())
 
-    def unreadable(self, name: str, error: str) -> Segmentation:
-        return Segmentation(image=name, error=error)
-
     def evaluate(  # type: ignore[override]
         self,
         data: str | None = None,
@@ -144,29 +144,26 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         """
         check_batch_size(batch_size)
         name, opened = self.choose_split(data, split)
-        return self.evaluate_on(opened, name, batch_size, flip_tta)
+        return self.evaluate_on(name, opened, batch_size, flip_tta=flip_tta)
 
     def open_split(self, data: str, split: str, **options: Any) -> dict[str, MaskSplit]:
         return open_masks(data, classes=self.classes, split=split)
 
-    def evaluate_on(
-        self, split: MaskSplit, name: str, batch_size: int, flip_tta: bool | None = None
-    ) -> SegmentationMetrics:
-        started = time.perf_counter()
+    def measure(
+        self, split: MaskSplit, batch_size: int, flip_tta: bool | None = None, **options: Any
+    ) -> dict[str, Any]:
+        flip_tta = self.flip_tta if flip_tta is None else flip_tta
         classify = partial(self.classify, flip_tta=flip_tta)
         pairs = predictions(split, range(len(split)), self.transform, classify, batch_size)
-        shown = tqdm(pairs, "evaluating", len(split), disable=None, leave=False)
-        counts = count_pixels(shown, len(self.classes))
-        return SegmentationMetrics(
-            split=name,
-            images=len(split),
-            images_per_second=len(split) / (time.perf_counter() - started),
-            per_class=per_class(counts, self.classes),
-            miou=mean_iou(counts),
-            pixel_accuracy=pixel_accuracy(counts),
-            flip_tta=self.flip_tta if flip_tta is None else flip_tta,
-            source=split,
+        counts = count_pixels(
+            tqdm(pairs, "evaluating", len(split), disable=None, leave=False), len(self.classes)
         )
+        return {
+            "miou": mean_iou(counts),
+            "pixel_accuracy": pixel_accuracy(counts),
+            "per_class": per_class(counts, self.classes),
+            "flip_tta": flip_tta,
+        }
 
     def plot_split(self, split: MaskSplit, path: Path) -> None:
         plot_split(split, self.classify, self.transform, path)
@@ -199,13 +196,3 @@ def classify_pixels(
         mirrored = model(inputs.flip(3)).float().flip(3)
         scores = scores.softmax(1) + mirrored.softmax(1)
     return transform.undo(scores, size).argmax(1).cpu()
-
-
-def build_segmenter(arguments: dict[str, Any], state_dict: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """A segmenter in the layout that convolutions run fastest in.
-
-    Args:
-        arguments: of `atconv.models.segmenter`.
-        state_dict: weights of a classifier, which the backbone starts from.
-    """
-    return segmenter(**arguments, state_dict=state_dict).to(memory_format=torch.channels_last)
