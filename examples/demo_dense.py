@@ -22,7 +22,7 @@ def prepare() -> None:
         python("studies.datasets.fashion_mnist", str(ROOT))
         python("studies.datasets.scenes", str(ROOT), str(SCENES))
     train(
-        CLASSIFIER, ["train"], "--config", "fashion_mnist", "--data_root", str(ROOT),
-        "--model_args", BACKBONE, "--image_size", "32", "--crop_scale", "[0.7, 1.0]", "--epochs", "1",
-        "--batch_size", "128", "--base_batch_size", "128", "--lr", "0.003", "--warmup_epochs", "0.2",
+        CLASSIFIER, ["train"], "--config", "fashion_mnist", "--data-root", str(ROOT),
+        "--model-args", BACKBONE, "--image-size", "32", "--crop-scale", "[0.7, 1.0]", "--epochs", "1",
+        "--batch-size", "128", "--base-batch-size", "128", "--lr", "0.003", "--warmup-epochs", "0.2",
     )  # fmt: skip

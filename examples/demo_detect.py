@@ -1,4 +1,4 @@
-"""`make demo-detect`: train a small detector on scenes of real garments, judge it, use it."""
+"""`make demo-detect`: train a small detector on scenes of real garments, evaluate it, use it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo-detect")
 def main() -> None:
     started = time.perf_counter()
     prepare()
-    train(FOLDER, ["detect", "train"], str(SCENES), "--config", "scenes", "--weights", str(CLASSIFIER))
+    train(FOLDER, ["detect", "train"], str(SCENES), "--config", "scenes", "--checkpoint", str(CLASSIFIER))
     shown = [str(SCENES / "images" / "test" / f"{i:06d}.png") for i in range(4)]
     atconv("detect", "predict", str(FOLDER), *shown)
-    found = json.loads((FOLDER / "metrics.json").read_text())["figures"]
+    metrics = json.loads((FOLDER / "metrics.json").read_text())["coco"]
     print(
         f"""
-Done in {time.perf_counter() - started:.0f} s: {found["box_map"]:.1f} % mAP@[.5:.95] on scenes of
+Done in {time.perf_counter() - started:.0f} s: {metrics["box_map"]:.1f} % mAP@[.5:.95] on scenes of
 garments never seen. Everything lies in {FOLDER}:
-  predictions.png    what test scenes show, and what was found
-  predictions/       four scenes, drawn one by one
+  predictions.png    test scenes, their boxes, and the detections
+  predictions/       four scenes with their detections
   curves.png         loss and precision by epoch
   per_class.csv      precision of each class
 
 Try next, with your own boxes in COCO's format:
-  atconv detect train my-pictures --out runs/mine
-  atconv detect train {SCENES} --config scenes --architecture mask_rcnn --weights {CLASSIFIER}"""
+  atconv detect train my-images --out runs/mine
+  atconv detect train {SCENES} --config scenes --architecture mask_rcnn --checkpoint {CLASSIFIER}"""
     )
 
 

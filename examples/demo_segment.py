@@ -1,4 +1,4 @@
-"""`make demo-segment`: train a small segmenter on scenes of real garments, judge it, use it."""
+"""`make demo-segment`: train a small segmenter on scenes of real garments, evaluate it, use it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo-segment")
 def main() -> None:
     started = time.perf_counter()
     prepare()
-    train(FOLDER, ["segment", "train"], str(SCENES), "--config", "scenes", "--weights", str(CLASSIFIER))
+    train(FOLDER, ["segment", "train"], str(SCENES), "--config", "scenes", "--checkpoint", str(CLASSIFIER))
     shown = [str(SCENES / "images" / "test" / f"{i:06d}.png") for i in range(4)]
     atconv("segment", "predict", str(FOLDER), *shown)
-    found = json.loads((FOLDER / "metrics.json").read_text())
+    metrics = json.loads((FOLDER / "metrics.json").read_text())
     print(
         f"""
-Done in {time.perf_counter() - started:.0f} s: {found["miou"]:.1f} % mean IoU on scenes of
+Done in {time.perf_counter() - started:.0f} s: {metrics["miou"]:.1f} % mean IoU on scenes of
 garments never seen. Everything lies in {FOLDER}:
-  predictions.png    test scenes, their masks, and what was found
-  predictions/       four scenes, drawn one by one, and their masks
+  predictions.png    test scenes, their masks, and the predictions
+  predictions/       four scenes with their predictions, and the masks
   curves.png         loss and mean IoU by epoch
   per_class.csv      IoU of each class
 
 Try next, with your own masks:
-  atconv segment train my-pictures --out runs/mine"""
+  atconv segment train my-images --out runs/mine"""
     )
 
 

@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).parents[1]
 
 def atconv(*arguments: str) -> None:
     print("\n$ atconv " + shlex.join(arguments), flush=True)
-    subprocess.run([sys.executable, "-m", "atconv.cli", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "atconv", *arguments], check=True)
 
 
 def python(module: str, *arguments: str) -> None:
