@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from atconv.tasks.generation import SiTPipeline
+from atconv.diffusion import SiTPipeline
 from support.helpers import assert_close
 from support.tiny import start_process
 from support.tiny_sit import generation_run, preload, tiny_sit, unconditional_run

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import atconv
 from atconv.diffusion.interpolants import Linear
-from atconv.diffusion.samplers import Field
+from atconv.diffusion.field import Field
 from atconv.models import sit as sit_module
 from atconv.models.release import to_sit
 from atconv.models.sit import VARIANTS, SiT, create_sit, position_table
@@ -91,7 +91,7 @@ def test_velocity_is_that_of_the_release(family: str) -> None:
 def test_guided_velocity_is_that_of_the_release(family: str) -> None:
     case, model = reference_case(family), reference_model(family)
     x, labels, t = case["x"][:2], case["y"][:2], torch.tensor(0.3)
-    guided = Field(model, Linear(), "velocity", labels, guidance=4.0, channels=3)(t, x)
+    guided = Field(model, Linear(), "velocity", labels, guidance_scale=4.0, guidance_channels=3)(t, x)
     assert_close(guided, case["cfg_velocity"][:2], 2e-5)
     # The release's other half: the same guided channels, and what the null label gives of the last one.
     unconditional = Field(model, Linear(), "velocity", torch.full_like(labels, 10))(t, x)

@@ -1,6 +1,6 @@
 """Stochastic interpolants: how noise becomes data, and what a network may predict of it.
 
-t = 0 is noise, t = 1 is data. A path is x_t = α_t·data + σ_t·noise; its velocity is
+t = 0 is noise, t = 1 is data. It is x_t = α_t·data + σ_t·noise; its velocity is
 v = α'_t·data + σ'_t·noise. Velocity, score and noise are three readings of one prediction:
 
     noise = −σ·score         score = (α·v − α'·x) / (σ·(α'·σ − α·σ'))
@@ -17,12 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["GVP", "VP", "Linear", "Path", "Prediction", "make_path"]
+__all__ = ["GVP", "VP", "Interpolant", "Linear", "Prediction", "make_interpolant"]
 
 Prediction = Literal["velocity", "score", "noise"]
 
 
-class Path(ABC):
+class Interpolant(ABC):
     """α and σ over time, their derivatives, and conversions. Times t broadcast against x from the left."""
 
     name: str
@@ -76,7 +76,7 @@ class Path(ABC):
         return self.velocity_from_score(prediction, x, t)
 
     def interval(self, kind: Prediction, sampling: bool) -> tuple[float, float]:
-        """Times that training draws from, or that sampling runs over: [0, 1] less what is singular."""
+        """Times that training samples, or that sampling runs over: [0, 1] without what is singular."""
         if kind != "velocity":
             return 1e-3, 1 - 1e-3
         return 0.0, 1.0 - self._end_margin(sampling)
@@ -85,7 +85,7 @@ class Path(ABC):
         return 0.0
 
 
-class Linear(Path):
+class Linear(Interpolant):
     """α = t, σ = 1 − t: straight lines (rectified flow)."""
 
     name = "linear"
@@ -106,7 +106,7 @@ class Linear(Path):
         return 1 / (1 + ratio)
 
 
-class GVP(Path):
+class GVP(Interpolant):
     """α = sin(πt/2), σ = cos(πt/2): generalized variance preserving."""
 
     name = "gvp"
@@ -127,7 +127,7 @@ class GVP(Path):
         return torch.atan(1 / ratio) * (2 / math.pi)
 
 
-class VP(Path):
+class VP(Interpolant):
     """log α = −¼(1 − t)²(β₁ − β₀) − ½(1 − t)β₀, σ = √(1 − α²): variance preserving, β₀ = 0.1, β₁ = 20."""
 
     name = "vp"
@@ -161,18 +161,18 @@ class VP(Path):
         return 1e-3 if sampling else 1e-5  # σ' is infinite at t = 1
 
 
-_PATHS: dict[str, type[Path]] = {path.name: path for path in (Linear, GVP, VP)}
+_INTERPOLANTS: dict[str, type[Interpolant]] = {kind.name: kind for kind in (Linear, GVP, VP)}
 
 
-def make_path(name: str) -> Path:
-    """A path by name: linear, gvp or vp.
+def make_interpolant(name: str) -> Interpolant:
+    """An interpolant by name: linear, gvp or vp.
 
     Raises:
-        ValueError: no such path.
+        ValueError: no such interpolant.
     """
-    if name not in _PATHS:
-        raise ValueError(f"no path {name!r}; there are {', '.join(_PATHS)}")
-    return _PATHS[name]()
+    if name not in _INTERPOLANTS:
+        raise ValueError(f"no interpolant {name!r}; there are {', '.join(_INTERPOLANTS)}")
+    return _INTERPOLANTS[name]()
 
 
 def _expand(t: Tensor, x: Tensor) -> Tensor:

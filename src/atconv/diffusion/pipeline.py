@@ -2,228 +2,210 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from atconv.diffusion.interpolants import make_path
-from atconv.diffusion.samplers import Field, ImageNoise, SamplerConfig, sample
+from atconv.diffusion.field import Field
+from atconv.diffusion.interpolants import Prediction, make_interpolant
+from atconv.diffusion.schedulers import Generators, InterpolantScheduler, ODEScheduler
 from atconv.models.sit import SiT
 
-__all__ = ["Drawn", "SiTPipeline", "SiTPipelineOutput", "pixels_per_latent"]
+__all__ = ["Labels", "SiTPipeline", "SiTPipelineOutput", "pixels_per_latent"]
+
+Labels = int | str | Sequence[int | str] | Tensor | NDArray[np.integer]
+StepCallback = Callable[["SiTPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass
 class SiTPipelineOutput(BaseOutput):
     """What a `SiTPipeline` returns."""
 
-    images: list[Image.Image] | NDArray[np.uint8] | Tensor
-    """PIL images; B H W C uint8 for output_type "np"; the model's own B C H W for "latent\""""
+    images: list[Image.Image] | NDArray[np.float32] | Tensor
+    """PIL images; for "np" B H W C and for "pt" B C H W in [0, 1]; for "latent" the model's own B C H W"""
     evaluations: int
     """velocity evaluations for each image (a guided one counts once)"""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """One batch of samples."""
-
-    samples: Tensor
-    """B C H W, in the model's units: latents, or pixels in [−1, 1]"""
-    evaluations: int
-
-
 class SiTPipeline(DiffusionPipeline):
-    """Draws images from a SiT, in pixels or in the latents of a VAE.
+    """Samples images from a SiT, in pixels or in the latents of a VAE.
 
     >>> pipe = SiTPipeline.from_pretrained("runs/digits-sit")
     >>> pipe(class_labels=[3, 7], guidance_scale=2.0).images
+    >>> pipe.scheduler = SDEScheduler.from_config(pipe.scheduler.config, last_step="tweedie")
+
+    Time runs from t = 0, noise, to t = 1, data.
 
     Args:
         transformer: the model.
-        vae: decoder of its latents; None where it works on pixels in [−1, 1].
-        path: interpolant it was trained on: linear, gvp or vp.
-        prediction: what it predicts: velocity, score or noise.
+        scheduler: an `ODEScheduler` or `SDEScheduler`; default: the ODE by Heun's method.
+        vae: decoder of the model's latents; None where it works on pixels in [−1, 1].
+        interpolant: what the model was trained on: linear, gvp or vp.
+        prediction: what the model predicts: velocity, score or noise.
         sample_size: height and width of its samples, in latents where there is a VAE.
-        latent_scale, latent_shift: samples are (latents of the VAE − shift)·scale.
         class_names: names of the labels 0, 1, ….
     """
 
     model_cpu_offload_seq: Any = "transformer->vae"
-    _optional_components: list[str] = ["vae"]  # noqa: RUF012  (as diffusers declares it)
+    _optional_components: list[str] = ["scheduler", "vae"]  # noqa: RUF012  (as diffusers declares it)
+    _callback_tensor_inputs: list[str] = ["latents"]  # noqa: RUF012
 
     transformer: SiT
+    scheduler: InterpolantScheduler
     vae: Any
     config: Any
 
     def __init__(
         self,
         transformer: SiT,
+        scheduler: InterpolantScheduler | None = None,
         vae: AutoencoderKL | None = None,
-        path: str = "linear",
-        prediction: str = "velocity",
+        interpolant: str = "linear",
+        prediction: Prediction = "velocity",
         sample_size: list[int] | None = None,
-        latent_scale: float = 0.18215,
-        latent_shift: float = 0.0,
         class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
-        make_path(path)  # complains early
-        self.register_modules(transformer=transformer, vae=vae)
+        if scheduler is None:
+            scheduler = ODEScheduler(interpolant=interpolant, prediction=prediction)
+        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(
-            path=path,
+            interpolant=interpolant,
             prediction=prediction,
             sample_size=sample_size or [32, 32],
-            latent_scale=latent_scale,
-            latent_shift=latent_shift,
             class_names=class_names,
         )
+        self.vae_scale_factor = 1 if vae is None else pixels_per_latent(vae)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the labels; their numbers where no names were given."""
+        """Names of the labels; their numbers where they have no names."""
         return self.config.class_names or [str(i) for i in range(self.transformer.num_classes)]
 
+    @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | Tensor | NDArray[np.integer] | None = None,
-        num_images: int | None = None,
+        class_labels: Labels | None = None,
+        num_images_per_prompt: int = 1,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
-        sampler: str = "heun",
-        seed: int = 0,
         height: int | None = None,
         width: int | None = None,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_channels: int | None = None,
         batch_size: int = 64,
-        output_type: Literal["pil", "np", "latent"] = "pil",
-        **sampler_options: Any,
-    ) -> SiTPipelineOutput:
-        """Draw one image for each label.
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> SiTPipelineOutput | Any:
+        """Sample images.
 
         Args:
-            class_labels: class numbers or names, one an image; left out where the model has no classes.
-            num_images: how many, for a model without classes.
+            class_labels: class numbers or names; left out where the model has no classes.
+            num_images_per_prompt: images for each label; all images, for a model without classes.
             guidance_scale: 1 is none.
-            num_inference_steps: steps of a fixed-step sampler.
-            sampler: see `SamplerConfig`.
-            seed: image i is made from (seed, i) alone: batches and other images change nothing.
+            num_inference_steps: steps of a scheduler with fixed steps.
             height, width: of the images, if not the trained size.
+            generator: makes the images deterministic. A list has one generator for each image, which then
+                does not depend on the other images or the batch size.
+            latents: noise to start from, B C H W, in place of the generator's.
+            guidance_interval: times (0 noise, 1 data) between which guidance acts.
+            guidance_channels: guide only the first so many channels (the release: 3); default all.
             batch_size: images at a time.
-            output_type: "pil", "np" (uint8, B H W C) or "latent" (the model's own B C H W).
-            **sampler_options: further fields of `SamplerConfig`.
+            output_type: "pil", "np" (B H W C in [0, 1]), "pt" (B C H W in [0, 1]) or "latent" (B C H W as
+                the model has it).
+            return_dict: return a `SiTPipelineOutput`, else a tuple of its fields.
+            callback_on_step_end: (pipeline, step, t, tensors) → tensors, called after every step of every
+                batch; what it returns as "latents" takes their place.
+            callback_on_step_end_tensor_inputs: the tensors that it is given: "latents".
 
         Raises:
             ValueError: a label out of range, a size the patch does not divide, guidance on a model without a
-                null label, an unknown sampler, option or output type.
+                null label, generators or latents of another number or shape, a scheduler of another
+                interpolant, or an unknown output type.
         """
-        if output_type not in ("pil", "np", "latent"):
-            raise ValueError(f"output_type must be pil, np or latent, got {output_type!r}")
-        known = {field.name for field in fields(SamplerConfig)} - {"sampler", "steps", "guidance"}
-        unknown = sorted(set(sampler_options) - known)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
+        unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
-            raise ValueError(f"no sampler option {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-        config = SamplerConfig(
-            sampler=sampler, steps=num_inference_steps, guidance=guidance_scale, **sampler_options
-        )
-        labels = self.check_labels(class_labels, num_images)
-        batches = list(self.draw(labels, config, seed, height, width, batch_size))
-        samples = torch.cat([batch.samples for batch in batches])
-        evaluations = max(batch.evaluations for batch in batches)
-        if output_type == "latent":
-            return SiTPipelineOutput(images=samples, evaluations=evaluations)
-        pixels = np.concatenate([self.decode(batch.samples) for batch in batches])
-        images: Any = pixels if output_type == "np" else to_pil(pixels)
-        return SiTPipelineOutput(images=images, evaluations=evaluations)
+            raise ValueError(f"callbacks are given {self._callback_tensor_inputs}, got {unknown}")
+        labels, count = self._repeat_labels(class_labels, num_images_per_prompt)
+        if count < 1 or batch_size < 1:
+            raise ValueError(f"there must be an image, and one in a batch: got {count}, {batch_size}")
+        shape = (count, self.transformer.in_channels, *self._sample_size(height, width))
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f"give one generator for each of {count} images, got {len(generator)}")
+        if latents is not None and latents.shape != shape:
+            raise ValueError(f"latents must be {shape}, got {tuple(latents.shape)}")
 
-    def draw(
-        self,
-        labels: Sequence[int | None],
-        config: SamplerConfig,
-        seed: int = 0,
-        height: int | None = None,
-        width: int | None = None,
-        batch_size: int = 64,
-        first: int = 0,
-    ) -> Iterator[Drawn]:
-        """Samples in batches, in the order of `labels` (None: no class). Image i of them is made from
-        (seed, first + i).
+        model, device = self.transformer.eval(), self._execution_device
+        interpolant = make_interpolant(self.config.interpolant)
+        guidance = (guidance_scale, guidance_interval, guidance_channels)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        starts = range(0, count, batch_size)
+        images: list[Any] = []
+        evaluations = 0
+        with self.progress_bar(total=len(starts) * len(self.scheduler.timesteps)) as bar:
 
-        Raises:
-            ValueError: no labels, or a batch of none.
-        """
-        if batch_size < 1 or not labels:
-            raise ValueError(f"there must be an image, and one in a batch: got {len(labels)}, {batch_size}")
-        model, device = self.transformer.eval(), self.device
-        shape = (model.in_channels, *self._sample_size(height, width))
-        path = make_path(self.config.path)
-        for start in range(0, len(labels), batch_size):
-            chosen = labels[start : start + batch_size]
-            known = [label for label in chosen if label is not None]
-            given = torch.tensor(known, device=device) if known else None
-            field = Field(
-                model,
-                path,
-                self.config.prediction,
-                given,
-                config.guidance,
-                config.guidance_interval,
-                config.guidance_channels,
-            )
-            indices = range(first + start, first + start + len(chosen))
-            samples = sample(field, ImageNoise(seed, indices, shape, device), config)
-            yield Drawn(samples, field.evaluations)
+            def end_step(step: int, t: Tensor, sample: Tensor) -> Tensor:
+                bar.update()
+                if callback_on_step_end is None:
+                    return sample
+                tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
+                return callback_on_step_end(self, step, t, tensors).get("latents", sample)
 
-    @torch.no_grad()
-    def decode(self, samples: Tensor) -> NDArray[np.uint8]:
-        """Samples B C H W → uint8 pixels B H W C."""
-        if self.vae is not None:
-            latents = samples / self.config.latent_scale + self.config.latent_shift
-            samples = self.vae.decode(latents.to(self.vae.dtype)).sample
-        scaled = (samples.float().clamp(-1, 1) + 1) * 127.5
-        return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-    def check_labels(
-        self,
-        labels: int | str | Sequence[int | str] | Tensor | NDArray[np.integer] | None,
-        num_images: int | None = None,
-    ) -> list[int | None]:
-        """One class number for each image, or None for each where the model has no classes.
-
-        Raises:
-            ValueError: labels missing, not wanted, unknown or out of range.
-        """
-        classes = self.transformer.num_classes
-        if not classes:
-            if labels is not None:
-                raise ValueError("this model has no classes: give num_images in place of class_labels")
-            return [None] * (1 if num_images is None else num_images)
-        if num_images is not None:
-            raise ValueError("num_images is for models without classes: give one label an image")
-        if labels is None:
-            raise ValueError(f"give class_labels: numbers from 0 to {classes - 1}, or names")
-        if isinstance(labels, (Tensor, np.ndarray)):
-            labels = labels.reshape(-1).tolist()
-        if isinstance(labels, (int, str, np.integer)):
-            labels = [labels]
-        return [self._label(label) for label in labels]
+            for start in starts:
+                part = slice(start, min(start + batch_size, count))
+                chosen = None if labels is None else labels[part]
+                field = Field(model, interpolant, self.config.prediction, chosen, *guidance)
+                own = generator[part] if isinstance(generator, list) else generator
+                if latents is None:
+                    noise = randn_tensor((part.stop - start, *shape[1:]), own, device, torch.float32)
+                else:
+                    noise = latents[part].to(device)
+                samples = self.scheduler.solve(field, noise, own, end_step)
+                evaluations = max(evaluations, field.evaluations)
+                images.append(samples if output_type == "latent" else self._decode(samples, output_type))
+        self.maybe_free_model_hooks()
+        output = SiTPipelineOutput(images=_join(images), evaluations=evaluations)
+        return output if return_dict else output.to_tuple()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """H W C of its images, at the trained size."""
-        factor = 1 if self.vae is None else pixels_per_latent(self.vae)
+        factor = self.vae_scale_factor
         channels = self.transformer.in_channels if self.vae is None else self.vae.config.out_channels
         height, width = self.config.sample_size
         return height * factor, width * factor, channels
 
-    def _label(self, label: int | str) -> int:
+    def get_label_ids(self, labels: Labels) -> list[int]:
+        """Class numbers of numbers and names.
+
+        Raises:
+            ValueError: an unknown name, or a number out of range.
+        """
+        if isinstance(labels, (Tensor, np.ndarray)):
+            labels = labels.reshape(-1).tolist()
+        if isinstance(labels, (int, str, np.integer)):
+            labels = [labels]
+        return [self._label_id(label) for label in labels]
+
+    def _label_id(self, label: int | str) -> int:
         names, classes = self.class_names, self.transformer.num_classes
         if isinstance(label, str) and label in names:
             return names.index(label)
@@ -234,28 +216,50 @@ class SiTPipeline(DiffusionPipeline):
             )
         return number
 
+    def _repeat_labels(self, labels: Labels | None, times: int) -> tuple[Tensor | None, int]:
+        """A class number for each image (None where the model has no classes), and the number of images."""
+        classes = self.transformer.num_classes
+        if not classes:
+            if labels is not None:
+                raise ValueError("this model has no classes: give num_images_per_prompt, not class_labels")
+            return None, times
+        if labels is None:
+            raise ValueError(f"give class_labels: numbers from 0 to {classes - 1}, or names")
+        ids = torch.tensor(self.get_label_ids(labels), dtype=torch.long, device=self._execution_device)
+        ids = ids.repeat_interleave(max(times, 0))
+        return ids, len(ids)
+
     def _sample_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width of samples for images of this size."""
-        factor = 1 if self.vae is None else pixels_per_latent(self.vae)
-        sides = []
-        for given, trained in zip((height, width), self.config.sample_size, strict=True):
-            side = trained if given is None else given // factor
-            patch = self.transformer.patch_size
-            if given is not None and (given < 1 or given % (factor * patch)):
+        factor, patch = self.vae_scale_factor, self.transformer.patch_size
+        sizes = []
+        for size, trained in zip((height, width), self.config.sample_size, strict=True):
+            if size is not None and (size < 1 or size % (factor * patch)):
                 raise ValueError(
-                    f"images of this model have sides that {factor * patch} divides (patches of {patch}"
+                    f"images of this model have sizes that {factor * patch} divides (patches of {patch}"
                     + (f", {factor} pixels a latent" if factor > 1 else "")
-                    + f"), got {given}"
+                    + f"), got {size}"
                 )
-            sides.append(side)
-        return sides[0], sides[1]
+            sizes.append(trained if size is None else size // factor)
+        return sizes[0], sizes[1]
+
+    def _decode(self, samples: Tensor, output_type: str) -> Any:
+        """Samples B C H W, in the model's units, as images."""
+        if self.vae is not None:
+            latents = samples / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+            samples = self.vae.decode(latents.to(self.vae.dtype)).sample
+        return self.image_processor.postprocess(samples.float(), output_type)
 
 
 def pixels_per_latent(vae: Any) -> int:
-    """Pixels along a side of one latent of an AutoencoderKL."""
+    """Pixels along an edge of one latent of an AutoencoderKL."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def to_pil(pixels: NDArray[np.uint8]) -> list[Image.Image]:
-    """uint8 B H W C of 1 or 3 channels → PIL images."""
-    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
+def _join(batches: list[Any]) -> Any:
+    """Images of several batches, of any output type."""
+    if isinstance(batches[0], Tensor):
+        return torch.cat(batches)
+    if isinstance(batches[0], np.ndarray):
+        return np.concatenate(batches)
+    return [image for batch in batches for image in batch]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from atconv.diffusion.samplers import SamplerConfig
-from atconv.tasks.generation import SiTPipeline
+from atconv.diffusion import SiTPipeline
 from atconv.tasks.generation.evaluation import evaluate
 from atconv.tasks.generation.latents import LatentFolder, Latents, is_latents, latent_splits
 from support.helpers import assert_close

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from atconv.tasks.generation import SiTPipeline
+from atconv.diffusion import SiTPipeline
 from atconv.tasks.generation.samples import PixelSet, parse_classes, read_samples, write_npz, write_pngs
 from support.tiny import trained_run
 from support.tiny_sit import generate_here, generation_run, unconditional_run

@@ -19,7 +19,7 @@ from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from atconv.engine.config import TrainConfig
 from atconv.engine.run import Run
 from atconv.models.sit import SiT, create_sit
-from atconv.tasks.generation import SiTPipeline
+from atconv.diffusion import SiTPipeline
 from atconv.tasks.generation.config import GenerationConfig, read_config, recipe_names, recipe_path
 from atconv.tasks.generation.data import Examples, TimeSampling, TrainingExamples
 from atconv.tasks.generation.repa import AlignedSiT, FrozenEncoder, alignment_loss
