@@ -26,7 +26,7 @@ def normal_log_density(x: Tensor, mean: float, std: float) -> Tensor:
 @pytest.mark.parametrize("method", [None, "rk4"], ids=["dopri5", "rk4"])
 def test_the_likelihood_of_normal_data_is_its_density(interpolant: Interpolant, method: str | None) -> None:
     x, field = 0.2 * torch.randn(6, 2, 3, 3), Field(Gaussian(interpolant, mean=0.0), interpolant)
-    scheduler = None if method is None else ODEScheduler(method, interpolant=interpolant.name)
+    scheduler = None if method is None else ODEScheduler(method=method, interpolant=interpolant.name)
     computed = log_likelihood(field, x, scheduler, 60)
     end = torch.tensor(interpolant.interval("velocity", sampling=True)[1])
     std = float(Gaussian(interpolant, mean=0.0).variance(end).sqrt())
@@ -45,7 +45,7 @@ class Rotation(nn.Module):
 def test_the_estimated_likelihood_is_right_on_average() -> None:
     """Of a field that mixes channels one estimate is off; the density is that of N(0, eᴹ eᴹᵀ)."""
     x = torch.randn(1, 2, 3, 3)
-    rk4, generator = ODEScheduler("rk4"), torch.Generator().manual_seed(0)
+    rk4, generator = ODEScheduler(method="rk4"), torch.Generator().manual_seed(0)
     repeated = x.expand(400, -1, -1, -1).contiguous()
     estimates = log_likelihood(Field(Rotation(), Linear()), repeated, rk4, 8, generator)
     back = torch.einsum("ij,bjhw->bihw", torch.matrix_exp(-Rotation.matrix), x)
@@ -60,7 +60,7 @@ def test_the_estimated_likelihood_is_right_on_average() -> None:
 def test_the_likelihood_of_a_sit_is_finite_and_leaves_no_gradients() -> None:
     model = tiny_sit(learn_sigma=False, in_channels=1)
     field = Field(model, Linear(), "velocity", torch.tensor([1, 2]))
-    estimates = log_likelihood(field, torch.randn(2, 1, 4, 4), ODEScheduler("euler"), 3)
+    estimates = log_likelihood(field, torch.randn(2, 1, 4, 4), ODEScheduler(method="euler"), 3)
     assert estimates.isfinite().all()
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from atconv.diffusion.field import Field
-from atconv.diffusion.interpolants import Prediction, make_interpolant
+from atconv.diffusion.interpolants import make_interpolant
 from atconv.diffusion.schedulers import Generators, InterpolantScheduler, ODEScheduler
 from atconv.models.sit import SiT
 
@@ -72,7 +72,7 @@ class SiTPipeline(DiffusionPipeline):
         scheduler: InterpolantScheduler | None = None,
         vae: AutoencoderKL | None = None,
         interpolant: str = "linear",
-        prediction: Prediction = "velocity",
+        prediction: str = "velocity",
         sample_size: list[int] | None = None,
         class_names: list[str] | None = None,
     ) -> None:

@@ -188,6 +188,7 @@ class ODEScheduler(InterpolantScheduler):
     @register_to_config
     def __init__(
         self,
+        *,  # diffusers' from_config forgets options that were positional
         method: str = "heun",
         atol: float = 1e-6,
         rtol: float = 1e-3,
@@ -249,6 +250,7 @@ class SDEScheduler(InterpolantScheduler):
     @register_to_config
     def __init__(
         self,
+        *,
         solver: str = "euler",
         diffusion: Diffusion = "sigma",
         diffusion_scale: float = 1.0,

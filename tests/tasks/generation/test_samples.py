@@ -275,7 +275,7 @@ def test_images_of_another_size_are_drawn(tmp_path: Path) -> None:
     ("run", "options", "message"),
     [
         (generation_run, ["--classes=12"], "class 12 was asked for: the model has 10"),
-        (generation_run, ["--width=7"], "sides that 2 divides (patches of 2), got 7"),
+        (generation_run, ["--width=7"], "sizes that 2 divides (patches of 2), got 7"),
         (generation_run, ["--sampler=ddim"], "no sampler 'ddim'"),
         (generation_run, ["--per_class=0"], "per_class and batch_size must be at least 1"),
         (unconditional_run, ["--guidance=2"], "set guidance to 1"),

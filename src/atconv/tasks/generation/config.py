@@ -1,4 +1,4 @@
-"""What a generation run can be told. A recipe is a YAML file of these fields."""
+"""Options of training and of sampling. A recipe is a YAML file of the training options."""
 
 from __future__ import annotations
 
@@ -7,12 +7,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atconv.data.config import DataConfig
+from atconv.diffusion.field import check_guidance
 from atconv.diffusion.interpolants import Prediction
+from atconv.diffusion.schedulers import (
+    ODE_ADAPTIVE,
+    ODE_FIXED,
+    SDE_SOLVERS,
+    Diffusion,
+    InterpolantScheduler,
+    LastStep,
+    ODEScheduler,
+    SDEScheduler,
+)
 from atconv.engine import recipes
 from atconv.engine.config import LoopConfig, check_shares
 from atconv.engine.run import Run
 
-__all__ = ["DEFAULT_RECIPE", "GenerationConfig", "read_config", "recipe_names", "recipe_path"]
+__all__ = [
+    "DEFAULT_RECIPE",
+    "GenerationConfig",
+    "SamplerConfig",
+    "read_config",
+    "recipe_names",
+    "recipe_path",
+]
 
 DEFAULT_RECIPE = "small"
 
@@ -43,8 +61,8 @@ class GenerationConfig(DataConfig, LoopConfig):
     weight_decay: float = 0.0
     """decay of tensors with two or more dimensions"""
 
-    path: Literal["linear", "gvp", "vp"] = "linear"
-    """the interpolant"""
+    interpolant: Literal["linear", "gvp", "vp"] = "linear"
+    """how noise becomes data"""
     prediction: Prediction = "velocity"
     """what the network predicts"""
     time_sampling: Literal["uniform", "logit_normal", "edm"] = "uniform"
@@ -78,6 +96,59 @@ class GenerationConfig(DataConfig, LoopConfig):
             raise ValueError(f"in_chans must be 3 (color) or 1 (gray), got {self.in_chans}")
         if self.sample_every < 0 or self.repa_weight < 0:
             raise ValueError("sample_every and repa_weight must not be negative")
+
+
+@dataclass(kw_only=True)
+class SamplerConfig:
+    """Options of sampling."""
+
+    sampler: str = "heun"
+    """ODE: euler, midpoint, heun, heun3, rk4, explicit_adams, implicit_adams, or adaptive dopri5, dopri8,
+    bosh3, fehlberg2, adaptive_heun; SDE: sde_euler (Euler–Maruyama), sde_heun"""
+    steps: int = 50
+    """steps of a fixed-step sampler; an SDE's last step comes on top"""
+    guidance: float = 1.0
+    """scale of classifier-free guidance; 1 is none"""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """times (0 noise, 1 data) between which guidance acts"""
+    guidance_channels: int | None = None
+    """guide only the first so many channels (the release: 3); default all"""
+    atol: float = 1e-6
+    """absolute tolerance of adaptive solvers"""
+    rtol: float = 1e-3
+    """relative tolerance of adaptive solvers"""
+    diffusion: Diffusion = "sigma"
+    """w_t of the SDE dx = (v + w·score)dt + √(2w)dW"""
+    diffusion_scale: float = 1.0
+    """factor on w_t"""
+    last_step: LastStep = "mean"
+    """the SDE's step to the data: its mean, none, Tweedie's estimate, or a velocity step"""
+    last_step_size: float = 0.04
+    """time that the last step of the SDE covers"""
+
+    def __post_init__(self) -> None:
+        samplers = (*ODE_FIXED, *ODE_ADAPTIVE, *(f"sde_{solver}" for solver in SDE_SOLVERS))
+        if self.sampler not in samplers:
+            raise ValueError(f"no sampler {self.sampler!r}; there are {', '.join(samplers)}")
+        check_guidance(self.guidance_interval, self.guidance_channels)
+        ODEScheduler(atol=self.atol, rtol=self.rtol)  # checks options that this sampler does not read, too
+        SDEScheduler(**self._sde_options)
+        self.scheduler().set_timesteps(self.steps)
+
+    def scheduler(
+        self, interpolant: str = "linear", prediction: Prediction = "velocity"
+    ) -> InterpolantScheduler:
+        """The scheduler of these options, for a model of this interpolant and prediction."""
+        model: dict[str, Any] = {"interpolant": interpolant, "prediction": prediction}
+        if self.sampler.startswith("sde_"):
+            solver = self.sampler.removeprefix("sde_")
+            return SDEScheduler(solver=solver, **self._sde_options, **model)
+        return ODEScheduler(method=self.sampler, atol=self.atol, rtol=self.rtol, **model)
+
+    @property
+    def _sde_options(self) -> dict[str, Any]:
+        names = ("diffusion", "diffusion_scale", "last_step", "last_step_size")
+        return {name: getattr(self, name) for name in names}
 
 
 def recipe_names() -> list[str]:

@@ -21,7 +21,7 @@ from torchvision.transforms.functional import InterpolationMode, center_crop, re
 from atconv.data.images import mode_for
 from atconv.data.loaders import SampleKey
 from atconv.data.splits import Split
-from atconv.diffusion.interpolants import Path
+from atconv.diffusion.interpolants import Interpolant
 from atconv.engine.progress import track
 
 __all__ = [
@@ -116,7 +116,7 @@ class TrainingExamples(Dataset[Example]):
 
     Args:
         examples: the samples.
-        path: gives EDM-style times their meaning, and the interval that times are drawn from.
+        interpolant: gives EDM-style times their meaning, and the interval that times are drawn from.
         interval: least and greatest time.
         times: distribution of times.
         hflip: probability of a mirrored sample.
@@ -128,7 +128,7 @@ class TrainingExamples(Dataset[Example]):
     def __init__(
         self,
         examples: Examples,
-        path: Path,
+        interpolant: Interpolant,
         interval: tuple[float, float],
         times: TimeSampling,
         hflip: float = 0.0,
@@ -136,7 +136,7 @@ class TrainingExamples(Dataset[Example]):
         null_label: int | None = None,
         pictures: bool = False,
     ) -> None:
-        self.examples, self.path, self.interval, self.times = examples, path, interval, times
+        self.examples, self.interpolant, self.interval, self.times = examples, interpolant, interval, times
         self.hflip, self.label_dropout, self.null_label = hflip, label_dropout, null_label
         self.pictures = pictures
 
@@ -161,7 +161,7 @@ class TrainingExamples(Dataset[Example]):
         t = (
             normal.sigmoid()
             if self.times == "logit_normal"
-            else self.path.time_of_ratio((1.2 * normal - 1.2).exp())
+            else self.interpolant.time_of_ratio((1.2 * normal - 1.2).exp())
         )
         return t.clamp(low, high)
 

@@ -18,20 +18,19 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from atconv.data.config import DataConfig
 from atconv.data.splits import Split, load_split, open_sources
 from atconv.diffusion.pipeline import SiTPipeline
-from atconv.diffusion.samplers import SamplerConfig
 from atconv.engine.progress import make_table, plain_console, track
 from atconv.engine.run import Run, resolve_device
 from atconv.io import write_json
-from atconv.tasks.generation.config import read_config
+from atconv.tasks.generation.config import SamplerConfig, read_config
 from atconv.tasks.generation.features import FeatureModel, RunFeatures, open_features
 from atconv.tasks.generation.latents import is_latents, latent_splits
 from atconv.tasks.generation.samples import (
     ImageSet,
     PixelSet,
     SplitImages,
-    draw_pixels,
     open_pipeline,
     read_samples,
+    sample_images,
 )
 
 __all__ = ["CopyCheck", "GenerationMetrics", "check_copies", "compare", "evaluate"]
@@ -161,16 +160,15 @@ def draw_samples(
 ) -> tuple[PixelSet, dict[str, Any]]:
     """Samples of a generator, evenly over its classes, and what they cost."""
     classes = pipeline.transformer.num_classes
-    labels: list[int | None] = [i % classes if classes else None for i in range(count)]
-    images, evaluations, seconds = draw_pixels(pipeline, labels, options, seed, batch_size, console)
+    labels = [i % classes for i in range(count)] if classes else None
+    images, evaluations, seconds = sample_images(pipeline, labels, count, options, seed, batch_size)
     cost = {
         **asdict(options),
         "seed": seed,
         "evaluations_per_image": evaluations,
         "seconds_per_image": seconds / count,
     }
-    known = [label for label in labels if label is not None]
-    return PixelSet("samples", images, known or None, pipeline.config.class_names), cost
+    return PixelSet("samples", images, labels, pipeline.config.class_names), cost
 
 
 def compare(

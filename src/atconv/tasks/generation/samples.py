@@ -8,7 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,23 +18,28 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from atconv.data.images import images_in, mode_for, read_image
 from atconv.data.splits import Split
 from atconv.diffusion.pipeline import SiTPipeline
-from atconv.diffusion.samplers import SamplerConfig
-from atconv.engine.progress import plain_console, track
+from atconv.engine.progress import plain_console
+from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run, resolve_device
 from atconv.io import write_atomically
+from atconv.tasks.generation.config import SamplerConfig
 from atconv.tasks.generation.data import fit_picture
 from atconv.tasks.generation.plots import draw_grid
 
 __all__ = [
     "ImageSet",
     "PixelSet",
+    "SampledImages",
     "SplitImages",
+    "image_generators",
     "parse_classes",
     "read_samples",
+    "sample_images",
     "sample_run",
     "write_npz",
     "write_pngs",
@@ -167,10 +172,10 @@ def sample_run(
     chosen: list[int | None] = [*parse_classes(classes, names)] if names else [None]
     target.parent.mkdir(parents=True, exist_ok=True)
     labels = [label for label in chosen for _ in range(per_class)]
-    images, evaluations, seconds = draw_pixels(
-        pipeline, labels, options, seed, batch_size, console, height, width
-    )
     known = [label for label in labels if label is not None]
+    images, evaluations, seconds = sample_images(
+        pipeline, known or None, len(labels), options, seed, batch_size, height, width
+    )
     if target.suffix == ".npz":
         write_npz(target, images, known or None)
     elif target.suffix == ".png":
@@ -211,24 +216,57 @@ def open_pipeline(run: str | Path, device: torch.device) -> SiTPipeline:
         raise ValueError(f"the model in {path} is damaged: {str(error).partition(chr(10))[0]}") from error
 
 
-def draw_pixels(
+class SampledImages(NamedTuple):
+    """Images of a generator, and what they cost."""
+
+    images: Pixels
+    """N H W C"""
+    evaluations: int
+    """velocity evaluations for each image"""
+    seconds: float
+    """for all of them"""
+
+
+def sample_images(
     pipeline: SiTPipeline,
-    labels: Sequence[int | None],
+    labels: Sequence[int] | None,
+    count: int,
     options: SamplerConfig,
-    seed: int,
-    batch_size: int,
-    console: Console,
+    seed: int = 0,
+    batch_size: int = 64,
     height: int | None = None,
     width: int | None = None,
-) -> tuple[Pixels, int, float]:
-    """Images uint8 N H W C of these labels, velocity evaluations each, and seconds in all."""
+) -> SampledImages:
+    """`count` images, one for each label where the model has classes. Image i depends on (seed, i) alone."""
     started = time.perf_counter()
-    batches = pipeline.draw(labels, options, seed, height, width, batch_size)
+    pipeline.scheduler = options.scheduler(pipeline.config.interpolant, pipeline.config.prediction)
+    pipeline.set_progress_bar_config(disable=True)  # one bar for all batches
     images, evaluations = [], 0
-    for drawn in track(batches, console, "sampling", -(-len(labels) // batch_size)):
-        images.append(pipeline.decode(drawn.samples))
-        evaluations = max(evaluations, drawn.evaluations)
-    return np.concatenate(images), evaluations, time.perf_counter() - started
+    starts = range(0, count, batch_size)
+    for start in tqdm(starts, desc="sampling", disable=None, leave=False):
+        part = range(start, min(start + batch_size, count))
+        output: Any = pipeline(
+            None if labels is None else labels[part.start : part.stop],
+            1 if labels is not None else len(part),
+            options.guidance,
+            options.steps,
+            height,
+            width,
+            image_generators(seed, part),
+            guidance_interval=options.guidance_interval,
+            guidance_channels=options.guidance_channels,
+            batch_size=batch_size,
+            output_type="np",
+        )
+        images.append((output.images * 255).round().astype(np.uint8))
+        evaluations = max(evaluations, output.evaluations)
+    return SampledImages(np.concatenate(images), evaluations, time.perf_counter() - started)
+
+
+def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
+    """One generator for each image of a sampling run: its noise depends on (seed, index) alone, on every
+    device."""
+    return [torch.Generator().manual_seed(derive_seed("image", seed, index)) for index in indices]
 
 
 def read_samples(path: Path) -> PixelSet:

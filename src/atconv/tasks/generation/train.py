@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from atconv.data.loaders import EpochBatches, SampleKey
 from atconv.data.splits import Split, is_stream, open_split
-from atconv.diffusion.interpolants import make_path
+from atconv.diffusion.interpolants import make_interpolant
 from atconv.diffusion.pipeline import SiTPipeline
-from atconv.diffusion.samplers import SamplerConfig
 from atconv.engine.curves import Panel, draw_curves
 from atconv.engine.progress import make_table
 from atconv.engine.recipes import refuse_contradictions
@@ -27,12 +26,12 @@ from atconv.engine.trainer import Task, Trainer
 from atconv.io import save_tensors, write_json
 from atconv.models.release import load_release
 from atconv.models.sit import SiT, create_sit
-from atconv.tasks.generation.config import GenerationConfig, read_config
+from atconv.tasks.generation.config import GenerationConfig, SamplerConfig, read_config
 from atconv.tasks.generation.data import Example, Examples, Pixels, TrainingExamples, examples_loader
 from atconv.tasks.generation.latents import LatentFolder, Latents, is_latents, save_vae
 from atconv.tasks.generation.plots import draw_grid
 from atconv.tasks.generation.repa import AlignedSiT, FrozenEncoder, alignment_loss
-from atconv.tasks.generation.samples import draw_pixels, open_pipeline
+from atconv.tasks.generation.samples import open_pipeline, sample_images
 
 __all__ = ["resume", "train"]
 
@@ -95,7 +94,7 @@ class GenerationTask(Task):
         self.config, self.run, self.accelerator, self.sit, self.vae = config, run, accelerator, sit, vae
         self.train, self.val, self.classes = train, val, classes
         self.samples = len(train)
-        self.path = make_path(config.path)
+        self.interpolant = make_interpolant(config.interpolant)
         if config.hflip and isinstance(train, Latents):
             train.check_flips()
         self.model = sit
@@ -119,7 +118,7 @@ class GenerationTask(Task):
 
     def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         example = Example(*(part.to(self.accelerator.device, non_blocking=True) for part in batch))
-        x, velocity = self.path.interpolate(example.data, example.noise, example.t)
+        x, velocity = self.interpolant.interpolate(example.data, example.noise, example.t)
         predicted = model(x, example.t, example.label if self.sit.num_classes else None)
         if self.encoder is None:
             return self._per_sample(predicted, example, velocity).mean(), {}
@@ -143,7 +142,7 @@ class GenerationTask(Task):
         sums = torch.zeros(2, device=device)
         for batch in examples_loader(self._examples(self.val), batches, 0, self._pins):
             example = Example(*(part.to(device) for part in batch))
-            x, velocity = self.path.interpolate(example.data, example.noise, example.t)
+            x, velocity = self.interpolant.interpolate(example.data, example.noise, example.t)
             with self.accelerator.autocast():
                 predicted = sit(x, example.t, example.label if sit.num_classes else None)
             losses = self._per_sample(predicted, example, velocity)
@@ -165,7 +164,9 @@ class GenerationTask(Task):
 
     def save_model_config(self) -> None:
         """model_index.json, transformer/config.json and, for latents, vae/: the run as diffusers reads it."""
-        self._pipeline(self.sit).save_config(self.run.path)
+        pipeline = self._pipeline(self.sit)
+        pipeline.save_config(self.run.path)
+        pipeline.scheduler.save_config(self.run.path / "scheduler")
         self.sit.save_config(self.run.path / "transformer")
         if self.vae is not None and not (self.run.path / "vae" / "config.json").is_file():
             save_vae(self.vae, self.run.path / "vae")
@@ -211,11 +212,11 @@ class GenerationTask(Task):
     def _examples(
         self, examples: Examples, label_dropout: float = 0.0, hflip: float = 0.0
     ) -> TrainingExamples:
-        interval = self.path.interval(self.config.prediction, sampling=False)
+        interval = self.interpolant.interval(self.config.prediction, sampling=False)
         null = self.sit.null_label
         return TrainingExamples(
             examples,
-            self.path,
+            self.interpolant,
             interval,
             self.config.time_sampling,
             hflip,
@@ -231,18 +232,17 @@ class GenerationTask(Task):
         elif self.config.prediction == "noise":
             error = predicted.float() - example.noise
         else:  # σ·score against −noise: bounded where the score itself is not
-            error = self.path.sigma(example.t)[:, None, None, None] * predicted.float() + example.noise
+            error = self.interpolant.sigma(example.t)[:, None, None, None] * predicted.float() + example.noise
         return (error**2).flatten(1).mean(1)
 
     def _pipeline(self, sit: SiT) -> SiTPipeline:
         return SiTPipeline(
             sit,
             vae=self.vae,
-            path=self.config.path,
+            interpolant=self.config.interpolant,
             prediction=self.config.prediction,
             sample_size=list(self.train.shape[1:]),
             class_names=self.classes if sit.num_classes else None,
-            **({} if self.vae is None else _scaling(self.vae)),
         )
 
     def _draw_samples(self, sit: SiT, when: str, path: Path) -> None:
@@ -251,12 +251,11 @@ class GenerationTask(Task):
         if self.vae is not None:
             pipeline.vae.to(sit.device)
         names = pipeline.class_names[:_GRID_CLASSES] if sit.num_classes else ["", ""]
-        labels: list[int | None] = [
-            i if sit.num_classes else None for i in range(len(names)) for _ in range(_GRID_COLUMNS)
-        ]
+        labels = [i for i in range(len(names)) for _ in range(_GRID_COLUMNS)]
         guidance = self.config.sample_guidance if sit.null_label is not None else 1.0
         options = SamplerConfig(steps=25, guidance=guidance)
-        images = draw_pixels(pipeline, labels, options, 0, batch_size=50, console=Console(quiet=True))[0]
+        known = labels if sit.num_classes else None
+        images = sample_images(pipeline, known, len(labels), options, batch_size=50).images
         rows = [images[i : i + _GRID_COLUMNS] for i in range(0, len(images), _GRID_COLUMNS)]
         title = ", ".join(part for part in (self.config.model, when, f"guidance {guidance:g}") if part)
         draw_grid(rows, names, title, path)
@@ -343,7 +342,7 @@ def inherit_config(config: GenerationConfig, chosen: Collection[str]) -> Generat
     if config.weights is None or not Path(config.weights).is_dir():
         return config
     source = read_config(Run.open(config.weights))
-    taken = ("model", "model_args", "in_chans", "path", "prediction", "conditional")
+    taken = ("model", "model_args", "in_chans", "interpolant", "prediction", "conditional")
     refuse_contradictions(config, source, taken, chosen)
     return replace(config, **{name: getattr(source, name) for name in taken})
 
@@ -360,12 +359,6 @@ def _load_weights(sit: SiT, path: Path, console: Console) -> None:
     console.print(
         f"starts from {path}" + (f"; of other sizes there, {', '.join(fresh)} start fresh" if fresh else "")
     )
-
-
-def _scaling(vae: Any) -> dict[str, float]:
-    """How latents of a VAE were shifted and scaled."""
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    return {"latent_scale": vae.config.scaling_factor, "latent_shift": shift}
 
 
 def _sit_of(model: nn.Module) -> SiT:
