@@ -1,77 +1,75 @@
-"""Options of training and of sampling. A recipe is a YAML file of the training options."""
+"""The options of a generation run. A recipe is a YAML file of these fields."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from atconv.data.config import DataConfig
-from atconv.diffusion.field import check_guidance
-from atconv.diffusion.interpolants import Prediction
-from atconv.diffusion.schedulers import (
-    ODE_ADAPTIVE,
-    ODE_FIXED,
-    SDE_SOLVERS,
-    Diffusion,
-    InterpolantScheduler,
-    LastStep,
-    ODEScheduler,
-    SDEScheduler,
-)
-from atconv.engine import recipes
-from atconv.engine.config import LoopConfig, check_shares
+from atconv.engine.config import TrainConfig, check_shares
+from atconv.engine.recipes import read_config, reject_contradictions
 from atconv.engine.run import Run
 
-__all__ = [
-    "DEFAULT_RECIPE",
-    "GenerationConfig",
-    "SamplerConfig",
-    "read_config",
-    "recipe_names",
-    "recipe_path",
-]
+__all__ = ["GenerationConfig", "TimeSampling", "inherit_config"]
 
-DEFAULT_RECIPE = "small"
+TimeSampling = Literal["uniform", "logit_normal", "edm"]
 
 
 @dataclass(kw_only=True)
-class GenerationConfig(DataConfig, LoopConfig):
-    """Options of `atconv generate train`: data, model, interpolant, and the loop's."""
+class ModelOptions:
+    """The network, what it starts from, and what it sees."""
+
+    group: ClassVar[str] = "model"
 
     model: str = "sit_atconv_s_2"
     """model by name: sit_s_2, sit_atconv_s_2, sit_hybrid_s_2, and b, l, xl"""
     model_args: dict[str, Any] = field(default_factory=dict)
-    """further arguments of the model, such as {depth: 6, hidden_size: 128, num_heads: 4}"""
-    weights: str | None = None
+    """more arguments of the model, such as {depth: 6, hidden_size: 128, num_heads: 4}"""
+    checkpoint: str | None = None
     """start from the authors' file, or from another run's folder"""
     conditional: bool = True
     """learn the classes; false trains without labels"""
     label_dropout: float = 0.1
     """share of labels replaced by the null label; guidance needs some"""
     image_size: int = 32
-    """side of the square images, where DATA is pictures; latents have their own"""
+    """height and width of the images, where DATA is images; latents have their own"""
     in_chans: int = 3
-    """3 reads pictures in color, 1 in gray"""
+    """3 reads images in color, 1 in gray"""
     hflip: float = 0.0
     """probability of a horizontal flip; 0 for digits and text"""
     grad_checkpointing: bool = False
     """less memory for more time"""
 
-    weight_decay: float = 0.0
-    """decay of tensors with two or more dimensions"""
+
+@dataclass(kw_only=True)
+class DiffusionOptions:
+    """What the model learns."""
+
+    group: ClassVar[str] = "diffusion"
 
     interpolant: Literal["linear", "gvp", "vp"] = "linear"
     """how noise becomes data"""
-    prediction: Prediction = "velocity"
+    prediction: Literal["velocity", "score", "noise"] = "velocity"
     """what the network predicts"""
-    time_sampling: Literal["uniform", "logit_normal", "edm"] = "uniform"
+    time_sampling: TimeSampling = "uniform"
     """distribution of training times: uniform; logit-normal (mean 0, deviation 1); or log-normal ratio of
     noise to data (mean −1.2, deviation 1.2) as EDM has it"""
+    sample_every: int = 10
+    """plot a grid of samples every so many epochs; 0 never"""
+    sample_guidance: float = 2.0
+    """guidance of those grids"""
+
+
+@dataclass(kw_only=True)
+class AlignmentOptions:
+    """Aligning the model's tokens with those of a frozen encoder (REPA)."""
+
+    group: ClassVar[str] = "alignment"
 
     repa_encoder: str | None = None
-    """align tokens with the patch tokens of this frozen timm ViT (REPA), such as
-    vit_base_patch14_dinov2.lvd142m"""
+    """align tokens with the patch tokens of this frozen timm ViT, such as vit_base_patch14_dinov2.lvd142m"""
     repa_weights: str | None = None
     """weights file of the encoder; default: timm's pretrained weights; "none" leaves it untrained"""
     repa_block: int = 8
@@ -79,10 +77,13 @@ class GenerationConfig(DataConfig, LoopConfig):
     repa_weight: float = 0.5
     """factor on the alignment loss"""
 
-    sample_every: int = 10
-    """draw a grid of samples every so many epochs; 0 never"""
-    sample_guidance: float = 2.0
-    """guidance of those grids"""
+
+@dataclass(kw_only=True)
+class GenerationConfig(DataConfig, ModelOptions, DiffusionOptions, AlignmentOptions, TrainConfig):
+    """Options of `atconv generate train`."""
+
+    weight_decay: float = 0.0
+    """decay of tensors with two or more dimensions"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,69 +99,15 @@ class GenerationConfig(DataConfig, LoopConfig):
             raise ValueError("sample_every and repa_weight must not be negative")
 
 
-@dataclass(kw_only=True)
-class SamplerConfig:
-    """Options of sampling."""
+def inherit_config(config: GenerationConfig, chosen: Collection[str] = ()) -> GenerationConfig:
+    """Where weights come from another run, its model and interpolant come with them.
 
-    sampler: str = "heun"
-    """ODE: euler, midpoint, heun, heun3, rk4, explicit_adams, implicit_adams, or adaptive dopri5, dopri8,
-    bosh3, fehlberg2, adaptive_heun; SDE: sde_euler (Euler–Maruyama), sde_heun"""
-    steps: int = 50
-    """steps of a fixed-step sampler; an SDE's last step comes on top"""
-    guidance: float = 1.0
-    """scale of classifier-free guidance; 1 is none"""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """times (0 noise, 1 data) between which guidance acts"""
-    guidance_channels: int | None = None
-    """guide only the first so many channels (the release: 3); default all"""
-    atol: float = 1e-6
-    """absolute tolerance of adaptive solvers"""
-    rtol: float = 1e-3
-    """relative tolerance of adaptive solvers"""
-    diffusion: Diffusion = "sigma"
-    """w_t of the SDE dx = (v + w·score)dt + √(2w)dW"""
-    diffusion_scale: float = 1.0
-    """factor on w_t"""
-    last_step: LastStep = "mean"
-    """the SDE's step to the data: its mean, none, Tweedie's estimate, or a velocity step"""
-    last_step_size: float = 0.04
-    """time that the last step of the SDE covers"""
-
-    def __post_init__(self) -> None:
-        samplers = (*ODE_FIXED, *ODE_ADAPTIVE, *(f"sde_{solver}" for solver in SDE_SOLVERS))
-        if self.sampler not in samplers:
-            raise ValueError(f"no sampler {self.sampler!r}; there are {', '.join(samplers)}")
-        check_guidance(self.guidance_interval, self.guidance_channels)
-        ODEScheduler(atol=self.atol, rtol=self.rtol)  # checks options that this sampler does not read, too
-        SDEScheduler(**self._sde_options)
-        self.scheduler().set_timesteps(self.steps)
-
-    def scheduler(
-        self, interpolant: str = "linear", prediction: Prediction = "velocity"
-    ) -> InterpolantScheduler:
-        """The scheduler of these options, for a model of this interpolant and prediction."""
-        model: dict[str, Any] = {"interpolant": interpolant, "prediction": prediction}
-        if self.sampler.startswith("sde_"):
-            solver = self.sampler.removeprefix("sde_")
-            return SDEScheduler(solver=solver, **self._sde_options, **model)
-        return ODEScheduler(method=self.sampler, atol=self.atol, rtol=self.rtol, **model)
-
-    @property
-    def _sde_options(self) -> dict[str, Any]:
-        names = ("diffusion", "diffusion_scale", "last_step", "last_step_size")
-        return {name: getattr(self, name) for name in names}
-
-
-def recipe_names() -> list[str]:
-    """Generation recipes that ship with the package, selectable by name."""
-    return recipes.recipe_names("atconv.tasks.generation")
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a generation recipe. Raises ValueError where there is none of that name."""
-    return recipes.recipe_path("atconv.tasks.generation", name)
-
-
-def read_config(run: Run) -> GenerationConfig:
-    """The configuration of a generation run. Raises ValueError where it is not one."""
-    return recipes.read_config(run, GenerationConfig, "generation")
+    Raises:
+        ValueError: an option was chosen that contradicts them.
+    """
+    if config.checkpoint is None or not Path(config.checkpoint).is_dir():
+        return config
+    source = read_config(Run.open(config.checkpoint), GenerationConfig, "generation")
+    names = ("model", "model_args", "in_chans", "interpolant", "prediction", "conditional")
+    reject_contradictions(config, source, names, chosen)
+    return replace(config, **{name: getattr(source, name) for name in names})

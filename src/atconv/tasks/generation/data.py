@@ -6,37 +6,27 @@ Everything random about a training example is a function of (seed, epoch, sample
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
+from tqdm import tqdm
 
 from atconv.data.images import mode_for
 from atconv.data.loaders import SampleKey
 from atconv.data.splits import Split
 from atconv.diffusion.interpolants import Interpolant
-from atconv.engine.progress import track
+from atconv.tasks.generation.config import TimeSampling
 
-__all__ = [
-    "Example",
-    "Examples",
-    "Pixels",
-    "TimeSampling",
-    "TrainingExamples",
-    "examples_loader",
-    "fit_picture",
-]
+__all__ = ["Example", "Pixels", "SampleDataset", "TrainingExamples", "examples_loader", "fit_image"]
 
-TimeSampling = Literal["uniform", "logit_normal", "edm"]
-
-_CACHED_BYTES = 1 << 29  # pictures that take less are kept in memory
+_CACHED_BYTES = 1 << 29  # images that take less are kept in memory
 
 
 class Example(NamedTuple):
@@ -50,12 +40,12 @@ class Example(NamedTuple):
     """scalar"""
     label: Tensor
     """class index, the null label, or 0 where there are no classes"""
-    picture: Tensor
-    """3 H W in [−1, 1], for an encoder; empty where none was asked for"""
+    image: Tensor
+    """3 H W in [−1, 1], for an encoder; empty where there is none"""
 
 
-class Examples(ABC):
-    """Samples by position, in the model's units."""
+class SampleDataset(Dataset[tuple[Tensor, int]]):
+    """Samples in the model's units, C H W float32, with their labels."""
 
     shape: tuple[int, int, int]
     """C H W"""
@@ -65,44 +55,43 @@ class Examples(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    @abstractmethod
-    def draw(self, position: int, flip: bool, rng: torch.Generator) -> Tensor:
-        """The sample at a position, C H W float32, mirrored if asked."""
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        return self.load(position), self.labels[position]
 
     @abstractmethod
-    def picture(self, position: int, flip: bool) -> Tensor:
-        """The picture behind the sample, C H W in [−1, 1], mirrored if asked."""
+    def load(self, position: int, flip: bool = False, rng: torch.Generator | None = None) -> Tensor:
+        """The sample at a position, mirrored or not; `rng` is for what is random about it."""
+
+    @abstractmethod
+    def image(self, position: int, flip: bool = False) -> Tensor:
+        """The image behind the sample, C H W in [−1, 1], mirrored or not."""
 
 
-class Pixels(Examples):
-    """Pictures of a side, square, in [−1, 1]."""
+class Pixels(SampleDataset):
+    """Images of a split, square, in [−1, 1]."""
 
-    def __init__(self, side: Split, size: int, in_chans: int, console: Console) -> None:
-        self.side, self.size, self.mode = side, size, mode_for(in_chans)
+    def __init__(self, split: Split, size: int, in_chans: int) -> None:
+        self.split, self.size, self.mode = split, size, mode_for(in_chans)
         self.shape = (in_chans, size, size)
-        self.labels = side.labels
+        self.labels = split.labels
         self._cache: Tensor | None = None
-        if len(side) * math.prod(self.shape) <= _CACHED_BYTES:
-            positions = track(range(len(side)), console, "reading images", len(side))
+        if len(split) * math.prod(self.shape) <= _CACHED_BYTES:
+            positions = tqdm(range(len(split)), desc="reading images", disable=None, leave=False)
             self._cache = torch.stack([self._read(i) for i in positions])
 
-    def draw(self, position: int, flip: bool, rng: torch.Generator) -> Tensor:
-        return self.picture(position, flip)
+    def load(self, position: int, flip: bool = False, rng: torch.Generator | None = None) -> Tensor:
+        return self.image(position, flip)
 
-    def picture(self, position: int, flip: bool) -> Tensor:
-        scaled = self.pixels(position).float() / 127.5 - 1
-        return scaled.flip(2) if flip else scaled
-
-    def pixels(self, position: int) -> Tensor:
-        """C H W uint8, as it is."""
-        return self._read(position) if self._cache is None else self._cache[position]
+    def image(self, position: int, flip: bool = False) -> Tensor:
+        pixels = self._read(position) if self._cache is None else self._cache[position]
+        return scale_pixels(pixels, flip)
 
     def _read(self, position: int) -> Tensor:
-        return torch.from_numpy(fit_picture(self.side.read(position, self.mode), self.size)).permute(2, 0, 1)
+        return torch.from_numpy(fit_image(self.split.read(position, self.mode), self.size)).permute(2, 0, 1)
 
 
-def fit_picture(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Resize the shorter side (bicubic, antialiased) and crop the center: H W C uint8 of size × size."""
+def fit_image(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Resize the shorter edge (bicubic, antialiased) and crop the center: H W C uint8 of size × size."""
     if image.size != (size, size):
         image = center_crop(
             resize(image, size, antialias=True, interpolation=InterpolationMode.BICUBIC), [size, size]
@@ -111,58 +100,62 @@ def fit_picture(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.ui
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+def scale_pixels(pixels: Tensor, flip: bool = False) -> Tensor:
+    """C H W uint8 → [−1, 1], mirrored or not."""
+    scaled = pixels.float() / 127.5 - 1
+    return scaled.flip(2) if flip else scaled
+
+
 class TrainingExamples(Dataset[Example]):
     """Examples by key.
 
     Args:
-        examples: the samples.
-        interpolant: gives EDM-style times their meaning, and the interval that times are drawn from.
-        interval: least and greatest time.
+        samples: what is learned.
+        interpolant: gives EDM-style times their meaning.
+        interval: min and max time.
         times: distribution of times.
         hflip: probability of a mirrored sample.
         label_dropout: probability of the null label.
         null_label: its index; None where the model has none.
-        pictures: give the pictures behind the samples too.
+        images: give the images behind the samples too.
     """
 
     def __init__(
         self,
-        examples: Examples,
+        samples: SampleDataset,
         interpolant: Interpolant,
         interval: tuple[float, float],
         times: TimeSampling,
         hflip: float = 0.0,
         label_dropout: float = 0.0,
         null_label: int | None = None,
-        pictures: bool = False,
+        images: bool = False,
     ) -> None:
-        self.examples, self.interpolant, self.interval, self.times = examples, interpolant, interval, times
+        self.samples, self.interpolant, self.interval, self.times = samples, interpolant, interval, times
         self.hflip, self.label_dropout, self.null_label = hflip, label_dropout, null_label
-        self.pictures = pictures
+        self.images = images
 
     def __getitem__(self, key: SampleKey) -> Example:
         rng = torch.Generator().manual_seed(key.seed)
         flip, drop = (torch.rand(2, generator=rng) < torch.tensor([self.hflip, self.label_dropout])).tolist()
-        noise = torch.randn(self.examples.shape, generator=rng)
+        noise = torch.randn(self.samples.shape, generator=rng)
         t = self._time(rng)
-        data = self.examples.draw(key.position, flip, rng)
-        label = self.examples.labels[key.position]
+        data = self.samples.load(key.position, flip, rng)
+        label = self.samples.labels[key.position]
         if drop and self.null_label is not None:
             label = self.null_label
-        picture = self.examples.picture(key.position, flip) if self.pictures else torch.empty(0)
-        return Example(data, noise, t, torch.tensor(label), picture)
+        image = self.samples.image(key.position, flip) if self.images else torch.empty(0)
+        return Example(data, noise, t, torch.tensor(label), image)
 
     def _time(self, rng: torch.Generator) -> Tensor:
         low, high = self.interval
         if self.times == "uniform":
             return low + (high - low) * torch.rand((), generator=rng)
         normal = torch.randn((), generator=rng)
-        # EDM's mean and deviation of log(noise/data).
-        t = (
-            normal.sigmoid()
-            if self.times == "logit_normal"
-            else self.interpolant.time_of_ratio((1.2 * normal - 1.2).exp())
-        )
+        if self.times == "logit_normal":
+            t = normal.sigmoid()
+        else:  # EDM's mean and deviation of log(noise/data)
+            t = self.interpolant.time_of_ratio((1.2 * normal - 1.2).exp())
         return t.clamp(low, high)
 
 
@@ -173,5 +166,5 @@ def examples_loader(
     pin: bool,
 ) -> DataLoader[Example]:
     """Batches of examples, listed by their keys."""
-    listed: Any = batches
-    return DataLoader(examples, batch_sampler=listed, num_workers=workers, pin_memory=pin)
+    keys: Any = batches
+    return DataLoader(examples, batch_sampler=keys, num_workers=workers, pin_memory=pin)

@@ -1,4 +1,5 @@
-"""What distances between sets of images are measured in: Inception's features, or a trained AttNet's."""
+"""What distances between sets of images are measured in: features of Inception, or of a classifier that
+`atconv train` made."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from atconv.engine import run as runs
+from atconv import tasks
+from atconv.engine.run import Run
 from atconv.io import file_digest
+from atconv.tasks.generation.samples import to_pil
 
 __all__ = ["FeatureModel", "InceptionFeatures", "RunFeatures", "open_features"]
 
@@ -27,7 +29,7 @@ class FeatureModel(ABC):
     """Images → features and class logits."""
 
     title: str
-    """what figures measured in these features are said to be"""
+    """how metrics in these features are labeled"""
     inception: bool
     """whether distances may be called FID, KID and IS"""
 
@@ -40,11 +42,11 @@ class InceptionFeatures(FeatureModel):
     """The Inception network that FID is defined by, as torch-fidelity has it.
 
     Args:
-        weights: its file; default: where torch.hub keeps it, downloaded if it is not there.
+        weights: its file; default: torch.hub's folder, downloaded if it is not there.
         device: where it runs.
 
     Raises:
-        ValueError: the weights cannot be had, or are not the right ones.
+        ValueError: the weights cannot be downloaded, or are not the right ones.
     """
 
     title, inception = "Inception", True
@@ -71,15 +73,17 @@ class RunFeatures(FeatureModel):
     inception = False
 
     def __init__(self, run: str | Path, device: torch.device) -> None:
-        model, self.transform, self.classes = runs.load(run)
-        self.model: Any = model.to(device)
-        self.device = device
+        task = tasks.task_of(Run.open(run)).name
+        if task != "classification":
+            raise ValueError(f"{run} is a {task} run: it has no classifier; give a run of atconv train")
+        predictor = tasks.load(run).to(device)
+        self.model: Any = predictor.model
+        self.transform, self.classes, self.device = predictor.transform, predictor.classes, device
         self.title = f"features of {run}"
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        pictures = [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in images]
-        inputs = torch.stack([self.transform(picture) for picture in pictures]).to(self.device)
+        inputs = torch.stack([self.transform(to_pil(image)) for image in images]).to(self.device)
         maps = self.model.forward_features(inputs)
         features = self.model.forward_head(maps, pre_logits=True)
         return features.float().cpu(), self.model.forward_head(maps).float().cpu()
@@ -102,7 +106,7 @@ def _download() -> Path:
         torch.hub.download_url_to_file(_URL, str(path), hash_prefix=_SHA256_PREFIX)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"FID needs the Inception weights, which cannot be had ({error}): {advice}"
+            f"FID needs the Inception weights, which cannot be downloaded ({error}): {advice}"
         ) from error
     return path
 
@@ -110,9 +114,9 @@ def _download() -> Path:
 def _check_hash(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"no such Inception weights: {path}")
-    found = file_digest(path)
-    if not found.startswith(_SHA256_PREFIX):
+    digest = file_digest(path)
+    if not digest.startswith(_SHA256_PREFIX):
         raise ValueError(
-            f"{path} is not the Inception file that FID is defined by: its SHA-256 begins with {found[:8]}, "
+            f"{path} is not the Inception file that FID is defined by: its SHA-256 begins with {digest[:8]}, "
             f"not {_SHA256_PREFIX}"
         )

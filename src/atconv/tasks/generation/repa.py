@@ -24,7 +24,7 @@ class AlignedSiT(nn.Module):
 
     Args:
         sit: the model.
-        block: whose tokens are projected, counted from 1.
+        block: the block whose tokens are projected, counted from 1.
         features: width of the encoder's tokens.
     """
 
@@ -45,23 +45,23 @@ class AlignedSiT(nn.Module):
 
 
 class FrozenEncoder(nn.Module):
-    """Patch tokens of a timm ViT for pictures in [−1, 1].
+    """Patch tokens of a timm ViT for images in [−1, 1].
 
     Args:
         name: timm's name of a ViT, such as vit_base_patch14_dinov2.lvd142m.
-        grid: rows and columns of tokens to give.
+        grid_size: rows and columns of the tokens.
         weights: a file; None for timm's pretrained weights; "none" for none.
 
     Raises:
         ValueError: no such encoder, it has no patch tokens, or its weights cannot be had.
     """
 
-    def __init__(self, name: str, grid: tuple[int, int], weights: str | None) -> None:
+    def __init__(self, name: str, grid_size: tuple[int, int], weights: str | None) -> None:
         super().__init__()
         if not timm.is_model(name):
             raise ValueError(f"timm knows no encoder {name!r}; DINOv2-B is vit_base_patch14_dinov2.lvd142m")
-        patch = _patch_side(name)
-        self.size = (grid[0] * patch, grid[1] * patch)
+        patch = _patch_size(name)
+        self.size = (grid_size[0] * patch, grid_size[1] * patch)
         try:
             timm_model: Any = timm.create_model(
                 name, pretrained=weights is None, num_classes=0, img_size=self.size
@@ -69,7 +69,7 @@ class FrozenEncoder(nn.Module):
         except Exception as error:  # no network, a hub without the file, a model without img_size
             raise ValueError(
                 f"cannot make the encoder {name}: {str(error).partition(chr(10))[0]}; give its weights with "
-                "--repa_weights FILE"
+                "--repa-weights FILE"
             ) from error
         self.encoder: Any = timm_model
         if weights not in (None, "none"):
@@ -83,9 +83,9 @@ class FrozenEncoder(nn.Module):
         self.register_buffer("std", std[:, None, None], persistent=False)
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures B C H W in [−1, 1], gray or color → tokens B N features, on the grid."""
-        color = pictures.expand(-1, 3, -1, -1)
+    def forward(self, images: Tensor) -> Tensor:
+        """Images B C H W in [−1, 1], gray or color → tokens B N features, row after row."""
+        color = images.expand(-1, 3, -1, -1)
         scaled = F.interpolate(color, self.size, mode="bicubic", antialias=True, align_corners=False)
         tokens = self.encoder.forward_features(((scaled + 1) / 2 - self.mean) / self.std)
         return tokens[:, self.encoder.num_prefix_tokens :]
@@ -106,8 +106,8 @@ def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
     return -F.cosine_similarity(projected.float(), features.float(), dim=-1).mean()
 
 
-def _patch_side(name: str) -> int:
-    """Split of a ViT's patches."""
+def _patch_size(name: str) -> int:
+    """Edge of a ViT's patches, in pixels."""
     with torch.device("meta"):
         model: Any = timm.create_model(name)
     embed = getattr(model, "patch_embed", None)

@@ -1,0 +1,138 @@
+"""Images from a generator: options, seeds, batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from atconv.diffusion.field import check_guidance
+from atconv.diffusion.interpolants import Prediction
+from atconv.diffusion.pipeline import SiTPipeline
+from atconv.diffusion.schedulers import (
+    ODE_ADAPTIVE,
+    ODE_FIXED,
+    SDE_SOLVERS,
+    Diffusion,
+    InterpolantScheduler,
+    LastStep,
+    ODEScheduler,
+    SDEScheduler,
+)
+from atconv.engine.rng import derive_seed
+
+__all__ = ["SampledImages", "SamplerConfig", "image_generators", "sample_images"]
+
+
+@dataclass(kw_only=True)
+class SamplerConfig:
+    """Options of sampling."""
+
+    sampler: str = "heun"
+    """ODE: euler, midpoint, heun, heun3, rk4, explicit_adams, implicit_adams, or adaptive dopri5, dopri8,
+    bosh3, fehlberg2, adaptive_heun; SDE: sde_euler (Euler–Maruyama), sde_heun"""
+    steps: int = 50
+    """steps of a fixed-step sampler; an SDE's last step comes on top"""
+    guidance: float = 1.0
+    """scale of classifier-free guidance; 1 is none"""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """times (0 noise, 1 data) between which guidance acts"""
+    guidance_channels: int | None = None
+    """guide only the first so many channels (the release: 3); default all"""
+    atol: float = 1e-6
+    """absolute tolerance of adaptive solvers"""
+    rtol: float = 1e-3
+    """relative tolerance of adaptive solvers"""
+    diffusion: Diffusion = "sigma"
+    """w_t of the SDE dx = (v + w·score)dt + √(2w)dW"""
+    diffusion_scale: float = 1.0
+    """factor on w_t"""
+    last_step: LastStep = "mean"
+    """the SDE's step to the data: its mean, none, Tweedie's estimate, or a velocity step"""
+    last_step_size: float = 0.04
+    """time that the last step of the SDE covers"""
+
+    def __post_init__(self) -> None:
+        samplers = (*ODE_FIXED, *ODE_ADAPTIVE, *(f"sde_{solver}" for solver in SDE_SOLVERS))
+        if self.sampler not in samplers:
+            raise ValueError(f"no sampler {self.sampler!r}; there are {', '.join(samplers)}")
+        check_guidance(self.guidance_interval, self.guidance_channels)
+        ODEScheduler(atol=self.atol, rtol=self.rtol)  # checks options that this sampler does not read, too
+        SDEScheduler(**self._sde_options)
+        self.scheduler().set_timesteps(self.steps)
+
+    def scheduler(
+        self, interpolant: str = "linear", prediction: Prediction = "velocity"
+    ) -> InterpolantScheduler:
+        """The scheduler of these options, for a model of this interpolant and prediction."""
+        model: dict[str, Any] = {"interpolant": interpolant, "prediction": prediction}
+        if self.sampler.startswith("sde_"):
+            solver = self.sampler.removeprefix("sde_")
+            return SDEScheduler(solver=solver, **self._sde_options, **model)
+        return ODEScheduler(method=self.sampler, atol=self.atol, rtol=self.rtol, **model)
+
+    @property
+    def _sde_options(self) -> dict[str, Any]:
+        names = ("diffusion", "diffusion_scale", "last_step", "last_step_size")
+        return {name: getattr(self, name) for name in names}
+
+
+class SampledImages(NamedTuple):
+    """Images of a generator, and what they cost."""
+
+    images: NDArray[np.uint8]
+    """N H W C"""
+    evaluations: int
+    """velocity evaluations for each image"""
+    seconds: float
+    """for all of them"""
+
+
+def sample_images(
+    pipeline: SiTPipeline,
+    labels: Sequence[int] | None,
+    count: int,
+    options: SamplerConfig,
+    seed: int = 0,
+    batch_size: int = 64,
+    height: int | None = None,
+    width: int | None = None,
+) -> SampledImages:
+    """`count` images, one for each label where the model has classes. Image i depends on (seed, i) alone.
+
+    Raises:
+        ValueError: a label, a size or guidance that the model does not have; see `SiTPipeline`.
+    """
+    started = time.perf_counter()
+    pipeline.scheduler = options.scheduler(pipeline.config.interpolant, pipeline.config.prediction)
+    pipeline.set_progress_bar_config(disable=True)  # one bar for all batches
+    images, evaluations = [], 0
+    for start in tqdm(range(0, count, batch_size), desc="sampling", disable=None, leave=False):
+        part = range(start, min(start + batch_size, count))
+        output: Any = pipeline(
+            class_labels=None if labels is None else labels[part.start : part.stop],
+            num_images_per_prompt=len(part) if labels is None else 1,
+            guidance_scale=options.guidance,
+            num_inference_steps=options.steps,
+            height=height,
+            width=width,
+            generator=image_generators(seed, part),
+            guidance_interval=options.guidance_interval,
+            guidance_channels=options.guidance_channels,
+            batch_size=batch_size,
+            output_type="np",
+        )
+        images.append((output.images * 255).round().astype(np.uint8))
+        evaluations = max(evaluations, output.evaluations)
+    return SampledImages(np.concatenate(images), evaluations, time.perf_counter() - started)
+
+
+def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
+    """One generator an image, of (seed, index) alone. They are on the CPU: noise is alike on every device."""
+    return [torch.Generator().manual_seed(derive_seed("image", seed, index)) for index in indices]
