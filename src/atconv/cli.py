@@ -289,8 +289,8 @@ def _export(prog: str, arguments: Sequence[str]) -> None:
 
 
 def _sample(prog: str, arguments: Sequence[str]) -> None:
-    from atconv.tasks.generation.config import SamplerConfig
-    from atconv.tasks.generation.samples import sample_run
+    from atconv.tasks.generation.commands import sample_run
+    from atconv.tasks.generation.sampling import SamplerConfig
 
     parser = Parser(prog=prog, description="Sample images from a generation run.")
     parser.add_argument("run", metavar="RUN", type=str, help="the run's folder")
@@ -302,8 +302,8 @@ def _sample(prog: str, arguments: Sequence[str]) -> None:
 
 
 def _evaluate_samples(prog: str, arguments: Sequence[str]) -> None:
-    from atconv.tasks.generation.config import SamplerConfig
-    from atconv.tasks.generation.evaluation import evaluate
+    from atconv.tasks.generation.commands import evaluate_samples
+    from atconv.tasks.generation.sampling import SamplerConfig
 
     parser = Parser(prog=prog, description="Compare samples with real images.")
     parser.add_argument(
@@ -313,14 +313,14 @@ def _evaluate_samples(prog: str, arguments: Sequence[str]) -> None:
         "data", metavar="DATA", type=str, help="DATA as in training, or an .npz file of real images"
     )
     add_options(parser, SamplerConfig)
-    add_function(parser, evaluate, skip={"samples", "data", "options"})
+    add_function(parser, evaluate_samples, skip={"samples", "data", "options"})
     options = parser.parse_args(list(arguments)).as_dict()
     sampler = SamplerConfig(**{name: options.pop(name) for name in SamplerConfig.__dataclass_fields__})
-    evaluate(options=sampler, **options)
+    evaluate_samples(options=sampler, **options)
 
 
 def _encode(prog: str, arguments: Sequence[str]) -> None:
-    from atconv.tasks.generation.latents import encode
+    from atconv.tasks.generation.encode import encode
 
     parser = Parser(prog=prog, description="Encode the images of DATA with a VAE, once, to train on.")
     parser.add_argument("data", metavar="DATA", type=str, help="DATA as in training")

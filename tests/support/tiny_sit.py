@@ -15,14 +15,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
 from atconv.cli import run as run_command
 from atconv.models.sit import SiT
+from atconv.tasks import train
 from atconv.tasks.generation.config import GenerationConfig
-from atconv.tasks.generation.train import train
 from support.helpers import DATA, randomize
 from support.tiny import Finished, KillAt, atconv, reset_accelerate
 
@@ -49,7 +48,7 @@ TINY_RUN: dict[str, Any] = {
 
 
 def tiny_sit(**changes: Any) -> SiT:
-    """A SiT of two blocks in eval mode with weights that matter (fresh ones predict zero)."""
+    """A SiT of two blocks in eval mode with weights that matter (newly initialized ones predict zero)."""
     arguments = {"in_channels": 4, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
     return randomize(SiT(**{**arguments, **changes})).eval()
 
@@ -72,31 +71,39 @@ def tiny_run_config(**changes: Any) -> GenerationConfig:
 def tiny_run_options(**changes: Any) -> list[str]:
     """The same as options of `atconv generate train`, without DATA."""
     options = {k: v for k, v in (TINY_RUN | changes).items() if k != "data"}
-    return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items()]
+    return [option(name, value) for name, value in options.items()]
 
 
-def train_tiny_sit(run: Path, pictures: bool = False, **changes: Any) -> Path:
-    """Train in this process. The pictures at the end take longer than the run itself."""
+def option(name: str, value: Any) -> str:
+    """An option of a command."""
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{dashed}" if value else f"--no-{dashed}"
+    return f"--{dashed}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def train_tiny_sit(run: Path, plots: bool = False, **changes: Any) -> Path:
+    """Train in this process. The plots at the end take longer than the run itself."""
     reset_accelerate()
     with ExitStack() as stack:
-        for name in () if pictures else ("GenerationTask._draw_samples", "draw_curves"):
-            stack.enter_context(mock.patch(f"atconv.tasks.generation.train.{name}"))
-        return train(tiny_run_config(**changes), run, Console(quiet=True))
+        for name in () if plots else ("GenerationTask.plot_samples", "plot_curves"):
+            stack.enter_context(mock.patch(f"atconv.tasks.generation.task.{name}"))
+        return train(tiny_run_config(**changes), run)
 
 
 @functools.cache
 def generation_run() -> Path:
     """One finished run with classes that tests read and never write to."""
-    return train_tiny_sit(_lasting_folder() / "run", epochs=2)
+    return train_tiny_sit(_temporary_folder() / "run", epochs=2)
 
 
 @functools.cache
 def unconditional_run() -> Path:
     """One finished run without classes that tests read and never write to."""
-    return train_tiny_sit(_lasting_folder() / "run", conditional=False)
+    return train_tiny_sit(_temporary_folder() / "run", conditional=False)
 
 
-def _lasting_folder() -> Path:
+def _temporary_folder() -> Path:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -121,8 +128,8 @@ def preload() -> None:
     server._stop()
     modules = [
         "atconv.cli",
-        "atconv.tasks.generation.train",
-        "atconv.tasks.generation.latents",
+        "atconv.tasks.generation.task",
+        "atconv.tasks.generation.encode",
         "support.tiny",
     ]
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from rich.console import Console
 
-from atconv.tasks.generation.latents import encode
+from atconv.tasks.generation.encode import encode
 from support.tiny import reset_accelerate
 
 
@@ -32,4 +31,4 @@ def encode_here(data: Path, vae: Path, out: Path, **changes: Any) -> Path:
     """`atconv generate encode` in this process."""
     reset_accelerate()
     options: dict[str, Any] = dict(image_size=16, shard_size=8, batch_size=3, device="cpu")
-    return encode(str(data), str(vae), str(out), console=Console(quiet=True), **(options | changes))
+    return encode(str(data), str(vae), str(out), **(options | changes))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,18 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from atconv.tasks.generation import features as features_module
-from atconv.tasks.generation.evaluation import (
-    GenerationMetrics,
-    _labels_for,
-    check_copies,
-    compare,
-    evaluate,
-    metrics_table,
-)
+from atconv.tasks.generation.commands import evaluate_samples
 from atconv.tasks.generation.features import FeatureModel, InceptionFeatures, RunFeatures, open_features
-from atconv.tasks.generation.samples import PixelSet, write_npz
+from atconv.tasks.generation.metrics import GenerationMetrics, classifier_labels, compare, memorization
+from atconv.tasks.generation.samples import SampleSet, write_npz
 from support.tiny import trained_run
 from support.tiny_sit import generate_here, generation_run, unconditional_run
 
 CPU = torch.device("cpu")
-QUIET = Console(quiet=True)
 
 
 class Flat(FeatureModel):
@@ -51,26 +44,26 @@ def images_of(count: int, seed: int = 0, high: int = 120) -> NDArray[np.uint8]:
 
 
 def compared(samples: NDArray[np.uint8], real: NDArray[np.uint8]) -> GenerationMetrics:
-    return compare(PixelSet("samples", samples), PixelSet("real", real), Flat(), 16, QUIET)
+    return compare(SampleSet(samples), SampleSet(real), Flat(), 16)
 
 
-# Figures.
+# Metrics.
 
 
 def test_a_set_is_at_no_distance_from_itself() -> None:
     images = images_of(60)
-    found = compared(images, images.copy())
-    assert found.frechet_distance == pytest.approx(0, abs=1e-3)
-    assert found.precision == found.recall == 100
-    assert (found.samples, found.real_images, found.features) == (60, 60, "pixels")
-    assert found.inception_score is None
-    assert found.recognized is None
+    result = compared(images, images.copy())
+    assert result.frechet_distance == pytest.approx(0, abs=1e-3)
+    assert result.precision == result.recall == 100
+    assert (result.images, result.real_images, result.features) == (60, 60, "pixels")
+    assert result.inception_score is None
+    assert result.classifier_accuracy is None
 
 
 def test_a_shifted_set_is_at_the_squared_length_of_the_shift() -> None:
     images = images_of(80)
-    found = compared(images + np.uint8(10), images)
-    assert found.frechet_distance == pytest.approx(4 * 10**2, rel=1e-5)
+    result = compared(images + np.uint8(10), images)
+    assert result.frechet_distance == pytest.approx(4 * 10**2, rel=1e-5)
 
 
 def test_a_stretched_set_is_at_the_distance_of_the_two_normal_distributions() -> None:
@@ -82,15 +75,15 @@ def test_a_stretched_set_is_at_the_distance_of_the_two_normal_distributions() ->
 
 
 def test_sets_far_from_each_other_have_neither_precision_nor_recall() -> None:
-    found = compared(images_of(40, high=20), images_of(40, seed=1, high=20) + np.uint8(200))
-    assert found.precision == found.recall == 0
+    result = compared(images_of(40, high=20), images_of(40, seed=1, high=20) + np.uint8(200))
+    assert result.precision == result.recall == 0
 
 
 def test_repeated_samples_have_precision_without_recall() -> None:
     real = images_of(60)
-    found = compared(np.repeat(real[:1], 60, axis=0), real)
-    assert found.precision == 100
-    assert found.recall < 10
+    result = compared(np.repeat(real[:1], 60, axis=0), real)
+    assert result.precision == 100
+    assert result.recall < 10
 
 
 def test_the_kernel_distance_of_one_distribution_is_near_zero_and_grows_with_a_shift() -> None:
@@ -100,14 +93,14 @@ def test_the_kernel_distance_of_one_distribution_is_near_zero_and_grows_with_a_s
             return flat / 120, logits
 
     def kernel(samples: NDArray[np.uint8]) -> float:
-        real = PixelSet("real", images_of(200, seed=1))
-        return compare(PixelSet("samples", samples), real, Scaled(), 64, QUIET).kernel_distance
+        real = SampleSet(images_of(200, seed=1))
+        return compare(SampleSet(samples), real, Scaled(), 64).kernel_distance
 
     same, shifted = kernel(images_of(200)), kernel(images_of(200) + np.uint8(60))
     assert abs(same) < 0.05 * shifted
 
 
-def test_too_few_images_are_refused() -> None:
+def test_too_few_images_are_rejected() -> None:
     with pytest.raises(ValueError, match="got 4 samples and 60 real ones"):
         compared(images_of(4), images_of(60))
 
@@ -116,13 +109,23 @@ def test_too_few_images_are_refused() -> None:
 
 
 def metrics(title: str, score: float | None) -> GenerationMetrics:
-    return GenerationMetrics(5, 5, title, 1.0, 0.1, 50.0, 50.0, score, None)
+    return GenerationMetrics(
+        split="train",
+        images=5,
+        images_per_second=1.0,
+        real_images=5,
+        features=title,
+        frechet_distance=1.0,
+        kernel_distance=0.1,
+        precision=50.0,
+        recall=50.0,
+        inception_score=score,
+        classifier_accuracy=None,
+    )
 
 
-def shown(found: GenerationMetrics) -> str:
-    console = Console(record=True, width=200, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(metrics_table(found, {}, "title"))
-    return console.export_text()
+def shown(result: GenerationMetrics) -> str:
+    return str(result.tables("title")[0])
 
 
 def test_distances_are_called_fid_in_inceptions_features_alone() -> None:
@@ -176,11 +179,11 @@ def test_the_inception_path_works_with_the_right_hash(
     model = open_features("inception", inception_file, CPU)
     assert isinstance(model, InceptionFeatures)
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
-    found = compare(PixelSet("samples", images), PixelSet("real", images), model, 6, QUIET)
-    assert found.features == "Inception"
-    assert found.inception_score is not None
-    assert found.inception_score >= 1
-    assert found.frechet_distance == pytest.approx(0, abs=1e-2)
+    result = compare(SampleSet(images), SampleSet(images), model, 6)
+    assert result.features == "Inception"
+    assert result.inception_score is not None
+    assert result.inception_score >= 1
+    assert result.frechet_distance == pytest.approx(0, abs=1e-2)
     features, logits = model(images[:2])
     assert features.shape == (2, 2048)
     assert logits.shape == (2, 1008)
@@ -195,7 +198,7 @@ class _Harmful:
         return open, (str(self.victim), "w")
 
 
-def test_another_inception_file_is_refused_before_it_is_unpickled(tmp_path: Path) -> None:
+def test_another_inception_file_is_rejected_before_it_is_unpickled(tmp_path: Path) -> None:
     path, victim = tmp_path / "weights.pth", tmp_path / "victim"
     path.write_bytes(pickle.dumps(_Harmful(victim)))
     with pytest.raises(ValueError, match=r"not the Inception file that FID is defined by.*not 6726825d"):
@@ -220,51 +223,47 @@ def test_a_kept_inception_file_is_checked_too(tmp_path: Path, monkeypatch: pytes
         open_features("inception", None, CPU)
 
 
-# Copies.
+# Memorization.
 
 
-def test_copies_are_found() -> None:
+def test_copies_are_detected() -> None:
     train, held_out = images_of(200), images_of(100, seed=1)
-    copies = check_copies(
-        PixelSet("copies", train[:50]), PixelSet("train", train), PixelSet("held out", held_out)
-    )
+    copies = memorization(SampleSet(train[:50]), SampleSet(train), SampleSet(held_out))
     assert (copies.median, copies.ratio) == (0, 0)
     assert copies.below_first_percentile == 100
-    other = check_copies(
-        PixelSet("new", images_of(100, seed=2)), PixelSet("train", train), PixelSet("held out", held_out)
-    )
+    other = memorization(SampleSet(images_of(100, seed=2)), SampleSet(train), SampleSet(held_out))
     assert other.ratio == pytest.approx(1, abs=0.25)
     assert other.below_first_percentile <= 5
 
 
-def test_mirrored_copies_are_found_where_training_mirrored() -> None:
+def test_mirrored_copies_are_detected_where_training_mirrored() -> None:
     images = [np.random.default_rng(seed).integers(0, 256, (60, 4, 4, 1), dtype=np.uint8) for seed in (0, 1)]
-    train, held_out = PixelSet("train", images[0]), PixelSet("held out", images[1])
-    mirrored = PixelSet("samples", np.ascontiguousarray(images[0][:, :, ::-1]))
-    assert check_copies(mirrored, train, held_out).below_first_percentile < 20
-    found = check_copies(mirrored, train, held_out, mirrored=True)
-    assert (found.median, found.below_first_percentile) == (0, 100)
+    train, held_out = SampleSet(images[0]), SampleSet(images[1])
+    mirrored = SampleSet(np.ascontiguousarray(images[0][:, :, ::-1]))
+    assert memorization(mirrored, train, held_out).below_first_percentile < 20
+    result = memorization(mirrored, train, held_out, mirrored=True)
+    assert (result.median, result.below_first_percentile) == (0, 100)
 
 
 def test_held_out_images_that_are_copies_tell_nothing() -> None:
-    images = PixelSet("train", np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), dtype=np.uint8))
-    with pytest.raises(ValueError, match="most held-out images of train are copies"):
-        check_copies(images, images, images)
+    images = SampleSet(np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), dtype=np.uint8))
+    with pytest.raises(ValueError, match="most held-out images are copies of training images"):
+        memorization(images, images, images)
 
 
 def test_distances_to_the_nearest_image_are_euclidean() -> None:
     train = np.zeros((3, 2, 2, 1), dtype=np.uint8)
     held_out, samples = train + np.uint8(51), train + np.uint8(102)
-    found = check_copies(PixelSet("s", samples), PixelSet("t", train), PixelSet("h", held_out))
-    assert found.held_out_median == pytest.approx(np.sqrt(4) * 0.2, rel=1e-4)
-    assert found.median == pytest.approx(np.sqrt(4) * 0.4, rel=1e-4)
-    assert found.ratio == pytest.approx(2, rel=1e-4)
+    result = memorization(SampleSet(samples), SampleSet(train), SampleSet(held_out))
+    assert result.held_out_median == pytest.approx(np.sqrt(4) * 0.2, rel=1e-4)
+    assert result.median == pytest.approx(np.sqrt(4) * 0.4, rel=1e-4)
+    assert result.ratio == pytest.approx(2, rel=1e-4)
 
 
 def test_images_of_other_sizes_have_no_distance() -> None:
-    small, large = PixelSet("small", images_of(5)), PixelSet("large", np.zeros((5, 4, 4, 1), dtype=np.uint8))
-    with pytest.raises(ValueError, match="images of different sizes"):
-        check_copies(large, small, small)
+    small, large = SampleSet(images_of(5)), SampleSet(np.zeros((5, 4, 4, 1), dtype=np.uint8))
+    with pytest.raises(ValueError, match="samples and training images have different sizes"):
+        memorization(large, small, small)
 
 
 # The command.
@@ -273,31 +272,32 @@ def test_images_of_other_sizes_have_no_distance() -> None:
 def test_a_run_is_evaluated_in_a_classifiers_features() -> None:
     run = generation_run()
     generate_here(
-        "evaluate", run, "digits", f"--features={trained_run()}", "--images=40", "--steps=3", "--copies",
-        "--guidance=1.5", "--device=cpu",
+        "evaluate", run, "digits", f"--features={trained_run()}", "--images=40", "--steps=3",
+        "--memorization", "--guidance=1.5", "--device=cpu",
     )  # fmt: skip
-    figures = json.loads((run / "evaluation.json").read_text())
-    (run / "evaluation.json").unlink()
-    assert {field.name for field in dataclasses.fields(GenerationMetrics)} <= set(figures)
-    assert figures["features"] == f"features of {trained_run()}"
-    assert (figures["samples"], figures["evaluations_per_image"], figures["guidance"]) == (40, 6, 1.5)
-    assert (figures["seed"], figures["steps"], figures["sampler"]) == (0, 3, "heun")
-    assert figures["seconds_per_image"] > 0
-    assert figures["frechet_distance"] > 0
-    assert figures["inception_score"] is None
-    assert 0 <= figures["recognized"] <= 100
-    assert figures["copies"]["ratio"] > 0.5
+    saved = json.loads((run / "evaluation" / "digits-train" / "metrics.json").read_text())
+    shutil.rmtree(run / "evaluation")
+    fields = {field.name for field in dataclasses.fields(GenerationMetrics)} - {"per_class", "sampling"}
+    assert fields <= set(saved)
+    assert saved["features"] == f"features of {trained_run()}"
+    assert (saved["images"], saved["evaluations_per_image"], saved["guidance"]) == (40, 6, 1.5)
+    assert (saved["seed"], saved["steps"], saved["sampler"]) == (0, 3, "heun")
+    assert saved["seconds_per_image"] > 0
+    assert saved["frechet_distance"] > 0
+    assert saved["inception_score"] is None
+    assert 0 <= saved["classifier_accuracy"] <= 100
+    assert saved["memorization"]["ratio"] > 0.5
 
 
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
         ("nowhere", {}, "nowhere"),
-        ("digits", dict(split="tset"), "digits has no tset side, only train, val, test"),
-        ("real.npz", dict(copies=True), "copies are looked for in samples of a run"),
+        ("digits", dict(split="tset"), "digits has no tset split, only train, val, test"),
+        ("real.npz", dict(memorization=True), "memorization is looked for in samples of a run"),
     ],
 )
-def test_what_is_wrong_is_said_before_drawing(
+def test_errors_come_before_sampling(
     data: str,
     options: dict[str, Any],
     message: str,
@@ -307,40 +307,40 @@ def test_what_is_wrong_is_said_before_drawing(
     monkeypatch.chdir(tmp_path)
     write_npz(tmp_path / "real.npz", images_of(6), None)
     monkeypatch.setattr(
-        "atconv.tasks.generation.evaluation.draw_samples", lambda *_: pytest.fail("drew samples")
+        "atconv.tasks.generation.predictor.sample_images", lambda *_: pytest.fail("it sampled")
     )
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        evaluate(generation_run(), data, str(trained_run()), device="cpu", console=QUIET, **options)
+        evaluate_samples(generation_run(), data, str(trained_run()), device="cpu", **options)
 
 
 def test_labels_are_compared_by_the_names_of_their_classes() -> None:
     classes = RunFeatures(trained_run(), torch.device("cpu")).classes
-    samples = PixelSet("samples", images_of(6), [0, 1, 2, 0, 1, 2], ["7", "3", "9"])
-    assert _labels_for(samples, classes) == [7, 3, 9, 7, 3, 9]
-    assert _labels_for(PixelSet("samples", images_of(2), [0, 1], ["7", "cat"]), classes) is None
-    assert _labels_for(PixelSet("samples", images_of(2), [4, 1]), classes) == [4, 1]
+    samples = SampleSet(images_of(6), [0, 1, 2, 0, 1, 2], ["7", "3", "9"])
+    assert classifier_labels(samples, classes) == [7, 3, 9, 7, 3, 9]
+    assert classifier_labels(SampleSet(images_of(2), [0, 1], ["7", "cat"]), classes) is None
+    assert classifier_labels(SampleSet(images_of(2), [4, 1]), classes) == [4, 1]
 
 
 def test_an_npz_file_is_compared_with_another(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     write_npz(tmp_path / "samples.npz", images, None)
     write_npz(tmp_path / "real.npz", images, None)
-    figures = evaluate(
-        tmp_path / "samples.npz", str(tmp_path / "real.npz"), str(trained_run()), device="cpu", console=QUIET
+    result = evaluate_samples(
+        tmp_path / "samples.npz", str(tmp_path / "real.npz"), str(trained_run()), device="cpu"
     )
-    assert figures["frechet_distance"] == pytest.approx(0, abs=1e-3)
-    assert json.loads((tmp_path / "samples.json").read_text()) == figures
+    assert result.frechet_distance == pytest.approx(0, abs=1e-3)
+    assert json.loads((tmp_path / "samples.json").read_text()) == result.to_dict()
 
 
-def test_samples_are_compared_with_the_pictures_of_data(tmp_path: Path) -> None:
+def test_samples_are_compared_with_the_images_of_data(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     write_npz(tmp_path / "samples.npz", images, [0] * 20)
-    figures = evaluate(
-        tmp_path / "samples.npz", "digits", str(trained_run()), real_images=50, device="cpu", console=QUIET
+    result = evaluate_samples(
+        tmp_path / "samples.npz", "digits", str(trained_run()), real_images=50, device="cpu"
     )
-    assert (figures["samples"], figures["real_images"]) == (20, 50)
-    assert figures["frechet_distance"] > 1e-4
-    assert figures["recognized"] is not None
+    assert (result.images, result.real_images, result.split) == (20, 50, "all")
+    assert result.frechet_distance > 1e-4
+    assert result.classifier_accuracy is not None
 
 
 @pytest.mark.parametrize(
@@ -353,12 +353,12 @@ def test_samples_are_compared_with_the_pictures_of_data(tmp_path: Path) -> None:
         (generation_run, ["--split=tests"], "split"),
         (trained_run, [], "is not a generation run"),
         (generation_run, ["--images=0"], "images, real_images and batch_size must be at least 1"),
-        (generation_run, ["--batch_size=0"], "images, real_images and batch_size must be at least 1"),
+        (generation_run, ["--batch-size=0"], "images, real_images and batch_size must be at least 1"),
         (generation_run, ["--features=GENERATION_RUN"], "is a generation run: it has no classifier"),
         (lambda: Path("/nowhere/samples"), [], "no such samples: /nowhere/samples"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_in_one_line(
+def test_what_cannot_be_evaluated_is_rejected_in_one_line(
     samples: Any,
     options: list[str],
     message: str,
@@ -380,7 +380,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         generate_here("evaluate", folder, "digits", "--steps=1", "--device=cpu", *chosen)
-    told = capsys.readouterr().err
+    line = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert told.count("\n") == 1, told
-    assert message in told
+    assert line.count("\n") == 1, line
+    assert message in line

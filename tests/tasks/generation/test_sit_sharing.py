@@ -72,8 +72,8 @@ def two_processes(*arguments: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Returns what it printed."""
-    printed, told = process.communicate(timeout=180)
-    assert process.returncode == 0, told
+    printed, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
     return printed
 
 
@@ -89,7 +89,7 @@ def train_in_two_processes(run: Path, **changes: Any) -> str:
 def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
     run = tmp_path / "run"
     printed = train_in_two_processes(run, **CHANGES)
-    assert "16 images × 2 process(es) × 1 pass(es)" in printed
+    assert "16 images × 2 process(es) × 1 micro-batch(es)" in printed
     assert printed.count("epoch   1/2") == 1, "only the main process speaks"
     assert_same_weights(run, one_process)
     for ours, theirs in zip(
@@ -106,7 +106,7 @@ def test_two_processes_align_with_an_encoder_as_one_does(tmp_path: Path) -> None
     assert_same_weights(tmp_path / "two", one)
 
 
-def test_two_accumulated_passes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
+def test_two_accumulated_micro_batches_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
     run = train_tiny_sit(tmp_path / "run", batch_size=BATCH // 2, **CHANGES)
     assert_same_weights(run, one_process)
 
@@ -179,7 +179,7 @@ def train_twice(model: nn.Module, part: slice) -> Tensor:
 
 
 def train_sharded(family: str, rank: int, folder: Path) -> None:
-    """One of two processes; the first writes the loss and the whole weights."""
+    """One of two processes; the first writes the loss and the full weights."""
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     model = tiny_sit(token_mixer=family)
@@ -190,24 +190,24 @@ def train_sharded(family: str, rank: int, folder: Path) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     loss = train_twice(model, slice(rank, 4, 2))
     dist.all_reduce(loss)
-    whole = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
+    full = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
     if rank == 0:
-        torch.save((loss / 2, whole), folder / "result")
+        torch.save((loss / 2, full), folder / "result")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sharded_weights_learn_what_whole_ones_learn(family: str, tmp_path: Path) -> None:
+def test_sharded_weights_learn_what_full_ones_learn(family: str, tmp_path: Path) -> None:
     preload()
     processes = [start_process(train_sharded, family, rank, tmp_path) for rank in range(2)]
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
-    loss, whole = torch.load(tmp_path / "result")
+    loss, full = torch.load(tmp_path / "result")
     model = tiny_sit(token_mixer=family)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected_loss = train_twice(model, slice(0, 4))
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(whole[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(full[name], tensor, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
         assert not torch.equal(tensor, before[name]), name

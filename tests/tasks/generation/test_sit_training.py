@@ -1,4 +1,4 @@
-"""`atconv generate train`: it learns, resumes exactly, shares its work, and refuses what does not fit."""
+"""`atconv generate train`: it learns, resumes exactly, shares its work, and rejects what does not fit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from atconv.data.loaders import SampleKey
-from atconv.diffusion.interpolants import Linear, make_path
+from atconv.diffusion import SiTPipeline
+from atconv.diffusion.interpolants import Linear, make_interpolant
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from atconv.engine.config import TrainConfig
 from atconv.engine.run import Run
 from atconv.models.sit import SiT, create_sit
-from atconv.diffusion import SiTPipeline
-from atconv.tasks.generation.config import GenerationConfig, read_config, recipe_names, recipe_path
-from atconv.tasks.generation.data import Examples, TimeSampling, TrainingExamples
+from atconv.tasks import resume
+from atconv.tasks.generation import SPEC
+from atconv.tasks.generation.config import GenerationConfig, TimeSampling
+from atconv.tasks.generation.data import SampleDataset, TrainingExamples
 from atconv.tasks.generation.repa import AlignedSiT, FrozenEncoder, alignment_loss
-from atconv.tasks.generation.train import resume
 from support.tiny import KillAt, image_folder, read_rows, reset_accelerate, trained_run
 from support.tiny_sit import (
     FAMILIES,
@@ -63,24 +64,25 @@ def test_training_lowers_the_loss(family: str, tmp_path: Path) -> None:
     "changes",
     [
         dict(prediction="noise"),
-        dict(prediction="score", path="gvp"),
-        dict(path="vp"),
-        dict(path="gvp", time_sampling="logit_normal"),
-        dict(path="vp", prediction="noise", time_sampling="edm"),
+        dict(prediction="score", interpolant="gvp"),
+        dict(interpolant="vp"),
+        dict(interpolant="gvp", time_sampling="logit_normal"),
+        dict(interpolant="vp", prediction="noise", time_sampling="edm"),
         dict(time_sampling="edm", precision="bf16", grad_checkpointing=True),
         dict(in_chans=3, hflip=0.5, batch_size=16, clip_grad=1.0, ema_decay=0.0),
     ],
     ids=lambda changes: " ".join(map(str, changes.values())),
 )
-def test_every_path_prediction_and_time_sampling_trains_and_samples(
+def test_every_interpolant_prediction_and_time_sampling_trains_and_samples(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
     run = train_tiny_sit(tmp_path / "run", epochs=3, lr=4e-3, **changes)
     losses = column(run, "val_loss")
     assert losses[-1] < losses[0]
     pipeline = SiTPipeline.from_pretrained(run)
-    assert pipeline.config.path == changes.get("path", "linear")
+    assert pipeline.config.interpolant == changes.get("interpolant", "linear")
     assert pipeline.config.prediction == changes.get("prediction", "velocity")
+    assert pipeline.scheduler.config.interpolant == changes.get("interpolant", "linear")
     images = pipeline([3, 7], num_inference_steps=4, guidance_scale=2.0, output_type="latent").images
     assert images.shape == (2, changes.get("in_chans", 1), 8, 8)
     assert images.isfinite().all()
@@ -96,7 +98,8 @@ def test_a_model_without_classes_is_trained_without_labels() -> None:
 def test_a_run_holds_what_it_says(tmp_path: Path) -> None:
     run = train_tiny_sit(tmp_path / "run", plots=True, epochs=4, sample_every=2)
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["epoch-0002.png", "epoch-0004.png"]
-    for name in ("config.yaml", "split.json", "model_index.json", "samples.png", "curves.png", WEIGHTS):
+    for name in ("config.yaml", "split.json", "model_index.json", "samples.png", "curves.png", WEIGHTS,
+                 "scheduler/scheduler_config.json"):  # fmt: skip
         assert (run / name).is_file(), name
     summary = json.loads((run / "metrics.json").read_text())
     assert (summary["epochs"], summary["steps"]) == (4, 40)
@@ -105,7 +108,7 @@ def test_a_run_holds_what_it_says(tmp_path: Path) -> None:
         "blocks.0.mixer",
         "blocks.1.mixer",
     ]
-    assert read_config(Run.open(run)) == tiny_run_config(epochs=4, sample_every=2)
+    assert SPEC.read_config(Run.open(run)) == tiny_run_config(epochs=4, sample_every=2)
 
 
 def test_the_last_ema_is_what_is_kept() -> None:
@@ -127,7 +130,7 @@ def test_the_validation_loss_of_a_model_does_not_depend_on_batches_or_chance(tmp
 def test_training_starts_from_another_run(tmp_path: Path) -> None:
     source = generation_run()
     run = train_tiny_sit(
-        tmp_path / "run", weights=str(source), lr=1e-30, ema_decay=0.0, model_args={"depth": 9}, epochs=1
+        tmp_path / "run", checkpoint=str(source), lr=1e-30, ema_decay=0.0, model_args={"depth": 9}, epochs=1
     )
     ours, theirs = load_file(run / WEIGHTS), load_file(source / WEIGHTS)
     for name, tensor in theirs.items():
@@ -135,27 +138,27 @@ def test_training_starts_from_another_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["--path=gvp", "--model_args={depth: 3}", "--model=sit_s_2", "--conditional=false"]
+    "option", ["--interpolant=gvp", "--model-args={depth: 3}", "--model=sit_s_2", "--no-conditional"]
 )
-def test_options_that_contradict_the_run_started_from_are_refused(
+def test_options_that_contradict_the_run_started_from_are_rejected(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [f"--weights={generation_run()}", "--config=digits", option, f"--out={tmp_path / 'run'}"]
-    told = one_line(capsys, "train", "digits", *options)
-    name = option.partition("=")[0]
-    assert f"contradicts --weights {generation_run()}" in told
-    assert told.rstrip().endswith(f"leave {name} out")
+    options = [f"--checkpoint={generation_run()}", "--config=digits", option, f"--out={tmp_path / 'run'}"]
+    line = one_line(capsys, "train", "digits", *options)
+    name = option.partition("=")[0].replace("--no-", "--")
+    assert f"contradicts --checkpoint {generation_run()}" in line
+    assert line.rstrip().endswith(f"leave {name} out")
 
 
 def test_weights_of_a_run_without_classes_make_another_without(tmp_path: Path) -> None:
-    run = train_tiny_sit(tmp_path / "run", weights=str(unconditional_run()))
+    run = train_tiny_sit(tmp_path / "run", checkpoint=str(unconditional_run()))
     assert SiTPipeline.from_pretrained(run).transformer.num_classes == 0
 
 
-def test_training_starts_from_the_authors_file_and_refuses_another(tmp_path: Path) -> None:
+def test_training_starts_from_the_authors_file_and_rejects_another(tmp_path: Path) -> None:
     torch.save({"ema": {"conv.weight": torch.ones(3)}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="It is not a SiT checkpoint"):
-        train_tiny_sit(tmp_path / "run", weights=str(tmp_path / "other.pt"))
+        train_tiny_sit(tmp_path / "run", checkpoint=str(tmp_path / "other.pt"))
     assert not (tmp_path / "run").exists()
     sit = create_sit(
         "sit_atconv_s_2",
@@ -168,44 +171,44 @@ def test_training_starts_from_the_authors_file_and_refuses_another(tmp_path: Pat
     )
     sit.head.linear.bias.data.fill_(3.0)
     torch.save({"model": sit.state_dict()}, tmp_path / "file.pt")
-    run = train_tiny_sit(tmp_path / "run", weights=str(tmp_path / "file.pt"), lr=1e-30, ema_decay=0.0)
+    run = train_tiny_sit(tmp_path / "run", checkpoint=str(tmp_path / "file.pt"), lr=1e-30, ema_decay=0.0)
     assert float(load_file(run / WEIGHTS)["head.linear.bias"].mean()) == pytest.approx(3.0, abs=1e-4)
 
 
 # Examples.
 
 
-class Ramp(Examples):
+class Ramp(SampleDataset):
     """One sample of all its own position, labeled by it."""
 
     shape = (1, 4, 4)
     labels = [0, 1, 2]  # noqa: RUF012
 
-    def draw(self, position: int, flip: bool, rng: torch.Generator) -> Tensor:
+    def load(self, position: int, flip: bool = False, rng: torch.Generator | None = None) -> Tensor:
         return torch.full(self.shape, float(position)) * (-1 if flip else 1)
 
-    def picture(self, position: int, flip: bool) -> Tensor:
-        return self.draw(position, flip, torch.Generator())
+    def image(self, position: int, flip: bool = False) -> Tensor:
+        return self.load(position, flip)
 
 
-def times_of(sampling: TimeSampling, path: str, count: int = 4000) -> Tensor:
-    chosen = make_path(path)
+def times_of(sampling: TimeSampling, interpolant: str, count: int = 4000) -> Tensor:
+    chosen = make_interpolant(interpolant)
     examples = TrainingExamples(Ramp(), chosen, chosen.interval("velocity", False), sampling)
     return torch.stack([examples[SampleKey(1, seed)].t for seed in range(count)])
 
 
-def test_times_are_drawn_as_asked() -> None:
+def test_times_have_the_distribution_of_the_option() -> None:
     uniform = times_of("uniform", "linear")
     assert float(uniform.mean()) == pytest.approx(0.5, abs=0.02)
     assert float(uniform.std()) == pytest.approx(math.sqrt(1 / 12), rel=0.05)
     logits = times_of("logit_normal", "linear").double().logit()
     assert float(logits.mean()) == pytest.approx(0.0, abs=0.06)
     assert float(logits.std()) == pytest.approx(1.0, rel=0.05)
-    for path in ("linear", "vp"):
-        t = times_of("edm", path).double()
-        ratio = (make_path(path).sigma(t) / make_path(path).alpha(t)).log()
-        assert float(ratio.mean()) == pytest.approx(-1.2, abs=0.08), path
-        assert float(ratio.std()) == pytest.approx(1.2, rel=0.05), path
+    for name in ("linear", "vp"):
+        t, interpolant = times_of("edm", name).double(), make_interpolant(name)
+        ratio = (interpolant.sigma(t) / interpolant.alpha(t)).log()
+        assert float(ratio.mean()) == pytest.approx(-1.2, abs=0.08), name
+        assert float(ratio.std()) == pytest.approx(1.2, rel=0.05), name
 
 
 def test_an_example_is_a_function_of_its_key() -> None:
@@ -213,11 +216,11 @@ def test_an_example_is_a_function_of_its_key() -> None:
     examples = TrainingExamples(Ramp(), Linear(), (0.0, 1.0), "uniform", **options)
     one, again = examples[SampleKey(1, 5)], examples[SampleKey(1, 5)]
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
-    drawn = [examples[SampleKey(1, seed)] for seed in range(2000)]
-    assert sum(e.label.item() == 9 for e in drawn) / 2000 == pytest.approx(0.3, abs=0.04)
-    assert {e.label.item() for e in drawn} == {1, 9}
-    assert sum(bool((e.data < 0).all()) for e in drawn) / 2000 == pytest.approx(0.5, abs=0.04)
-    noise = torch.stack([e.noise for e in drawn])
+    several = [examples[SampleKey(1, seed)] for seed in range(2000)]
+    assert sum(e.label.item() == 9 for e in several) / 2000 == pytest.approx(0.3, abs=0.04)
+    assert {e.label.item() for e in several} == {1, 9}
+    assert sum(bool((e.data < 0).all()) for e in several) / 2000 == pytest.approx(0.5, abs=0.04)
+    noise = torch.stack([e.noise for e in several])
     assert float(noise.mean()) == pytest.approx(0, abs=0.03)
     assert float(noise.std()) == pytest.approx(1, abs=0.03)
 
@@ -271,7 +274,7 @@ def test_the_encoder_gives_a_token_for_each_patch_and_learns_nothing(encoder: Fr
         ("vit_small_patch14_dinov2.lvd142m", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ],
 )
-def test_the_encoder_sees_pictures_normalised_as_its_weights_want(
+def test_the_encoder_sees_images_normalized_as_its_weights_want(
     name: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
     encoder = FrozenEncoder(name, (2, 2), "none")
@@ -310,7 +313,7 @@ def test_the_projector_sees_the_tokens_of_its_block() -> None:
         ("vit_tiny_patch16_224", "missing.pth", "no such checkpoint file: missing.pth"),
     ],
 )
-def test_encoders_that_cannot_be_are_refused(name: str, weights: str, message: str) -> None:
+def test_encoders_that_do_not_exist_are_rejected(name: str, weights: str, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         FrozenEncoder(name, (2, 2), weights)
 
@@ -319,8 +322,8 @@ def test_an_encoder_reads_its_weights_from_a_file(encoder: FrozenEncoder, tmp_pa
     state = {name: tensor.clone() for name, tensor in encoder.encoder.state_dict().items()}
     torch.save(state, tmp_path / "vit.pth")
     opened = FrozenEncoder("vit_tiny_patch16_224", (4, 4), str(tmp_path / "vit.pth"))
-    picture = torch.rand(1, 3, 8, 8)
-    assert torch.equal(opened(picture), encoder(picture))
+    image = torch.rand(1, 3, 8, 8)
+    assert torch.equal(opened(image), encoder(image))
     del state["norm.weight"]
     torch.save(state, tmp_path / "short.pth")
     with pytest.raises(ValueError, match=r"norm\.weight is missing"):
@@ -344,7 +347,7 @@ OPTIONS = tiny_run_options(
 POINTS = {
     "in mid-epoch": KillAt("torch.optim.AdamW.step", nth=7),
     "before the weights get their name": KillAt("os.replace", "diffusion_pytorch_model.safetensors"),
-    "before the report": KillAt("atconv.tasks.generation.train.draw_curves"),
+    "before the report": KillAt("atconv.tasks.generation.task.plot_curves"),
 }
 
 
@@ -356,7 +359,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def figures(run: Path, name: str) -> list[dict[str, str]]:
+def metric_rows(run: Path, name: str) -> list[dict[str, str]]:
     """The rows of a table, but for the speed of the machine."""
     return [{k: v for k, v in row.items() if "second" not in k} for row in read_rows(run / name)]
 
@@ -366,7 +369,7 @@ def assert_same_end(run: Path, expected: Path) -> None:
     for name in (WEIGHTS, f"{last}/state.safetensors", "samples/epoch-0002.png", "samples.png"):
         assert (run / name).read_bytes() == (expected / name).read_bytes(), name
     for name in ("metrics.csv", "inhibition.csv"):
-        assert figures(run, name) == figures(expected, name), name
+        assert metric_rows(run, name) == metric_rows(expected, name), name
     assert [path.name for path in (run / "checkpoints").iterdir()] == [Path(last).name]
     assert not [path for path in run.rglob("*") if path.name.startswith(".writing")]
 
@@ -386,13 +389,13 @@ def test_a_killed_run_with_an_encoder_resumes_to_the_same_end(tmp_path: Path) ->
         test_fraction=0.93, batch_size=16, base_batch_size=16, checkpoint_steps=2,
         repa_encoder="vit_tiny_patch16_224", repa_weights="none", repa_block=1,
     )  # fmt: skip
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert atconv_generate("train", "digits", *options, f"--out={whole}").code == 0
+    complete, killed = tmp_path / "complete", tmp_path / "killed"
+    assert atconv_generate("train", "digits", *options, f"--out={complete}").code == 0
     kill_at = KillAt("torch.optim.AdamW.step", nth=4)
     ended = atconv_generate("train", "digits", *options, f"--out={killed}", kill_at=kill_at)
     assert ended.code == -signal.SIGKILL, (ended.code, ended.err)
     assert atconv_generate("train", "--resume", killed).code == 0
-    assert (killed / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert (killed / WEIGHTS).read_bytes() == (complete / WEIGHTS).read_bytes()
 
 
 def test_resuming_a_finished_run_leaves_it_as_it_is(uninterrupted: Path) -> None:
@@ -422,13 +425,13 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
 
 
 def one_line(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """The line that a command refused its input with."""
+    """The line that a command rejected its input with."""
     with pytest.raises(SystemExit) as stopped:
         generate_here(*arguments)
-    told = capsys.readouterr().err
+    line = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert told.count("\n") == 1, told
-    return told
+    assert line.count("\n") == 1, line
+    return line
 
 
 @pytest.mark.parametrize(
@@ -441,9 +444,9 @@ def one_line(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
         ("digits", dict(label_dropout=1.0), "label_dropout must lie in [0, 1)"),
         ("digits", dict(image_size=0), "image_size must be at least 1"),
         ("digits", dict(in_chans=2), "in_chans must be 3 (color) or 1 (gray)"),
-        ("digits", dict(path="cosine"), "path"),
+        ("digits", dict(interpolant="cosine"), "interpolant"),
         ("digits", dict(hflip=2.0), "hflip must lie in 0 … 1"),
-        ("digits", dict(weights="nowhere.pt"), "nowhere.pt"),
+        ("digits", dict(checkpoint="nowhere.pt"), "nowhere.pt"),
         ("wds/some", {}, "wds/some is a stream: generation takes folders"),
         ("nowhere", {}, "nowhere"),
         (
@@ -453,7 +456,7 @@ def one_line(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
         ),
     ],
 )
-def test_what_cannot_be_trained_is_refused_in_one_line(
+def test_what_cannot_be_trained_is_rejected_in_one_line(
     data: str, changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -461,15 +464,16 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert not run.exists()
 
 
-def test_an_empty_folder_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "pictures").mkdir()
-    told = one_line(capsys, "train", tmp_path / "pictures", *tiny_run_options(), f"--out={tmp_path / 'run'}")
-    assert str(tmp_path / "pictures") in told
+def test_an_empty_folder_is_rejected_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    line = one_line(capsys, "train", folder, *tiny_run_options(), f"--out={tmp_path / 'run'}")
+    assert str(folder) in line
 
 
 def test_a_folder_of_one_class_trains(tmp_path: Path) -> None:
-    pictures = image_folder(tmp_path / "pictures", {"only": 30})
-    run = train_tiny_sit(tmp_path / "run", data=str(pictures), test_fraction=0.15)
+    folder = image_folder(tmp_path / "images", {"only": 30})
+    run = train_tiny_sit(tmp_path / "run", data=str(folder), test_fraction=0.15)
     assert SiTPipeline.from_pretrained(run).class_names == ["only"]
 
 
@@ -485,11 +489,11 @@ def test_a_generation_run_is_not_resumed_as_a_classifier() -> None:
         resume_classifier(generation_run())
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", SPEC.recipe_names())
 def test_recipes_are_configurations_of_models_that_exist(name: str) -> None:
     import yaml
 
-    config = GenerationConfig(**({"data": "digits"} | yaml.safe_load(recipe_path(name).read_text())))
+    config = GenerationConfig(**({"data": "digits"} | yaml.safe_load(SPEC.recipe_path(name).read_text())))
     with torch.device("meta"):
         sit = create_sit(config.model, **{"learn_sigma": False, **config.model_args})
     assert isinstance(sit, SiT)
