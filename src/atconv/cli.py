@@ -103,6 +103,7 @@ def _train(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
             others = [*rest, *(early.config or [])]
             text = f", got {' '.join(others)} too: a run continues as it began" if others else ""
             fail(f"{prog}: --resume takes a run's folder and nothing else{text}")
+        _check_task(spec, early.resume, "train --resume")
         resume(early.resume)
         return
     recipe: dict[str, Any] = {}
@@ -209,14 +210,18 @@ def _predict(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
 
 def _open(spec: TaskSpec, name: str, prog: str) -> Any:
     """A run of a task, for a command of that task."""
+    _check_task(spec, name, prog.rpartition(" ")[2])
+    return load(name)
+
+
+def _check_task(spec: TaskSpec, name: str, tool: str) -> None:
+    """Raise ValueError where a run is of another task than the command."""
     from atconv.engine.run import Run
 
     other = task_of(Run.open(name))
     if other.name != spec.name:
-        tool = prog.rpartition(" ")[2]
-        commands = " ".join(part for part in ("atconv", other.command, tool) if part)
-        raise ValueError(f"{name} is a {other.name} run: use {commands}")
-    return load(name)
+        command = " ".join(part for part in ("atconv", other.command, tool) if part)
+        raise ValueError(f"{name} is a {other.name} run, not a {spec.name} run: use {command}")
 
 
 # ImageNet-1K top-1 at 224 as published in arXiv 2510.20092. Not measured here.

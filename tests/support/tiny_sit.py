@@ -118,7 +118,8 @@ def atconv_generate(*arguments: str | Path, kill_at: KillAt | None = None) -> Fi
 def generate_here(*arguments: str | Path) -> None:
     """The same command in this process: exits with 2 for bad input."""
     reset_accelerate()
-    run_command("generate", [str(argument) for argument in arguments])
+    tool, *rest = map(str, arguments)
+    run_command(f"generate {tool}", rest)
 
 
 @functools.cache

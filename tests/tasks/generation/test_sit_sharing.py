@@ -62,7 +62,7 @@ def two_processes(*arguments: str) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
                 "--rdzv_endpoint=localhost:0"]  # fmt: skip
     return subprocess.Popen(
-        [*launcher, "-m", "--", "atconv.cli", "generate", "train", *arguments],
+        [*launcher, "-m", "--", "atconv", "generate", "train", *arguments],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

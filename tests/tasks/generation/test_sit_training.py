@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from atconv.cli import run as run_command
 from atconv.data.loaders import SampleKey
 from atconv.diffusion import SiTPipeline
 from atconv.diffusion.interpolants import Linear, make_interpolant
@@ -481,12 +482,13 @@ def test_a_classification_run_is_not_resumed_as_a_generator(capsys: pytest.Captu
     assert "generation" in one_line(capsys, "train", "--resume", trained_run())
 
 
-def test_a_generation_run_is_not_resumed_as_a_classifier() -> None:
-    from atconv.tasks.classification.train import resume as resume_classifier
-
+def test_a_generation_run_is_not_resumed_as_a_classifier(capsys: pytest.CaptureFixture[str]) -> None:
+    run = generation_run()
     reset_accelerate()
-    with pytest.raises(ValueError, match="classification"):
-        resume_classifier(generation_run())
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run_command("train", ["--resume", str(run)])
+    assert "not a classification run: use atconv generate train --resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", SPEC.recipe_names())
