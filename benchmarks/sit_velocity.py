@@ -35,9 +35,9 @@ def make_models(dtype: torch.dtype) -> dict[str, SiT]:
 
 
 @torch.inference_mode()
-def measure(models: dict[str, SiT], side: int, dtype: torch.dtype) -> dict[str, float]:
+def measure(models: dict[str, SiT], size: int, dtype: torch.dtype) -> dict[str, float]:
     """Median seconds of each model on one sample, interleaved."""
-    x = torch.randn(1, 4, side, side, dtype=dtype)
+    x = torch.randn(1, 4, size, size, dtype=dtype)
     t, label = torch.tensor([0.5]), torch.tensor([7])
     return median_seconds({name: partial(model, x, t, label) for name, model in models.items()})
 
@@ -50,11 +50,12 @@ def main() -> None:
     print("| --- | --- | --- |" + " --- |" * (len(NAMES) + 2))
     for dtype in (torch.float32, torch.bfloat16):
         models = make_models(dtype)
-        for side in LATENTS:
-            found = measure(models, side, dtype)
-            cells = " | ".join(f"{1000 * found[name]:.1f}" for name in NAMES)
-            ratios = " | ".join(f"{found['attention'] / found[name]:.2f} ×" for name in ("hybrid", "ATConv"))
-            print(f"| {str(dtype)[6:]} | {side}² | {side**2 // 4} | {cells} | {ratios} |", flush=True)
+        for size in LATENTS:
+            medians = measure(models, size, dtype)
+            cells = " | ".join(f"{1000 * medians[name]:.1f}" for name in NAMES)
+            faster = (medians["attention"] / medians[name] for name in ("hybrid", "ATConv"))
+            ratios = " | ".join(f"{ratio:.2f} ×" for ratio in faster)
+            print(f"| {str(dtype)[6:]} | {size}² | {size**2 // 4} | {cells} | {ratios} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ import statistics
 from argparse import Namespace
 from pathlib import Path
 
-from atconv.tasks.generation.sampling import SamplerConfig, sample_images
-
 import atconv
 from atconv.io import read_rows
 from atconv.plots import plt, save
+from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 from studies.generation.setup import FAMILIES, GUIDANCE, SAMPLES, SEEDS, STEPS, read_recipe
 from studies.harness import mean_and_deviation, paired_difference, smallest_difference
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from atconv.tasks.generation.sampling import SamplerConfig
 
 import atconv
 from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed, train_or_resume
 from atconv.tasks.generation.config import GenerationConfig
+from atconv.tasks.generation.sampling import SamplerConfig
 from studies import harness
 from studies.generation import report, timing
 from studies.generation.setup import CLASSIFIER, FAMILIES, GUIDANCE, HERE, SAMPLES, SEEDS, STEPS, read_recipe
@@ -59,7 +59,7 @@ def make_row(recipe: dict[str, Any], device: torch.device, job: Job, run: Path) 
         images=SAMPLES,
         batch_size=100,
         seed=job.seed,
-        sampler=SamplerConfig(sampler="heun", steps=STEPS, guidance=GUIDANCE),
+        options=SamplerConfig(sampler="heun", steps=STEPS, guidance=GUIDANCE),
     )  # fmt: skip
     training, evaluation = json.loads((run / "metrics.json").read_text()), metrics.to_dict()
     columns = {name: training[name] for name in ("parameters", "macs", "steps", "val_loss")}

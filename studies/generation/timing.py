@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,6 +15,7 @@ from atconv.deploy.timing import median_seconds
 from atconv.diffusion import SiTPipeline
 from atconv.io import write_rows
 from atconv.models import create_sit
+from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 from studies.generation.setup import FAMILIES, GUIDANCE, STEPS, read_recipe
 from studies.harness import synchronize
 

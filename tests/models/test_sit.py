@@ -23,8 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import atconv
-from atconv.diffusion.interpolants import Linear
 from atconv.diffusion.field import Field
+from atconv.diffusion.interpolants import Linear
 from atconv.models import sit as sit_module
 from atconv.models.release import to_sit
 from atconv.models.sit import VARIANTS, SiT, create_sit, position_table

@@ -120,7 +120,7 @@ def evaluate_samples(
         memorization: look for copies of training images, too; for a run on images, and its own DATA.
         split: the split of DATA to compare with.
         data_root: folder of a named timm dataset, if not the run's.
-        inception_weights: file of the Inception network; default: torch.hub's folder, or the network.
+        inception_weights: file of the Inception network; default: torch.hub's, or a download.
         options: how a run samples.
         seed: of the samples.
         batch_size: images at a time.
@@ -134,18 +134,18 @@ def evaluate_samples(
             f"images, real_images and batch_size must be at least 1, got {(images, real_images, batch_size)}"
         )
     path, place = Path(samples), resolve_device(device)
-    model = open_features(features, inception_weights, place)
     if (path / "model_index.json").is_file() or (path / "config.yaml").is_file():
         predictor = open_run(Run.open(path)).to(place)
         metrics, _ = evaluate_run(
             predictor,
             data,
             split=split,
-            features=model,
+            features=features,
             images=images,
             real_images=real_images,
             check_memorization=memorization,
             data_root=data_root,
+            inception_weights=inception_weights,
             options=options,
             seed=seed,
             batch_size=batch_size,
@@ -154,6 +154,7 @@ def evaluate_samples(
         return metrics
     if memorization:
         raise ValueError("memorization is looked for in samples of a run, among the images it was trained on")
+    model = open_features(features, inception_weights, place)
     sample_set = read_samples(path)
     name, real = choose_split(open_images(data, data_root, sample_set.images.shape[1:]), split, data)
     metrics = compare(sample_set, random_subset(real, real_images, seed), model, batch_size, name)

@@ -26,7 +26,7 @@ from atconv.engine.run import Run
 from atconv.io import write_json
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.data import fit_image, scale_pixels
-from atconv.tasks.generation.features import FeatureModel, open_features
+from atconv.tasks.generation.features import open_features
 from atconv.tasks.generation.latents import is_latents, latent_splits
 from atconv.tasks.generation.metrics import GenerationMetrics, compare, memorization
 from atconv.tasks.generation.samples import (
@@ -133,11 +133,12 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         self,
         data: str | None = None,
         split: Part = "auto",
-        features: FeatureModel | None = None,
+        features: str = "inception",
         images: int = 10_000,
         real_images: int = 50_000,
         check_memorization: bool = False,
         data_root: str | None = None,
+        inception_weights: str | None = None,
         options: SamplerConfig | None = None,
         seed: int = 0,
         batch_size: int = 64,
@@ -147,29 +148,32 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         Args:
             data: DATA as in training, or an .npz file of real images; the run's own by default.
             split: train, val, test or all; "auto" takes train.
-            features: what distances are measured in, from `open_features`; default: Inception.
+            features: "inception", or the folder of a classification run, for its features.
             images: how many images to make.
             real_images: compare with at most so many, chosen at random.
             check_memorization: look for copies of training images, too.
             data_root: folder of a named timm dataset, if not the run's.
+            inception_weights: file of the Inception network; default: torch.hub's, or a download.
             options: sampler, steps, guidance.
             seed: of the images.
             batch_size: images at a time.
 
         Raises:
-            FileNotFoundError, ValueError: no such data, or too few images.
+            FileNotFoundError, ValueError: no such data or features, or too few images.
         """
-        features = features or open_features("inception", None, self.device)
+        model = open_features(features, inception_weights, self.device)
         sets = open_images(data or self._own_data(), data_root, self.pipeline.image_shape, self)
         name, real = choose_split(sets, split, data or self._own_data())
         if check_memorization and not {"train", "val"} <= set(sets):
-            raise ValueError("memorization is looked for in samples of a run, among the images it was trained on")
+            raise ValueError(
+                "memorization is looked for in samples of a run, among the images it was trained on"
+            )
         options = options or SamplerConfig()
         count = len(self.classes)
         labels = [i % count for i in range(images)] if count else None
         sampled = self.sample(labels, images, options, seed, batch_size)
         samples = SampleSet(sampled.images, labels, self.pipeline.config.class_names)
-        metrics = compare(samples, random_subset(real, real_images, seed), features, batch_size, name)
+        metrics = compare(samples, random_subset(real, real_images, seed), model, batch_size, name)
         copied = None
         if check_memorization:
             held_out: ImageSet = ConcatDataset([sets[part] for part in sets if part != "train"])
