@@ -258,7 +258,7 @@ def test_gradients() -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(shape=st.lists(st.integers(1, 4), min_size=0, max_size=6).filter(lambda shape: len(shape) != 4))
-def test_maps_of_another_rank_are_refused(shape: list[int]) -> None:
+def test_maps_of_another_rank_are_rejected(shape: list[int]) -> None:
     with pytest.raises(ValueError, match=r"must be B C H W.*x\[None\]") as raised:
         functional.pool_context(torch.zeros(shape), 9)
     assert str(tuple(shape)) in str(raised.value)
@@ -267,7 +267,7 @@ def test_maps_of_another_rank_are_refused(shape: list[int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.complex64])
-def test_maps_that_are_not_floating_point_are_refused(dtype: torch.dtype) -> None:
+def test_maps_that_are_not_floating_point_are_rejected(dtype: torch.dtype) -> None:
     x = torch.zeros(1, 2, 3, 3, dtype=dtype)
     with pytest.raises(TypeError, match=rf"floating point, got {dtype}.*x\.float\(\)"):
         functional.pool_context(x, 9)
@@ -276,20 +276,20 @@ def test_maps_that_are_not_floating_point_are_refused(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 3, 3), (2, 3, 0, 3), (2, 3, 3, 0)])
-def test_empty_maps_are_refused(shape: tuple[int, ...]) -> None:
+def test_empty_maps_are_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="at least one channel and one position") as raised:
         functional.pool_context(torch.zeros(shape), 9)
     assert str(shape) in str(raised.value)
 
 
 @pytest.mark.parametrize("bins", [0, -3])
-def test_no_bins_are_refused(bins: int) -> None:
+def test_no_bins_are_rejected(bins: int) -> None:
     with pytest.raises(ValueError, match=f"bins must be at least 1, got {bins}"):
         functional.pool_context(torch.zeros(1, 2, 3, 3), bins)
 
 
 @pytest.mark.parametrize("bins", [2, 4, 8, 16])
-def test_bins_that_fill_no_odd_kernel_are_refused(bins: int) -> None:
+def test_bins_that_fill_no_odd_kernel_are_rejected(bins: int) -> None:
     weight, generator = torch.zeros(2, 2), torch.zeros(bins, bins)
     with pytest.raises(ValueError, match=f"{bins} bins do not fill.*pool into 9, 25 or 49"):
         functional.context_to_kernel(torch.zeros(1, 2, bins), weight, None, generator, None)
@@ -303,7 +303,7 @@ def test_bins_that_fill_no_odd_kernel_are_refused(bins: int) -> None:
         ((1, 2, 9), (2, 2), (25, 25), r"generator_weight \(9, 9\), got \(2, 2\) and \(25, 25\)"),
     ],
 )
-def test_context_that_does_not_fit_is_refused(
+def test_context_that_does_not_fit_is_rejected(
     context: tuple[int, ...], weight: tuple[int, int], generator: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -315,7 +315,7 @@ def test_context_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("kernel", "alpha"), [((2, 3, 9), (3,)), ((2, 3, 3, 3), (4,)), ((2, 3, 3, 3), (3, 1))]
 )
-def test_inhibition_of_shapes_that_do_not_fit_is_refused(
+def test_inhibition_of_shapes_that_do_not_fit_is_rejected(
     kernel: tuple[int, ...], alpha: tuple[int, ...]
 ) -> None:
     with pytest.raises(ValueError, match="kernel must be B C K K and alpha C") as raised:
@@ -326,7 +326,7 @@ def test_inhibition_of_shapes_that_do_not_fit_is_refused(
 @pytest.mark.parametrize(
     "kernel", [(2, 3, 3), (2, 4, 3, 3), (2, 3, 3, 5), (2, 3, 4, 4), (2, 3, 0, 0), (9, 3)]
 )
-def test_kernels_of_the_wrong_shape_are_refused(kernel: tuple[int, ...]) -> None:
+def test_kernels_of_the_wrong_shape_are_rejected(kernel: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"takes kernels \(B or 1, 3, K, K\) with odd K") as raised:
         functional.dynamic_depthwise_conv2d(torch.zeros(2, 3, 5, 5), torch.zeros(kernel))
     assert f"got {kernel}" in str(raised.value)

@@ -282,7 +282,7 @@ def test_a_hook_on_every_layer_is_called_and_can_change_the_output(
     assert_close(mixer(x), expected, 1e-12)
     assert len(outputs) == 1
     handle.remove()
-    getattr(mixer, layer).register_forward_hook(lambda _, args, output: 2 * output)
+    getattr(mixer, layer).register_forward_hook(lambda _, args, output: output + 1)
     assert not torch.allclose(mixer(x), expected)
 
 
@@ -426,7 +426,7 @@ def test_macs_without_routing_are_those_of_a_separable_convolution() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("kernel_size", [-3, 0, 2, 4])
-def test_even_kernels_are_refused(module: type[nn.Module], kernel_size: int) -> None:
+def test_even_kernels_are_rejected(module: type[nn.Module], kernel_size: int) -> None:
     with pytest.raises(
         ValueError, match=rf"{module.__name__}: kernel_size must be odd.*got {kernel_size}.*use 3"
     ):
@@ -434,7 +434,7 @@ def test_even_kernels_are_refused(module: type[nn.Module], kernel_size: int) -> 
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_channels_are_refused(module: type[nn.Module]) -> None:
+def test_no_channels_are_rejected(module: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match=f"{module.__name__}: dim must be at least 1, got 0"):
         module(0)
 
@@ -444,7 +444,7 @@ WRONG_SHAPES = st.lists(st.integers(1, 6), max_size=6)
 
 @settings(deadline=None, max_examples=30)
 @given(shape=WRONG_SHAPES.filter(lambda shape: len(shape) != 4 or shape[1] != 8))
-def test_what_is_not_a_map_of_its_channels_is_refused(shape: list[int]) -> None:
+def test_what_is_not_a_map_of_its_channels_is_rejected(shape: list[int]) -> None:
     with pytest.raises(ValueError, match=r"ATConv2d\(dim=8\) takes B 8 H W.*channels come second") as raised:
         ATConv2d(8)(torch.zeros(shape))
     assert str(tuple(shape)) in str(raised.value)
@@ -452,7 +452,7 @@ def test_what_is_not_a_map_of_its_channels_is_refused(shape: list[int]) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(shape=WRONG_SHAPES.filter(lambda shape: len(shape) != 3 or shape[2] != 8))
-def test_what_are_not_tokens_of_its_channels_is_refused(shape: list[int]) -> None:
+def test_what_are_not_tokens_of_its_channels_is_rejected(shape: list[int]) -> None:
     with pytest.raises(ValueError, match=r"ATConvTokens\(dim=8\) takes B N 8.*go to ATConv2d") as raised:
         ATConvTokens(8)(torch.zeros(shape))
     assert str(tuple(shape)) in str(raised.value)
@@ -460,7 +460,7 @@ def test_what_are_not_tokens_of_its_channels_is_refused(shape: list[int]) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
 @pytest.mark.parametrize("module", MODULES)
-def test_integers_are_refused(module: type[nn.Module], dtype: torch.dtype) -> None:
+def test_integers_are_rejected(module: type[nn.Module], dtype: torch.dtype) -> None:
     mixer = module(8)
     with pytest.raises(TypeError, match=rf"floating point, got {dtype}.*\.float\(\)"):
         mixer(random_input(mixer).to(dtype))
@@ -468,12 +468,12 @@ def test_integers_are_refused(module: type[nn.Module], dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("routing", [True, False])
 @pytest.mark.parametrize("shape", [(2, 8, 0, 3), (2, 8, 3, 0)])
-def test_empty_maps_are_refused(shape: tuple[int, ...], routing: bool) -> None:
+def test_empty_maps_are_rejected(shape: tuple[int, ...], routing: bool) -> None:
     with pytest.raises(ValueError, match="at least one channel and one position"):
         ATConv2d(8, routing=routing)(torch.zeros(shape))
 
 
-def test_no_tokens_are_refused() -> None:
+def test_no_tokens_are_rejected() -> None:
     with pytest.raises(ValueError, match="at least one channel and one position"):
         ATConvTokens(8)(torch.zeros(2, 0, 8))
 
@@ -488,7 +488,7 @@ def test_tokens_that_are_no_square_need_a_grid(count: int) -> None:
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (5, 3), (0, 17), (1, 16)])
-def test_tokens_that_do_not_fill_the_grid_are_refused(grid: tuple[int, int]) -> None:
+def test_tokens_that_do_not_fill_the_grid_are_rejected(grid: tuple[int, int]) -> None:
     height, width = grid
     with pytest.raises(
         ValueError, match=f"17 tokens do not fill a grid of {height} × {width} = {height * width}.*class"

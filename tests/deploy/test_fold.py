@@ -79,14 +79,14 @@ def test_half_precision_is_as_near_as_the_model_itself() -> None:
     assert folded < 2 * own
 
 
-def test_another_activation_is_refused() -> None:
+def test_another_activation_is_rejected() -> None:
     model: Any = tiny_attnet(glu_norm=True).eval()
     model.stages[0].blocks[0].channel_mixer.act = nn.ReLU()
     with pytest.raises(ValueError, match=r"exact GELU, stages.0.blocks.0.channel_mixer has ReLU"):
         fold(model)
 
 
-def test_altered_layers_are_refused() -> None:
+def test_altered_layers_are_rejected() -> None:
     model: Any = tiny_attnet()
     model.stages[1].blocks[0].norm2 = nn.Identity()
     with pytest.raises(ValueError, match=r"LayerNorm2d at stages.1.blocks.0.norm2, it is Identity"):
@@ -97,7 +97,7 @@ def test_altered_layers_are_refused() -> None:
         fold(model)
 
 
-def test_hooks_are_kept_or_refused_and_pruned_weights_are_taken() -> None:
+def test_hooks_are_kept_or_rejected_and_pruned_weights_are_taken() -> None:
     model: Any = tiny_attnet()
     images, seen = torch.randn(IMAGES), []
     model.stages[0].blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))
@@ -116,7 +116,7 @@ def test_macs_are_those_of_the_model() -> None:
     assert fold(model).macs(64, 96) == model.macs(64, 96)
 
 
-def test_what_cannot_be_folded_is_refused() -> None:
+def test_what_cannot_be_folded_is_rejected() -> None:
     model = tiny_attnet()
     with pytest.raises(TypeError, match="fold takes an AttNet, got ResNet"):
         fold(timm.create_model("resnet18"))
@@ -129,3 +129,18 @@ def test_what_cannot_be_folded_is_refused() -> None:
     assert any(isinstance(module, FoldedConvGLU) for module in folded.modules())
     with pytest.raises(ValueError, match="folded already"):
         fold(folded)
+
+
+@pytest.mark.parametrize("layer", ["gate_proj", "value_proj", "dwconv", "act", "proj"])
+@pytest.mark.parametrize("glu_norm", [True, False])
+@torch.no_grad()
+def test_a_hook_on_every_layer_of_a_folded_channel_mixer_is_called(layer: str, glu_norm: bool) -> None:
+    mixer: Any = fold(tiny_attnet(glu_norm=glu_norm)).stages[1].blocks[0].channel_mixer.double()
+    x, outputs = torch.randn(2, 16, 6, 5, dtype=torch.float64), []
+    expected = mixer(x)
+    handle = getattr(mixer, layer).register_forward_hook(lambda _, args, output: outputs.append(output))
+    assert_close(mixer(x), expected, 1e-12)
+    assert len(outputs) == 1
+    handle.remove()
+    getattr(mixer, layer).register_forward_hook(lambda _, args, output: output + 1)
+    assert not torch.allclose(mixer(x), expected)

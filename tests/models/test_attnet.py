@@ -191,7 +191,7 @@ def test_stopping_early_runs_no_later_stage(stop_early: bool) -> None:
     assert ran == ([0, 1] if stop_early else [0, 1, 2, 3])
 
 
-def test_other_output_formats_are_refused() -> None:
+def test_other_output_formats_are_rejected() -> None:
     with pytest.raises(ValueError, match="output_fmt must be 'NCHW', got 'NLC'"):
         tiny_attnet().forward_intermediates(torch.randn(1, 3, 32, 32), output_fmt="NLC")
 
@@ -275,13 +275,13 @@ def test_every_strided_convolution_rounds_up(stem_stride: int, height: int, widt
 
 
 @pytest.mark.parametrize("stem_stride", [0, 3, 8])
-def test_other_stem_strides_are_refused(stem_stride: int) -> None:
+def test_other_stem_strides_are_rejected(stem_stride: int) -> None:
     with pytest.raises(ValueError, match=f"stem_stride must be 4, 2 or 1, got {stem_stride}"):
         timm.create_model("attnet_xxs", stem_stride=stem_stride)
 
 
 @pytest.mark.parametrize("name", ["depths", "dims", "mlp_ratios", "token_mixer", "mixer_args"])
-def test_other_than_four_stages_are_refused(name: str) -> None:
+def test_other_than_four_stages_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=rf"4 stages: {name} must have 4 entries, got .3, 3, 3."):
         timm.create_model("attnet_xxs", **{name: (3, 3, 3)})
 
@@ -509,7 +509,7 @@ def test_a_hook_on_every_layer_of_a_block_is_called_and_can_change_the_output(la
     assert_close(block(x), expected, 1e-12)
     assert len(outputs) == 1
     handle.remove()
-    block.get_submodule(layer).register_forward_hook(lambda _, args, output: 2 * output)
+    block.get_submodule(layer).register_forward_hook(lambda _, args, output: output + 1)
     assert not torch.allclose(block(x), expected)
 
 

@@ -128,14 +128,14 @@ def test_variants_have_the_published_sizes(name: str) -> None:
         "sit_hybrid": [False, True] * (depth // 2),
     }[family]
     assert mixers == expected
-    assert (model.patch_size, model.hidden_size, model.mlp_width) == (2, width, 4 * width)
+    assert (model.patch_size, model.hidden_size, model.mlp_hidden_size) == (2, width, 4 * width)
     assert all(block.mixer.num_heads == heads for block in model.blocks if hasattr(block.mixer, "num_heads"))
     assert all(
         block.mixer.kernel_size == 3 for block in model.blocks if isinstance(block.mixer, ATConvTokens)
     )
 
 
-def test_there_are_twelve_variants_and_an_unknown_one_is_refused() -> None:
+def test_there_are_twelve_variants_and_an_unknown_one_is_rejected() -> None:
     assert len(VARIANTS) == 12
     with pytest.raises(ValueError, match="no SiT 'sit_m_2'; there are sit_s_2"):
         create_sit("sit_m_2")
@@ -200,7 +200,7 @@ def test_positions_encode_the_column_first_then_the_row() -> None:
 @torch.no_grad()
 def test_grids_beyond_the_kept_table_continue_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_sit(token_mixer="attention", patch_size=1, in_channels=1)
-    monkeypatch.setattr(sit_module, "_LONGEST_SIDE", 3)
+    monkeypatch.setattr(sit_module, "_TABLE_LENGTH", 3)
     short = tiny_sit(token_mixer="attention", patch_size=1, in_channels=1)
     assert len(short.positions) == 3 < len(model.positions)
     given_inputs = inputs_of(model, 2, 4, 5)
@@ -285,7 +285,7 @@ def test_reversed_time_is_the_negative_velocity_at_the_other_end(family: str) ->
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_a_fresh_model_predicts_zero_and_its_blocks_do_nothing(family: str) -> None:
+def test_a_new_model_predicts_zero_and_its_blocks_do_nothing(family: str) -> None:
     model = SiT(
         patch_size=2, in_channels=4, hidden_size=64, depth=2, num_heads=4, num_classes=10, token_mixer=family
     )
@@ -296,7 +296,7 @@ def test_a_fresh_model_predicts_zero_and_its_blocks_do_nothing(family: str) -> N
         assert torch.equal(block(tokens, condition, (4, 4)), tokens)
 
 
-def test_fresh_weights_are_drawn_as_in_the_release() -> None:
+def test_fresh_weights_are_sampled_as_in_the_release() -> None:
     model = SiT(in_channels=4, hidden_size=64, depth=2, num_heads=4, num_classes=200)
     for name, parameter in model.named_parameters():
         if name.endswith(("alpha", "bias")) or "modulation" in name or name == "head.linear.weight":
@@ -417,12 +417,12 @@ def test_the_tokens_of_a_block_are_given_when_asked_for(block: int) -> None:
         (dict(token_mixer="attn"), "token_mixer must be attention, atconv or hybrid, got 'attn'"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_sizes_that_do_not_fit_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_sit(**changes)
 
 
-def test_an_unknown_argument_is_refused() -> None:
+def test_an_unknown_argument_is_rejected() -> None:
     with pytest.raises(TypeError, match="width"):
         create_sit("sit_s_2", width=3)
 
@@ -455,7 +455,7 @@ LABELS = torch.tensor([1, 2])
         (torch.zeros(2, 4, 8, 8), torch.zeros(2), LABELS[:1], r"one label .* got shape \(1,\)"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(
+def test_inputs_that_do_not_fit_are_rejected(
     x: Tensor, t: Tensor, labels: Tensor | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -502,10 +502,10 @@ def test_the_ema_is_preferred_and_the_model_taken_by_choice(family: str, tmp_pat
     path, model = saved(content, tmp_path), fresh_model(family)
     atconv.load_release(model, path)
     assert_holds(model, ema)
-    atconv.load_release(model, path, weights="model")
+    atconv.load_release(model, path, use_ema=False)
     assert_holds(model, other(ema))
     case = reference_case(family)
-    atconv.load_release(model, path, weights="ema")
+    atconv.load_release(model, path, use_ema=True)
     assert_close(model.eval()(case["x"], case["t"], case["y"]), case["velocity"], 2e-5)
 
 
@@ -515,7 +515,7 @@ def test_a_file_without_ema_gives_its_model(family: str, tmp_path: Path) -> None
     atconv.load_release(model, path)
     assert_holds(model, state)
     with unchanged(model), pytest.raises(ValueError, match=r"no weights under '(model_)?ema'"):
-        atconv.load_release(model, path, weights="ema")
+        atconv.load_release(model, path, use_ema=True)
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -537,7 +537,7 @@ def test_our_own_names_load_too(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "wanted"), list(permutations(FAMILIES, 2)))
-def test_another_family_is_refused_and_the_fitting_one_named(
+def test_another_family_is_rejected_and_the_fitting_one_named(
     family: str, wanted: str, tmp_path: Path
 ) -> None:
     model = fresh_model(wanted)
@@ -566,7 +566,7 @@ def test_another_family_is_refused_and_the_fitting_one_named(
         ),
     ],
 )
-def test_another_size_is_refused_and_the_fitting_one_named(
+def test_another_size_is_rejected_and_the_fitting_one_named(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     model = fresh_model("atconv", **changes)
@@ -574,7 +574,7 @@ def test_another_size_is_refused_and_the_fitting_one_named(
         atconv.load_release(model, saved(reference_state("atconv"), tmp_path))
 
 
-def test_a_file_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_of_model_is_rejected(tmp_path: Path) -> None:
     model = fresh_model("atconv")
     with unchanged(model), pytest.raises(ValueError, match="It is not a SiT checkpoint"):
         atconv.load_release(model, saved({"stem.conv1.weight": torch.ones(3)}, tmp_path))
@@ -584,14 +584,14 @@ class _Foreign:
     """A class that no checkpoint may build."""
 
 
-def test_foreign_objects_are_refused_by_name(tmp_path: Path) -> None:
+def test_foreign_objects_are_rejected_by_name(tmp_path: Path) -> None:
     model = fresh_model("atconv")
     path = saved({"ema": reference_state("atconv"), "extra": _Foreign()}, tmp_path)
     with unchanged(model), pytest.raises(ValueError, match=r"it holds [\w.]*_Foreign;"):
         atconv.load_release(model, path)
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
     model, path = fresh_model("atconv"), saved({"ema": reference_state("atconv")}, tmp_path)
     path.write_bytes(path.read_bytes()[:5000])
     with unchanged(model), pytest.raises(ValueError, match="truncated"):

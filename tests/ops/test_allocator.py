@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from atconv.ops.allocator import REFUSE_VARIABLE, tune_allocator
+from atconv.ops.allocator import KEEP_VARIABLE, tune_allocator
 
 
 def tuned_with(value: str | None) -> str:
@@ -15,9 +15,9 @@ def tuned_with(value: str | None) -> str:
     from atconv.ops import allocator
 
     code = f"import runpy; print(runpy.run_path({allocator.__file__!r})['tune_allocator']())"
-    environment = {k: v for k, v in os.environ.items() if k != REFUSE_VARIABLE}
+    environment = {k: v for k, v in os.environ.items() if k != KEEP_VARIABLE}
     if value is not None:
-        environment[REFUSE_VARIABLE] = value
+        environment[KEEP_VARIABLE] = value
     return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip()
 
 
@@ -46,6 +46,6 @@ def test_another_libc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"{name}: no such file")
 
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.delenv(REFUSE_VARIABLE, raising=False)
+    monkeypatch.delenv(KEEP_VARIABLE, raising=False)
     monkeypatch.setattr("ctypes.CDLL", missing)
     assert tune_allocator() is False

@@ -12,30 +12,31 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from atconv.models.attnet import AttNet, AttNetBlock, AttNetStage, ConvGLU, Stem
 from atconv.modules import ATConv2d
-from atconv.ops.gated_product import project_gated
+from atconv.ops.gated_product import GELU, project_gated
+from atconv.ops.plain import is_plain
 
 __all__ = ["FoldedConvGLU", "fold"]
 
 
 def fold(model: AttNet) -> AttNet:
-    """Fold an AttNet's normalizations and scales into the layers beside them, for inference.
+    """Fold an AttNet's normalizations and scales into the neighboring layers, for inference.
 
     >>> model = timm.create_model("attnet_t2").eval()
     >>> fast = atconv.deploy.fold(model)                # same outputs; `model` stays as it is
 
     BatchNorm goes into the convolution before it, LayerNorm's affine part into the projections after it,
-    LayerScale into the projection before it, RMSNorm's weight into the projection after it. What comes out
-    cannot be trained.
+    LayerScale into the projection before it, RMSNorm's weight into the projection after it. The result cannot
+    be trained.
 
     Args:
         model: in eval mode. Blocks with other token mixers than ATConv keep the norm before the mixer.
 
     Returns:
-        a folded copy, channels-last. It has the model's names of layers, not of weights.
+        a folded copy, channels-last. Its layers have the names they have in the model, its weights do not.
 
     Raises:
         TypeError: the model is no AttNet.
-        ValueError: it is in training mode, folded already, or has been altered: another activation than GELU
+        ValueError: it is in training mode, folded already, or altered: another activation than GELU
             in a gate, other norms, or hooks on layers that folding replaces.
     """
     if not isinstance(model, AttNet):
@@ -52,19 +53,16 @@ def fold(model: AttNet) -> AttNet:
     stem.conv2, stem.norm2 = fuse_conv_bn_eval(stem.conv2, stem.norm2), nn.Identity()
     for stage in folded.stages:
         _fold_stage(stage)
-    _refuse_lost_hooks(before, set(folded.modules()))
+    _reject_lost_hooks(before, set(folded.modules()))
     return folded.to(memory_format=torch.channels_last)
 
 
 class FoldedConvGLU(nn.Module):
     """`ConvGLU` for inference, with the norm before it and the LayerScale behind it. B C H W → same.
 
-    The RMS norm divides each position by one number, which commutes with the last projection: it is applied
-    to the C channels behind that, not to the hidden ones before.
-
     Args:
-        glu: what is folded.
-        norm: before it; its affine part goes into the first projection.
+        glu: the channel mixer to fold.
+        norm: before it; its affine part goes into the first projections.
         scale: LayerScale behind it, or nothing; it goes into the last projection.
     """
 
@@ -87,9 +85,13 @@ class FoldedConvGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
-        if self.eps is None:
-            return self.proj(self.act(gate) * value)
-        return project_gated(gate, value, self.eps, self.proj.weight, self.proj.bias)
+        proj = self.proj
+        if self.eps is not None and is_plain(self.act, GELU) and is_plain(proj, nn.Conv2d):
+            return project_gated(gate, value, self.eps, proj.weight, proj.bias)
+        product = self.act(gate) * value
+        if self.eps is not None:
+            product = product * torch.rsqrt(product.square().mean(1, keepdim=True) + self.eps)
+        return proj(product)
 
 
 def _check_layers(model: AttNet) -> None:
@@ -99,20 +101,20 @@ def _check_layers(model: AttNet) -> None:
             raise ValueError(f"fold takes gates with exact GELU, {name} has {module.act}")
         if not isinstance(module, (AttNetBlock, Stem)):
             continue
-        wanted = LayerNorm2d if isinstance(module, AttNetBlock) else nn.BatchNorm2d
+        accepted = LayerNorm2d if isinstance(module, AttNetBlock) else nn.BatchNorm2d
         for norm in ("norm1", "norm2"):
-            found = getattr(module, norm)
-            if not isinstance(found, wanted):
-                raise ValueError(f"fold takes {wanted.__name__} at {name}.{norm}, it is {found}")
+            layer = getattr(module, norm)
+            if not isinstance(layer, accepted):
+                raise ValueError(f"fold takes {accepted.__name__} at {name}.{norm}, it is {layer}")
 
 
-def _refuse_lost_hooks(before: dict[str, nn.Module], kept: set[nn.Module]) -> None:
+def _reject_lost_hooks(before: dict[str, nn.Module], remaining: set[nn.Module]) -> None:
     """Raise ValueError where a replaced layer had hooks. Those by which torch prunes or normalizes weights
     have done their work."""
     for name, module in before.items():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         own = [hook for hook in hooks if not type(hook).__module__.startswith("torch.nn.utils.")]
-        if module not in kept and own:
+        if module not in remaining and own:
             raise ValueError(f"{name} has hooks, and folding replaces that layer: remove them first")
 
 

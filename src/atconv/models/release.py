@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import timm
 import torch
@@ -74,38 +74,36 @@ _SIT_RENAMES: tuple[tuple[str, str], ...] = (
 )
 
 
-def load_release(
-    model: AttNet | SiT, path: str | Path, weights: Literal["model", "ema"] | None = None
-) -> None:
+def load_release(model: AttNet | SiT, path: str | Path, use_ema: bool | None = None) -> None:
     """Load a checkpoint of the paper's authors into an AttNet or a SiT, in place.
 
     Reads files with `model` and an EMA, bare state dicts (`.pt`, `.pth` or `.safetensors`) and names prefixed
     by `module.` or `_orig_mod.`. The file is read with `weights_only=True`: nothing but tensors, plain
     containers and the release's argparse.Namespace is ever built from it.
 
-    If an AttNet's file was trained for another number of classes, the head keeps its fresh weights, and
+    If an AttNet's file was trained for another number of classes, the head keeps the weights it has, and
     a warning says so.
 
     Args:
         model: for example `timm.create_model("attnet_t2")` or `create_sit("sit_atconv_s_2")`. For weights of
             the release's REPA folder, build the SiT with `time_reversed=True, mixer_act="silu"`.
         path: the file.
-        weights: "model" or "ema"; by default what the authors evaluate: "model" of AttNet, and "ema" of
-            SiT where the file has one.
+        use_ema: load the EMA weights, or those of the model itself; by default what the authors evaluate:
+            the model itself of AttNet, and the EMA of SiT where the file has one.
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError: `model` is neither.
+        TypeError: `model` is neither, or `use_ema` is not a bool.
         ValueError: the file is truncated, is not a checkpoint, has no such weights, or belongs to another
             variant; the message names the first mismatch and the variant that would fit. `model` is
             unchanged then.
     """
-    if weights not in (None, "model", "ema"):
-        raise ValueError(f"load_release: weights must be 'model' or 'ema', got {weights!r}")
+    if use_ema not in (None, True, False):
+        raise TypeError(f"load_release: use_ema must be True, False or None, got {use_ema!r}")
     if isinstance(model, AttNet):
-        _load_attnet(model, path, weights or "model")
+        _load_attnet(model, path, bool(use_ema))
     elif _is_sit(model):
-        _load_sit(model, path, weights)
+        _load_sit(model, path, use_ema)
     else:
         raise TypeError(
             f"load_release takes an AttNet classifier or a SiT, got {type(model).__name__}; for "
@@ -113,29 +111,29 @@ def load_release(
         )
 
 
-def _load_attnet(model: AttNet, path: str | Path, weights: str) -> None:
-    state = to_attnet(_state_dict(read_checkpoint(path), path, weights))
+def _load_attnet(model: AttNet, path: str | Path, use_ema: bool) -> None:
+    state = to_attnet(_state_dict(read_checkpoint(path), path, use_ema))
     expected = model.state_dict()
     classifier = {name for name in ("head.fc.weight", "head.fc.bias") if name in expected}
-    fresh_head = _classes(state) != model.num_classes
-    if fresh_head:
+    keeps_head = _count_classes(state) != model.num_classes
+    if keeps_head:
         for name in ("head.fc.weight", "head.fc.bias"):
             state.pop(name, None)
         state.update({name: expected[name] for name in classifier})
     _fill(model, state, path, _attnet_advice)
-    if fresh_head and model.num_classes:
+    if keeps_head and model.num_classes:
         _logger.warning(
-            "%s has another number of classes than the model's %d: the classifier head starts fresh",
+            "%s has another number of classes than the model's %d: the classifier head is newly initialized",
             path,
             model.num_classes,
         )
 
 
-def _load_sit(model: SiT, path: str | Path, weights: str | None) -> None:
+def _load_sit(model: SiT, path: str | Path, use_ema: bool | None) -> None:
     checkpoint = read_checkpoint(path)
-    if weights is None:
-        weights = "ema" if isinstance(checkpoint.get("ema"), Mapping) else "model"
-    state = to_sit(_state_dict(checkpoint, path, weights))
+    if use_ema is None:
+        use_ema = isinstance(checkpoint.get("ema"), Mapping)
+    state = to_sit(_state_dict(checkpoint, path, use_ema))
     _fill(model, state, path, _sit_advice)
 
 
@@ -207,9 +205,9 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"it holds {foreign[1]}" if foreign else "it is not a file of torch.save, or is truncated"
+        reason = f"it holds {foreign[1]}" if foreign else "it is not a file of torch.save, or is truncated"
         raise ValueError(
-            f"{path} is not a checkpoint that can be read safely: {found}; tensors, plain containers and an "
+            f"{path} is not a checkpoint that can be read safely: {reason}; tensors, plain containers and an "
             "argparse.Namespace are allowed"
         ) from error
     except Exception as error:  # on damaged files torch's readers raise a dozen kinds, IndexError among them
@@ -221,25 +219,25 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     return checkpoint
 
 
-def _state_dict(checkpoint: Mapping[str, Any], path: str | Path, weights: str) -> Mapping[str, Tensor]:
-    keys = ("model_ema", "ema") if weights == "ema" else ("model",)
-    found = checkpoint
+def _state_dict(checkpoint: Mapping[str, Any], path: str | Path, use_ema: bool) -> Mapping[str, Tensor]:
+    keys = ("model_ema", "ema") if use_ema else ("model",)
+    state = checkpoint
     if any(isinstance(checkpoint.get(key), Mapping) for key in ("model", "model_ema", "ema")):
         key = next((key for key in keys if isinstance(checkpoint.get(key), Mapping)), None)
         if key is None:
-            wanted = " or ".join(map(repr, keys))
-            raise ValueError(f"{path} has no weights under {wanted}, only {sorted(map(str, checkpoint))}")
-        found = checkpoint[key]
-    elif weights == "ema":
-        raise ValueError(f"{path} is a bare state dict: it has no EMA weights; use weights='model'")
-    if not found or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+            accepted = " or ".join(map(repr, keys))
+            raise ValueError(f"{path} has no weights under {accepted}, only {sorted(map(str, checkpoint))}")
+        state = checkpoint[key]
+    elif use_ema:
+        raise ValueError(f"{path} is a bare state dict: it has no EMA weights; use use_ema=False")
+    if not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(
-            f"{path} is not a checkpoint: it has keys {sorted(map(str, found))[:5]}, not tensors"
+            f"{path} is not a checkpoint: it has keys {sorted(map(str, state))[:5]}, not tensors"
         )
-    return found
+    return state
 
 
-def _classes(state: Mapping[str, Tensor]) -> int:
+def _count_classes(state: Mapping[str, Tensor]) -> int:
     weight = state.get("head.fc.weight")
     return weight.shape[0] if weight is not None and weight.ndim else 0
 
@@ -262,7 +260,7 @@ def _attnet_advice(state: Mapping[str, Tensor]) -> str:
     for name in VARIANTS:
         with torch.device("meta"):
             expected = timm.create_model(
-                name, in_chans=first.shape[1], num_classes=_classes(state)
+                name, in_chans=first.shape[1], num_classes=_count_classes(state)
             ).state_dict()
         if (
             _first_mismatch(

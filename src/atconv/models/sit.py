@@ -1,8 +1,7 @@
-"""SiT: a diffusion transformer whose token mixer is attention, ATConv, or both by turns.
+"""SiT: a diffusion transformer whose token mixer is attention, ATConv, or both, interleaved.
 
-Reads top to bottom: position table, timestep embedding, block, model, variants. Three families: `attention`
-(the original), `atconv` (every attention replaced, no position embedding) and `hybrid` (blocks 2, 4, 6, …
-are ATConv, the position embedding stays).
+Three families: `attention` (the original), `atconv` (every attention replaced, no position embedding) and
+`hybrid` (blocks 2, 4, 6, … are ATConv, the position embedding stays).
 
 Source: DiT (arXiv 2212.09748), SiT (arXiv 2401.08740), "Attentive Convolution" (arXiv 2510.20092).
 """
@@ -26,7 +25,7 @@ __all__ = ["VARIANTS", "SiT", "create_sit"]
 MixerFamily = Literal["attention", "atconv", "hybrid"]
 
 _FREQUENCIES = 128  # cosines, and as many sines, of the timestep
-_LONGEST_SIDE = 256  # patches along a side that the position table is kept for; longer ones are computed
+_TABLE_LENGTH = 256  # patches along an axis that the position table holds; longer axes are computed
 
 
 class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own models
@@ -37,17 +36,17 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
     torch.Size([2, 1, 16, 24])
 
     Args:
-        patch_size: side P of the square patches.
+        patch_size: size P of the square patches.
         in_channels: channels of x.
         hidden_size, depth, num_heads, mlp_ratio: as in DiT.
         num_classes: classes; 0 for a model without labels.
-        label_dropout: share of labels that training replaces by the null label; 0 leaves no null label,
-            and so no guidance.
+        label_dropout: share of labels that training replaces by the null label; with 0 there is no null
+            label, and so no guidance.
         learn_sigma: predict twice the channels and drop the second half, as the released weights do.
         token_mixer: "attention", "atconv" or "hybrid".
         mixer_act: activation in ATConv; "silu" in the release's REPA variant.
         time_reversed: the weights were trained with t = 0 as data (the release's REPA variant); inputs and
-            outputs stay in this project's convention.
+            outputs keep this project's convention.
 
     Raises:
         ValueError: sizes that do not fit together.
@@ -76,7 +75,7 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         if token_mixer not in ("attention", "atconv", "hybrid"):
             raise ValueError(f"token_mixer must be attention, atconv or hybrid, got {token_mixer!r}")
         self.patch_size, self.in_channels, self.num_classes = patch_size, in_channels, num_classes
-        self.hidden_size, self.mlp_width = hidden_size, int(hidden_size * mlp_ratio)
+        self.hidden_size, self.mlp_hidden_size = hidden_size, int(hidden_size * mlp_ratio)
         self.time_reversed = time_reversed
         self.has_positions = token_mixer != "atconv"
         self.null_label = num_classes if num_classes and label_dropout > 0 else None
@@ -87,13 +86,13 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         self.time_embed = TimestepEmbedding(hidden_size)
         labels = num_classes + (self.null_label is not None)
         self.label_embed = nn.Embedding(labels, hidden_size) if labels else None
-        mixes = [_uses_atconv(token_mixer, i) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            SiTBlock(hidden_size, num_heads, self.mlp_width, atconv, mixer_act) for atconv in mixes
+            SiTBlock(hidden_size, num_heads, self.mlp_hidden_size, _uses_atconv(token_mixer, i), mixer_act)
+            for i in range(depth)
         )
         self.head = SiTHead(hidden_size, patch_size**2 * self.out_channels)
         if self.has_positions:
-            table = position_table(_LONGEST_SIDE, hidden_size)
+            table = position_table(_TABLE_LENGTH, hidden_size)
             self.positions: Tensor
             self.register_buffer("positions", table, persistent=False)
         self._init_weights()
@@ -102,42 +101,42 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         """Velocity at (x, t).
 
         Args:
-            x: B C H W, sides that the patch size divides.
+            x: B C H W; the patch size divides H and W.
             t: B, in [0, 1].
-            labels: B class indices; `null_label` for none. Left out where the model has no labels.
+            labels: B class indices, `null_label` for no class; None if the model has no classes.
 
         Returns:
             velocity, B C H W.
 
         Raises:
-            ValueError: shapes that do not fit, or labels missing or not wanted.
+            ValueError: shapes that do not fit, or labels that are missing or not accepted.
         """
         return self.forward_features(x, t, labels)[0]
 
     def forward_features(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, block: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Velocity, and the tokens (B N D) after the `block`-th block, counted from 1, if one is named."""
+        """Velocity, and the tokens (B N D) after block number `block`, counted from 1, or None."""
         self._check_input(x, t, labels)
-        grid = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
+        grid_size = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         condition = self.condition(1 - t if self.time_reversed else t, labels)
         # Contiguous: every later elementwise step keeps these strides.
         tokens = self.patch_embed(x).flatten(2).transpose(1, 2).contiguous()
         if self.has_positions:
-            tokens = tokens + self._positions(*grid).to(tokens.dtype)
-        kept = None
+            tokens = tokens + self._positions(*grid_size).to(tokens.dtype)
+        features = None
         for i, layer in enumerate(self.blocks, 1):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens = self._gradient_checkpointing_func(layer, tokens, condition, grid)
+                tokens = self._gradient_checkpointing_func(layer, tokens, condition, grid_size)
             else:
-                tokens = layer(tokens, condition, grid)
+                tokens = layer(tokens, condition, grid_size)
             if i == block:
-                kept = tokens
-        velocity = self._unpatchify(self.head(tokens, condition), grid)
-        return (-velocity if self.time_reversed else velocity), kept
+                features = tokens
+        velocity = self._unpatchify(self.head(tokens, condition), grid_size)
+        return (-velocity if self.time_reversed else velocity), features
 
     def condition(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        """What every block is told, B D: timestep and label embeddings, activated once for all blocks."""
+        """Condition of every block, B D: timestep and label embeddings, activated once for all blocks."""
         embedded = self.time_embed(t)
         if self.label_embed is not None:
             embedded = embedded + self.label_embed(labels)
@@ -151,7 +150,7 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         patch = self.patch_size**2
         ends = positions * dim * patch * (self.in_channels + self.out_channels)
         modulation = dim * dim * (6 * len(self.blocks) + 2) + (2 * _FREQUENCIES + dim) * dim
-        mlp = 2 * positions * dim * self.mlp_width * len(self.blocks)
+        mlp = 2 * positions * dim * self.mlp_hidden_size * len(self.blocks)
         mixing = 0
         for block in self.blocks:
             if isinstance(block.mixer, ATConvTokens):
@@ -170,22 +169,23 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         by_row = table[:rows, None].expand(-1, columns, -1)
         return torch.cat([by_column, by_row], dim=2).flatten(0, 1)[None]
 
-    def _unpatchify(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _unpatchify(self, tokens: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """B N P·P·C′ → B C H W; of the C′ channels of each pixel the first C are the velocity."""
-        side = self.patch_size
-        pixels = tokens.unflatten(2, (side, side, self.out_channels))[..., : self.in_channels]
-        pixels = pixels.unflatten(1, grid).permute(0, 5, 1, 3, 2, 4)
-        return pixels.reshape(len(tokens), self.in_channels, grid[0] * side, grid[1] * side)
+        patch = self.patch_size
+        pixels = tokens.unflatten(2, (patch, patch, self.out_channels))[..., : self.in_channels]
+        pixels = pixels.unflatten(1, grid_size).permute(0, 5, 1, 3, 2, 4)
+        return pixels.reshape(len(tokens), self.in_channels, grid_size[0] * patch, grid_size[1] * patch)
 
     def _check_input(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
-        side = self.patch_size
+        patch = self.patch_size
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"SiT takes x as B {self.in_channels} H W, got {tuple(x.shape)}")
-        if x.shape[2] < side or x.shape[3] < side or x.shape[2] % side or x.shape[3] % side:
+        height, width = x.shape[2:]
+        if height < patch or width < patch or height % patch or width % patch:
             raise ValueError(
-                f"SiT with patches of {side} takes sides that {side} divides, got "
-                f"{x.shape[2]} × {x.shape[3]}: crop or pad to {x.shape[2] // side * side or side} × "
-                f"{x.shape[3] // side * side or side}"
+                f"SiT with patches of {patch} takes a height and width that {patch} divides, got "
+                f"{height} × {width}: crop or pad to {height // patch * patch or patch} × "
+                f"{width // patch * patch or patch}"
             )
         if t.shape != (len(x),):
             raise ValueError(f"SiT takes one t for each of {len(x)} samples, got shape {tuple(t.shape)}")
@@ -217,7 +217,7 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
             nn.init.normal_(weight, std=0.02)
         if self.label_embed is not None:
             nn.init.normal_(self.label_embed.weight, std=0.02)
-        # Every block starts as the identity, and the output at zero.
+        # Every block starts as the identity, and the output is zero.
         for part in self.modules():
             if isinstance(part, (SiTBlock, SiTHead)):
                 nn.init.zeros_(part.modulation.weight)
@@ -233,7 +233,7 @@ class TimestepEmbedding(nn.Module):
         self.fc2 = nn.Linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
-        # Made here: a buffer would lose its precision where the model is cast.
+        # Computed here: a buffer would lose its precision where the model is cast.
         steps = torch.arange(_FREQUENCIES, device=t.device)
         angles = t.float()[:, None] * torch.exp(-math.log(10000) * steps / _FREQUENCIES)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)
@@ -243,7 +243,7 @@ class TimestepEmbedding(nn.Module):
 class SiTBlock(nn.Module):
     """Token mixer and MLP, each normalized, shifted and scaled before, gated after (adaLN-Zero)."""
 
-    def __init__(self, dim: int, heads: int, mlp_width: int, atconv: bool, mixer_act: str) -> None:
+    def __init__(self, dim: int, heads: int, mlp_hidden_size: int, atconv: bool, mixer_act: str) -> None:
         super().__init__()
         act: type[nn.Module] = nn.SiLU if mixer_act == "silu" else GELUTanh
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
@@ -251,13 +251,13 @@ class SiTBlock(nn.Module):
             ATConvTokens(dim, act_layer=act) if atconv else Attention(dim, num_heads=heads, qkv_bias=True)
         )
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.mlp = Mlp(dim, mlp_width, act_layer=GELUTanh)
+        self.mlp = Mlp(dim, mlp_hidden_size, act_layer=GELUTanh)
         self.modulation = nn.Linear(dim, 6 * dim)
 
-    def forward(self, x: Tensor, condition: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, grid_size: tuple[int, int]) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=2)
         mixed = modulate(self.norm1(x), shift1, scale1)
-        mixed = self.mixer(mixed, grid) if isinstance(self.mixer, ATConvTokens) else self.mixer(mixed)
+        mixed = self.mixer(mixed, grid_size) if isinstance(self.mixer, ATConvTokens) else self.mixer(mixed)
         x = torch.addcmul(x, gate1, mixed)
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
@@ -325,8 +325,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def create_sit(name: str, **arguments: Any) -> SiT:
-    """A SiT by name, such as "sit_atconv_s_2", with any of its arguments changed.
+def create_sit(name: str, **kwargs: Any) -> SiT:
+    """A SiT by name, such as "sit_atconv_s_2"; `kwargs` override its configuration.
 
     Raises:
         ValueError: no such name, or arguments that do not fit.
@@ -334,4 +334,4 @@ def create_sit(name: str, **arguments: Any) -> SiT:
     """
     if name not in VARIANTS:
         raise ValueError(f"no SiT {name!r}; there are {', '.join(VARIANTS)}")
-    return SiT(**{**VARIANTS[name], **arguments})
+    return SiT(**{**VARIANTS[name], **kwargs})

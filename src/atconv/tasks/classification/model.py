@@ -65,7 +65,7 @@ def _load_weights(model: nn.Module, config: ClassificationConfig) -> None:
         if other:
             logger.info("other classes than in %s: %s newly initialized", path, ", ".join(other))
     elif isinstance(model, AttNet):
-        load_release(model, path, "ema" if config.use_ema else "model")
+        load_release(model, path, config.use_ema)
     else:
         raise ValueError(f"a checkpoint for {config.model} is a run's folder; {path} is not one")
 
