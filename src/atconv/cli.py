@@ -80,7 +80,8 @@ class _TerminalHandler(logging.Handler):
 
 def _log_to_terminal() -> None:
     logger = logging.getLogger("atconv")
-    logger.setLevel(logging.INFO)
+    main_process = os.environ.get("RANK", "0") == "0"
+    logger.setLevel(logging.INFO if main_process else logging.WARNING)
     if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):
         logger.addHandler(_TerminalHandler())
 

@@ -77,6 +77,6 @@ def test_a_guided_field_and_an_sde_have_no_likelihood() -> None:
 def test_numbers_that_are_anything_alike_cost_eight_bits() -> None:
     """Uniform on [−1, 1]: density ½ a number, 256 levels."""
     dims = 12
-    found = bits_per_dim(torch.tensor([-dims * math.log(2), 0.0]), dims)
-    assert found.tolist() == pytest.approx([8.0, 7.0])
+    bits = bits_per_dim(torch.tensor([-dims * math.log(2), 0.0]), dims)
+    assert bits.tolist() == pytest.approx([8.0, 7.0])
     assert float(bits_per_dim(torch.tensor([-dims * math.log(2)]), dims, levels=2)) == pytest.approx(1.0)

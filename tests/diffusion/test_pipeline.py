@@ -158,7 +158,7 @@ def test_callbacks_come_after_every_step_and_may_change_the_latents() -> None:
     expected = [(i, t, (2, 1, 8, 8)) for i, t in enumerate(times)]
     assert calls == expected + [(i, t, (1, 1, 8, 8)) for i, t in enumerate(times)]
     assert not samples.any()
-    with pytest.raises(ValueError, match=r"callbacks are given \['latents'\], got \['noise'\]"):
+    with pytest.raises(ValueError, match=r"callbacks take \['latents'\], got \['noise'\]"):
         pipeline([1], callback_on_step_end_tensor_inputs=["noise"])
 
 

@@ -132,7 +132,7 @@ class SiTPipeline(DiffusionPipeline):
             return_dict: return a `SiTPipelineOutput`, else a tuple of its fields.
             callback_on_step_end: (pipeline, step, t, tensors) → tensors, called after every step of every
                 batch; what it returns as "latents" takes their place.
-            callback_on_step_end_tensor_inputs: the tensors that it is given: "latents".
+            callback_on_step_end_tensor_inputs: the tensors among its arguments: "latents".
 
         Raises:
             ValueError: a label out of range, a size the patch does not divide, guidance on a model without a
@@ -143,7 +143,7 @@ class SiTPipeline(DiffusionPipeline):
             raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
-            raise ValueError(f"callbacks are given {self._callback_tensor_inputs}, got {unknown}")
+            raise ValueError(f"callbacks take {self._callback_tensor_inputs}, got {unknown}")
         labels, count = self._repeat_labels(class_labels, num_images_per_prompt)
         if count < 1 or batch_size < 1:
             raise ValueError(f"there must be an image, and one in a batch: got {count}, {batch_size}")

@@ -1,6 +1,6 @@
 """From noise to data: an ODE and an SDE scheduler, as diffusers has schedulers.
 
-Time runs from t = 0, noise, to t = 1, data. A scheduler solves for a whole sample,
+Time runs from t = 0, noise, to t = 1, data. A scheduler solves from noise to data,
 
     scheduler.set_timesteps(50)
     data = scheduler.solve(field, noise, generator)
@@ -12,8 +12,8 @@ where it evaluates the velocity field as often as its method needs. Methods that
         noise = scheduler.step(model(noise, t.expand(len(noise)), labels), t, noise, generator).prev_sample
 
 `generator` may be a list of one generator for each image: then an image does not depend on the batch it was
-made in. (Adaptive methods and implicit_adams control one error for the whole batch: there it depends within
-their tolerance.)
+made in. (Adaptive methods and implicit_adams control one error for the batch as a unit: there it depends
+within their tolerance.)
 
 Source: SiT (arXiv 2401.08740).
 """

@@ -22,6 +22,15 @@ class ModelOptions:
     """The network, what it starts from, and what it sees."""
 
     group: ClassVar[str] = "model"
+    common: ClassVar[tuple[str, ...]] = (
+        "model",
+        "model_args",
+        "checkpoint",
+        "conditional",
+        "image_size",
+        "in_chans",
+        "hflip",
+    )
 
     model: str = "sit_atconv_s_2"
     """model by name: sit_s_2, sit_atconv_s_2, sit_hybrid_s_2, and b, l, xl"""
@@ -48,6 +57,7 @@ class DiffusionOptions:
     """What the model learns."""
 
     group: ClassVar[str] = "diffusion"
+    common: ClassVar[tuple[str, ...]] = ("interpolant", "prediction", "sample_every")
 
     interpolant: Literal["linear", "gvp", "vp"] = "linear"
     """how noise becomes data"""
@@ -67,6 +77,7 @@ class AlignmentOptions:
     """Aligning the model's tokens with those of a frozen encoder (REPA)."""
 
     group: ClassVar[str] = "alignment"
+    common: ClassVar[tuple[str, ...]] = ("repa_encoder",)
 
     repa_encoder: str | None = None
     """align tokens with the patch tokens of this frozen timm ViT, such as vit_base_patch14_dinov2.lvd142m"""

@@ -162,8 +162,9 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
             FileNotFoundError, ValueError: no such data or features, or too few images.
         """
         model = open_features(features, inception_weights, self.device)
-        sets = open_images(data or self._own_data(), data_root, self.pipeline.image_shape, self)
-        name, real = choose_split(sets, split, data or self._own_data())
+        data = self._own_data() if data is None else data
+        sets = open_images(data, data_root, self.pipeline.image_shape, self)
+        name, real = choose_split(sets, split, data)
         if check_memorization and not {"train", "val"} <= set(sets):
             raise ValueError(
                 "memorization is looked for in samples of a run, among the images it was trained on"
