@@ -43,7 +43,7 @@ def test_outputs_are_the_same_for_every_kind_of_block(variant: str) -> None:
         ("depthwise", {"kernel_size": 7}),
     ],
 )
-def test_other_mixers_are_kept(mixer: str, options: dict[str, Any]) -> None:
+def test_other_mixers_stay(mixer: str, options: dict[str, Any]) -> None:
     model = tiny_attnet(token_mixer=mixer, mixer_args=options, ls_init_value=0.5)
     images = torch.randn(IMAGES)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_altered_layers_are_rejected() -> None:
         fold(model)
 
 
-def test_hooks_are_kept_or_rejected_and_pruned_weights_are_taken() -> None:
+def test_hooks_stay_or_are_rejected_and_pruned_weights_are_taken() -> None:
     model: Any = tiny_attnet()
     images, seen = torch.randn(IMAGES), []
     model.stages[0].blocks[0].register_forward_hook(lambda module, args, output: seen.append(output))

@@ -108,19 +108,19 @@ def naive_rope_attention(mixer: nn.Module, x: Tensor) -> Tensor:
 
 
 def naive_window_attention(mixer: nn.Module, x: Tensor) -> Tensor:
-    side = mixer.window
-    shifts = [mixer.shift if length > side else 0 for length in x.shape[1:]]
+    size = mixer.window
+    shifts = [mixer.shift if length > size else 0 for length in x.shape[1:]]
     table = mixer.attention.relative_position_bias_table
     q, k, v = linear(mixer.attention.qkv, x).chunk(3)
 
     def window(p: Position) -> Position:
-        return tuple((a + side - shift) // side for a, shift in zip(p, shifts, strict=True))
+        return tuple((a + size - shift) // size for a, shift in zip(p, shifts, strict=True))
 
     def seen(p: Position) -> Iterable[tuple[Position, Tensor]]:
         for other in positions(*x.shape[1:]):
             if window(other) == window(p):
-                row, column = p[0] - other[0] + side - 1, p[1] - other[1] + side - 1
-                yield other, table[row * (2 * side - 1) + column]
+                row, column = p[0] - other[0] + size - 1, p[1] - other[1] + size - 1
+                yield other, table[row * (2 * size - 1) + column]
 
     return linear(mixer.attention.proj, attend(q, k, v, mixer.attention.num_heads, seen))
 
@@ -130,9 +130,9 @@ def naive_neighborhood_attention(mixer: nn.Module, x: Tensor) -> Tensor:
     q, k, v = linear(mixer.qkv, x).chunk(3)
 
     def axis(position: int, length: int) -> range:
-        kept = min(size, length)
-        first = min(max(position - kept // 2, 0), length - kept)
-        return range(first, first + kept)
+        count = min(size, length)
+        first = min(max(position - count // 2, 0), length - count)
+        return range(first, first + count)
 
     def seen(p: Position) -> Iterable[tuple[Position, Tensor]]:
         for a in axis(p[0], x.shape[1]):

@@ -124,7 +124,7 @@ def test_macs_equal_the_count_of_torch(kwargs: dict, height: int, width: int) ->
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (96, 160)])
 @torch.no_grad()
-def test_macs_of_a_whole_model_equal_the_count_of_torch(height: int, width: int) -> None:
+def test_macs_of_a_full_model_equal_the_count_of_torch(height: int, width: int) -> None:
     model = timm.create_model("attnet_xxs").eval()
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(1, 3, height, width))
@@ -150,14 +150,14 @@ def test_feature_model_gives_the_stages_at_the_strides_it_names(stem_stride: int
 
 @torch.no_grad()
 def test_feature_model_computes_what_the_classifier_computes() -> None:
-    whole = tiny_attnet()
+    model = tiny_attnet()
     features = timm.create_model(
         "attnet_xxs", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), features_only=True
     ).eval()
-    renamed = {name.replace("stages.", "stages_"): t for name, t in whole.state_dict().items()}
+    renamed = {name.replace("stages.", "stages_"): t for name, t in model.state_dict().items()}
     features.load_state_dict({name: t for name, t in renamed.items() if not name.startswith("head")})
     x = torch.randn(2, 3, 64, 64)
-    for one, other in zip(features(x), whole.forward_intermediates(x)[1], strict=True):
+    for one, other in zip(features(x), model.forward_intermediates(x)[1], strict=True):
         assert torch.equal(one, other)
 
 
@@ -562,11 +562,11 @@ def test_the_gates_gradient_is_right_twice() -> None:
 
 def test_the_gate_leaves_its_inputs_as_they_are() -> None:
     gate, value = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    kept = gate.clone(), value.clone()
+    before = gate.clone(), value.clone()
     with torch.no_grad():
         gated_product(gate, value, 1e-6)
-    assert torch.equal(gate, kept[0])
-    assert torch.equal(value, kept[1])
+    assert torch.equal(gate, before[0])
+    assert torch.equal(value, before[1])
 
 
 def test_gradients_of_single_samples() -> None:

@@ -118,11 +118,11 @@ def test_head_starts_new_for_other_classes(
 ) -> None:
     model = timm.create_model("attnet_xxs", num_classes=classes)
     path = saved(checkpoint(state), tmp_path)
-    fresh = {name: t.clone() for name, t in model.state_dict().items() if name.startswith("head.fc")}
+    head = {name: t.clone() for name, t in model.state_dict().items() if name.startswith("head.fc")}
     with caplog.at_level(logging.WARNING):
         atconv.load_release(model, path)
     assert_holds(model, state, without="head.fc")
-    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in fresh.items())
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in head.items())
     assert (str(path) in caplog.text and "newly initialized" in caplog.text) == (classes > 0)
 
 
@@ -145,7 +145,7 @@ def test_renaming_keeps_every_tensor(state: State) -> None:
     assert to_attnet(renamed).keys() == renamed.keys()
 
 
-# What is refused. The model stays as it was.
+# What is rejected. The model stays as it was.
 
 
 class Harmful:
@@ -202,14 +202,14 @@ def test_other_files_are_rejected(model: AttNet, content: bytes, suffix: str, tm
 def test_truncated_files_are_rejected(
     kind: str, fraction: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    path = tmp_path_factory.mktemp("cut") / ("whole.safetensors" if kind == "safetensors" else "whole.pth")
+    path = tmp_path_factory.mktemp("cut") / ("full.safetensors" if kind == "safetensors" else "full.pth")
     if kind == "safetensors":
         save_file({"stem.conv1.weight": torch.ones(16, 3, 3, 3)}, path)
     else:
         content = checkpoint({"stem.conv1.weight": torch.ones(16, 3, 3, 3)})
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(fraction * len(whole))])
+    data = path.read_bytes()
+    path.write_bytes(data[: int(fraction * len(data))])
     with pytest.raises(ValueError, match=re.escape(str(path))):
         read_checkpoint(path)
 
@@ -225,8 +225,8 @@ def test_random_bytes_are_rejected(content: bytes, tmp_path_factory: pytest.Temp
 
 def test_truncated_release_file_leaves_the_model_alone(model: AttNet, state: State, tmp_path: Path) -> None:
     path = saved(checkpoint(state), tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
     with unchanged(model), pytest.raises(ValueError, match="truncated"):
         atconv.load_release(model, path)
 

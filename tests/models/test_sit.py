@@ -198,7 +198,7 @@ def test_positions_encode_the_column_first_then_the_row() -> None:
 
 
 @torch.no_grad()
-def test_grids_beyond_the_kept_table_continue_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grids_longer_than_the_table_continue_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_sit(token_mixer="attention", patch_size=1, in_channels=1)
     monkeypatch.setattr(sit_module, "_TABLE_LENGTH", 3)
     short = tiny_sit(token_mixer="attention", patch_size=1, in_channels=1)
@@ -225,14 +225,14 @@ def test_position_table_is_sines_then_cosines() -> None:
 # Time, labels, channels.
 
 
-def test_time_is_told_by_cosines_then_sines_unscaled() -> None:
+def test_time_is_embedded_by_cosines_then_sines_unscaled() -> None:
     embed = tiny_sit().time_embed
-    told: list[Tensor] = []
-    embed.fc1.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
+    embedded: list[Tensor] = []
+    embed.fc1.register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
     embed(torch.tensor([0.0, 0.37]))
     angles = 0.37 * 10000 ** (-torch.arange(128, dtype=torch.float64) / 128)
-    assert_close(told[0][1], torch.cat([angles.cos(), angles.sin()]), 1e-6)
-    assert torch.equal(told[0][0], torch.cat([torch.ones(128), torch.zeros(128)]))
+    assert_close(embedded[0][1], torch.cat([angles.cos(), angles.sin()]), 1e-6)
+    assert torch.equal(embedded[0][0], torch.cat([torch.ones(128), torch.zeros(128)]))
 
 
 def test_the_null_label_is_one_more_row_only_where_labels_are_dropped() -> None:
@@ -280,7 +280,7 @@ def test_reversed_time_is_the_negative_velocity_at_the_other_end(family: str) ->
     assert torch.equal(reverse(x, t, labels), -model(x, 1 - t, labels))
 
 
-# A fresh model.
+# A newly initialized model.
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -296,7 +296,7 @@ def test_a_new_model_predicts_zero_and_its_blocks_do_nothing(family: str) -> Non
         assert torch.equal(block(tokens, condition, (4, 4)), tokens)
 
 
-def test_fresh_weights_are_sampled_as_in_the_release() -> None:
+def test_initial_weights_are_sampled_as_in_the_release() -> None:
     model = SiT(in_channels=4, hidden_size=64, depth=2, num_heads=4, num_classes=200)
     for name, parameter in model.named_parameters():
         if name.endswith(("alpha", "bias")) or "modulation" in name or name == "head.linear.weight":
@@ -470,7 +470,7 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def fresh_model(family: str, **changes: Any) -> SiT:
+def new_model(family: str, **changes: Any) -> SiT:
     return SiT(**(reference_arguments(family) | changes))
 
 
@@ -499,7 +499,7 @@ def unchanged(model: SiT) -> Iterator[None]:
 def test_the_ema_is_preferred_and_the_model_taken_by_choice(family: str, tmp_path: Path) -> None:
     ema = reference_state(family)
     content = {"model": other(ema), "ema": ema, "opt": {"state": {}}, "args": argparse.Namespace(model="SiT")}
-    path, model = saved(content, tmp_path), fresh_model(family)
+    path, model = saved(content, tmp_path), new_model(family)
     atconv.load_release(model, path)
     assert_holds(model, ema)
     atconv.load_release(model, path, use_ema=False)
@@ -511,7 +511,7 @@ def test_the_ema_is_preferred_and_the_model_taken_by_choice(family: str, tmp_pat
 
 def test_a_file_without_ema_gives_its_model(family: str, tmp_path: Path) -> None:
     state = reference_state(family)
-    path, model = saved({"model": state, "opt": {}}, tmp_path), fresh_model(family)
+    path, model = saved({"model": state, "opt": {}}, tmp_path), new_model(family)
     atconv.load_release(model, path)
     assert_holds(model, state)
     with unchanged(model), pytest.raises(ValueError, match=r"no weights under '(model_)?ema'"):
@@ -524,31 +524,31 @@ def test_bare_state_dicts_and_prefixes(family: str, prefix: str, suffix: str, tm
     state, path = reference_state(family), tmp_path / f"weights.{suffix}"
     prefixed = {prefix + name: tensor.clone() for name, tensor in state.items()}
     (save_file if suffix == "safetensors" else torch.save)(prefixed, path)
-    model = fresh_model(family)
+    model = new_model(family)
     atconv.load_release(model, path)
     assert_holds(model, state)
 
 
 def test_our_own_names_load_too(family: str, tmp_path: Path) -> None:
     state = reference_state(family)
-    model = fresh_model(family)
+    model = new_model(family)
     atconv.load_release(model, saved(to_sit(state), tmp_path))
     assert_holds(model, state)
 
 
-@pytest.mark.parametrize(("family", "wanted"), list(permutations(FAMILIES, 2)))
+@pytest.mark.parametrize(("family", "other"), list(permutations(FAMILIES, 2)))
 def test_another_family_is_rejected_and_the_fitting_one_named(
-    family: str, wanted: str, tmp_path: Path
+    family: str, other: str, tmp_path: Path
 ) -> None:
-    model = fresh_model(wanted)
+    model = new_model(other)
     path = saved({"ema": reference_state(family)}, tmp_path)
     with (
         unchanged(model),
-        pytest.raises(ValueError, match=f"token_mixer='{family}', hidden_size=32, depth=4") as told,
+        pytest.raises(ValueError, match=f"token_mixer='{family}', hidden_size=32, depth=4") as raised,
     ):
         atconv.load_release(model, path)
-    assert str(path) in str(told.value)
-    assert "mixer" in str(told.value).partition("does not fit this model: ")[2].partition(". ")[0]
+    assert str(path) in str(raised.value)
+    assert "mixer" in str(raised.value).partition("does not fit this model: ")[2].partition(". ")[0]
 
 
 @pytest.mark.parametrize(
@@ -569,13 +569,13 @@ def test_another_family_is_rejected_and_the_fitting_one_named(
 def test_another_size_is_rejected_and_the_fitting_one_named(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    model = fresh_model("atconv", **changes)
+    model = new_model("atconv", **changes)
     with unchanged(model), pytest.raises(ValueError, match=message):
         atconv.load_release(model, saved(reference_state("atconv"), tmp_path))
 
 
 def test_a_file_of_another_kind_of_model_is_rejected(tmp_path: Path) -> None:
-    model = fresh_model("atconv")
+    model = new_model("atconv")
     with unchanged(model), pytest.raises(ValueError, match="It is not a SiT checkpoint"):
         atconv.load_release(model, saved({"stem.conv1.weight": torch.ones(3)}, tmp_path))
 
@@ -585,14 +585,14 @@ class _Foreign:
 
 
 def test_foreign_objects_are_rejected_by_name(tmp_path: Path) -> None:
-    model = fresh_model("atconv")
+    model = new_model("atconv")
     path = saved({"ema": reference_state("atconv"), "extra": _Foreign()}, tmp_path)
     with unchanged(model), pytest.raises(ValueError, match=r"it holds [\w.]*_Foreign;"):
         atconv.load_release(model, path)
 
 
 def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
-    model, path = fresh_model("atconv"), saved({"ema": reference_state("atconv")}, tmp_path)
+    model, path = new_model("atconv"), saved({"ema": reference_state("atconv")}, tmp_path)
     path.write_bytes(path.read_bytes()[:5000])
     with unchanged(model), pytest.raises(ValueError, match="truncated"):
         atconv.load_release(model, path)

@@ -11,7 +11,7 @@ from atconv.ops.allocator import KEEP_VARIABLE, tune_allocator
 
 
 def tuned_with(value: str | None) -> str:
-    """What a fresh process returns with the variable set so; the module is read without importing torch."""
+    """What a new process returns with the variable set so; the module is read without importing torch."""
     from atconv.ops import allocator
 
     code = f"import runpy; print(runpy.run_path({allocator.__file__!r})['tune_allocator']())"
