@@ -249,9 +249,9 @@ def test_coco_is_read_as_it_comes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (data / f"{split}.json").rename(data / "annotations" / f"instances_{split}2017.json")
         (data / "images" / split).rename(data / f"{split}2017")
-    found = open_coco(data, True)
-    assert {name: split.images for name, split in found.items()} == {n: s.images for n, s in plain.items()}
-    assert found["val"].folder == data / "val2017"
+    opened = open_coco(data, True)
+    assert {name: split.images for name, split in opened.items()} == {n: s.images for n, s in plain.items()}
+    assert opened["val"].folder == data / "val2017"
     (data / "train.json").write_text("{}")
     with pytest.raises(ValueError, match=r"several annotation files for train: train.json, annotations/inst"):
         open_coco(data, True)
@@ -332,6 +332,6 @@ def test_areas_that_the_file_lacks_are_those_of_masks_or_boxes(tmp_path: Path) -
     (data / "train.json").write_text(json.dumps(content))
     split = open_coco(data, True)["train"]
     assert load_target(split, 0, masks=False)["area"][:2].tolist() == [width * height, 5]
-    found = load_target(split, 0, masks=True)
-    assert found["area"][:2].tolist() == [found["masks"][0].sum(), 5]
-    assert found["area"][0] < 0.7 * width * height
+    target = load_target(split, 0, masks=True)
+    assert target["area"][:2].tolist() == [target["masks"][0].sum(), 5]
+    assert target["area"][0] < 0.7 * width * height

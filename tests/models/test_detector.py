@@ -56,8 +56,8 @@ def test_detections_lie_in_their_own_image(architecture: str) -> None:
     model = tiny(architecture, in_chans=1, **scored).eval()
     sizes = [(33, 95), (70, 41)]
     with torch.inference_mode():
-        found = model([torch.rand(1, *size) for size in sizes])
-    for detections, (height, width) in zip(found, sizes, strict=True):
+        outputs = model([torch.rand(1, *size) for size in sizes])
+    for detections, (height, width) in zip(outputs, sizes, strict=True):
         assert len(detections["boxes"]) > 0
         assert detections["boxes"].min() >= 0
         assert (detections["boxes"] <= torch.tensor([width, height, width, height])).all()
@@ -229,7 +229,7 @@ def test_images_of_any_shape_are_taken(architecture: Any, size: tuple[int, int])
     ]
     assert all(loss.isfinite() for loss in model.train()(images, targets).values())
     with torch.no_grad():
-        found = model.eval()(images)[0]["boxes"]
-    assert found.isfinite().all()
-    assert (found[:, 2] <= width).all()
-    assert (found[:, 3] <= height).all()
+        detected = model.eval()(images)[0]["boxes"]
+    assert detected.isfinite().all()
+    assert (detected[:, 2] <= width).all()
+    assert (detected[:, 3] <= height).all()

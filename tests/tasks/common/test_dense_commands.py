@@ -25,9 +25,9 @@ def test_detection_is_evaluated_as_in_training(tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     assert "box map 50" in ended.out
     folder = detection_run() / "evaluation" / "data-val"
-    found = json.loads((folder / "metrics.json").read_text())
-    kept = json.loads((detection_run() / "metrics.json").read_text())
-    assert found["coco"] == kept["coco"]
+    evaluated = json.loads((folder / "metrics.json").read_text())
+    trained = json.loads((detection_run() / "metrics.json").read_text())
+    assert evaluated["coco"] == trained["coco"]
     assert [row["class"] for row in read_rows(folder / "per_class.csv")] == ["bright", "dark"]
     assert min(Image.open(folder / "predictions.png").size) > 300
 
@@ -36,9 +36,9 @@ def test_segmentation_does_not_depend_on_batches() -> None:
     predictor = load(segmentation_run())
     one = predictor.evaluate(batch_size=1)
     two = predictor.evaluate(str(shared_data()), split="val", batch_size=3)
-    kept = json.loads((segmentation_run() / "metrics.json").read_text())
+    trained = json.loads((segmentation_run() / "metrics.json").read_text())
     assert one.miou == pytest.approx(two.miou, abs=0.02)
-    assert one.miou == pytest.approx(kept["miou"], abs=0.02)
+    assert one.miou == pytest.approx(trained["miou"], abs=0.02)
     assert [row["class"] for row in one.per_class] == ["ground", "dark", "bright"]
 
 
@@ -55,9 +55,9 @@ def test_flip_tta_is_chosen_shown_and_recorded(tmp_path: Path) -> None:
     ended = atconv("segment", "evaluate", segmentation_run(), shared_data(), "--flip-tta")
     assert ended.code == 0, ended.err
     assert any("flip TTA" in line and "yes" in line for line in ended.out.splitlines())
-    found = json.loads((segmentation_run() / "evaluation" / "data-val" / "metrics.json").read_text())
-    kept = json.loads((segmentation_run() / "metrics.json").read_text())
-    assert (found["flip_tta"], kept["flip_tta"]) == (True, False)
+    evaluated = json.loads((segmentation_run() / "evaluation" / "data-val" / "metrics.json").read_text())
+    trained = json.loads((segmentation_run() / "metrics.json").read_text())
+    assert (evaluated["flip_tta"], trained["flip_tta"]) == (True, False)
     run = segment(tmp_path / "run", epochs=1, flip_tta=True)
     assert load(run).flip_tta
     assert json.loads((run / "metrics.json").read_text())["flip_tta"]

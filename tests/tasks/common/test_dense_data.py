@@ -38,12 +38,12 @@ def test_boxes_and_masks_turn_with_their_image(height: int, width: int, seed: in
         "labels": torch.tensor([1]),
         "masks": tv_tensors.Mask(pixels > 0),
     }
-    image, found = boxes_augmentation(1.0, 0.0)(tv_tensors.Image(pixels), target)
+    image, changed = boxes_augmentation(1.0, 0.0)(tv_tensors.Image(pixels), target)
     torch.testing.assert_close(image, pixels.flip(2) / 255)
-    x0, y0, x1, y1 = found["boxes"][0].int().tolist()
+    x0, y0, x1, y1 = changed["boxes"][0].int().tolist()
     assert (image[:, y0:y1, x0:x1] > 0).all()
     assert (image > 0).sum() == (x1 - x0) * (y1 - y0)
-    assert torch.equal(found["masks"], image > 0)
+    assert torch.equal(changed["masks"], image > 0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -55,13 +55,13 @@ def test_a_mask_stays_on_its_image(height: int, width: int, seed: int) -> None:
     mask = torch.zeros(height, width, dtype=torch.uint8)
     mask[: height // 2, : width // 2] = 1
     torch.manual_seed(seed)
-    image, found = masks_augmentation(config)(tv_tensors.Image(254 * mask[None]), tv_tensors.Mask(mask))
+    image, changed = masks_augmentation(config)(tv_tensors.Image(254 * mask[None]), tv_tensors.Mask(mask))
     assert image.shape == (1, 32, 64)
-    assert found.shape == (32, 64)
-    shown = found != IGNORED
+    assert changed.shape == (32, 64)
+    shown = changed != IGNORED
     assert (image[0][~shown] == 0).all()
     # Borders are blurred in the image and not in the mask.
-    assert ((image[0] > 0) == (found == 1))[shown].float().mean() > 0.8
+    assert ((image[0] > 0) == (changed == 1))[shown].float().mean() > 0.8
     assert shown.any()
 
 
@@ -81,13 +81,13 @@ def metrics_of(split: CocoSplit, change: Any) -> dict[str, float]:
     for image in (
         split.images[i] for batch in batches_of_equal_size(split, range(len(split)), 2) for i in batch
     ):
-        found = {
+        detections = {
             "boxes": torch.tensor([box.corners for box in image.boxes]),
             "labels": torch.tensor([box.label for box in image.boxes]),
             "scores": torch.full((len(image.boxes),), 0.9),
         }
-        change(found)
-        answers.append(found)
+        change(detections)
+        answers.append(detections)
     batches = eval_batches(split, range(len(split)), DetectionTransform(1), False, 2)
     return mean_average_precision(Answers(answers), batches, False)
 
@@ -95,17 +95,17 @@ def metrics_of(split: CocoSplit, change: Any) -> dict[str, float]:
 def test_mean_average_precision() -> None:
     split = open_coco(shared_data(), False)["val"]
 
-    def narrow(found: dict[str, Tensor]) -> None:
-        found["boxes"][:, 2] -= 0.28 * (found["boxes"][:, 2] - found["boxes"][:, 0])
+    def narrow(detections: dict[str, Tensor]) -> None:
+        detections["boxes"][:, 2] -= 0.28 * (detections["boxes"][:, 2] - detections["boxes"][:, 0])
 
-    def miss_one_class(found: dict[str, Tensor]) -> None:
-        kept = found["labels"] == 1
-        found.update({name: value[kept] for name, value in found.items()})
+    def miss_one_class(detections: dict[str, Tensor]) -> None:
+        selected = detections["labels"] == 1
+        detections.update({name: value[selected] for name, value in detections.items()})
 
-    def swap(found: dict[str, Tensor]) -> None:
-        found["labels"] = 3 - found["labels"]
+    def swap(detections: dict[str, Tensor]) -> None:
+        detections["labels"] = 3 - detections["labels"]
 
-    assert metrics_of(split, lambda found: None) == pytest.approx({"map": 100, "map_50": 100})
+    assert metrics_of(split, lambda detections: None) == pytest.approx({"map": 100, "map_50": 100})
     # An overlap of 0.72 passes the thresholds 0.5, 0.55 … 0.7: five of ten.
     assert metrics_of(split, narrow) == pytest.approx({"map": 50, "map_50": 100})
     assert metrics_of(split, miss_one_class) == pytest.approx({"map": 50, "map_50": 50})
@@ -132,9 +132,9 @@ def test_a_long_image_is_not_blown_up(size: tuple[int, int]) -> None:
 
     class Watched(_RandomShortSide):
         def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-            found = super().transform(inpt, params)
-            seen.append(tuple(found.shape[-2:]))
-            return found
+            output = super().transform(inpt, params)
+            seen.append(tuple(output.shape[-2:]))
+            return output
 
     image = tv_tensors.Image(torch.zeros(1, *size, dtype=torch.uint8))
     Watched(16, 48)(image, tv_tensors.Mask(torch.zeros(size, dtype=torch.uint8)))

@@ -91,9 +91,9 @@ def test_a_run_holds_what_it_says(task: str) -> None:
         assert (run / name).is_file(), name
     for name in ("curves.png", "predictions.png"):
         assert min(Image.open(run / name).size) > 300
-    found = json.loads((run / "metrics.json").read_text())
-    assert found["split"] == "val"
-    assert found["images"] == 4
+    content = json.loads((run / "metrics.json").read_text())
+    assert content["split"] == "val"
+    assert content["images"] == 4
     assert json.loads((run / "split.json").read_text())["val"] == ["0.png", "1.png", "2.png", "3.png"]
     assert len(read_rows(run / "inhibition.csv")) == 2 * 4
 
@@ -146,7 +146,7 @@ def test_smp_opens_a_segmentation_run() -> None:
     assert_close(theirs(x), ours(x), 1e-5)  # ours is channels-last
 
 
-def test_runs_of_other_tasks_are_told_apart(tmp_path: Path) -> None:
+def test_runs_know_their_task(tmp_path: Path) -> None:
     for copy, run in (("boxes", detection_run()), ("masks", segmentation_run())):
         shutil.copytree(run, tmp_path / copy)
         (tmp_path / copy / "config.yaml").unlink()  # the model says it too

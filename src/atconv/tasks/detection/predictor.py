@@ -101,13 +101,15 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
         ]
 
     def _result(self, output: Target, name: str, threshold: float) -> Detections:
-        kept = output["scores"] >= threshold
-        masks = [encode_mask(mask.numpy() > 0.5) for mask in output["masks"][kept]] if self.masks else None
+        selected = output["scores"] >= threshold
+        masks = None
+        if self.masks:
+            masks = [encode_mask(mask.numpy() > 0.5) for mask in output["masks"][selected]]
         return Detections(
             image=name,
-            classes=[self.classes[label - 1] for label in output["labels"][kept].tolist()],
-            scores=output["scores"][kept].tolist(),
-            boxes=output["boxes"][kept].tolist(),
+            classes=[self.classes[label - 1] for label in output["labels"][selected].tolist()],
+            scores=output["scores"][selected].tolist(),
+            boxes=output["boxes"][selected].tolist(),
             masks=masks,
         )
 
