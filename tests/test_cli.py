@@ -113,8 +113,8 @@ def test_the_models_are_listed_with_their_sizes() -> None:
     assert "ublished" in ended.out
 
 
-def refused(*arguments: str | Path) -> str:
-    """The one line on stderr of a command that is refused."""
+def rejected(*arguments: str | Path) -> str:
+    """The one line on stderr of a command that is rejected."""
     ended = atconv(*arguments)
     assert ended.code == 2, (ended.code, ended.err[-500:])
     assert ended.err.endswith("\n")
@@ -157,14 +157,14 @@ def refused(*arguments: str | Path) -> str:
         ),
         (["train", "torch/fashion_mnist"], "data_root"),
         (["train", "torch/no_such", "--data-root=."], "timm cannot open torch/no_such"),
-        (["train", "wds/pictures"], "val_split"),
+        (["train", "wds/images"], "val_split"),
         (["train", "--resume=no/such/run"], "no such run folder"),
         (["train", "--resume=."], "is not a run"),
         (["train", "--resume"], "resume"),
         (["evaluate"], "run"),
         (["evaluate", "no/such/run", "digits"], "no such run folder"),
         (["predict", "no/such/run"], "images"),
-        (["predict", ".", "none.png"], "no picture at 'none.png'"),
+        (["predict", ".", "none.png"], "no image at 'none.png'"),
         (["models", "attnet_t2"], "attnet_t2"),
         (["data", "lmdb", "no/such/folder", "out.lmdb"], "no such folder"),
     ],
@@ -174,13 +174,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message in refused(*arguments)
+    assert message in rejected(*arguments)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
     assert not list(tmp_path.glob("runs/*"))
 
 
 def test_an_auto_augment_that_timm_does_not_know_is_one_line(tmp_path: Path) -> None:
-    assert "nosuch" in refused(
+    assert "nosuch" in rejected(
         "train", "digits", *tiny_options(auto_augment="nosuch"), f"--out={tmp_path / 'run'}"
     )
     assert not (tmp_path / "run").exists()
@@ -188,52 +188,52 @@ def test_an_auto_augment_that_timm_does_not_know_is_one_line(tmp_path: Path) -> 
 
 def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    assert "no pictures in" in refused("train", tmp_path / "data", f"--out={tmp_path / 'run'}")
+    assert "no images in" in rejected("train", tmp_path / "data", f"--out={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_exists_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert "--resume" in refused("train", "digits", f"--out={tmp_path / 'run'}")
+    assert "--resume" in rejected("train", "digits", f"--out={tmp_path / 'run'}")
     assert [p.read_text() for p in (tmp_path / "run").iterdir()] == ["mine"]
 
 
-def test_a_bad_option_with_some_unreadable_pictures_leaves_nothing(tmp_path: Path) -> None:
+def test_a_bad_option_with_some_unreadable_images_leaves_nothing(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data", {"ant": 20, "bee": 20})
     (data / "ant" / "bad.png").write_text("text")
-    refused("train", data, "--model=attnet_t9", f"--out={tmp_path / 'run'}")
+    rejected("train", data, "--model=attnet_t9", f"--out={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("options", [{"lr": 1e30, "warmup_lr": 1e30}], ids=["huge learning rate"])
 def test_a_loss_that_is_not_finite_is_one_line(tmp_path: Path, options: dict[str, float]) -> None:
-    line = refused("train", "digits", *tiny_options(**options), f"--out={tmp_path / 'run'}")
+    line = rejected("train", "digits", *tiny_options(**options), f"--out={tmp_path / 'run'}")
     assert "step" in line
     assert "learning rate" in line
 
 
-def test_a_picture_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("text")
     ended = atconv("predict", trained_run(), tmp_path / "bad.png")
     assert ended.code == 2
     assert not ended.out
-    assert "bad.png: not a readable picture" in ended.err
+    assert "bad.png: not a readable image" in ended.err
 
 
 def test_weights_of_a_damaged_run_are_one_line(tmp_path: Path) -> None:
     for name in ("config.yaml", "config.json"):
         (tmp_path / name).write_bytes((trained_run() / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    assert str(tmp_path) in refused(
+    assert str(tmp_path) in rejected(
         "train", "digits", *tiny_options(checkpoint=str(tmp_path)), f"--out={tmp_path / 'run'}"
     )
     assert not (tmp_path / "run").exists()
 
 
-def test_no_top_is_refused(tmp_path: Path) -> None:
+def test_no_top_is_rejected(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
-    assert "top must be at least 1" in refused("predict", trained_run(), tmp_path / "a.png", "--top=0")
+    assert "top must be at least 1" in rejected("predict", trained_run(), tmp_path / "a.png", "--top=0")
 
 
 def test_without_a_terminal_a_run_prints_a_line_an_epoch_and_no_bar(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_an_option_that_is_on_or_off_needs_no_value(tmp_path: Path) -> None:
 
 
 def test_resuming_takes_no_other_option(tmp_path: Path) -> None:
-    assert "nothing else, got --epochs 5 too" in refused("train", "--resume", tmp_path, "--epochs", "5")
+    assert "nothing else, got --epochs 5 too" in rejected("train", "--resume", tmp_path, "--epochs", "5")
 
 
 def test_help_shows_the_defaults_that_a_run_has(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,12 +21,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rng = np.random.default_rng(0)
     for split, count in (("train", 24), ("validation", 8)):
         for label, name in enumerate(("cat", "dog")):
-            folder = tmp_path / "pictures" / split / name
+            folder = tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             for i in range(count):
                 pixels = rng.integers(128 * label, 128 * label + 100, (8, 8, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def options(root: Path, run: Path) -> list[str]:
@@ -48,7 +48,7 @@ def test_a_run_trains_on_a_hugging_face_dataset(root: Path, tmp_path: Path) -> N
     assert ended.code == 0, ended.err
 
 
-def test_an_unreadable_picture_is_left_out(root: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_left_out(root: Path, tmp_path: Path) -> None:
     bad = root / "train" / "cat" / "3.png"
     bad.write_bytes(bad.read_bytes()[:40])
     run = tmp_path / "run"

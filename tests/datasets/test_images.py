@@ -17,7 +17,7 @@ from atconv.data.sources import FolderSource
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-GREY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
+GRAY = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
@@ -36,10 +36,10 @@ def test_color_is_read_as_it_is() -> None:
     np.testing.assert_array_equal(read(encoded(Image.fromarray(NOISE))), NOISE)
 
 
-def test_grey_is_read_as_it_is_and_three_times_in_color() -> None:
-    file = encoded(Image.fromarray(GREY)).getvalue()
-    np.testing.assert_array_equal(read(io.BytesIO(file), "L"), GREY)
-    np.testing.assert_array_equal(read(io.BytesIO(file)), np.stack([GREY] * 3, 2))
+def test_gray_is_read_as_it_is_and_three_times_in_color() -> None:
+    file = encoded(Image.fromarray(GRAY)).getvalue()
+    np.testing.assert_array_equal(read(io.BytesIO(file), "L"), GRAY)
+    np.testing.assert_array_equal(read(io.BytesIO(file)), np.stack([GRAY] * 3, 2))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_exif_orientation_is_applied(orientation: int, upright, kind: str) -> No
 @pytest.mark.parametrize("alpha", [0, 255, 100])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparent_pixels_lie_on_white(mode: str, alpha: int) -> None:
-    opaque = Image.fromarray(NOISE if mode == "RGBA" else GREY)
+    opaque = Image.fromarray(NOISE if mode == "RGBA" else GRAY)
     image = opaque.copy()
     image.putalpha(alpha)
     assert image.mode == mode
@@ -76,11 +76,11 @@ def test_transparent_pixels_lie_on_white(mode: str, alpha: int) -> None:
 
 
 def test_a_transparent_palette_color_is_white() -> None:
-    image = Image.fromarray((GREY > 100).astype(np.uint8), "L").convert("P")
+    image = Image.fromarray((GRAY > 100).astype(np.uint8), "L").convert("P")
     image.putpalette([200, 0, 0, 0, 0, 200])
     seen = read(encoded(image, transparency=0))
-    assert (seen[GREY <= 100] == 255).all()
-    assert (seen[GREY > 100] == [0, 0, 200]).all()
+    assert (seen[GRAY <= 100] == 255).all()
+    assert (seen[GRAY > 100] == [0, 0, 200]).all()
 
 
 @pytest.mark.parametrize(("mode", "key"), [("RGB", (1, 2, 3)), ("L", 7)])
@@ -97,7 +97,7 @@ def test_cmyk_is_read_as_color() -> None:
     assert (seen[..., 1:] < 60).all()
 
 
-def test_sixteen_bits_of_grey_are_scaled_to_eight() -> None:
+def test_sixteen_bits_of_gray_are_scaled_to_eight() -> None:
     values = RNG.integers(0, 65536, (16, 16)).astype(np.uint16)
     seen = read(encoded(Image.fromarray(values)), "L")
     assert np.abs(seen - values / 257).max() <= 0.5
@@ -128,8 +128,8 @@ def test_floats_are_scaled_by_the_range_they_span(top: float) -> None:
 
 
 def test_one_bit_is_black_and_white() -> None:
-    seen = read(encoded(Image.fromarray(GREY > 127)), "L")
-    np.testing.assert_array_equal(seen, np.where(GREY > 127, 255, 0))
+    seen = read(encoded(Image.fromarray(GRAY > 127)), "L")
+    np.testing.assert_array_equal(seen, np.where(GRAY > 127, 255, 0))
 
 
 def test_an_animation_is_its_first_frame() -> None:
@@ -140,22 +140,22 @@ def test_an_animation_is_its_first_frame() -> None:
 
 SAVED_IN = {
     "rgb.png": Image.fromarray(NOISE),
-    "gray.png": Image.fromarray(GREY),
-    "rgba.png": Image.fromarray(np.dstack([NOISE, GREY])),
-    "la.png": Image.fromarray(GREY).convert("LA"),
+    "gray.png": Image.fromarray(GRAY),
+    "rgba.png": Image.fromarray(np.dstack([NOISE, GRAY])),
+    "la.png": Image.fromarray(GRAY).convert("LA"),
     "palette.gif": Image.fromarray(NOISE).quantize(8),
     "cmyk.jpg": Image.fromarray(NOISE).convert("CMYK"),
     "ycbcr.jpg": Image.fromarray(NOISE),
-    "sixteen.png": Image.fromarray(GREY.astype(np.uint16) * 257),
-    "float.tif": Image.fromarray(GREY.astype(np.float32) / 255),
-    "bit.pbm": Image.fromarray(GREY > 127),
+    "sixteen.png": Image.fromarray(GRAY.astype(np.uint16) * 257),
+    "float.tif": Image.fromarray(GRAY.astype(np.float32) / 255),
+    "bit.pbm": Image.fromarray(GRAY > 127),
     "lossless.webp": Image.fromarray(NOISE),
 }
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("name", SAVED_IN)
-def test_training_and_prediction_read_a_picture_alike(tmp_path: Path, name: str, mode) -> None:
+def test_training_and_prediction_read_a_image_alike(tmp_path: Path, name: str, mode) -> None:
     path = tmp_path / "class" / name
     path.parent.mkdir()
     SAVED_IN[name].save(path)
@@ -174,8 +174,8 @@ def test_every_kind_of_file_that_is_looked_for_is_tried_here() -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200))
-def test_garbage_is_not_a_picture(content: bytes) -> None:
-    with pytest.raises(ValueError, match="not a readable picture"):
+def test_garbage_is_not_a_image(content: bytes) -> None:
+    with pytest.raises(ValueError, match="not a readable image"):
         read_image(io.BytesIO(content))
 
 
@@ -200,7 +200,7 @@ FILES = files()
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(sorted(FILES)), st.data())
-def test_a_changed_file_is_a_picture_or_a_value_error(kind: str, data: st.DataObject) -> None:
+def test_a_changed_file_is_a_image_or_a_value_error(kind: str, data: st.DataObject) -> None:
     content = bytearray(FILES[kind])
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, min(len(content), 400) - 1))] = data.draw(st.integers(0, 255))
@@ -210,14 +210,14 @@ def test_a_changed_file_is_a_picture_or_a_value_error(kind: str, data: st.DataOb
 
 @pytest.mark.parametrize("kind", sorted(FILES))
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
-def test_a_truncated_file_is_not_a_picture(kind: str, share: float) -> None:
-    with pytest.raises(ValueError, match="not a readable picture"):
+def test_a_truncated_file_is_not_a_image(kind: str, share: float) -> None:
+    with pytest.raises(ValueError, match="not a readable image"):
         read_image(io.BytesIO(FILES[kind][: int(share * len(FILES[kind]))]))
 
 
 def test_the_message_names_the_file(tmp_path: Path) -> None:
-    (tmp_path / "notes.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"notes\.png: not a readable picture"):
+    (tmp_path / "notes.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"notes\.png: not a readable image"):
         read_image(tmp_path / "notes.png")
 
 
@@ -226,13 +226,13 @@ def test_a_missing_file_is_missing(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
 
 
-def test_a_picture_too_large_to_be_honest_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_too_large_to_be_honest_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(ValueError, match="not a readable picture"):
+    with pytest.raises(ValueError, match="not a readable image"):
         read_image(encoded(Image.fromarray(NOISE)))
 
 
-def test_an_upright_picture_stays_upright_when_prepared_twice() -> None:
+def test_an_upright_image_stays_upright_when_prepared_twice() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     once = read_image(encoded(Image.fromarray(NOISE), exif=exif))
@@ -241,6 +241,6 @@ def test_an_upright_picture_stays_upright_when_prepared_twice() -> None:
 
 
 @pytest.mark.parametrize("in_chans", [0, 2, 4])
-def test_pictures_have_one_or_three_channels(in_chans: int) -> None:
+def test_images_have_one_or_three_channels(in_chans: int) -> None:
     with pytest.raises(ValueError, match=f"got {in_chans}"):
         mode_for(in_chans)

@@ -84,7 +84,7 @@ def test_a_file_may_be_opened_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", sorted(PLAIN))
-def test_a_record_that_names_a_class_is_refused_and_not_run(tmp_path: Path, key: bytes) -> None:
+def test_a_record_that_names_a_class_is_rejected_and_not_run(tmp_path: Path, key: bytes) -> None:
     mark = tmp_path / "ran"
     evil = pickle.dumps(Evil(mark) if key != b"00000000" else (b"x", Evil(mark)))
     pickle.loads(evil)
@@ -125,43 +125,43 @@ def test_a_record_that_is_no_sound_pickle_is_a_value_error(tmp_path: Path, conte
 
 
 @pytest.mark.parametrize("record", [b"bytes", (b"x",), ("text", 0), [b"x", 0]], ids=repr)
-def test_a_record_that_is_not_bytes_and_class_is_refused(tmp_path: Path, record: object) -> None:
+def test_a_record_that_is_not_bytes_and_class_is_rejected(tmp_path: Path, record: object) -> None:
     path = write(tmp_path / "a.lmdb", PLAIN | {b"00000000": pickle.dumps(record)})
     with pytest.raises(ValueError, match=r"record 0+ is not"):
         LmdbReader(path)[0]
 
 
 @pytest.mark.parametrize("label", ["one", None])
-def test_a_label_that_is_no_number_is_refused(tmp_path: Path, label: object) -> None:
+def test_a_label_that_is_no_number_is_rejected(tmp_path: Path, label: object) -> None:
     path = write(tmp_path / "a.lmdb", PLAIN | {b"00000000": pickle.dumps((b"x", label))})
     with pytest.raises(ValueError, match=r"record 0+ is not"):
         LmdbReader(path)[0]
 
 
 @pytest.mark.parametrize("length", [0, -1, "3", None])
-def test_a_length_that_is_no_length_is_refused(tmp_path: Path, length: object) -> None:
+def test_a_length_that_is_no_length_is_rejected(tmp_path: Path, length: object) -> None:
     path = write(tmp_path / "a.lmdb", PLAIN | {b"__len__": pickle.dumps(length)})
     with pytest.raises(ValueError, match="__len__ must be a positive number"):
         LmdbReader(path)
 
 
 @pytest.mark.parametrize("classes", [3, None])
-def test_classes_that_are_no_list_of_names_are_refused(tmp_path: Path, classes: object) -> None:
+def test_classes_that_are_no_list_of_names_are_rejected(tmp_path: Path, classes: object) -> None:
     path = write(tmp_path / "a.lmdb", PLAIN | {b"__classes__": pickle.dumps(classes)})
     with pytest.raises(ValueError, match="__classes__"):
         LmdbReader(path)
 
 
-def test_a_class_index_beyond_the_classes_is_refused(tmp_path: Path) -> None:
+def test_a_class_index_beyond_the_classes_is_rejected(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data", {"a": 1})
-    picture = (data / "a" / "0.png").read_bytes()
-    path = write(tmp_path / "a.lmdb", PLAIN | {b"00000000": pickle.dumps((picture, 7))})
+    image = (data / "a" / "0.png").read_bytes()
+    path = write(tmp_path / "a.lmdb", PLAIN | {b"00000000": pickle.dumps((image, 7))})
     with pytest.raises(ValueError, match="7"):
         LmdbSource(path).labels  # noqa: B018  (reading it is the test)
 
 
 @pytest.mark.parametrize("content", [b"", b"text\n" * 2000], ids=["empty", "text"])
-def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_another_kind_of_file_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.lmdb").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.lmdb"):
         LmdbReader(tmp_path / "a.lmdb")
@@ -183,7 +183,7 @@ def _read_all(path: Path) -> None:
         *(share for share in (0.3, 0.6, 0.95)),
     ],
 )
-def test_a_truncated_file_is_refused_and_does_not_crash(tmp_path: Path, share: float) -> None:
+def test_a_truncated_file_is_rejected_and_does_not_crash(tmp_path: Path, share: float) -> None:
     path = tmp_path / "a.lmdb"
     build_lmdb(path, [(os.urandom(3000), i % 2) for i in range(100)], 100, ["a", "b"])
     os.truncate(path, int(share * path.stat().st_size))
@@ -230,10 +230,10 @@ def test_a_folder_that_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_sides_may_be_lmdb_files(tmp_path: Path) -> None:
-    for seed, (side, counts) in enumerate({"train": {"a": 4, "b": 4}, "val": {"a": 1, "b": 2}}.items()):
-        folder = image_folder(tmp_path / side, counts, seed)
-        pack_folder(folder, tmp_path / "data" / f"{side}.lmdb")
+def test_splits_may_be_lmdb_files(tmp_path: Path) -> None:
+    for seed, (split, counts) in enumerate({"train": {"a": 4, "b": 4}, "val": {"a": 1, "b": 2}}.items()):
+        folder = image_folder(tmp_path / split, counts, seed)
+        pack_folder(folder, tmp_path / "data" / f"{split}.lmdb")
     (tmp_path / "run").mkdir()
     config = tiny_config(data=str(tmp_path / "data"), in_chans=3)
     splits = make_split(config, Console(quiet=True), tmp_path / "run")

@@ -99,10 +99,10 @@ def test_an_augmentation_has_another_seed_in_another_epoch() -> None:
     assert all(first[position] != second[position] for position in range(16))
 
 
-def loader_of(side: Split, config: ClassificationConfig, samples: int, start: int = 0) -> Any:
+def loader_of(split: Split, config: ClassificationConfig, samples: int, start: int = 0) -> Any:
     plan = plan_batches(config, samples, 1)
     listed = EpochBatches(samples, plan, config.seed, 0, repeats=config.repeats, start=start)
-    return train_loader(side, train_transform(config), config.in_chans, listed, config.workers)
+    return train_loader(split, train_transform(config), config.in_chans, listed, config.workers)
 
 
 def batches(workers: int, start: int = 0, **changes: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -110,8 +110,8 @@ def batches(workers: int, start: int = 0, **changes: Any) -> list[tuple[torch.Te
     config = tiny_config(
         workers=workers, batch_size=4, base_batch_size=4, crop_scale=(0.1, 1.0), **(random | changes)
     )
-    side = Split(DigitsSource(), list(range(24)))
-    return list(loader_of(side, config, 24, start))
+    split = Split(DigitsSource(), list(range(24)))
+    return list(loader_of(split, config, 24, start))
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +159,9 @@ def test_labels_are_those_of_the_images() -> None:
     plain = {"rotate": 0.0, "hflip": 0.0, "erase_prob": 0.0, "auto_augment": None, "crop_ratio": (1.0, 1.0)}
     config = tiny_config(batch_size=4, base_batch_size=4, crop_scale=(1.0, 1.0), **plain)
     source = DigitsSource()
-    side = Split(source, list(range(100, 124)))
-    known = {bytes(source.read(i, "L").tobytes()): source.labels[i] for i in side.indices}
-    loader = loader_of(side, config, 24)
+    split = Split(source, list(range(100, 124)))
+    known = {bytes(source.read(i, "L").tobytes()): source.labels[i] for i in split.indices}
+    loader = loader_of(split, config, 24)
     for images, labels in loader:
         for image, label in zip(images, labels, strict=True):
             pixels = ((image[0] * 0.5 + 0.5) * 255).round().to(torch.uint8).numpy().tobytes()

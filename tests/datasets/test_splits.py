@@ -28,15 +28,15 @@ def split(data: Path, run: Path, **options: Any) -> Splits:
 
 
 def names(splits: Splits) -> dict[str, list[str]]:
-    sides = {"train": splits.train, "val": splits.val, "test": splits.test}
+    splits = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {
-        name: [side.name(i) for i in range(len(side))] for name, side in sides.items() if side is not None
+        name: [split.name(i) for i in range(len(split))] for name, split in splits.items() if split is not None
     }
 
 
 def contents(splits: Splits) -> dict[str, set[bytes]]:
-    sides = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return {n: {s.source.encoded(i) for i in s.indices} for n, s in sides.items() if s is not None}
+    splits = {"train": splits.train, "val": splits.val, "test": splits.test}
+    return {n: {s.source.encoded(i) for i in s.indices} for n, s in splits.items() if s is not None}
 
 
 @pytest.fixture
@@ -50,20 +50,20 @@ def test_a_flat_folder_is_split_by_class(flat: Path, tmp_path: Path) -> None:
     assert splits.test is not None
     assert [splits.test.labels.count(c) for c in range(3)] == [4, 2, 6]
     assert [splits.val.labels.count(c) for c in range(3)] == [3, 2, 5]  # of the 16, 8 and 24 that are left
-    everything = sorted(name for side in names(splits).values() for name in side)
+    everything = sorted(name for split in names(splits).values() for name in split)
     assert everything == sorted(p.relative_to(flat).as_posix() for p in flat.rglob("*.png"))
 
 
-def test_a_label_is_the_folder_a_picture_lies_in(flat: Path, tmp_path: Path) -> None:
-    side = split(flat, tmp_path / "run").train
-    for i, label in enumerate(side.labels):
-        assert side.name(i).startswith(["ant", "bee", "cat"][label])
+def test_a_label_is_the_folder_a_image_lies_in(flat: Path, tmp_path: Path) -> None:
+    split = split(flat, tmp_path / "run").train
+    for i, label in enumerate(split.labels):
+        assert split.name(i).startswith(["ant", "bee", "cat"][label])
 
 
 def test_the_split_follows_from_the_seed(flat: Path, tmp_path: Path) -> None:
     first, again, other = (names(split(flat, tmp_path / f"run{i}", seed=s)) for i, s in enumerate((1, 1, 2)))
     assert first == again
-    assert all(first[side] != other[side] for side in SPLITS)
+    assert all(first[split] != other[split] for split in SPLITS)
 
 
 def test_the_saved_split_is_opened_again(flat: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_saved_split_is_opened_again(flat: Path, tmp_path: Path) -> None:
     assert names(load_split(config, tmp_path / "run")) == names(made)
 
 
-def test_a_picture_of_the_saved_split_that_is_gone_is_named(flat: Path, tmp_path: Path) -> None:
+def test_a_image_of_the_saved_split_that_is_gone_is_named(flat: Path, tmp_path: Path) -> None:
     made = split(flat, tmp_path / "run")
     gone = made.train.name(0)
     (flat / gone).unlink()
@@ -83,7 +83,7 @@ def test_a_picture_of_the_saved_split_that_is_gone_is_named(flat: Path, tmp_path
         load_split(tiny_config(data=str(flat), in_chans=3), tmp_path / "run")
 
 
-def test_copies_of_a_picture_stay_on_one_side(flat: Path, tmp_path: Path) -> None:
+def test_copies_of_a_image_stay_on_one_split(flat: Path, tmp_path: Path) -> None:
     for name, copies in (("ant/0.png", 9), ("bee/1.png", 2), ("cat/2.png", 5)):
         for i in range(copies):
             shutil.copy(flat / name, (flat / name).with_name(f"copy{name[4]}{i}.png"))
@@ -97,21 +97,21 @@ def test_copies_of_a_picture_stay_on_one_side(flat: Path, tmp_path: Path) -> Non
 
 @pytest.fixture
 def sided(tmp_path: Path) -> Path:
-    for seed, (side, counts) in enumerate(
+    for seed, (split, counts) in enumerate(
         {"train": {"ant": 10, "bee": 10}, "val": {"ant": 3, "bee": 2}, "test": {"ant": 4, "bee": 4}}.items()
     ):
-        image_folder(tmp_path / "data" / side, counts, seed)
+        image_folder(tmp_path / "data" / split, counts, seed)
     return tmp_path / "data"
 
 
-def test_given_sides_are_kept(sided: Path, tmp_path: Path) -> None:
+def test_given_splits_are_kept(sided: Path, tmp_path: Path) -> None:
     splits = split(sided, tmp_path / "run")
-    assert {side: len(found) for side, found in names(splits).items()} == {"train": 20, "val": 5, "test": 8}
+    assert {split: len(found) for split, found in names(splits).items()} == {"train": 20, "val": 5, "test": 8}
     assert "held out" not in splits.message
 
 
 @pytest.mark.parametrize("spelling", ["valid", "validation"])
-def test_other_names_of_the_sides_are_known(sided: Path, tmp_path: Path, spelling: str) -> None:
+def test_other_names_of_the_splits_are_known(sided: Path, tmp_path: Path, spelling: str) -> None:
     (sided / "val").rename(sided / spelling)
     (sided / "train").rename(sided / "training")
     assert [len(found) for found in names(split(sided, tmp_path / "run")).values()] == [20, 5, 8]
@@ -126,14 +126,14 @@ def test_validation_is_held_out_of_train_where_it_is_missing(sided: Path, tmp_pa
     assert "val held out of train, stratified, seed 0" in splits.message
 
 
-def test_no_test_side_is_made_up_where_validation_is_given(sided: Path, tmp_path: Path) -> None:
+def test_no_test_split_is_made_up_where_validation_is_given(sided: Path, tmp_path: Path) -> None:
     shutil.rmtree(sided / "test")
     splits = split(sided, tmp_path / "run")
     assert splits.test is None
     assert len(splits.train) == 20
 
 
-def test_a_picture_on_two_given_sides_leaves_the_earlier_one(sided: Path, tmp_path: Path) -> None:
+def test_a_image_on_two_given_splits_leaves_the_earlier_one(sided: Path, tmp_path: Path) -> None:
     shutil.copy(sided / "test/ant/0.png", sided / "train/ant/leak.png")
     shutil.copy(sided / "val/bee/0.png", sided / "train/bee/leak.png")
     shutil.copy(sided / "test/bee/1.png", sided / "val/bee/leak.png")
@@ -142,28 +142,28 @@ def test_a_picture_on_two_given_sides_leaves_the_earlier_one(sided: Path, tmp_pa
     assert not found["train"] & (found["val"] | found["test"])
     assert not found["val"] & found["test"]
     assert [len(s) for s in found.values()] == [20, 5, 8]
-    rows = {(row["side"], row["file"]): row["reason"] for row in read_rows(tmp_path / "run" / "skipped.csv")}
+    rows = {(row["split"], row["file"]): row["reason"] for row in read_rows(tmp_path / "run" / "skipped.csv")}
     assert rows == {
-        ("train", "ant/leak.png"): "same picture as test/ant/0.png",
-        ("train", "bee/leak.png"): "same picture as val/bee/0.png",
-        ("val", "bee/leak.png"): "same picture as test/bee/1.png",
+        ("train", "ant/leak.png"): "same image as test/ant/0.png",
+        ("train", "bee/leak.png"): "same image as val/bee/0.png",
+        ("val", "bee/leak.png"): "same image as test/bee/1.png",
     }
 
 
-def test_a_side_with_unknown_classes_is_refused(sided: Path, tmp_path: Path) -> None:
+def test_a_split_with_unknown_classes_is_rejected(sided: Path, tmp_path: Path) -> None:
     image_folder(sided / "test", {"wasp": 1})
     with pytest.raises(ValueError, match=r"test has class folders .*: wasp"):
         split(sided, tmp_path / "run")
 
 
-def test_a_side_may_lack_a_class(sided: Path, tmp_path: Path) -> None:
+def test_a_split_may_lack_a_class(sided: Path, tmp_path: Path) -> None:
     shutil.rmtree(sided / "val" / "bee")
     splits = split(sided, tmp_path / "run")
     assert splits.val.labels == [0, 0, 0]
     assert splits.classes == ["ant", "bee"]
 
 
-def test_sides_without_train_are_refused(sided: Path, tmp_path: Path) -> None:
+def test_splits_without_train_are_rejected(sided: Path, tmp_path: Path) -> None:
     shutil.rmtree(sided / "train")
     with pytest.raises(ValueError, match="no train folder"):
         split(sided, tmp_path / "run")
@@ -171,17 +171,17 @@ def test_sides_without_train_are_refused(sided: Path, tmp_path: Path) -> None:
 
 def spoil(folder: Path) -> dict[str, str]:
     """Four files of the kinds that are met in practice."""
-    picture = (folder / "ant" / "0.png").read_bytes()
+    image = (folder / "ant" / "0.png").read_bytes()
     jpeg = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(jpeg, "JPEG")
     (folder / "ant" / "cut.jpg").write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 2])
-    (folder / "ant" / "cut.png").write_bytes(picture[: len(picture) - 30])
+    (folder / "ant" / "cut.png").write_bytes(image[: len(image) - 30])
     (folder / "bee" / "notes.png").write_text("this is a text")
     (folder / "cat" / "empty.png").write_bytes(b"")
     return {
         "ant/cut.jpg": "truncated",
         "ant/cut.png": "",
-        "bee/notes.png": "not in a picture format",
+        "bee/notes.png": "not in a image format",
         "cat/empty.png": "",
     }
 
@@ -192,10 +192,10 @@ def test_unreadable_files_are_listed_and_left_out(flat: Path, tmp_path: Path) ->
     rows = read_rows(tmp_path / "run" / "skipped.csv")
     assert [row["file"] for row in rows] == sorted(spoiled)
     for row in rows:
-        assert row["side"] == "train"
+        assert row["split"] == "train"
         assert spoiled[row["file"]] in row["reason"]
         assert row["reason"]
-    used = {name for side in names(splits).values() for name in side}
+    used = {name for split in names(splits).values() for name in split}
     assert not used & set(spoiled)
     assert len(used) == 60
 
@@ -207,7 +207,7 @@ def test_too_many_unreadable_files_stop_the_run(flat: Path, tmp_path: Path) -> N
     assert len(read_rows(tmp_path / "run" / "skipped.csv")) == 4
 
 
-def test_reading_headers_alone_finds_what_is_no_picture(flat: Path, tmp_path: Path) -> None:
+def test_reading_headers_alone_finds_what_is_no_image(flat: Path, tmp_path: Path) -> None:
     spoil(flat)
     split(flat, tmp_path / "run", max_skipped=0.1, check_images="header")
     found = {row["file"] for row in read_rows(tmp_path / "run" / "skipped.csv")}
@@ -230,30 +230,30 @@ def test_hidden_files_and_folders_and_other_files_are_left_out(flat: Path, tmp_p
     assert sum(map(len, names(split(flat, tmp_path / "run")).values())) == 60
 
 
-def test_pictures_in_a_hidden_folder_of_a_class_are_left_out(flat: Path) -> None:
+def test_images_in_a_hidden_folder_of_a_class_are_left_out(flat: Path) -> None:
     (flat / "ant" / ".cache").mkdir()
     shutil.copy(flat / "ant/0.png", flat / "ant" / ".cache" / "0.png")
     assert len(FolderSource(flat)) == 60
 
 
-def test_pictures_below_a_class_folder_belong_to_it(flat: Path) -> None:
+def test_images_below_a_class_folder_belong_to_it(flat: Path) -> None:
     (flat / "ant" / "more" / "deep").mkdir(parents=True)
     shutil.copy(flat / "ant/0.png", flat / "ant" / "more" / "deep" / "X.PNG")
     source = FolderSource(flat)
     assert [source.labels[i] for i in range(len(source)) if source.name(i) == "ant/more/deep/X.PNG"] == [0]
 
 
-def test_a_class_of_one_picture_is_trained_on(tmp_path: Path) -> None:
+def test_a_class_of_one_image_is_trained_on(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data", {"ant": 10, "bee": 1})
     found = names(split(data, tmp_path / "run"))
     assert "bee/0.png" in found["train"]
 
 
-@pytest.mark.parametrize("counts", [{}, {"ant": 0, "bee": 0}], ids=["no classes", "no pictures"])
-def test_an_empty_folder_is_refused(tmp_path: Path, counts: dict[str, int]) -> None:
+@pytest.mark.parametrize("counts", [{}, {"ant": 0, "bee": 0}], ids=["no classes", "no images"])
+def test_an_empty_folder_is_rejected(tmp_path: Path, counts: dict[str, int]) -> None:
     (tmp_path / "data").mkdir()
     image_folder(tmp_path / "data", counts)
-    with pytest.raises(ValueError, match=r"no pictures in .*CLASS/picture\.jpg"):
+    with pytest.raises(ValueError, match=r"no images in .*CLASS/image\.jpg"):
         split(tmp_path / "data", tmp_path / "run")
 
 
@@ -262,8 +262,8 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
         split(image_folder(tmp_path / "data", {"ant": 9}), tmp_path / "run")
 
 
-def test_a_side_without_pictures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the test side of .* has no images"):
+def test_a_split_without_images_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the test split of .* has no images"):
         split(image_folder(tmp_path / "data", {"ant": 1, "bee": 1}), tmp_path / "run")
 
 
@@ -277,7 +277,7 @@ def test_digits_need_no_files(tmp_path: Path) -> None:
     splits = make_split(tiny_config(test_fraction=0.2, val_fraction=0.1), QUIET, tmp_path / "run")
     found = names(splits)
     assert len(splits.classes) == 10
-    assert sum(map(len, found.values())) == len({n for side in found.values() for n in side}) == 1797
+    assert sum(map(len, found.values())) == len({n for split in found.values() for n in split}) == 1797
     assert splits.test is not None
     assert len(splits.test) == pytest.approx(0.2 * 1797, abs=10)
     assert json.loads((tmp_path / "run" / "split.json").read_text())["test"] == found["test"]
@@ -317,7 +317,7 @@ def test_a_holdout_keeps_something_of_every_class(
             assert here & set(held)
 
 
-def test_classes_without_pictures_and_pictures_in_two_classes_are_told(tmp_path: Path) -> None:
+def test_classes_without_images_and_images_in_two_classes_are_told(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data", {"a": 6, "b": 6, "lonely": 1})
     (data / "empty").mkdir()
     shutil.copy(data / "a" / "0.png", data / "b" / "copy.png")
@@ -325,12 +325,12 @@ def test_classes_without_pictures_and_pictures_in_two_classes_are_told(tmp_path:
     console = Console(record=True, width=200, quiet=False, file=io.StringIO())
     make_split(tiny_config(data=str(data), test_fraction=0.3, val_fraction=0.3), console, tmp_path / "run")
     told = console.export_text()
-    assert "no pictures in empty" in told
-    assert "one picture, which is never tested, in lonely" in told
-    assert "1 pictures lie in two classes: b/copy.png is a/0.png" in told
+    assert "no images in empty" in told
+    assert "one image, which is never tested, in lonely" in told
+    assert "1 images lie in two classes: b/copy.png is a/0.png" in told
 
 
-def test_pictures_without_class_folders_are_one_class(tmp_path: Path) -> None:
+def test_images_without_class_folders_are_one_class(tmp_path: Path) -> None:
     data = image_folder(tmp_path, {"faces": 9}) / "faces"
     (tmp_path / "run").mkdir()
     config = tiny_config(data=str(data), test_fraction=0.3, val_fraction=0.3)

@@ -20,7 +20,7 @@ def test_the_total_batch_of_a_recipe_is_met_by_accumulation() -> None:
     assert plan.global_batch_size == 4096
     assert plan.steps_per_epoch == 312
     assert plan.lr == 4e-3
-    assert "4096 = 128 images × 4 process(es) × 8 pass(es), learning rate 0.004" in plan.message
+    assert "4096 = 128 images × 4 process(es) × 8 micro-batch(es), learning rate 0.004" in plan.message
 
 
 def test_another_total_batch_scales_the_learning_rate_and_says_so() -> None:
@@ -52,7 +52,7 @@ def test_mixing_makes_an_odd_batch_even() -> None:
 @pytest.mark.parametrize(
     ("samples", "processes", "even"), [(0, 1, False), (3, 4, False), (1, 1, True), (3, 2, True)]
 )
-def test_too_few_images_for_the_processes_are_refused(samples: int, processes: int, even: bool) -> None:
+def test_too_few_images_for_the_processes_are_rejected(samples: int, processes: int, even: bool) -> None:
     with pytest.raises(ValueError, match=f"{samples} training images are too few.*{'pairs' if even else ''}"):
         plan_batches(config(), samples, processes, even)
 

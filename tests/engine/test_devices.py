@@ -61,7 +61,7 @@ def test_other_processors_ask_onednn_where_torch_has_it(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_a_device_that_is_not_there_is_refused(tmp_path: object) -> None:
+def test_a_device_that_is_not_there_is_rejected(tmp_path: object) -> None:
     with pytest.raises(ValueError, match=r"device cuda is not available here \((cpu|mps) is\)"):
         make_accelerator(TrainConfig(device="cuda", tracker="none"), str(tmp_path))
 
@@ -75,7 +75,7 @@ def test_a_launcher_that_accelerate_did_not_see_is_an_error(
         make_accelerator(TrainConfig(device="cpu", tracker="none"), str(tmp_path))
 
 
-def test_another_launchers_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_launchers_fsdp_is_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="start with torchrun and give --shard true"):
         make_accelerator(TrainConfig(device="cpu", tracker="none"), str(tmp_path))

@@ -58,7 +58,7 @@ def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process
     run = tmp_path / "run"
     ended = torchrun("train", "digits", *options(BATCH // 2), f"--out={run}")
     assert ended.returncode == 0, ended.stderr
-    assert "16 images × 2 process(es) × 1 pass(es)" in ended.stdout
+    assert "16 images × 2 process(es) × 1 micro-batch(es)" in ended.stdout
     assert ended.stdout.count("epoch   1/2") == 1, "only the main process speaks"
     assert_same_weights(run, one_process, 1e-5)
     for ours, theirs in zip(
@@ -72,7 +72,7 @@ def test_two_accumulated_passes_train_the_weights_of_one(tmp_path: Path, one_pro
     run = tmp_path / "run"
     ended = atconv("train", "digits", *options(BATCH // 2), f"--out={run}", plots=False)
     assert ended.code == 0, ended.err
-    assert "16 images × 1 process(es) × 2 pass(es)" in ended.out
+    assert "16 images × 1 process(es) × 2 micro-batch(es)" in ended.out
     assert_same_weights(run, one_process, 1e-5)
 
 

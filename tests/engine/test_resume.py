@@ -54,7 +54,7 @@ def resumed(run: Path) -> Finished:
     return ended
 
 
-def figures(run: Path, name: str) -> list[dict[str, str]]:
+def table(run: Path, name: str) -> list[dict[str, str]]:
     """The rows of a table, but for the speed of the machine."""
     return [{k: v for k, v in row.items() if "second" not in k} for row in read_rows(run / name)]
 
@@ -64,7 +64,7 @@ def assert_same_end(run: Path, expected: Path) -> None:
     for name in ("model.safetensors", f"{last}/state.safetensors"):
         assert (run / name).read_bytes() == (expected / name).read_bytes(), name
     for name in ("metrics.csv", "inhibition.csv", "predictions.csv"):
-        assert figures(run, name) == figures(expected, name), name
+        assert table(run, name) == table(expected, name), name
     assert [p.name for p in (run / "checkpoints").iterdir()] == [Path(last).name]
     assert not [p for p in run.rglob("*") if p.name.startswith(".writing")]
 
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_stops_the_resume_in_one_line(tmp_path: Path, unint
     assert f"{newest} is damaged" in ended.err
 
 
-def test_resuming_with_other_batches_is_refused(tmp_path: Path, uninterrupted: Path) -> None:
+def test_resuming_with_other_batches_is_rejected(tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     config = run / "config.yaml"
@@ -160,7 +160,7 @@ def test_resuming_with_other_batches_is_refused(tmp_path: Path, uninterrupted: P
     assert re.search(r"10 steps an epoch of 32 images, this run has \d+ of 16", ended.err)
 
 
-def test_the_checkpoint_holds_what_is_needed_to_go_on(uninterrupted: Path) -> None:
+def test_the_checkpoint_holds_what_is_needed_to_resume(uninterrupted: Path) -> None:
     newest = latest_checkpoint(uninterrupted / "checkpoints")
     assert newest is not None
     state = load_checkpoint(newest)
@@ -189,7 +189,7 @@ def test_two_commands_do_not_train_in_one_folder(tmp_path: Path) -> None:
     assert load_checkpoint(latest_checkpoint(run / "checkpoints"))["epoch"] >= 0
 
 
-def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+def test_an_interrupt_says_how_to_resume(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start_atconv(
         "train", "digits", *tiny_options(epochs=500, checkpoint_steps=1), f"--out={run}", output=tmp_path

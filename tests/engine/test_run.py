@@ -68,9 +68,9 @@ def test_a_run_is_loaded_for_use() -> None:
     model, transform, classes = atconv.load(trained_run())
     assert not model.training
     assert len(classes) == model.num_classes == 10
-    picture = Image.fromarray(np.zeros((30, 20, 4), np.uint8))
-    assert transform(picture).shape == (1, 8, 8)
-    assert model(transform(picture)[None]).shape == (1, 10)
+    image = Image.fromarray(np.zeros((30, 20, 4), np.uint8))
+    assert transform(image).shape == (1, 8, 8)
+    assert model(transform(image)[None]).shape == (1, 10)
 
 
 @pytest.fixture

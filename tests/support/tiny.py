@@ -6,14 +6,17 @@ import atexit
 import csv
 import functools
 import importlib
+import io
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -26,6 +29,7 @@ from PIL import Image
 
 from atconv.tasks import train
 from atconv.tasks.classification.config import ClassificationConfig
+from atconv_command import main
 
 # Inherited by the processes started below: two OpenMP programs at once slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -124,23 +128,51 @@ class KillAt:
     nth: int = 1
 
 
-def atconv(*arguments: str | Path, kill_at: KillAt | None = None, plots: bool = True) -> Finished:
-    """Run `atconv ARGUMENT...` in a process of its own to its end, or until it is killed (code −9)."""
+def atconv(
+    *arguments: str | Path, kill_at: KillAt | None = None, plots: bool = True, own_process: bool = False
+) -> Finished:
+    """Run `atconv ARGUMENT...` to its end: in this process, which saves seconds, or where it is to be killed
+    (code −9) or asked for in a process of its own."""
+    texts = [str(argument) for argument in arguments]
+    if kill_at is None and not own_process:
+        return _run_here(texts, plots)
     with tempfile.TemporaryDirectory() as folder:
-        process = start_atconv(*arguments, output=Path(folder), kill_at=kill_at, plots=plots)
+        process = start_atconv(*texts, output=Path(folder), kill_at=kill_at, plots=plots)
         process.join(180)
         if process.exitcode is None:
             process.kill()
-            raise TimeoutError(f"atconv {' '.join(map(str, arguments))} hangs")
+            raise TimeoutError(f"atconv {' '.join(texts)} hangs")
         return Finished(
             process.exitcode, (Path(folder) / "out").read_text(), (Path(folder) / "err").read_text()
         )
 
 
+def _run_here(arguments: list[str], plots: bool) -> Finished:
+    """The command in this process, which is left as it was."""
+    reset_accelerate()
+    logger, out, err = logging.getLogger("atconv"), io.StringIO(), io.StringIO()
+    handlers, level, code = list(logger.handlers), logger.level, 0
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["atconv", *arguments]),
+        nullcontext() if plots else no_plots(),
+    ):
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
+            reset_accelerate()
+    return Finished(code, out.getvalue(), err.getvalue())
+
+
 def start_atconv(
     *arguments: str | Path, output: Path, kill_at: KillAt | None = None, plots: bool = True
 ) -> ForkServerProcess:
-    """Start it; its output goes to the files out and err of a folder."""
+    """Start it in a process of its own; its output goes to the files out and err of a folder."""
     return start_process(_command, [str(a) for a in arguments], output, kill_at, plots)
 
 
@@ -162,29 +194,21 @@ def _command(arguments: list[str], output: Path, kill_at: KillAt | None, plots: 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT), descriptor)
-    if not plots:
-        skip_plots()
     if kill_at is not None:
         _arm(kill_at)
-    from atconv_command import main
-
     sys.argv = ["atconv", *arguments]
-    main()
+    with nullcontext() if plots else no_plots():
+        main()
 
 
-def skip_plots() -> list[Any]:
-    """Leave out the plots at the end of a run, which take longer than a tiny run itself.
-
-    Returns the patches, to be stopped.
-    """
-    from atconv.tasks.classification import plots
-    from atconv.tasks.common import report
-
-    patches = [mock.patch.object(plots, name) for name in ("plot_confusion_matrix", "plot_mistakes")]
-    patches.append(mock.patch.object(report, "plot_curves"))
-    for patch in patches:
-        patch.start()
-    return patches
+@contextmanager
+def no_plots() -> Iterator[None]:
+    """Leave out the plots at the end of a run, which take longer than a tiny run itself."""
+    names = ("classification.plots.plot_confusion_matrix", "classification.plots.plot_mistakes")
+    with ExitStack() as stack:
+        for name in (*names, "common.report.plot_curves"):
+            stack.enter_context(mock.patch(f"atconv.tasks.{name}"))
+        yield
 
 
 def _arm(kill_at: KillAt) -> None:

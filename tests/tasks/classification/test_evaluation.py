@@ -97,8 +97,8 @@ def test_the_command_writes_every_file(evaluated: tuple[Finished, Path]) -> None
     _, folder = evaluated
     names = ["confusion.png", "metrics.json", "mistakes.png", "per_class.csv", "predictions.csv"]
     assert sorted(p.name for p in folder.iterdir()) == names
-    for picture in folder.glob("*.png"):
-        with Image.open(picture) as image:
+    for image in folder.glob("*.png"):
+        with Image.open(image) as image:
             assert min(image.size) > 200
 
 
@@ -132,7 +132,7 @@ def test_labels_are_those_of_the_data(evaluated: tuple[Finished, Path]) -> None:
         assert source.classes[source.labels[int(row["image"])]] == row["label"]
 
 
-def test_the_test_side_is_the_one_held_out_in_training(run: Path, evaluated: tuple[Finished, Path]) -> None:
+def test_the_test_split_is_the_one_held_out_in_training(run: Path, evaluated: tuple[Finished, Path]) -> None:
     held_out = json.loads((run / "split.json").read_text())["test"]
     assert [row["image"] for row in read_rows(evaluated[1] / "predictions.csv")] == held_out
 
@@ -146,7 +146,7 @@ def test_evaluation_says_what_the_run_said_after_training(
         assert now[name] == after_training[name], name
 
 
-def test_another_side_may_be_asked_for(run: Path) -> None:
+def test_another_split_may_be_asked_for(run: Path) -> None:
     ended = atconv("evaluate", run, "digits", "--split=val", "--workers=0", plots=False)
     assert ended.code == 0, ended.err
     held_out = json.loads((run / "split.json").read_text())["val"]
@@ -172,7 +172,7 @@ def test_a_folder_of_other_images_is_evaluated_whole(run: Path, tmp_path: Path) 
     assert [row["images"] for row in metrics["per_class"]] == [1, 2, 2, 0, 0, 0, 0, 0, 0, 0]
 
 
-def test_unreadable_pictures_are_named_and_left_out(run: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_named_and_left_out(run: Path, tmp_path: Path) -> None:
     folder = save_digits(tmp_path / "spoiled", [0, 1, 2])
     (folder / "1" / "bad.png").write_text("text")
     ended = atconv("evaluate", run, folder, "--workers=0", plots=False)
@@ -185,7 +185,7 @@ def test_unreadable_pictures_are_named_and_left_out(run: Path, tmp_path: Path) -
     ("make", "message"),
     [
         (lambda root: image_folder(root, {"1": 1, "wasp": 1}), "not among the run's classes: wasp"),
-        (lambda root: root.mkdir(), "no pictures in"),
+        (lambda root: root.mkdir(), "no images in"),
         (lambda root: None, "does not exist"),
     ],
     ids=["unknown class", "empty", "missing"],
@@ -198,14 +198,14 @@ def test_data_that_does_not_fit_is_told_in_one_line(run: Path, tmp_path: Path, m
     assert message in ended.err
 
 
-def test_a_side_that_the_data_lacks_is_told(run: Path, tmp_path: Path) -> None:
+def test_a_split_that_the_data_lacks_is_told(run: Path, tmp_path: Path) -> None:
     folder = save_digits(tmp_path / "flat", [0, 1, 2])
     ended = atconv("evaluate", run, folder, "--split=val")
     assert ended.code == 2
-    assert "has no val side, only all" in ended.err
+    assert "has no val split, only all" in ended.err
 
 
-def test_all_sides_of_one_source_can_be_judged_together(run: Path) -> None:
+def test_all_splits_of_one_source_can_be_judged_together(run: Path) -> None:
     ended = atconv("evaluate", run, "digits", "--split=all", "--workers=0")
     assert ended.code == 0, ended.err
     assert json.loads((run / "evaluation" / "digits-all" / "metrics.json").read_text())["images"] == 1797

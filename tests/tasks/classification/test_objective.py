@@ -234,13 +234,13 @@ def test_a_teacher_from_a_run_answers_as_the_run_does() -> None:
     torch.testing.assert_close(teacher(IMAGES), model(IMAGES).detach())
 
 
-def test_a_teacher_sees_the_same_picture_in_its_own_normalization() -> None:
-    picture = torch.rand(2, 3, 8, 8)
+def test_a_teacher_sees_the_same_image_in_its_own_normalization() -> None:
+    image = torch.rand(2, 3, 8, 8)
     own = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     students = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
     def normalized(mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-        return (picture - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+        return (image - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
     model = Fixed(torch.zeros(2, 3))
     model.pretrained_cfg = {"input_size": (3, 8, 8), **own}
@@ -249,7 +249,7 @@ def test_a_teacher_sees_the_same_picture_in_its_own_normalization() -> None:
     torch.testing.assert_close(model.seen, normalized(**own))
 
 
-def test_a_teacher_of_fixed_size_gets_pictures_of_that_size() -> None:
+def test_a_teacher_of_fixed_size_gets_images_of_that_size() -> None:
     model = Fixed(torch.zeros(2, 3))
     model.pretrained_cfg = {
         "input_size": (3, 16, 16),
@@ -279,7 +279,7 @@ def test_a_teacher_from_a_weights_file(tmp_path: Path) -> None:
     ],
     ids=["classes", "channels", "unknown", "no weights"],
 )
-def test_a_teacher_that_does_not_fit_is_refused(options: dict[str, Any], classes: int, message: str) -> None:
+def test_a_teacher_that_does_not_fit_is_rejected(options: dict[str, Any], classes: int, message: str) -> None:
     config = tiny_config(**({"distill": "soft", "teacher": str(trained_run())} | options))
     with pytest.raises(ValueError, match=message):
         make_teacher(config, classes)

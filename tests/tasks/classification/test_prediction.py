@@ -18,9 +18,9 @@ from support.tiny import atconv, trained_run
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three scans, one of them in a folder below."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     (folder / "below").mkdir()
     for i, name in enumerate(("a.png", "b.PNG", "below/c.png")):
         DigitsSource().read(i, "L").save(folder / name)
@@ -29,15 +29,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def with_a_bad_one(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(shutil.copytree(pictures, tmp_path_factory.mktemp("spoiled") / "pictures"))
+def with_a_bad_one(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(images, tmp_path_factory.mktemp("spoiled") / "images"))
     (folder / "bad.png").write_text("text")
     return folder
 
 
-def test_predictions_are_those_of_the_loaded_model(pictures: Path) -> None:
+def test_predictions_are_those_of_the_loaded_model(images: Path) -> None:
     model, transform, classes = package.load(trained_run())
-    paths = find_images([str(pictures)])
+    paths = find_images([str(images)])
     inputs = torch.stack([transform(DigitsSource().read(i, "L")) for i in range(3)])
     with torch.inference_mode():
         expected = model(inputs).softmax(1)
@@ -60,39 +60,39 @@ def test_predictions_do_not_depend_on_the_batch(with_a_bad_one: Path, batch_size
         assert ours.probabilities == pytest.approx(single.probabilities, abs=1e-6)
 
 
-def test_folders_files_and_globs_give_each_picture_once(pictures: Path) -> None:
-    everything = [pictures / "a.png", pictures / "b.PNG", pictures / "below" / "c.png"]
-    assert find_images([str(pictures)]) == everything
-    assert find_images([str(pictures / "*.png"), str(pictures), str(pictures / "a.png")]) == everything
-    assert find_images([str(pictures / "**" / "c.png")]) == everything[2:]
+def test_folders_files_and_globs_give_each_image_once(images: Path) -> None:
+    everything = [images / "a.png", images / "b.PNG", images / "below" / "c.png"]
+    assert find_images([str(images)]) == everything
+    assert find_images([str(images / "*.png"), str(images), str(images / "a.png")]) == everything
+    assert find_images([str(images / "**" / "c.png")]) == everything[2:]
 
 
-def test_a_name_that_looks_like_a_glob_is_a_name(pictures: Path, tmp_path: Path) -> None:
-    path = Path(shutil.copy(pictures / "a.png", tmp_path / "a[1]*.png"))
+def test_a_name_that_looks_like_a_glob_is_a_name(images: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(images / "a.png", tmp_path / "a[1]*.png"))
     assert find_images([str(path)]) == [path]
 
 
-def test_a_pattern_without_pictures_is_told(pictures: Path, tmp_path: Path) -> None:
+def test_a_pattern_without_images_is_told(images: Path, tmp_path: Path) -> None:
     for pattern in (str(tmp_path), str(tmp_path / "*.png"), str(tmp_path / "none.png")):
-        with pytest.raises(FileNotFoundError, match="no picture at"):
-            find_images([str(pictures), pattern])
+        with pytest.raises(FileNotFoundError, match="no image at"):
+            find_images([str(images), pattern])
 
 
-def test_the_table_shows_the_classes_of_each_picture(pictures: Path) -> None:
-    ended = atconv("predict", trained_run(), pictures, "--top=2")
+def test_the_table_shows_the_classes_of_each_image(images: Path) -> None:
+    ended = atconv("predict", trained_run(), images, "--top=2")
     assert ended.code == 0, ended.err
-    assert "3 pictures" in ended.out
+    assert "3 images" in ended.out
     assert ended.out.count(" %") == 6
 
 
-def test_json_holds_every_picture(with_a_bad_one: Path) -> None:
+def test_json_holds_every_image(with_a_bad_one: Path) -> None:
     ended = atconv("predict", trained_run(), with_a_bad_one, "--json", "--top=3")
     assert ended.code == 0, ended.err
     found = {Path(p["image"]).name: p for p in json.loads(ended.out)}
     assert set(found) == {"a.png", "b.PNG", "c.png", "bad.png"}
     assert len(found["a.png"]["classes"]) == len(found["a.png"]["probabilities"]) == 3
     assert found["a.png"]["error"] is None
-    assert "not a readable picture" in found["bad.png"]["error"]
+    assert "not a readable image" in found["bad.png"]["error"]
 
 
 def test_csv_holds_a_row_for_each_rank(with_a_bad_one: Path) -> None:
@@ -103,20 +103,20 @@ def test_csv_holds_a_row_for_each_rank(with_a_bad_one: Path) -> None:
     assert all(0 <= float(row["probability"]) <= 1 for row in rows)
 
 
-def test_an_unreadable_picture_does_not_stop_the_others(with_a_bad_one: Path) -> None:
+def test_an_unreadable_image_does_not_stop_the_others(with_a_bad_one: Path) -> None:
     ended = atconv("predict", trained_run(), with_a_bad_one)
     assert ended.code == 0
-    assert "3 pictures" in ended.out
+    assert "3 images" in ended.out
     assert ended.err.count("\n") == 1
-    assert "bad.png: not a readable picture" in ended.err
+    assert "bad.png: not a readable image" in ended.err
 
 
-def test_more_classes_than_there_are_gives_all(pictures: Path) -> None:
-    ended = atconv("predict", trained_run(), pictures / "a.png", "--top=99", "--json")
+def test_more_classes_than_there_are_gives_all(images: Path) -> None:
+    ended = atconv("predict", trained_run(), images / "a.png", "--top=99", "--json")
     assert len(json.loads(ended.out)[0]["classes"]) == 10
 
 
-def test_a_transparent_and_a_deep_picture_are_classified(tmp_path: Path) -> None:
+def test_a_transparent_and_a_deep_image_are_classified(tmp_path: Path) -> None:
     gray = DigitsSource().read(0, "L")
     gray.convert("RGBA").save(tmp_path / "rgba.png")
     gray.save(tmp_path / "gray.png")
@@ -124,8 +124,8 @@ def test_a_transparent_and_a_deep_picture_are_classified(tmp_path: Path) -> None
     assert one.probabilities == other.probabilities
 
 
-def test_the_table_shows_names_as_they_are(pictures: Path, tmp_path: Path) -> None:
-    shutil.copy(pictures / "a.png", tmp_path / "p[a].png")
+def test_the_table_shows_names_as_they_are(images: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "a.png", tmp_path / "p[a].png")
     ended = atconv("predict", trained_run(), tmp_path / "p[a].png", "--top=1")
     assert "p[a].png" in ended.out.replace("\n", "")
 

@@ -150,7 +150,7 @@ def test_a_damaged_configuration_is_a_value_error(tmp_path: Path, text: str) -> 
         ({"mean": (0.1, 0.2)}, "mean must have one value, or one for each of 1 channels"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_go_together_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
 

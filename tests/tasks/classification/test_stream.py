@@ -21,13 +21,13 @@ SPLITS = {"train": 48, "val": 16}
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A tar file a side, two classes, and the _info.json that timm reads."""
+    """A tar file a split, two classes, and the _info.json that timm reads."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "wds"
     folder.mkdir()
     splits = {}
-    for side, count in SPLITS.items():
-        name = f"{side}-0000.tar"
+    for split, count in SPLITS.items():
+        name = f"{split}-0000.tar"
         with tarfile.open(folder / name, "w") as archive:
             for i in range(count):
                 image = io.BytesIO()
@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
                     member = tarfile.TarInfo(f"{i:04d}.{suffix}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
-        splits[side] = {"name": side, "filenames": [name], "shard_lengths": [count], "num_samples": count}
+        splits[split] = {"name": split, "filenames": [name], "shard_lengths": [count], "num_samples": count}
     (folder / "_info.json").write_text(json.dumps({"splits": splits}))
     return folder
 
@@ -56,12 +56,12 @@ def options(root: Path, **changes: Any) -> list[str]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_trains_on_a_stream(root: Path, tmp_path: Path, workers: int) -> None:
     run = tmp_path / "run"
-    ended = atconv("train", "wds/pictures", *options(root, workers=workers), f"--out={run}")
+    ended = atconv("train", "wds/images", *options(root, workers=workers), f"--out={run}")
     assert ended.code == 0, ended.err
     [row] = read_rows(run / "metrics.csv")
     assert int(row["step"]) == 6
     assert (run / "model.safetensors").is_file()
-    assert json.loads((run / "metrics.json").read_text())["side"] == "val"
+    assert json.loads((run / "metrics.json").read_text())["split"] == "val"
     assert (run / "confusion.png").is_file()
     assert (run / "mistakes.png").is_file()
 
@@ -70,7 +70,7 @@ def test_a_resumed_stream_restarts_its_epoch_and_says_so(root: Path, tmp_path: P
     run = tmp_path / "run"
     arguments = options(root, epochs=2)
     kill = KillAt("torch.optim.AdamW.step", nth=6 + 4)
-    killed = atconv("train", "wds/pictures", *arguments, f"--out={run}", kill_at=kill)
+    killed = atconv("train", "wds/images", *arguments, f"--out={run}", kill_at=kill)
     assert killed.code == -9
     ended = atconv("train", "--resume", run, plots=False)
     assert ended.code == 0, ended.err
@@ -91,7 +91,7 @@ def test_a_resumed_stream_restarts_its_epoch_and_says_so(root: Path, tmp_path: P
 def test_what_a_stream_needs_is_said(
     root: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    ended = atconv("train", "wds/pictures", *options(root, **changes), f"--out={tmp_path / 'run'}")
+    ended = atconv("train", "wds/images", *options(root, **changes), f"--out={tmp_path / 'run'}")
     assert ended.code == 2
     assert ended.err.count("\n") == 1, ended.err
     assert message in ended.err

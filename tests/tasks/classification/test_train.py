@@ -34,7 +34,7 @@ from support.tiny import (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_pictures() -> Any:
+def _no_images() -> Any:
     patches = skip_plots()
     yield
     for patch in patches:
@@ -87,7 +87,7 @@ def test_lambda_is_logged_by_layer_and_epoch(plain: Path) -> None:
     assert all(0 < float(row["min"]) <= float(row["mean"]) <= float(row["max"]) < 1 for row in rows)
 
 
-def test_the_test_side_is_read_once_and_after_training(
+def test_the_test_split_is_read_once_and_after_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
@@ -206,9 +206,9 @@ def initial_weights_of(data: Path) -> dict[str, Tensor]:
     return make_model(tiny_config(data=str(data), in_chans=3), 2, Console(quiet=True)).state_dict()
 
 
-def test_a_set_too_small_for_mixing_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    for seed, side in enumerate(("train", "val")):
-        image_folder(tmp_path / "data" / side, {"ant": 1, "bee": 0}, seed)
+def test_a_set_too_small_for_mixing_is_rejected_and_leaves_nothing(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "val")):
+        image_folder(tmp_path / "data" / split, {"ant": 1, "bee": 0}, seed)
     with pytest.raises(ValueError, match=r"1 training images are too few .* set mixup and cutmix to 0"):
         train_tiny(tmp_path / "run", data=str(tmp_path / "data"), in_chans=3, mixup=0.2)
     assert not (tmp_path / "run").exists()
@@ -245,7 +245,7 @@ def changed_one(a: dict[str, Tensor], b: dict[str, Tensor], name: str) -> bool:
     return not torch.equal(a[name], b[name])
 
 
-def test_a_run_gives_its_model_channels_and_normalisation_with_its_weights(tmp_path: Path) -> None:
+def test_a_run_gives_its_model_channels_and_normalization_with_its_weights(tmp_path: Path) -> None:
     source = train_tiny(tmp_path / "source", mean=(0.2,), std=(0.9,))
     options = {"model": "attnet_s", "model_args": {}, "in_chans": 3, "mean": None, "std": None}
     run = train_tiny(tmp_path / "run", checkpoint=str(source), **options)
@@ -271,7 +271,7 @@ def test_weights_from_a_file_of_the_release_are_the_start(tmp_path: Path, suffix
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_damaged_weights_of_another_run_are_refused_and_leave_nothing(tmp_path: Path, share: float) -> None:
+def test_damaged_weights_of_another_run_are_rejected_and_leave_nothing(tmp_path: Path, share: float) -> None:
     source = Path(shutil.copytree(trained_run(), tmp_path / "source"))
     content = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(content[: int(share * len(content))])
@@ -280,7 +280,7 @@ def test_damaged_weights_of_another_run_are_refused_and_leave_nothing(tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_of_a_run_without_a_model_are_refused(tmp_path: Path) -> None:
+def test_weights_of_a_run_without_a_model_are_rejected(tmp_path: Path) -> None:
     source = Path(shutil.copytree(trained_run(), tmp_path / "source"))
     (source / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="has no model yet"):
@@ -349,10 +349,10 @@ def test_an_option_that_does_not_fit_is_named_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_sides_are_those_of_the_split(plain: Path) -> None:
+def test_splits_are_those_of_the_split(plain: Path) -> None:
     split = json.loads((plain / "split.json").read_text())
-    side = Split(DigitsSource(), [int(name) for name in split["train"]])
-    assert len(side) // 32 == int(read_rows(plain / "metrics.csv")[0]["step"])
+    split = Split(DigitsSource(), [int(name) for name in split["train"]])
+    assert len(split) // 32 == int(read_rows(plain / "metrics.csv")[0]["step"])
 
 
 def test_the_input_of_a_run_comes_with_its_weights_unless_chosen(tmp_path: Path) -> None:
