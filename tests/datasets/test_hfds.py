@@ -30,10 +30,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options(root: Path, run: Path) -> list[str]:
-    given = tiny_options(
+    values = tiny_options(
         in_chans=3, val_split="validation", batch_size=8, base_batch_size=8, data_root=str(run.parent)
     )
-    return [f"hfds/{root}", *given, f"--out={run}"]
+    return [f"hfds/{root}", *values, f"--out={run}"]
 
 
 def test_a_run_trains_on_a_hugging_face_dataset(root: Path, tmp_path: Path) -> None:

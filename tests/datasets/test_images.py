@@ -155,14 +155,14 @@ SAVED_IN = {
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("name", SAVED_IN)
-def test_training_and_prediction_read_a_image_alike(tmp_path: Path, name: str, mode) -> None:
+def test_training_and_prediction_read_an_image_alike(tmp_path: Path, name: str, mode) -> None:
     path = tmp_path / "class" / name
     path.parent.mkdir()
     SAVED_IN[name].save(path)
     trained = FolderSource(tmp_path).read(0, mode)
     predicted = read_image(path, mode)
-    with Image.open(path) as given:
-        by_a_user = PrepareImage(3 if mode == "RGB" else 1)(given)
+    with Image.open(path) as opened:
+        by_a_user = PrepareImage(3 if mode == "RGB" else 1)(opened)
     for other in (predicted, by_a_user):
         assert other.mode == trained.mode == mode
         np.testing.assert_array_equal(np.asarray(other), np.asarray(trained))
@@ -174,7 +174,7 @@ def test_every_kind_of_file_that_is_looked_for_is_tried_here() -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200))
-def test_garbage_is_not_a_image(content: bytes) -> None:
+def test_garbage_is_not_an_image(content: bytes) -> None:
     with pytest.raises(ValueError, match="not a readable image"):
         read_image(io.BytesIO(content))
 
@@ -200,7 +200,7 @@ FILES = files()
 
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(sorted(FILES)), st.data())
-def test_a_changed_file_is_a_image_or_a_value_error(kind: str, data: st.DataObject) -> None:
+def test_a_changed_file_is_an_image_or_a_value_error(kind: str, data: st.DataObject) -> None:
     content = bytearray(FILES[kind])
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, min(len(content), 400) - 1))] = data.draw(st.integers(0, 255))
@@ -210,7 +210,7 @@ def test_a_changed_file_is_a_image_or_a_value_error(kind: str, data: st.DataObje
 
 @pytest.mark.parametrize("kind", sorted(FILES))
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
-def test_a_truncated_file_is_not_a_image(kind: str, share: float) -> None:
+def test_a_truncated_file_is_not_an_image(kind: str, share: float) -> None:
     with pytest.raises(ValueError, match="not a readable image"):
         read_image(io.BytesIO(FILES[kind][: int(share * len(FILES[kind]))]))
 
@@ -226,7 +226,7 @@ def test_a_missing_file_is_missing(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
 
 
-def test_a_image_too_large_to_be_honest_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_too_large_to_be_honest_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(ValueError, match="not a readable image"):
         read_image(encoded(Image.fromarray(NOISE)))

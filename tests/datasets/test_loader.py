@@ -21,11 +21,11 @@ def plan(samples: int, batch: int, total: int, processes: int = 1) -> BatchPlan:
     return plan_batches(TrainConfig(batch_size=batch, base_batch_size=total), samples, processes)
 
 
-def passes(*args: Any, **kwargs: Any) -> list[list[tuple[int, int]]]:
+def micro_batches(*args: Any, **kwargs: Any) -> list[list[tuple[int, int]]]:
     batches = EpochBatches(*args, **kwargs)
-    found = list(batches)
-    assert len(found) == len(batches)
-    return found
+    listed = list(batches)
+    assert len(listed) == len(batches)
+    return listed
 
 
 def positions(batches: list[list[tuple[int, int]]]) -> list[int]:
@@ -33,14 +33,14 @@ def positions(batches: list[list[tuple[int, int]]]) -> list[int]:
 
 
 def test_an_epoch_shows_every_image_once() -> None:
-    assert sorted(positions(passes(96, plan(96, 8, 32), 0, 0))) == list(range(96))
+    assert sorted(positions(micro_batches(96, plan(96, 8, 32), 0, 0))) == list(range(96))
 
 
 @settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(1, 64), st.integers(0, 5))
 def test_no_image_comes_twice_in_an_epoch(samples: int, batch: int, total: int, epoch: int) -> None:
     chosen = plan(samples, batch, total)
-    shown = positions(passes(samples, chosen, 0, epoch))
+    shown = positions(micro_batches(samples, chosen, 0, epoch))
     assert len(shown) == len(set(shown)) == chosen.steps_per_epoch * chosen.global_batch_size
     assert len(shown) > samples - chosen.global_batch_size
     assert set(shown) <= set(range(samples))
@@ -48,15 +48,15 @@ def test_no_image_comes_twice_in_an_epoch(samples: int, batch: int, total: int, 
 
 def test_the_order_depends_on_seed_and_epoch() -> None:
     chosen = plan(64, 8, 8)
-    orders = [positions(passes(64, chosen, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [positions(micro_batches(64, chosen, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
-    assert positions(passes(64, chosen, 1, 1)) == orders[-1]
+    assert positions(micro_batches(64, chosen, 1, 1)) == orders[-1]
 
 
 def global_batches(samples: int, processes: int, repeats: int) -> list[set[tuple[int, int]]]:
     """The images of each optimizer step, with the seeds of their augmentation."""
     chosen = plan(samples, 24 // processes // 2, 24, processes)
-    ranks = [passes(samples, chosen, 3, 1, rank, repeats) for rank in range(processes)]
+    ranks = [micro_batches(samples, chosen, 3, 1, rank, repeats) for rank in range(processes)]
     steps = []
     for step in range(chosen.steps_per_epoch):
         own = slice(step * chosen.accumulate, (step + 1) * chosen.accumulate)
@@ -74,28 +74,30 @@ def test_a_batch_holds_the_same_images_however_many_processes_share_it(processes
 
 @settings(deadline=None)
 @given(st.integers(8, 100), st.integers(1, 4), st.integers(1, 3), st.data())
-def test_starting_later_leaves_out_the_first_passes(
+def test_starting_later_leaves_out_the_first_micro_batches(
     samples: int, processes: int, repeats: int, data: st.DataObject
 ) -> None:
     assume(samples >= 8 * processes)
     chosen = plan(samples, 2, 8, processes)
     rank = data.draw(st.integers(0, processes - 1))
     start = data.draw(st.integers(0, chosen.steps_per_epoch * chosen.accumulate))
-    whole = passes(samples, chosen, 0, 2, rank, repeats)
-    assert passes(samples, chosen, 0, 2, rank, repeats, start) == whole[start:]
+    every = micro_batches(samples, chosen, 0, 2, rank, repeats)
+    assert micro_batches(samples, chosen, 0, 2, rank, repeats, start) == every[start:]
 
 
 def test_repeats_are_copies_with_their_own_augmentation_in_an_epoch_of_the_same_length() -> None:
-    keys = [key for batch in passes(60, plan(60, 12, 12), 0, 0, repeats=3) for key in batch]
+    keys = [key for batch in micro_batches(60, plan(60, 12, 12), 0, 0, repeats=3) for key in batch]
     assert len(keys) == 60
     assert len({position for position, _ in keys}) == 20
     assert len({seed for _, seed in keys}) == 60
-    for batch in passes(60, plan(60, 12, 12), 0, 0, repeats=3):
+    for batch in micro_batches(60, plan(60, 12, 12), 0, 0, repeats=3):
         assert len({position for position, _ in batch}) == 4, "the copies of an image share a batch"
 
 
 def test_an_augmentation_has_another_seed_in_another_epoch() -> None:
-    first, second = (dict(k for b in passes(16, plan(16, 8, 8), 0, epoch) for k in b) for epoch in (0, 1))
+    first, second = (
+        dict(k for b in micro_batches(16, plan(16, 8, 8), 0, epoch) for k in b) for epoch in (0, 1)
+    )
     assert all(first[position] != second[position] for position in range(16))
 
 

@@ -11,32 +11,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
 
 from atconv.data.sources import DigitsSource, FolderSource
-from atconv.data.splits import SPLITS, Splits, load_split, make_split, stratified_holdout
+from atconv.data.splits import SPLITS, Splits, load_splits, make_splits, stratified_holdout
 from support.tiny import image_folder, read_rows, tiny_config
-
-QUIET = Console(quiet=True)
 
 
 def split(data: Path, run: Path, **options: Any) -> Splits:
     run.mkdir(exist_ok=True)
     defaults = {"data": str(data), "in_chans": 3, "test_fraction": 0.2, "val_fraction": 0.2}
     config = tiny_config(**(defaults | options))
-    return make_split(config, QUIET, run, config.seed)
+    return make_splits(config, run, config.seed)
 
 
 def names(splits: Splits) -> dict[str, list[str]]:
-    splits = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return {
-        name: [split.name(i) for i in range(len(split))] for name, split in splits.items() if split is not None
-    }
+    return {name: [split.name(i) for i in range(len(split))] for name, split in splits.by_name.items()}
 
 
 def contents(splits: Splits) -> dict[str, set[bytes]]:
-    splits = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return {n: {s.source.encoded(i) for i in s.indices} for n, s in splits.items() if s is not None}
+    return {n: {s.source.encoded(i) for i in s.indices} for n, s in splits.by_name.items()}
 
 
 @pytest.fixture
@@ -47,23 +40,22 @@ def flat(tmp_path: Path) -> Path:
 def test_a_flat_folder_is_split_by_class(flat: Path, tmp_path: Path) -> None:
     splits = split(flat, tmp_path / "run")
     assert splits.classes == ["ant", "bee", "cat"]
-    assert splits.test is not None
-    assert [splits.test.labels.count(c) for c in range(3)] == [4, 2, 6]
-    assert [splits.val.labels.count(c) for c in range(3)] == [3, 2, 5]  # of the 16, 8 and 24 that are left
+    assert [splits["test"].labels.count(c) for c in range(3)] == [4, 2, 6]
+    assert [splits["val"].labels.count(c) for c in range(3)] == [3, 2, 5]  # of the 16, 8 and 24 that are left
     everything = sorted(name for split in names(splits).values() for name in split)
     assert everything == sorted(p.relative_to(flat).as_posix() for p in flat.rglob("*.png"))
 
 
-def test_a_label_is_the_folder_a_image_lies_in(flat: Path, tmp_path: Path) -> None:
-    split = split(flat, tmp_path / "run").train
-    for i, label in enumerate(split.labels):
-        assert split.name(i).startswith(["ant", "bee", "cat"][label])
+def test_a_label_is_the_folder_an_image_lies_in(flat: Path, tmp_path: Path) -> None:
+    train = split(flat, tmp_path / "run")["train"]
+    for i, label in enumerate(train.labels):
+        assert train.name(i).startswith(["ant", "bee", "cat"][label])
 
 
 def test_the_split_follows_from_the_seed(flat: Path, tmp_path: Path) -> None:
     first, again, other = (names(split(flat, tmp_path / f"run{i}", seed=s)) for i, s in enumerate((1, 1, 2)))
     assert first == again
-    assert all(first[split] != other[split] for split in SPLITS)
+    assert all(first[name] != other[name] for name in SPLITS)
 
 
 def test_the_saved_split_is_opened_again(flat: Path, tmp_path: Path) -> None:
@@ -72,31 +64,31 @@ def test_the_saved_split_is_opened_again(flat: Path, tmp_path: Path) -> None:
     for i, path in enumerate((tmp_path / "later").rglob("*.png")):
         shutil.copy(path, flat / "ant" / f"new{i}.png")
     config = tiny_config(data=str(flat), in_chans=3, seed=4)
-    assert names(load_split(config, tmp_path / "run")) == names(made)
+    assert names(load_splits(config, tmp_path / "run")) == names(made)
 
 
-def test_a_image_of_the_saved_split_that_is_gone_is_named(flat: Path, tmp_path: Path) -> None:
+def test_an_image_of_the_saved_split_that_is_gone_is_named(flat: Path, tmp_path: Path) -> None:
     made = split(flat, tmp_path / "run")
-    gone = made.train.name(0)
+    gone = made["train"].name(0)
     (flat / gone).unlink()
     with pytest.raises(ValueError, match=f"no longer in .*{gone}"):
-        load_split(tiny_config(data=str(flat), in_chans=3), tmp_path / "run")
+        load_splits(tiny_config(data=str(flat), in_chans=3), tmp_path / "run")
 
 
-def test_copies_of_a_image_stay_on_one_split(flat: Path, tmp_path: Path) -> None:
+def test_copies_of_an_image_stay_in_one_split(flat: Path, tmp_path: Path) -> None:
     for name, copies in (("ant/0.png", 9), ("bee/1.png", 2), ("cat/2.png", 5)):
         for i in range(copies):
             shutil.copy(flat / name, (flat / name).with_name(f"copy{name[4]}{i}.png"))
     shutil.copy(flat / "ant/3.png", flat / "bee" / "from_ant.png")
     for seed in range(5):
-        found = contents(split(flat, tmp_path / f"run{seed}", seed=seed))
-        assert not found["train"] & found["test"]
-        assert not found["train"] & found["val"]
-        assert not found["val"] & found["test"]
+        images = contents(split(flat, tmp_path / f"run{seed}", seed=seed))
+        assert not images["train"] & images["test"]
+        assert not images["train"] & images["val"]
+        assert not images["val"] & images["test"]
 
 
 @pytest.fixture
-def sided(tmp_path: Path) -> Path:
+def with_splits(tmp_path: Path) -> Path:
     for seed, (split, counts) in enumerate(
         {"train": {"ant": 10, "bee": 10}, "val": {"ant": 3, "bee": 2}, "test": {"ant": 4, "bee": 4}}.items()
     ):
@@ -104,44 +96,50 @@ def sided(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_given_splits_are_kept(sided: Path, tmp_path: Path) -> None:
-    splits = split(sided, tmp_path / "run")
-    assert {split: len(found) for split, found in names(splits).items()} == {"train": 20, "val": 5, "test": 8}
+def test_splits_of_the_data_are_used(with_splits: Path, tmp_path: Path) -> None:
+    splits = split(with_splits, tmp_path / "run")
+    assert {split: len(images) for split, images in names(splits).items()} == {
+        "train": 20,
+        "val": 5,
+        "test": 8,
+    }
     assert "held out" not in splits.message
 
 
 @pytest.mark.parametrize("spelling", ["valid", "validation"])
-def test_other_names_of_the_splits_are_known(sided: Path, tmp_path: Path, spelling: str) -> None:
-    (sided / "val").rename(sided / spelling)
-    (sided / "train").rename(sided / "training")
-    assert [len(found) for found in names(split(sided, tmp_path / "run")).values()] == [20, 5, 8]
+def test_other_names_of_the_splits_are_known(with_splits: Path, tmp_path: Path, spelling: str) -> None:
+    (with_splits / "val").rename(with_splits / spelling)
+    (with_splits / "train").rename(with_splits / "training")
+    assert [len(images) for images in names(split(with_splits, tmp_path / "run")).values()] == [20, 5, 8]
 
 
-def test_validation_is_held_out_of_train_where_it_is_missing(sided: Path, tmp_path: Path) -> None:
-    shutil.rmtree(sided / "val")
-    splits = split(sided, tmp_path / "run")
-    assert [len(found) for found in names(splits).values()] == [16, 4, 8]
-    assert splits.test is not None
-    assert (splits.val.source.root, splits.test.source.root) == (sided / "train", sided / "test")
+def test_validation_is_held_out_of_train_where_it_is_missing(with_splits: Path, tmp_path: Path) -> None:
+    shutil.rmtree(with_splits / "val")
+    splits = split(with_splits, tmp_path / "run")
+    assert [len(images) for images in names(splits).values()] == [16, 4, 8]
+    assert (splits["val"].source.root, splits["test"].source.root) == (
+        with_splits / "train",
+        with_splits / "test",
+    )
     assert "val held out of train, stratified, seed 0" in splits.message
 
 
-def test_no_test_split_is_made_up_where_validation_is_given(sided: Path, tmp_path: Path) -> None:
-    shutil.rmtree(sided / "test")
-    splits = split(sided, tmp_path / "run")
-    assert splits.test is None
-    assert len(splits.train) == 20
+def test_no_test_split_is_made_up_where_validation_is_given(with_splits: Path, tmp_path: Path) -> None:
+    shutil.rmtree(with_splits / "test")
+    splits = split(with_splits, tmp_path / "run")
+    assert "test" not in splits.by_name
+    assert len(splits["train"]) == 20
 
 
-def test_a_image_on_two_given_splits_leaves_the_earlier_one(sided: Path, tmp_path: Path) -> None:
-    shutil.copy(sided / "test/ant/0.png", sided / "train/ant/leak.png")
-    shutil.copy(sided / "val/bee/0.png", sided / "train/bee/leak.png")
-    shutil.copy(sided / "test/bee/1.png", sided / "val/bee/leak.png")
-    splits = split(sided, tmp_path / "run")
-    found = contents(splits)
-    assert not found["train"] & (found["val"] | found["test"])
-    assert not found["val"] & found["test"]
-    assert [len(s) for s in found.values()] == [20, 5, 8]
+def test_an_image_in_two_splits_leaves_the_earlier_one(with_splits: Path, tmp_path: Path) -> None:
+    shutil.copy(with_splits / "test/ant/0.png", with_splits / "train/ant/leak.png")
+    shutil.copy(with_splits / "val/bee/0.png", with_splits / "train/bee/leak.png")
+    shutil.copy(with_splits / "test/bee/1.png", with_splits / "val/bee/leak.png")
+    splits = split(with_splits, tmp_path / "run")
+    images = contents(splits)
+    assert not images["train"] & (images["val"] | images["test"])
+    assert not images["val"] & images["test"]
+    assert [len(s) for s in images.values()] == [20, 5, 8]
     rows = {(row["split"], row["file"]): row["reason"] for row in read_rows(tmp_path / "run" / "skipped.csv")}
     assert rows == {
         ("train", "ant/leak.png"): "same image as test/ant/0.png",
@@ -150,23 +148,23 @@ def test_a_image_on_two_given_splits_leaves_the_earlier_one(sided: Path, tmp_pat
     }
 
 
-def test_a_split_with_unknown_classes_is_rejected(sided: Path, tmp_path: Path) -> None:
-    image_folder(sided / "test", {"wasp": 1})
+def test_a_split_with_unknown_classes_is_rejected(with_splits: Path, tmp_path: Path) -> None:
+    image_folder(with_splits / "test", {"wasp": 1})
     with pytest.raises(ValueError, match=r"test has class folders .*: wasp"):
-        split(sided, tmp_path / "run")
+        split(with_splits, tmp_path / "run")
 
 
-def test_a_split_may_lack_a_class(sided: Path, tmp_path: Path) -> None:
-    shutil.rmtree(sided / "val" / "bee")
-    splits = split(sided, tmp_path / "run")
-    assert splits.val.labels == [0, 0, 0]
+def test_a_split_may_lack_a_class(with_splits: Path, tmp_path: Path) -> None:
+    shutil.rmtree(with_splits / "val" / "bee")
+    splits = split(with_splits, tmp_path / "run")
+    assert splits["val"].labels == [0, 0, 0]
     assert splits.classes == ["ant", "bee"]
 
 
-def test_splits_without_train_are_rejected(sided: Path, tmp_path: Path) -> None:
-    shutil.rmtree(sided / "train")
+def test_splits_without_train_are_rejected(with_splits: Path, tmp_path: Path) -> None:
+    shutil.rmtree(with_splits / "train")
     with pytest.raises(ValueError, match="no train folder"):
-        split(sided, tmp_path / "run")
+        split(with_splits, tmp_path / "run")
 
 
 def spoil(folder: Path) -> dict[str, str]:
@@ -181,7 +179,7 @@ def spoil(folder: Path) -> dict[str, str]:
     return {
         "ant/cut.jpg": "truncated",
         "ant/cut.png": "",
-        "bee/notes.png": "not in a image format",
+        "bee/notes.png": "not in an image format",
         "cat/empty.png": "",
     }
 
@@ -210,9 +208,9 @@ def test_too_many_unreadable_files_stop_the_run(flat: Path, tmp_path: Path) -> N
 def test_reading_headers_alone_finds_what_is_no_image(flat: Path, tmp_path: Path) -> None:
     spoil(flat)
     split(flat, tmp_path / "run", max_skipped=0.1, check_images="header")
-    found = {row["file"] for row in read_rows(tmp_path / "run" / "skipped.csv")}
-    assert {"bee/notes.png", "cat/empty.png"} <= found
-    assert "ant/cut.jpg" not in found
+    unreadable = {row["file"] for row in read_rows(tmp_path / "run" / "skipped.csv")}
+    assert {"bee/notes.png", "cat/empty.png"} <= unreadable
+    assert "ant/cut.jpg" not in unreadable
 
 
 def test_unchecked_files_are_all_used(flat: Path, tmp_path: Path) -> None:
@@ -245,8 +243,8 @@ def test_images_below_a_class_folder_belong_to_it(flat: Path) -> None:
 
 def test_a_class_of_one_image_is_trained_on(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data", {"ant": 10, "bee": 1})
-    found = names(split(data, tmp_path / "run"))
-    assert "bee/0.png" in found["train"]
+    by_split = names(split(data, tmp_path / "run"))
+    assert "bee/0.png" in by_split["train"]
 
 
 @pytest.mark.parametrize("counts", [{}, {"ant": 0, "bee": 0}], ids=["no classes", "no images"])
@@ -274,13 +272,12 @@ def test_a_missing_folder_says_what_data_may_be(tmp_path: Path) -> None:
 
 def test_digits_need_no_files(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    splits = make_split(tiny_config(test_fraction=0.2, val_fraction=0.1), QUIET, tmp_path / "run")
-    found = names(splits)
+    splits = make_splits(tiny_config(test_fraction=0.2, val_fraction=0.1), tmp_path / "run")
+    by_split = names(splits)
     assert len(splits.classes) == 10
-    assert sum(map(len, found.values())) == len({n for split in found.values() for n in split}) == 1797
-    assert splits.test is not None
-    assert len(splits.test) == pytest.approx(0.2 * 1797, abs=10)
-    assert json.loads((tmp_path / "run" / "split.json").read_text())["test"] == found["test"]
+    assert sum(map(len, by_split.values())) == len({n for split in by_split.values() for n in split}) == 1797
+    assert len(splits["test"]) == pytest.approx(0.2 * 1797, abs=10)
+    assert json.loads((tmp_path / "run" / "split.json").read_text())["test"] == by_split["test"]
 
 
 def test_digits_are_ink_on_black() -> None:
@@ -317,17 +314,18 @@ def test_a_holdout_keeps_something_of_every_class(
             assert here & set(held)
 
 
-def test_classes_without_images_and_images_in_two_classes_are_told(tmp_path: Path) -> None:
+def test_classes_without_images_and_images_in_two_classes_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data = image_folder(tmp_path / "data", {"a": 6, "b": 6, "lonely": 1})
     (data / "empty").mkdir()
     shutil.copy(data / "a" / "0.png", data / "b" / "copy.png")
     (tmp_path / "run").mkdir()
-    console = Console(record=True, width=200, quiet=False, file=io.StringIO())
-    make_split(tiny_config(data=str(data), test_fraction=0.3, val_fraction=0.3), console, tmp_path / "run")
-    told = console.export_text()
-    assert "no images in empty" in told
-    assert "one image, which is never tested, in lonely" in told
-    assert "1 images lie in two classes: b/copy.png is a/0.png" in told
+    with caplog.at_level("INFO", "atconv"):
+        make_splits(tiny_config(data=str(data), test_fraction=0.3, val_fraction=0.3), tmp_path / "run")
+    assert "no images in empty" in caplog.messages
+    assert "one image, which is never tested, in lonely" in caplog.messages
+    assert "1 images lie in two classes: b/copy.png is a/0.png" in caplog.messages
 
 
 def test_images_without_class_folders_are_one_class(tmp_path: Path) -> None:
@@ -335,7 +333,7 @@ def test_images_without_class_folders_are_one_class(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     config = tiny_config(data=str(data), test_fraction=0.3, val_fraction=0.3)
     with pytest.raises(ValueError, match="has 1 class: classification needs two or more"):
-        make_split(config, QUIET, tmp_path / "run")
-    splits = make_split(config, QUIET, tmp_path / "run", least_classes=1)
+        make_splits(config, tmp_path / "run")
+    splits = make_splits(config, tmp_path / "run", min_classes=1)
     assert splits.classes == ["faces"]
-    assert len(splits.train) + len(splits.val) + len(splits.test or []) == 9
+    assert sum(map(len, splits.by_name.values())) == 9

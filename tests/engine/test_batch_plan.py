@@ -14,7 +14,7 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**({"batch_size": 64, "base_batch_size": 64, "lr": 1e-3} | changes))
 
 
-def test_the_total_batch_of_a_recipe_is_met_by_accumulation() -> None:
+def test_the_global_batch_of_a_recipe_is_met_by_accumulation() -> None:
     plan = plan_batches(config(batch_size=128, base_batch_size=4096, lr=4e-3), 1_281_167, processes=4)
     assert (plan.micro_batch, plan.accumulate, plan.processes) == (128, 8, 4)
     assert plan.global_batch_size == 4096
@@ -23,14 +23,14 @@ def test_the_total_batch_of_a_recipe_is_met_by_accumulation() -> None:
     assert "4096 = 128 images × 4 process(es) × 8 micro-batch(es), learning rate 0.004" in plan.message
 
 
-def test_another_total_batch_scales_the_learning_rate_and_says_so() -> None:
+def test_another_global_batch_scales_the_learning_rate_and_says_so() -> None:
     plan = plan_batches(config(batch_size=32, base_batch_size=64, global_batch_size=256), 10_000, processes=1)
     assert (plan.global_batch_size, plan.accumulate) == (256, 8)
     assert plan.lr == pytest.approx(4e-3)
-    assert "given for 64: 0.001 → 0.004" in plan.message
+    assert "lr is for a batch of 64: 0.001 → 0.004" in plan.message
 
 
-def test_processes_that_hold_more_than_the_total_batch_take_fewer_images_each() -> None:
+def test_processes_that_hold_more_than_the_global_batch_take_fewer_images_each() -> None:
     plan = plan_batches(config(batch_size=64, base_batch_size=64), 10_000, processes=4)
     assert (plan.micro_batch, plan.accumulate, plan.lr) == (16, 1, 1e-3)
 
@@ -52,7 +52,7 @@ def test_mixing_makes_an_odd_batch_even() -> None:
 @pytest.mark.parametrize(
     ("samples", "processes", "even"), [(0, 1, False), (3, 4, False), (1, 1, True), (3, 2, True)]
 )
-def test_too_few_images_for_the_processes_are_rejected(samples: int, processes: int, even: bool) -> None:
+def test_too_few_images_for_the_processes_raise(samples: int, processes: int, even: bool) -> None:
     with pytest.raises(ValueError, match=f"{samples} training images are too few.*{'pairs' if even else ''}"):
         plan_batches(config(), samples, processes, even)
 
@@ -71,14 +71,14 @@ def test_every_plan_adds_up(
     even: bool,
 ) -> None:
     assume(samples // processes >= (2 if even else 1))
-    given_config = config(
+    options = config(
         batch_size=batch_size, base_batch_size=base_batch_size, global_batch_size=global_batch_size
     )
-    plan = plan_batches(given_config, samples, processes, even)
+    plan = plan_batches(options, samples, processes, even)
     assert plan.global_batch_size == plan.micro_batch * plan.accumulate * processes
     assert plan.micro_batch <= max(batch_size, 2 if even else 1)
     assert plan.steps_per_epoch == samples // plan.global_batch_size >= 1
-    assert plan.lr == pytest.approx(given_config.lr * plan.global_batch_size / base_batch_size)
+    assert plan.lr == pytest.approx(options.lr * plan.global_batch_size / base_batch_size)
     assert not even or plan.micro_batch % 2 == 0
 
 
@@ -110,7 +110,7 @@ def test_an_option_out_of_range_is_named(name: str, value: float) -> None:
         config(**{name: value})
 
 
-def test_a_batch_that_batch_size_does_not_divide_is_met_by_smaller_passes() -> None:
+def test_a_batch_that_batch_size_does_not_divide_is_met_by_smaller_micro_batches() -> None:
     plan = plan_batches(config(batch_size=64, base_batch_size=64, global_batch_size=100), 1000, processes=1)
     assert (plan.micro_batch, plan.accumulate, plan.global_batch_size) == (50, 2, 100)
 

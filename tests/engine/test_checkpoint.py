@@ -101,7 +101,7 @@ def test_a_tensor_may_stand_in_two_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.zeros(2), object(), {1, 2}, b"bytes"], ids=lambda v: type(v).__name__)
-def test_what_cannot_be_kept_is_rejected_before_anything_is_written(tmp_path: Path, value: object) -> None:
+def test_what_cannot_be_saved_is_rejected_before_anything_is_written(tmp_path: Path, value: object) -> None:
     with pytest.raises(TypeError, match=f"cannot hold a {type(value).__name__}.*/a/0"):
         save_checkpoint(tmp_path, 1, {"a": [value]})
     assert latest_checkpoint(tmp_path) is None

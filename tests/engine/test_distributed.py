@@ -1,4 +1,4 @@
-"""Processes that share a batch, and passes that are accumulated, train what one process trains."""
+"""Processes that share a batch, and micro-batches that are accumulated, train what one process trains."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process
             assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-4), name
 
 
-def test_two_accumulated_passes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
+def test_two_accumulated_micro_batches_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
     run = tmp_path / "run"
     ended = atconv("train", "digits", *options(BATCH // 2), f"--out={run}", plots=False)
     assert ended.code == 0, ended.err

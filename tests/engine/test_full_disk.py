@@ -25,7 +25,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_older_one(small_disk: Callabl
     assert [p.name for p in folder.iterdir()] == ["step-3"]
 
 
-def test_a_run_whose_disk_fills_stops_in_one_line_and_goes_on_with_more_space(
+def test_a_run_whose_disk_fills_stops_in_one_line_and_resumes_with_more_space(
     small_disk: Callable[[int], Path], tmp_path: Path
 ) -> None:
     options = tiny_options(epochs=2, checkpoint_steps=4)

@@ -13,36 +13,36 @@ from atconv.engine.rng import derive_seed, seeded
 parts = st.lists(st.integers() | st.text(), max_size=4)
 
 
-def draws() -> tuple[float, float, float]:
+def samples() -> tuple[float, float, float]:
     return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002
 
 
-def test_a_seeded_block_gives_the_same_draws_each_time() -> None:
+def test_a_seeded_block_gives_the_same_samples_each_time() -> None:
     with seeded(5):
-        first = draws()
+        first = samples()
     with seeded(5):
-        assert draws() == first
+        assert samples() == first
     with seeded(6):
-        other = draws()
+        other = samples()
     assert all(a != b for a, b in zip(first, other, strict=True))
 
 
 def test_a_seeded_block_leaves_the_generators_as_they_were() -> None:
     with seeded(1):
-        expected = draws()
+        expected = samples()
     with seeded(1):
         with seeded(2):
-            draws()
-        assert draws() == expected
+            samples()
+        assert samples() == expected
 
 
 def test_the_generators_are_put_back_after_an_error() -> None:
     with seeded(1):
-        expected = draws()
+        expected = samples()
     with seeded(1):
         with pytest.raises(KeyError), seeded(2):
             raise KeyError
-        assert draws() == expected
+        assert samples() == expected
 
 
 @settings(deadline=None)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,35 +19,34 @@ from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from atconv.engine.run import Run
 from support.tiny import TINY_ARGS, read_rows, train_tiny, trained_run
 
-FRESH = """
+NEW_PROCESS = """
 import sys, torch, timm, json
 import atconv
-run, given, answered = sys.argv[1:]
+run, images, logits = sys.argv[1:]
 model = timm.create_model(f"local-dir:{run}", pretrained=True).eval()
 with torch.inference_mode():
-    logits = model(torch.load(given))
-torch.save(logits, answered)
+    torch.save(model(torch.load(images)), logits)
 print(json.dumps(model.pretrained_cfg))
 """
 
 
-def test_timm_opens_a_run_in_a_fresh_process_with_the_same_logits(tmp_path: Path) -> None:
+def test_timm_opens_a_run_in_a_new_process_with_the_same_logits(tmp_path: Path) -> None:
     run = train_tiny(tmp_path / "run", crop_pct=0.8, mean=(0.3,), std=(0.7,), interpolation="bilinear")
-    model, transform, classes = atconv.load(run)
+    predictor = atconv.load(run)
     source = DigitsSource()
-    images = torch.stack([transform(source.read(i, "L")) for i in range(8)])
+    images = torch.stack([predictor.transform(source.read(i, "L")) for i in range(8)])
     torch.save(images, tmp_path / "images.pt")
     arguments = [str(run), str(tmp_path / "images.pt"), str(tmp_path / "logits.pt")]
-    answer = subprocess.check_output([sys.executable, "-c", FRESH, *arguments], text=True)
+    answer = subprocess.check_output([sys.executable, "-c", NEW_PROCESS, *arguments], text=True)
     with torch.inference_mode():
-        assert torch.equal(torch.load(tmp_path / "logits.pt"), model(images))
+        assert torch.equal(torch.load(tmp_path / "logits.pt"), predictor.model(images))
     pretrained = json.loads(answer)
     assert pretrained["input_size"] == [1, 8, 8]
     assert pretrained["mean"] == [0.3]
     assert pretrained["std"] == [0.7]
     assert pretrained["crop_pct"] == 0.8
     assert pretrained["interpolation"] == "bilinear"
-    assert pretrained["label_names"] == classes == [str(i) for i in range(10)]
+    assert pretrained["label_names"] == predictor.classes == [str(i) for i in range(10)]
 
 
 @pytest.mark.parametrize("lr", [3e-3, 1e-12], ids=["learns", "stands still"])
@@ -65,12 +65,13 @@ def test_the_best_weights_are_the_average_of_the_best_epoch(tmp_path: Path, lr: 
 
 
 def test_a_run_is_loaded_for_use() -> None:
-    model, transform, classes = atconv.load(trained_run())
+    predictor = atconv.load(trained_run())
+    model: Any = predictor.model
     assert not model.training
-    assert len(classes) == model.num_classes == 10
+    assert len(predictor.classes) == model.num_classes == 10
     image = Image.fromarray(np.zeros((30, 20, 4), np.uint8))
-    assert transform(image).shape == (1, 8, 8)
-    assert model(transform(image)[None]).shape == (1, 10)
+    assert predictor.transform(image).shape == (1, 8, 8)
+    assert model(predictor.transform(image)[None]).shape == (1, 10)
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
-def test_a_run_without_a_model_says_how_to_go_on(copied: Path, missing: str) -> None:
+def test_a_run_without_a_model_says_how_to_continue(copied: Path, missing: str) -> None:
     (copied / missing).unlink()
     with pytest.raises(ValueError, match=f"has no model yet.*--resume {copied}"):
         atconv.load(copied)

@@ -218,7 +218,8 @@ def _first_existing(path: Path, names: Sequence[str]) -> Path | None:
 def _with_sources(
     sources: dict[str, ImageSource], indices: dict[str, list[int]], classes: list[str], message: str
 ) -> Splits:
-    splits = {name: Split(sources.get(name, sources["train"]), of_it) for name, of_it in indices.items()}
+    in_order = (name for name in SPLITS if name in indices)
+    splits = {name: Split(sources.get(name, sources["train"]), indices[name]) for name in in_order}
     return Splits(classes, splits, message)
 
 

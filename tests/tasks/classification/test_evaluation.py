@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from atconv.tasks.classification.evaluation import expected_calibration_error, figures_of, wilson_interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from atconv.data.sources import DigitsSource
+from atconv.tasks.classification.metrics import (
+    compute_metrics,
+    expected_calibration_error,
+    wilson_interval,
+)
 from support.tiny import Finished, atconv, image_folder, read_rows, trained_run
 
 # Six images, six classes: right, right, wrong (second), wrong (last), right, wrong (second).
@@ -28,24 +32,25 @@ PROBABILITIES = np.array(
     dtype=np.float32,
 )
 LABELS = np.array([0, 1, 2, 3, 4, 5])
+CLASSES = list("abcdef")
 
 
 def test_accuracy_counts_the_first_and_the_first_five() -> None:
-    found = figures_of(PROBABILITIES, LABELS, 6, 10.0)
-    assert found.images == 6
-    assert found.top1 == pytest.approx(100 * 3 / 6)
-    assert found.top5 == pytest.approx(100 * 5 / 6)
-    assert found.images_per_second == 10.0
+    metrics = compute_metrics(PROBABILITIES, LABELS, CLASSES, 10.0)
+    assert metrics.images == 6
+    assert metrics.top1 == pytest.approx(100 * 3 / 6)
+    assert metrics.top5 == pytest.approx(100 * 5 / 6)
+    assert metrics.images_per_second == 10.0
 
 
 def test_with_five_classes_or_fewer_there_is_no_top5() -> None:
-    found = figures_of(PROBABILITIES[:5, :5], LABELS[:5], 5, 1.0)
-    assert found.top5 is None
-    assert found.top5_interval is None
+    metrics = compute_metrics(PROBABILITIES[:5, :5], LABELS[:5], CLASSES[:5], 1.0)
+    assert metrics.top5 is None
+    assert metrics.top5_interval is None
 
 
 def test_precision_recall_and_f1_of_each_class() -> None:
-    rows = figures_of(PROBABILITIES, LABELS, 6, 1.0).per_class
+    rows = compute_metrics(PROBABILITIES, LABELS, CLASSES, 1.0).per_class
     assert [row["images"] for row in rows] == [1] * 6
     assert [row["recall"] for row in rows] == [100, 100, 0, 0, 100, 0]
     assert [row["precision"] for row in rows] == pytest.approx([100 / 3, 100, 0, 0, 50, 0])
@@ -53,7 +58,7 @@ def test_precision_recall_and_f1_of_each_class() -> None:
 
 
 def test_a_class_without_images_has_a_row_of_zeros() -> None:
-    rows = figures_of(PROBABILITIES[:2], LABELS[:2], 6, 1.0).per_class
+    rows = compute_metrics(PROBABILITIES[:2], LABELS[:2], CLASSES, 1.0).per_class
     assert rows[5] == {"class": 5, "images": 0, "precision": 0, "recall": 0, "f1": 0}
 
 
@@ -150,8 +155,8 @@ def test_another_split_may_be_asked_for(run: Path) -> None:
     ended = atconv("evaluate", run, "digits", "--split=val", "--workers=0", plots=False)
     assert ended.code == 0, ended.err
     held_out = json.loads((run / "split.json").read_text())["val"]
-    found = read_rows(run / "evaluation" / "digits-val" / "predictions.csv")
-    assert [row["image"] for row in found] == held_out
+    rows = read_rows(run / "evaluation" / "digits-val" / "predictions.csv")
+    assert [row["image"] for row in rows] == held_out
 
 
 def save_digits(folder: Path, indices: list[int]) -> Path:
@@ -163,7 +168,7 @@ def save_digits(folder: Path, indices: list[int]) -> Path:
     return folder
 
 
-def test_a_folder_of_other_images_is_evaluated_whole(run: Path, tmp_path: Path) -> None:
+def test_a_folder_of_other_images_is_evaluated_in_full(run: Path, tmp_path: Path) -> None:
     folder = save_digits(tmp_path / "others", [0, 1, 2, 11, 12])  # of the classes 0, 1 and 2 alone
     ended = atconv("evaluate", run, folder, "--workers=0", plots=False)
     assert ended.code == 0, ended.err
@@ -177,7 +182,7 @@ def test_unreadable_images_are_named_and_left_out(run: Path, tmp_path: Path) -> 
     (folder / "1" / "bad.png").write_text("text")
     ended = atconv("evaluate", run, folder, "--workers=0", plots=False)
     assert ended.code == 0, ended.err
-    assert "left out 1/bad.png" in ended.out
+    assert "left out 1/bad.png" in ended.err
     assert json.loads((run / "evaluation" / "spoiled-all" / "metrics.json").read_text())["images"] == 3
 
 
@@ -190,7 +195,7 @@ def test_unreadable_images_are_named_and_left_out(run: Path, tmp_path: Path) -> 
     ],
     ids=["unknown class", "empty", "missing"],
 )
-def test_data_that_does_not_fit_is_told_in_one_line(run: Path, tmp_path: Path, make, message: str) -> None:
+def test_data_that_does_not_fit_ends_in_one_line(run: Path, tmp_path: Path, make, message: str) -> None:
     make(tmp_path / "data")
     ended = atconv("evaluate", run, tmp_path / "data")
     assert ended.code == 2
@@ -198,14 +203,14 @@ def test_data_that_does_not_fit_is_told_in_one_line(run: Path, tmp_path: Path, m
     assert message in ended.err
 
 
-def test_a_split_that_the_data_lacks_is_told(run: Path, tmp_path: Path) -> None:
+def test_a_split_that_the_data_lacks_ends_in_one_line(run: Path, tmp_path: Path) -> None:
     folder = save_digits(tmp_path / "flat", [0, 1, 2])
     ended = atconv("evaluate", run, folder, "--split=val")
     assert ended.code == 2
     assert "has no val split, only all" in ended.err
 
 
-def test_all_splits_of_one_source_can_be_judged_together(run: Path) -> None:
+def test_all_splits_of_one_source_can_be_evaluated_together(run: Path) -> None:
     ended = atconv("evaluate", run, "digits", "--split=all", "--workers=0")
     assert ended.code == 0, ended.err
     assert json.loads((run / "evaluation" / "digits-all" / "metrics.json").read_text())["images"] == 1797

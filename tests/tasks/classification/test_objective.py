@@ -43,8 +43,8 @@ def test_soft_distillation_is_the_divergence_from_the_teacher(temperature: float
     expected = (
         temperature**2 * divergence(softmax(TEACHER / temperature), softmax(STUDENT / temperature)).mean()
     )
-    found = distillation_loss(tensor(STUDENT), tensor(TEACHER), "soft", temperature)
-    assert float(found) == pytest.approx(expected, rel=1e-12)
+    loss = distillation_loss(tensor(STUDENT), tensor(TEACHER), "soft", temperature)
+    assert float(loss) == pytest.approx(expected, rel=1e-12)
 
 
 def test_hard_distillation_is_cross_entropy_with_the_teachers_decision() -> None:
@@ -70,8 +70,8 @@ def dkd_by_hand(alpha: float, beta: float, temperature: float) -> float:
     ("alpha", "beta", "temperature"), [(1.0, 4.0, 4.0), (1.0, 0.0, 1.0), (0.0, 1.0, 2.0)]
 )
 def test_dkd_is_the_papers_formula(alpha: float, beta: float, temperature: float) -> None:
-    found = dkd_loss(tensor(STUDENT), tensor(TEACHER), tensor(LABELS), alpha, beta, temperature)
-    assert float(found) == pytest.approx(dkd_by_hand(alpha, beta, temperature), rel=1e-10)
+    loss = dkd_loss(tensor(STUDENT), tensor(TEACHER), tensor(LABELS), alpha, beta, temperature)
+    assert float(loss) == pytest.approx(dkd_by_hand(alpha, beta, temperature), rel=1e-10)
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0])
@@ -101,7 +101,7 @@ def test_very_sure_logits_give_a_finite_loss_and_gradient(kind: str) -> None:
 
 
 class Fixed(nn.Module):
-    """A model that answers with given logits and remembers what it saw."""
+    """A model that has fixed logits and remembers its input."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ def test_a_teacher_stays_in_eval_mode_when_the_objective_is_trained(teachers: di
 
 
 def test_a_teacher_from_a_run_answers_as_the_run_does() -> None:
-    model = atconv.load(trained_run())[0]
+    model = atconv.load(trained_run()).model
     teacher = make_teacher(tiny_config(distill="soft", teacher=str(trained_run())), 10)
     torch.testing.assert_close(teacher(IMAGES), model(IMAGES).detach())
 
@@ -265,7 +265,7 @@ def test_a_teacher_of_fixed_size_gets_images_of_that_size() -> None:
 def test_a_teacher_from_a_weights_file(tmp_path: Path) -> None:
     weights = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet10t", num_classes=1000).state_dict(), weights)
-    config = tiny_config(distill="soft", teacher="resnet10t", teacher_checkpoint=str(weights), in_chans=3)
+    config = tiny_config(distill="soft", teacher="resnet10t", teacher_weights=str(weights), in_chans=3)
     assert make_teacher(config, 1000)(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
 
 
@@ -279,7 +279,7 @@ def test_a_teacher_from_a_weights_file(tmp_path: Path) -> None:
     ],
     ids=["classes", "channels", "unknown", "no weights"],
 )
-def test_a_teacher_that_does_not_fit_is_rejected(options: dict[str, Any], classes: int, message: str) -> None:
+def test_a_teacher_that_does_not_fit_raises(options: dict[str, Any], classes: int, message: str) -> None:
     config = tiny_config(**({"distill": "soft", "teacher": str(trained_run())} | options))
     with pytest.raises(ValueError, match=message):
         make_teacher(config, classes)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from atconv.tasks.classification.prediction import predict
 from PIL import Image
 
 import atconv as package
@@ -36,25 +35,26 @@ def with_a_bad_one(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_predictions_are_those_of_the_loaded_model(images: Path) -> None:
-    model, transform, classes = package.load(trained_run())
+    predictor = package.load(trained_run())
     paths = find_images([str(images)])
-    inputs = torch.stack([transform(DigitsSource().read(i, "L")) for i in range(3)])
+    inputs = torch.stack([predictor.transform(DigitsSource().read(i, "L")) for i in range(3)])
     with torch.inference_mode():
-        expected = model(inputs).softmax(1)
-    for found, row in zip(predict(trained_run(), paths, top=10), expected, strict=True):
-        assert sorted(found.probabilities, reverse=True) == found.probabilities
-        by_class = dict(zip(found.classes, found.probabilities, strict=True))
-        assert [by_class[c] for c in classes] == pytest.approx(row.tolist(), abs=1e-6)
-        assert sum(found.probabilities) == pytest.approx(1, abs=1e-5)
+        expected = predictor.model(inputs).softmax(1)
+    for result, row in zip(predictor.predict(paths, top=10), expected, strict=True):
+        assert sorted(result.probabilities, reverse=True) == result.probabilities
+        by_class = dict(zip(result.classes, result.probabilities, strict=True))
+        assert [by_class[c] for c in predictor.classes] == pytest.approx(row.tolist(), abs=1e-6)
+        assert sum(result.probabilities) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_predictions_do_not_depend_on_the_batch(with_a_bad_one: Path, batch_size: int) -> None:
     paths = find_images([str(with_a_bad_one)])
-    found = list(predict(trained_run(), paths, batch_size=batch_size))
-    alone = [next(iter(predict(trained_run(), [path]))) for path in paths]
-    assert [p.image for p in found] == [str(path) for path in paths]
-    for ours, single in zip(found, alone, strict=True):
+    predictor = package.load(trained_run())
+    together = list(predictor.predict(paths, batch_size=batch_size))
+    alone = [next(predictor.predict([path])) for path in paths]
+    assert [p.image for p in together] == [str(path) for path in paths]
+    for ours, single in zip(together, alone, strict=True):
         assert (ours.error is None) == (single.error is None) == ("bad" not in ours.image)
         assert ours.classes == single.classes
         assert ours.probabilities == pytest.approx(single.probabilities, abs=1e-6)
@@ -72,7 +72,7 @@ def test_a_name_that_looks_like_a_glob_is_a_name(images: Path, tmp_path: Path) -
     assert find_images([str(path)]) == [path]
 
 
-def test_a_pattern_without_images_is_told(images: Path, tmp_path: Path) -> None:
+def test_a_pattern_without_images_raises(images: Path, tmp_path: Path) -> None:
     for pattern in (str(tmp_path), str(tmp_path / "*.png"), str(tmp_path / "none.png")):
         with pytest.raises(FileNotFoundError, match="no image at"):
             find_images([str(images), pattern])
@@ -88,11 +88,11 @@ def test_the_table_shows_the_classes_of_each_image(images: Path) -> None:
 def test_json_holds_every_image(with_a_bad_one: Path) -> None:
     ended = atconv("predict", trained_run(), with_a_bad_one, "--json", "--top=3")
     assert ended.code == 0, ended.err
-    found = {Path(p["image"]).name: p for p in json.loads(ended.out)}
-    assert set(found) == {"a.png", "b.PNG", "c.png", "bad.png"}
-    assert len(found["a.png"]["classes"]) == len(found["a.png"]["probabilities"]) == 3
-    assert found["a.png"]["error"] is None
-    assert "not a readable image" in found["bad.png"]["error"]
+    results = {Path(p["image"]).name: p for p in json.loads(ended.out)}
+    assert set(results) == {"a.png", "b.PNG", "c.png", "bad.png"}
+    assert len(results["a.png"]["classes"]) == len(results["a.png"]["probabilities"]) == 3
+    assert results["a.png"]["error"] is None
+    assert "not a readable image" in results["bad.png"]["error"]
 
 
 def test_csv_holds_a_row_for_each_rank(with_a_bad_one: Path) -> None:
@@ -120,8 +120,9 @@ def test_a_transparent_and_a_deep_image_are_classified(tmp_path: Path) -> None:
     gray = DigitsSource().read(0, "L")
     gray.convert("RGBA").save(tmp_path / "rgba.png")
     gray.save(tmp_path / "gray.png")
-    one, other = predict(trained_run(), [tmp_path / "gray.png", tmp_path / "rgba.png"])
-    assert one.probabilities == other.probabilities
+    predictor = package.load(trained_run())
+    gray_result, rgba_result = predictor.predict([tmp_path / "gray.png", tmp_path / "rgba.png"])
+    assert gray_result.probabilities == rgba_result.probabilities
 
 
 def test_the_table_shows_names_as_they_are(images: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ SPLITS = {"train": 48, "val": 16}
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A tar file a split, two classes, and the _info.json that timm reads."""
+    """A tar file for each split, two classes, and the _info.json that timm reads."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "wds"
     folder.mkdir()
@@ -42,7 +42,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def options(root: Path, **changes: Any) -> list[str]:
-    given = {
+    values = {
         "data_root": str(root),
         "val_split": "val",
         "num_classes": 2,
@@ -50,7 +50,7 @@ def options(root: Path, **changes: Any) -> list[str]:
         "batch_size": 8,
         "base_batch_size": 8,
     }
-    return tiny_options(**(given | changes))
+    return tiny_options(**(values | changes))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 import timm
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import atconv  # noqa: F401  (registers the models with timm)
 from atconv.data.sources import DigitsSource
 from atconv.data.splits import Split
-from atconv.engine import devices
+from atconv.engine import distributed
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
-from atconv.tasks.classification.model import inherit_config, make_model
+from atconv.tasks.classification.config import inherit_config
+from atconv.tasks.classification.model import make_model
 from support.tiny import (
     TINY,
     TINY_ARGS,
     image_folder,
+    no_plots,
     read_rows,
-    skip_plots,
     tiny_config,
     train_tiny,
     trained_run,
@@ -34,11 +34,9 @@ from support.tiny import (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_images() -> Any:
-    patches = skip_plots()
-    yield
-    for patch in patches:
-        patch.stop()
+def _no_plots() -> Any:
+    with no_plots():
+        yield
 
 
 def last_state(run: Path) -> dict[str, Any]:
@@ -52,7 +50,7 @@ def last_weights(run: Path) -> dict[str, Tensor]:
 
 
 def initial_weights(**changes: Any) -> dict[str, Tensor]:
-    return make_model(tiny_config(**changes), 10, Console(quiet=True)).state_dict()
+    return make_model(tiny_config(**changes), 10).state_dict()
 
 
 def changed(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
@@ -116,7 +114,7 @@ def test_layer_decay_slows_the_early_layers(tmp_path: Path) -> None:
 
 
 def test_alpha_and_vectors_are_left_out_of_decay(plain: Path) -> None:
-    model = make_model(tiny_config(), 10, Console(quiet=True))
+    model = make_model(tiny_config(), 10)
     groups = last_state(plain)["optimizer"]["param_groups"]
     sizes = {group["weight_decay"]: len(group["params"]) for group in groups}
     matrices = [name for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith("alpha")]
@@ -169,7 +167,7 @@ def test_gradient_checkpointing_trains_the_same_weights(tmp_path: Path, plain: P
 def test_bfloat16_keeps_weights_in_float32(
     tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(distributed, "cpu_has_bf16", lambda: True)
     ours = last_weights(train_tiny(tmp_path / "run", precision="bf16"))
     assert {t.dtype for t in ours.values()} == {torch.float32, torch.int64}
     assert changed(ours, last_weights(plain))
@@ -203,10 +201,10 @@ def test_a_set_smaller_than_a_batch_trains(tmp_path: Path) -> None:
 
 
 def initial_weights_of(data: Path) -> dict[str, Tensor]:
-    return make_model(tiny_config(data=str(data), in_chans=3), 2, Console(quiet=True)).state_dict()
+    return make_model(tiny_config(data=str(data), in_chans=3), 2).state_dict()
 
 
-def test_a_set_too_small_for_mixing_is_rejected_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_set_too_small_for_mixing_raises_and_leaves_nothing(tmp_path: Path) -> None:
     for seed, split in enumerate(("train", "val")):
         image_folder(tmp_path / "data" / split, {"ant": 1, "bee": 0}, seed)
     with pytest.raises(ValueError, match=r"1 training images are too few .* set mixup and cutmix to 0"):
@@ -221,28 +219,27 @@ def test_weights_of_another_run_are_the_start(tmp_path: Path) -> None:
     assert changed(last_weights(run), start)
 
 
-def test_weights_of_another_run_with_other_classes_start_with_a_fresh_head(tmp_path: Path) -> None:
+def test_weights_of_another_run_with_other_classes_start_with_a_new_head(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data = image_folder(tmp_path / "data", {"ant": 20, "bee": 20})
-    with (tmp_path / "out").open("w") as file:
+    with caplog.at_level("INFO", "atconv"):
         run = train_tiny(
             tmp_path / "run",
-            Console(file=file, width=1000),
             data=str(data),
             checkpoint=str(trained_run()),
             freeze_backbone=True,
             test_fraction=0.2,
         )
-    saved, given = load_file(run / "model.safetensors"), load_file(trained_run() / "model.safetensors")
+    saved, source = load_file(run / "model.safetensors"), load_file(trained_run() / "model.safetensors")
     differing = {
-        name for name in saved if saved[name].shape != given[name].shape or changed_one(saved, given, name)
+        name
+        for name in saved
+        if saved[name].shape != source[name].shape or not torch.equal(saved[name], source[name])
     }
     assert {"head.fc.weight", "head.fc.bias"} <= differing
     assert all(name.startswith("head.") for name in differing)
-    assert re.search(r"head\.fc\.(bias|weight) start fresh", (tmp_path / "out").read_text())
-
-
-def changed_one(a: dict[str, Tensor], b: dict[str, Tensor], name: str) -> bool:
-    return not torch.equal(a[name], b[name])
+    assert re.search(r"head\.fc\.(bias|weight) newly initialized", caplog.text)
 
 
 def test_a_run_gives_its_model_channels_and_normalization_with_its_weights(tmp_path: Path) -> None:
@@ -271,7 +268,7 @@ def test_weights_from_a_file_of_the_release_are_the_start(tmp_path: Path, suffix
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_damaged_weights_of_another_run_are_rejected_and_leave_nothing(tmp_path: Path, share: float) -> None:
+def test_damaged_weights_of_another_run_raise_and_leave_nothing(tmp_path: Path, share: float) -> None:
     source = Path(shutil.copytree(trained_run(), tmp_path / "source"))
     content = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(content[: int(share * len(content))])
@@ -280,7 +277,7 @@ def test_damaged_weights_of_another_run_are_rejected_and_leave_nothing(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_of_a_run_without_a_model_are_rejected(tmp_path: Path) -> None:
+def test_weights_of_a_run_without_a_model_raise(tmp_path: Path) -> None:
     source = Path(shutil.copytree(trained_run(), tmp_path / "source"))
     (source / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="has no model yet"):
@@ -336,7 +333,7 @@ def test_a_schedule_warms_up_and_falls(tmp_path: Path, schedule: str) -> None:
         pytest.param({"auto_augment": "nosuch"}, "nosuch", id="auto_augment"),
         pytest.param({"schedule": "plateau"}, "plateau", id="plateau"),
         pytest.param({"drop_path_rate": 1.5}, "drop_path_rate", id="drop_path_rate"),
-        ({"weights": "none.pth"}, "none.pth"),
+        ({"checkpoint": "none.pth"}, "none.pth"),
         ({"in_chans": 2}, "2"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
@@ -349,16 +346,16 @@ def test_an_option_that_does_not_fit_is_named_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_splits_are_those_of_the_split(plain: Path) -> None:
+def test_steps_are_those_of_the_training_split(plain: Path) -> None:
     split = json.loads((plain / "split.json").read_text())
-    split = Split(DigitsSource(), [int(name) for name in split["train"]])
-    assert len(split) // 32 == int(read_rows(plain / "metrics.csv")[0]["step"])
+    train = Split(DigitsSource(), [int(name) for name in split["train"]])
+    assert len(train) // 32 == int(read_rows(plain / "metrics.csv")[0]["step"])
 
 
 def test_the_input_of_a_run_comes_with_its_weights_unless_chosen(tmp_path: Path) -> None:
-    weights = str(trained_run())
-    adopted = inherit_config(tiny_config(weights=weights, image_size=32))
-    assert adopted.image_size == TINY["image_size"]
-    assert inherit_config(tiny_config(weights=weights, image_size=32), {"image_size"}).image_size == 32
+    checkpoint = str(trained_run())
+    inherited = inherit_config(tiny_config(checkpoint=checkpoint, image_size=32))
+    assert inherited.image_size == TINY["image_size"]
+    assert inherit_config(tiny_config(checkpoint=checkpoint, image_size=32), {"image_size"}).image_size == 32
     with pytest.raises(ValueError, match="--model attnet_s contradicts"):
-        inherit_config(tiny_config(weights=weights, model="attnet_s"), {"model"})
+        inherit_config(tiny_config(checkpoint=checkpoint, model="attnet_s"), {"model"})
