@@ -1,4 +1,4 @@
-"""The command line: help, what it refuses and how, and that a finished run can be run again."""
+"""The command line: help, what it rejects and how, and that a finished run can be run again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 import atconv_command
 from atconv import cli
 from atconv.engine.checkpoint import latest_checkpoint
-from atconv.tasks.classification.config import recipe_path
+from atconv.tasks import get_task
 from support.tiny import atconv, image_folder, tiny_options, train_tiny, trained_run
 
 COMMANDS = tuple(atconv_command.COMMANDS)
@@ -114,7 +114,7 @@ def test_the_models_are_listed_with_their_sizes() -> None:
 
 
 def rejected(*arguments: str | Path) -> str:
-    """The one line on stderr of a command that is rejected."""
+    """The line on stderr of a command that is rejected."""
     ended = atconv(*arguments)
     assert ended.code == 2, (ended.code, ended.err[-500:])
     assert ended.err.endswith("\n")
@@ -213,7 +213,7 @@ def test_a_loss_that_is_not_finite_is_one_line(tmp_path: Path, options: dict[str
     assert "learning rate" in line
 
 
-def test_a_image_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("text")
     ended = atconv("predict", trained_run(), tmp_path / "bad.png")
     assert ended.code == 2
@@ -231,7 +231,7 @@ def test_weights_of_a_damaged_run_are_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_no_top_is_rejected(tmp_path: Path) -> None:
+def test_a_top_of_zero_is_rejected(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
     assert "top must be at least 1" in rejected("predict", trained_run(), tmp_path / "a.png", "--top=0")
 
@@ -314,7 +314,7 @@ def test_resuming_takes_no_other_option(tmp_path: Path) -> None:
 def test_help_shows_the_defaults_that_a_run_has(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.run("train", ["--help"])
-    small = yaml.safe_load(recipe_path("small").read_text())
+    small = yaml.safe_load(get_task("classification").recipe_path("small").read_text())
     assert re.search(rf"--epochs EPOCHS .*default: {small['epochs']}\)", capsys.readouterr().out)
 
 
