@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from PIL import Image
 import atconv_command
 from atconv import cli
 from atconv.engine.checkpoint import latest_checkpoint
-from atconv.tasks import get_task
+from atconv.tasks import TASKS, get_task
 from support.tiny import atconv, image_folder, tiny_options, train_tiny, trained_run
 
 COMMANDS = tuple(atconv_command.COMMANDS)
+TOOLS = tuple(f"{command} {tool}" for command, tools in atconv_command.TOOLS.items() for tool in tools)
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -56,19 +58,47 @@ def test_importing_the_package_imports_no_optional_part() -> None:
     assert ended.stdout.strip() == "[]", ended.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str) -> None:
-    ended = atconv(command, "--help")
+@pytest.mark.parametrize("command", [*COMMANDS, *TOOLS])
+def test_every_command_has_help_on_a_screen_or_two(command: str) -> None:
+    ended = atconv(*command.split(), "--help")
     assert ended.code == 0
     assert f"atconv {command}" in ended.out
     assert not ended.err
+    lines = ended.out.splitlines()
+    assert len(lines) <= 75
+    assert max(map(len, lines)) <= 110
 
 
-@pytest.mark.parametrize("tool", ["lmdb"])
-def test_every_data_tool_has_help(tool: str) -> None:
-    ended = atconv("data", tool, "--help")
-    assert ended.code == 0
-    assert f"atconv data {tool}" in ended.out
+@pytest.mark.parametrize("command", atconv_command.TOOLS)
+def test_help_of_a_group_describes_its_commands(command: str) -> None:
+    ended = atconv(command, "--help")
+    for tool, description in atconv_command.TOOLS[command].items():
+        assert re.search(rf"^  {tool} +{re.escape(description)}$", ended.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_of_training_is_in_groups(task: str) -> None:
+    ended = atconv(*get_task(task).train_command().split()[1:], "--help")
+    for group in ("data", "model", "training"):
+        assert f"\n{group}:\n" in ended.out
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_of_training_explains_or_names_every_option(task: str) -> None:
+    """--help explains the common ones and names the others; --help-all explains all."""
+    spec = get_task(task)
+    command = spec.train_command().split()[1:]
+    short, full = atconv(*command, "--help").out, atconv(*command, "--help-all").out
+    for field in fields(spec.config):
+        if field.name == "data":
+            continue
+        option = f"--{field.name.replace('_', '-')}"
+        assert re.search(rf"{option}\b", short), option
+        explained = re.search(rf"^  {option}\b([^\n]*\n( {{20,}}[^\n]*\n)*)", full, re.MULTILINE)
+        assert explained is not None, option
+        text = re.sub(r"\(default: .*?\)|--no-\S+|[A-Z]+|[{\[].*?[}\]]", "", explained[1])
+        assert len(text.split()) >= 2, option
+    assert "Also --" not in full
 
 
 def test_help_of_training_explains_every_option() -> None:
@@ -105,8 +135,7 @@ def test_the_models_are_listed_with_their_sizes() -> None:
         ("attnet_t3", "49,175,682", 8.7021),
         ("attnet_t4", "87,320,214", 15.5485),
     ):
-        [line] = [line for line in ended.out.splitlines() if f" {name} " in line]
-        cells = [cell.strip() for cell in line.strip("│┃").split("│")]
+        [cells] = [cells for line in ended.out.splitlines() if (cells := line.split())[0] == name]
         assert cells[1] == parameters
         assert float(cells[2]) == pytest.approx(gmacs, rel=0.005)
     assert "84.4 %" in ended.out
@@ -131,7 +160,7 @@ def rejected(*arguments: str | Path) -> str:
         (["data"], "'nothing' is not among"),
         (["train"], "DATA is missing"),
         (["train", "no/such/folder"], "does not exist: give an image folder"),
-        (["train", "digits", "--no-such-option=3"], "no_such_option"),
+        (["train", "digits", "--no-such-option=3"], "--no-such-option"),
         (["train", "digits", "--epochs=many"], "epochs"),
         (["train", "digits", "--epochs=0"], "epochs must be at least 1"),
         (["train", "digits", "--epochs"], "epochs"),
@@ -155,9 +184,9 @@ def rejected(*arguments: str | Path) -> str:
             ],
             "device",
         ),
-        (["train", "torch/fashion_mnist"], "data_root"),
+        (["train", "torch/fashion_mnist"], "--data-root"),
         (["train", "torch/no_such", "--data-root=."], "timm cannot open torch/no_such"),
-        (["train", "wds/images"], "val_split"),
+        (["train", "wds/images"], "--val-split"),
         (["train", "--resume=no/such/run"], "no such run folder"),
         (["train", "--resume=."], "is not a run"),
         (["train", "--resume"], "resume"),
@@ -237,7 +266,8 @@ def test_a_top_of_zero_is_rejected(tmp_path: Path) -> None:
 
 
 def test_without_a_terminal_a_run_prints_a_line_an_epoch_and_no_bar(tmp_path: Path) -> None:
-    ended = atconv("train", "digits", *tiny_options(epochs=2), f"--out={tmp_path / 'run'}", plots=False)
+    command = ("train", "digits", *tiny_options(epochs=2), f"--out={tmp_path / 'run'}")
+    ended = atconv(*command, plots=False, own_process=True)
     assert ended.code == 0
     assert not ended.err
     lines = ended.out.splitlines()
@@ -315,7 +345,18 @@ def test_help_shows_the_defaults_that_a_run_has(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         cli.run("train", ["--help"])
     small = yaml.safe_load(get_task("classification").recipe_path("small").read_text())
-    assert re.search(rf"--epochs EPOCHS .*default: {small['epochs']}\)", capsys.readouterr().out)
+    assert re.search(rf"--epochs N .*default: {small['epochs']}\)", capsys.readouterr().out)
+
+
+def test_help_shows_the_defaults_of_the_recipe_that_is_named(tmp_path: Path) -> None:
+    recipe = yaml.safe_load(get_task("classification").recipe_path("attnet_t2").read_text())
+    text = atconv("train", "--config=attnet_t2", "--help").out
+    for name, place in (("epochs", "N"), ("mixup", "X"), ("lr", "X"), ("auto_augment", "TEXT")):
+        option = name.replace("_", "-")
+        assert re.search(rf"--{option} {place} [^(]*\(default:\s+{recipe[name]}\)", text), name
+    (tmp_path / "mine.yaml").write_text("ema_decay: 0.25\n")
+    text = atconv("train", f"--config={tmp_path / 'mine.yaml'}", "--help").out
+    assert re.search(r"--ema-decay X [^(]*\(default:\s+0.25\)", text)
 
 
 def test_the_weights_of_a_run_are_for_its_user_group_and_others(tmp_path: Path) -> None:

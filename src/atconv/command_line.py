@@ -21,7 +21,7 @@ _PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", dict: "{NAME: VALUE}"}
 
 
 class _Formatter(DefaultHelpFormatter):
-    """Help as it was written: types are in the placeholders, defaults in the text."""
+    """Help as it was written, with the defaults in force: a recipe's where one sets them."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=110)
@@ -30,7 +30,9 @@ class _Formatter(DefaultHelpFormatter):
         return textwrap.fill(text, width, break_on_hyphens=False)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help or ""
+        text, default = action.help or "", action.default
+        shown = default not in (None, argparse.SUPPRESS, [], {}) and default is not False
+        return f"{text} (default: %(default)s)" if shown else text
 
 
 class Parser(ArgumentParser):
@@ -119,10 +121,10 @@ def _fields_of(config: type) -> Iterator[_Option]:
 
 def _add(parser: Any, option: _Option, shown: bool) -> None:
     flag = f"--{option.name.replace('_', '-')}"
-    text = option.help
-    if option.default not in (None, False, inspect.Parameter.empty) and option.default != {}:
-        text += " (default: %(default)s)"
-    keywords: dict[str, Any] = {"help": text if shown else argparse.SUPPRESS, "default": option.default}
+    keywords: dict[str, Any] = {
+        "help": option.help if shown else argparse.SUPPRESS,
+        "default": option.default,
+    }
     if option.default is inspect.Parameter.empty:
         keywords |= {"required": True, "default": None}
     if _plain(option.kind) is bool:

@@ -220,7 +220,7 @@ class Stream:
         )
         length = samples or len(self.dataset)
         if not length:
-            raise ValueError(f"{name} does not say how many images it has: give --epoch_samples")
+            raise ValueError(f"{name} does not say how many images it has: give --epoch-samples")
         self.samples = int(length)
         known = getattr(self.dataset.reader, "class_to_idx", None)
         if known:
@@ -228,7 +228,7 @@ class Stream:
         elif classes:
             self.classes = [str(i) for i in range(classes)]
         else:
-            raise ValueError(f"{name} does not name its classes: give --num_classes")
+            raise ValueError(f"{name} does not name its classes: give --num-classes")
 
     def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
         yield from self.dataset
@@ -255,7 +255,7 @@ def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -
     if root is not None and not Path(root).exists():
         raise ValueError(f"data_root {root} does not exist")
     if name.startswith("torch/") and root is None:
-        raise ValueError(f"{name} needs --data_root, the folder its files lie in")
+        raise ValueError(f"{name} needs --data-root, the folder its files lie in")
     try:
         # No color mode: images are converted here, as in prediction.
         options = {"input_img_mode": None, **options}

@@ -57,7 +57,7 @@ class TrainConfig:
     eps: float = 1e-8
     """denominator epsilon of the optimizer"""
     weight_decay: float = 0.05
-    """decay of tensors with two or more dimensions; biases, norms, scales and alpha are exempt"""
+    """decay of weight matrices; biases, norms, scales and alpha are exempt"""
     layer_decay: float | None = None
     """factor on the learning rate from each layer to the one before it, for fine-tuning"""
     clip_grad: float | None = None
@@ -65,11 +65,11 @@ class TrainConfig:
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     """clip by global norm, by value, or adaptively (AGC, 0.01 is usual)"""
     ema_decay: float = 0.999
-    """exponential moving average of the weights, each step; 0 turns it off"""
+    """moving average of the weights, at each step; 0 turns it off"""
     ema_warmup: bool = True
     """let the average start short and grow to ema_decay"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """autocast dtype; on a CPU bf16 takes the place of fp16, and fp32 that of both where it has no bf16"""
+    """autocast dtype; a CPU that lacks it takes bf16 or fp32"""
     compile: bool = False
     """compile the model with torch.compile"""
     shard: bool = False

@@ -35,7 +35,7 @@ class ModelOptions:
     model_args: dict[str, Any] = field(default_factory=dict)
     """more arguments of the model, such as {stem_stride: 2}"""
     checkpoint: str | None = None
-    """start from the authors' .pth file, from a .safetensors file or from another run's folder"""
+    """start from the authors' .pth, a .safetensors file or another run's folder"""
     use_ema: bool = False
     """take the EMA weights of the authors' file"""
     image_size: int = 224
