@@ -4,7 +4,7 @@
     make bench-quick      # a few ratios in three to four minutes
 
 Run it on an otherwise idle machine. Results lie in benchmarks/results/MACHINE/, one file a measurement;
-delete those that shall be taken again. MACHINE.md beside the folder is written from them.
+delete those that are to be measured again. MACHINE.md next to the folder is written from them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
     if arguments.quick:
         print_ratios()
         return
-    torch.compiler.config.force_disable_caches = True  # how long the compiler takes is told
+    torch.compiler.config.force_disable_caches = True  # the time it takes is reported
     folder.mkdir(parents=True, exist_ok=True)
     for name, job in {} if arguments.report else jobs().items():
         path = folder / f"{name}.json"

@@ -1,7 +1,7 @@
 """What the allocator is worth to the commands: `atconv train`, `evaluate`, `predict` with it tuned and not.
 
-The commands run by turns, with AttNet-T2 at 224², on pictures of random noise: speed does not ask what is
-on them.
+The commands run interleaved, with AttNet-T2 at 224², on images of random noise: speed does not depend on
+their content.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from atconv.ops.allocator import REFUSE_VARIABLE
 
 __all__ = ["commands"]
 
-TURNS = 3
+ROUNDS = 3
 TRAIN, TEST, FEW = 48, 48, 8
 # A child's peak counts from the memory of the process that starts it, so a small one does.
 _PEAK = """
@@ -34,36 +34,36 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 ATCONV = [sys.executable, "-m", "atconv"]
 TRAINING = (
-    "--model attnet_t2 --image_size 224 --epochs 1 --batch_size 8 --base_batch_size 8 "
-    "--workers 0 --tracker none --val_fraction 0.1 --warmup_epochs 0"
+    "--model attnet_t2 --image-size 224 --epochs 1 --batch-size 8 --base-batch-size 8 "
+    "--workers 0 --tracker none --val-fraction 0.1 --warmup-epochs 0"
 )
 
 
 def commands() -> list[dict[str, Any]]:
     """Seconds an image and peak memory of each command, with the system's allocator and the tuned one.
 
-    Seconds are medians of turns, memory the most of any.
+    Seconds are medians of rounds, memory is the maximum.
     """
-    found: dict[tuple[str, bool], list[tuple[float, int]]] = {}
+    measurements: dict[tuple[str, bool], list[tuple[float, int]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _draw(folder / "data", TRAIN)
-        _draw(folder / "test", TEST)
-        for turn in range(TURNS):
+        _write_images(folder / "data", TRAIN)
+        _write_images(folder / "test", TEST)
+        for round_ in range(ROUNDS):
             for tuned in (False, True):
-                run = folder / f"run-{turn}-{tuned}"
-                for command, measured in _measure(folder, run, tuned).items():
-                    found.setdefault((command, tuned), []).append(measured)
+                run = folder / f"run-{round_}-{tuned}"
+                for command, measurement in _measure(folder, run, tuned).items():
+                    measurements.setdefault((command, tuned), []).append(measurement)
     rows = []
-    for (command, tuned), turns in found.items():
-        seconds, peaks = zip(*turns, strict=True)
+    for (command, tuned), rounds in measurements.items():
+        seconds, peaks = zip(*rounds, strict=True)
         rows.append(
             {"command": command, "tuned": tuned, "seconds": statistics.median(seconds), "bytes": max(peaks)}
         )
     return rows
 
 
-def _draw(folder: Path, count: int) -> None:
+def _write_images(folder: Path, count: int) -> None:
     random = np.random.default_rng(0)
     for i in range(count):
         path = folder / "ab"[i % 2] / f"{i}.png"
@@ -77,14 +77,14 @@ def _measure(folder: Path, run: Path, tuned: bool) -> dict[str, tuple[float, int
     training = _call(tuned, "train", data, *TRAINING.split(), "--out", str(run))
     with (run / "metrics.csv").open() as file:
         rate = float(next(csv.DictReader(file))["images_per_second"])
-    evaluating = _call(tuned, "evaluate", str(run), test, "--batch_size", "8", "--workers", "0")
+    evaluating = _call(tuned, "evaluate", str(run), test, "--batch-size", "8", "--workers", "0")
     evaluated = json.loads(next(run.glob("evaluation/*/metrics.json")).read_text())
     started = time.perf_counter()
-    pictures = sorted(map(str, Path(test).rglob("*.png")))
-    _call(tuned, "predict", str(run), *pictures[:FEW])
+    images = sorted(map(str, Path(test).rglob("*.png")))
+    _call(tuned, "predict", str(run), *images[:FEW])
     between = time.perf_counter()
-    predicting = _call(tuned, "predict", str(run), *pictures)
-    # starting up takes the same for few pictures and for many
+    predicting = _call(tuned, "predict", str(run), *images)
+    # starting up takes the same for few images and for many
     an_image = (time.perf_counter() - 2 * between + started) / (TEST - FEW)
     return {
         "train": (1 / rate, training),

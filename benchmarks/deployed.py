@@ -1,4 +1,4 @@
-"""AttNet-T2 as files: ONNX Runtime, OpenVINO, torch.export and AOTInductor beside eager PyTorch."""
+"""AttNet-T2 as files: ONNX Runtime, OpenVINO, torch.export and AOTInductor, compared with eager PyTorch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COARSE = ("ONNX Runtime, int8", "OpenVINO, bfloat16")
 
 
 def deployed() -> list[dict[str, Any]]:
-    """Seconds of batches of 1 and 8 in every format, by turns; and seconds that writing the file took."""
+    """Seconds of batches of 1 and 8 in every format, interleaved; and seconds to write the file."""
     model = deploy.fold(attnet())
     rows: dict[str, dict[str, Any]] = {"PyTorch, folded": {"file": "PyTorch, folded"}}
     calls: dict[str, Call] = {"PyTorch, folded": model}
@@ -98,7 +98,7 @@ def _formats() -> dict[str, tuple[Callable[[Any, Path], object], Callable[[Path]
     }
     if importlib.util.find_spec("openvino") is not None:
         formats["OpenVINO, any size"] = (write_any, partial(_open_openvino, precision="f32"))
-        if torch.bfloat16 in dtypes():  # then it is what OpenVINO takes unasked
+        if torch.bfloat16 in dtypes():  # then it is what OpenVINO takes by default
             formats["OpenVINO, bfloat16"] = (write_any, partial(_open_openvino, precision="bf16"))
     else:
         print("OpenVINO is left out: pip install openvino")

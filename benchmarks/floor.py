@@ -48,7 +48,7 @@ class Product:
 @torch.inference_mode()
 def list_products(model: nn.Module, images: Tensor) -> Counter[Product]:
     """What a network multiplies on these images, and how often."""
-    found: Counter[Product] = Counter()
+    products: Counter[Product] = Counter()
 
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
         shape = tuple(inputs[0].shape)
@@ -56,15 +56,11 @@ def list_products(model: nn.Module, images: Tensor) -> Counter[Product]:
             size, stride = int(module.kernel_size[0]), int(module.stride[0])
             depthwise = module.groups > 1
             kind = "depthwise" if depthwise else "pointwise" if size == 1 else "dense"
-            found[Product(kind, shape, module.out_channels, size, stride)] += 1
+            products[Product(kind, shape, module.out_channels, size, stride)] += 1
         elif isinstance(module, nn.Linear):
-            found[Product("linear", shape, module.out_features)] += 1
+            products[Product("linear", shape, module.out_features)] += 1
         elif isinstance(module, ATConv2d):
-            bins = module.kernel_size**2
-            found[Product("dynamic", shape, module.dim, module.kernel_size)] += 1
-            # `functional` takes these weights directly, so no hook of a layer sees them
-            found[Product("linear", (shape[0], bins, module.dim), module.dim)] += 1
-            found[Product("linear", (shape[0], module.dim, bins), bins)] += 1
+            products[Product("dynamic", shape, module.dim, module.kernel_size)] += 1
 
     hooks = [
         module.register_forward_hook(note)
@@ -76,7 +72,7 @@ def list_products(model: nn.Module, images: Tensor) -> Counter[Product]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return products
 
 
 @torch.inference_mode()
@@ -133,13 +129,13 @@ def _dynamic_forms(x: Tensor, kernel: Tensor) -> dict[str, Callable[[], Tensor]]
     groups, flat = batch * channels, x.reshape(1, batch * channels, height, width)
     stacked = kernel.reshape(groups, 1, size, size)
     samples = x.contiguous(memory_format=torch.channels_last).split(1)
-    own = [one.unsqueeze(1) for one in kernel]
+    weights = [kernels.unsqueeze(1) for kernels in kernel]
 
     def by_batch() -> Tensor:
         return F.conv2d(flat, stacked, padding=size // 2, groups=groups).view(x.shape)
 
     def by_sample() -> Tensor:
-        pairs = zip(samples, own, strict=True)
+        pairs = zip(samples, weights, strict=True)
         return torch.cat([F.conv2d(one, weight, padding=size // 2, groups=channels) for one, weight in pairs])
 
     return {"one convolution": by_batch, "one a sample": by_sample}

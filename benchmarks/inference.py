@@ -24,19 +24,19 @@ Rows = list[dict[str, Any]]
 
 @torch.inference_mode()
 def eager(dtype: torch.dtype, batch: int) -> Rows:
-    """Seconds of a batch: the floor, ours as it comes and folded, the plain one, and others."""
+    """Seconds of a batch: the floor, ours as it comes and folded, plain, and other models."""
     x = images(batch, dtype=dtype)
     models: dict[str, nn.Module] = {"plain": plain(dtype), "as it comes": attnet(dtype)}
     models["folded"] = deploy.fold(attnet()).to(dtype)
     for name in ("as it comes", "folded"):
         check_same(models["plain"], models[name], x)
     models |= {label: other(name, dtype) for label, name in OTHERS.items()}
-    return _beside_floor(dtype, batch, {name: partial(model, x) for name, model in models.items()})
+    return _with_floor(dtype, batch, {name: partial(model, x) for name, model in models.items()})
 
 
 @torch.inference_mode()
 def compiled(dtype: torch.dtype, batch: int) -> Rows:
-    """The same for torch.compile, folded ours beside ConvNeXt-T; and how long the compiler took.
+    """The same for torch.compile, ours folded and ConvNeXt-T; and how long the compiler took.
 
     Weights are constants to the compiler ("freezing"): it packs them once and fuses what follows a product.
     """
@@ -50,10 +50,10 @@ def compiled(dtype: torch.dtype, batch: int) -> Rows:
         took[name] = time.perf_counter() - started
         check_same(model, made, x)
         calls[name] = partial(made, x)
-    return [{**row, "compile": took.get(row["model"])} for row in _beside_floor(dtype, batch, calls)]
+    return [{**row, "compile": took.get(row["model"])} for row in _with_floor(dtype, batch, calls)]
 
 
-def _beside_floor(dtype: torch.dtype, batch: int, calls: Mapping[str, Callable[[], object]]) -> Rows:
+def _with_floor(dtype: torch.dtype, batch: int, calls: Mapping[str, Callable[[], object]]) -> Rows:
     """The floor is measured before and after the models, since a machine's speed drifts."""
     check_floor()
     products = list_products(attnet(), images(batch))

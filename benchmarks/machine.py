@@ -27,8 +27,8 @@ def machine_line() -> str:
 
 def machine_name() -> str:
     """The processor, its instructions and the threads, as a file's name."""
-    told = f"{_processor()} {_instructions()} {torch.get_num_threads()} threads"
-    return re.sub(r"[^a-z0-9]+", "-", told.lower()).strip("-")
+    name = f"{_processor()} {_instructions()} {torch.get_num_threads()} threads"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def dtypes() -> list[torch.dtype]:

@@ -9,7 +9,7 @@ __all__ = ["peak_above"]
 
 
 def peak_above(call: Callable[[], object]) -> int:
-    """Bytes by which the process grew at the most while the call ran."""
+    """Bytes by which the process grew at most while the call ran."""
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     call()

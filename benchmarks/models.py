@@ -51,34 +51,34 @@ def images(batch: int, size: int = 224, dtype: torch.dtype = torch.float32) -> T
 
 
 @torch.inference_mode()
-def check_same(expected: nn.Module, found: nn.Module, x: Tensor) -> None:
+def check_same(expected: nn.Module, model: nn.Module, x: Tensor) -> None:
     """Outputs agree to rounding, which random weights blow up: bfloat16 lies 0.11 from float32 here.
 
     Raises:
         AssertionError: they do not.
     """
-    wanted, got = expected(x).float(), found(x).float()
+    wanted, got = expected(x).float(), model(x).float()
     error = float((got - wanted).norm() / wanted.norm())
     assert error < (1e-4 if x.dtype == torch.float32 else 0.15), f"outputs differ by {error:.2g}"
 
 
-def check_same_step(expected: nn.Module, found: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
+def check_same_step(expected: nn.Module, model: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
     """A backward pass reaches the first convolution with the same gradient, to rounding.
 
     Raises:
         AssertionError: it does not.
     """
     gradients = []
-    for model in (expected, found):
-        mode = model.training
+    for network in (expected, model):
+        mode = network.training
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = F.cross_entropy(model.train()(x), torch.arange(len(x)))
+            loss = F.cross_entropy(network.train()(x), torch.arange(len(x)))
         loss.backward()
-        first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
         assert first.weight.grad is not None
         gradients.append(first.weight.grad.clone())
-        model.zero_grad()
-        model.train(mode)
+        network.zero_grad()
+        network.train(mode)
     wanted, got = gradients
     error = float((got - wanted).norm() / wanted.norm())
     assert error < (1e-4 if dtype == torch.float32 else 0.1), f"gradients differ by {error:.2g}"

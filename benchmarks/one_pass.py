@@ -1,4 +1,4 @@
-"""Seconds of one pass of a model in a process of its own, where the allocator is tuned or refused.
+"""Seconds of one pass of a model in a process of its own, with the allocator tuned or not.
 
 python benchmarks/one_pass.py ConvNeXt-T
 """
@@ -22,7 +22,7 @@ ONE_PASS: dict[str, Callable[[], nn.Module]] = {
     "AttNet-T2": attnet,
     "ConvNeXt-T": lambda: other(OTHERS["ConvNeXt-T"]),
 }
-"""ours, and one that is not"""
+"""ours, and another"""
 
 
 @torch.inference_mode()

@@ -17,11 +17,11 @@ from atconv.deploy.timing import median_seconds
 from atconv.mixers import create_mixer
 from plain import PlainATConv
 
-__all__ = ["SPLITS", "draw", "operators"]
+__all__ = ["SIZES", "operators", "plot"]
 
 DIM = 64
-SPLITS = (14, 28, 56, 112, 256)
-MOST_POSITIONS = 112**2  # that attention is trained on: a turn at 256² would take half a minute
+SIZES = (14, 28, 56, 112, 256)
+MAX_POSITIONS = 112**2  # that attention is trained on: a round at 256² would take half a minute
 NAMES = ("ATConv", "plain ATConv", "self-attention", "window attention 7×7", "static depthwise 3×3")
 
 
@@ -38,21 +38,21 @@ def _mixers() -> dict[str, nn.Module]:
     return dict(zip(NAMES, made, strict=True))
 
 
-def operators(dtype: torch.dtype, sides: Sequence[int] = SPLITS) -> list[dict[str, Any]]:
+def operators(dtype: torch.dtype, sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
     """Seconds of forward, and of forward and backward, for one map of 64 channels, channels last."""
     mixers = {name: mixer.to(dtype) for name, mixer in _mixers().items()}
     rows = []
-    for side in sides:
-        x = torch.randn(1, DIM, side, side).to(dtype).contiguous(memory_format=torch.channels_last)
+    for size in sizes:
+        x = torch.randn(1, DIM, size, size).to(dtype).contiguous(memory_format=torch.channels_last)
         ours, transcribed = (mixers[name](x).float() for name in NAMES[:2])
         assert (ours - transcribed).norm() < (1e-5 if dtype == torch.float32 else 3e-2) * ours.norm()
         calls: dict[tuple[str, bool], Callable[[], None]] = {}
         for name, mixer in mixers.items():
             calls[name, False] = partial(_forward, mixer, x)
-            if name != "self-attention" or side**2 <= MOST_POSITIONS:
+            if name != "self-attention" or size**2 <= MAX_POSITIONS:
                 calls[name, True] = partial(_train, mixer, x.detach().clone().requires_grad_())
         for (name, trained), seconds in median_seconds(calls).items():
-            rows.append({"mixer": name, "side": side, "backward": trained, "seconds": seconds})
+            rows.append({"mixer": name, "size": size, "backward": trained, "seconds": seconds})
     return rows
 
 
@@ -65,18 +65,18 @@ def _train(mixer: nn.Module, x: Tensor) -> None:
     mixer(x).sum().backward()
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Milliseconds against the side of the map."""
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Milliseconds against the size of the map."""
     matplotlib.use("agg")
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharey=True)
     for axis, backward in zip(axes, (False, True), strict=True):
         for name, marker in zip(NAMES, "osD^v", strict=True):
             own = [row for row in rows if row["mixer"] == name and row["backward"] == backward]
-            sides = [row["side"] for row in own]
-            axis.plot(sides, [1000 * row["seconds"] for row in own], f"{marker}-", label=name)
-        axis.set(xscale="log", yscale="log", xlabel="side of one square map, positions")
+            sizes = [row["size"] for row in own]
+            axis.plot(sizes, [1000 * row["seconds"] for row in own], f"{marker}-", label=name)
+        axis.set(xscale="log", yscale="log", xlabel="height and width of one map, positions")
         axis.set_title("forward and backward" if backward else "forward")
-        axis.set_xticks(SPLITS, [str(side) for side in SPLITS])
+        axis.set_xticks(SIZES, [str(size) for size in SIZES])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"milliseconds, {DIM} channels")

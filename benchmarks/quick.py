@@ -22,29 +22,29 @@ __all__ = ["print_ratios"]
 def print_ratios() -> None:
     """Print them, each as soon as it is known."""
     forward = {row["model"]: row["seconds"] for row in eager(torch.float32, 8)}
-    _tell("as it comes ÷ floor of products", forward["as it comes"] / forward["floor"])
-    _tell("folded ÷ floor of products", forward["folded"] / forward["floor"])
-    _tell("folded ÷ ConvNeXt-T", forward["folded"] / forward["ConvNeXt-T"])
+    _print("as it comes ÷ floor of products", forward["as it comes"] / forward["floor"])
+    _print("folded ÷ floor of products", forward["folded"] / forward["floor"])
+    _print("folded ÷ ConvNeXt-T", forward["folded"] / forward["ConvNeXt-T"])
     steps = {row["model"]: row["seconds"] for row in seconds(torch.float32)}
     peaks = {row["model"]: row["bytes"] for row in memory(torch.float32)}
-    _tell(
+    _print(
         f"training step, plain ÷ ours (memory ours ÷ plain: {peaks['ours'] / peaks['plain']:.2f})",
         steps["plain"] / steps["ours"],
     )
     for name in ONE_PASS:
-        default, tuned = (_fresh(name, refuse) for refuse in ("1", "0"))
-        _tell(f"forward pass of {name} in a fresh process, system's allocator ÷ tuned", default / tuned)
-    grown = {row["side"]: row["seconds"] for row in sizes((224, 1024), False) if row["model"] == "AttNet-T2"}
-    _tell("seconds a pixel, 1024² ÷ 224²", grown[1024] / grown[224] * (224 / 1024) ** 2)
+        default, tuned = (_in_new_process(name, refuse) for refuse in ("1", "0"))
+        _print(f"forward pass of {name} in a new process, system's allocator ÷ tuned", default / tuned)
+    grown = {row["size"]: row["seconds"] for row in sizes((224, 1024), False) if row["model"] == "AttNet-T2"}
+    _print("seconds a pixel, 1024² ÷ 224²", grown[1024] / grown[224] * (224 / 1024) ** 2)
     layers = {(r["mixer"], r["backward"]): r["seconds"] for r in operators(torch.float32, (56,))}
-    _tell("self-attention ÷ ATConv, forward, 56²", layers["self-attention", False] / layers["ATConv", False])
+    _print("self-attention ÷ ATConv, forward, 56²", layers["self-attention", False] / layers["ATConv", False])
 
 
-def _tell(what: str, ratio: float) -> None:
+def _print(what: str, ratio: float) -> None:
     print(f"{ratio:6.2f} ×  {what}", flush=True)
 
 
-def _fresh(name: str, refuse: str) -> float:
+def _in_new_process(name: str, refuse: str) -> float:
     environment = os.environ | {REFUSE_VARIABLE: refuse}
     command = [sys.executable, str(Path(__file__).with_name("one_pass.py")), name]
     return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

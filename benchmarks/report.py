@@ -1,4 +1,4 @@
-"""From measurements to one page with its figures."""
+"""From measurements to one page with its plots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AIMS = {
 
 
 def write_report(folder: Path) -> Path:
-    """Write MACHINE.md beside the folder MACHINE, and its figures into the folder.
+    """Write MACHINE.md next to the folder MACHINE, and its plots into the folder.
 
     Returns:
         the page.
@@ -59,11 +59,11 @@ def _inference(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
             for form in forms if by_model else ():
                 taken, floor = by_model[form]["seconds"], by_model["floor"]["seconds"]
                 both = by_model["floor"].get("before and after", [floor])
-                told = " … ".join(dict.fromkeys(_ms(one) for one in sorted(both)))
+                floors = " … ".join(dict.fromkeys(_ms(seconds) for seconds in sorted(both)))
                 label = "compiled" if job == "compiled" else form
                 aim = AIMS.get((label, dtype))
                 cells.append(
-                    (dtype, f"{label}, folded" if job == "compiled" else label, _ms(taken), told,
+                    (dtype, f"{label}, folded" if job == "compiled" else label, _ms(taken), floors,
                      f"{taken / floor:.2f} ×", f"≤ {aim}" if aim else "")
                 )  # fmt: skip
     yield from _table(("dtype", "form", "ms", "floor, ms", "÷ floor", "aim"), cells)
@@ -83,7 +83,7 @@ def _inference(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
 
 
 def _others(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
-    yield "## Beside other models\n"
+    yield "## Compared with other models\n"
     yield "Milliseconds at 224², eager; compiled where it says so. AttNet-T2 has 4.73 GMACs, ConvNeXt-T 4.46,"
     yield "Swin-T 4.36, DeiT-S 4.25.\n"
     cells = []
@@ -94,14 +94,14 @@ def _others(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
                 mode, batch = job.split("-")
                 names = ("as it comes", "folded", "ConvNeXt-T", "Swin-T", "DeiT-S")
                 cells.append((dtype, mode, batch, *(milliseconds.get(name, "–") for name in names)))
-    heads = ("dtype", "mode", "batch", "AttNet-T2", "folded", "ConvNeXt-T", "Swin-T", "DeiT-S")
-    yield from _table(heads, cells)
+    headers = ("dtype", "mode", "batch", "AttNet-T2", "folded", "ConvNeXt-T", "Swin-T", "DeiT-S")
+    yield from _table(headers, cells)
 
 
 def _training(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "## Training\n"
     yield "A step of AttNet-T2, batch 8, 224², AdamW; bfloat16 is autocast. Memory: peak of forward and"
-    yield "backward above the idle model, each in a fresh process.\n"
+    yield "backward above the idle model, each in a new process.\n"
     cells = []
     for name, entries in rows.items():
         if name.startswith("training-"):
@@ -123,7 +123,7 @@ def _training(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
 
 def _commands(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "## The commands, with the system's allocator and the tuned one\n"
-    yield "AttNet-T2 at 224², batches of 8, start-up left out. Medians of 3 turns of whole commands.\n"
+    yield "AttNet-T2 at 224², batches of 8, start-up left out. Medians of 3 rounds of full commands.\n"
     measured = {(row["command"], row["tuned"]): row for row in rows.get("commands", [])}
     cells = []
     for command in dict.fromkeys(name for name, _ in measured):
@@ -133,52 +133,52 @@ def _commands(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
              f"{default['seconds'] / tuned['seconds']:.2f} ×",
              *(f"{row['bytes'] / 2**20:.0f}" for row in (default, tuned)))
         )  # fmt: skip
-    heads = ("command", "ms an image, system", "tuned", "faster", "peak MiB, system", "tuned")
-    yield from _table(heads, cells)
+    headers = ("command", "ms an image, system", "tuned", "faster", "peak MiB, system", "tuned")
+    yield from _table(headers, cells)
 
 
 def _sizes(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     measured = rows.get("sizes", [])
     yield "## As images grow\n"
     if measured:
-        sizes.draw(measured, folder / "sizes.png")
-        yield f"![Time a pixel and memory against the side of an image]({folder.name}/sizes.png)\n"
+        sizes.plot(measured, folder / "sizes.png")
+        yield f"![Time a pixel and memory against the size of an image]({folder.name}/sizes.png)\n"
     cells = []
     for name in dict.fromkeys(row["model"] for row in measured):
-        by_side = {row["side"]: row for row in measured if row["model"] == name}
-        a_pixel = {side: 1e9 * row["seconds"] / side**2 for side, row in by_side.items()}
+        by_size = {row["size"]: row for row in measured if row["model"] == name}
+        a_pixel = {size: 1e9 * row["seconds"] / size**2 for size, row in by_size.items()}
         cells.append(
             (name, *(f"{value:.0f}" for value in a_pixel.values()), f"{a_pixel[1024] / a_pixel[224]:.2f} ×",
-             *(f"{by_side[side]['bytes'] / 2**20:.0f}" for side in (224, 1024)))
+             *(f"{by_size[size]['bytes'] / 2**20:.0f}" for size in (224, 1024)))
         )  # fmt: skip
-    heads = (
+    headers = (
         "ns a pixel",
-        *(f"{side}²" for side in sizes.SPLITS),
+        *(f"{size}²" for size in sizes.SIZES),
         "1024² ÷ 224²",
         "MiB at 224²",
         "MiB at 1024²",
     )
-    yield from _table(heads, cells)
+    yield from _table(headers, cells)
 
 
 def _operators(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "## One layer\n"
     yield f"Milliseconds for one map of {operators.DIM} channels, channels last; self-attention is torch's,"
-    yield f"trained on up to {math.isqrt(operators.MOST_POSITIONS)}²: a turn on more takes half a minute.\n"
+    yield f"trained on up to {math.isqrt(operators.MAX_POSITIONS)}²: a round on more takes half a minute.\n"
     for name, entries in rows.items():
         if not name.startswith("operators-"):
             continue
         dtype = name.removeprefix("operators-")
-        operators.draw(entries, folder / f"{name}.png")
-        yield f"![Time of one layer against the side of its map]({folder.name}/{name}.png)\n"
+        operators.plot(entries, folder / f"{name}.png")
+        yield f"![Time of one layer against the size of its map]({folder.name}/{name}.png)\n"
         milliseconds = {
-            (row["mixer"], row["side"], row["backward"]): _ms(row["seconds"], 2) for row in entries
+            (row["mixer"], row["size"], row["backward"]): _ms(row["seconds"], 2) for row in entries
         }
         cells = [
-            (dtype, "forward and backward" if backward else "forward", f"{side}²",
-             *(milliseconds.get((mixer, side, backward), "–") for mixer in operators.NAMES))
+            (dtype, "forward and backward" if backward else "forward", f"{size}²",
+             *(milliseconds.get((mixer, size, backward), "–") for mixer in operators.NAMES))
             for backward in (False, True)
-            for side in operators.SPLITS
+            for size in operators.SIZES
         ]  # fmt: skip
         yield from _table(("dtype", "pass", "map", *operators.NAMES), cells)
 
@@ -186,7 +186,7 @@ def _operators(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
 def _deployed(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "## As a file\n"
     yield "AttNet-T2 at 224², float32 but for int8. Errors are relative to PyTorch's largest logit; what int8"
-    yield "costs in accuracy `atconv export --int8` tells for a trained model.\n"
+    yield "costs in accuracy `atconv export --int8` reports for a trained model.\n"
     cells = []
     for file in dict.fromkeys(row["file"] for row in rows.get("deployed", [])):
         by_batch = {row["batch"]: row for row in rows["deployed"] if row["file"] == file}
@@ -201,8 +201,8 @@ def _deployed(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield from _table(("form", "ms, batch 1", "ms, batch 8", "error", "seconds to write"), cells)
 
 
-def _table(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[str]:
-    for row in (heads, ["---"] * len(heads), *cells):
+def _table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[str]:
+    for row in (headers, ["---"] * len(headers), *cells):
         yield f"| {' | '.join(row)} |"
     yield ""
 

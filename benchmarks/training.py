@@ -1,4 +1,4 @@
-"""A training step of AttNet-T2 beside its plain transcription: seconds, and memory in a fresh process.
+"""A training step of AttNet-T2 and of its plain transcription: seconds, and memory in a new process.
 
 python benchmarks/training.py memory plain bfloat16      # bytes above the idle model, printed
 """
@@ -46,7 +46,7 @@ def seconds(dtype: torch.dtype, compile: bool = False) -> list[dict[str, Any]]:
 
 
 def make_step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], None]:
-    """One call, one step."""
+    """Each call is one step."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     labels = torch.arange(len(x))
@@ -62,7 +62,7 @@ def make_step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Callable[[], N
 
 
 def memory(dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Peak resident memory of forward and backward above the idle model, each in a fresh process."""
+    """Peak resident memory of forward and backward above the idle model, each in a new process."""
     kind = str(dtype).removeprefix("torch.")
     rows = []
     for name in MAKE:
