@@ -187,7 +187,7 @@ def _predict(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
     out = Path(folder) if folder is not None else predictor.run.path / "predictions"
     results = predictor.predict(images, **options)
     if kind.draws:
-        results = predictor.save_predictions(results, out)
+        results = predictor.save_predictions(results, out, protected=images)
     done = list(tqdm(results, "predicting", len(images), disable=None, leave=False))
     good = [result for result in done if result.error is None]
     if as_json:
@@ -225,15 +225,12 @@ def _check_task(spec: TaskSpec, name: str, tool: str) -> None:
         raise ValueError(f"{name} is a {other.name} run, not a {spec.name} run: use {command}")
 
 
-# ImageNet-1K top-1 at 224 as published in arXiv 2510.20092. Not measured here.
-_PUBLISHED_TOP1 = {"attnet_t2": "84.4 %"}
-
-
 def _models(prog: str, arguments: Sequence[str]) -> None:
     import torch
 
     from atconv.engine.tables import Table
     from atconv.models.attnet import VARIANTS, AttNet
+    from atconv.models.published import PUBLISHED_TOP1
 
     Parser(prog=prog, description="The AttNet family.").parse_args(list(arguments))
     rows = []
@@ -241,7 +238,7 @@ def _models(prog: str, arguments: Sequence[str]) -> None:
         with torch.device("meta"):
             model = AttNet(**VARIANTS[name])
         count = sum(p.numel() for p in model.parameters())
-        top1 = _PUBLISHED_TOP1.get(name, "–")
+        top1 = f"{PUBLISHED_TOP1[name]:.1f} %" if name in PUBLISHED_TOP1 else "–"
         rows.append((name, f"{count:,}", f"{model.macs(224, 224) / 1e9:.3f}", "3 × 224 × 224", top1))
     print(Table("AttNet", ("model", "parameters", "GMACs", "input", "ImageNet-1K top-1, published"), rows))
     print(

@@ -110,6 +110,15 @@ class Predictor(ABC, Generic[R, M]):
         self.transform: Any = transform
         self.device = torch.device("cpu")
 
+    @classmethod
+    @abstractmethod
+    def open(cls, run: Run) -> Self:
+        """The best model of a run.
+
+        Raises:
+            ValueError: it is a run of another task, no epoch of it has finished, or its weights are damaged.
+        """
+
     def to(self, device: str | torch.device) -> Self:
         """Move the model; "auto" is the accelerator of this machine if it has one."""
         self.device = device if isinstance(device, torch.device) else resolve_device(device)
@@ -183,7 +192,9 @@ class Predictor(ABC, Generic[R, M]):
     def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Write tables, plots and last metrics.json, with `about` before the metrics in it."""
 
-    def save_predictions(self, results: Iterable[R], folder: Path) -> Iterator[R]:
+    def save_predictions(
+        self, results: Iterable[R], folder: Path, protected: Iterable[Path] = ()
+    ) -> Iterator[R]:
         """Draw results in a folder one after the other; gives them with the files' names.
 
         Raises:

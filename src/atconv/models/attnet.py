@@ -27,6 +27,7 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from atconv.mixers import create_mixer
+from atconv.models.published import NO_DOWNLOAD
 from atconv.modules import ATConv2d
 from atconv.ops.gated_product import GELU, project_gated
 from atconv.ops.layout import channels_last_on_cpu
@@ -334,8 +335,6 @@ def _entry_point(name: str) -> Callable[..., AttNet]:
         sources = (kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay"))
         config = resolve_pretrained_cfg(name, *sources)
         if pretrained and not (config.has_weights or config.state_dict):
-            from atconv.models.release import NO_DOWNLOAD
-
             raise RuntimeError(NO_DOWNLOAD.format(name=name))
         features = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
         return build_model_with_cfg(

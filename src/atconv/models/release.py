@@ -29,14 +29,6 @@ __all__ = ["load_release"]
 
 _logger = logging.getLogger(__name__)
 
-NO_DOWNLOAD = (
-    "{name}: pretrained=True cannot download weights. The authors of 'Attentive Convolution' "
-    "(arXiv 2510.20092) publish ImageNet-1K checkpoints as .pth files with their code, at "
-    "https://github.com/price112/Attentive-Convolution. Download the file, then: "
-    "model = timm.create_model('{name}'); atconv.load_release(model, 'FILE.pth'). For a run trained here: "
-    "timm.create_model('local-dir:RUN', pretrained=True)."
-)
-
 # Applied in order to every name of the release.
 _PREFIX = (r"^(module\.|_orig_mod\.)+", "")
 # `downsample_layers.0` is the stem there.

@@ -4,7 +4,7 @@
 >>> from atconv.tasks.classification import ClassificationConfig
 >>> run = train(ClassificationConfig(data="digits", model="attnet_xxs"), "runs/digits")
 
-A new task is a folder here with a `SPEC`, and its name in `TASKS`.
+A new task is a folder here with a `SPEC` (see `TaskSpec`), and its name in `TASKS`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def load(run: str | Path) -> Predictor[Any, Any]:
         ValueError: it is not a run, no epoch of it has finished, or its weights are damaged.
     """
     folder = Run.open(run)
-    return task_of(folder).open(folder)
+    return task_of(folder).predictor_class().open(folder)
 
 
 def train(config: Any, run: str | Path | None = None, chosen: Collection[str] = ()) -> Path:

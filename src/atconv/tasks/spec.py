@@ -24,21 +24,17 @@ __all__ = ["TaskSpec"]
 class TaskSpec:
     """One task: everything that commands and runs need of it.
 
-    Its functions import what they need when they are called, so that `--help` stays quick.
+    Its package is atconv.tasks.NAME. There, `task.make_task` makes what the trainer trains, and
+    `predictor.NAMEPredictor` opens a run. Both are imported when they are needed: `--help` stays quick.
     """
 
     name: str
-    """also its package, atconv.tasks.NAME"""
     command: str
     """`atconv COMMAND train`; empty for `atconv train`"""
     config: type[Any]
     """a dataclass, a subclass of TrainConfig"""
     data: str
     """what DATA is, for people"""
-    make_task: Callable[[Any, Run, Accelerator], Task]
-    """configuration, run, processes → what the trainer trains"""
-    open: Callable[[Run], Predictor[Any, Any]]
-    """the trained model of a run"""
     inherit_config: Callable[[Any, Collection[str]], Any]
     """(configuration, options chosen by the user) → the configuration with what comes along with the weights
     that it starts from"""
@@ -56,8 +52,14 @@ class TaskSpec:
         """The configuration of a run of this task. Raises ValueError where it is not one."""
         return recipes.read_config(run, self.config, self.name)
 
+    def make_task(self, config: Any, run: Run, accelerator: Accelerator) -> Task:
+        """What the trainer trains in a run."""
+        module = importlib.import_module(f"atconv.tasks.{self.name}.task")
+        task: Task = module.make_task(config, run, accelerator)
+        return task
+
     def predictor_class(self) -> type[Predictor[Any, Any]]:
-        """NAMEPredictor of the task's module `predictor`."""
+        """The class that opens a run's trained model."""
         module = importlib.import_module(f"atconv.tasks.{self.name}.predictor")
         kind: type[Predictor[Any, Any]] = getattr(module, f"{self.name.capitalize()}Predictor")
         return kind

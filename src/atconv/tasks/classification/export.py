@@ -23,11 +23,12 @@ from atconv import deploy
 from atconv.data.loaders import eval_loader
 from atconv.data.splits import Split
 from atconv.deploy.timing import ROUNDS, median_seconds
+from atconv.engine.predictor import Predictor
 from atconv.engine.tables import Table
 from atconv.io import file_digest
 from atconv.models.attnet import AttNet
 from atconv.tasks.classification.data import choose_split
-from atconv.tasks.classification.predictor import ClassificationPredictor, predict_batches
+from atconv.tasks.classification.metrics import predict_batches
 
 __all__ = ["ExportReport", "ExportedFile", "Int8Accuracy", "export"]
 
@@ -119,7 +120,7 @@ class _Written:
 
 
 def export(
-    predictor: ClassificationPredictor,
+    predictor: Predictor[Any, Any],
     format: Literal["onnx", "torch", "aoti"] = "onnx",
     int8: bool = False,
     data: str | None = None,
@@ -282,7 +283,7 @@ def _write_int8(
 
 
 def _int8_splits(
-    predictor: ClassificationPredictor, data: str | None, data_root: str | None, count: int
+    predictor: Predictor[Any, Any], data: str | None, data_root: str | None, count: int
 ) -> tuple[Split, Split]:
     """Images to calibrate on and images to measure on: training and test split, or two parts of one split."""
     config: Any = predictor.config
@@ -326,7 +327,7 @@ def _earlier_files(folder: Path, weights: str) -> tuple[dict[str, Any], list[Pat
 
 
 def _describe(
-    predictor: ClassificationPredictor, report: ExportReport, weights: str, kept: dict[str, Any]
+    predictor: Predictor[Any, Any], report: ExportReport, weights: str, kept: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of export.json: what a program that opens the files must know."""
     files = {

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
+from torch import Tensor, nn
 
 from atconv.engine.predictor import Metrics
 from atconv.engine.tables import Table
 
-__all__ = ["ClassificationMetrics", "compute_metrics", "expected_calibration_error", "wilson_interval"]
+__all__ = [
+    "ClassificationMetrics",
+    "compute_metrics",
+    "expected_calibration_error",
+    "predict_batches",
+    "wilson_interval",
+]
 
 _MAX_CLASSES_SHOWN = 30
 
@@ -67,6 +75,18 @@ class ClassificationMetrics(Metrics):
             Table(title, ("metric", "value"), rows),
             Table(heading, ("class", "images", "precision", "recall", "F1"), cells),
         ]
+
+
+@torch.inference_mode()
+def predict_batches(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Class probabilities (images × classes) and labels of all batches."""
+    probabilities, labels = [], []
+    for images, targets in batches:
+        probabilities.append(model(images.to(device)).float().softmax(1).cpu())
+        labels.append(targets)
+    return torch.cat(probabilities).numpy(), torch.cat(labels).numpy()
 
 
 def compute_metrics(

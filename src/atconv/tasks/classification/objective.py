@@ -169,9 +169,9 @@ def make_teacher(config: ClassificationConfig, classes: int) -> Teacher:
     name = str(config.teacher)
     model: Any
     if Path(name).is_dir():
-        from atconv.tasks.classification.predictor import open_run
+        from atconv.tasks.classification.predictor import ClassificationPredictor
 
-        model = open_run(Run.open(name)).model
+        model = ClassificationPredictor.open(Run.open(name)).model
     else:
         try:
             model = timm.create_model(name, pretrained=config.teacher_weights is None)

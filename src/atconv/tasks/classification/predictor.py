@@ -14,8 +14,8 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 from tqdm import tqdm
+from typing_extensions import Self
 
 from atconv.data.images import open_image
 from atconv.data.loaders import eval_loader, stream_loader
@@ -28,9 +28,9 @@ from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.data import choose_split
-from atconv.tasks.classification.metrics import ClassificationMetrics, compute_metrics
+from atconv.tasks.classification.metrics import ClassificationMetrics, compute_metrics, predict_batches
 
-__all__ = ["Classification", "ClassificationPredictor", "open_run", "predict_batches"]
+__all__ = ["Classification", "ClassificationPredictor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,29 @@ class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
 
     task = "classification"
     csv_columns = ("image", "rank", "class", "probability")
+
+    @classmethod
+    def open(cls, run: Run) -> Self:
+        """The best model of a classification run.
+
+        Raises:
+            ValueError: no epoch of it has finished, or its weights are damaged.
+        """
+        state = run.read_weights()
+        try:
+            model = timm.create_model(f"local-dir:{run.path}")
+            model.load_state_dict(state)
+        except (json.JSONDecodeError, KeyError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"the model in {run.path} is damaged: {reason}") from error
+        pretrained: dict[str, Any] = vars(model)["pretrained_cfg"]
+        classes = pretrained.get("label_names")
+        if not classes:
+            raise ValueError(f"{run.path} is not a classification run: its config.json names no classes")
+        config = None
+        if run.config.is_file():
+            config = read_config(run, ClassificationConfig, "classification")
+        return cls(run, model, EvalTransform(pretrained), list(classes), config)
 
     def open_image(self, image: ImageLike) -> Image.Image:
         return open_image(image, self.transform.prepare.mode)
@@ -164,44 +187,9 @@ class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
         return export(self, **options)
 
 
-@torch.inference_mode()
-def predict_batches(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Class probabilities (images × classes) and labels of all batches."""
-    probabilities, labels = [], []
-    for images, targets in batches:
-        probabilities.append(model(images.to(device)).float().softmax(1).cpu())
-        labels.append(targets)
-    return torch.cat(probabilities).numpy(), torch.cat(labels).numpy()
-
-
 def worst_mistakes(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], count: int = 20
 ) -> NDArray[np.int64]:
     """Positions of the wrong predictions made with the greatest confidence, most confident first."""
     wrong = np.flatnonzero(probabilities.argmax(1) != labels)
     return wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")][:count]
-
-
-def open_run(run: Run) -> ClassificationPredictor:
-    """The best model of a classification run.
-
-    Raises:
-        ValueError: no epoch of it has finished, or its weights are damaged.
-    """
-    state = run.read_weights()
-    try:
-        model = timm.create_model(f"local-dir:{run.path}")
-        model.load_state_dict(state)
-    except (json.JSONDecodeError, KeyError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"the model in {run.path} is damaged: {reason}") from error
-    pretrained: dict[str, Any] = vars(model)["pretrained_cfg"]
-    classes = pretrained.get("label_names")
-    if not classes:
-        raise ValueError(f"{run.path} is not a classification run: its config.json names no classes")
-    config = None
-    if run.config.is_file():
-        config = read_config(run, ClassificationConfig, "classification")
-    return ClassificationPredictor(run, model, EvalTransform(pretrained), list(classes), config)

@@ -22,7 +22,7 @@ from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.data import IndexedData, StreamData, data_config, open_data
 from atconv.tasks.classification.model import make_model
 from atconv.tasks.classification.objective import Objective
-from atconv.tasks.classification.predictor import open_run
+from atconv.tasks.classification.predictor import ClassificationPredictor
 from atconv.tasks.common.report import report_run
 
 __all__ = ["ClassificationTask", "make_task"]
@@ -100,7 +100,7 @@ class ClassificationTask(Task):
             Panel("Accuracy", "top-1 (%)", {"train, augmented": "train_top1", "validation": "val_top1"}),
             Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"}),
         ]
-        predictor = open_run(self.run).to(self.accelerator.device)
+        predictor = ClassificationPredictor.open(self.run).to(self.accelerator.device)
         batch_size, workers = max(self.config.batch_size, 32), self.config.workers
         metrics = predictor.evaluate_on(self.data.final, self.data.final_name, batch_size, workers)
         report_run(self.run, self.model, history, panels, predictor, metrics)

@@ -170,13 +170,18 @@ class AnnotatedPredictor(Predictor[R, M], Generic[R, M, S]):
         self.plot_split(metrics.source, folder / "predictions.png")
         write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
 
-    def save_predictions(self, results: Iterable[R], folder: Path) -> Iterator[R]:
+    def save_predictions(
+        self, results: Iterable[R], folder: Path, protected: Iterable[Path] = ()
+    ) -> Iterator[R]:
         """Draw results of image files in NAME.png, one after the other; gives them with the files' names.
+
+        Args:
+            protected: files that must not be written over, besides the images themselves.
 
         Raises:
             ValueError: an image was no file, or would be written over.
         """
-        files = PlotFiles(folder)
+        files = PlotFiles(folder, protected)
         folder.mkdir(parents=True, exist_ok=True)
         for result in results:
             if result.error is not None:

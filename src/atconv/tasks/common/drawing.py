@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 __all__ = ["Color", "PlotFiles", "class_colors", "enlarged_size"]
@@ -32,16 +32,16 @@ def enlarged_size(size: Sequence[int], minimum: int) -> tuple[int, int]:
 class PlotFiles:
     """Names of PNG files in a folder, one for each image, no two alike."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, protected: Iterable[Path] = ()) -> None:
         self.folder = folder
         self._names: set[str] = set()
-        self._images: set[Path] = set()
+        self._images = {path.resolve() for path in protected}
 
     def add(self, image: Path) -> Path:
         """The file for the next image.
 
         Raises:
-            ValueError: the file is one of the images so far.
+            ValueError: the file is one of the images so far, or protected.
         """
         stem, number = image.stem, 2
         while stem in self._names:

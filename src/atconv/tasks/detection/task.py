@@ -19,7 +19,7 @@ from atconv.tasks.detection.data import DetectionTransform, Target, TrainExample
 from atconv.tasks.detection.metrics import mean_average_precision
 from atconv.tasks.detection.predictor import DetectionPredictor
 
-__all__ = ["DetectionTask"]
+__all__ = ["DetectionTask", "make_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,3 +68,6 @@ class DetectionTask(AnnotatedTask[DetectionConfig, CocoSplit]):
         config = self.config
         batches = eval_batches(split, positions, self.transform, config.masks, config.batch_size)
         return mean_average_precision(model, batches, config.masks)
+
+
+make_task = DetectionTask

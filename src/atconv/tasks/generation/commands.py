@@ -13,7 +13,7 @@ from atconv.tasks.common.report import evaluate_run
 from atconv.tasks.generation.features import open_features
 from atconv.tasks.generation.metrics import GenerationMetrics, compare
 from atconv.tasks.generation.plots import plot_grid
-from atconv.tasks.generation.predictor import choose_split, open_images, open_run
+from atconv.tasks.generation.predictor import GenerationPredictor, choose_split, open_images
 from atconv.tasks.generation.samples import (
     parse_classes,
     random_subset,
@@ -69,7 +69,7 @@ def sample_run(
         raise ValueError(f"{target} holds files already: name a new folder with --out")
     if per_class < 1 or batch_size < 1:
         raise ValueError(f"per_class and batch_size must be at least 1, got {per_class} and {batch_size}")
-    predictor = open_run(Run.open(run)).to(device)
+    predictor = GenerationPredictor.open(Run.open(run)).to(device)
     names = predictor.classes
     if classes != "all" and not names:
         raise ValueError(f"{run} has no classes: leave --classes out; --per-class is the number of images")
@@ -135,7 +135,7 @@ def evaluate_samples(
         )
     path, place = Path(samples), resolve_device(device)
     if (path / "model_index.json").is_file() or (path / "config.yaml").is_file():
-        predictor = open_run(Run.open(path)).to(place)
+        predictor = GenerationPredictor.open(Run.open(path)).to(place)
         metrics, _ = evaluate_run(
             predictor,
             data,

@@ -10,7 +10,7 @@ from atconv.engine.run import Run
 from atconv.models.release import load_release
 from atconv.models.sit import SiT, create_sit
 from atconv.tasks.generation.config import GenerationConfig
-from atconv.tasks.generation.predictor import open_run
+from atconv.tasks.generation.predictor import GenerationPredictor
 
 __all__ = ["build_sit", "make_model"]
 
@@ -59,7 +59,7 @@ def _load_weights(sit: SiT, path: Path) -> None:
     if not path.is_dir():
         load_release(sit, path)
         return
-    source = open_run(Run.open(path)).pipeline.transformer.state_dict()
+    source = GenerationPredictor.open(Run.open(path)).pipeline.transformer.state_dict()
     own = sit.state_dict()
     new = [name for name, tensor in source.items() if name in own and tensor.shape != own[name].shape]
     source.update({name: own[name] for name in new})

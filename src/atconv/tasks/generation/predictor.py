@@ -39,7 +39,7 @@ from atconv.tasks.generation.samples import (
 )
 from atconv.tasks.generation.sampling import SampledImages, SamplerConfig, sample_images
 
-__all__ = ["GeneratedImage", "GenerationPredictor", "Part", "choose_split", "open_images", "open_run"]
+__all__ = ["GeneratedImage", "GenerationPredictor", "Part", "choose_split", "open_images"]
 
 Part = Literal["auto", "train", "val", "test", "all"]
 
@@ -69,6 +69,31 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
     """
 
     task = "generation"
+
+    @classmethod
+    def open(cls, run: Run) -> Self:
+        """The generator of a run.
+
+        Raises:
+            ValueError: it is not a generation run, has no model yet, or its model is damaged.
+        """
+        path = run.path
+        if not (path / "model_index.json").is_file():
+            raise ValueError(f"{path} is not a generation run: it was not made by atconv generate train")
+        if not (path / "transformer" / "diffusion_pytorch_model.safetensors").is_file():
+            raise ValueError(
+                f"{path} has no model yet: its first epoch has not finished. "
+                f"Continue it with atconv generate train --resume {path}"
+            )
+        disable_progress_bar()  # diffusers shows one for the files of a model
+        try:
+            pipeline = SiTPipeline.from_pretrained(path)
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"the model in {path} is damaged: {str(error).partition(chr(10))[0]}") from error
+        config = None
+        if run.config.is_file():
+            config = read_config(run, GenerationConfig, "generation")
+        return cls(run, pipeline, config)
 
     def __init__(self, run: Run, pipeline: SiTPipeline, config: GenerationConfig | None) -> None:
         height, _, channels = pipeline.image_shape
@@ -260,28 +285,3 @@ def choose_split(sets: dict[str, ImageSet], split: Part, data: str) -> tuple[str
 
 def _same_data(one: str, other: str) -> bool:
     return one == other or Path(one).resolve() == Path(other).resolve()
-
-
-def open_run(run: Run) -> GenerationPredictor:
-    """The generator of a run.
-
-    Raises:
-        ValueError: it is not a generation run, has no model yet, or its model is damaged.
-    """
-    path = run.path
-    if not (path / "model_index.json").is_file():
-        raise ValueError(f"{path} is not a generation run: it was not made by atconv generate train")
-    if not (path / "transformer" / "diffusion_pytorch_model.safetensors").is_file():
-        raise ValueError(
-            f"{path} has no model yet: its first epoch has not finished. "
-            f"Continue it with atconv generate train --resume {path}"
-        )
-    disable_progress_bar()  # diffusers shows one for the files of a model
-    try:
-        pipeline = SiTPipeline.from_pretrained(path)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"the model in {path} is damaged: {str(error).partition(chr(10))[0]}") from error
-    config = None
-    if run.config.is_file():
-        config = read_config(run, GenerationConfig, "generation")
-    return GenerationPredictor(run, pipeline, config)

@@ -30,7 +30,7 @@ from atconv.tasks.generation.data import Example, Pixels, SampleDataset, Trainin
 from atconv.tasks.generation.latents import LatentFolder, Latents, is_latents, save_vae
 from atconv.tasks.generation.model import build_sit, make_model
 from atconv.tasks.generation.plots import plot_grid
-from atconv.tasks.generation.predictor import open_run
+from atconv.tasks.generation.predictor import GenerationPredictor
 from atconv.tasks.generation.repa import AlignedSiT, FrozenEncoder, alignment_loss
 from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 
@@ -134,7 +134,7 @@ class GenerationTask(Task):
             Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"}),
         ]
         plot_curves(history.rows, panels, self.run.path / "curves.png")
-        predictor = open_run(self.run).to(self.accelerator.device)
+        predictor = GenerationPredictor.open(self.run).to(self.accelerator.device)
         self.plot_samples(predictor.pipeline.transformer, "", self.run.path / "samples.png")
         last = history.rows[-1]
         summary = {

@@ -21,7 +21,7 @@ from atconv.tasks.segmentation.data import SegmentationTransform, TrainExamples,
 from atconv.tasks.segmentation.metrics import count_pixels, mean_iou, pixel_accuracy
 from atconv.tasks.segmentation.predictor import SegmentationPredictor, classify_pixels
 
-__all__ = ["SegmentationTask"]
+__all__ = ["SegmentationTask", "make_task"]
 
 
 class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
@@ -76,3 +76,6 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         counts = count_pixels(pairs, len(self.classes)).to(self.accelerator.device)
         counts = self.accelerator.reduce(counts, reduction="sum").cpu()
         return {"miou": mean_iou(counts), "accuracy": pixel_accuracy(counts)}
+
+
+make_task = SegmentationTask
