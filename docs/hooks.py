@@ -1,7 +1,7 @@
 """What `mkdocs build` makes itself: pages of files that live elsewhere, and the help of every command.
 
 - Each README of `studies/`, CONTRIBUTING.md and CHANGELOG.md becomes a page, with the files it links to.
-- `<!-- help: train -->` on a page becomes the output of `atconv train --help`.
+- `<!-- help: train -->` on a page becomes the output of `atconv train --help`; `help-all` likewise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAGES = {
 }
 SHIPPED = (".png", ".svg", ".csv", ".yaml", ".json")  # linked files that come along
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
-HELP = re.compile(r"<!-- help: ([a-z ]*?) *-->")
+HELP = re.compile(r"<!-- (help|help-all): ([a-z ]*?) *-->")
 
 os.environ["COLUMNS"] = "100"  # of the help
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # notebooks show text, not widgets
@@ -51,22 +51,22 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    return HELP.sub(lambda found: f"```text\n{command_help(found[1].split())}\n```", markdown)
+    return HELP.sub(lambda found: f"```text\n{command_help(found[2].split(), found[1])}\n```", markdown)
 
 
-def command_help(command: list[str]) -> str:
-    """What `atconv COMMAND --help` prints."""
+def command_help(command: list[str], option: str = "help") -> str:
+    """What `atconv COMMAND --OPTION` prints."""
     from atconv_command import main
 
     printed = io.StringIO()
     with (
-        mock.patch.object(sys, "argv", ["atconv", *command, "--help"]),
+        mock.patch.object(sys, "argv", ["atconv", *command, f"--{option}"]),
         contextlib.redirect_stdout(printed),
         contextlib.suppress(SystemExit),
     ):
         main()
     if not printed.getvalue().strip():
-        raise RuntimeError(f"atconv {' '.join(command)} --help printed nothing")
+        raise RuntimeError(f"atconv {' '.join(command)} --{option} printed nothing")
     return printed.getvalue().rstrip()
 
 

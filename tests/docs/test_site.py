@@ -19,10 +19,12 @@ def test_links_of_the_repository_lead_to_files(page: Path) -> None:
 
 
 def test_every_command_is_in_the_reference() -> None:
-    from atconv_command import COMMANDS
+    from atconv_command import COMMANDS, TOOLS
 
     page = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
-    assert [name for name in COMMANDS if f"## atconv {name}" not in page] == []
+    commands = [name for name in COMMANDS if name not in TOOLS]
+    commands += [f"{name} {tool}" for name, tools in TOOLS.items() for tool in tools]
+    assert [command for command in commands if not re.search(rf"<!-- help(-all)?: {command} -->", page)] == []
 
 
 def test_workflows_run_what_the_makefile_has() -> None:
