@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import re
 import subprocess
 import sys
@@ -24,11 +25,12 @@ SMALL_ATTNET = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "mlp_ratios": (2
 SMALL_SIT = {"depth": 2, "hidden_size": 32, "num_heads": 2}
 
 # Options that are added to commands, the first that fits. They come last, so they win.
+DETECTOR = '{"rpn_post_nms_top_n_test":20,"rpn_post_nms_top_n_train":20,"box_detections_per_img":5}'
 LOOP = "--epochs 1 --warmup-epochs 0 --batch-size 8 --workers 0 --device cpu --tracker none"
 ADDED = {
     "train digits": f'{LOOP} --model-args {{"stem_stride":1}}',
     "train": f"{LOOP} --image-size 32",
-    "detect train": f"{LOOP} --min-size [64] --max-size 96",
+    "detect train": f"{LOOP} --min-size [64] --max-size 96 --channels 16 --detector-args {DETECTOR}",
     "segment train": f"{LOOP} --short-side 64 --crop [64,64]",
     "generate train digits": f"{LOOP} --sample-every 0",
     "generate train": f"{LOOP} --image-size 8 --sample-every 0",
@@ -36,10 +38,15 @@ ADDED = {
 }
 
 
-def run_line(words: list[str]) -> None:
-    """Run one line of a block, or check what cannot be run inside a test."""
+def run_line(words: list[str], slow: bool) -> None:
+    """Run one line of a block, or check what cannot be run inside a test.
+
+    An export takes half a minute: unless `slow`, only its options are checked.
+    """
     program, *arguments = words
-    if program == "atconv":
+    if program == "atconv" and arguments[0] == "export" and not slow:
+        check_options(arguments)
+    elif program == "atconv":
         run_atconv(_expanded(arguments))
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -65,6 +72,16 @@ def run_atconv(arguments: list[str]) -> None:
         except SystemExit as error:
             code = int(error.code or 0)
         assert code == 0, f"atconv {' '.join(arguments)} ended with {code}"
+
+
+def check_options(arguments: list[str]) -> None:
+    """The command has all options that are given."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run_atconv([arguments[0], "--help"])
+    known = set(re.findall(r"--[a-z][\w-]*", printed.getvalue()))
+    unknown = {argument for argument in arguments if argument.startswith("--")} - known
+    assert not unknown, f"atconv {arguments[0]} has no options {unknown}"
 
 
 def added(arguments: list[str]) -> list[str]:

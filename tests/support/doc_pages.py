@@ -78,7 +78,7 @@ def _evaluate(example: Example) -> str | None:
     elif language == "bash":
         for line in _lines(source):
             provide(line)
-            run_line(shlex.split(line, comments=True))
+            run_line(shlex.split(line, comments=True), example.namespace["slow"])
     elif language == "yaml":
         yaml.safe_load(source)
     elif language != "text":
