@@ -1,4 +1,4 @@
-"""Examples of docstrings as blocks of code: lines that begin with `>>>`, and what follows up to an empty one."""
+"""Examples of docstrings as blocks of code: lines that begin with `>>>`, and what follows up to a blank."""
 
 from __future__ import annotations
 

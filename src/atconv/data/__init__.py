@@ -1,1 +1,1 @@
-"""Labeled pictures: where they come from, which side they are on, and how they become batches."""
+"""Images and labels: where they come from, which split they are in, and how they become batches."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from atconv.engine.predictor import Predictor
+    from atconv.engine.trainer import Callback
 
 __all__ = ["TASKS", "TaskSpec", "get_task", "load", "resume", "task_of", "train"]
 
@@ -80,13 +81,19 @@ def load(run: str | Path) -> Predictor[Any, Any]:
     return task_of(folder).predictor_class().open(folder)
 
 
-def train(config: Any, run: str | Path | None = None, chosen: Collection[str] = ()) -> Path:
+def train(
+    config: Any,
+    run: str | Path | None = None,
+    chosen: Collection[str] = (),
+    callbacks: Sequence[Callback] = (),
+) -> Path:
     """Train from a configuration.
 
     Args:
         config: what to train on what, how; its class says which task.
         run: folder of the run; default: runs/DATA-MODEL, numbered where it exists.
         chosen: options that must not change where `checkpoint` names a run that brings its own.
+        callbacks: your own, called in every process, besides those of every run.
 
     Returns:
         the run's folder, which `atconv.load` opens.
@@ -106,13 +113,15 @@ def train(config: Any, run: str | Path | None = None, chosen: Collection[str] = 
         if accelerator.is_main_process:
             write_config(config, Run.create(path))
         accelerator.wait_for_everyone()
-        return _fit(spec, config, Run(path), accelerator, new=True)
+        return _fit(spec, config, Run(path), accelerator, callbacks, new=True)
     finally:
         release_accelerator(accelerator)
 
 
-def resume(run: str | Path) -> Path:
+def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
     """Continue a run from its newest checkpoint, as it was configured. A finished run is left as it is.
+
+    `callbacks` are as in `train`.
 
     Raises:
         FileNotFoundError, ValueError: no such run, or its data or checkpoint is damaged or changed.
@@ -124,12 +133,14 @@ def resume(run: str | Path) -> Path:
     config = spec.read_config(folder)
     accelerator = make_accelerator(config, str(folder.path))
     try:
-        return _fit(spec, config, folder, accelerator, new=False)
+        return _fit(spec, config, folder, accelerator, callbacks, new=False)
     finally:
         release_accelerator(accelerator)
 
 
-def _fit(spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator, new: bool) -> Path:
+def _fit(
+    spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator, callbacks: Sequence[Callback], new: bool
+) -> Path:
     """Train what is left to train in a run's folder, then report once. A new run that fails before its first
     step leaves no folder."""
     from contextlib import ExitStack
@@ -142,7 +153,7 @@ def _fit(spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator, new: b
             held.enter_context(run_lock(run))
             held.enter_context(run_log(run))
         try:
-            task, trainer = _prepare(spec, config, run, accelerator)
+            task, trainer = _prepare(spec, config, run, accelerator, callbacks)
         except Exception as error:
             if new and accelerator.is_main_process:
                 run.discard(keep_skipped=isinstance(error, TooManyUnreadable))
@@ -166,7 +177,9 @@ def _fit(spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator, new: b
     return run.path
 
 
-def _prepare(spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator) -> tuple[Any, Any]:
+def _prepare(
+    spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator, callbacks: Sequence[Callback]
+) -> tuple[Any, Any]:
     """Everything up to the first step: data, model, batches, checkpoint."""
     from atconv.engine.batch_plan import plan_batches
     from atconv.engine.callbacks import default_callbacks
@@ -174,9 +187,9 @@ def _prepare(spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator) ->
 
     task = spec.make_task(config, run, accelerator)
     plan = plan_batches(config, task.samples, accelerator.num_processes, even=task.pairs)
-    callbacks = default_callbacks(config.patience, bool(accelerator.log_with), accelerator.is_main_process)
+    used = default_callbacks(config.patience, bool(accelerator.log_with), accelerator.is_main_process)
     if accelerator.is_main_process:
         logger.info(plan.message)
         task.save_config()
-        callbacks += task.callbacks()
-    return task, Trainer(task, config, plan, run, accelerator, callbacks)
+        used += task.callbacks()
+    return task, Trainer(task, config, plan, run, accelerator, [*used, *callbacks])
