@@ -68,5 +68,3 @@ class TaskSpec:
         """Whether a run's complete configuration, of which these are the names, is one of this task."""
         return set(options) == {field.name for field in fields(self.config)}
 
-    def train_command(self) -> str:
-        return " ".join(part for part in ("atconv", self.command, "train") if part)
