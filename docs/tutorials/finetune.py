@@ -24,11 +24,23 @@ from sklearn.datasets import load_digits
 os.chdir(tempfile.mkdtemp())
 digits = load_digits()
 for i, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-    folder = Path("digits", str(label)) if i % 4 else Path("even-odd", ("even", "odd")[label % 2])
+    folder = (
+        Path("digits", str(label))
+        if i % 4
+        else Path("even-odd", ("even", "odd")[label % 2])
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((image * 15.9).astype("uint8")).resize((16, 16)).save(folder / f"{i}.png")
+    Image.fromarray((image * 15.9).astype("uint8")).resize((16, 16)).save(
+        folder / f"{i}.png"
+    )
 for name in ("digits", "even-odd"):
-    print(name, {folder.name: len(list(folder.iterdir())) for folder in sorted(Path(name).iterdir())})
+    print(
+        name,
+        {
+            folder.name: len(list(folder.iterdir()))
+            for folder in sorted(Path(name).iterdir())
+        },
+    )
 
 # %% [markdown]
 # ## Train from scratch
@@ -48,7 +60,7 @@ print(*sorted(path.name for path in Path("runs/digits").iterdir()), sep="\n")
 # %%
 plt.figure(figsize=(10, 4))
 plt.imshow(plt.imread("runs/digits/curves.png"))
-plt.axis("off")
+_ = plt.axis("off")
 
 # %% [markdown]
 # ## Fine-tune
@@ -75,7 +87,9 @@ results = predictor(paths)
 fig, axes = plt.subplots(1, len(paths), figsize=(1.3 * len(paths), 1.8))
 for ax, path, result in zip(axes, paths, results, strict=True):
     ax.imshow(Image.open(path), cmap="gray")
-    ax.set_title(f"{result.classes[0]}\n{100 * result.probabilities[0]:.0f} %", fontsize=9)
+    ax.set_title(
+        f"{result.classes[0]}\n{100 * result.probabilities[0]:.0f} %", fontsize=9
+    )
     ax.axis("off")
 
 # %%

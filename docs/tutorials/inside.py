@@ -25,10 +25,12 @@ from atconv.analysis.receptive_field import receptive_field
 from atconv.analysis.routing import collect_kernels
 from atconv.modules import inhibition_strength
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 digits = load_digits()
-images = F.interpolate(torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1, scale_factor=2)
+images = F.interpolate(
+    torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1, scale_factor=2
+)
 labels = torch.tensor(digits.target)
 train, test = slice(0, 1500), slice(1500, None)
 
@@ -44,13 +46,17 @@ model = timm.create_model(
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 for _ in range(4):
     for batch in torch.randperm(1500).split(64):
-        loss = F.cross_entropy(model.train()(images[train][batch]), labels[train][batch])
+        loss = F.cross_entropy(
+            model.train()(images[train][batch]), labels[train][batch]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 model.eval()
 with torch.inference_mode():
-    print(f"{100 * (model(images[test]).argmax(1) == labels[test]).float().mean():.1f} % of the test images")
+    print(
+        f"{100 * (model(images[test]).argmax(1) == labels[test]).float().mean():.1f} % of the test images"
+    )
 
 # %% [markdown]
 # ## The kernels
@@ -69,7 +75,9 @@ for row, (name, kernel) in zip(axes[1:], kernels.items(), strict=True):
     limit = kernel[:, channel].abs().max()
     for i in range(6):
         row[i].imshow(kernel[i, channel], cmap="RdBu", vmin=-limit, vmax=limit)
-    row[0].set_ylabel(name.removesuffix(".token_mixer"), rotation=0, ha="right", fontsize=8)
+    row[0].set_ylabel(
+        name.removesuffix(".token_mixer"), rotation=0, ha="right", fontsize=8
+    )
 for ax in axes.flat:
     ax.set_xticks([])
     ax.set_yticks([])
@@ -83,7 +91,9 @@ for ax in axes.flat:
 # %%
 for name, kernel in kernels.items():
     variance = routing_variance(kernel, classes)
-    print(f"{name:32} varies {variance.total:.2f}, with the class {variance.share_between:.2f}")
+    print(
+        f"{name:32} varies {variance.total:.2f}, with the class {variance.share_between:.2f}"
+    )
 
 # %% [markdown]
 # An untrained network's kernels follow the content too, so compare before you conclude:
@@ -100,7 +110,9 @@ untrained = timm.create_model(
 ).eval()
 for name, kernel in collect_kernels(untrained, shown).items():
     variance = routing_variance(kernel, classes)
-    print(f"{name:32} varies {variance.total:.2f}, with the class {variance.share_between:.2f}")
+    print(
+        f"{name:32} varies {variance.total:.2f}, with the class {variance.share_between:.2f}"
+    )
 
 # %% [markdown]
 # ## How strongly do weights compete?
@@ -125,14 +137,22 @@ maps = class_activation(model, shown[:6], answers, "stages.1")
 fig, axes = plt.subplots(1, 6, figsize=(8, 1.8))
 for i, ax in enumerate(axes):
     ax.imshow(shown[i, 0], cmap="gray", extent=(0, 1, 0, 1))
-    ax.imshow(maps[i], cmap="inferno", alpha=0.6, extent=(0, 1, 0, 1), interpolation="bilinear")
+    ax.imshow(
+        maps[i],
+        cmap="inferno",
+        alpha=0.6,
+        extent=(0, 1, 0, 1),
+        interpolation="bilinear",
+    )
     ax.set_title(f"answer {answers[i]}", fontsize=9)
     ax.axis("off")
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(5, 1.9))
 for stage, ax in enumerate(axes):
-    field = receptive_field(lambda x, stage=stage: model.stages[: stage + 1](model.stem(x)), shown[:16])
+    field = receptive_field(
+        lambda x, stage=stage: model.stages[: stage + 1](model.stem(x)), shown[:16]
+    )
     ax.imshow(field.sqrt(), cmap="magma")
     ax.set_title(f"stage {stage}", fontsize=9)
     ax.axis("off")

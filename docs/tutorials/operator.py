@@ -21,7 +21,7 @@ from torch import nn
 
 from atconv import ATConv2d, functional
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 # %% [markdown]
 # ## A drop-in token mixer
@@ -73,7 +73,9 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(dim)
         self.mixer = ATConv2d(dim)  # was: self-attention
         self.norm2 = nn.BatchNorm2d(dim)
-        self.mlp = nn.Sequential(nn.Conv2d(dim, 2 * dim, 1), nn.GELU(), nn.Conv2d(2 * dim, dim, 1))
+        self.mlp = nn.Sequential(
+            nn.Conv2d(dim, 2 * dim, 1), nn.GELU(), nn.Conv2d(2 * dim, dim, 1)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.mixer(self.norm1(x))
@@ -81,7 +83,12 @@ class Block(nn.Module):
 
 
 model = nn.Sequential(
-    nn.Conv2d(1, 32, 3, padding=1), Block(32), Block(32), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 10)
+    nn.Conv2d(1, 32, 3, padding=1),
+    Block(32),
+    Block(32),
+    nn.MaxPool2d(2),
+    nn.Flatten(),
+    nn.Linear(512, 10),
 )
 
 # %% [markdown]
@@ -111,7 +118,7 @@ print(f"{100 * accuracy:.1f} % of {len(labels[test])} test images")
 plt.figure(figsize=(6, 2.2))
 plt.plot(losses)
 plt.xlabel("step")
-plt.ylabel("loss")
+_ = plt.ylabel("loss")
 
 # %% [markdown]
 # ## Kernels follow the content

@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 
 import atconv
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
@@ -46,7 +46,9 @@ def fit(model, epochs, groups):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * 24)
     for _ in range(epochs):
         for batch in torch.randperm(1500).split(64):
-            loss = F.cross_entropy(model.train()(images[train][batch]), labels[train][batch])
+            loss = F.cross_entropy(
+                model.train()(images[train][batch]), labels[train][batch]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -55,7 +57,13 @@ def fit(model, epochs, groups):
 
 def accuracy(model):
     with torch.inference_mode():
-        return 100 * (model.eval()(images[test]).argmax(1) == labels[test]).float().mean().item()
+        return (
+            100
+            * (model.eval()(images[test]).argmax(1) == labels[test])
+            .float()
+            .mean()
+            .item()
+        )
 
 
 fit(vit, 25, [{"params": vit.parameters(), "lr": 3e-3}])

@@ -113,7 +113,7 @@ class ProgressBar(Callback):
             TextColumn("{task.fields[metrics]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not sys.stdout.isatty(),  # FORCE_COLOR, as notebooks set it, makes no terminal
         )
         self.epochs = self.bars.add_task("epochs", metrics="")
         self.steps = self.bars.add_task("steps", metrics="")
