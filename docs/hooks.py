@@ -18,6 +18,7 @@ from unittest import mock
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -33,6 +34,7 @@ SHIPPED = (".png", ".svg", ".csv", ".yaml", ".json")  # linked files that come a
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 HELP = re.compile(r"<!-- (help|help-all): ([a-z ]*?) *-->")
 
+NotebookClient.coalesce_streams = True  # a command prints in one piece
 os.environ["COLUMNS"] = "100"  # of the help
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # notebooks show text, not widgets
 

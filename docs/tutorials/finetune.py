@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Fine-tune AttNet on your folder
 #
-# You need a folder with one folder for each class. This notebook makes one from scans of digits, trains a classifier on 0 to 7, fine-tunes
-# it on another folder, and uses it. With your own images, only the paths change. Under a minute on a CPU.
+# You need a folder with one folder for each class. This notebook makes one from scans of digits, trains a classifier on it, fine-tunes
+# that on another folder, and uses it. With your own images, only the paths change. Under a minute on a CPU.
 
 # %%
 import os
