@@ -67,4 +67,3 @@ class TaskSpec:
     def owns(self, options: Collection[str]) -> bool:
         """Whether a run's complete configuration, of which these are the names, is one of this task."""
         return set(options) == {field.name for field in fields(self.config)}
-
