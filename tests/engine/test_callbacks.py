@@ -1,0 +1,163 @@
+"""Callbacks: called in order, by every process, and the best epoch that they keep and stop on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from atconv.engine.callbacks import Callback, EarlyStopping
+from atconv.engine.trainer import History
+from atconv.tasks import resume, train
+from support.tiny import no_plots, read_rows, tiny_config
+
+STEPS = 10
+
+
+@pytest.fixture(autouse=True)
+def _no_plots() -> Any:
+    with no_plots():
+        yield
+
+
+class Recorder(Callback):
+    """Writes down when it is called."""
+
+    def __init__(self, calls: list[str], name: str = "") -> None:
+        self.calls, self.name = calls, name
+
+    def _note(self, event: str) -> None:
+        self.calls.append(f"{self.name}{event}")
+
+    def on_resume(self, trainer: Any) -> None:
+        self._note(f"resume at {trainer.step}")
+
+    def on_fit_start(self, trainer: Any) -> None:
+        self._note(f"start at {trainer.step}")
+
+    def on_step_end(self, trainer: Any, metrics: dict[str, float]) -> None:
+        assert set(metrics) == {"loss", "top1", "images_per_second"}
+        self._note(f"step {trainer.step}")
+
+    def on_epoch_end(self, trainer: Any, row: dict[str, Any]) -> None:
+        assert row is trainer.history.rows[-1]
+        assert row["epoch"] == trainer.epoch
+        self._note(f"epoch {trainer.epoch}")
+
+    def on_fit_end(self, trainer: Any) -> None:
+        self._note("end")
+
+
+class FailAt(Callback):
+    """Raises KeyError at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, trainer: Any, metrics: dict[str, float]) -> None:
+        if trainer.step == self.step:
+            raise KeyError(self.step)
+
+
+class StopAfter(Callback):
+    """Stops after an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def stops(self, trainer: Any) -> bool:
+        return trainer.epoch >= self.epoch
+
+
+def steps(first: int, last: int) -> list[str]:
+    return [f"step {step}" for step in range(first, last + 1)]
+
+
+def test_a_callback_is_called_at_each_step_and_epoch(tmp_path: Path) -> None:
+    calls: list[str] = []
+    train(tiny_config(epochs=2), tmp_path / "run", callbacks=[Recorder(calls)])
+    assert calls == ["start at 0", *steps(1, 10), "epoch 1", *steps(11, 20), "epoch 2", "end"]
+
+
+def test_callbacks_are_called_in_the_order_given(tmp_path: Path) -> None:
+    calls: list[str] = []
+    train(tiny_config(), tmp_path / "run", callbacks=[Recorder(calls, "a "), Recorder(calls, "b ")])
+    assert calls[::2] == [call.replace("b ", "a ") for call in calls[1::2]]
+    assert calls[:4] == ["a start at 0", "b start at 0", "a step 1", "b step 1"]
+
+
+def test_the_files_of_an_epoch_are_there_before_your_own_callbacks(tmp_path: Path) -> None:
+    class Reader(Callback):
+        def on_epoch_end(self, trainer: Any, row: dict[str, Any]) -> None:
+            written = read_rows(trainer.run.path / "metrics.csv")
+            assert written[-1] == {name: str(value) for name, value in row.items()}
+            assert trainer.run.weights.is_file()
+
+    train(tiny_config(), tmp_path / "run", callbacks=[Reader()])
+
+
+def test_an_error_of_a_callback_ends_the_run_which_then_resumes(tmp_path: Path) -> None:
+    calls: list[str] = []
+    config, run = tiny_config(epochs=2), tmp_path / "run"
+    with pytest.raises(KeyError):
+        train(config, run, callbacks=[Recorder(calls), FailAt(13)])
+    assert calls == ["start at 0", *steps(1, 10), "epoch 1", *steps(11, 13), "end"]
+    calls.clear()
+    resume(run, callbacks=[Recorder(calls)])
+    assert calls == ["resume at 10", "start at 10", *steps(11, 20), "epoch 2", "end"]
+    calls.clear()
+    resume(run, callbacks=[Recorder(calls)])
+    assert calls == ["resume at 20"], "a finished run is left as it is"
+
+
+def test_a_callback_stops_a_run_which_is_then_reported(tmp_path: Path) -> None:
+    run = train(tiny_config(epochs=5), tmp_path / "run", callbacks=[StopAfter(2)])
+    assert [row["epoch"] for row in read_rows(run / "metrics.csv")] == ["1", "2"]
+    assert (run / "metrics.json").is_file()
+
+
+def history(*scores: float, monitor: str | None = "val_top1") -> History:
+    return History(monitor, [{"val_top1": score} for score in scores])
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "improved"),
+    [
+        ((), -1, -1),
+        ((1.0,), 0, 0),
+        ((1.0, 2.0, 3.0), 2, 2),
+        ((3.0, 2.0, 1.0), 0, 0),
+        ((1.0, 3.0, 2.0, 3.0, 2.0), 3, 1),
+        ((0.0, 0.0, 0.0), 2, 0),
+    ],
+)
+def test_of_equal_epochs_the_last_is_kept_and_the_first_counts_as_better(
+    scores: tuple[float, ...], best: int, improved: int
+) -> None:
+    assert (history(*scores).best, history(*scores).improved) == (best, improved)
+
+
+def test_without_a_metric_to_monitor_the_last_epoch_is_kept() -> None:
+    last = history(3.0, 2.0, 1.0, monitor=None)
+    assert (last.best, last.improved) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "stops"),
+    [
+        ((), False),
+        ((5.0,), False),
+        ((5.0, 4.0), False),
+        ((5.0, 4.0, 4.5), True),
+        ((5.0, 5.0, 5.0), True),
+        ((5.0, 4.0, 6.0), False),
+        ((5.0, 6.0, 6.0, 6.0), True),
+    ],
+)
+def test_patience_counts_epochs_since_the_last_that_was_better(
+    scores: tuple[float, ...], stops: bool
+) -> None:
+    trainer: Any = SimpleNamespace(history=history(*scores))
+    assert EarlyStopping(2).stops(trainer) is stops
