@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from atconv.ops.allocator import tune_allocator
+from atconv_command import TOOLS
 
 try:
     import yaml
@@ -221,7 +222,9 @@ def _check_task(spec: TaskSpec, name: str, tool: str) -> None:
 
     other = task_of(Run.open(name))
     if other.name != spec.name:
-        command = " ".join(part for part in ("atconv", other.command, tool) if part)
+        tools = TOOLS.get(other.command)
+        fitting = tool if tools is None or tool.split()[0] in tools else ""
+        command = " ".join(part for part in ("atconv", other.command, fitting) if part)
         raise ValueError(f"{name} is a {other.name} run, not a {spec.name} run: use {command}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import atconv_command
 from atconv.engine.config import TrainConfig
@@ -108,7 +109,7 @@ def test_a_run_without_a_model_is_neither_exported_nor_analyzed(
     tmp_path: Path, task: str, command: str
 ) -> None:
     run = started_run(tmp_path / "run", task).path
-    (tmp_path / "image.png").write_text("text")
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
     ended = atconv(command, run, *([tmp_path / "image.png"] if command == "analyze" else []))
     assert ended.code == 2
     assert ended.err.count("\n") == 1, ended.err

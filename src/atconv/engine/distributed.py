@@ -21,12 +21,15 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 from atconv.engine.config import TrainConfig
 
 __all__ = [
     "available_precision",
     "cpu_has_bf16",
+    "full_optimizer_state",
     "full_state_dict",
     "load_model",
     "load_optimizer",
@@ -134,12 +137,9 @@ def shard(model: nn.Module, parts: Sequence[nn.Module], accelerator: Accelerator
     fully_shard(model, mesh=mesh)
 
 
-def full_state_dict(model: nn.Module, *optimizers: torch.optim.Optimizer) -> tuple[Any, Any]:
-    """State of a model, and of its optimizer where one is given, with every split tensor gathered.
-
-    All processes must call it.
-    """
-    return dcp.get_state_dict(model, [_unwrapped(o) for o in optimizers], options=_FULL)
+def full_state_dict(model: nn.Module) -> dict[str, Any]:
+    """A model's state with every split tensor gathered. All processes must call it."""
+    return dcp.get_model_state_dict(model, options=_FULL)
 
 
 def load_model(model: nn.Module, state: dict[str, Any]) -> None:
@@ -147,19 +147,35 @@ def load_model(model: nn.Module, state: dict[str, Any]) -> None:
     dcp.set_model_state_dict(model, state, options=_FULL)
 
 
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a full state into the optimizer of a model that is split or not.
+# By hand: torch.distributed.checkpoint.state_dict takes a step to make the state that it then replaces, drops
+# state that belongs to no parameter (MADGRAD's counter), and rejects what is neither a tensor nor a number.
+def full_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state with every split tensor gathered. All processes must call it."""
+    return tree_map_only(DTensor, DTensor.full_tensor, _unwrapped(optimizer).state_dict())
 
-    Fused optimizers walk through weights and their state in the order of memory, and files hold no layout:
-    each state is laid out as its weight.
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a full state into an optimizer whose parameters are split or not."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    by_parameter = {
+        key: {name: _like(value, parameters[key]) for name, value in values.items()}
+        if isinstance(key, int)
+        else values
+        for key, values in state["state"].items()
+    }
+    _unwrapped(optimizer).load_state_dict({**state, "state": by_parameter})
+
+
+def _like(value: Any, parameter: Tensor) -> Any:
+    """A tensor split and laid out as the parameter of its shape; anything else as it is.
+
+    Fused optimizers walk through weights and their state in the order of memory, and files hold no layout.
     """
-    optimizer = _unwrapped(optimizer)
-    dcp.set_optimizer_state_dict(model, optimizer, state, options=_FULL)
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                laid_out = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
-                values[name] = laid_out.copy_(value)
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:

@@ -30,7 +30,13 @@ from torch import Tensor, nn
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from atconv.engine.config import TrainConfig
-from atconv.engine.distributed import full_state_dict, load_model, load_optimizer, shard
+from atconv.engine.distributed import (
+    full_optimizer_state,
+    full_state_dict,
+    load_model,
+    load_optimizer,
+    shard,
+)
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
 
@@ -301,7 +307,7 @@ class Trainer:
                     module.eval()
 
     def _save_checkpoint(self) -> None:
-        model, optimizer = full_state_dict(self.network, self.optimizer)
+        model, optimizer = full_state_dict(self.network), full_optimizer_state(self.optimizer)
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -334,7 +340,7 @@ class Trainer:
         load_model(self.network, state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        load_optimizer(self.network, self.optimizer, state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self._sums = state["epoch"], state["step_in_epoch"], state["sums"]
@@ -355,7 +361,7 @@ class _Gathered:
         self.model = model
 
     def state_dict(self) -> dict[str, Tensor]:
-        return full_state_dict(self.model)[0]
+        return full_state_dict(self.model)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
