@@ -309,6 +309,7 @@ def _sample(prog: str, arguments: Sequence[str]) -> None:
 
 def _evaluate_samples(prog: str, arguments: Sequence[str]) -> None:
     from atconv.tasks.generation.commands import evaluate_samples
+    from atconv.tasks.generation.evaluation import evaluate
     from atconv.tasks.generation.sampling import SamplerConfig
 
     parser = Parser(prog=prog, description="Compare samples with real images.")
@@ -319,7 +320,8 @@ def _evaluate_samples(prog: str, arguments: Sequence[str]) -> None:
         "data", metavar="DATA", type=str, help="DATA as in training, or an .npz file of real images"
     )
     add_options(parser, SamplerConfig)
-    add_function(parser, evaluate_samples, skip={"samples", "data", "options"})
+    parser.add_argument("--device", choices=_DEVICES, default="auto", help="where models run")
+    add_function(parser, evaluate, skip={"samples", "data", "options", "device"})
     options = parser.parse_args(list(arguments)).as_dict()
     sampler = SamplerConfig(**{name: options.pop(name) for name in SamplerConfig.__dataclass_fields__})
     evaluate_samples(options=sampler, **options)

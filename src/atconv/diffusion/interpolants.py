@@ -26,6 +26,8 @@ class Interpolant(ABC):
     """α and σ over time, their derivatives, and conversions. Times t broadcast against x from the left."""
 
     name: str
+    training_margin = sampling_margin = 0.0
+    """time left out before t = 1, in training and in sampling, where the velocity is singular there"""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -79,10 +81,7 @@ class Interpolant(ABC):
         """Times that training samples, or that sampling runs over: [0, 1] without what is singular."""
         if kind != "velocity":
             return 1e-3, 1 - 1e-3
-        return 0.0, 1.0 - self._end_margin(sampling)
-
-    def _end_margin(self, sampling: bool) -> float:
-        return 0.0
+        return 0.0, 1.0 - (self.sampling_margin if sampling else self.training_margin)
 
 
 class Linear(Interpolant):
@@ -132,6 +131,7 @@ class VP(Interpolant):
 
     name = "vp"
     beta0, beta1 = 0.1, 20.0
+    training_margin, sampling_margin = 1e-5, 1e-3  # σ' is infinite at t = 1
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(self._log_alpha(t))
@@ -156,9 +156,6 @@ class VP(Interpolant):
 
     def _d_log_alpha(self, t: Tensor) -> Tensor:
         return (1 - t) * (self.beta1 - self.beta0) / 2 + self.beta0 / 2
-
-    def _end_margin(self, sampling: bool) -> float:
-        return 1e-3 if sampling else 1e-5  # σ' is infinite at t = 1
 
 
 _INTERPOLANTS: dict[str, type[Interpolant]] = {kind.name: kind for kind in (Linear, GVP, VP)}

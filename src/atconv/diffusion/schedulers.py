@@ -74,6 +74,8 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[mi
     """the points in time, the end included"""
     timesteps: Tensor
     """where each step starts"""
+    method_name: str
+    """the numerical method"""
 
     @abstractmethod
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
@@ -82,11 +84,6 @@ class InterpolantScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[mi
     @abstractmethod
     def _advance(self, field: Velocity, index: int, sample: Tensor, generator: Generators) -> Tensor:
         """The sample after the step that starts at `timesteps[index]`."""
-
-    @property
-    @abstractmethod
-    def method_name(self) -> str:
-        """The numerical method."""
 
     def step(
         self,
@@ -199,12 +196,8 @@ class ODEScheduler(InterpolantScheduler):
         _check_choice("prediction", prediction, get_args(Prediction))
         if atol <= 0 or rtol <= 0:
             raise ValueError(f"atol and rtol must be positive, got {atol} and {rtol}")
-        self.interpolant = make_interpolant(interpolant)
+        self.interpolant, self.method_name = make_interpolant(interpolant), method
         self.set_timesteps(50)
-
-    @property
-    def method_name(self) -> str:
-        return self.config.method
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         _check_steps(num_inference_steps)
@@ -267,12 +260,8 @@ class SDEScheduler(InterpolantScheduler):
             raise ValueError(f"diffusion_scale must not be negative, got {diffusion_scale}")
         if not 0 < last_step_size < 1:
             raise ValueError(f"last_step_size must lie between 0 and 1, got {last_step_size}")
-        self.interpolant = make_interpolant(interpolant)
+        self.interpolant, self.method_name = make_interpolant(interpolant), solver
         self.set_timesteps(50)
-
-    @property
-    def method_name(self) -> str:
-        return self.config.solver
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         _check_steps(num_inference_steps)

@@ -307,10 +307,10 @@ def test_errors_come_before_sampling(
     monkeypatch.chdir(tmp_path)
     write_npz(tmp_path / "real.npz", images_of(6), None)
     monkeypatch.setattr(
-        "atconv.tasks.generation.predictor.sample_images", lambda *_: pytest.fail("it sampled")
+        "atconv.tasks.generation.evaluation.sample_images", lambda *_: pytest.fail("it sampled")
     )
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        evaluate_samples(generation_run(), data, str(trained_run()), device="cpu", **options)
+        evaluate_samples(generation_run(), data, features=str(trained_run()), device="cpu", **options)
 
 
 def test_labels_are_compared_by_the_names_of_their_classes() -> None:
@@ -326,7 +326,7 @@ def test_an_npz_file_is_compared_with_another(tmp_path: Path) -> None:
     write_npz(tmp_path / "samples.npz", images, None)
     write_npz(tmp_path / "real.npz", images, None)
     result = evaluate_samples(
-        tmp_path / "samples.npz", str(tmp_path / "real.npz"), str(trained_run()), device="cpu"
+        tmp_path / "samples.npz", str(tmp_path / "real.npz"), features=str(trained_run()), device="cpu"
     )
     assert result.frechet_distance == pytest.approx(0, abs=1e-3)
     assert json.loads((tmp_path / "samples.json").read_text()) == result.to_dict()
@@ -336,7 +336,7 @@ def test_samples_are_compared_with_the_images_of_data(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     write_npz(tmp_path / "samples.npz", images, [0] * 20)
     result = evaluate_samples(
-        tmp_path / "samples.npz", "digits", str(trained_run()), real_images=50, device="cpu"
+        tmp_path / "samples.npz", "digits", features=str(trained_run()), real_images=50, device="cpu"
     )
     assert (result.images, result.real_images, result.split) == (20, 50, "all")
     assert result.frechet_distance > 1e-4

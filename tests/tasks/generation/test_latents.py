@@ -335,7 +335,7 @@ def test_latents_are_trained_on_and_evaluated_where_their_images_are(
         train_split(latents).image(0, flip=False)
     (tmp_path / "gone").rename(moved)
     options: dict[str, Any] = dict(images=10, memorization=True, device="cpu", options=SamplerConfig(steps=1))
-    metrics = evaluate_samples(run, f"{latents}/", str(trained_run()), **options)
+    metrics = evaluate_samples(run, f"{latents}/", features=str(trained_run()), **options)
     assert metrics.split == "train"
     assert metrics.real_images == len(train_split(latents))
     assert metrics.memorization is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -18,6 +18,8 @@ from atconv.plots import Panel, plot_curves
 __all__ = ["evaluate_run", "report_run"]
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=Metrics)
 
 
 def report_run(
@@ -47,12 +49,8 @@ def report_run(
     logger.info("everything is in %s: model.safetensors, metrics.csv, %s", run.path, plots)
 
 
-def evaluate_run(predictor: Predictor[Any, Any], data: str, **options: Any) -> tuple[Metrics, Path]:
-    """Evaluate on a split of DATA, log tables, and write to RUN/evaluation/.
-
-    Returns:
-        the metrics, and the folder.
-    """
+def evaluate_run(predictor: Predictor[Any, M], data: str, **options: Any) -> M:
+    """Evaluate on a split of DATA, log tables, and write to RUN/evaluation/."""
     metrics = predictor.evaluate(data, **options)
     folder = predictor.run.path / "evaluation" / f"{Path(data).resolve().name}-{metrics.split}"
     for table in metrics.tables(f"{predictor.run.path} on {data}, {metrics.split} split"):
@@ -61,4 +59,4 @@ def evaluate_run(predictor: Predictor[Any, Any], data: str, **options: Any) -> t
     predictor.save_evaluation(metrics, folder)
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
     logger.info("written to %s: %s", folder, files)
-    return metrics, folder
+    return metrics

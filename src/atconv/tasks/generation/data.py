@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 from tqdm import tqdm
 
@@ -24,7 +24,15 @@ from atconv.data.splits import Split
 from atconv.diffusion.interpolants import Interpolant
 from atconv.tasks.generation.config import TimeSampling
 
-__all__ = ["Example", "Pixels", "SampleDataset", "TrainingExamples", "examples_loader", "fit_image"]
+__all__ = [
+    "Example",
+    "Pixels",
+    "SampleDataset",
+    "SplitImages",
+    "TrainingExamples",
+    "fit_image",
+    "scale_pixels",
+]
 
 _CACHED_BYTES = 1 << 29  # images that take less are kept in memory
 
@@ -51,6 +59,8 @@ class SampleDataset(Dataset[tuple[Tensor, int]]):
     """C H W"""
     labels: list[int]
     """class index of every sample"""
+    images: Any
+    """what lies behind the samples: uint8 H W C by position"""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,35 +72,40 @@ class SampleDataset(Dataset[tuple[Tensor, int]]):
     def load(self, position: int, flip: bool = False, rng: torch.Generator | None = None) -> Tensor:
         """The sample at a position, mirrored or not; `rng` is for what is random about it."""
 
-    @abstractmethod
     def image(self, position: int, flip: bool = False) -> Tensor:
         """The image behind the sample, C H W in [−1, 1], mirrored or not."""
+        return scale_pixels(self.images[position], flip)
+
+
+class SplitImages(Dataset[NDArray[np.uint8]]):
+    """The images of a split as uint8 H W C, square, in color or gray, read when they are needed."""
+
+    def __init__(self, split: Split, size: int, channels: int) -> None:
+        self.split, self.size, self.mode = split, size, mode_for(channels)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, position: int) -> NDArray[np.uint8]:
+        return fit_image(self.split.read(position, self.mode), self.size)
 
 
 class Pixels(SampleDataset):
     """Images of a split, square, in [−1, 1]."""
 
     def __init__(self, split: Split, size: int, in_chans: int) -> None:
-        self.split, self.size, self.mode = split, size, mode_for(in_chans)
+        self.images = SplitImages(split, size, in_chans)
         self.shape = (in_chans, size, size)
         self.labels = split.labels
-        self._cache: Tensor | None = None
         if len(split) * math.prod(self.shape) <= _CACHED_BYTES:
             positions = tqdm(range(len(split)), desc="reading images", disable=None, leave=False)
-            self._cache = torch.stack([self._read(i) for i in positions])
+            self.images = torch.from_numpy(np.stack([self.images[i] for i in positions]))
 
     def load(self, position: int, flip: bool = False, rng: torch.Generator | None = None) -> Tensor:
         return self.image(position, flip)
 
-    def image(self, position: int, flip: bool = False) -> Tensor:
-        pixels = self._read(position) if self._cache is None else self._cache[position]
-        return scale_pixels(pixels, flip)
 
-    def _read(self, position: int) -> Tensor:
-        return torch.from_numpy(fit_image(self.split.read(position, self.mode), self.size)).permute(2, 0, 1)
-
-
-def fit_image(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def fit_image(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Resize the shorter edge (bicubic, antialiased) and crop the center: H W C uint8 of size × size."""
     if image.size != (size, size):
         image = center_crop(
@@ -100,9 +115,9 @@ def fit_image(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def scale_pixels(pixels: Tensor, flip: bool = False) -> Tensor:
-    """C H W uint8 → [−1, 1], mirrored or not."""
-    scaled = pixels.float() / 127.5 - 1
+def scale_pixels(pixels: Tensor | NDArray[np.uint8], flip: bool = False) -> Tensor:
+    """uint8 H W C → C H W in [−1, 1], mirrored or not."""
+    scaled = torch.as_tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1
     return scaled.flip(2) if flip else scaled
 
 
@@ -157,14 +172,3 @@ class TrainingExamples(Dataset[Example]):
         else:  # EDM's mean and deviation of log(noise/data)
             t = self.interpolant.time_of_ratio((1.2 * normal - 1.2).exp())
         return t.clamp(low, high)
-
-
-def examples_loader(
-    examples: TrainingExamples,
-    batches: Sampler[list[SampleKey]] | Iterable[list[SampleKey]],
-    workers: int,
-    pin: bool,
-) -> DataLoader[Example]:
-    """Batches of examples, listed by their keys."""
-    keys: Any = batches
-    return DataLoader(examples, batch_sampler=keys, num_workers=workers, pin_memory=pin)

@@ -20,14 +20,8 @@ from atconv.data.splits import Split, Splits, load_splits, make_splits
 from atconv.diffusion.pipeline import pixels_per_latent
 from atconv.engine.distributed import resolve_device
 from atconv.io import file_digest, save_tensors, write_json
-from atconv.tasks.generation.latents import (
-    LatentInfo,
-    is_latents,
-    load_image,
-    open_vae,
-    save_vae,
-    shard_is_complete,
-)
+from atconv.tasks.generation.data import SplitImages, scale_pixels
+from atconv.tasks.generation.latents import LatentInfo, is_latents, open_vae, save_vae, shard_is_complete
 
 __all__ = ["encode"]
 
@@ -148,8 +142,9 @@ def _encode_shards(
 
 @torch.inference_mode()
 def _moments(model: Any, split: Split, positions: range, size: int, flip: bool) -> Tensor:
-    images = torch.stack([load_image(split, i, size, flip) for i in positions])
-    posterior = model.encode(images.to(model.device, model.dtype)).latent_dist
+    images = SplitImages(split, size, 3)
+    batch = torch.stack([scale_pixels(images[i], flip) for i in positions])
+    posterior = model.encode(batch.to(model.device, model.dtype)).latent_dist
     return posterior.parameters.half().cpu()
 
 

@@ -25,9 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from atconv.data.config import DataConfig
-from atconv.data.splits import SPLITS, Split, Splits, load_splits
+from atconv.data.splits import SPLITS, Splits, load_splits
 from atconv.io import file_digest, save_tensors
-from atconv.tasks.generation.data import SampleDataset, fit_image, scale_pixels
+from atconv.tasks.generation.data import SampleDataset, SplitImages
 
 __all__ = [
     "LatentFolder",
@@ -35,7 +35,6 @@ __all__ = [
     "Latents",
     "is_latents",
     "latent_splits",
-    "load_image",
     "open_vae",
     "save_vae",
     "shard_is_complete",
@@ -134,13 +133,13 @@ class Latents(SampleDataset):
         self.shape = (channels // 2, height, width)
 
     @cached_property
-    def images(self) -> Split:
+    def images(self) -> SplitImages:
         """The images that were encoded, for alignment with an encoder.
 
         Raises:
             ValueError: they are gone, or others are in their place.
         """
-        return latent_splits(self.folder)[self.split]
+        return SplitImages(latent_splits(self.folder)[self.split], self.info.image_size, 3)
 
     def load(self, position: int, flip: bool = False, rng: torch.Generator | None = None) -> Tensor:
         shard, row = divmod(position, self.info.shard_size)
@@ -149,9 +148,6 @@ class Latents(SampleDataset):
         deviation = torch.exp(0.5 * log_variance.clamp(-30, 20))
         latent = mean + deviation * torch.randn(self.shape, generator=rng)
         return (latent - self.shift) * self.scale
-
-    def image(self, position: int, flip: bool = False) -> Tensor:
-        return load_image(self.images, position, self.info.image_size, flip)
 
     def check_flips(self) -> None:
         """Raise ValueError where the mirrored images were not encoded."""
@@ -166,12 +162,6 @@ class Latents(SampleDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # open files do not travel to workers
-
-
-def load_image(split: Split, position: int, size: int, flip: bool) -> Tensor:
-    """An image of a split as a VAE takes it: 3 × size × size in [−1, 1], mirrored or not."""
-    pixels = torch.from_numpy(fit_image(split.read(position, "RGB"), size)).permute(2, 0, 1)
-    return scale_pixels(pixels, flip)
 
 
 def shard_is_complete(shard: Path) -> bool:

@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
-from atconv.data.images import images_in, mode_for, read_image
-from atconv.data.splits import Split
+from atconv.data.images import images_in, read_image
 from atconv.io import write_atomically
-from atconv.tasks.generation.data import fit_image
 
 __all__ = [
     "ImageSet",
     "SampleSet",
-    "SplitImages",
     "batches",
     "parse_classes",
     "random_subset",
@@ -55,19 +52,6 @@ class SampleSet(ImageSet):
 
     def __getitem__(self, position: int) -> Pixels:
         return self.images[position]
-
-
-class SplitImages(ImageSet):
-    """The images of a split at the size and channels of a generator, read when they are needed."""
-
-    def __init__(self, split: Split, size: int, channels: int) -> None:
-        self.split, self.size, self.mode = split, size, mode_for(channels)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, position: int) -> Pixels:
-        return fit_image(self.split.read(position, self.mode), self.size)
 
 
 def batches(images: ImageSet, size: int) -> Iterator[Pixels]:

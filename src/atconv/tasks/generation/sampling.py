@@ -98,7 +98,7 @@ def sample_images(
     pipeline: SiTPipeline,
     labels: Sequence[int] | None,
     count: int,
-    options: SamplerConfig,
+    options: SamplerConfig | None = None,
     seed: int = 0,
     batch_size: int = 64,
     height: int | None = None,
@@ -109,7 +109,7 @@ def sample_images(
     Raises:
         ValueError: a label, a size or guidance that the model does not have; see `SiTPipeline`.
     """
-    started = time.perf_counter()
+    started, options = time.perf_counter(), options or SamplerConfig()
     pipeline.scheduler = options.scheduler(pipeline.config.interpolant, pipeline.config.prediction)
     pipeline.set_progress_bar_config(disable=True)  # one bar for all batches
     images, evaluations = [], 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from atconv.data.loaders import EpochBatches, SampleKey
 from atconv.data.splits import is_stream, open_splits
@@ -26,7 +27,7 @@ from atconv.io import save_tensors, write_json
 from atconv.models.sit import SiT
 from atconv.plots import Panel, plot_curves
 from atconv.tasks.generation.config import GenerationConfig
-from atconv.tasks.generation.data import Example, Pixels, SampleDataset, TrainingExamples, examples_loader
+from atconv.tasks.generation.data import Example, Pixels, SampleDataset, TrainingExamples
 from atconv.tasks.generation.latents import LatentFolder, Latents, is_latents, save_vae
 from atconv.tasks.generation.model import build_sit, make_model
 from atconv.tasks.generation.plots import plot_grid
@@ -79,16 +80,13 @@ class GenerationTask(Task):
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         config, rank = self.config, self.accelerator.process_index
         keys = EpochBatches(self.samples, plan, config.seed, epoch, rank, start=start)
-        examples = self._examples(self.train, config.label_dropout, config.hflip)
-        return iter(examples_loader(examples, keys, config.workers, self._pins))
+        return iter(self._loader(self.train, keys, config.workers, config.label_dropout, config.hflip))
 
     def loss(self, model: nn.Module, batch: Example, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        x, velocity = self.interpolant.interpolate(batch.data, batch.noise, batch.t)
-        predicted = model(x, batch.t, batch.label if self.sit.num_classes else None)
+        errors, tokens = self._errors(model, batch)
+        match = errors.mean()
         if self.encoder is None:
-            return self._per_sample(predicted, batch, velocity).mean(), {}
-        predicted, tokens = predicted
-        match = self._per_sample(predicted, batch, velocity).mean()
+            return match, {}
         alignment = alignment_loss(tokens, self.encoder(batch.image))
         return match + self.config.repa_weight * alignment, {"velocity": match, "alignment": alignment}
 
@@ -101,12 +99,9 @@ class GenerationTask(Task):
         size = self.config.batch_size
         batches = [keys[i : i + size] for i in range(0, len(keys), size)]
         sums = torch.zeros(2, device=accelerator.device)
-        for batch in examples_loader(self._examples(self.val), batches, 0, self._pins):
-            example = Example(*(part.to(accelerator.device) for part in batch))
-            x, velocity = self.interpolant.interpolate(example.data, example.noise, example.t)
+        for batch in self._loader(self.val, batches):
             with accelerator.autocast():
-                predicted = sit(x, example.t, example.label if sit.num_classes else None)
-            losses = self._per_sample(predicted, example, velocity)
+                losses, _ = self._errors(sit, Example(*(part.to(accelerator.device) for part in batch)))
             sums += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
         total, count = accelerator.reduce(sums, reduction="sum").tolist()
         return {"val_loss": total / count}
@@ -169,14 +164,16 @@ class GenerationTask(Task):
         title = ", ".join(part for part in (self.config.model, when, f"guidance {guidance:g}") if part)
         plot_grid(images, _GRID_COLUMNS, names, title, path)
 
-    @property
-    def _pins(self) -> bool:
-        return self.accelerator.device.type == "cuda"
-
-    def _examples(
-        self, samples: SampleDataset, label_dropout: float = 0.0, hflip: float = 0.0
-    ) -> TrainingExamples:
-        return TrainingExamples(
+    def _loader(
+        self,
+        samples: SampleDataset,
+        batches: Iterable[list[SampleKey]],
+        workers: int = 0,
+        label_dropout: float = 0.0,
+        hflip: float = 0.0,
+    ) -> DataLoader[Example]:
+        """Batches of examples, listed by their keys."""
+        examples = TrainingExamples(
             samples,
             self.interpolant,
             self.interpolant.interval(self.config.prediction, sampling=False),
@@ -186,17 +183,23 @@ class GenerationTask(Task):
             self.sit.null_label,
             images=self.encoder is not None,
         )
+        keys: Any = batches
+        pin = self.accelerator.device.type == "cuda"
+        return DataLoader(examples, batch_sampler=keys, num_workers=workers, pin_memory=pin)
 
-    def _per_sample(self, predicted: Tensor, example: Example, velocity: Tensor) -> Tensor:
-        """Mean squared error of each sample, B."""
+    def _errors(self, model: nn.Module, batch: Example) -> tuple[Tensor, Any]:
+        """Mean squared error of each sample, B; and the projected tokens of a model that has them."""
+        x, velocity = self.interpolant.interpolate(batch.data, batch.noise, batch.t)
+        predicted = model(x, batch.t, batch.label if self.sit.num_classes else None)
+        predicted, tokens = predicted if isinstance(predicted, tuple) else (predicted, None)
         if self.config.prediction == "velocity":
             error = predicted.float() - velocity
         elif self.config.prediction == "noise":
-            error = predicted.float() - example.noise
+            error = predicted.float() - batch.noise
         else:  # σ·score against −noise: bounded where the score itself is not
-            sigma = self.interpolant.sigma(example.t)[:, None, None, None]
-            error = sigma * predicted.float() + example.noise
-        return (error**2).flatten(1).mean(1)
+            sigma = self.interpolant.sigma(batch.t)[:, None, None, None]
+            error = sigma * predicted.float() + batch.noise
+        return (error**2).flatten(1).mean(1), tokens
 
     def _pipeline(self, sit: SiT) -> SiTPipeline:
         return SiTPipeline(

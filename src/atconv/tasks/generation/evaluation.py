@@ -1,0 +1,126 @@
+"""How good samples are, of a run or of a file: which real images they are compared with, and in what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import ConcatDataset
+
+from atconv.data.config import DataConfig
+from atconv.data.splits import Split, load_splits, open_sources
+from atconv.tasks.generation.data import SplitImages
+from atconv.tasks.generation.features import open_features
+from atconv.tasks.generation.latents import is_latents, latent_splits
+from atconv.tasks.generation.metrics import GenerationMetrics, compare
+from atconv.tasks.generation.metrics import memorization as measure_memorization
+from atconv.tasks.generation.predictor import GenerationPredictor
+from atconv.tasks.generation.samples import ImageSet, SampleSet, random_subset, read_samples
+from atconv.tasks.generation.sampling import SamplerConfig, sample_images
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    samples: GenerationPredictor | SampleSet,
+    data: str,
+    device: torch.device,
+    split: Literal["auto", "train", "val", "test", "all"] = "auto",
+    features: str = "inception",
+    images: int = 10_000,
+    real_images: int = 50_000,
+    memorization: bool = False,
+    data_root: str | None = None,
+    inception_weights: str | None = None,
+    options: SamplerConfig | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> GenerationMetrics:
+    """Metrics of samples compared with real images. Writes no files.
+
+    Args:
+        samples: samples, or a generator to make new ones, evenly over its classes.
+        data: DATA as in training, or an .npz file of real images.
+        device: where the features are computed.
+        split: the split of DATA to compare with: train, val, test or all; auto takes train.
+        features: "inception", or the folder of a classification run whose features are used instead.
+        images: how many images a run makes, evenly over its classes.
+        real_images: compare with at most so many, chosen at random.
+        memorization: look for copies of training images, too; for a run on images, and its own DATA.
+        data_root: folder of a named timm dataset, if not the run's.
+        inception_weights: file of the Inception network; default: torch.hub's, or a download.
+        options: sampler, steps, guidance of new samples.
+        seed: of the samples.
+        batch_size: images at a time.
+
+    Raises:
+        FileNotFoundError, ValueError: no such data or features, or too few images.
+    """
+    if min(images, real_images, batch_size) < 1:
+        raise ValueError(
+            f"images, real_images and batch_size must be at least 1, got {(images, real_images, batch_size)}"
+        )
+    model = open_features(features, inception_weights, device)
+    predictor = samples if isinstance(samples, GenerationPredictor) else None
+    shape = samples.images.shape[1:] if isinstance(samples, SampleSet) else samples.pipeline.image_shape
+    sets = _open_images(data, data_root, shape, predictor)
+    name, real = _choose_split(sets, split, data)
+    if memorization and (predictor is None or not {"train", "val"} <= set(sets)):
+        raise ValueError("memorization is looked for in samples of a run, among the images it was trained on")
+    sampling = None
+    if isinstance(samples, GenerationPredictor):
+        samples, sampling = _sample(samples, images, options or SamplerConfig(), seed, batch_size)
+    metrics = compare(samples, random_subset(real, real_images, seed), model, batch_size, name)
+    copied = None
+    if memorization:
+        held_out: ImageSet = ConcatDataset([sets[part] for part in sets if part != "train"])
+        config: Any = predictor and predictor.config
+        copied = measure_memorization(samples, sets["train"], held_out, mirrored=config.hflip > 0)
+    return replace(metrics, memorization=copied, sampling=sampling)
+
+
+def _sample(
+    predictor: GenerationPredictor, images: int, options: SamplerConfig, seed: int, batch_size: int
+) -> tuple[SampleSet, dict[str, Any]]:
+    """New samples, and how they were made."""
+    pipeline, count = predictor.pipeline, len(predictor.classes)
+    labels = [i % count for i in range(images)] if count else None
+    sampled = sample_images(pipeline, labels, images, options, seed, batch_size)
+    sampling = asdict(options) | {
+        "seed": seed,
+        "evaluations_per_image": sampled.evaluations,
+        "seconds_per_image": sampled.seconds / images,
+    }
+    return SampleSet(sampled.images, labels, pipeline.config.class_names), sampling
+
+
+def _open_images(
+    data: str, data_root: str | None, shape: Sequence[int], predictor: GenerationPredictor | None
+) -> dict[str, ImageSet]:
+    """The splits of DATA, at the size of the samples (H W C). A run's own splits where DATA is its own."""
+    if data.endswith(".npz"):
+        return {"all": read_samples(Path(data))}
+    if shape[0] != shape[1]:
+        raise ValueError(f"real images are cropped square, and the samples are {shape[0]} × {shape[1]}")
+    config: Any = predictor and predictor.config
+    if is_latents(data):
+        splits = latent_splits(data).by_name
+    elif predictor is not None and config is not None and Path(config.data).resolve() == Path(data).resolve():
+        splits = load_splits(config, predictor.run.path).by_name
+    else:
+        sources = open_sources(DataConfig(data=data, data_root=data_root))
+        splits = {name: Split(source, list(range(len(source)))) for name, source in sources.items()}
+    return {name: SplitImages(split, shape[0], shape[2]) for name, split in splits.items()}
+
+
+def _choose_split(sets: dict[str, ImageSet], split: str, data: str) -> tuple[str, ImageSet]:
+    """A split by name. DATA that came without splits has only "all"."""
+    if split == "all" or len(sets) == 1:
+        return "all", ConcatDataset(list(sets.values()))
+    name = "train" if split == "auto" else split
+    if name not in sets:
+        raise ValueError(f"{data} has no {name} split, only {', '.join(sets)}: choose one with --split")
+    return name, sets[name]
