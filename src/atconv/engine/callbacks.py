@@ -29,6 +29,7 @@ __all__ = [
     "BestModel",
     "CsvLogger",
     "EarlyStopping",
+    "FileWriter",
     "InhibitionLogger",
     "ProgressBar",
     "TrackerLogger",
@@ -61,7 +62,7 @@ class TrackerLogger(Callback):
         trainer.accelerator.log(metrics, step=trainer.step)
 
 
-class _FileWriter(Callback):
+class FileWriter(Callback):
     """Writes files at the end of each epoch, and again after a resume."""
 
     def write(self, trainer: Trainer) -> None:
@@ -74,7 +75,7 @@ class _FileWriter(Callback):
         self.write(trainer)
 
 
-class BestModel(_FileWriter):
+class BestModel(FileWriter):
     """Keeps the weights of the best epoch."""
 
     def write(self, trainer: Trainer) -> None:
@@ -82,14 +83,14 @@ class BestModel(_FileWriter):
             trainer.task.save_model(trainer.ema_model)
 
 
-class CsvLogger(_FileWriter):
+class CsvLogger(FileWriter):
     """metrics.csv: one row an epoch."""
 
     def write(self, trainer: Trainer) -> None:
         write_rows(trainer.run.path / "metrics.csv", trainer.history.rows)
 
 
-class InhibitionLogger(_FileWriter):
+class InhibitionLogger(FileWriter):
     """inhibition.csv: λ of every ATConv mixer by epoch."""
 
     def write(self, trainer: Trainer) -> None:

@@ -149,11 +149,6 @@ class Latents(SampleDataset):
         latent = mean + deviation * torch.randn(self.shape, generator=rng)
         return (latent - self.shift) * self.scale
 
-    def check_flips(self) -> None:
-        """Raise ValueError where the mirrored images were not encoded."""
-        if not self.info.flips:
-            raise ValueError("hflip needs latents of mirrored images: encode again with --flips")
-
     def _slice(self, shard: int, name: str) -> Any:
         path = self.shards[shard]
         if path not in self._open:

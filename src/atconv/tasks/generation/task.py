@@ -17,7 +17,7 @@ from atconv.data.splits import is_stream, open_splits
 from atconv.diffusion.interpolants import make_interpolant
 from atconv.diffusion.pipeline import SiTPipeline
 from atconv.engine.batch_plan import BatchPlan
-from atconv.engine.callbacks import Callback
+from atconv.engine.callbacks import Callback, FileWriter
 from atconv.engine.checkpoint import latest_checkpoint
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
@@ -62,8 +62,8 @@ class GenerationTask(Task):
         self.train, self.val, self.classes = splits["train"], splits["val"], classes
         self.samples = len(self.train)
         self.interpolant = make_interpolant(config.interpolant)
-        if config.hflip and isinstance(self.train, Latents):
-            self.train.check_flips()
+        if config.hflip and isinstance(self.train, Latents) and not self.train.info.flips:
+            raise ValueError("hflip needs latents of mirrored images: encode again with --flips")
         self.model = sit
         self.encoder: FrozenEncoder | None = None
         if config.repa_encoder is not None:
@@ -212,19 +212,13 @@ class GenerationTask(Task):
         )
 
 
-class SampleGrids(Callback):
+class SampleGrids(FileWriter):
     """Plots a grid of samples every so many epochs, and after the last: RUN/samples/epoch-N.png."""
 
     def __init__(self, task: GenerationTask, every: int) -> None:
         self.task, self.every = task, every
 
-    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
-        self._plot(trainer)
-
-    def on_resume(self, trainer: Trainer) -> None:
-        self._plot(trainer)
-
-    def _plot(self, trainer: Trainer) -> None:
+    def write(self, trainer: Trainer) -> None:
         epoch = trainer.epoch
         if epoch % self.every and epoch != trainer.config.epochs:
             return
