@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["GVP", "VP", "Interpolant", "Linear", "Prediction", "make_interpolant"]
+__all__ = ["GVP", "VP", "Interpolant", "Linear", "Prediction", "check_choice", "make_interpolant"]
 
 Prediction = Literal["velocity", "score", "noise"]
 
@@ -167,9 +168,14 @@ def make_interpolant(name: str) -> Interpolant:
     Raises:
         ValueError: no such interpolant.
     """
-    if name not in _INTERPOLANTS:
-        raise ValueError(f"no interpolant {name!r}; there are {', '.join(_INTERPOLANTS)}")
+    check_choice("interpolant", name, _INTERPOLANTS)
     return _INTERPOLANTS[name]()
+
+
+def check_choice(what: str, choice: str, choices: Collection[str]) -> None:
+    """Raise ValueError for a choice that there is not, with those that there are."""
+    if choice not in choices:
+        raise ValueError(f"no {what} {choice!r}; there are {', '.join(choices)}")
 
 
 def _expand(t: Tensor, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -34,7 +34,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from atconv.diffusion.field import Field
-from atconv.diffusion.interpolants import Interpolant, Prediction, make_interpolant
+from atconv.diffusion.interpolants import Interpolant, Prediction, check_choice, make_interpolant
 
 __all__ = [
     "ODE_ADAPTIVE",
@@ -192,8 +192,8 @@ class ODEScheduler(InterpolantScheduler):
         interpolant: str = "linear",
         prediction: Prediction = "velocity",
     ) -> None:
-        _check_choice("ODE method", method, (*ODE_FIXED, *ODE_ADAPTIVE))
-        _check_choice("prediction", prediction, get_args(Prediction))
+        check_choice("ODE method", method, (*ODE_FIXED, *ODE_ADAPTIVE))
+        check_choice("prediction", prediction, get_args(Prediction))
         if atol <= 0 or rtol <= 0:
             raise ValueError(f"atol and rtol must be positive, got {atol} and {rtol}")
         self.interpolant, self.method_name = make_interpolant(interpolant), method
@@ -252,10 +252,10 @@ class SDEScheduler(InterpolantScheduler):
         interpolant: str = "linear",
         prediction: Prediction = "velocity",
     ) -> None:
-        _check_choice("SDE solver", solver, SDE_SOLVERS)
-        _check_choice("diffusion", diffusion, get_args(Diffusion))
-        _check_choice("last_step", last_step, get_args(LastStep))
-        _check_choice("prediction", prediction, get_args(Prediction))
+        check_choice("SDE solver", solver, SDE_SOLVERS)
+        check_choice("diffusion", diffusion, get_args(Diffusion))
+        check_choice("last_step", last_step, get_args(LastStep))
+        check_choice("prediction", prediction, get_args(Prediction))
         if diffusion_scale < 0:
             raise ValueError(f"diffusion_scale must not be negative, got {diffusion_scale}")
         if not 0 < last_step_size < 1:
@@ -315,11 +315,6 @@ class SDEScheduler(InterpolantScheduler):
             strength = self.interpolant.d_alpha(t) / alpha(t) * sigma(t) ** 2
             strength = strength - sigma(t) * self.interpolant.d_sigma(t)
         return self.config.diffusion_scale * strength
-
-
-def _check_choice(what: str, choice: str, choices: Sequence[str]) -> None:
-    if choice not in choices:
-        raise ValueError(f"no {what} {choice!r}; there are {', '.join(choices)}")
 
 
 def _check_steps(steps: int) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from atconv.diffusion.field import check_guidance
-from atconv.diffusion.interpolants import Prediction
+from atconv.diffusion.interpolants import Prediction, check_choice
 from atconv.diffusion.pipeline import SiTPipeline
 from atconv.diffusion.schedulers import (
     ODE_ADAPTIVE,
@@ -60,8 +60,7 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         samplers = (*ODE_FIXED, *ODE_ADAPTIVE, *(f"sde_{solver}" for solver in SDE_SOLVERS))
-        if self.sampler not in samplers:
-            raise ValueError(f"no sampler {self.sampler!r}; there are {', '.join(samplers)}")
+        check_choice("sampler", self.sampler, samplers)
         check_guidance(self.guidance_interval, self.guidance_channels)
         ODEScheduler(atol=self.atol, rtol=self.rtol)  # checks options that this sampler does not read, too
         SDEScheduler(**self._sde_options)
