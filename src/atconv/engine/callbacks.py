@@ -66,6 +66,7 @@ class FileWriter(Callback):
     """Writes files at the end of each epoch, and again after a resume."""
 
     def write(self, trainer: Trainer) -> None:
+        """Write the files; the same again where they are there."""
         raise NotImplementedError
 
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
