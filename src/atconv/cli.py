@@ -138,7 +138,7 @@ def _train(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
     if printed:
         print(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False), end="")
         return
-    train(config, folder, chosen)
+    train(config, folder, chosen=chosen)
 
 
 def _read_recipe(spec: TaskSpec, name: str) -> dict[str, Any]:
@@ -149,6 +149,9 @@ def _read_recipe(spec: TaskSpec, name: str) -> dict[str, Any]:
         raise ValueError(f"the recipe {path} cannot be read: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"the recipe {path} is not a mapping of options to values")
+    task = recipe.pop("task", spec.name)
+    if task != spec.name:
+        raise ValueError(f"the recipe {path} is one of {task}, not of {spec.name}")
     return recipe
 
 

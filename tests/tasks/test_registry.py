@@ -21,7 +21,7 @@ from support.tiny import atconv, trained_run
 def started_run(folder: Path, task: str) -> Run:
     """A run that has only its configuration."""
     run = Run.create(folder)
-    write_config(get_task(task).config(data="somewhere"), run)
+    write_config(get_task(task).config(data="somewhere"), task, run)
     return run
 
 

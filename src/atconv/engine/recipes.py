@@ -45,9 +45,11 @@ def recipe_path(package: str, name: str) -> Path:
     raise ValueError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(names)}")
 
 
-def write_config(config: Any, run: Run) -> None:
-    """Save the complete configuration (a dataclass) of a run, re-runnable with --config RUN/config.yaml."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+def write_config(config: Any, task: str, run: Run) -> None:
+    """Save the task of a run and its complete configuration (a dataclass), re-runnable with
+    --config RUN/config.yaml."""
+    plain: dict[str, Any] = {"task": task}
+    plain |= {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     write_atomically(
         run.config, lambda temporary: temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
     )
@@ -75,7 +77,8 @@ def read_config(run: Run, kind: type[T], task: str) -> T:
         ValueError: the run is of another task, or its config.yaml is damaged.
     """
     options = read_options(run)
-    if not set(options) <= {f.name for f in fields(kind)}:  # type: ignore[arg-type]
+    named = options.pop("task", task)
+    if named != task or not set(options) <= {f.name for f in fields(kind)}:  # type: ignore[arg-type]
         raise ValueError(f"{run.config} is not the configuration of a {task} run")
     for name, hint in get_type_hints(kind).items():
         if "tuple" in str(hint) and options.get(name) is not None:

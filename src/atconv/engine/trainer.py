@@ -224,9 +224,12 @@ class Trainer:
 
     def fit(self) -> History:
         """Train to the last epoch, or until a callback asks to stop."""
-        for callback in self.callbacks:
-            callback.on_fit_start(self)
         try:
+            for callback in self.callbacks:
+                callback.on_fit_start(self)
+            if self.history.rows and self.step_in_epoch == 0:
+                for callback in self.callbacks:  # the run may have ended between checkpoint and callbacks
+                    callback.on_resume(self)
             while not self.finished:
                 self._train_epoch()
         finally:
@@ -345,9 +348,6 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self._sums = state["epoch"], state["step_in_epoch"], state["sums"]
         self.history.rows = state["history"]
-        if self.step_in_epoch == 0 and self.epoch:
-            for callback in self.callbacks:  # the run may have ended between checkpoint and callbacks
-                callback.on_resume(self)
         if self.task.streams and self.epoch < self.config.epochs:
             logger.info(
                 "a stream cannot be entered in the middle: epoch %d starts from its beginning", self.epoch + 1

@@ -84,34 +84,36 @@ def load(run: str | Path) -> Predictor[Any, Any]:
 def train(
     config: Any,
     run: str | Path | None = None,
-    chosen: Collection[str] = (),
+    *,
     callbacks: Sequence[Callback] = (),
+    chosen: Collection[str] = (),
 ) -> Path:
     """Train from a configuration.
 
     Args:
         config: what to train on what, how; its class says which task.
         run: folder of the run; default: runs/DATA-MODEL, numbered where it exists.
-        chosen: options that must not change where `checkpoint` names a run that brings its own.
         callbacks: your own, called in every process, besides those of every run.
+        chosen: options that must not change where `checkpoint` names a run that brings its own.
 
     Returns:
         the run's folder, which `atconv.load` opens.
 
     Raises:
+        TypeError: `config` is of no task.
         ValueError: an option, the data or the weights do not fit; nothing was trained, no folder is left.
         FloatingPointError: the loss is not finite; checkpoints so far are kept.
         OSError: a disk is full or read-only; the last complete checkpoint is kept.
     """
     from atconv.engine.distributed import make_accelerator, release_accelerator
 
-    spec = next(get_task(name) for name in TASKS if get_task(name).config is type(config))
+    spec = _task_of_config(config)
     config = spec.inherit_config(config, chosen)
     path = Path(run) if run is not None else next_run_dir(config.data, config.model)
     accelerator = make_accelerator(config, str(path))
     try:
         if accelerator.is_main_process:
-            write_config(config, Run.create(path))
+            write_config(config, spec.name, Run.create(path))
         accelerator.wait_for_everyone()
         return _fit(spec, config, Run(path), accelerator, callbacks, new=True)
     finally:
@@ -136,6 +138,15 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
         return _fit(spec, config, folder, accelerator, callbacks, new=False)
     finally:
         release_accelerator(accelerator)
+
+
+def _task_of_config(config: Any) -> TaskSpec:
+    specs = [get_task(name) for name in TASKS]
+    for spec in specs:
+        if isinstance(config, spec.config):
+            return spec
+    names = ", ".join(spec.config.__name__ for spec in specs)
+    raise TypeError(f"train takes a configuration ({names}), got a {type(config).__name__}")
 
 
 def _fit(
@@ -186,6 +197,11 @@ def _prepare(
     from atconv.engine.trainer import Trainer
 
     task = spec.make_task(config, run, accelerator)
+    if config.patience is not None and task.monitor is None:
+        raise ValueError(
+            f"patience needs a score that says which epoch is better, and {spec.name} has none: the last "
+            "epoch is kept. Leave patience out"
+        )
     plan = plan_batches(config, task.samples, accelerator.num_processes, even=task.pairs)
     used = default_callbacks(config.patience, bool(accelerator.log_with), accelerator.is_main_process)
     if accelerator.is_main_process:

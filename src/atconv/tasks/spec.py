@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,11 @@ class TaskSpec:
         kind: type[Predictor[Any, Any]] = getattr(module, f"{self.name.capitalize()}Predictor")
         return kind
 
-    def owns(self, options: Collection[str]) -> bool:
-        """Whether a run's complete configuration, of which these are the names, is one of this task."""
+    def owns(self, options: Mapping[str, Any]) -> bool:
+        """Whether a run's options are of this task: by its name, or by theirs where it is missing.
+
+        Options that came or went since the run was made do not matter where the task is named.
+        """
+        if "task" in options:
+            return bool(options["task"] == self.name)
         return set(options) == {field.name for field in fields(self.config)}

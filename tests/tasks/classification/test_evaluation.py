@@ -59,7 +59,7 @@ def test_precision_recall_and_f1_of_each_class() -> None:
 
 def test_a_class_without_images_has_a_row_of_zeros() -> None:
     rows = compute_metrics(PROBABILITIES[:2], LABELS[:2], CLASSES, 1.0).per_class
-    assert rows[5] == {"class": 5, "images": 0, "precision": 0, "recall": 0, "f1": 0}
+    assert rows[5] == {"class": CLASSES[5], "images": 0, "precision": 0, "recall": 0, "f1": 0}
 
 
 def test_calibration_error_is_the_mean_gap_over_bins() -> None:

@@ -26,7 +26,7 @@ __all__ = [
 _MAX_CLASSES_SHOWN = 30
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ClassificationMetrics(Metrics):
     """Metrics of one classifier on one split. Percentages are 0…100."""
 
@@ -64,7 +64,7 @@ class ClassificationMetrics(Metrics):
         shown = sorted(self.per_class, key=lambda row: row["recall"]) if many else self.per_class
         cells = [
             (
-                self.classes[r["class"]],
+                r["class"],
                 str(r["images"]),
                 *(f"{r[k]:.1f} %" for k in ("precision", "recall", "f1")),
             )
@@ -112,7 +112,7 @@ def compute_metrics(
         top5_interval=None if top5 is None else wilson_interval(top5, count),
         calibration_error=100 * expected_calibration_error(probabilities, labels),
         images_per_second=images_per_second,
-        per_class=_per_class(order[:, 0], labels, len(classes)),
+        per_class=_per_class(order[:, 0], labels, classes),
         classes=list(classes),
         probabilities=probabilities,
         labels=labels,
@@ -141,20 +141,24 @@ def expected_calibration_error(
     return float(gaps.sum() / weight.sum())
 
 
-def _per_class(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int) -> list[dict[str, Any]]:
+def _per_class(
+    predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: Sequence[str]
+) -> list[dict[str, Any]]:
     from sklearn.metrics import precision_recall_fscore_support
 
-    columns = precision_recall_fscore_support(labels, predicted, labels=range(classes), zero_division=0.0)
+    columns = precision_recall_fscore_support(
+        labels, predicted, labels=range(len(classes)), zero_division=0.0
+    )
     precision, recall, f1, images = columns
     return [
         {
-            "class": i,
+            "class": name,
             "images": int(images[i]),
             "precision": 100 * float(precision[i]),
             "recall": 100 * float(recall[i]),
             "f1": 100 * float(f1[i]),
         }
-        for i in range(classes)
+        for i, name in enumerate(classes)
     ]
 
 

@@ -85,8 +85,8 @@ class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
         return open_image(image, self.transform.prepare.mode)
 
     @torch.inference_mode()
-    def infer(
-        self, images: Sequence[Image.Image], names: Sequence[str], top: int = 5, **options: Any
+    def infer(  # type: ignore[override]
+        self, images: Sequence[Image.Image], names: Sequence[str], top: int = 5
     ) -> list[Classification]:
         """The most probable classes of each image.
 
@@ -162,7 +162,7 @@ class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
         classes, predicted = self.classes, metrics.probabilities.argmax(1)
         write_rows(
             folder / "per_class.csv",
-            [{**row, "class": classes[row["class"]]} for row in metrics.per_class],
+            metrics.per_class,
         )
         rows = [
             {

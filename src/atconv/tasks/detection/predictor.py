@@ -84,8 +84,8 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
         output = {name: value.cpu() for name, value in self.model([image.to(self.device)])[0].items()}
         return output | ({"masks": output["masks"][:, 0]} if self.masks else {})
 
-    def infer(
-        self, images: Sequence[Image.Image], names: Sequence[str], threshold: float = 0.5, **options: Any
+    def infer(  # type: ignore[override]
+        self, images: Sequence[Image.Image], names: Sequence[str], threshold: float = 0.5
     ) -> list[Detections]:
         """The objects in each image.
 
