@@ -122,7 +122,7 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
 def test_a_saved_configuration_is_read_back(tmp_path: Path) -> None:
     config = tiny_config(mean=(0.4,), betas=(0.8, 0.9), crop_scale=(0.5, 1.0), mixup=0.3, patience=4)
     run = Run.create(tmp_path / "run")
-    write_config(config, run)
+    write_config(config, "classification", run)
     assert TASK.read_config(run) == config
     assert [p.name for p in run.path.iterdir()] == ["config.yaml"]
 
