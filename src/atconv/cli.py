@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ try:
     import yaml
 
     from atconv.command_line import Parser, add_function, add_options
-    from atconv.tasks import TaskSpec, get_task, load, resume, task_of, train
+    from atconv.tasks import TASKS, TaskSpec, get_task, load, resume, task_of, train
 except ImportError as error:
     print(f"atconv: {error.name} is missing: pip install 'atconv[train]'", file=sys.stderr)
     raise SystemExit(2) from None
@@ -39,7 +40,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     tune_allocator()
     _log_to_terminal()
     try:
-        _COMMANDS[command](f"atconv {command}", list(arguments))
+        _commands()[command](f"atconv {command}", list(arguments))
     except Exception as error:
         if os.environ.get("ATCONV_DEBUG", "0") != "0":  # show tracebacks
             raise
@@ -85,10 +86,6 @@ def _log_to_terminal() -> None:
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
     if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):
         logger.addHandler(_TerminalHandler())
-
-
-def _task_command(task: str, tool: Callable[[TaskSpec, str, Sequence[str]], None]) -> Command:
-    return lambda prog, arguments: tool(get_task(task), prog, arguments)
 
 
 def _train(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
@@ -339,23 +336,20 @@ def _encode(prog: str, arguments: Sequence[str]) -> None:
     encode(**parser.parse_args(list(arguments)).as_dict())
 
 
-_COMMANDS: dict[str, Command] = {
-    "train": _task_command("classification", _train),
-    "evaluate": _task_command("classification", _evaluate),
-    "predict": _task_command("classification", _predict),
-    "models": _models,
-    "data lmdb": _lmdb,
-    "study": _study,
-    "analyze": _analyze,
-    "export": _export,
-    "generate train": _task_command("generation", _train),
-    "generate sample": _sample,
-    "generate evaluate": _evaluate_samples,
-    "generate encode": _encode,
-    "detect train": _task_command("detection", _train),
-    "detect evaluate": _task_command("detection", _evaluate),
-    "detect predict": _task_command("detection", _predict),
-    "segment train": _task_command("segmentation", _train),
-    "segment evaluate": _task_command("segmentation", _evaluate),
-    "segment predict": _task_command("segmentation", _predict),
-}
+def _commands() -> dict[str, Command]:
+    """All commands by name: those of every task, and the others."""
+    commands: dict[str, Command] = {
+        "models": _models,
+        "data lmdb": _lmdb,
+        "study": _study,
+        "analyze": _analyze,
+        "export": _export,
+        "generate sample": _sample,
+        "generate evaluate": _evaluate_samples,
+        "generate encode": _encode,
+    }
+    tools = {"train": _train, "evaluate": _evaluate, "predict": _predict}
+    for spec in map(get_task, TASKS):
+        for name in spec.tools:
+            commands[f"{spec.command} {name}".strip()] = partial(tools[name], spec)
+    return commands

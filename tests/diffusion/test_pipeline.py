@@ -299,3 +299,12 @@ def test_a_run_without_classes_samples_as_many_images_as_asked() -> None:
     assert len(pipeline(num_images_per_prompt=3, num_inference_steps=2).images) == 3
     with pytest.raises(ValueError, match="no classes"):
         pipeline([0])
+
+
+def test_schedulers_of_other_kinds_are_rejected_by_name() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pipeline = SiTPipeline(tiny_sit())
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="ODEScheduler or SDEScheduler"):
+        pipeline(class_labels=[0])

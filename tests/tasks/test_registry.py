@@ -114,3 +114,10 @@ def test_a_run_without_a_model_is_neither_exported_nor_analyzed(
     assert ended.code == 2
     assert ended.err.count("\n") == 1, ended.err
     assert str(run) in ended.err
+
+
+def test_the_front_door_lists_the_commands_that_there_are() -> None:
+    from atconv.cli import _commands
+
+    grouped = {f"{name} {tool}" for name, tools in atconv_command.TOOLS.items() for tool in tools}
+    assert set(_commands()) == (set(atconv_command.COMMANDS) - set(atconv_command.TOOLS)) | grouped

@@ -156,6 +156,11 @@ class SiTPipeline(DiffusionPipeline):
         model, device = self.transformer.eval(), self._execution_device
         interpolant = make_interpolant(self.config.interpolant)
         guidance = (guidance_scale, guidance_interval, guidance_channels)
+        if not isinstance(self.scheduler, InterpolantScheduler):
+            raise ValueError(
+                "a SiT samples with ODEScheduler or SDEScheduler of atconv.diffusion.schedulers, whose time "
+                f"runs from noise (0) to data (1); got {type(self.scheduler).__name__}"
+            )
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         starts = range(0, count, batch_size)
         images: list[Any] = []

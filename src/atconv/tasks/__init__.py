@@ -4,7 +4,8 @@
 >>> from atconv.tasks.classification import ClassificationConfig
 >>> run = train(ClassificationConfig(data="digits", model="attnet_xxs"), "runs/digits")
 
-A new task is a folder here with a `SPEC` (see `TaskSpec`), and its name in `TASKS`.
+A new task is a folder here with a `SPEC` (see `TaskSpec`), its name in `TASKS`, and a line for
+`atconv --help` in `atconv_command`.
 """
 
 from __future__ import annotations

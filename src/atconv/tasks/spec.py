@@ -39,6 +39,8 @@ class TaskSpec:
     """(configuration, options chosen by the user) → the configuration with what comes along with the weights
     that it starts from"""
     default_recipe: str = "small"
+    tools: tuple[str, ...] = ("train", "evaluate", "predict")
+    """the commands of all tasks that this one has"""
 
     def recipe_names(self) -> list[str]:
         """Recipes that ship with the task, selectable by name."""
