@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from atconv.diffusion import ODEScheduler, SDEScheduler, SiTPipeline
 from support.helpers import assert_close
 from support.tiny import start_process
-from support.tiny_sit import generation_run, preload, tiny_sit, unconditional_run
+from support.tiny_sit import generation_run, tiny_sit, unconditional_run
 from support.tiny_vae import tiny_vae
 
 
@@ -286,7 +286,6 @@ def sample_elsewhere(run: Path, out: Path) -> None:
 
 
 def test_a_run_opens_in_another_process_with_the_same_images(tmp_path: Path) -> None:
-    preload()
     process = start_process(sample_elsewhere, generation_run(), tmp_path / "elsewhere.npy")
     process.join(120)
     assert process.exitcode == 0

@@ -110,6 +110,17 @@ def image_folder(root: Path, counts: dict[str, int], seed: int = 0, size: int = 
     return root
 
 
+_PRELOADED = (
+    "atconv.cli",
+    "atconv.tasks.classification.task",
+    "atconv.tasks.generation.encode",
+    "atconv.tasks.generation.task",
+    "sklearn.datasets",
+    "sklearn.metrics",
+    "support.tiny",
+)
+
+
 @dataclass
 class Finished:
     """How a command ended."""
@@ -173,7 +184,7 @@ def start_atconv(
     *arguments: str | Path, output: Path, kill_at: KillAt | None = None, plots: bool = True
 ) -> ForkServerProcess:
     """Start it in a process of its own; its output goes to the files out and err of a folder."""
-    return start_process(_command, [str(a) for a in arguments], output, kill_at, plots)
+    return start_process(run_command, [str(a) for a in arguments], output, kill_at, plots)
 
 
 def start_process(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
@@ -182,13 +193,16 @@ def start_process(function: Callable[..., None], *arguments: Any) -> ForkServerP
     It is forked from one that has imported the package, which saves seconds each.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["atconv.cli", "atconv.tasks.classification.task", "support.tiny"])
+    context.set_forkserver_preload(list(_PRELOADED))
     process = context.Process(target=function, args=arguments)
     process.start()
     return process
 
 
-def _command(arguments: list[str], output: Path, kill_at: KillAt | None, plots: bool) -> None:
+def run_command(
+    arguments: list[str], output: Path, kill_at: KillAt | None = None, plots: bool = False
+) -> None:
+    """Be the process of a command."""
     multiprocessing.set_start_method(None, force=True)  # data loaders start their workers the usual way
     # What runs in a shell's background was started with interrupts ignored, and hands that on.
     signal.signal(signal.SIGINT, signal.default_int_handler)

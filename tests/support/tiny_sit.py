@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import functools
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -111,7 +109,6 @@ def _temporary_folder() -> Path:
 
 def atconv_generate(*arguments: str | Path, kill_at: KillAt | None = None) -> Finished:
     """Run `atconv generate ARGUMENT...` in a process of its own to its end, or until it is killed (−9)."""
-    preload()
     return atconv("generate", *arguments, kill_at=kill_at)
 
 
@@ -120,18 +117,3 @@ def generate_here(*arguments: str | Path) -> None:
     reset_accelerate()
     tool, *rest = map(str, arguments)
     run_command(f"generate {tool}", rest)
-
-
-@functools.cache
-def preload() -> None:
-    """Start processes from one that has imported diffusers too, which saves seconds each."""
-    server = multiprocessing.forkserver._forkserver
-    server._stop()
-    modules = [
-        "atconv.cli",
-        "atconv.tasks.generation.task",
-        "atconv.tasks.generation.encode",
-        "support.tiny",
-    ]
-    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
-    server.ensure_running()

@@ -10,7 +10,7 @@ import pytest
 
 from support.tiny import read_rows
 from support.tiny_dense import DETECT, SEGMENT, annotated_folder, options
-from support.torchrun import torchrun
+from support.torchrun import in_two_processes
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ def test_two_gloo_processes_finish_a_run(
     data = annotated_folder(tmp_path / "data", val=5)  # one process evaluates more than the other
     run = tmp_path / "run"
     arguments = options(values, batch_size=2, global_batch_size=4, epochs=1)
-    ended = torchrun(command, "train", str(data), *arguments, f"--out={run}")
-    assert ended.returncode == 0, ended.stderr
+    ended = in_two_processes(command, "train", str(data), *arguments, f"--out={run}")
+    assert ended.code == 0, ended.err
     rows = read_rows(run / "metrics.csv")
     assert len(rows) == 1
     assert 0 <= float(rows[0][metric]) <= 100

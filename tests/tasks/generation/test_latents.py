@@ -24,7 +24,7 @@ from atconv.tasks.generation.latents import LatentFolder, Latents, is_latents, l
 from atconv.tasks.generation.sampling import SamplerConfig
 from support.helpers import assert_close
 from support.tiny import KillAt, image_folder, start_process, trained_run
-from support.tiny_sit import atconv_generate, preload, train_tiny_sit
+from support.tiny_sit import atconv_generate, train_tiny_sit
 from support.tiny_vae import encode_here, tiny_vae
 
 SCALE, SHIFT = 0.5, 0.25
@@ -182,7 +182,6 @@ def encode_as(rank: int, port: int, images: Path, vae: Path, out: Path, report: 
 
 
 def test_two_processes_share_the_shards(images: Path, vae: Path, encoded: Path, tmp_path: Path) -> None:
-    preload()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,7 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from support.tiny import read_rows, start_process
-from support.tiny_sit import FAMILIES, preload, tiny_run_options, tiny_sit, train_tiny_sit
+from support.tiny_sit import FAMILIES, tiny_run_options, tiny_sit, train_tiny_sit
+from support.torchrun import in_two_processes, start_two_processes
 
 BATCH, STEPS = 32, 20
 # Adam divides gradients by their size: with its usual eps it blows rounding up where they are near zero.
@@ -57,33 +54,15 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tiny_sit(tmp_path_factory.mktemp("one") / "run", batch_size=BATCH, **CHANGES)
 
 
-def two_processes(*arguments: str) -> subprocess.Popen[str]:
-    """Start `atconv generate train ARGUMENT...` in two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
-                "--rdzv_endpoint=localhost:0"]  # fmt: skip
-    return subprocess.Popen(
-        [*launcher, "-m", "--", "atconv", "generate", "train", *arguments],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """Returns what it printed."""
-    printed, errors = process.communicate(timeout=180)
-    assert process.returncode == 0, errors
-    return printed
-
-
 def options_for(run: Path, **changes: Any) -> list[str]:
     return ["digits", *tiny_run_options(batch_size=BATCH // 2, **changes), f"--out={run}"]
 
 
 def train_in_two_processes(run: Path, **changes: Any) -> str:
     """Returns what they printed."""
-    return finish(two_processes(*options_for(run, **changes)))
+    ended = in_two_processes("generate", "train", *options_for(run, **changes))
+    assert ended.code == 0, ended.err
+    return ended.out
 
 
 def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
@@ -142,16 +121,18 @@ def test_a_sharded_run_trains_the_weights_of_one_process(sharded: Path, tmp_path
 
 def test_a_killed_sharded_run_resumes_to_the_same_end(sharded: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = two_processes(*options_for(run, shard=True, checkpoint_steps=3, **SHARDED))
-    while process.poll() is None and latest_checkpoint(run / "checkpoints") is None:
+    options = options_for(run, shard=True, checkpoint_steps=3, **SHARDED)
+    processes = start_two_processes("generate", "train", *options, output=tmp_path)
+    while processes[0].is_alive() and latest_checkpoint(run / "checkpoints") is None:
         time.sleep(0.02)
-    for started in [*psutil.Process(process.pid).children(recursive=True), process]:
-        started.kill()
-    process.communicate()
+    for process in processes:
+        process.kill()
+        process.join()
     killed_at = latest_checkpoint(run / "checkpoints")
     assert killed_at is not None
     assert killed_at.name != f"step-{STEPS}"
-    finish(two_processes("--resume", str(run)))
+    ended = in_two_processes("generate", "train", "--resume", run)
+    assert ended.code == 0, ended.err
     ours, theirs = weights(run), weights(sharded)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -198,7 +179,6 @@ def train_sharded(family: str, rank: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sharded_weights_learn_what_full_ones_learn(family: str, tmp_path: Path) -> None:
-    preload()
     processes = [start_process(train_sharded, family, rank, tmp_path) for rank in range(2)]
     for process in processes:
         process.join(120)
