@@ -23,13 +23,7 @@ def torchrun(*arguments: str) -> Finished:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
                 "--rdzv-endpoint=localhost:0"]  # fmt: skip
     ended = subprocess.run(
-        [
-            *launcher,
-            "-m",
-            "--",
-            "atconv.cli",
-            *arguments,
-        ],  # after --: torchrun takes --run for one of its own
+        [*launcher, "-m", "--", "atconv", *arguments],  # after --: torchrun takes --run for one of its own
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
