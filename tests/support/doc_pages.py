@@ -71,6 +71,7 @@ def _evaluate(example: Example) -> str | None:
     if comment is not None and (comment["what"] != "slow" or not example.namespace["slow"]):
         return None
     if title := _TITLE.search(example.region.lexemes["options"]):
+        provide(source)
         Path(title[1]).write_text(_smaller(source), encoding="utf-8")
     elif language == "python":
         provide(source)
