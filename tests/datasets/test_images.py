@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from atconv.data.images import IMAGE_SUFFIXES, PrepareImage, mode_for, read_image
+from atconv.data.images import IMAGE_SUFFIXES, PrepareImage, mode_for, open_image, read_image
 from atconv.data.sources import FolderSource
 
 RNG = np.random.default_rng(0)
@@ -244,3 +245,14 @@ def test_an_upright_image_stays_upright_when_prepared_twice() -> None:
 def test_images_have_one_or_three_channels(in_chans: int) -> None:
     with pytest.raises(ValueError, match=f"got {in_chans}"):
         mode_for(in_chans)
+
+
+@pytest.mark.parametrize(("image", "kind"), [(torch.rand(3, 4, 4), "Tensor"), (None, "NoneType"), (3, "int")])
+def test_what_is_no_image_is_rejected(image: object, kind: str) -> None:
+    with pytest.raises(TypeError, match=rf"a path, a PIL image or an array .* of uint8, got {kind}"):
+        open_image(image)  # type: ignore[arg-type]
+
+
+def test_files_images_and_arrays_are_opened() -> None:
+    for image in (encoded(Image.fromarray(NOISE)), Image.fromarray(NOISE), NOISE):
+        np.testing.assert_array_equal(np.asarray(open_image(image)), NOISE)  # type: ignore[arg-type]

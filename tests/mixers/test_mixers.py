@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from atconv.mixers import MIXERS, create_mixer, mixer_names
+from atconv.mixers import MIXERS, Mixer, create_mixer, mixer_names
 from atconv.mixers.attention import heads_for
 from atconv.modules import ATConv2d
 from support.helpers import assert_close, randomize
@@ -424,6 +424,51 @@ def test_mixers_are_built_on_a_device_and_in_a_dtype(form: str) -> None:
     mixer = create_mixer(name, 16, device="meta", dtype=torch.bfloat16, **options)
     assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in mixer.parameters())
     assert all(buffer.is_meta for buffer in mixer.buffers())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (2, 3)])
+def test_mixers_run_without_data(form: str, size: Position) -> None:
+    name, options = FORMS[form]
+    mixer = create_mixer(name, 8, device="meta", **options)
+    assert mixer(torch.empty(2, 8, *size, device="meta")).shape == (2, 8, *size)
+
+
+class Scale(nn.Module):
+    """A mixer that takes neither device nor dtype."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class Power(Scale):
+    def __init__(self, dim: int, exponent: int) -> None:
+        super().__init__(dim)
+
+
+def test_a_mixer_may_leave_out_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MIXERS, "scale", Mixer(Scale, "", ""))
+    mixer = create_mixer("scale", 8, device="meta", dtype=torch.bfloat16)
+    assert [(p.is_meta, p.dtype) for p in mixer.parameters()] == [(True, torch.bfloat16)]
+    model = timm.create_model("attnet_xxs", token_mixer="scale")
+    assert isinstance(model.stages[0].blocks[0].token_mixer, Scale)
+
+
+def test_a_mixer_that_needs_an_option_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MIXERS, "power", Mixer(Power, "", ""))
+    with pytest.raises(ValueError, match=r"power is not built from dim = 8 alone: .*missing .*'exponent'"):
+        create_mixer("power", 8)
+    create_mixer("power", 8, exponent=2)
+
+
+@pytest.mark.parametrize("token_mixer", [Scale, [Scale] * 4])
+def test_a_class_is_no_name_of_a_mixer(token_mixer: Any) -> None:
+    with pytest.raises(TypeError, match=r"given by its name, got <class .*Scale.*MIXERS\[name\]"):
+        timm.create_model("attnet_xxs", token_mixer=token_mixer)
 
 
 @pytest.mark.parametrize("name", mixer_names())

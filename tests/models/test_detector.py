@@ -233,3 +233,8 @@ def test_images_of_any_shape_are_taken(architecture: Any, size: tuple[int, int])
     assert detected.isfinite().all()
     assert (detected[:, 2] <= width).all()
     assert (detected[:, 3] <= height).all()
+
+
+def test_a_detector_takes_a_backbone_of_window_attention() -> None:
+    model = tiny(backbone_args={"token_mixer": "window_attention"}).eval()
+    assert len(model([torch.rand(3, 51, 70)])) == 1

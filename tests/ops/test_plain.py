@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, prune
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -62,6 +63,17 @@ def test_a_layer_that_something_acts_on_is_not_plain(change: str) -> None:
     layer = nn.Linear(3, 3)
     CHANGES[change](layer)
     assert not is_plain(layer, nn.Linear)
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_no_layer_is_plain_while_a_hook_of_all_modules_is_set(kind: str) -> None:
+    layer = nn.Linear(3, 3)
+    handle = getattr(torch_module, f"register_module_{kind}_hook")(lambda *_: None)
+    try:
+        assert not is_plain(layer, nn.Linear)
+    finally:
+        handle.remove()
+    assert is_plain(layer, nn.Linear)
 
 
 def test_weights_of_a_functional_call_are_plain() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -52,6 +53,7 @@ def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB")
 
     Raises:
         FileNotFoundError, ValueError: it cannot be read.
+        TypeError: it is of another kind, such as a tensor.
     """
     if isinstance(image, Image.Image):
         return upright(image, mode)
@@ -65,6 +67,12 @@ def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB")
                 f"an image array is H W, H W 1 or H W 3 of uint8, got {image.dtype} {image.shape}"
             )
         return as_mode(Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image), mode)
+    if not isinstance(image, (str, os.PathLike)) and not hasattr(image, "read"):
+        raise TypeError(
+            "an image is a path, a PIL image or an array H W, H W 1 or H W 3 of uint8, got "
+            f"{type(image).__name__}; a tensor C H W of 0 … 1 becomes one by "
+            "(255 * tensor).byte().permute(1, 2, 0).numpy()"
+        )
     return read_image(image, mode)
 
 

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,12 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from timm.layers import convert_sync_batchnorm
 from timm.models import model_parameters
-from timm.optim import create_optimizer_v2, get_optimizer_info
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
@@ -368,7 +374,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     """The optimizer of a recipe, with its weight decay and layer decay.
 
     timm exempts tensors of one dimension from weight decay, and the names that the model's
-    `no_weight_decay` gives.
+    `no_weight_decay` gives, or where it has none, those of its parts: the backbone of a detector.
     """
     info = get_optimizer_info(config.optimizer)
     adam: dict[str, Any] = {"betas": config.betas} if info.has_betas and info.num_betas == 2 else {}
@@ -383,5 +389,24 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
         lr=lr,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
+        param_group_fn=None if hasattr(model, "no_weight_decay") else partial(_param_groups, config=config),
         **adam,
     )
+
+
+def _param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """timm's groups of a model's parameters, with `no_weight_decay` of its parts."""
+    decay, exempt = config.weight_decay, _no_weight_decay(model)
+    if config.layer_decay is None:
+        return param_groups_weight_decay(model, decay, no_weight_decay_list=exempt)
+    return param_groups_layer_decay(model, decay, no_weight_decay_list=exempt, layer_decay=config.layer_decay)
+
+
+def _no_weight_decay(model: nn.Module) -> set[str]:
+    """Patterns of parameters that the model's parts exempt from weight decay, by their names in the model."""
+    return {
+        f"{name}.{pattern}"
+        for name, part in model.named_modules()
+        if name and callable(getattr(part, "no_weight_decay", None))
+        for pattern in part.no_weight_decay()
+    }

@@ -117,21 +117,23 @@ class WindowAttention(nn.Module):
         # An axis that fits into one window is not divided; Swin does not shift it either.
         shifts = [self.shift if length > self.window else 0 for length in (height, width)]
         maps = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, right, 0, bottom))
-        regions = _regions((height, width), (bottom, right), shifts, x.device)
+        # Decided from sizes alone: looking at the regions would fail on meta tensors and break graphs.
+        mask = None
+        if bottom or right or any(shifts):
+            regions = _regions((height, width), (bottom, right), shifts, x.device)
+            mask = self._mask(regions, x.dtype)
         if any(shifts):
             maps = maps.roll([-shift for shift in shifts], (1, 2))
         size = self.window, self.window
         windows = window_partition(maps, size).flatten(1, 2)
-        mixed = self.attention(windows, self._mask(regions, x.dtype))
+        mixed = self.attention(windows, mask)
         maps = window_reverse(mixed.unflatten(1, size), size, height + bottom, width + right)
         if any(shifts):
             maps = maps.roll(shifts, (1, 2))
         return maps[:, :height, :width].permute(0, 3, 1, 2)
 
-    def _mask(self, regions: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def _mask(self, regions: Tensor, dtype: torch.dtype) -> Tensor:
         """0 where two positions of a window may attend to each other, −∞ where not: windows × positions²."""
-        if not regions.any():
-            return None
         region = window_partition(regions[None, :, :, None], (self.window, self.window)).flatten(1)
         apart = region[:, :, None] != region[:, None, :]
         return torch.zeros(apart.shape, dtype=dtype, device=regions.device).masked_fill(apart, -torch.inf)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from atconv.mixers.attention import (
     LinearAttention,
@@ -21,17 +22,7 @@ from atconv.mixers.checking import check_min
 from atconv.mixers.convolution import CondConv, DepthwiseConv, Identity, Involution, Pooling
 from atconv.modules import ATConv2d
 
-__all__ = ["MIXERS", "Mixer", "TokenMixer", "create_mixer", "mixer_names"]
-
-
-class TokenMixer(Protocol):
-    """The interface that a backbone needs."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-    def macs(self, height: int, width: int) -> int:
-        """Multiply-adds for one sample on a map of height × width."""
-        ...
+__all__ = ["MIXERS", "Mixer", "create_mixer", "mixer_names"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,8 @@ class Mixer:
     """A token mixer that can be built by name."""
 
     build: Callable[..., nn.Module]
-    """(channels, **options) → module, B C H W → B C H W"""
+    """(channels, **options) → module, B C H W → B C H W, with `macs(height, width)` for one sample; device
+    and dtype are passed to it where it takes them"""
     source: str
     """where it was published"""
     cost: str
@@ -86,8 +78,14 @@ def create_mixer(
         **options: of the mixer's class, such as kernel_size, head_dim, or routing=False of "atconv".
 
     Raises:
+        TypeError: `name` is no string, such as a class.
         ValueError: an unknown name, or options the mixer does not take.
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"a token mixer is given by its name, got {name!r}: give one of {', '.join(MIXERS)}, or add your "
+            "class under a name of its own: atconv.mixers.MIXERS[name] = atconv.mixers.Mixer(…)"
+        )
     if name not in MIXERS:
         near = difflib.get_close_matches(name, MIXERS, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
@@ -95,7 +93,18 @@ def create_mixer(
     check_min(dim=dim)
     if name == "window_attention" and block % 2:
         options.setdefault("shift", options.get("window", 7) // 2)
+    build = MIXERS[name].build
+    factory = {"device": device, "dtype": dtype} if _takes_factory(build) else {}
     try:
-        return MIXERS[name].build(dim, device=device, dtype=dtype, **options)
+        mixer = build(dim, **factory, **options)
     except TypeError as error:
-        raise ValueError(f"the token mixer {name} does not take {options}: {error}") from error
+        given = f"does not take {options}" if options else f"is not built from dim = {dim} alone"
+        raise ValueError(f"the token mixer {name} {given}: {error}") from error
+    return mixer if factory else mixer.to(device=device, dtype=dtype)
+
+
+def _takes_factory(build: Callable[..., nn.Module]) -> bool:
+    """Whether a class or function takes the keywords device and dtype."""
+    parameters = inspect.signature(build).parameters.values()
+    keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return keywords or {"device", "dtype"} <= {parameter.name for parameter in parameters}

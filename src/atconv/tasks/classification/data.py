@@ -7,9 +7,9 @@ is evaluated on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -22,26 +22,9 @@ from atconv.engine.run import Run
 from atconv.tasks.classification.augmentation import train_transform
 from atconv.tasks.classification.config import ClassificationConfig
 
-__all__ = ["ClassificationData", "IndexedData", "StreamData", "choose_split", "data_config", "open_data"]
+__all__ = ["IndexedData", "StreamData", "choose_split", "data_config", "open_data"]
 
 logger = logging.getLogger(__name__)
-
-
-class ClassificationData(Protocol):
-    """What the task needs of its images."""
-
-    classes: list[str]
-    samples: int
-    """training images in an epoch"""
-    labels: Sequence[int] | None
-    """of all training images, where they are known beforehand"""
-    final: Split | Stream
-    """what the finished model is evaluated on"""
-    final_name: str
-
-    def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]: ...
-
-    def val_batches(self, transform: Transform, batch_size: int) -> Iterator[Any]: ...
 
 
 class IndexedData:
