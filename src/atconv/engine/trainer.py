@@ -383,13 +383,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.op
     # for sharded weights.
     fused = info.opt_class in (torch.optim.Adam, torch.optim.AdamW)
     adam |= {"fused": True} if fused and config.precision != "fp16" and not config.shard else {}
+    # Models that name their exemptions themselves, and those without decay, are timm's to group.
+    own = hasattr(model, "no_weight_decay") or not (config.weight_decay or config.layer_decay)
     return create_optimizer_v2(
         model,
         opt=config.optimizer,
         lr=lr,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
-        param_group_fn=None if hasattr(model, "no_weight_decay") else partial(_param_groups, config=config),
+        param_group_fn=None if own else partial(_param_groups, config=config),
         **adam,
     )
 

@@ -35,8 +35,6 @@ from atconv.ops.plain import is_plain
 
 __all__ = ["VARIANTS", "AttNet"]
 
-_NO_WEIGHT_DECAY = ("*.alpha", "*.relative_position_bias_table", "*.position_bias")
-
 
 class Stem(nn.Module):
     """Conv3×3 → BN → GELU → Conv3×3 → BN, total stride 4, 2 or 1: B in H W → B dim H/s W/s."""
@@ -128,9 +126,9 @@ class AttNetStage(nn.Module):
             self.downsample = nn.Sequential(_conv3x3(in_dim, dim, 2, **dd), nn.BatchNorm2d(dim, **dd))
         self.blocks = nn.Sequential(*blocks)
 
-    def no_weight_decay(self) -> set[str]:
-        """As the AttNet's; features alone (`features_only=True`) keep the stages but not the AttNet."""
-        return set(_NO_WEIGHT_DECAY)
+    def no_weight_decay(self: nn.Module) -> set[str]:
+        """Patterns of the mixers' α and position biases. With `features_only=True` only stages are left."""
+        return {"*.alpha", "*.relative_position_bias_table", "*.position_bias"}
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
@@ -181,9 +179,7 @@ class AttNet(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        # A class is passed on too: `create_mixer` says how to add it.
-        single = isinstance(token_mixer, str) or not isinstance(token_mixer, Sequence)
-        mixers = [token_mixer] * 4 if single else token_mixer
+        mixers: Any = token_mixer if isinstance(token_mixer, (list, tuple)) else [token_mixer] * 4
         options = mixer_args if isinstance(mixer_args, Sequence) else [mixer_args or {}] * 4
         _check_stages(depths=depths, dims=dims, mlp_ratios=mlp_ratios, token_mixer=mixers, mixer_args=options)
         self.num_classes, self.in_chans = num_classes, in_chans
@@ -205,9 +201,7 @@ class AttNet(nn.Module):
         )
         self.apply(_init_weights)
 
-    def no_weight_decay(self) -> set[str]:
-        """Patterns of parameters that weight decay must not touch: α and position biases of the mixers."""
-        return set(_NO_WEIGHT_DECAY)
+    no_weight_decay = AttNetStage.no_weight_decay
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups in order of depth, for layer-wise learning-rate decay."""
