@@ -20,7 +20,7 @@ def _seed() -> None:
 
 
 @pytest.fixture
-def fresh_compiler() -> Iterator[None]:
+def reset_compiler() -> Iterator[None]:
     """Compiled code of other tests must not count as a recompilation of this one."""
     torch.compiler.reset()
     yield

@@ -76,9 +76,13 @@ def test_help_of_a_group_describes_its_commands(command: str) -> None:
         assert re.search(rf"^  {tool} +{re.escape(description)}$", ended.out, re.MULTILINE)
 
 
+def train_command(task: str) -> list[str]:
+    return f"{get_task(task).command} train".split()
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_help_of_training_is_in_groups(task: str) -> None:
-    ended = atconv(*get_task(task).train_command().split()[1:], "--help")
+    ended = atconv(*train_command(task), "--help")
     for group in ("data", "model", "training"):
         assert f"\n{group}:\n" in ended.out
 
@@ -86,10 +90,9 @@ def test_help_of_training_is_in_groups(task: str) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_help_of_training_explains_or_names_every_option(task: str) -> None:
     """--help explains the common ones and names the others; --help-all explains all."""
-    spec = get_task(task)
-    command = spec.train_command().split()[1:]
+    command = train_command(task)
     short, full = atconv(*command, "--help").out, atconv(*command, "--help-all").out
-    for field in fields(spec.config):
+    for field in fields(get_task(task).config):
         if field.name == "data":
             continue
         option = f"--{field.name.replace('_', '-')}"

@@ -232,7 +232,7 @@ def test_copies_compute_the_same_and_share_nothing(module: type[nn.Module]) -> N
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("reset_compiler")
 def test_compiled_without_graph_break_equals_eager(module: type[nn.Module]) -> None:
     mixer = mixer_of(module)
     x = random_input(mixer, 2, 6, 6)
@@ -245,7 +245,7 @@ def test_compiled_without_graph_break_equals_eager(module: type[nn.Module]) -> N
         assert_close(one, other, 1e-5)
 
 
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("reset_compiler")
 @torch.no_grad()
 def test_one_trace_serves_all_shapes() -> None:
     mixer = mixer_of(ATConv2d)
@@ -257,7 +257,7 @@ def test_one_trace_serves_all_shapes() -> None:
             assert_close(compiled(x), mixer(x), 1e-5)
 
 
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("reset_compiler")
 @torch.no_grad()
 def test_generated_code_equals_eager_at_several_shapes() -> None:
     mixer = mixer_of(ATConv2d)

@@ -433,7 +433,7 @@ def test_folder_written_by_timm_opens_by_name(tmp_path: Path) -> None:
     assert torch.equal(opened(x), model(x))
 
 
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("reset_compiler")
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_compiled_without_graph_break_equals_eager(backend: str) -> None:
@@ -441,7 +441,7 @@ def test_compiled_without_graph_break_equals_eager(backend: str) -> None:
     assert_close(torch.compile(model, fullgraph=True, backend=backend)(x), model(x), 1e-5)
 
 
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("reset_compiler")
 @torch.no_grad()
 def test_one_compilation_serves_sizes_and_large_batches() -> None:
     model = tiny_attnet(glu_norm=True)

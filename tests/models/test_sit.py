@@ -379,7 +379,7 @@ def test_bfloat16_autocast_stays_near_float32(family: str) -> None:
     assert_close(low.float(), model(*given_inputs), 0.1)
 
 
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("reset_compiler")
 @torch.no_grad()
 def test_the_atconv_family_compiles_without_a_graph_break() -> None:
     model = tiny_sit()

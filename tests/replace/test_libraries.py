@@ -199,7 +199,7 @@ def test_beit_with_position_biases(bias: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_export_and_compile_in_full(kind: str, fresh_compiler: None) -> None:
+def test_transformers_export_and_compile_in_full(kind: str, reset_compiler: None) -> None:
     model, images = transformer(kind), torch.randn(2, 3, 32, 32)
     replace_attention(model)
     with torch.no_grad():

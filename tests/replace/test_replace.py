@@ -312,7 +312,7 @@ def test_it_runs_as_the_model_did(other: str) -> None:
         assert torch.equal(model(images), expected)
 
 
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("reset_compiler")
 @pytest.mark.parametrize("make", [vit, torchvision_vit, swin, pvt])
 def test_it_compiles_in_full(make: Make) -> None:
     model = randomize(make()).eval()

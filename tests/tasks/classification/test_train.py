@@ -179,7 +179,7 @@ def test_bfloat16_keeps_weights_in_float32(
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_the_same_weights_under_the_same_names(
-    tmp_path: Path, fresh_compiler: None
+    tmp_path: Path, reset_compiler: None
 ) -> None:
     # Not Adam: it makes full steps of gradients that are rounding errors.
     expected = last_weights(train_tiny(tmp_path / "eager", optimizer="sgd", lr=0.1))

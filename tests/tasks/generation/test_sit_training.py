@@ -408,7 +408,7 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(uninterrupted: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.usefixtures("reset_compiler")
 def test_a_compiled_run_learns_what_an_eager_one_learns(tmp_path: Path) -> None:
     eager = train_tiny_sit(tmp_path / "eager", lr=4e-3)
     compiled = train_tiny_sit(tmp_path / "compiled", lr=4e-3, compile=True)
