@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import difflib
 import errno
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +41,8 @@ def run(command: str, arguments: Sequence[str]) -> None:
     """Run one command. Bad input ends with one line on stderr and exit code 2."""
     tune_allocator()
     _log_to_terminal()
+    if any(argument == "" or re.fullmatch(r"--[a-z-]+=", argument) for argument in arguments):
+        fail(f"atconv {command}: an argument is empty: give a value, or leave it out (. is this folder)")
     try:
         _commands()[command](f"atconv {command}", list(arguments))
     except Exception as error:
@@ -149,6 +153,12 @@ def _read_recipe(spec: TaskSpec, name: str) -> dict[str, Any]:
     task = recipe.pop("task", spec.name)
     if task != spec.name:
         raise ValueError(f"the recipe {path} is one of {task}, not of {spec.name}")
+    known = [field.name for field in fields(spec.config)]
+    for option in recipe:
+        if option not in known:
+            near = difflib.get_close_matches(str(option), known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"the recipe {path} has an option {option} that {spec.name} does not{hint}")
     return recipe
 
 

@@ -262,7 +262,7 @@ def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -
         return create_dataset(name, root=root, split=split, **options)
     except ImportError as error:
         raise ValueError(f"{name} needs a package that is not installed: {error}") from error
-    except (AssertionError, RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
+    except (AssertionError, LookupError, RuntimeError, ValueError, OSError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         hint = " (python -m studies.datasets.fashion_mnist ROOT, in a checkout, unpacks Debian's files)"
         hint = hint if "fashion" in name else ""

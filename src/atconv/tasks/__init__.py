@@ -180,7 +180,7 @@ def _fit(
         except KeyboardInterrupt:
             saved = latest_checkpoint(run.checkpoints)
             if saved is None:
-                logger.info("interrupted before the first checkpoint: %s holds nothing to resume", run.path)
+                logger.info("interrupted before the first checkpoint: --resume %s starts again", run.path)
             else:
                 logger.info("interrupted; --resume %s continues from %s", run.path, saved.name)
             raise

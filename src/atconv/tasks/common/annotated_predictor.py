@@ -182,13 +182,13 @@ class AnnotatedPredictor(Predictor[R, M], Generic[R, M, S]):
             ValueError: an image was no file, or would be written over.
         """
         files = PlotFiles(folder, protected)
-        folder.mkdir(parents=True, exist_ok=True)
         for result in results:
             if result.error is not None:
                 yield result
                 continue
             if not Path(result.image).is_file():
                 raise ValueError(f"image {result.image} is no file: only results of files are drawn")
+            folder.mkdir(parents=True, exist_ok=True)
             yield self.save_prediction(result, self.open_image(result.image), files.add(Path(result.image)))
 
 
