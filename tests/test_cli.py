@@ -365,3 +365,16 @@ def test_help_shows_the_defaults_of_the_recipe_that_is_named(tmp_path: Path) -> 
 def test_the_weights_of_a_run_are_for_its_user_group_and_others(tmp_path: Path) -> None:
     run = train_tiny(tmp_path / "run")
     assert (run / "model.safetensors").stat().st_mode == (run / "config.json").stat().st_mode
+
+
+@pytest.mark.parametrize("option", ["epoch: 3", "1: 3"], ids=["typo", "number"])
+def test_a_recipe_with_an_unknown_option_is_one_line(tmp_path: Path, option: str) -> None:
+    (tmp_path / "mine.yaml").write_text(option)
+    line = rejected("train", "digits", f"--config={tmp_path / 'mine.yaml'}", f"--out={tmp_path / 'run'}")
+    assert "mine.yaml has an option" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [("train", ""), ("predict", "run", ""), ("train", "digits", "--out=")])
+def test_an_empty_argument_is_not_the_current_folder(arguments: tuple[str, ...]) -> None:
+    assert "an argument is empty" in rejected(*arguments)

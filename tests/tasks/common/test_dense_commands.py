@@ -257,10 +257,10 @@ def test_a_wrong_annotation_is_one_line(tmp_path: Path) -> None:
 
 
 def test_another_tasks_run_is_rejected() -> None:
-    assert "is a segmentation run: use atconv segment evaluate" in rejected(
+    assert "is a segmentation run, not a detection run: use atconv segment evaluate" in rejected(
         "detect", "evaluate", segmentation_run(), shared_data()
     )
-    assert "is a detection run: use atconv detect evaluate" in rejected(
+    assert "is a detection run, not a segmentation run: use atconv detect evaluate" in rejected(
         "segment", "evaluate", detection_run(), shared_data()
     )
 

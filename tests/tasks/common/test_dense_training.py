@@ -154,7 +154,7 @@ def test_runs_know_their_task(tmp_path: Path) -> None:
     classifier = Run.open(train_tiny(tmp_path / "run"))
     for task, name in (("detection", "detect"), ("segmentation", "segment")):
         with pytest.raises(ValueError, match=f"is not a run of atconv {name} train"):
-            get_task(task).open(classifier)
+            get_task(task).predictor_class().open(classifier)
 
 
 @pytest.mark.parametrize("task", TASKS)
