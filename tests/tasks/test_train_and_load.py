@@ -93,3 +93,7 @@ def test_a_predictor_takes_no_option_that_it_does_not_know() -> None:
 
     with pytest.raises(TypeError, match="topk"):
         atconv.load(trained_run())([np.zeros((8, 8), np.uint8)], topk=3)
+
+
+def test_no_images_have_no_results() -> None:
+    assert atconv.load(trained_run())([]) == []

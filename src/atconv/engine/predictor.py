@@ -133,6 +133,8 @@ class Predictor(ABC, Generic[R, M]):
         """
         single = isinstance(images, (str, Path, Image.Image, np.ndarray))
         several: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
+        if not several:
+            return []
         return self.infer([self.open_image(image) for image in several], _names(several), **options)
 
     def predict(self, images: Iterable[ImageLike], batch_size: int = 32, **options: Any) -> Iterator[R]:
