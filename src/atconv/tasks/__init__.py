@@ -48,9 +48,9 @@ def task_of(run: Run) -> TaskSpec:
     """
     if run.config.is_file():
         options = read_options(run)
-        for name in TASKS:
-            if get_task(name).owns(options):
-                return get_task(name)
+        for spec in map(get_task, TASKS):
+            if spec.owns(options):
+                return spec
         raise ValueError(f"{run.config} is not the configuration of a run")
     if (run.path / "model_index.json").is_file():
         return get_task("generation")
