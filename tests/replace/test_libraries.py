@@ -235,3 +235,9 @@ def test_a_subclass_is_recognized_by_what_it_extends() -> None:
 
     model = Mine(num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=16)
     assert len(replace_attention(model).replaced) == 1
+
+
+def test_masks_are_checked_once() -> None:
+    model = transformer("ViT")
+    replace_attention(model)
+    assert len(model._forward_pre_hooks) == 1

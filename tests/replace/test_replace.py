@@ -179,7 +179,7 @@ def test_value_and_output_projections_are_those_of_the_attention(
         model(images)
     for site, (token, outputs) in zip(sites, met, strict=True):
         assert site.projections is not None
-        (value, value_bias), (output, output_bias) = site.projections.value, site.projections.output
+        (value, value_bias), (output, output_bias) = site.projections
         projected = output @ (value @ token + (0 if value_bias is None else value_bias)) + output_bias
         assert_close(projected.detach(), outputs[0], 1e-4)
 
@@ -195,7 +195,7 @@ def _feed_one_token(model: nn.Module, site: Site) -> tuple[Tensor, list[Tensor]]
         shape = [1] * inputs[0].ndim
         shape[axis] = site.dim
         constant = token.view(shape).expand_as(inputs[0]).contiguous()
-        query_key_value = site.kind == "MultiheadAttention"
+        query_key_value = isinstance(module, nn.MultiheadAttention)
         return ((constant,) * 3 if query_key_value else (constant, *inputs[1:])), named
 
     def after(m: nn.Module, inputs: Any, output: Any) -> None:
@@ -691,7 +691,7 @@ def test_the_image_is_found_by_its_name() -> None:
             return super().forward(image * scale)
 
     embedding = Scaled(3, 4, 8, 8)
-    writer = GridWriter.before(embedding, lambda embedding: embedding.stride, padded=False)
+    writer = GridWriter(embedding, lambda embedding: embedding.stride, padded=False)
     embedding.register_forward_pre_hook(writer, with_kwargs=True)
     embedding(scale=torch.ones(()), image=torch.randn(1, 3, 16, 24))
     assert writer.grid.size == (2, 3)

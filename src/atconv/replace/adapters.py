@@ -12,10 +12,23 @@ from torch import Tensor, nn
 
 from atconv.modules import ATConvTokens
 
-__all__ = ["ATConvAdapter", "ATConvBlock", "Call", "GridState", "GridWriter", "MaskCheck", "Size"]
+__all__ = [
+    "ATConvAdapter",
+    "ATConvBlock",
+    "Call",
+    "GridState",
+    "GridWriter",
+    "MaskCheck",
+    "Size",
+    "forward_arguments",
+]
 
 Size = tuple[int, int]
 NO_MASK = "ATConv takes no attention mask: it sees the full map"
+
+
+def forward_arguments(module: nn.Module) -> tuple[str, ...]:
+    return tuple(inspect.signature(module.forward).parameters)
 
 
 class GridState:
@@ -73,19 +86,17 @@ class GridWriter:
     """A hook before the patch embedding: height and width of the input → those of the tokens.
 
     Args:
-        grid: written at every pass, read by the adapters.
+        embedding: the patch embedding; its first argument is the image, by position or by name.
         patch: the patch embedding → pixels of a patch along each axis.
         padded: the embedding pads images up to full patches; otherwise it cuts what exceeds them.
-        image: name of the embedding's argument that is the image, for where it is passed by name.
+
+    Attributes:
+        grid: written at every pass, read by the adapters.
     """
 
-    def __init__(self, grid: GridState, patch: Callable[[Any], Size], padded: bool, image: str) -> None:
-        self.grid, self.patch, self.padded, self.image = grid, patch, padded, image
-
-    @classmethod
-    def before(cls, embedding: nn.Module, patch: Callable[[Any], Size], padded: bool) -> GridWriter:
-        """For an embedding whose first argument is the image."""
-        return cls(GridState(), patch, padded, _arguments(embedding)[0])
+    def __init__(self, embedding: nn.Module, patch: Callable[[Any], Size], padded: bool) -> None:
+        self.grid, self.patch, self.padded = GridState(), patch, padded
+        self.image = forward_arguments(embedding)[0]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         image = args[0] if args else kwargs[self.image]
@@ -96,13 +107,18 @@ class GridWriter:
         self.grid.write((height // down, width // across))
 
 
+@dataclass(frozen=True)
 class MaskCheck:
     """A hook before a transformers model: it rejects a mask of patches. Inside the model, masks look like
     position biases, and like the masks that tracing makes."""
 
-    def __init__(self, model: nn.Module) -> None:
-        names = _arguments(model)
-        self.position = names.index("attention_mask") if "attention_mask" in names else len(names)
+    position: int
+    """of `attention_mask` among the arguments"""
+
+    @classmethod
+    def before(cls, model: nn.Module) -> MaskCheck:
+        names = forward_arguments(model)
+        return cls(names.index("attention_mask") if "attention_mask" in names else len(names))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = args[self.position] if len(args) > self.position else kwargs.get("attention_mask")
@@ -126,11 +142,6 @@ class Call:
     """the argument that holds height and width of the tokens; otherwise the patch embedding writes them"""
     returns_weights: bool = False
     """it returns tokens and attention weights: None here"""
-
-    @classmethod
-    def of(cls, attention: nn.Module, **options: Any) -> Call:
-        """With the arguments of a module's forward."""
-        return cls(arguments=_arguments(attention), **options)
 
 
 class ATConvAdapter(nn.Module):
@@ -219,7 +230,3 @@ class ATConvBlock(ATConvAdapter):
         x = x + self.drop_path1(self.ls1(mixed))
         mixed = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
         return x + self.drop_path2(self.ls2(mixed))
-
-
-def _arguments(module: nn.Module) -> tuple[str, ...]:
-    return tuple(inspect.signature(module.forward).parameters)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from atconv.replace.counting import Example, example_of, macs
 from atconv.replace.families import Site, find_sites
-from atconv.replace.install import build, copy_projections, installed
-from atconv.replace.saving import check_kernel_size, record
+from atconv.replace.install import build, installed
+from atconv.replace.saving import record
 
 __all__ = ["Replacement", "ReplacementReport", "replace_attention"]
 
@@ -25,8 +25,6 @@ class Replacement:
     """An attention that was replaced: what it was, and what it became."""
 
     name: str
-    kind: str
-    """its class"""
     parameters: tuple[int, int]
     """before and after"""
     macs: tuple[int, int] | None
@@ -47,7 +45,7 @@ class ReplacementReport:
     macs: tuple[int, int] | None
 
     def __str__(self) -> str:
-        model = Replacement("full model", "", self.parameters, self.macs, copied=True)
+        model = Replacement("full model", self.parameters, self.macs, copied=True)
         rows = [("attention", "parameters", "GMACs"), *map(_row, (*self.replaced, model))]
         name_width, parameters_width, macs_width = (
             max(map(len, column)) for column in zip(*rows, strict=True)
@@ -110,38 +108,38 @@ def replace_attention(
             does not take the example.
         TypeError: an argument is of another kind.
     """
-    _check_arguments(model, where, every, blocks, kernel_size, example)
+    _check_arguments(model, where, every, blocks, example)
     sites = find_sites(model)
     if not sites:
         raise ValueError(f"{type(model).__name__} has no attention that could be replaced")
     chosen = _choose(model, sites, where, every, blocks)
-    example, macs_before = _count_before(model, example)
+    if example is None:
+        example, before = _count_image(model)
+    else:
+        fix = "; without `example`, it is replaced and not counted"
+        before = _count(model, example, "does not take the example", fix)
     parameters = _parameters(model)
     sizes = [_parameters(model.get_submodule(site.name)) for site in chosen]
     adapters = [build(model, site, kernel_size) for site in chosen]  # may fail: the model is still untouched
-    for site, adapter in zip(chosen, adapters, strict=True):
-        if site.projections is not None:
-            copy_projections(adapter, site.projections)
     with installed(model, chosen, adapters):
-        macs_after = None if example is None or macs_before is None else _count_after(model, example)
+        after = None if example is None else _count(model, example, "does not run with ATConv in it")
         replaced = [
             Replacement(
                 site.name,
-                site.kind,
                 (size, _parameters(adapter)),
-                _pair(macs_before, macs_after, site.name),
+                _macs(before, after, site.name),
                 site.projections is not None,
             )
             for site, size, adapter in zip(chosen, sizes, adapters, strict=True)
         ]
         kept = {site.name: site.reason or "not chosen" for site in sites if site not in chosen}
-        total = _pair(macs_before, macs_after, "")
+        total = _macs(before, after, "")
         report = ReplacementReport(replaced, kept, (parameters, _parameters(model)), total)
         record(model)
         return report
 
 
-def _check_arguments(model: Any, where: Any, every: Any, blocks: Any, kernel_size: Any, example: Any) -> None:
+def _check_arguments(model: Any, where: Any, every: Any, blocks: Any, example: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_attention takes a model, an nn.Module, got a {type(model).__name__}")
     if where is not None and not callable(where):
@@ -149,7 +147,6 @@ def _check_arguments(model: Any, where: Any, every: Any, blocks: Any, kernel_siz
             "where is a function of name and module, such as lambda name, module: name == 'blocks.0.attn', "
             f"got {where!r}"
         )
-    check_kernel_size(kernel_size)
     if type(every) is not int or every < 1:
         raise ValueError(f"every must be at least 1, a whole number, got {every!r}")
     numbers = isinstance(blocks, Collection) and all(type(number) is int for number in blocks)
@@ -193,38 +190,27 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:2]) + more
 
 
-def _count_before(model: nn.Module, example: Example | None) -> tuple[Example | None, dict[str, int] | None]:
-    """The example, or an image that the model says it was made for, and multiply-adds by module for it."""
-    used = example_of(model) if example is None else example
-    if used is None:
-        return None, None
+def _count_image(model: nn.Module) -> tuple[Example | None, dict[str, int] | None]:
+    """An image that the model says it was made for, and multiply-adds by module for it; None without one."""
+    example = example_of(model)
     try:
-        return used, macs(model, used)
-    except Exception as error:  # whatever the model raises
-        if example is None:  # a model may be made for another size than it says
-            return None, None
-        raise ValueError(
-            f"nothing was replaced. {type(model).__name__} does not take the example: {_first_line(error)}; "
-            "without `example`, it is replaced and not counted"
-        ) from error
+        return example, None if example is None else macs(model, example)
+    except Exception:  # a model may be made for another size than it says
+        return None, None
 
 
-def _count_after(model: nn.Module, example: Example) -> dict[str, int]:
+def _count(model: nn.Module, example: Example, problem: str, fix: str = "") -> dict[str, int]:
     try:
         return macs(model, example)
-    except Exception as error:
-        message = f"{type(model).__name__} does not run with ATConv in it: {_first_line(error)}"
-        raise ValueError(f"nothing was replaced. {message}") from error
+    except Exception as error:  # whatever the model raises
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"nothing was replaced. {type(model).__name__} {problem}: {reason}{fix}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _macs(before: dict[str, int] | None, after: dict[str, int] | None, name: str) -> tuple[int, int] | None:
+    """Of a module; 0 where it did not run."""
+    return None if before is None or after is None else (before.get(name, 0), after.get(name, 0))
 
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _pair(before: dict[str, int] | None, after: dict[str, int] | None, name: str) -> tuple[int, int] | None:
-    """Of a module; 0 where it did not run."""
-    return None if before is None or after is None else (before.get(name, 0), after.get(name, 0))

@@ -22,21 +22,16 @@ from atconv.replace.adapters import (
     GridWriter,
     MaskCheck,
     Size,
+    forward_arguments,
 )
 
-__all__ = ["Projections", "Site", "find_sites"]
+__all__ = ["Site", "find_sites"]
 
 Weights = tuple[Tensor, "Tensor | None"]
 Hook = tuple[nn.Module, "GridWriter | MaskCheck"]
 Writers = dict[nn.Module, GridWriter]
-
-
-@dataclass(frozen=True)
-class Projections:
-    """Value and output projection of an attention, C C and C each, as ATConv has them too."""
-
-    value: Weights
-    output: Weights
+Projections = tuple[Weights, Weights]
+"""value and output projection of an attention, C C and C each, as ATConv has them too"""
 
 
 @dataclass(eq=False)
@@ -45,8 +40,6 @@ class Site:
 
     name: str
     """of the module that is replaced, as in model.named_modules()"""
-    kind: str
-    """its class"""
     dim: int = 0
     make: Callable[[ATConvTokens], ATConvAdapter] | None = None
     projections: Projections | None = None
@@ -69,10 +62,9 @@ def find_sites(model: nn.Module) -> list[Site]:
         if any(not site.name or name.startswith(f"{site.name}.") for site in sites):
             continue
         site = _site(_Attention(model, name, module, writers))
-        if site is not None and not name:
-            site = Site(name, site.kind, reason="it is the whole model: give the model that holds it")
         if site is not None:
-            sites.append(site)
+            whole = Site(name, reason="it is the whole model: give the model that holds it")
+            sites.append(site if name else whole)
     return sites
 
 
@@ -95,25 +87,25 @@ class _Attention:
         return next((module for module in self.above() if getattr(module, attribute, None) is not None), None)
 
     def keep(self, reason: str) -> Site:
-        return Site(self.name, self.kind, reason=reason)
+        return Site(self.name, reason=reason)
 
     def site(
         self, dim: int, projections: Projections | None, num_prefix_tokens: int = 0, **call: Any
     ) -> Site:
-        """Of an attention that is called with the layout and the arguments of a `Call`."""
-        make = partial(ATConvAdapter, call=Call.of(self.module, **call))
-        return Site(self.name, self.kind, dim, make, projections, num_prefix_tokens=num_prefix_tokens)
+        """Of an attention; `call` is its `Call`."""
+        make = partial(ATConvAdapter, call=Call(arguments=forward_arguments(self.module), **call))
+        return Site(self.name, dim, make, projections, num_prefix_tokens=num_prefix_tokens)
 
     def block(self, dim: int, projections: Projections | None, call: Call, post_norm: bool = False) -> Site:
         """Of a full block."""
         make = partial(ATConvBlock, call=call, block=self.module, post_norm=post_norm)
-        return Site(self.name, self.kind, dim, make, projections)
+        return Site(self.name, dim, make, projections)
 
     def on_grid(
         self, site: Site, embedding: nn.Module, patch: Callable[[Any], Size], padded: bool = False
     ) -> Site:
         """The site, with a grid that the patch embedding writes: one for all attention behind it."""
-        writer = self.writers.setdefault(embedding, GridWriter.before(embedding, patch, padded))
+        writer = self.writers.setdefault(embedding, GridWriter(embedding, patch, padded))
         site.grid = writer.grid
         site.hooks += ((embedding, writer),)
         return site
@@ -187,9 +179,8 @@ def _timm_swin(at: _Attention) -> Site:
 
 
 def _timm_pvt(at: _Attention) -> Site:
-    module = at.module
-    value = _last_rows(module.kv, module.dim)
-    return at.site(module.dim, Projections(value, (module.proj.weight, module.proj.bias)), size="feat_size")
+    dim, kv = at.module.dim, at.module.kv
+    return at.site(dim, (_last_rows(kv.weight, kv.bias, dim), _weights(at.module.proj)), size="feat_size")
 
 
 def _timm_map(at: _Attention) -> Site:
@@ -207,19 +198,14 @@ def _timm_partition(at: _Attention) -> Site:
     return at.block(dim, _from_map_qkv(at.inner, dim), call)
 
 
-def _timm_parallel_partition(at: _Attention) -> Site:
-    return at.keep("it is two attentions whose outputs are joined")
-
-
 def _torchvision_multihead(at: _Attention) -> Site:
     """torchvision's ViT: a class token, then the patches of `conv_proj`."""
     owner, module = at.owner("conv_proj"), at.module
     if owner is None or not module.batch_first or module.in_proj_weight is None:
         return at.keep("it is not the self-attention of a torchvision VisionTransformer")
-    weight, bias, dim = module.in_proj_weight, module.in_proj_bias, module.embed_dim
-    value = (weight[2 * dim :], None if bias is None else bias[2 * dim :])
-    projections = Projections(value, (module.out_proj.weight, module.out_proj.bias))
-    site = at.site(dim, projections, 1, self_attention=("key", "value"), returns_weights=True)
+    value = _last_rows(module.in_proj_weight, module.in_proj_bias, module.embed_dim)
+    projections = value, _weights(module.out_proj)
+    site = at.site(module.embed_dim, projections, 1, self_attention=("key", "value"), returns_weights=True)
     return at.on_grid(site, owner.conv_proj, _stride)
 
 
@@ -248,7 +234,7 @@ def _transformers_tokens(at: _Attention) -> Site:
     projections = _separate(module.v_proj, module.o_proj, dim)
     # Masks are checked where the model takes them.
     site = at.site(dim, projections, num_prefix_tokens, masks=(), returns_weights=True)
-    site.hooks = ((owner, MaskCheck(owner)),)
+    site.hooks = ((owner, MaskCheck.before(owner)),)
     return at.on_grid(site, patches, _stride if isinstance(patches, nn.Conv2d) else _patch_size)
 
 
@@ -269,7 +255,7 @@ def _diffusers(at: _Attention) -> Site:
     if any(kind.__name__ in _IMAGE_TRANSFORMERS for kind in type(owner).__mro__):
         embedding, patch = owner.pos_embed, _patch_size
     else:
-        embedding, patch = at.owner("is_input_continuous"), _one
+        embedding, patch = at.owner("is_input_continuous"), _single_position
         if not getattr(embedding, "is_input_continuous", False):
             return at.keep("nothing above it says what grid its tokens are")
     projections = _separate(module.to_v, module.to_out[0], module.query_dim)
@@ -293,7 +279,7 @@ _FAMILIES: dict[str, Callable[[_Attention], Site]] = {
     "timm.models.swin_transformer_v2.SwinTransformerV2Block": _timm_swin,
     "timm.models.pvt_v2.Attention": _timm_pvt,
     "timm.models.maxxvit.Attention2d": _timm_map,
-    "timm.models.maxxvit.ParallelPartitionAttention": _timm_parallel_partition,
+    "timm.models.maxxvit.ParallelPartitionAttention": lambda at: at.keep("it joins two attentions"),
     "timm.models.maxxvit.PartitionAttention2d": _timm_partition,
     "timm.models.maxxvit.PartitionAttentionCl": _timm_partition,
     "torch.nn.modules.activation.MultiheadAttention": _torchvision_multihead,
@@ -315,7 +301,7 @@ _FAMILIES: dict[str, Callable[[_Attention], Site]] = {
 }
 
 
-# Pixels of a patch, by patch embedding; read at every pass, since some models can be given another.
+# Pixels of a patch, by patch embedding; read at every pass, since some models can change it.
 
 
 def _timm_patch(embedding: Any) -> Size:
@@ -337,7 +323,7 @@ def _patch_size(embedding: Any) -> Size:
     return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
 
 
-def _one(embedding: Any) -> Size:
+def _single_position(embedding: Any) -> Size:
     return 1, 1
 
 
@@ -351,30 +337,34 @@ def _from_qkv(module: Any, dim: int) -> Projections | None:
         return _separate(module.v_proj, module.proj, dim)
     if module.qkv.weight.shape != (3 * dim, dim) or module.proj.weight.shape != (dim, dim):
         return None
-    weight, bias = _last_rows(module.qkv, dim)
-    value = (weight, getattr(module, "v_bias", None) if bias is None else bias)
-    return Projections(value, (module.proj.weight, module.proj.bias))
+    weight, bias = _last_rows(module.qkv.weight, module.qkv.bias, dim)
+    return (weight, getattr(module, "v_bias", None) if bias is None else bias), _weights(module.proj)
 
 
-def _last_rows(layer: nn.Linear, dim: int) -> Weights:
-    return layer.weight[-dim:], None if layer.bias is None else layer.bias[-dim:]
+def _weights(layer: Any) -> Weights:
+    """Of a linear layer or a 1×1 convolution."""
+    return layer.weight.flatten(1), layer.bias
+
+
+def _last_rows(weight: Tensor, bias: Tensor | None, count: int) -> Weights:
+    return weight[-count:], None if bias is None else bias[-count:]
 
 
 def _separate(value: Any, output: Any, dim: int) -> Projections | None:
     """Of two linear layers; None where the attention is wider or narrower inside."""
     if value.weight.shape != (dim, dim) or output.weight.shape != (dim, dim):
         return None
-    return Projections((value.weight, value.bias), (output.weight, output.bias))
+    return _weights(value), _weights(output)
 
 
 def _from_map_qkv(module: Any, dim: int) -> Projections | None:
     """Of 1×1 convolutions; with heads first, each head holds its own query, key and value."""
-    weight, bias = module.qkv.weight.flatten(1), module.qkv.bias
+    weight, bias = _weights(module.qkv)
     if weight.shape != (3 * dim, dim):
         return None
-    heads = module.num_heads
-    layout = (heads, 3, -1) if module.head_first else (3, heads, -1)
-    axis = 1 if module.head_first else 0
-    value = weight.unflatten(0, layout).select(axis, 2).flatten(0, 1)
-    value_bias = None if bias is None else bias.unflatten(0, layout).select(axis, 2).flatten()
-    return Projections((value, value_bias), (module.proj.weight.flatten(1), module.proj.bias))
+    layout, axis = ((module.num_heads, 3, -1), 1) if module.head_first else ((3, module.num_heads, -1), 0)
+
+    def value(rows: Tensor) -> Tensor:
+        return rows.unflatten(0, layout).select(axis, 2).flatten(0, 1)
+
+    return (value(weight), None if bias is None else value(bias)), _weights(module.proj)

@@ -12,45 +12,41 @@ from torch import nn
 
 from atconv.modules import ATConvTokens
 from atconv.replace.adapters import ATConvAdapter
-from atconv.replace.families import Projections, Site
+from atconv.replace.families import Site
 
-__all__ = ["build", "copy_projections", "installed"]
+__all__ = ["build", "installed"]
 
 
-def build(model: nn.Module, site: Site, kernel_size: int) -> ATConvAdapter:
-    """What goes into a place, newly initialized, of the attention's device, dtype and mode.
+@torch.no_grad()
+def build(model: nn.Module, site: Site, kernel_size: Any) -> ATConvAdapter:
+    """The module for a site, of the attention's device, dtype and mode.
 
-    Kernels start near 1/K² everywhere after inhibition, and leave that as the content teaches them.
+    It takes over the attention's projections. Kernels start near 1/K² everywhere after inhibition, and leave
+    that as the content teaches them.
     """
+    if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be an odd whole number, got {kernel_size!r}")
     assert site.make is not None
     old = model.get_submodule(site.name)
-    mixer = ATConvTokens(site.dim, kernel_size, num_prefix_tokens=site.num_prefix_tokens)
-    assert mixer.kernel_gen is not None
+    like = next(old.parameters())
+    mixer: Any = ATConvTokens(site.dim, kernel_size, num_prefix_tokens=site.num_prefix_tokens)
+    mixer.to(like.device, like.dtype)
     nn.init.normal_(mixer.kernel_gen.weight, std=0.02)
     nn.init.constant_(mixer.kernel_gen.bias, 2 / kernel_size**2)  # λ starts at 1/2, which leaves half of it
-    like = next(old.parameters())
-    adapter = site.make(mixer.to(like.device, like.dtype))
+    if site.projections is not None:
+        for layer, (weight, bias) in zip((mixer.value_proj, mixer.proj), site.projections, strict=True):
+            layer.weight.copy_(weight)
+            layer.bias.zero_() if bias is None else layer.bias.copy_(bias)
+    adapter = site.make(mixer)
     adapter.grid = site.grid
     if site.dropout:
         adapter.proj_drop = nn.Dropout(site.dropout)
     return adapter.train(old.training)
 
 
-@torch.no_grad()
-def copy_projections(adapter: ATConvAdapter, projections: Projections) -> None:
-    """Take over value and output projection of the attention."""
-    mixer: Any = adapter.mixer
-    for layer, (weight, bias) in (
-        (mixer.value_proj, projections.value),
-        (mixer.proj, projections.output),
-    ):
-        layer.weight.copy_(weight)
-        layer.bias.zero_() if bias is None else layer.bias.copy_(bias)
-
-
 @contextmanager
 def installed(model: nn.Module, sites: Sequence[Site], modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Put the modules in their places, and take all of them out again if the body fails."""
+    """Put the modules at their sites, and take all of them out again if the body fails."""
     undo: list[Callable[[], None]] = []
     try:
         for site, module in zip(sites, modules, strict=True):

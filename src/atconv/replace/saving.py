@@ -19,13 +19,12 @@ from atconv.replace.adapters import ATConvAdapter
 from atconv.replace.families import Site, find_sites
 from atconv.replace.install import build, installed
 
-__all__ = ["apply", "check_kernel_size", "describe", "from_pretrained", "record"]
+__all__ = ["apply", "describe", "from_pretrained", "record"]
 
 Description = Mapping[str, Mapping[str, Any]]
 KEY = "atconv_replacement"
 NOTE = f"{KEY}="
 WEIGHT = ".mixer.kernel_gen.weight"  # K² K²: what tells a replaced attention among saved weights
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def describe(source: nn.Module | Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -52,7 +51,7 @@ def describe(source: nn.Module | Mapping[str, Tensor]) -> dict[str, dict[str, An
 
 
 def apply(model: nn.Module, description: Description) -> None:
-    """Put ATConv, newly initialized, where a description says: then load the weights that were saved.
+    """Put ATConv where a description says: then load the weights that were saved.
 
     Args:
         model: as it was before `replace_attention`; it is changed in place.
@@ -78,7 +77,7 @@ def apply(model: nn.Module, description: Description) -> None:
 
 
 def _site(model: Any, sites: Mapping[str, Site], name: str) -> Site:
-    """The place of that name. transformers opens a model with a head as one without, and the reverse."""
+    """The site of that name. transformers opens a model with a head as one without, and the reverse."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     names = (name, name.removeprefix(prefix), prefix + name)
     site = next((sites[each] for each in names if each in sites), None)
@@ -91,13 +90,7 @@ def _site(model: Any, sites: Mapping[str, Site], name: str) -> Site:
 def _kernel_size(options: Any) -> int:
     if not isinstance(options, Mapping) or set(options) != {"kernel_size"}:
         raise ValueError(f"the options of an attention are such as {{'kernel_size': 3}}, got {options!r}")
-    check_kernel_size(options["kernel_size"])
     return options["kernel_size"]
-
-
-def check_kernel_size(kernel_size: Any) -> None:
-    if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be an odd whole number, got {kernel_size!r}")
 
 
 def record(model: Any) -> None:
@@ -108,9 +101,7 @@ def record(model: Any) -> None:
         model.register_to_config(**{KEY: description})
     elif hasattr(config, "to_dict"):  # transformers
         setattr(config, KEY, description)
-    elif isinstance(
-        getattr(model, "pretrained_cfg", None), dict
-    ):  # timm, which opens no config of other fields
+    elif isinstance(getattr(model, "pretrained_cfg", None), dict):  # timm opens no config of other fields
         notes = [note for note in model.pretrained_cfg.get("notes") or () if not note.startswith(NOTE)]
         model.pretrained_cfg["notes"] = (*notes, NOTE + json.dumps(description))
 
@@ -126,7 +117,7 @@ def from_pretrained(kind: Callable[..., Any], source: Any, **options: Any) -> An
         kind: `timm.create_model`, or a model class of transformers or diffusers.
         source: what its `from_pretrained` takes: a folder or a name on the hub; for timm, "local-dir:…" or
             "hf-hub:…".
-        options: further ones of `kind.from_pretrained`, or of `timm.create_model`.
+        options: of `kind.from_pretrained`, or of `timm.create_model`.
 
     Returns:
         the model, with its weights.
@@ -142,12 +133,10 @@ def from_pretrained(kind: Callable[..., Any], source: Any, **options: Any) -> An
             "from_pretrained takes timm.create_model or a model class of transformers or diffusers, "
             f"got {kind!r}"
         )
-    hub = {name: options[name] for name in HUB_OPTIONS if name in options}
     if hasattr(kind, "load_config"):  # diffusers
-        config = kind.load_config(source, **hub)
-        model_class, description = kind, config.get(KEY)
+        model_class, description = kind, kind.load_config(source, **options).get(KEY)
     else:
-        model_class, config = _transformers_class(kind, options.get("config") or source, hub)
+        model_class, config = _transformers_class(kind, source, **options)
         description = getattr(config, KEY, None)
     model = _replacing(model_class, _not_empty(description, source)).from_pretrained(source, **options)
     opened = model[0] if isinstance(model, tuple) else model  # with output_loading_info
@@ -166,12 +155,13 @@ def _from_timm(create_model: Callable[..., Any], source: Any, **options: Any) ->
     return model
 
 
-def _transformers_class(kind: Any, source: Any, hub: Mapping[str, Any]) -> tuple[type, Any]:
+def _transformers_class(kind: Any, source: Any, config: Any = None, **options: Any) -> tuple[type, Any]:
     """The model class that from_pretrained builds, and its config."""
     from transformers import AutoConfig, PretrainedConfig
     from transformers.models.auto.auto_factory import _get_model_class
 
-    config = source if isinstance(source, PretrainedConfig) else AutoConfig.from_pretrained(source, **hub)
+    if not isinstance(config, PretrainedConfig):
+        config = AutoConfig.from_pretrained(config or source, **options)
     mapping = getattr(kind, "_model_mapping", None)  # of Auto classes
     return kind if mapping is None else _get_model_class(config, mapping), config
 
