@@ -29,7 +29,7 @@ from atconv.models import sit as sit_module
 from atconv.models.release import to_sit
 from atconv.models.sit import VARIANTS, SiT, create_sit, position_table
 from atconv.modules import ATConvTokens
-from support.helpers import DATA, assert_close, reference, under
+from support.helpers import FIXTURES, assert_close, reference, under
 from support.tiny_sit import FAMILIES, inputs_of, tiny_sit
 
 RELEASE_NAMES = {
@@ -63,7 +63,7 @@ def reference_model(family: str) -> SiT:
 
 @functools.cache
 def release_shapes() -> dict[str, dict[str, list[int]]]:
-    return json.loads((DATA / "sit_release_keys.json").read_text())
+    return json.loads((FIXTURES / "sit_release_keys.json").read_text())
 
 
 def shapes_of(model: SiT) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import atconv  # noqa: F401  (registers the models with timm)
 from atconv.models.attnet import AttNet
 
-DATA = Path(__file__).parents[1] / "data"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 # The operator's weights under their state-dict names, in the order of the arguments of `functional.atconv2d`.
 WEIGHTS = (
@@ -42,7 +42,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 @functools.cache
 def reference(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a reference file."""
-    with safe_open(DATA / f"{name}.safetensors", "pt") as file:
+    with safe_open(FIXTURES / f"{name}.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not iterable itself)
         return tensors, {key: json.loads(value) for key, value in file.metadata().items()}
 
@@ -55,7 +55,7 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @functools.cache
 def release_shapes() -> dict[str, dict[str, list[int]]]:
     """Tensor names and shapes of the release's models, by our variant names."""
-    shapes = json.loads((DATA / "attnet_release_keys.json").read_text())
+    shapes = json.loads((FIXTURES / "attnet_release_keys.json").read_text())
     return {f"attnet_{name}": tensors for name, tensors in shapes.items()}
 
 

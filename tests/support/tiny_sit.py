@@ -20,7 +20,7 @@ from atconv.cli import run as run_command
 from atconv.models.sit import SiT
 from atconv.tasks import train
 from atconv.tasks.generation.config import GenerationConfig
-from support.helpers import DATA, randomize
+from support.helpers import FIXTURES, randomize
 from support.tiny import Finished, KillAt, atconv, reset_accelerate
 
 FAMILIES = ("attention", "atconv", "hybrid")
@@ -59,7 +59,7 @@ def inputs_of(model: SiT, batch: int = 3, height: int = 8, width: int = 8) -> tu
 
 def transport() -> dict[str, Tensor]:
     """The release's interpolants and ODE end points."""
-    return load_file(DATA / "transport.safetensors")
+    return load_file(FIXTURES / "transport.safetensors")
 
 
 def tiny_run_config(**changes: Any) -> GenerationConfig:
