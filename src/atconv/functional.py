@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atconv.ops.context_pooling import pool
-from atconv.ops.dynamic_depthwise_conv import dynamic_depthwise_conv
+from atconv.ops.dynamic_depthwise_conv import dynamic_depthwise_conv, is_shared
 
 __all__ = [
     "atconv2d",
@@ -59,7 +59,7 @@ def pool_context(x: Tensor, bins: int, context_grid: bool = False) -> Tensor:
             `context_grid` is set.
         TypeError: `x` is not floating point.
     """
-    check_map(x, "x")
+    check_map(x)
     if bins < 1:
         raise ValueError(f"pool_context: bins must be at least 1, got {bins}")
     if context_grid and math.isqrt(bins) ** 2 != bins:
@@ -171,7 +171,7 @@ def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor) -> Tensor:
         ValueError: the shapes do not fit together, or K is even.
         TypeError: `x` is not floating point.
     """
-    check_map(x, "x")
+    check_map(x)
     batch, channels = x.shape[:2]
     size = kernel.shape[-1] if kernel.ndim else 0
     if kernel.ndim != 4 or kernel.shape[1] != channels or kernel.shape[2] != size or size % 2 == 0:
@@ -179,9 +179,7 @@ def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor) -> Tensor:
             f"dynamic_depthwise_conv2d: a map {tuple(x.shape)} takes kernels (B or 1, {channels}, K, K) "
             f"with odd K, got {tuple(kernel.shape)}"
         )
-    # In an export the batch is a symbol: comparing it with 1 would fix it there.
-    shared = isinstance(kernel.shape[0], int) and kernel.shape[0] == 1
-    if not shared and kernel.shape[0] != batch:
+    if not is_shared(kernel) and kernel.shape[0] != batch:
         raise ValueError(
             f"dynamic_depthwise_conv2d: {batch} samples take {batch} kernels or 1, got {kernel.shape[0]}"
         )
@@ -249,14 +247,14 @@ def atconv2d(
     return project_channels(routed, output_weight, output_bias)
 
 
-def check_map(x: Tensor, name: str) -> None:
+def check_map(x: Tensor) -> None:
     """Raise ValueError or TypeError unless x is a floating-point B C H W with C, H, W ≥ 1."""
     if x.ndim != 4:
         raise ValueError(
-            f"{name} must be B C H W (4 axes), got {x.ndim} with shape {tuple(x.shape)}; "
+            f"x must be B C H W (4 axes), got {x.ndim} with shape {tuple(x.shape)}; "
             "for tokens B N C use ATConvTokens, for a single map add x[None]"
         )
     if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}; convert it with {name}.float()")
+        raise TypeError(f"x must be floating point, got {x.dtype}; convert it with x.float()")
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"{name} must have at least one channel and one position, got {tuple(x.shape)}")
+        raise ValueError(f"x must have at least one channel and one position, got {tuple(x.shape)}")

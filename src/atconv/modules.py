@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,21 +24,22 @@ __all__ = ["ATConv2d", "ATConvTokens", "inhibition_strength"]
 class _ATConv(nn.Module):
     """The layers of one ATConv mixer and the computation that both modules share."""
 
+    _projection: Callable[..., nn.Module]
+
     def __init__(
         self,
-        projection: Callable[..., nn.Module],
         dim: int,
-        kernel_size: int,
-        act_layer: Callable[[], nn.Module],
-        bias: bool,
-        routing: bool,
-        inhibition: bool,
-        context_grid: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        kernel_size: int = 3,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        bias: bool = True,
+        routing: bool = True,
+        inhibition: bool = True,
+        context_grid: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(type(self).__name__, dim, kernel_size)
+        self._check_sizes(dim, kernel_size)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         bins = kernel_size**2
         self.dim = dim
@@ -56,8 +58,8 @@ class _ATConv(nn.Module):
             # The bound nn.Conv2d takes for a depthwise kernel.
             nn.init.uniform_(self.static_kernel, -1 / kernel_size, 1 / kernel_size)
         self.alpha: nn.Parameter | None = nn.Parameter(torch.zeros(dim, **dd)) if inhibition else None
-        self.value_proj = projection(dim, dim, bias=bias, **dd)
-        self.proj = projection(dim, dim, bias=bias, **dd)
+        self.value_proj = self._projection(dim, dim, bias=bias, **dd)
+        self.proj = self._projection(dim, dim, bias=bias, **dd)
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels k̂ used for a map: B C H W → B C K K (1 C K K without routing)."""
@@ -93,13 +95,23 @@ class _ATConv(nn.Module):
         kernel = self.kernel_gen(mixed.transpose(1, 2).contiguous())
         return kernel.unflatten(2, (self.kernel_size, self.kernel_size))
 
+    def _check_sizes(self, dim: int, kernel_size: int) -> None:
+        name = type(self).__name__
+        if dim < 1:
+            raise ValueError(f"{name}: dim must be at least 1, got {dim}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                f"{name}: kernel_size must be odd so that the map keeps its size, got {kernel_size}; "
+                "use 3, 5 or 7"
+            )
+
     def _check_map(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.dim:
             raise ValueError(
                 f"{type(self).__name__}(dim={self.dim}) takes B {self.dim} H W, got {tuple(x.shape)}; "
                 "channels come second (x.permute(0, 3, 1, 2) for B H W C), tokens go to ATConvTokens"
             )
-        functional.check_map(x, "x")
+        functional.check_map(x)
 
 
 class ATConv2d(_ATConv):
@@ -125,21 +137,7 @@ class ATConv2d(_ATConv):
         TypeError: in forward, an integer map.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        kernel_size: int = 3,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
-        bias: bool = True,
-        routing: bool = True,
-        inhibition: bool = True,
-        context_grid: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            _conv1x1, dim, kernel_size, act_layer, bias, routing, inhibition, context_grid, device, dtype
-        )
+    _projection = staticmethod(partial(nn.Conv2d, kernel_size=1))
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.kernels(x)
@@ -170,6 +168,8 @@ class ATConvTokens(_ATConv):
         TypeError: in forward, integer tokens.
     """
 
+    _projection = nn.Linear
+
     def __init__(
         self,
         dim: int,
@@ -183,9 +183,7 @@ class ATConvTokens(_ATConv):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            nn.Linear, dim, kernel_size, act_layer, bias, routing, inhibition, context_grid, device, dtype
-        )
+        super().__init__(dim, kernel_size, act_layer, bias, routing, inhibition, context_grid, device, dtype)
         if num_prefix_tokens < 0:
             raise ValueError(f"ATConvTokens: num_prefix_tokens must be at least 0, got {num_prefix_tokens}")
         self.num_prefix_tokens = num_prefix_tokens
@@ -221,7 +219,12 @@ class ATConvTokens(_ATConv):
                 "maps B C H W go to ATConv2d"
             )
         count = x.shape[1] - self.num_prefix_tokens
-        height, width = _square(count) if grid_size is None else grid_size
+        height, width = grid_size or 2 * (math.isqrt(max(count, 0)),)
+        if height * width != count and grid_size is None:
+            raise ValueError(
+                f"ATConvTokens: {count} tokens are not a square grid; pass grid_size=(height, width), or "
+                "num_prefix_tokens if class or register tokens come before the grid"
+            )
         if height * width != count:
             raise ValueError(
                 f"ATConvTokens: {count} tokens do not fill a grid of {height} × {width} = {height * width}; "
@@ -238,33 +241,3 @@ def inhibition_strength(model: nn.Module) -> dict[str, Tensor]:
         for name, module in model.named_modules()
         if isinstance(module, _ATConv) and module.alpha is not None
     }
-
-
-def _conv1x1(
-    in_channels: int,
-    out_channels: int,
-    bias: bool,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype)
-
-
-def _square(count: int) -> tuple[int, int]:
-    size = math.isqrt(max(count, 0))
-    if size * size != count:
-        raise ValueError(
-            f"ATConvTokens: {count} tokens are not a square grid; pass grid_size=(height, width), or "
-            "num_prefix_tokens if class or register tokens come before the grid"
-        )
-    return size, size
-
-
-def _check_sizes(name: str, dim: int, kernel_size: int) -> None:
-    if dim < 1:
-        raise ValueError(f"{name}: dim must be at least 1, got {dim}")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(
-            f"{name}: kernel_size must be odd so that the map keeps its size, got {kernel_size}; "
-            "use 3, 5 or 7"
-        )

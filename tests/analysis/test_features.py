@@ -21,11 +21,11 @@ from atconv.analysis.features import (
 )
 from atconv.analysis.rollout import collect_attention
 from atconv.analysis.routing import collect_kernels
-from atconv.mixers import mixer_names
+from atconv.mixers import MIXERS
 from support.helpers import tiny_attnet
 
 
-@pytest.mark.parametrize("name", mixer_names())
+@pytest.mark.parametrize("name", MIXERS)
 def test_every_mixer_of_a_backbone_is_found_once(name: str) -> None:
     model = tiny_attnet(token_mixer=name)
     assert mixer_layers(model) == [f"stages.{i}.blocks.0.token_mixer" for i in range(4)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from atconv.mixers import MIXERS, Mixer, create_mixer, mixer_names
+from atconv.mixers import MIXERS, Mixer, create_mixer
 from atconv.mixers.attention import heads_for
 from atconv.modules import ATConv2d
 from support.helpers import assert_close, randomize
@@ -26,7 +26,7 @@ from support.helpers import assert_close, randomize
 Position = tuple[int, int]
 
 # Every mixer, and the forms of it that differ in what they compute or learn.
-FORMS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in mixer_names()} | {
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in MIXERS} | {
     "atconv without routing": ("atconv", {"routing": False}),
     "atconv without inhibition": ("atconv", {"inhibition": False}),
     "atconv with neither": ("atconv", {"routing": False, "inhibition": False}),
@@ -471,7 +471,7 @@ def test_a_class_is_no_name_of_a_mixer(token_mixer: Any) -> None:
         timm.create_model("attnet_xxs", token_mixer=token_mixer)
 
 
-@pytest.mark.parametrize("name", mixer_names())
+@pytest.mark.parametrize("name", MIXERS)
 def test_an_option_of_no_mixer_is_rejected_by_every_mixer(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} does not take .*wings"):
         create_mixer(name, 8, wings=2)
@@ -488,7 +488,7 @@ def test_the_documents_table_is_true() -> None:
     lines = [line for line in text.splitlines() if line.startswith("| `")]
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
     table = rows[1:]
-    assert list(dict.fromkeys(row[0] for row in table)) == mixer_names()
+    assert list(dict.fromkeys(row[0] for row in table)) == list(MIXERS)
     for name, options, cost, parameters, macs, source in table:
         mixer: Any = create_mixer(name, 64, **ast.literal_eval(options or "{}"))
         assert cost == MIXERS[name].cost

@@ -12,6 +12,6 @@ torch.Size([2, 64, 14, 14])
 
 from __future__ import annotations
 
-from atconv.mixers.registry import MIXERS, Mixer, create_mixer, mixer_names
+from atconv.mixers.registry import MIXERS, Mixer, create_mixer
 
-__all__ = ["MIXERS", "Mixer", "create_mixer", "mixer_names"]
+__all__ = ["MIXERS", "Mixer", "create_mixer"]

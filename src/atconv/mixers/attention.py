@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,20 +53,17 @@ class SelfAttention(nn.Module):
         dim: int,
         head_dim: int = 32,
         rope: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.dim = dim
         heads = heads_for(dim, head_dim, 4 if rope else 1)
-        self.attention = AttentionRope(dim, heads, num_prefix_tokens=0, **dd)
+        self.attention = AttentionRope(dim, heads, num_prefix_tokens=0)
         if rope and self.attention.head_dim % 4:
             raise ValueError(
                 f"rotary positions take heads whose channels 4 divides, {dim} channels make heads of "
                 f"{self.attention.head_dim}: choose dims that are multiples of 4"
             )
-        self.rope = RotaryEmbeddingCat(self.attention.head_dim, in_pixels=False, **dd) if rope else None
+        self.rope = RotaryEmbeddingCat(self.attention.head_dim, in_pixels=False) if rope else None
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
@@ -99,16 +95,13 @@ class WindowAttention(nn.Module):
         window: int = 7,
         shift: int = 0,
         head_dim: int = 32,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         check_min(window=window)
         if not 0 <= shift < window:
             raise ValueError(f"shift must lie in 0 … window − 1 = {window - 1}, got {shift}")
         self.dim, self.window, self.shift = dim, window, shift
-        self.attention = SwinAttention(dim, heads_for(dim, head_dim), window_size=window, **dd)
+        self.attention = SwinAttention(dim, heads_for(dim, head_dim), window_size=window)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
@@ -162,17 +155,14 @@ class NeighborhoodAttention(nn.Module):
         dim: int,
         kernel_size: int = 7,
         head_dim: int = 32,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         check_odd(kernel_size)
         self.dim, self.kernel_size, self.num_heads = dim, kernel_size, heads_for(dim, head_dim)
-        self.qkv = nn.Conv2d(dim, 3 * dim, 1, **dd)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
         offsets = 2 * kernel_size - 1
-        self.position_bias = nn.Parameter(torch.zeros(self.num_heads, offsets, offsets, **dd))
-        self.proj = nn.Conv2d(dim, dim, 1, **dd)
+        self.position_bias = nn.Parameter(torch.zeros(self.num_heads, offsets, offsets))
+        self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
@@ -216,14 +206,11 @@ class SpatialReductionAttention(nn.Module):
         dim: int,
         reduction: int = 2,
         head_dim: int = 32,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         check_min(reduction=reduction)
         self.dim, self.reduction = dim, reduction
-        self.attention = PvtAttention(dim, heads_for(dim, head_dim), sr_ratio=reduction, **dd)
+        self.attention = PvtAttention(dim, heads_for(dim, head_dim), sr_ratio=reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
@@ -255,14 +242,11 @@ class LinearAttention(nn.Module):
         self,
         dim: int,
         head_dim: int = 32,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.dim, self.num_heads = dim, heads_for(dim, head_dim)
-        self.qkv = nn.Conv2d(dim, 3 * dim, 1, **dd)
-        self.proj = nn.Conv2d(dim, dim, 1, **dd)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from timm.layers import CondConv2d
@@ -29,13 +27,9 @@ class DepthwiseConv(nn.Conv2d):
         self,
         dim: int,
         kernel_size: int = 3,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         check_odd(kernel_size)
-        super().__init__(
-            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype
-        )
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input, self.in_channels)
@@ -55,8 +49,6 @@ class Pooling(PoolFormerPooling):
         self,
         dim: int,
         kernel_size: int = 3,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         check_odd(kernel_size)
         super().__init__(kernel_size)
@@ -88,18 +80,15 @@ class Involution(nn.Module):
         kernel_size: int = 7,
         group_width: int = 16,
         reduction: int = 4,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         check_odd(kernel_size)
         check_min(group_width=group_width, reduction=reduction)
         width = next(w for w in range(min(group_width, dim), 0, -1) if dim % w == 0)
         self.dim, self.kernel_size, self.groups = dim, kernel_size, dim // width
         hidden = max(1, dim // reduction)
-        self.reduce = nn.Sequential(nn.Conv2d(dim, hidden, 1, **dd), nn.BatchNorm2d(hidden, **dd), nn.ReLU())
-        self.span = nn.Conv2d(hidden, kernel_size**2 * self.groups, 1, **dd)
+        self.reduce = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU())
+        self.span = nn.Conv2d(hidden, kernel_size**2 * self.groups, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
@@ -130,16 +119,13 @@ class CondConv(nn.Module):
         dim: int,
         kernel_size: int = 3,
         experts: int = 4,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         check_odd(kernel_size)
         check_min(experts=experts)
         self.dim, self.experts = dim, experts
-        self.routing = nn.Linear(dim, experts, **dd)
-        self.conv = CondConv2d(dim, dim, kernel_size, groups=dim, bias=True, num_experts=experts, **dd)
+        self.routing = nn.Linear(dim, experts)
+        self.conv = CondConv2d(dim, dim, kernel_size, groups=dim, bias=True, num_experts=experts)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
@@ -156,8 +142,6 @@ class Identity(nn.Identity):
     def __init__(
         self,
         dim: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim

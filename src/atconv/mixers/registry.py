@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from atconv.mixers.checking import check_min
 from atconv.mixers.convolution import CondConv, DepthwiseConv, Identity, Involution, Pooling
 from atconv.modules import ATConv2d
 
-__all__ = ["MIXERS", "Mixer", "create_mixer", "mixer_names"]
+__all__ = ["MIXERS", "Mixer", "create_mixer"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Mixer:
     """A token mixer that can be built by name."""
 
     build: Callable[..., nn.Module]
-    """(channels, **options) → module, B C H W → B C H W, with `macs(height, width)` for one sample; device
-    and dtype are passed to it where it takes them"""
+    """(channels, **options) → module, B C H W → B C H W, with `macs(height, width)` for one sample"""
     source: str
     """where it was published"""
     cost: str
@@ -55,11 +54,6 @@ MIXERS: dict[str, Mixer] = {
 }
 
 
-def mixer_names() -> list[str]:
-    """Names that `create_mixer` and `token_mixer=` take."""
-    return list(MIXERS)
-
-
 def create_mixer(
     name: str,
     dim: int,
@@ -71,7 +65,7 @@ def create_mixer(
     """Build a token mixer for maps of `dim` channels.
 
     Args:
-        name: one of `mixer_names()`.
+        name: one of `MIXERS`.
         dim: channels C.
         block: index of the block in its stage; every second window attention shifts its windows.
         device, dtype: of the parameters.
@@ -93,18 +87,9 @@ def create_mixer(
     check_min(dim=dim)
     if name == "window_attention" and block % 2:
         options.setdefault("shift", options.get("window", 7) // 2)
-    build = MIXERS[name].build
-    factory = {"device": device, "dtype": dtype} if _takes_factory(build) else {}
     try:
-        mixer = build(dim, **factory, **options)
+        with nullcontext() if device is None else torch.device(device):
+            return MIXERS[name].build(dim, **options).to(dtype=dtype)
     except TypeError as error:
         given = f"does not take {options}" if options else f"is not built from dim = {dim} alone"
         raise ValueError(f"the token mixer {name} {given}: {error}") from error
-    return mixer if factory else mixer.to(device=device, dtype=dtype)
-
-
-def _takes_factory(build: Callable[..., nn.Module]) -> bool:
-    """Whether a class or function takes the keywords device and dtype."""
-    parameters = inspect.signature(build).parameters.values()
-    keywords = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    return keywords or {"device", "dtype"} <= {parameter.name for parameter in parameters}

@@ -105,13 +105,9 @@ def load_release(model: AttNet | SiT, path: str | Path, use_ema: bool | None = N
 
 def _load_attnet(model: AttNet, path: str | Path, use_ema: bool) -> None:
     state = to_attnet(_state_dict(read_checkpoint(path), path, use_ema))
-    expected = model.state_dict()
-    classifier = {name for name in ("head.fc.weight", "head.fc.bias") if name in expected}
     keeps_head = _count_classes(state) != model.num_classes
     if keeps_head:
-        for name in ("head.fc.weight", "head.fc.bias"):
-            state.pop(name, None)
-        state.update({name: expected[name] for name in classifier})
+        state = _with_classifier_of(model.state_dict(), state)
     _fill(model, state, path, _attnet_advice)
     if keeps_head and model.num_classes:
         _logger.warning(
@@ -229,6 +225,12 @@ def _state_dict(checkpoint: Mapping[str, Any], path: str | Path, use_ema: bool) 
     return state
 
 
+def _with_classifier_of(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    classifier = ("head.fc.weight", "head.fc.bias")
+    rest = {name: tensor for name, tensor in state.items() if name not in classifier}
+    return rest | {name: expected[name] for name in classifier if name in expected}
+
+
 def _count_classes(state: Mapping[str, Tensor]) -> int:
     weight = state.get("head.fc.weight")
     return weight.shape[0] if weight is not None and weight.ndim else 0
@@ -254,12 +256,7 @@ def _attnet_advice(state: Mapping[str, Tensor]) -> str:
             expected = timm.create_model(
                 name, in_chans=first.shape[1], num_classes=_count_classes(state)
             ).state_dict()
-        if (
-            _first_mismatch(
-                {**state, **{k: v for k, v in expected.items() if k.startswith("head.fc")}}, expected
-            )
-            is None
-        ):
+        if _first_mismatch(_with_classifier_of(expected, state), expected) is None:
             return f"It fits {name} (in_chans={first.shape[1]}): timm.create_model('{name}')"
     return "It fits none of the seven AttNet variants"
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from atconv.ops.layout import is_channels_last
 from atconv.ops.tracing import is_symbolic
 
-__all__ = ["LARGE_SAMPLE", "by_sample", "dynamic_depthwise_conv", "grouped", "shared", "shifted"]
+__all__ = ["LARGE_SAMPLE", "by_sample", "dynamic_depthwise_conv", "grouped", "is_shared", "shared", "shifted"]
 
 LARGE_SAMPLE = 2**16
 """values of a map from which a convolution of its own pays, measured on two cores"""
@@ -22,8 +22,7 @@ LARGE_SAMPLE = 2**16
 
 def dynamic_depthwise_conv(x: Tensor, kernel: Tensor) -> Tensor:
     """Choose a form. `kernel` has the dtype of `x`; it is 1 C K K where all samples share it."""
-    # In an export the batch is a symbol: comparing it with 1 would fix it there.
-    if isinstance(kernel.shape[0], int) and kernel.shape[0] == 1:
+    if is_shared(kernel):
         return shared(x, kernel)
     if is_symbolic() or x.shape[0] == 0:
         return shifted(x, kernel)
@@ -31,6 +30,12 @@ def dynamic_depthwise_conv(x: Tensor, kernel: Tensor) -> Tensor:
     if x.device.type == "cpu" and x[0].numel() >= LARGE_SAMPLE and is_channels_last(x):
         return by_sample(x, kernel)
     return grouped(x, kernel)
+
+
+def is_shared(kernel: Tensor) -> bool:
+    """Whether all samples share one kernel, 1 C K K."""
+    # In an export the batch is a symbol: comparing it with 1 would fix it there.
+    return isinstance(kernel.shape[0], int) and kernel.shape[0] == 1
 
 
 def shared(x: Tensor, kernel: Tensor) -> Tensor:
