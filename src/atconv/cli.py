@@ -196,10 +196,8 @@ def _predict(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
     name, images = options.pop("run"), find_images(options.pop("images"))
     predictor = _open(spec, name, prog).to(device)
     out = Path(folder) if folder is not None else predictor.run.path / "predictions"
-    results = predictor.predict(images, **options)
-    if kind.draws:
-        results = predictor.save_predictions(results, out, protected=images)
-    done = list(tqdm(results, "predicting", len(images), disable=None, leave=False))
+    shown = tqdm(predictor.predict(images, **options), "predicting", len(images), disable=None, leave=False)
+    done = predictor.save_predictions(shown, out, protected=images) if kind.draws else list(shown)
     good = [result for result in done if result.error is None]
     if as_json:
         print(json.dumps([result.to_dict() for result in done], indent=1, ensure_ascii=False))

@@ -22,6 +22,7 @@ __all__ = [
     "CheckImages",
     "batches_of_equal_size",
     "choose_split",
+    "choose_splits",
     "first_few",
     "image_folder",
     "image_problem",
@@ -149,6 +150,11 @@ def choose_split(names: Collection[str], split: str, data: str | Path) -> str:
     if name not in names:
         raise ValueError(f"{data} has no {name} split, only {', '.join(names)}: choose one with --split")
     return name
+
+
+def choose_splits(names: Collection[str], split: str | None, data: str | Path) -> list[str]:
+    """All splits, or the one that `choose_split` takes."""
+    return list(names) if split is None else [choose_split(names, split, data)]
 
 
 def batches_of_equal_size(

@@ -27,7 +27,7 @@ from PIL import Image
 
 from atconv.data.annotated import (
     CheckImages,
-    choose_split,
+    choose_splits,
     first_few,
     image_folder,
     image_problem,
@@ -136,11 +136,9 @@ def open_coco(
     """
     data = Path(data)
     files = _annotation_files(data)
-    if split is not None:
-        name = choose_split(files, split, data)
-        files = {name: files[name]}
     splits = {}
-    for name, file in files.items():
+    for name in choose_splits(files, split, data):
+        file = files[name]
         opened, problems = _read_split(file, _image_folder(data, name, file), masks, classes)
         if problems and bad_annotations == "reject":
             raise ValueError(f"{file}: {first_few(problems)} (--bad-annotations skip leaves these out)")

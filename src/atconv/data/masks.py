@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from atconv.data.annotated import (
     CheckImages,
-    choose_split,
+    choose_splits,
     first_few,
     image_folder,
     image_problem,
@@ -120,10 +120,7 @@ def open_masks(
             f"{data / 'classes.txt'} names {', '.join(own[:10])} and not {', '.join(classes[:10])} as the "
             "run does"
         )
-    names = mask_splits(data)
-    if split is not None:
-        names = [choose_split(names, split, data)]
-    splits = {name: _open_split(data, name, own) for name in names}
+    splits = {name: _open_split(data, name, own) for name in choose_splits(mask_splits(data), split, data)}
     if check_images != "none":
         for name, opened in splits.items():
             folder = image_folder(data, name, "masks")

@@ -21,7 +21,7 @@ from atconv.engine.distributed import resolve_device
 from atconv.engine.run import Run
 from atconv.engine.tables import Table
 
-__all__ = ["ImageLike", "Metrics", "Predictor", "Result"]
+__all__ = ["ImageLike", "Metrics", "Predictor", "Result", "check_batch_size"]
 
 ImageLike = str | Path | Image.Image | NDArray[Any]
 
@@ -144,8 +144,7 @@ class Predictor(ABC, Generic[R, M]):
         Raises:
             ValueError: `batch_size` < 1.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_batch_size(batch_size)
         remaining, count = iter(images), 0
         while batch := list(islice(remaining, batch_size)):
             names = _names(batch, count)
@@ -195,12 +194,23 @@ class Predictor(ABC, Generic[R, M]):
         """Write tables, plots and last metrics.json, with `about` before the metrics in it."""
 
     def save_predictions(
-        self, results: Iterable[R], folder: Path, protected: Iterable[Path] = ()
-    ) -> Iterator[R]:
-        """Draw results in a folder one after the other; gives them with the files' names.
+        self, results: Iterable[R], folder: str | Path, protected: Iterable[str | Path] = ()
+    ) -> list[R]:
+        """Draw each result of an image file in FOLDER/NAME.png, as soon as it comes.
+
+        >>> predictor.save_predictions(predictor.predict(files), "drawn")[0].plot
+
+        Args:
+            results: from calling the predictor, or from `predict`, which reads images only when they are
+                needed.
+            folder: made where it does not exist.
+            protected: files that must not be written over, besides the images themselves.
+
+        Returns:
+            the results with the files' names. Those with an `error` are not drawn.
 
         Raises:
-            ValueError: results of this task are not drawn.
+            ValueError: results of this task are not drawn, an image was no file, or would be written over.
         """
         raise ValueError(f"results of {self.task} are not drawn; print them or save their to_dict()")
 
@@ -214,6 +224,12 @@ class Predictor(ABC, Generic[R, M]):
             f"{self.run.path} is a {self.task} run: only classification runs are exported; its "
             "model.safetensors opens with atconv.load"
         )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise ValueError where it is no number of images."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def _names(images: Sequence[ImageLike], start: int = 0) -> list[str]:

@@ -167,7 +167,7 @@ def test_results_of_classification_are_not_drawn(
     predictor: ClassificationPredictor, image: Image.Image, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="results of classification are not drawn"):
-        list(predictor.save_predictions(predictor(image), tmp_path))
+        predictor.save_predictions(predictor(image), tmp_path)
 
 
 def test_without_its_configuration_a_run_predicts_and_needs_data_to_be_evaluated(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -24,7 +24,7 @@ from atconv.io import write_json, write_rows
 from atconv.tasks.common.annotated_config import AnnotatedConfig
 from atconv.tasks.common.drawing import PlotFiles
 
-__all__ = ["AnnotatedMetrics", "AnnotatedPredictor", "DrawnResult", "check_batch_size"]
+__all__ = ["AnnotatedMetrics", "AnnotatedPredictor", "DrawnResult"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,28 +171,15 @@ class AnnotatedPredictor(Predictor[R, M], Generic[R, M, S]):
         write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
 
     def save_predictions(
-        self, results: Iterable[R], folder: Path, protected: Iterable[Path] = ()
-    ) -> Iterator[R]:
-        """Draw results of image files in NAME.png, one after the other; gives them with the files' names.
+        self, results: Iterable[R], folder: str | Path, protected: Iterable[str | Path] = ()
+    ) -> list[R]:
+        files = PlotFiles(Path(folder), protected)
+        return [result if result.error else self._save_prediction(result, files) for result in results]
 
-        Args:
-            protected: files that must not be written over, besides the images themselves.
-
-        Raises:
-            ValueError: an image was no file, or would be written over.
-        """
-        files = PlotFiles(folder, protected)
-        for result in results:
-            if result.error is not None:
-                yield result
-                continue
-            if not Path(result.image).is_file():
-                raise ValueError(f"image {result.image} is no file: only results of files are drawn")
-            folder.mkdir(parents=True, exist_ok=True)
-            yield self.save_prediction(result, self.open_image(result.image), files.add(Path(result.image)))
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raise ValueError where it is no number of images."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    def _save_prediction(self, result: R, files: PlotFiles) -> R:
+        image = Path(result.image)
+        if not image.is_file():
+            raise ValueError(f"image {image} is no file: only results of files are drawn")
+        file = files.add(image)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return self.save_prediction(result, self.open_image(image), file)

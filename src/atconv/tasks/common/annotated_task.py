@@ -20,6 +20,7 @@ from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
+from atconv.engine.tables import metric_name
 from atconv.engine.trainer import History, Task
 from atconv.io import save_tensors, write_json
 from atconv.models.attnet import AttNet
@@ -115,7 +116,7 @@ class AnnotatedTask(Task, Generic[C, S]):
 
     def report(self, history: History) -> None:
         column = str(self.monitor)
-        name = column.removeprefix("val_")
+        name = metric_name(column.removeprefix("val_"))
         panels = [
             Panel("Loss", "sum of all parts", {"train": "train_loss"}),
             Panel(f"Validation {name}", "%", {name: column}),

@@ -32,10 +32,10 @@ def enlarged_size(size: Sequence[int], minimum: int) -> tuple[int, int]:
 class PlotFiles:
     """Names of PNG files in a folder, one for each image, no two alike."""
 
-    def __init__(self, folder: Path, protected: Iterable[Path] = ()) -> None:
+    def __init__(self, folder: Path, protected: Iterable[str | Path] = ()) -> None:
         self.folder = folder
         self._names: set[str] = set()
-        self._images = {path.resolve() for path in protected}
+        self._images = {Path(path).resolve() for path in protected}
 
     def add(self, image: Path) -> Path:
         """The file for the next image.

@@ -11,7 +11,7 @@ from torch import nn
 
 from atconv.engine.predictor import Metrics, Predictor
 from atconv.engine.run import Run
-from atconv.engine.tables import Table
+from atconv.engine.tables import Table, metric_name
 from atconv.engine.trainer import History
 from atconv.plots import Panel, plot_curves
 
@@ -36,7 +36,7 @@ def report_run(
     plot_curves(history.rows, panels, run.path / "curves.png", (column, best))
     rows = [
         ("best epoch", f"{best['epoch']} of {len(history.rows)}"),
-        (f"validation {column.removeprefix('val_')}", f"{best[column]:.2f} %"),
+        (metric_name(column), f"{best[column]:.2f} %"),
         ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
         ("training time", f"{sum(row['seconds'] for row in history.rows):.0f} s"),
     ]

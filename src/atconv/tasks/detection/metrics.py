@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
-from atconv.engine.tables import Table
+from atconv.engine.tables import Table, metric_name
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 from atconv.tasks.detection.data import Target
 
@@ -32,11 +32,11 @@ class DetectionMetrics(AnnotatedMetrics):
     """COCO's, prefixed with "box_" for those of boxes and "mask_" for those of masks"""
 
     def tables(self, title: str) -> list[Table]:
-        rows = [(name.replace("_", " "), _percent(value)) for name, value in self.coco.items()]
+        rows = [(metric_name(name), _percent(value)) for name, value in self.coco.items()]
         rows += [("images", str(self.images)), ("images/s", f"{self.images_per_second:.1f}")]
         columns = [name for name in self.per_class[0] if name != "class"]
         cells = [[row["class"], *(_percent(row[name]) for name in columns)] for row in self.per_class]
-        heads = ("class", *(name.replace("_", " ") for name in columns))
+        heads = ("class", *map(metric_name, columns))
         return [Table(title, ("metric", "value"), rows), Table("classes", heads, cells)]
 
 

@@ -52,7 +52,8 @@ def draw_detections(
         names = [f"{name} {score:.2f}" for name, score in zip(names, scores[shown].tolist(), strict=True)]
     if "masks" in detections:
         masks = F.resize(detections["masks"][shown].float(), [height, width], antialias=False) > 0.5
-        drawn = draw_segmentation_masks(drawn, masks, alpha=0.45, colors=colors)
+        for mask, color in zip(masks.flip(0), reversed(colors), strict=True):  # most certain last, so on top
+            drawn = draw_segmentation_masks(drawn, mask, alpha=0.45, colors=color)
     return draw_bounding_boxes(
         drawn,
         detections["boxes"][shown] * factor,

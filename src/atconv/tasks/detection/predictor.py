@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from atconv.data.coco import BadAnnotations, CocoSplit, coco_splits, encode_mask, open_coco
 from atconv.data.coco_checks import decode_mask
+from atconv.engine.predictor import check_batch_size
 from atconv.models.detectors import detector
-from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult, check_batch_size
+from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
 from atconv.tasks.detection.config import DetectionConfig
 from atconv.tasks.detection.data import DetectionTransform, Target, eval_batches
 from atconv.tasks.detection.metrics import DetectionMetrics, compute_metrics

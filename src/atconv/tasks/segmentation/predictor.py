@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from atconv.data.masks import MaskSplit, mask_splits, open_masks
+from atconv.engine.predictor import check_batch_size
 from atconv.models.segmenters import segmenter
-from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult, check_batch_size
+from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
 from atconv.tasks.segmentation.config import SegmentationConfig
 from atconv.tasks.segmentation.data import SegmentationTransform, predictions
 from atconv.tasks.segmentation.metrics import (

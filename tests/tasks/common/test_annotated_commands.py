@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from support.tiny_dense import annotated_folder, detection_run, segment, segment
 def test_detection_is_evaluated_as_in_training(tmp_path: Path) -> None:
     ended = atconv("detect", "evaluate", detection_run(), shared_data(), "--batch-size=4")
     assert ended.code == 0, ended.err
-    assert "box map 50" in ended.out
+    assert "box mAP@50" in ended.out
     folder = detection_run() / "evaluation" / "data-val"
     evaluated = json.loads((folder / "metrics.json").read_text())
     trained = json.loads((detection_run() / "metrics.json").read_text())
@@ -115,6 +116,31 @@ def test_a_drawn_box_lies_where_it_was_detected() -> None:
     assert inside.min(0).values.tolist() == [20 * factor, 10 * factor]
     assert inside.max(0).values[1] <= 30 * factor + 60
     assert not draw_detections(torch.zeros(1, 48, 64), detections, ["a", "b"], threshold=0.95).any()
+
+
+def test_masks_that_overlap_keep_their_colors() -> None:
+    masks = torch.zeros(2, 480, 480)
+    masks[0, :, :300] = masks[1, :, 180:] = 1
+    objects = {"boxes": torch.tensor([[0.0, 0, 1, 1]]).repeat(2, 1), "labels": torch.tensor([1, 2])}
+    drawn = draw_detections(torch.ones(3, 480, 480), {**objects, "masks": masks}, ["a", "b"])
+    first, both, second = (drawn[:, 400, column].tolist() for column in (90, 240, 400))
+    assert len({tuple(first), tuple(both), tuple(second)}) == 3
+    upper, lower = class_colors(2)
+    expected = [0.45 * a + 0.55 * (0.45 * b + 0.55 * 255) for a, b in zip(upper, lower, strict=True)]
+    assert both == pytest.approx(expected, abs=2)
+
+
+@pytest.mark.parametrize("run", [detection_run, segmentation_run])
+def test_predictions_are_saved_when_asked_for(run: Callable[[], Path], tmp_path: Path) -> None:
+    predictor, images = load(run()), shared_data() / "images" / "val"
+    (tmp_path / "bad.png").write_text("text")
+    files = [images / "0.png", tmp_path / "bad.png", images / "1.png"]
+    saved = predictor.save_predictions(predictor.predict(files), str(tmp_path / "drawn"))
+    assert sorted(file.name for file in (tmp_path / "drawn").glob("*.png")) == ["0.png", "1.png"]
+    assert [result.image for result in saved] == [str(file) for file in files]
+    assert [result.plot and Path(result.plot).name for result in saved] == ["0.png", None, "1.png"]
+    with pytest.raises(ValueError, match="is no file: only results of files are drawn"):
+        predictor.save_predictions(predictor(np.zeros((40, 40), np.uint8)), tmp_path / "drawn")
 
 
 def test_ignored_pixels_are_drawn_gray(tmp_path: Path) -> None:
