@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 __all__ = [
+    "count_of",
     "file_digest",
     "flush",
+    "printable",
     "read_rows",
     "save_tensors",
     "write_atomically",
@@ -46,16 +48,17 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON in place of `path`, atomically."""
     text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as CSV, in place of the file, atomically. The first row names the columns."""
+    """Write rows as CSV in UTF-8, in place of the file, atomically. The first row names the columns; bytes of
+    file names that are not UTF-8 are escaped."""
     if not rows:
         return
 
     def write(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -65,7 +68,10 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV file; none where it is not there."""
-    return list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -74,6 +80,16 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         os.chmod(path, 0o666 & ~_umask())  # safetensors leaves it to the owner alone
     except SafetensorError as error:  # safetensors hides the operating system's reason in its text
         raise OSError(str(error)) from error
+
+
+def printable(name: str) -> str:
+    """A name with escapes for what is no text: bytes of file names that are not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def count_of(count: int, noun: str, plural: str | None = None) -> str:
+    """1 image, 2 images."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def file_digest(path: Path) -> str:

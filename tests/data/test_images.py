@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from atconv.data.images import IMAGE_SUFFIXES, PrepareImage, mode_for, open_image, read_image
+from atconv.data.images import PrepareImage, image_suffixes, mode_for, open_image, read_image
 from atconv.data.sources import FolderSource
 
 RNG = np.random.default_rng(0)
@@ -170,7 +170,7 @@ def test_training_and_prediction_read_an_image_alike(tmp_path: Path, name: str, 
 
 
 def test_every_kind_of_file_that_is_looked_for_is_tried_here() -> None:
-    assert {Path(name).suffix for name in SAVED_IN} <= IMAGE_SUFFIXES
+    assert {Path(name).suffix for name in SAVED_IN} <= image_suffixes()
 
 
 @settings(deadline=None, max_examples=200)

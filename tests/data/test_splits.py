@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from atconv.data.folders import SPLITS
 from atconv.data.sources import DigitsSource, FolderSource
-from atconv.data.splits import SPLITS, Splits, load_splits, make_splits, stratified_holdout
+from atconv.data.splits import Splits, load_splits, make_splits, stratified_holdout
 from support.tiny import image_folder, read_rows, tiny_config
 
 
@@ -325,7 +326,7 @@ def test_classes_without_images_and_images_in_two_classes_are_logged(
         make_splits(tiny_config(data=str(data), test_fraction=0.3, val_fraction=0.3), tmp_path / "run")
     assert "no images in empty" in caplog.messages
     assert "one image, which is never tested, in lonely" in caplog.messages
-    assert "1 images lie in two classes: b/copy.png is a/0.png" in caplog.messages
+    assert "1 image lies in two classes: b/copy.png is a/0.png" in caplog.messages
 
 
 def test_images_without_class_folders_are_one_class(tmp_path: Path) -> None:

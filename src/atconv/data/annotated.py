@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 from typing_extensions import Self
 
-from atconv.data.images import IMAGE_SUFFIXES, Mode, images_in, read_image
-from atconv.data.splits import SPLIT_NAMES, SPLITS
+from atconv.data.folders import SPLIT_NAMES, SPLITS, split_of, subfolders
+from atconv.data.images import Mode, image_suffixes, images_in, is_ignored, read_image
+from atconv.data.splits import choose_split
 from atconv.engine.rng import derive_seed
 from atconv.io import write_json
 
@@ -21,7 +22,6 @@ __all__ = [
     "AnnotatedSplit",
     "CheckImages",
     "batches_of_equal_size",
-    "choose_split",
     "choose_splits",
     "first_few",
     "image_folder",
@@ -92,13 +92,13 @@ def splits_in(folder: Path) -> list[str]:
 
 
 def _folders_of(folder: Path, split: str) -> list[Path]:
-    return [folder / name for name in SPLIT_NAMES[split] if (folder / name).is_dir()]
+    return [path for path in subfolders(folder) if split_of(path.name) == split] if folder.is_dir() else []
 
 
 def _holds_images(path: Path) -> bool:
-    if path.name.startswith("."):
+    if is_ignored(path.name):
         return False
-    return bool(images_in(path)) if path.is_dir() else path.suffix.lower() in IMAGE_SUFFIXES
+    return bool(images_in(path)) if path.is_dir() else path.suffix.lower() in image_suffixes()
 
 
 def image_problem(path: Path, check: CheckImages, size: tuple[int, int] | None = None) -> str | None:
@@ -138,18 +138,6 @@ def first_few(problems: Sequence[str]) -> str:
     """The first few in one line, and how many more there are."""
     more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return "; ".join(problems[:_SHOWN]) + more
-
-
-def choose_split(names: Collection[str], split: str, data: str | Path) -> str:
-    """The split to evaluate on; "auto" takes test, else val, else train.
-
-    Raises:
-        ValueError: there is no such split.
-    """
-    name = next(n for n in reversed(SPLITS) if n in names) if split == "auto" else split
-    if name not in names:
-        raise ValueError(f"{data} has no {name} split, only {', '.join(names)}: choose one with --split")
-    return name
 
 
 def choose_splits(names: Collection[str], split: str | None, data: str | Path) -> list[str]:

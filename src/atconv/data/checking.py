@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from PIL import Image
 from tqdm import tqdm
 
-from atconv.data.images import read_image
+from atconv.data.images import open_header, read_image
 from atconv.data.sources import ImageSource
 
 __all__ = ["FileReport", "TooManyUnreadable", "check_files", "in_threads"]
@@ -63,8 +63,7 @@ def _check(source: ImageSource, index: int, decode: bool) -> tuple[str | None, b
     try:
         encoded = source.encoded(index)
         if not decode:
-            with Image.open(io.BytesIO(encoded)):
-                pass
+            open_header(io.BytesIO(encoded))
         else:
             read_image(io.BytesIO(encoded))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

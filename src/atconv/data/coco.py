@@ -35,8 +35,8 @@ from atconv.data.annotated import (
 )
 from atconv.data.checking import in_threads
 from atconv.data.coco_checks import annotation_problem, category_problems, clip_box, image_problems, is_id
+from atconv.data.folders import SPLIT_NAMES, SPLITS
 from atconv.data.images import Mode, read_image
-from atconv.data.splits import SPLIT_NAMES, SPLITS
 
 __all__ = ["BadAnnotations", "Box", "CocoImage", "CocoSplit", "coco_splits", "encode_mask", "open_coco"]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -12,20 +15,29 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 __all__ = [
-    "IMAGE_SUFFIXES",
+    "Listing",
     "PrepareImage",
     "find_images",
+    "image_suffixes",
     "images_in",
+    "is_ignored",
+    "list_images",
+    "open_header",
     "open_image",
     "read_image",
     "upright",
 ]
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-
 Mode = Literal["RGB", "L"]
+
+# Files that Pillow opens without decoding them, and PostScript, for which it starts another program.
+_NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+# What file managers, storage servers and Python leave in folders, in lower case.
+_TOOL_FOLDERS = {
+    "@eadir", "@recycle", "@tmp", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "__macosx",
+    "__pycache__", "lost+found", "recycler", "system volume information",
+}  # fmt: skip
+_TOOL_FILES = {"desktop.ini", "thumbs.db", "ehthumbs.db", "icon\r"}
 
 
 def read_image(file: str | Path | BinaryIO, mode: Mode = "RGB") -> Image.Image:
@@ -39,13 +51,26 @@ def read_image(file: str | Path | BinaryIO, mode: Mode = "RGB") -> Image.Image:
         FileNotFoundError: no such file.
     """
     try:
-        with Image.open(file) as image:
+        with open_header(file) as image:
             return upright(image, mode)
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
         name = "" if hasattr(file, "read") else f"{file}: "
         raise ValueError(f"{name}not a readable image ({_reason(error)})") from error
+
+
+def open_header(file: str | Path | BinaryIO) -> Image.Image:
+    """An image that is not decoded yet.
+
+    Raises:
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: it is none, or cannot be decoded here.
+    """
+    image = Image.open(file)
+    if image.format in _NO_IMAGES:
+        image.close()
+        raise ValueError(f"{image.format} is not read: save it as PNG")
+    return image
 
 
 def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB") -> Image.Image:
@@ -76,10 +101,67 @@ def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB")
     return read_image(image, mode)
 
 
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes, in lower case, of the image files that Pillow reads here."""
+    Image.init()
+    formats = {*Image.OPEN, "MPO"} - _NO_IMAGES  # MPO is opened as JPEG
+    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in formats)
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder is hidden, or a tool's own."""
+    return name.startswith(".") or name.lower() in _TOOL_FOLDERS or name.lower() in _TOOL_FILES
+
+
+@dataclass
+class Listing:
+    """What lies below a folder."""
+
+    images: list[str] = field(default_factory=list)
+    """names of image files, relative to the folder, sorted"""
+    others: Counter[str] = field(default_factory=Counter)
+    """how many other files there are, by suffix"""
+    tool_folders: list[str] = field(default_factory=list)
+    """folders that tools have left, which were not searched"""
+
+
+def list_images(folder: Path) -> Listing:
+    """The image files below a folder, by their suffix. Hidden files and folders are left out, as is what
+    tools have left. Links to folders are followed in the folder itself, not below.
+
+    Raises:
+        ValueError: a folder cannot be read.
+    """
+    listing = Listing()
+    _list_into(listing, os.fspath(folder), "", image_suffixes())
+    return listing
+
+
+def _list_into(listing: Listing, folder: str, prefix: str, suffixes: frozenset[str]) -> None:
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be read ({error.strerror}): allow it to be read, or move it elsewhere"
+        ) from error
+    for entry in entries:
+        name = entry.name
+        if is_ignored(name):
+            if not name.startswith(".") and entry.is_dir():
+                listing.tool_folders.append(prefix + name)
+        elif entry.is_dir(follow_symlinks=not prefix):
+            _list_into(listing, entry.path, f"{prefix}{name}/", suffixes)
+        elif (suffix := os.path.splitext(name)[1].lower()) not in suffixes:
+            listing.others[suffix] += 1
+        elif entry.is_file() or entry.is_symlink():  # a broken link is listed, and then found unreadable
+            listing.images.append(prefix + name)
+
+
 def images_in(folder: Path) -> list[Path]:
-    """All image files below a folder, by their suffix, sorted. Hidden files and folders are left out."""
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    """The image files of `list_images`."""
+    return [folder / name for name in list_images(folder).images]
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -101,8 +183,9 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
             names = glob.glob(pattern, recursive=True) or glob.glob(literal)
             matches = sorted(p for p in map(Path, names) if p.is_file())
         if not matches:
-            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise FileNotFoundError(f"no image at {pattern!r}: give files, folders or globs of {kinds}")
+            raise FileNotFoundError(
+                f"no image at {pattern!r}: give files, folders or globs of images, such as .jpg or .png"
+            )
         files.update(dict.fromkeys(matches))
     return list(files)
 

@@ -1,4 +1,5 @@
-"""The release's LMDB of images: one file, read without building any object but plain data.
+"""The release's LMDB of images: one file, read without building any object but plain data. A folder with
+data.mdb is read as well.
 
 Keys: `__len__` → pickled int, `__classes__` → pickled list of class names, and `f"{i:08d}"` → pickled
 (encoded image bytes, class index).
@@ -9,17 +10,33 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lmdb
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["LmdbReader", "build_lmdb"]
+__all__ = ["LmdbReader", "build_lmdb", "is_lmdb"]
 
 _LENGTH = b"__len__"
 _CLASSES = b"__classes__"
 _BATCH = 1000  # records in one write transaction
+
+
+# A pickled tuple up to its first item, which is bytes: protocol, frame, and the length as 1, 4 or 8 bytes.
+_IMAGE_HEAD = re.compile(rb"\x80.(?:\x95.{8})?(?:C(.)|B(.{4})|\x8e(.{8}))", re.DOTALL)
+
+
+def is_lmdb(path: Path) -> bool:
+    """Whether a file starts like an LMDB, or a folder holds one."""
+    file = path / "data.mdb" if path.is_dir() else path
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(20)[16:] == b"\xde\xc0\xef\xbe"
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -37,10 +54,13 @@ class LmdbReader:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path / "data.mdb" if path.is_dir() else path
         length, classes = self._load(_LENGTH), self._load(_CLASSES)
         if not isinstance(length, int) or length < 1:
             raise ValueError(f"{path}: __len__ must be a positive number, got {length!r}")
+        entries = _open(self.path).stat()["entries"]
+        if length > entries - 2:
+            raise ValueError(f"{path}: __len__ is {length}, and there are only {entries - 2} other records")
         if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
             raise ValueError(f"{path}: __classes__ must be a list of names, got {str(classes)[:80]}")
         self._length = length
@@ -50,7 +70,14 @@ class LmdbReader:
         return self._length
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        record = self._load(f"{index:08d}".encode())
+        return self._checked(index, self._load(_key(index)))
+
+    def labels(self) -> NDArray[np.int64]:
+        """The class index of every record. The images are skipped: only the ends of records are read."""
+        labels = (self._checked(i, self._load(_key(i), skip_image=True))[1] for i in range(len(self)))
+        return np.fromiter(labels, np.int64, len(self))
+
+    def _checked(self, index: int, record: Any) -> tuple[bytes, int]:
         plain = isinstance(record, tuple) and len(record) == 2
         if not plain or not isinstance(record[0], bytes) or not isinstance(record[1], int):
             raise ValueError(f"{self.path}: record {index} is not (bytes, class index)")
@@ -60,9 +87,15 @@ class LmdbReader:
             )
         return record[0], int(record[1])
 
-    def _load(self, key: bytes) -> Any:
-        with _open(self.path).begin() as transaction:
-            value = transaction.get(key)
+    def _load(self, key: bytes, skip_image: bool = False) -> Any:
+        try:
+            with _open(self.path).begin(buffers=True) as transaction:
+                view = transaction.get(key)
+                value = view and (_without_image(view) if skip_image else bytes(view))
+        except lmdb.Error as error:
+            raise ValueError(
+                f"{self.path} is damaged: record {key.decode()} cannot be read ({error})"
+            ) from error
         if value is None:
             raise ValueError(f"{self.path}: no record {key.decode()}; is it an LMDB of images?")
         try:
@@ -71,15 +104,28 @@ class LmdbReader:
             raise ValueError(f"{self.path}: record {key.decode()} cannot be read safely: {error}") from error
 
 
+def _key(index: int) -> bytes:
+    return f"{index:08d}".encode()
+
+
+def _without_image(record: memoryview) -> bytes:
+    """The same pickle with an empty image, where it starts with one."""
+    head = _IMAGE_HEAD.match(bytes(record[:32]))
+    if head is None or head.lastindex is None:
+        return bytes(record)
+    length = int.from_bytes(head[head.lastindex], "little")
+    return b"\x80\x04C\x00" + bytes(record[head.end() + length :])
+
+
 # The open environment of each file, and the process that opened it: LMDB rejects a second in a process, and
-# one that was inherited through a fork.
-_environments: dict[tuple[str, int, int], tuple[int, lmdb.Environment]] = {}
+# one that was inherited through a fork. A file that is open keeps its inode, whatever its name and time.
+_environments: dict[tuple[int, int], tuple[int, lmdb.Environment]] = {}
 
 
 def _open(path: Path) -> lmdb.Environment:
     try:
         status = path.stat()
-        key = (str(path.resolve()), status.st_ino, status.st_mtime_ns)
+        key = (status.st_dev, status.st_ino)
         owner, environment = _environments.get(key, (0, None))
         if environment is not None and owner != os.getpid():
             environment.close()  # this process's copy alone
@@ -112,20 +158,24 @@ def build_lmdb(path: Path, records: Iterable[tuple[bytes, int]], count: int, cla
 
     Raises:
         ValueError: `path` exists.
+        OSError: it cannot be written; nothing is left.
     """
     if path.exists():
         raise ValueError(f"{path} exists already; name another file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".writing-{path.name}")
-    temporary.unlink(missing_ok=True)
-    environment = lmdb.open(str(temporary), subdir=False, map_size=1 << 40, lock=False, writemap=False)
+    try:
+        temporary.unlink(missing_ok=True)
+        environment = lmdb.open(str(temporary), subdir=False, map_size=1 << 40, lock=False, writemap=False)
+    except lmdb.Error as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
     try:
         batch: list[tuple[bytes, bytes]] = [
             (_LENGTH, pickle.dumps(count, protocol=4)),
             (_CLASSES, pickle.dumps(classes, protocol=4)),
         ]
         for i, (encoded, label) in enumerate(records):
-            batch.append((f"{i:08d}".encode(), pickle.dumps((encoded, label), protocol=4)))
+            batch.append((_key(i), pickle.dumps((encoded, int(label)), protocol=4)))
             if len(batch) >= _BATCH:
                 _put(environment, batch)
                 batch = []

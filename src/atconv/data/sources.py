@@ -9,15 +9,17 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torchvision.datasets import DatasetFolder
 
-from atconv.data.images import IMAGE_SUFFIXES, Mode, as_mode, images_in, read_image, upright
+from atconv.data.arrays import SharedIntegers, SharedNames
+from atconv.data.folders import inner_folder, subfolders
+from atconv.data.images import Mode, as_mode, list_images, read_image, upright
 from atconv.data.lmdb_format import LmdbReader
 
 __all__ = [
@@ -34,25 +36,48 @@ __all__ = [
 class ImageSource(ABC):
     """Labeled images by index."""
 
-    classes: list[str]
     checkable: bool = False
     """images are encoded files that may be unreadable"""
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __init__(self, origin: str, classes: Sequence[str], labels: ArrayLike) -> None:
+        self.origin, self.classes = origin, list(classes)
+        self._labels = SharedIntegers(labels)
+        self.remarks: list[str] = []
+        """what a person should know of it"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     @property
-    @abstractmethod
-    def labels(self) -> Sequence[int]:
+    def labels(self) -> NDArray[np.int64]:
         """Class index of every image."""
+        return self._labels.array
+
+    def relabel(self, classes: Sequence[str], used: Sequence[int] | None = None) -> None:
+        """Number the classes as `classes` does, matched by name.
+
+        Args:
+            classes: their names from now on.
+            used: positions of the images that must be of these classes, default all. Others are labeled −1.
+
+        Raises:
+            ValueError: images are of other classes.
+        """
+        numbers = {name: number for number, name in enumerate(classes)}
+        renumbered = np.array([*(numbers.get(name, -1) for name in self.classes), -1])[self.labels]
+        own = self.labels if used is None else self.labels[used]
+        after = renumbered if used is None else renumbered[used]
+        unknown = [self.classes[label] for label in np.unique(own[after < 0])]
+        if unknown:
+            raise ValueError(self._unknown_classes(unknown))
+        self.classes, self._labels = list(classes), SharedIntegers(renumbered)
+
+    def _unknown_classes(self, names: Sequence[str]) -> str:
+        return f"{self.origin} has classes that are not among the run's classes: {', '.join(names[:5])}"
 
     @abstractmethod
     def read(self, index: int, mode: Mode) -> Image.Image:
         """The image, upright, as RGB or gray. Raises ValueError where it is unreadable."""
-
-    def item(self, index: int, mode: Mode) -> tuple[Image.Image, int]:
-        """Image and class index, from one access."""
-        return self.read(index, mode), self.labels[index]
 
     def encoded(self, index: int) -> bytes:
         """The bytes of the file, for sources that are `checkable`."""
@@ -64,52 +89,61 @@ class ImageSource(ABC):
 
 
 class FolderSource(ImageSource):
-    """root/CLASS/**/image.jpg; classes in alphabetical order, hidden files left out. Images that lie
-    in root itself, where it has no folders, are one class.
+    """root/CLASS/**/image.jpg; classes in alphabetical order, hidden files left out. Where no folder in
+    root holds images, those in root itself are one class.
+
+    Args:
+        root: the folder.
+        only_class: its name where there is just one; default: the folder's.
 
     Raises:
-        ValueError: no class folders, or no images in them.
+        ValueError: no images, or a folder cannot be read.
     """
 
     checkable = True
 
-    def __init__(self, root: Path, classes: list[str] | None = None) -> None:
+    def __init__(self, root: Path, only_class: str | None = None) -> None:
         self.root = root
-        folders = sorted(d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
-        self.classes = folders if classes is None else classes
-        unknown = sorted(set(folders) - set(self.classes))
-        if unknown:
+        listing = list_images(root)
+        names = [name for name in listing.images if "/" in name]
+        loose = len(listing.images) - len(names)
+        classes = [folder.name for folder in subfolders(root)]
+        if not names:
+            names, loose, classes = listing.images, 0, [only_class or root.resolve().name]
+        others = ", ".join(
+            f"{count} {suffix or 'without suffix'}" for suffix, count in listing.others.items()
+        )
+        if not names:
             raise ValueError(
-                f"{root} has class folders that are not among the run's classes: {', '.join(unknown[:5])}"
+                f"no images in {root}: expected one folder a class, as {root}/CLASS/image.jpg"
+                + (f"; it holds files that are not read here: {others}" if others else "")
             )
-        if not self.classes and images_in(root):
-            self.classes = [root.resolve().name]
-            labeled = [(path, 0) for path in images_in(root)]
-        else:
-            labeled = [(p, label) for label, name in enumerate(self.classes) for p in images_in(root / name)]
-        if not labeled:
-            raise ValueError(
-                f"no images in {root}: expected one folder a class, as {root}/CLASS/image.jpg "
-                f"({', '.join(sorted(IMAGE_SUFFIXES))})"
-            )
-        self.paths = [path for path, _ in labeled]
-        self._labels = [label for _, label in labeled]
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = [numbers[name.partition("/")[0]] if "/" in name else 0 for name in names]
+        super().__init__(str(root), classes, labels)
+        self._names = SharedNames(names)
+        if listing.tool_folders:
+            self.remarks.append(f"passed over in {root}: {', '.join(sorted(set(listing.tool_folders))[:5])}")
+        if others:
+            self.remarks.append(f"not read, files of other kinds in {root}: {others}")
+        if loose:
+            self.remarks.append(f"not used, images in {root} itself, outside its class folders: {loose}")
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def labels(self) -> Sequence[int]:
-        return self._labels
+    def _unknown_classes(self, names: Sequence[str]) -> str:
+        inner = inner_folder(self.root)
+        return (
+            f"{self.root} has class folders that are not among the run's classes: {', '.join(names[:5])}"
+            + (f"; is {inner} what you mean?" if inner else "")
+        )
 
     def read(self, index: int, mode: Mode) -> Image.Image:
-        return read_image(self.paths[index], mode)
+        return read_image(self.root / self._names[index], mode)
 
     def encoded(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
+        return (self.root / self._names[index]).read_bytes()
 
     def name(self, index: int) -> str:
-        return self.paths[index].relative_to(self.root).as_posix()
+        return self._names[index]
 
 
 class LmdbSource(ImageSource):
@@ -119,21 +153,10 @@ class LmdbSource(ImageSource):
 
     def __init__(self, path: Path) -> None:
         self.reader = LmdbReader(path)
-        self.classes = self.reader.classes
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    @cached_property
-    def labels(self) -> Sequence[int]:
-        return [self.reader[i][1] for i in range(len(self))]
+        super().__init__(str(path), self.reader.classes, self.reader.labels())
 
     def read(self, index: int, mode: Mode) -> Image.Image:
         return read_image(io.BytesIO(self.encoded(index)), mode)
-
-    def item(self, index: int, mode: Mode) -> tuple[Image.Image, int]:
-        encoded, label = self.reader[index]  # reading all labels first would read the full file
-        return read_image(io.BytesIO(encoded), mode), label
 
     def encoded(self, index: int) -> bytes:
         return self.reader[index][0]
@@ -146,17 +169,9 @@ class DigitsSource(ImageSource):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        self.classes = [str(name) for name in digits.target_names]
+        super().__init__("digits", [str(name) for name in digits.target_names], digits.target)
         # Values are 0…16 ink counts.
         self._pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-        self._labels = [int(label) for label in digits.target]
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    @property
-    def labels(self) -> Sequence[int]:
-        return self._labels
 
     def read(self, index: int, mode: Mode) -> Image.Image:
         return as_mode(Image.fromarray(self._pixels[index]), mode)
@@ -177,13 +192,10 @@ class TimmSource(ImageSource):
         # torchvision's folders convert images their own way: read their files as all others.
         self._files = dataset.samples if isinstance(dataset, DatasetFolder) else None
         self.checkable = self._reader is not None or self._files is not None
-        self.classes = _class_names(dataset, self._reader, self.labels)
+        labels = self._read_labels()
+        super().__init__(f"{name}, split {split},", _class_names(dataset, self._reader, labels), labels)
 
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    @cached_property
-    def labels(self) -> Sequence[int]:
+    def _read_labels(self) -> list[int]:
         for attribute in ("targets", "labels", "_labels"):
             labels = getattr(self._dataset, attribute, None)
             if labels is not None and len(labels) == len(self._dataset):

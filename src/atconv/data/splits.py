@@ -8,29 +8,33 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from atconv.data.arrays import SharedIntegers
 from atconv.data.checking import FileReport, TooManyUnreadable, check_files
 from atconv.data.config import DataConfig
+from atconv.data.folders import SPLITS, inner_folder, paths_by_split, subfolders
 from atconv.data.images import Mode
+from atconv.data.lmdb_format import is_lmdb
+from atconv.data.recognize import recognize
 from atconv.data.sources import DigitsSource, FolderSource, ImageSource, LmdbSource, TimmSource
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
-from atconv.io import write_json, write_rows
+from atconv.io import count_of, write_json, write_rows
 
 __all__ = [
-    "SPLITS",
-    "SPLIT_NAMES",
     "STREAM_PREFIXES",
     "Split",
     "Splits",
+    "choose_split",
     "is_stream",
     "load_splits",
     "make_splits",
@@ -40,34 +44,37 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 _KINDS = "give an image folder, an LMDB file, a timm dataset name (torch/…, hfds/…, wds/…) or digits"
 
 
-@dataclass
 class Split:
     """Some of a source's images."""
 
-    source: ImageSource
-    indices: list[int]
+    def __init__(self, source: ImageSource, indices: ArrayLike) -> None:
+        self.source = source
+        self._indices = SharedIntegers(indices)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
+    def indices(self) -> NDArray[np.int64]:
+        return self._indices.array
+
+    @property
     def labels(self) -> list[int]:
-        return [self.source.labels[i] for i in self.indices]
+        return self.source.labels[self.indices].tolist()
 
     def item(self, position: int, mode: Mode) -> tuple[Image.Image, int]:
-        return self.source.item(self.indices[position], mode)
+        index = int(self.indices[position])
+        return self.source.read(index, mode), int(self.source.labels[index])
 
     def read(self, position: int, mode: Mode) -> Image.Image:
-        return self.source.read(self.indices[position], mode)
+        return self.item(position, mode)[0]
 
     def name(self, position: int) -> str:
-        return self.source.name(self.indices[position])
+        return self.source.name(int(self.indices[position]))
 
 
 @dataclass
@@ -81,6 +88,18 @@ class Splits:
 
     def __getitem__(self, name: str) -> Split:
         return self.by_name[name]
+
+
+def choose_split(names: Collection[str], split: str, data: str | Path) -> str:
+    """The name of the split to evaluate on; "auto" takes test, else val, else all, else train.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    name = next(n for n in ("test", "val", "all", "train") if n in names) if split == "auto" else split
+    if name not in names:
+        raise ValueError(f"{data} has no {name} split, only {', '.join(names)}: choose one with --split")
+    return name
 
 
 def is_stream(data: str) -> bool:
@@ -99,10 +118,13 @@ def open_sources(config: DataConfig) -> dict[str, ImageSource]:
         return {"train": DigitsSource()}
     if data.startswith(("torch/", "hfds/")) and not path.exists():
         return _open_timm_splits(config)
-    if path.is_file():
-        return {"train": LmdbSource(path)}
-    if not path.is_dir():
+    if not path.exists():
         raise ValueError(f"DATA {data!r} does not exist: {_KINDS}")
+    other = recognize(path)
+    if other is not None:
+        raise ValueError(f"{path} {other}")
+    if path.is_file() or is_lmdb(path):
+        return {"train": LmdbSource(path)}
     return _open_folder(path)
 
 
@@ -131,23 +153,28 @@ def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int =
         ValueError: too many unreadable files, fewer than `min_classes`, an empty split.
     """
     sources = open_sources(config)
-    classes = sources["train"].classes
+    for source in sources.values():
+        for remark in source.remarks:
+            logger.warning(remark)
     reports = {name: check_files(source, config.check_images) for name, source in sources.items()}
     skipped = _unreadable(sources, reports, config.max_skipped, run) + _drop_copies(sources, reports)
     usable = {
         name: [i for i, reason in enumerate(reports[name].reasons) if reason is None] for name in sources
     }
-    if len(classes) < min_classes:
-        raise ValueError(
-            f"{config.data} has {len(classes)} class: classification needs two or more, a folder each"
-        )
     for line in _oddities(sources["train"], usable["train"], reports["train"]):
         logger.info(line)
+    classes = _keep_classes_with_images(sources, usable)
+    if len(classes) < min_classes:
+        inner = inner_folder(Path(config.data)) if Path(config.data).is_dir() else None
+        raise ValueError(
+            f"{config.data} has {count_of(len(classes), 'class', 'classes')}: classification needs two or "
+            "more, a folder each" + (f"; the folders are in {inner}: give that" if inner else "")
+        )
     indices, message = _hold_out(usable, sources["train"], reports["train"], config, seed)
     splits = _with_sources(sources, indices, classes, message)
     if skipped:
         write_rows(run / "skipped.csv", skipped)
-        logger.info("left out %d files, listed in %s", len(skipped), run / "skipped.csv")
+        logger.warning("left out %s, listed in %s", count_of(len(skipped), "file"), run / "skipped.csv")
     names = {name: [split.name(i) for i in range(len(split))] for name, split in splits.by_name.items()}
     write_json(run / "split.json", {"classes": classes, "message": message, **names})
     return splits
@@ -157,9 +184,9 @@ def load_splits(config: DataConfig, run: Path) -> Splits:
     """Open DATA again with the splits that `make_splits` saved.
 
     Raises:
-        ValueError: images of the saved split are gone.
+        ValueError: images of the saved split are gone, or have another class than then.
     """
-    saved = json.loads((run / "split.json").read_text())
+    saved = json.loads((run / "split.json").read_text(encoding="utf-8"))
     sources = open_sources(config)
     indices: dict[str, list[int]] = {}
     for name in (name for name in SPLITS if name in saved):
@@ -168,9 +195,15 @@ def load_splits(config: DataConfig, run: Path) -> Splits:
         missing = [image for image in saved[name] if image not in position]
         if missing:
             raise ValueError(
-                f"{len(missing)} images of the run's split are no longer in {config.data}: {missing[0]}"
+                f"no longer in {config.data}: {count_of(len(missing), 'image')} of the run's split, such as "
+                f"{missing[0]}"
             )
         indices[name] = [position[image] for image in saved[name]]
+    for source in sources.values():
+        of_it = [
+            i for split, own in indices.items() if sources.get(split, sources["train"]) is source for i in own
+        ]
+        source.relabel(saved["classes"], of_it)
     return _with_sources(sources, indices, saved["classes"], saved["message"])
 
 
@@ -189,30 +222,24 @@ def _open_timm_splits(config: DataConfig) -> dict[str, ImageSource]:
 
 
 def _open_folder(path: Path) -> dict[str, ImageSource]:
-    files = {
-        split: _first_existing(path, [f"{name}.lmdb" for name in names])
-        for split, names in SPLIT_NAMES.items()
-    }
-    if files["train"]:
-        lmdbs = {split: LmdbSource(file) for split, file in files.items() if file}
-        for split, source in lmdbs.items():
-            if source.classes != lmdbs["train"].classes:
-                raise ValueError(f"the {split} split names other classes than the train split")
-        return dict(lmdbs)
-    folders = {split: _first_existing(path, list(names)) for split, names in SPLIT_NAMES.items()}
-    if folders["train"] and any(child.is_dir() for child in folders["train"].iterdir()):
-        train = FolderSource(folders["train"])
-        sources: dict[str, ImageSource] = {"train": train}
-        others = {split: folder for split, folder in folders.items() if folder and split != "train"}
-        sources |= {split: FolderSource(folder, train.classes) for split, folder in others.items()}
-        return sources
-    if not folders["train"] and (folders["val"] or folders["test"]):
+    lmdbs = paths_by_split(path.glob("*.lmdb"))
+    folders = subfolders(path)
+    named = paths_by_split(folders)
+    # A class may be called "train": splits hold folders themselves, or have nothing but splits beside them.
+    if not any(map(subfolders, named.values())) and len(named) < len(folders):
+        named = {}
+    if not lmdbs and not named:
+        return {"train": FolderSource(path)}
+    if "train" not in (lmdbs or named):
         raise ValueError(f"{path} has a validation or test folder but no train folder")
-    return {"train": FolderSource(path)}
-
-
-def _first_existing(path: Path, names: Sequence[str]) -> Path | None:
-    return next((path / name for name in names if (path / name).exists()), None)
+    if lmdbs:
+        return {split: LmdbSource(file) for split, file in lmdbs.items()}
+    sources = {split: FolderSource(folder, path.resolve().name) for split, folder in named.items()}
+    beside = [folder.name for folder in folders if folder not in named.values()]
+    if beside:
+        used = ", ".join(folder.name for folder in named.values())
+        sources["train"].remarks.append(f"not used, folders beside {used} in {path}: {_first(beside)}")
+    return dict(sources)
 
 
 def _with_sources(
@@ -261,9 +288,23 @@ def _drop_copies(sources: dict[str, ImageSource], reports: dict[str, FileReport]
     return rows
 
 
+def _keep_classes_with_images(sources: dict[str, ImageSource], usable: dict[str, list[int]]) -> list[str]:
+    """Bring all sources to the classes that have training images.
+
+    Raises:
+        ValueError: other splits have images of other classes.
+    """
+    train = sources["train"]
+    occurring = np.unique(train.labels[usable["train"]])
+    classes = [train.classes[label] for label in occurring]
+    for name, source in sources.items():
+        source.relabel(classes, usable[name])
+    return classes
+
+
 def _oddities(train: ImageSource, indices: list[int], report: FileReport) -> list[str]:
     """What a person should know of the data before hours are spent on it."""
-    counts = Counter(train.labels[i] for i in indices)
+    counts = np.bincount(train.labels[indices], minlength=len(train.classes))
     lines = []
     for count, what in ((0, "no images"), (1, "one image, which is never tested,")):
         names = [name for label, name in enumerate(train.classes) if counts[label] == count]
@@ -276,7 +317,8 @@ def _oddities(train: ImageSource, indices: list[int], report: FileReport) -> lis
         if digest is not None and train.labels[owner.setdefault(digest, i)] != train.labels[i]:
             twice.append(f"{train.name(i)} is {train.name(owner[digest])}")
     if twice:
-        lines.append(f"{len(twice)} images lie in two classes: {_first(twice)}")
+        verb = "lies" if len(twice) == 1 else "lie"
+        lines.append(f"{count_of(len(twice), 'image')} {verb} in two classes: {_first(twice)}")
     return lines
 
 
@@ -293,7 +335,7 @@ def _hold_out(
     missing += [("val", config.val_fraction)] if "val" not in indices else []
     for split, fraction in missing:
         indices["train"], indices[split] = stratified_holdout(
-            indices["train"], train.labels, report.digests, fraction, derive_seed(split, seed)
+            indices["train"], train.labels.tolist(), report.digests, fraction, derive_seed(split, seed)
         )
     for split, of_it in indices.items():
         if not of_it:
@@ -301,7 +343,7 @@ def _hold_out(
                 f"the {split} split of {config.data} has no images: it needs more, or larger fractions"
             )
     counts = ", ".join(f"{len(indices[split])} {split}" for split in SPLITS if split in indices)
-    message = f"{len(train.classes)} classes, images: {counts}"
+    message = f"{count_of(len(train.classes), 'class', 'classes')}, images: {counts}"
     if missing:
         names = " and ".join(split for split, _ in missing)
         message += f"; {names} held out of train, stratified, seed {seed}"

@@ -11,18 +11,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from atconv.data.checking import check_files
 from atconv.data.loaders import EpochBatches, Transform, eval_loader, stream_loader, train_loader
-from atconv.data.sources import FolderSource, ImageSource, Stream
-from atconv.data.splits import Split, Splits, is_stream, load_splits, open_sources, open_splits
+from atconv.data.sources import ImageSource, Stream
+from atconv.data.splits import (
+    Split,
+    Splits,
+    choose_split,
+    is_stream,
+    load_splits,
+    open_sources,
+    open_splits,
+)
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
+from atconv.io import count_of
 from atconv.tasks.classification.augmentation import train_transform
 from atconv.tasks.classification.config import ClassificationConfig
 
-__all__ = ["IndexedData", "StreamData", "choose_split", "data_config", "open_data"]
+__all__ = ["IndexedData", "StreamData", "data_config", "open_data", "open_split"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +152,7 @@ def data_config(config: ClassificationConfig) -> dict[str, Any]:
     }
 
 
-def choose_split(
+def open_split(
     run: Run,
     config: ClassificationConfig | None,
     classes: list[str],
@@ -167,17 +177,17 @@ def choose_split(
     else:
         root = data_root or (config.data_root if config is not None and config.data == data else None)
         sources = open_sources(ClassificationConfig(data=data, data_root=root))
-        if sources["train"].classes != classes:
-            sources = _with_classes(sources, classes, data)
+        for source in sources.values():
+            source.relabel(classes)
+            for remark in source.remarks:
+                logger.warning(remark)
         splits = {name: _readable(source) for name, source in sources.items()}
         if list(splits) == ["train"]:
             splits = {"all": splits["train"]}
-    name = next((s for s in ("test", "val", "all") if s in splits), "train") if split == "auto" else split
-    if name == "all" and len({id(part.source) for part in splits.values()}) == 1:
-        source = next(iter(splits.values())).source
-        return name, Split(source, sorted(i for part in splits.values() for i in part.indices))
-    if name not in splits:
-        raise ValueError(f"{data} has no {name} split, only {', '.join(splits)}: choose one with --split")
+    parts = list(splits.values())
+    if all(part.source is parts[0].source for part in parts):
+        splits["all"] = Split(parts[0].source, np.sort(np.concatenate([part.indices for part in parts])))
+    name = choose_split(splits, split, data)
     return name, splits[name]
 
 
@@ -189,7 +199,7 @@ def _readable(source: ImageSource) -> Split:
             logger.warning("left out %s: %s", source.name(i), reason)
     split = Split(source, [i for i, reason in enumerate(reasons) if reason is None])
     if not len(split):
-        raise ValueError(f"none of the {len(source)} files is a readable image")
+        raise ValueError(f"none of {count_of(len(source), 'file')} is a readable image")
     return split
 
 
@@ -197,13 +207,3 @@ def _same_data(config: ClassificationConfig, data: str, data_root: str | None) -
     if config.data == data or (Path(data).exists() and Path(data).resolve() == Path(config.data).resolve()):
         return data_root is None or config.data_root == data_root
     return False
-
-
-def _with_classes(sources: dict[str, ImageSource], classes: list[str], data: str) -> dict[str, ImageSource]:
-    """Folders again, labeled by the run's classes; other kinds must name the same classes."""
-    folders = {name: source for name, source in sources.items() if isinstance(source, FolderSource)}
-    if len(folders) != len(sources):
-        raise ValueError(
-            f"{data} names other classes than the run: {sources['train'].classes[:5]}… and not {classes[:5]}…"
-        )
-    return {name: FolderSource(source.root, classes) for name, source in folders.items()}

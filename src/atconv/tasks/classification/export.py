@@ -27,7 +27,7 @@ from atconv.engine.predictor import Predictor
 from atconv.engine.tables import Table
 from atconv.io import file_digest
 from atconv.models.attnet import AttNet
-from atconv.tasks.classification.data import choose_split
+from atconv.tasks.classification.data import open_split
 from atconv.tasks.classification.metrics import predict_batches
 
 __all__ = ["ExportReport", "ExportedFile", "Int8Accuracy", "export"]
@@ -287,7 +287,7 @@ def _int8_splits(
 ) -> tuple[Split, Split]:
     """Images to calibrate on and images to measure on: training and test split, or two parts of one split."""
     config: Any = predictor.config
-    choose = functools.partial(choose_split, predictor.run, config, predictor.classes, data)
+    choose = functools.partial(open_split, predictor.run, config, predictor.classes, data)
     name, measured = choose("auto", data_root)
     pool = measured if name in ("all", "train") else choose("train", data_root)[1]
     order = np.random.default_rng(0).permutation(len(pool))

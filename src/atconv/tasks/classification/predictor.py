@@ -27,7 +27,7 @@ from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
 from atconv.tasks.classification.config import ClassificationConfig
-from atconv.tasks.classification.data import choose_split
+from atconv.tasks.classification.data import open_split
 from atconv.tasks.classification.metrics import ClassificationMetrics, compute_metrics, predict_batches
 
 __all__ = ["Classification", "ClassificationPredictor"]
@@ -127,7 +127,7 @@ class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
             FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
         """
         config: Any = self.config
-        name, images = choose_split(self.run, config, self.classes, data, split, data_root)
+        name, images = open_split(self.run, config, self.classes, data, split, data_root)
         return self.evaluate_on(images, name, batch_size, workers)
 
     def evaluate_on(

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from atconv.data.annotated import AnnotatedSplit, choose_split
+from atconv.data.annotated import AnnotatedSplit
+from atconv.data.folders import SPLITS
 from atconv.data.images import open_image
-from atconv.data.splits import SPLITS
+from atconv.data.splits import choose_split
 from atconv.engine.predictor import ImageLike, Metrics, Predictor, Result
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run

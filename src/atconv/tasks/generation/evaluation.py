@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import ConcatDataset
 
 from atconv.data.config import DataConfig
-from atconv.data.splits import Split, load_splits, open_sources
+from atconv.data.splits import Split, choose_split, load_splits, open_sources
 from atconv.tasks.generation.data import SplitImages
 from atconv.tasks.generation.features import open_features
 from atconv.tasks.generation.latents import is_latents, latent_splits
@@ -28,7 +28,7 @@ def evaluate(
     samples: GenerationPredictor | SampleSet,
     data: str,
     device: torch.device,
-    split: Literal["auto", "train", "val", "test", "all"] = "auto",
+    split: Literal["train", "val", "test", "all"] = "train",
     features: str = "inception",
     images: int = 10_000,
     real_images: int = 50_000,
@@ -45,7 +45,7 @@ def evaluate(
         samples: samples, or a generator to make new ones, evenly over its classes.
         data: DATA as in training, or an .npz file of real images.
         device: where the features are computed.
-        split: the split of DATA to compare with: train, val, test or all; auto takes train.
+        split: the split of DATA to compare with: train, val, test or all. Where DATA has no splits: all.
         features: "inception", or the folder of a classification run whose features are used instead.
         images: how many images a run makes, evenly over its classes.
         real_images: compare with at most so many, chosen at random.
@@ -118,9 +118,5 @@ def _open_images(
 
 def _choose_split(sets: dict[str, ImageSet], split: str, data: str) -> tuple[str, ImageSet]:
     """A split by name. DATA that came without splits has only "all"."""
-    if split == "all" or len(sets) == 1:
-        return "all", ConcatDataset(list(sets.values()))
-    name = "train" if split == "auto" else split
-    if name not in sets:
-        raise ValueError(f"{data} has no {name} split, only {', '.join(sets)}: choose one with --split")
-    return name, sets[name]
+    name = choose_split([*sets, "all"], "all" if len(sets) == 1 else split, data)
+    return name, ConcatDataset(list(sets.values())) if name == "all" else sets[name]

@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from atconv.data.config import DataConfig
-from atconv.data.splits import SPLITS, Splits, load_splits
+from atconv.data.folders import SPLITS
+from atconv.data.splits import Splits, load_splits
 from atconv.io import file_digest, save_tensors
 from atconv.tasks.generation.data import SampleDataset, SplitImages
 

@@ -128,7 +128,7 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
     def evaluate(  # type: ignore[override]
         self,
         data: str | None = None,
-        split: Literal["auto", "train", "val", "test", "all"] = "auto",
+        split: Literal["train", "val", "test", "all"] = "train",
         **options: Any,
     ) -> GenerationMetrics:
         """Metrics of new images compared with real ones, the run's own by default. `options` are those of
