@@ -8,7 +8,9 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 # Commands in notebooks are those of the environment. mkdocs-material advertises its successor otherwise.
 MKDOCS := HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 PATH=$(abspath $(BIN)):$$PATH $(BIN)/mkdocs
 
-.PHONY: demo demo-generate demo-detect demo-segment test test-all lint format docs docs-serve bench bench-quick clean
+LOWEST := $(VENV)-lowest
+
+.PHONY: demo demo-generate demo-detect demo-segment test test-all test-lowest lint format docs docs-serve bench bench-quick clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -27,6 +29,10 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(PYTEST) -m ""
+
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+test-lowest: $(LOWEST)/.dev
+	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -52,7 +58,7 @@ bench-quick: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench.py --quick
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -72,3 +78,12 @@ $(VENV)/.dense: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[dev]'
 	touch $@ $(VENV)/.demo $(VENV)/.generate $(VENV)/.dense
+
+$(LOWEST)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra dev --python $(LOWEST)/bin/python \
+		--output-file $(LOWEST)/versions.txt pyproject.toml
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --requirements $(LOWEST)/versions.txt
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --no-deps --editable .
+	touch $@

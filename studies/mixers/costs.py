@@ -88,7 +88,7 @@ def pilot_study(study: Study, sweep: Sweep, run: Callable[[Sequence[Job]], None]
 
     Networks of the reference's dims start alike and scatter less against it than others do, so one of either
     kind is run. The runs count: the study continues from them. Seconds of the other variants follow from
-    timing.csv, which must lie beside the table.
+    timing.csv, which must lie next to the table.
 
     Args:
         study: with matched dims.

@@ -79,7 +79,7 @@ def pilot(args: Namespace) -> None:
 
 
 def report(args: Namespace) -> None:
-    """Write results.md and results.png beside the rows."""
+    """Write results.md and results.png next to the rows."""
     study, out = described(args), args.out / args.data
     times = {row["variant"]: row for row in read_rows(out / "timing.csv")}
     batch = next((row["batch"] for row in times.values()), "")

@@ -139,6 +139,6 @@ def test_intervals_are_the_whole_line_where_nothing_is_singular() -> None:
     assert VP().interval("velocity", sampling=True) == (0, 1 - 1e-3)
 
 
-def test_an_unknown_path_is_refused() -> None:
+def test_an_unknown_interpolant_is_rejected() -> None:
     with pytest.raises(ValueError, match="no interpolant 'cosine'; there are linear, gvp, vp"):
         make_interpolant("cosine")

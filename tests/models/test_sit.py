@@ -1,4 +1,4 @@
-"""SiT: the release's numbers, names and grid; sizes it takes; what it refuses."""
+"""SiT: the release's numbers, names and grid; sizes it takes; what it rejects."""
 
 from __future__ import annotations
 

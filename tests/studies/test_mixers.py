@@ -124,7 +124,7 @@ def test_a_pilot_says_what_all_runs_take_and_can_show(tmp_path: Path) -> None:
     assert rows["ATConv"]["smallest_difference"] == rows["identity"]["smallest_difference"] == ""
 
 
-def test_a_pilot_whose_runs_another_process_makes_is_told_to_wait(tmp_path: Path) -> None:
+def test_a_pilot_whose_runs_another_process_makes_has_to_wait(tmp_path: Path) -> None:
     two_mixers = read_study(study_file(tmp_path / "study.yaml", variants=TWO))
     sweep = prepare_sweep(two_mixers, tmp_path)
     write_rows(tmp_path / "timing.csv", [{"variant": name, "training_step": 1} for name in TWO])
