@@ -229,7 +229,7 @@ def test_time_is_embedded_by_cosines_then_sines_unscaled() -> None:
     embed = tiny_sit().time_embed
     embedded: list[Tensor] = []
     embed.fc1.register_forward_pre_hook(lambda _, inputs: embedded.append(inputs[0]))
-    embed(torch.tensor([0.0, 0.37]))
+    embed(torch.tensor([0.0, 0.37]), torch.float32)
     angles = 0.37 * 10000 ** (-torch.arange(128, dtype=torch.float64) / 128)
     assert_close(embedded[0][1], torch.cat([angles.cos(), angles.sin()]), 1e-6)
     assert torch.equal(embedded[0][0], torch.cat([torch.ones(128), torch.zeros(128)]))

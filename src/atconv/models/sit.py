@@ -119,7 +119,7 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         """Velocity, and the tokens (B N D) after block number `block`, counted from 1, or None."""
         self._check_input(x, t, labels)
         grid_size = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
-        condition = self.condition(1 - t if self.time_reversed else t, labels)
+        condition = self.condition(1 - t if self.time_reversed else t, labels, x.dtype)
         # Contiguous: every later elementwise step keeps these strides.
         tokens = self.patch_embed(x).flatten(2).transpose(1, 2).contiguous()
         if self.has_positions:
@@ -135,9 +135,9 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         velocity = self._unpatchify(self.head(tokens, condition), grid_size)
         return (-velocity if self.time_reversed else velocity), features
 
-    def condition(self, t: Tensor, labels: Tensor | None) -> Tensor:
+    def condition(self, t: Tensor, labels: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Condition of every block, B D: timestep and label embeddings, activated once for all blocks."""
-        embedded = self.time_embed(t)
+        embedded = self.time_embed(t, dtype)
         if self.label_embed is not None:
             embedded = embedded + self.label_embed(labels)
         return F.silu(embedded)
@@ -232,12 +232,12 @@ class TimestepEmbedding(nn.Module):
         self.fc1 = nn.Linear(2 * _FREQUENCIES, dim)
         self.fc2 = nn.Linear(dim, dim)
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         # Computed here: a buffer would lose its precision where the model is cast.
         steps = torch.arange(_FREQUENCIES, device=t.device)
         angles = t.float()[:, None] * torch.exp(-math.log(10000) * steps / _FREQUENCIES)
         waves = torch.cat([angles.cos(), angles.sin()], dim=1)
-        return self.fc2(F.silu(self.fc1(waves.to(self.fc1.weight.dtype))))
+        return self.fc2(F.silu(self.fc1(waves.to(dtype))))
 
 
 class SiTBlock(nn.Module):
