@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,16 +82,16 @@ class ClassificationTask(Task):
         return metrics | ({"val_top5": 100 * top5 / count} if len(self.data.classes) > 5 else {})
 
     def save_config(self) -> None:
-        """config.json for timm: architecture, arguments, input, label names."""
-        write_atomically(
-            self.run.model_config,
-            lambda temporary: save_config_for_hf(
-                self.model,
-                str(temporary),
-                model_config={"label_names": self.data.classes},
-                data_config=data_config(self.config),
-            ),
-        )
+        """config.json for timm and transformers: architecture, arguments, input, label names."""
+        write_atomically(self.run.model_config, self._write_config)
+
+    def _write_config(self, path: Path) -> None:
+        labels, data = {"label_names": self.data.classes}, data_config(self.config)
+        save_config_for_hf(self.model, str(path), model_config=labels, data_config=data)
+        content = json.loads(path.read_text())
+        # It stands outside the arguments too, and transformers would give it to the model twice.
+        content.get("model_args", {}).pop("num_classes", None)
+        path.write_text(json.dumps(content, indent=2))
 
     def save_model(self, model: nn.Module) -> None:
         save_tensors(model.state_dict(), self.run.weights)
