@@ -11,12 +11,27 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
+
+
+def read(path: str, mode: str) -> Image.Image:
+    """Upright, of 8 bits, on white, in the mode of the model."""
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float64)
+        peak = values.max() if image.mode == "F" else 65535.0
+        top = 1.0 if peak <= 1 else 255.0 if peak <= 255 else 65535.0
+        image = Image.fromarray(np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
 
 
 def prepare(path: str, config: dict) -> np.ndarray:
-    """An image as the model expects it, C H W: shorter side resized, center crop, normalized."""
-    image = Image.open(path).convert("L" if config["channels"] == 1 else "RGB")
+    """An image as the model expects it, C H W: the steps of export.json's input.preparation."""
+    image = read(path, "L" if config["channels"] == 1 else "RGB")
     height, width = config["size"]
     shorter = int(min(height, width) / config["crop_pct"])
     scaled = tuple(int(shorter * length / min(image.size)) for length in image.size)
@@ -33,12 +48,21 @@ def main(folder: Path, paths: list[str]) -> None:
     if "model.onnx" not in description["files"]:
         sys.exit(f"{folder} holds no model.onnx: write it with atconv export RUN")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    images = np.stack([prepare(path, description["input"]) for path in paths])
-    logits = session.run(None, {"images": images})[0]
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-    for path, row in zip(paths, probabilities, strict=True):
-        print(f"{path}: {description['classes'][row.argmax()]} {100 * row.max():.1f} %")
+    readable = 0
+    for path in paths:
+        try:
+            image = prepare(path, description["input"])
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            print(f"{path}: not a readable image ({error})", file=sys.stderr)
+            continue
+        readable += 1
+        logits = session.run(None, {"images": image[None]})[0][0]
+        exponentials = np.exp(logits - logits.max())
+        probabilities = exponentials / exponentials.sum()
+        best = probabilities.argmax()
+        print(f"{path}: {description['classes'][best]} {100 * probabilities[best]:.1f} %")
+    if not readable:
+        sys.exit("none of the images could be read")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from PIL import Image
@@ -27,8 +28,20 @@ class EvalTransform:
         return self.transform(self.prepare(image))
 
     def describe(self) -> dict[str, Any]:
-        """What it does, for programs that must do the same: resize the shorter side to the size divided by
-        crop_pct, cut the center, scale values to 0…1, subtract mean, divide by std."""
+        """What it does, for programs that must do the same: "preparation" says it step by step."""
         names = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
-        channels, *size = self.input_size
-        return {"channels": channels, "size": size} | {name: self.data[name] for name in names}
+        channels, height, width = self.input_size
+        shorter = math.floor(min(height, width) / self.data["crop_pct"])
+        steps = [
+            "turn the image upright by its EXIF orientation",
+            "16-bit and 32-bit gray to 8 bits, rounded: integers are 0…65535; floats 0…1, 0…255 or "
+            "0…65535, whichever is the smallest that holds them",
+            "lay transparent pixels on white, those of palettes too",
+            f"convert to {self.prepare.mode} as Pillow does, also from CMYK, palette and gray",
+            f"resize the shorter side to {shorter} and the longer in proportion, rounded down, by Pillow's "
+            f"{self.data['interpolation']} filter",
+            f"cut {height} × {width} from the center, offsets rounded, halves to even",
+            "divide by 255, subtract mean and divide by std, channel by channel",
+        ]
+        about = {"channels": channels, "size": [height, width], "preparation": steps}
+        return about | {name: self.data[name] for name in names}

@@ -2,6 +2,8 @@
 
 from atconv.deploy.fold import FoldedConvGLU, fold
 from atconv.deploy.formats import (
+    Opset,
+    SizeError,
     Sizes,
     export_aoti,
     export_onnx,
@@ -15,6 +17,8 @@ from atconv.deploy.quantize import quantize_onnx
 
 __all__ = [
     "FoldedConvGLU",
+    "Opset",
+    "SizeError",
     "Sizes",
     "export_aoti",
     "export_onnx",

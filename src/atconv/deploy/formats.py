@@ -17,7 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from atconv.deploy.opset import to_opset_17
+
 __all__ = [
+    "Opset",
+    "SizeError",
     "Sizes",
     "export_aoti",
     "export_onnx",
@@ -33,10 +37,19 @@ Call = Callable[[Tensor], Tensor]
 Sizes = Literal["any", "batch", "fixed"]
 """What the file accepts: any batch, height and width; any batch of the traced size; only the traced shape."""
 
+Opset = Literal[17, 20]
+"""Version of ONNX's operators: 20 has GELU; 17 is for older runtimes, GELU becomes its formula."""
+
 _BATCH, _HEIGHT, _WIDTH = 0, 2, 3
 
 
-def export_onnx(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes = "any") -> Path:
+class SizeError(ValueError):
+    """A model's graph depends on a size that should be dynamic."""
+
+
+def export_onnx(
+    model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes = "any", opset: Opset = 20
+) -> Path:
     """Write an ONNX file, with input "images" and output "logits".
 
     Args:
@@ -44,13 +57,15 @@ def export_onnx(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes
         path: file to write.
         images: an example, B C H W, B > 1 unless sizes are fixed.
         sizes: which other shapes the file accepts.
+        opset: version of ONNX's operators.
 
     Returns:
         the file.
 
     Raises:
         ImportError: onnx or onnxscript is missing.
-        ValueError: the model is in training mode, or its graph depends on a size that should be dynamic.
+        SizeError: the model's graph depends on a size that should be dynamic.
+        ValueError: the model is in training mode, or has an operator that opset 17 does not.
     """
     path, program = _ensure_parent(path), _trace(model, images, sizes)
     names: Any = {"input_names": ["images"], "output_names": ["logits"]}
@@ -59,10 +74,14 @@ def export_onnx(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes
 
         # Torch's own optimization also looks for patterns, in time that grows with the square of the graph:
         # minutes for a large network, and ONNX Runtime looks for them when it opens the file.
-        onnx: Any = torch.onnx.export(program, (), dynamo=True, verbose=False, optimize=False, **names)
+        onnx: Any = torch.onnx.export(
+            program, (), dynamo=True, verbose=False, optimize=False, opset_version=max(opset, 18), **names
+        )
         optimizer.fold_constants(onnx.model)
         optimizer.remove_unused_nodes(onnx.model)
         onnx.save(path)
+    if opset == 17:
+        to_opset_17(path)
     return path
 
 
@@ -163,7 +182,8 @@ def _trace(model: nn.Module, images: Tensor, sizes: Sizes) -> ExportedProgram:
             return torch.export.export(model, (images,), dynamic_shapes=dynamic)
     except Exception as error:  # torch names its reasons in many types
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{type(model).__name__} does not export for sizes={sizes!r}: {reason}") from error
+        kind = ValueError if sizes == "fixed" else SizeError
+        raise kind(f"{type(model).__name__} does not export for sizes={sizes!r}: {reason}") from error
 
 
 @contextmanager

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from tqdm import tqdm
-
 __all__ = ["ROUNDS", "WARM_UP", "median_seconds"]
 
 Key = TypeVar("Key")
@@ -25,7 +23,7 @@ def median_seconds(candidates: Mapping[Key, Callable[[], object]], rounds: int =
         rounds: timed calls of each candidate.
     """
     seconds: dict[Key, list[float]] = {name: [] for name in candidates}
-    for _ in tqdm(range(WARM_UP + rounds), desc="timing", disable=None, leave=False):
+    for _ in range(WARM_UP + rounds):
         for name, call in candidates.items():
             started = time.perf_counter()
             call()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,19 @@ def test_accuracy_counts_the_first_and_the_first_five() -> None:
     assert metrics.top1 == pytest.approx(100 * 3 / 6)
     assert metrics.top5 == pytest.approx(100 * 5 / 6)
     assert metrics.images_per_second == 10.0
+
+
+def test_balanced_accuracy_and_macro_f1_count_classes_alike() -> None:
+    # A model that says "a" to everything: right for 8 of 10 images, for one of the two classes that have any.
+    probabilities = np.tile(np.array([[0.6, 0.3, 0.1]], dtype=np.float32), (10, 1))
+    metrics = compute_metrics(probabilities, np.array([0] * 8 + [1] * 2), list("abc"), 1.0)
+    assert metrics.top1 == pytest.approx(80)
+    assert metrics.balanced_accuracy == pytest.approx(50)
+    assert metrics.macro_f1 == pytest.approx(100 * (2 * 8 / 18) / 2)
+    summary = str(metrics.tables("t")[0])
+    assert re.search(r"balanced accuracy\s+50\.00 %", summary)
+    assert re.search(r"macro F1\s+44\.44 %", summary)
+    assert {"balanced_accuracy", "macro_f1"} <= set(metrics.to_dict())
 
 
 def test_with_five_classes_or_fewer_there_is_no_top5() -> None:

@@ -10,12 +10,15 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 
 from atconv import deploy, load
+from atconv.data.images import open_image
 from atconv.data.sources import DigitsSource
+from atconv.data.transforms import EvalTransform
 from atconv.io import file_digest
 from atconv.tasks.classification import export as module
 from support.tiny import Finished, atconv, image_folder, trained_run
@@ -64,8 +67,117 @@ def test_the_description_is_enough_to_use_the_files(
         DigitsSource().read(0, "L").resize((width, height)).save(path)
         with Image.open(path) as image:
             assert np.allclose(prepare(str(path), input_), predictor.transform(image).numpy(), atol=1e-6)
+    assert "shorter side to 9 " in " ".join(input_["preparation"])
     assert set(description["files"]) == {"model.onnx", "model-batch4.onnx", "model-int8.onnx"}
     assert all(file["milliseconds"] > 0 and file["batch_size"] == 4 for file in description["files"].values())
+
+
+def _saved(kind: str, folder: Path) -> Path:
+    """An image file of a kind, 37 × 29."""
+    noise = np.random.default_rng(0)
+    color = Image.fromarray(noise.integers(0, 256, (29, 37, 3), dtype=np.uint8))
+    alpha = Image.fromarray(noise.integers(0, 256, (29, 37), dtype=np.uint8))
+    sixteen = noise.integers(0, 65536, (29, 37), dtype=np.uint16)
+    palette, name, options = color.quantize(16), f"{kind}.png", {}
+    if kind.startswith("exif"):
+        exif = Image.Exif()
+        exif[0x0112] = int(kind[-1])
+        name, options = f"{kind}.jpg", {"exif": exif}
+    with_alpha = color.copy()
+    with_alpha.putalpha(alpha)
+    images = {
+        "rgba": with_alpha,
+        "gray-alpha": with_alpha.convert("LA"),
+        "16-bit": Image.fromarray(sixteen),
+        "palette": palette,
+        "palette-transparent": palette,
+        "rgb-transparent": color,
+        "gray": alpha,
+        "bits": alpha.convert("1"),
+        "cmyk": color.convert("CMYK"),
+        "float-0-1": Image.fromarray(noise.random((29, 37), dtype=np.float32)),
+        "float-0-255": Image.fromarray(255 * noise.random((29, 37), dtype=np.float32)),
+        "float-0-65535": Image.fromarray(65535 * noise.random((29, 37), dtype=np.float32)),
+        "32-bit": Image.fromarray(sixteen.astype(np.int32)),
+    }
+    if kind == "palette-transparent":
+        options = {"transparency": bytes(range(0, 256, 16))}
+    if kind == "rgb-transparent":
+        options = {"transparency": color.getpixel((3, 3))}
+    if kind == "cmyk":
+        name = f"{kind}.jpg"
+    if kind.startswith(("float", "32-bit")):
+        name = f"{kind}.tif"
+    images.get(kind, color).save(folder / name, **options)
+    return folder / name
+
+
+_KINDS = [
+    *(f"exif-{i}" for i in range(1, 9)), "rgba", "gray-alpha", "16-bit", "palette", "palette-transparent",
+    "rgb-transparent", "gray", "bits", "cmyk", "float-0-1", "float-0-255", "float-0-65535", "32-bit",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_example_prepares_every_kind_of_file_as_predict_does(
+    kind: str, channels: int, tmp_path: Path
+) -> None:
+    transform = EvalTransform(
+        {"input_size": (channels, 16, 16), "mean": (0.4,) * channels, "std": (0.3,) * channels}
+    )
+    path, prepare = _saved(kind, tmp_path), runpy.run_path(str(EXAMPLE))["prepare"]
+    expected = transform(open_image(path, transform.prepare.mode)).numpy()
+    assert np.ptp(expected) > 0.1
+    assert np.allclose(prepare(str(path), transform.describe()), expected, atol=1e-6)
+
+
+def test_an_unreadable_file_does_not_end_the_example(
+    exported: tuple[Finished, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, cut = _saved("gray", tmp_path), tmp_path / "bad.png", tmp_path / "cut.jpg"
+    bad.write_text("text")
+    cut.write_bytes(_saved("exif-6", tmp_path).read_bytes()[:700])
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    main(exported[1], [str(bad), str(cut), str(tmp_path / "none.png"), str(good)])
+    shown = capsys.readouterr()
+    assert [line.partition(":")[0] for line in shown.out.splitlines()] == [str(good)]
+    names = [line.partition(":")[0] for line in shown.err.splitlines()]
+    assert names == [str(bad), str(cut), str(tmp_path / "none.png")]
+    with pytest.raises(SystemExit, match="none of the images could be read"):
+        main(exported[1], [str(bad)])
+
+
+def test_only_a_size_that_cannot_change_is_taken_as_such(tmp_path: Path) -> None:
+    def full_disk(*args: Any, **options: Any) -> Path:
+        raise RuntimeError("no space left")
+
+    full = module._FORMATS["torch"]._replace(write=full_disk)
+    images = torch.randn(2, 1, 32, 32)
+    with mock.patch.dict(module._FORMATS, torch=full), pytest.raises(RuntimeError, match=r"^no space left"):
+        module._write_all(Plain().eval(), Plain().eval(), "torch", images, tmp_path)
+    wrong = module._FORMATS["torch"]._replace(open=lambda path: lambda x: torch.zeros(len(x), 1))
+    with mock.patch.dict(module._FORMATS, torch=wrong), pytest.raises(RuntimeError, match="does not compute"):
+        module._write_all(Plain().eval(), Plain().eval(), "torch", images, tmp_path)
+    [written] = module._write_all(Sized().eval(), Sized().eval(), "torch", images, tmp_path)
+    assert written.accepts == "any batch of 32 × 32"
+
+
+class Sized(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[2:] == (32, 32)
+        return x.mean((2, 3))
+
+
+def test_an_older_opset_has_no_gelu(run: Path, tmp_path: Path) -> None:
+    predictor = load(run)
+    predictor.export(opset=17, out=str(tmp_path / "old"))
+    graph = onnx.load(tmp_path / "old" / "model.onnx")
+    assert [(each.domain, each.version) for each in graph.opset_import] == [("", 17)]
+    assert not [node for node in graph.graph.node if node.op_type == "Gelu"]
+    shape: Any = (3, 1, 19, 12)
+    call = deploy.open_onnx(tmp_path / "old" / "model.onnx")
+    assert deploy.largest_error(call, predictor.model, [shape]) <= 1e-4
 
 
 def test_the_command_shows_accuracy_and_speed(exported: tuple[Finished, Path], run: Path) -> None:
@@ -175,6 +287,8 @@ def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--format=torch", "--opset=17"], "opset is for onnx, got --format torch"),
+        (["--opset=9"], "opset"),
         (["--format=torch", "--int8"], "int8 is written as onnx only, got --format torch"),
         (["--data=digits"], "are for int8: add --int8, or leave them out"),
         (["--calibration-images=8"], "are for int8: add --int8, or leave them out"),

@@ -116,10 +116,15 @@ class Fixed(nn.Module):
 IMAGES = torch.rand(6, 1, 8, 8)
 
 
+def names(count: int) -> list[str]:
+    """Classes of the digits and more."""
+    return [str(i) for i in range(count)]
+
+
 def loss_of(
     model: nn.Module | None = None, classes: int = 5, labels: Any = None, seed: int = 0, **options: Any
 ) -> Tensor:
-    objective = Objective(tiny_config(**({"label_smoothing": 0.0} | options)), classes, labels)
+    objective = Objective(tiny_config(**({"label_smoothing": 0.0} | options)), names(classes), labels)
     model = Fixed(tensor(STUDENT)) if model is None else model
     # A clone, for mixing works in place.
     return objective(model, IMAGES.clone(), tensor(LABELS), seed)[0].detach()
@@ -184,7 +189,7 @@ def teachers() -> dict[str, Any]:
 
 def digits_loss(**options: Any) -> tuple[Objective, Tensor, Fixed]:
     config = tiny_config(**options)
-    objective = Objective(config, 10, None)
+    objective = Objective(config, names(10), None)
     model = Fixed(torch.randn(6, 10, generator=torch.Generator().manual_seed(1)))
     return objective, objective(model, IMAGES, tensor(LABELS), 0)[0], model
 
@@ -230,8 +235,29 @@ def test_a_teacher_stays_in_eval_mode_when_the_objective_is_trained(teachers: di
 
 def test_a_teacher_from_a_run_answers_as_the_run_does() -> None:
     model = atconv.load(trained_run()).model
-    teacher = make_teacher(tiny_config(distill="soft", teacher=str(trained_run())), 10)
+    teacher = make_teacher(tiny_config(distill="soft", teacher=str(trained_run())), names(10))
     torch.testing.assert_close(teacher(IMAGES), model(IMAGES).detach())
+
+
+def test_classes_of_a_teacher_are_matched_by_name() -> None:
+    model, config = atconv.load(trained_run()).model, tiny_config(distill="soft", teacher=str(trained_run()))
+    backwards = names(10)[::-1]
+    teacher = make_teacher(config, backwards)
+    torch.testing.assert_close(teacher(IMAGES), model(IMAGES).detach().flip(1))
+    with pytest.raises(
+        ValueError, match=r"other classes than the data: cat, dog are missing, it has 8, 9 inst"
+    ):
+        make_teacher(config, [*names(8), "cat", "dog"])
+
+
+def test_a_teacher_that_names_no_classes_is_taken_in_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "resnet.pth"
+    torch.save(timm.create_model("resnet10t", num_classes=1000).state_dict(), weights)
+    config = tiny_config(distill="soft", teacher="resnet10t", teacher_weights=str(weights), in_chans=3)
+    assert make_teacher(config, names(1000)).order is None
+    assert "'resnet10t' does not name its classes: its outputs are taken in the order" in caplog.text
 
 
 def test_a_teacher_sees_the_same_image_in_its_own_normalization() -> None:
@@ -266,7 +292,7 @@ def test_a_teacher_from_a_weights_file(tmp_path: Path) -> None:
     weights = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet10t", num_classes=1000).state_dict(), weights)
     config = tiny_config(distill="soft", teacher="resnet10t", teacher_weights=str(weights), in_chans=3)
-    assert make_teacher(config, 1000)(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
+    assert make_teacher(config, names(1000))(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
 
 
 @pytest.mark.parametrize(
@@ -282,4 +308,4 @@ def test_a_teacher_from_a_weights_file(tmp_path: Path) -> None:
 def test_a_teacher_that_does_not_fit_raises(options: dict[str, Any], classes: int, message: str) -> None:
     config = tiny_config(**({"distill": "soft", "teacher": str(trained_run())} | options))
     with pytest.raises(ValueError, match=message):
-        make_teacher(config, classes)
+        make_teacher(config, names(classes))

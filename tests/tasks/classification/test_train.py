@@ -20,6 +20,7 @@ from atconv.data.splits import Split
 from atconv.engine import distributed
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from atconv.tasks.classification.config import inherit_config
+from atconv.tasks.classification.data import log_imbalance
 from atconv.tasks.classification.model import make_model
 from support.tiny import (
     TINY,
@@ -142,6 +143,37 @@ def test_clipping_changes_what_is_learned(tmp_path: Path, plain: Path, mode: str
     assert changed(last_weights(train_tiny(tmp_path / "run", clip_grad=1e-3, **options)), free)
     barely = last_weights(train_tiny(tmp_path / "loose", clip_grad=1e9, **options))
     assert max(float((barely[n] - free[n]).abs().max()) for n in free) < 1e-5
+
+
+def test_imbalance_is_said_and_the_best_epoch_follows_the_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "atconv")
+    images = image_folder(tmp_path / "images", {"cat": 30, "dog": 6, "owl": 6})
+    changes: dict[str, Any] = {"data": str(images), "epochs": 3, "num_classes": None}
+    plain = train_tiny(tmp_path / "plain", **changes)
+    assert re.search(r"imbalanced: \d+ cat, \d+ dog, \d+ owl\. .*--class-weights balanced", caplog.text)
+    assert "validation top1" in caplog.text
+    caplog.clear()
+    run = train_tiny(tmp_path / "weighted", class_weights="balanced", **changes)
+    assert "the best epoch is picked by balanced accuracy" in caplog.text
+    assert "validation balanced accuracy" in caplog.text
+    rows = read_rows(run / "metrics.csv")
+    scores = [float(row["val_balanced_accuracy"]) for row in rows]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["best_epoch"] == 1 + max(range(3), key=lambda i: (scores[i], i))
+    assert {"balanced_accuracy", "macro_f1"} <= set(metrics)
+    assert "balanced accuracy" in caplog.text
+    assert "macro F1" in caplog.text
+    assert "val_balanced_accuracy" in read_rows(plain / "metrics.csv")[0]
+
+
+def test_balanced_classes_are_not_remarked_on(caplog: pytest.LogCaptureFixture) -> None:
+    log_imbalance(tiny_config(), ["a", "b"], [0] * 10 + [1] * 5)
+    assert not caplog.text
+    log_imbalance(tiny_config(mixup=0.1), ["a", "b", "c"], [0] * 10 + [1] * 5)
+    assert "10 a, 5 b, 0 c" in caplog.text
+    assert "without mixup and cutmix" in caplog.text
 
 
 def test_balanced_class_weights_train(tmp_path: Path, plain: Path) -> None:

@@ -7,7 +7,8 @@ is evaluated on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,20 @@ from atconv.io import count_of
 from atconv.tasks.classification.augmentation import train_transform
 from atconv.tasks.classification.config import ClassificationConfig
 
-__all__ = ["IndexedData", "StreamData", "data_config", "open_data", "open_split"]
+__all__ = [
+    "IndexedData",
+    "StreamData",
+    "data_config",
+    "eval_batch_size",
+    "log_imbalance",
+    "open_data",
+    "open_split",
+]
 
 logger = logging.getLogger(__name__)
+
+_MIN_EVAL_BATCH = 32
+_IMBALANCED = 3  # times as many images in the largest class as in the smallest
 
 
 class IndexedData:
@@ -63,9 +75,7 @@ class IndexedData:
             self.accelerator.num_processes,
         )
         share = Split(val.source, val.indices[rank::processes])
-        return iter(
-            eval_loader(share, transform, self.config.in_chans, max(batch_size, 32), self.config.workers)
-        )
+        return iter(eval_loader(share, transform, self.config.in_chans, batch_size, self.config.workers))
 
 
 class StreamData:
@@ -138,6 +148,30 @@ def open_data(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
     if is_stream(config.data):
         return StreamData(config, accelerator)
     return IndexedData(config, open_splits(config, config.seed, run, accelerator), accelerator)
+
+
+def eval_batch_size(config: ClassificationConfig) -> int:
+    """Images in a forward pass of evaluation: without gradients there is room for 32."""
+    return max(config.batch_size, _MIN_EVAL_BATCH)
+
+
+def log_imbalance(config: ClassificationConfig, classes: Sequence[str], labels: Sequence[int]) -> None:
+    """Say how many training images each class has, where some have far more than others."""
+    counts = Counter(labels)
+    ranked = sorted(range(len(classes)), key=lambda i: -counts[i])
+    if not classes or counts[ranked[0]] < _IMBALANCED * counts[ranked[-1]]:
+        return
+    shown = [f"{counts[i]} {classes[i]}" for i in ranked]
+    if len(shown) > 10:
+        shown[5:-5] = ["…"]
+    advice = "weighted by the inverse of its frequency, the best epoch is picked by balanced accuracy"
+    if config.class_weights == "none":
+        without = ", without mixup and cutmix," if config.mixes else ""
+        advice = (
+            "counted as it is; look at balanced accuracy and macro F1. --class-weights balanced"
+            f"{without} weighs rare classes more and picks the best epoch by balanced accuracy"
+        )
+    logger.warning("training images are imbalanced: %s. Each class is %s", ", ".join(shown), advice)
 
 
 def data_config(config: ClassificationConfig) -> dict[str, Any]:

@@ -127,6 +127,7 @@ def export(
     data_root: str | None = None,
     calibration_images: int | None = None,
     batch_size: int = 8,
+    opset: Literal[17, 20] = 20,
     out: str | None = None,
 ) -> ExportReport:
     """Write a classifier as a file that runs without this package, check it, and time it.
@@ -143,6 +144,7 @@ def export(
         data_root: folder of a named timm dataset, if not the run's.
         calibration_images: how many of them calibrate int8, 256 by default.
         batch_size: images of the fixed batch, and of the timed one.
+        opset: version of ONNX's operators; 17 for older runtimes, GELU is its formula there.
         out: folder to write, RUN/export by default. Files of the same name are replaced, and files of other
             weights that its export.json lists are removed.
 
@@ -156,6 +158,8 @@ def export(
     """
     if int8 and format != "onnx":
         raise ValueError(f"int8 is written as onnx only, got --format {format}: leave one of them out")
+    if opset != 20 and format != "onnx":
+        raise ValueError(f"opset is for onnx, got --format {format}: leave one of them out")
     if not int8 and (data, data_root, calibration_images) != (None, None, None):
         raise ValueError("data and calibration_images are for int8: add --int8, or leave them out")
     count = 256 if calibration_images is None else calibration_images
@@ -172,7 +176,7 @@ def export(
         forms["eager, folded"] = folded = deploy.fold(model)
     images, accuracy = torch.randn(batch_size, *predictor.transform.input_size), None
     with _staged(folder, stale) as staging:
-        written = _write_all(folded, model, format, images, staging)
+        written = _write_all(folded, model, format, images, staging, opset)
         if splits is not None:
             int8_file, accuracy = _write_int8(written[0], splits, predictor.transform, batch_size)
             written.append(int8_file)
@@ -196,22 +200,22 @@ def export(
 
 
 def _write_all(
-    folded: nn.Module, model: nn.Module, format: str, images: Tensor, folder: Path
+    folded: nn.Module, model: nn.Module, format: str, images: Tensor, folder: Path, opset: deploy.Opset = 20
 ) -> list[_Written]:
     """The files of a format, each compared with the model."""
     suffix, write, _ = _FORMATS[format]
+    if format == "onnx":
+        write = functools.partial(write, opset=opset)
     path = folder / f"model{suffix}"
     batch, channels, height, width = images.shape
     logger.info("writing %s", path.name)
     try:
         # Traced where no map is one position high or wide, which would become a constant.
-        write(folded, path, torch.randn(2, channels, _TRACE_SIZE, _TRACE_SIZE + 32), "any")
-        shapes = [(1, channels, height, width), (3, channels, height + 5, width + 37)]
-        written = _check(path, "any batch and size", format, model, shapes)
-        size = _min_size(written.call, model, channels)
-        if size > 1:
-            written = replace(written, accepts=f"any batch, {size} pixels or more high and wide")
-    except (ValueError, RuntimeError) as error:
+        traced = (2, channels, _TRACE_SIZE, _TRACE_SIZE + 32)
+        write(folded, path, torch.randn(traced), "any")
+        _check(path, "any batch and size", format, model, [traced])
+        written = _check_sizes(path, format, model, (channels, height, width))
+    except deploy.SizeError as error:
         logger.info("%s\nwriting it for %d × %d only", error, height, width)
         write(folded, path, torch.randn(2, channels, height, width), "batch")
         shapes = [(count, channels, height, width) for count in (1, 3)]
@@ -223,6 +227,24 @@ def _write_all(
     write(folded, fixed, images, "fixed")
     accepts = f"{batch} of {height} × {width}"
     return [written, _check(fixed, accepts, format, model, [(batch, channels, height, width)])]
+
+
+def _check_sizes(path: Path, format: str, model: nn.Module, shape: tuple[int, int, int]) -> _Written:
+    """Compare a file, which is right at the traced size, with the model at others.
+
+    Raises:
+        SizeError: it is wrong there.
+    """
+    channels, height, width = shape
+    shapes = [(1, channels, height, width), (3, channels, height + 5, width + 37)]
+    try:
+        written = _check(path, "any batch and size", format, model, shapes)
+    except RuntimeError as error:
+        raise deploy.SizeError(str(error)) from error
+    size = _min_size(written.call, model, channels)
+    return (
+        written if size == 1 else replace(written, accepts=f"any batch, {size} pixels or more high and wide")
+    )
 
 
 def _min_size(call: Call, model: nn.Module, channels: int) -> int:

@@ -36,6 +36,10 @@ class ClassificationMetrics(Metrics):
     top5: float | None
     """None where there are five classes or fewer"""
     top5_interval: tuple[float, float] | None
+    balanced_accuracy: float
+    """mean recall of the classes that have images: a class counts as much as any other"""
+    macro_f1: float
+    """mean F1 of the classes that have images or were predicted"""
     calibration_error: float
     """expected calibration error over 15 bins of confidence"""
     classes: list[str]
@@ -56,6 +60,8 @@ class ClassificationMetrics(Metrics):
         if self.top5 is not None and self.top5_interval is not None:
             rows.append(("top-5  [95 % interval]", _percent(self.top5, self.top5_interval)))
         rows += [
+            ("balanced accuracy", f"{self.balanced_accuracy:.2f} %"),
+            ("macro F1", f"{self.macro_f1:.2f} %"),
             ("calibration error", f"{self.calibration_error:.2f} %"),
             ("images", str(self.images)),
             ("images/s", f"{self.images_per_second:.0f}"),
@@ -103,6 +109,8 @@ def compute_metrics(
     hits = order == labels[:, None]
     top1 = int(hits[:, 0].sum())
     top5 = int(hits[:, :5].any(1).sum()) if len(classes) > 5 else None
+    per_class = _per_class(order[:, 0], labels, classes)
+    seen = np.union1d(order[:, 0], labels)
     return ClassificationMetrics(
         split=split,
         images=count,
@@ -110,9 +118,11 @@ def compute_metrics(
         top1_interval=wilson_interval(top1, count),
         top5=None if top5 is None else 100 * top5 / count,
         top5_interval=None if top5 is None else wilson_interval(top5, count),
+        balanced_accuracy=float(np.mean([row["recall"] for row in per_class if row["images"]])),
+        macro_f1=float(np.mean([per_class[i]["f1"] for i in seen])),
         calibration_error=100 * expected_calibration_error(probabilities, labels),
         images_per_second=images_per_second,
-        per_class=_per_class(order[:, 0], labels, classes),
+        per_class=per_class,
         classes=list(classes),
         probabilities=probabilities,
         labels=labels,

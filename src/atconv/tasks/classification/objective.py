@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,29 @@ from atconv.tasks.classification.config import ClassificationConfig
 
 __all__ = ["Objective", "Teacher", "distillation_loss", "dkd_loss"]
 
+logger = logging.getLogger(__name__)
+
 
 class Teacher(nn.Module):
-    """A frozen classifier that reads the student's input: renormalized, and resized where it must be."""
+    """A frozen classifier that reads the student's input: renormalized, and resized where it must be.
+
+    Args:
+        model: the classifier.
+        mean, std: normalization of the student's input.
+        order: the model's output for each class of the student; default: the same order.
+    """
 
     scale: Tensor
     shift: Tensor
+    order: Tensor | None
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        order: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         data = resolve_data_config({}, model=model)
@@ -39,6 +55,7 @@ class Teacher(nn.Module):
         mean_, std_ = (torch.tensor(list(v)).view(-1, 1, 1) for v in (mean, std))
         self.register_buffer("scale", std_ / own_std)
         self.register_buffer("shift", (mean_ - own_mean) / own_std)
+        self.register_buffer("order", None if order is None else torch.tensor(order))
 
     def train(self, mode: bool = True) -> Teacher:
         """Stays in eval mode, whatever it is a part of."""
@@ -49,7 +66,8 @@ class Teacher(nn.Module):
         x = x * self.scale + self.shift
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             x = F.interpolate(x, self.size, mode="bicubic", antialias=True)
-        return self.model(x)
+        logits = self.model(x)
+        return logits if self.order is None else logits[:, self.order]
 
 
 class Objective(nn.Module):
@@ -57,13 +75,15 @@ class Objective(nn.Module):
 
     Args:
         config: loss, mixing and distillation options.
-        classes: number of classes.
+        classes: names of the classes.
         labels: class index of every training image, for balanced class weights; None where not known.
     """
 
     weights: Tensor | None
 
-    def __init__(self, config: ClassificationConfig, classes: int, labels: Sequence[int] | None) -> None:
+    def __init__(
+        self, config: ClassificationConfig, classes: Sequence[str], labels: Sequence[int] | None
+    ) -> None:
         super().__init__()
         self.config = config
         self.smoothing = 0.0 if config.mixes else config.label_smoothing  # Mixup smooths itself
@@ -74,7 +94,7 @@ class Objective(nn.Module):
                 prob=config.mix_prob,
                 switch_prob=config.mix_switch_prob,
                 label_smoothing=config.label_smoothing,
-                num_classes=classes,
+                num_classes=len(classes),
             )
             if config.mixes
             else None
@@ -85,8 +105,9 @@ class Objective(nn.Module):
                 raise ValueError(
                     "class_weights balanced needs labels that are known beforehand; a stream's are not"
                 )
-            counts = np.bincount(labels, minlength=classes)
-            weights = torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+            counts = np.bincount(labels, minlength=len(classes))
+            shares = len(labels) / (len(classes) * np.maximum(counts, 1))
+            weights = torch.tensor(shares, dtype=torch.float32)
         self.register_buffer("weights", weights)
         self.teacher = make_teacher(config, classes) if config.distill != "none" else None
 
@@ -160,8 +181,8 @@ def dkd_loss(
     return temperature**2 * (alpha * target_part + beta * other_part)
 
 
-def make_teacher(config: ClassificationConfig, classes: int) -> Teacher:
-    """The teacher a configuration names.
+def make_teacher(config: ClassificationConfig, classes: Sequence[str]) -> Teacher:
+    """The teacher a configuration names. Its classes are matched with the data's by name, where it has names.
 
     Raises:
         ValueError: it cannot be built, or its classes or channels are not the student's.
@@ -183,9 +204,33 @@ def make_teacher(config: ClassificationConfig, classes: int) -> Teacher:
             raise ValueError(
                 f"teacher {name!r} cannot be loaded: {str(error).partition(chr(10))[0]}"
             ) from error
-    if model.num_classes != classes:
-        raise ValueError(f"teacher {name!r} knows {model.num_classes} classes, the data has {classes}")
+    if model.num_classes != len(classes):
+        raise ValueError(f"teacher {name!r} knows {model.num_classes} classes, the data has {len(classes)}")
+    order = _match_classes(name, vars(model)["pretrained_cfg"].get("label_names"), classes)
     channels = resolve_data_config({}, model=model)["input_size"][0]
     if channels != config.in_chans:
         raise ValueError(f"teacher {name!r} reads {channels} channels, the student {config.in_chans}")
-    return Teacher(model, *config.normalization())
+    return Teacher(model, *config.normalization(), order)
+
+
+def _match_classes(teacher: str, known: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:
+    """The teacher's output for each class, by name; None for a teacher that names no classes."""
+    if not known:
+        logger.warning(
+            "teacher %r does not name its classes: its outputs are taken in the order of the data's, %s",
+            teacher, _preview(classes),
+        )  # fmt: skip
+        return None
+    missing = sorted(set(classes) - set(known))
+    if missing:
+        extra = sorted(set(known) - set(classes))
+        raise ValueError(
+            f"teacher {teacher!r} knows other classes than the data: {_preview(missing)} are missing, it has "
+            f"{_preview(extra)} instead; name the folders alike, or take a teacher of these classes"
+        )
+    index = {name: i for i, name in enumerate(known)}
+    return [index[name] for name in classes]
+
+
+def _preview(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ("…" if len(names) > 5 else "")

@@ -21,7 +21,14 @@ from atconv.engine.trainer import History, Task
 from atconv.io import save_tensors, write_atomically
 from atconv.plots import Panel
 from atconv.tasks.classification.config import ClassificationConfig
-from atconv.tasks.classification.data import IndexedData, StreamData, data_config, open_data
+from atconv.tasks.classification.data import (
+    IndexedData,
+    StreamData,
+    data_config,
+    eval_batch_size,
+    log_imbalance,
+    open_data,
+)
 from atconv.tasks.classification.model import make_model
 from atconv.tasks.classification.objective import Objective
 from atconv.tasks.classification.predictor import ClassificationPredictor
@@ -31,9 +38,8 @@ __all__ = ["ClassificationTask", "make_task"]
 
 
 class ClassificationTask(Task):
-    """Training of a classifier."""
-
-    monitor = "val_top1"
+    """Training of a classifier. The best epoch is picked by top-1, where classes are weighted by balanced
+    accuracy."""
 
     def __init__(
         self,
@@ -45,10 +51,11 @@ class ClassificationTask(Task):
     ) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
         self.data, self.model = data, model
+        self.monitor = "val_top1" if config.class_weights == "none" else "val_balanced_accuracy"
         self.samples, self.pairs = data.samples, config.mixes
         self.streams = isinstance(data, StreamData)
         self.transform = EvalTransform(data_config(config))
-        self.objective = Objective(config, len(data.classes), data.labels).to(accelerator.device)
+        self.objective = Objective(config, data.classes, data.labels).to(accelerator.device)
 
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         return self.data.train_batches(plan, epoch, start)
@@ -59,27 +66,34 @@ class ClassificationTask(Task):
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """val_loss, val_top1 and val_top5 (of more than five classes), over all processes."""
+        """val_loss, val_top1, val_top5 (of more than five classes) and val_balanced_accuracy, over all
+        processes."""
         was_training = model.training
         model.eval()
         device = self.accelerator.device
-        sums = torch.zeros(4, device=device)  # loss, top-1 hits, top-5 hits, images
-        for images, labels in self.data.val_batches(self.transform, self.config.batch_size):
+        sums = torch.zeros(2, device=device)  # loss, top-5 hits
+        right, images_of = torch.zeros(2, len(self.data.classes), device=device)  # by class
+        for images, labels in self.data.val_batches(self.transform, eval_batch_size(self.config)):
             images, labels = images.to(device), labels.to(device)
             with self.accelerator.autocast():
                 logits = model(images)
             logits = logits.float()
             hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.stack(
-                [loss, hits[:, 0].sum(), hits.sum(), torch.tensor(len(labels), device=device)]
-            )
+            sums += torch.stack([loss, hits.sum()])
+            right.index_add_(0, labels, hits[:, 0].float())
+            images_of.index_add_(0, labels, torch.ones_like(hits[:, 0], dtype=torch.float32))
         model.train(was_training)
-        loss_sum, top1, top5, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        reduced = self.accelerator.reduce(torch.cat([sums, right, images_of]), reduction="sum").double()
+        (loss_sum, top5), (right, images_of) = reduced[:2].tolist(), reduced[2:].view(2, -1)
+        count = int(images_of.sum())
         if count == 0:
             raise ValueError("the validation split has no images")
-        metrics = {"val_loss": loss_sum / count, "val_top1": 100 * top1 / count}
-        return metrics | ({"val_top5": 100 * top5 / count} if len(self.data.classes) > 5 else {})
+        metrics = {"val_loss": loss_sum / count, "val_top1": 100 * float(right.sum()) / count}
+        if len(self.data.classes) > 5:
+            metrics["val_top5"] = 100 * top5 / count
+        recalls = right[images_of > 0] / images_of[images_of > 0]
+        return metrics | {"val_balanced_accuracy": 100 * float(recalls.mean())}
 
     def save_config(self) -> None:
         """config.json for timm and transformers: architecture, arguments, input, label names."""
@@ -97,14 +111,18 @@ class ClassificationTask(Task):
         save_tensors(model.state_dict(), self.run.weights)
 
     def report(self, history: History) -> None:
+        accuracy = {"train, augmented": "train_top1", "validation": "val_top1"}
+        if self.monitor != "val_top1":
+            accuracy["validation, balanced"] = self.monitor
         panels = [
             Panel("Loss", "cross-entropy", {"train, augmented": "train_loss", "validation": "val_loss"}),
-            Panel("Accuracy", "top-1 (%)", {"train, augmented": "train_top1", "validation": "val_top1"}),
+            Panel("Accuracy", "top-1 (%)", accuracy),
             Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"}),
         ]
         predictor = ClassificationPredictor.open(self.run).to(self.accelerator.device)
-        batch_size, workers = max(self.config.batch_size, 32), self.config.workers
-        metrics = predictor.evaluate_on(self.data.final, self.data.final_name, batch_size, workers)
+        metrics = predictor.evaluate_on(
+            self.data.final, self.data.final_name, eval_batch_size(self.config), self.config.workers
+        )
         report_run(self.run, self.model, history, panels, predictor, metrics)
 
 
@@ -116,5 +134,7 @@ def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
     """
     data = open_data(config, run, accelerator)
     new = latest_checkpoint(run.checkpoints) is None  # else weights come from there
+    if new and isinstance(data, IndexedData) and accelerator.is_main_process:
+        log_imbalance(config, data.classes, data.splits["train"].labels)
     model = make_model(config, len(data.classes), load_weights=new)
     return ClassificationTask(config, run, accelerator, data, model)
