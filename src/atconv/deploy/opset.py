@@ -29,10 +29,8 @@ def to_opset_17(path: Path) -> None:
             _axes_as_attribute(node, constants)
         elif node.op_type == "Pad" and len(node.input) == 4 and not node.input[3]:
             del node.input[3]
-        elif node.op_type == "Split" and len(node.input) == 2:
-            kept = [attribute for attribute in node.attribute if attribute.name != "num_outputs"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
+        elif node.op_type == "Split":  # equal parts, or those that it lists
+            _drop_attribute(node, "num_outputs")
     for opset in model.opset_import:
         if opset.domain == "":
             opset.version = 17
@@ -50,4 +48,11 @@ def _axes_as_attribute(node: Any, constants: dict[str, Any]) -> None:
     if len(node.input) == 2 and node.input[1] in constants:
         axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
         del node.input[1]
+        _drop_attribute(node, "noop_with_empty_axes")  # there are axes
         node.attribute.append(helper.make_attribute("axes", axes))
+
+
+def _drop_attribute(node: Any, name: str) -> None:
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
+    del node.attribute[:]
+    node.attribute.extend(kept)
