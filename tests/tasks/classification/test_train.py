@@ -153,7 +153,7 @@ def test_imbalance_is_said_and_the_best_epoch_follows_the_weights(
     changes: dict[str, Any] = {"data": str(images), "epochs": 3, "num_classes": None}
     plain = train_tiny(tmp_path / "plain", **changes)
     assert re.search(r"imbalanced: \d+ cat, \d+ dog, \d+ owl\. .*--class-weights balanced", caplog.text)
-    assert "validation top1" in caplog.text
+    assert "validation top-1" in caplog.text
     caplog.clear()
     run = train_tiny(tmp_path / "weighted", class_weights="balanced", **changes)
     assert "the best epoch is picked by balanced accuracy" in caplog.text

@@ -112,8 +112,8 @@ class ClassificationTask(Task):
 
     def report(self, history: History) -> None:
         accuracy = {"train, augmented": "train_top1", "validation": "val_top1"}
-        if self.monitor != "val_top1":
-            accuracy["validation, balanced"] = self.monitor
+        if self.config.class_weights != "none":
+            accuracy["validation, balanced"] = "val_balanced_accuracy"
         panels = [
             Panel("Loss", "cross-entropy", {"train, augmented": "train_loss", "validation": "val_loss"}),
             Panel("Accuracy", "top-1 (%)", accuracy),
