@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +17,15 @@ from matplotlib.ticker import MaxNLocator
 
 mpl.use("Agg")  # files only: no display is needed
 mpl.rcParams["text.parse_math"] = False  # a class may be called "$"
+
+# Letters that DejaVu Sans lacks come from the first of these that is installed and has them.
+_EAST_ASIAN = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
+    "PingFang SC", "Hiragino Sans", "Arial Unicode MS",
+)  # fmt: skip
+_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+mpl.rcParams["font.family"] = ["DejaVu Sans", *(name for name in _EAST_ASIAN if name in _INSTALLED)]
 
 __all__ = ["DPI", "Panel", "plot_curves", "plt", "save", "shorten"]
 
@@ -30,13 +42,19 @@ class Panel(NamedTuple):
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Write a PNG and let go of the figure."""
-    figure.savefig(path, dpi=dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")  # a box is shown where no font has it
+        figure.savefig(path, dpi=dpi)
     plt.close(figure)
 
 
 def shorten(name: str, length: int = 18) -> str:
-    """A name that fits next to a plot."""
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """A name that fits next to a plot: a letter of double width counts twice."""
+    widths = [1 + (unicodedata.east_asian_width(letter) in "WF") for letter in name]
+    if sum(widths) <= length:
+        return name
+    kept = next(i for i in range(len(name), -1, -1) if sum(widths[:i]) < length)
+    return name[:kept] + "…"
 
 
 def plot_curves(
@@ -62,7 +80,10 @@ def plot_curves(
         for label, column in panel.columns.items():
             axis.plot(epochs, [row[column] for row in history], label=label, marker=marker)
         axis.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(epochs) == 1:
+            axis.set_xticks(epochs)
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         if len(panel.columns) > 1:
             axis.legend()
@@ -73,4 +94,4 @@ def plot_curves(
 
 def _mark(axis: Axes, column: str, row: dict[str, Any]) -> None:
     axis.plot(row["epoch"], row[column], "o", color="C1")
-    axis.set_title(f"{axis.get_title()}, best {row[column]:.2f}, epoch {row['epoch']}")
+    axis.set_title(f"{axis.get_title()}\nbest {row[column]:.2f}, epoch {row['epoch']}")

@@ -40,6 +40,8 @@ _Line = tuple[str, dict[str, Any], Mapping[str, Any]]
 """label, style, and a value for each layer"""
 
 _MAX_LAYERS = 8
+_MAX_WIDTH = 10.6  # inches
+_MAX_EXPLAINED = 6  # images in a row of explanations
 _literal_text = rc_context({"text.parse_math": False})  # a class or a run may be called "$"
 
 
@@ -100,7 +102,7 @@ def plot_kernels_by_layer(
     which = "each layer" if len(shown) == len(kernels) else f"{len(shown)} of {len(kernels)} layers"
     figure, axes = _grid(
         f"One kernel of {which} (rows)\nfor each image (columns)",
-        rows, columns, (max(5.6, 1.15 * columns + 2.2), 1.1 * rows + 0.9),
+        rows, columns, (max(5.6, min(1.15 * columns + 2.2, _MAX_WIDTH)), 1.1 * rows + 0.9),
     )  # fmt: skip
     for axis, image, title in zip(axes[0], images, titles, strict=True):
         _show_image(axis, image)
@@ -283,13 +285,17 @@ def plot_explanations(
         labels: the true class of each.
         layer: the end of a stage, to which the predictions were traced.
     """
-    columns = len(explanations)
+    columns = min(len(explanations), _MAX_EXPLAINED)
+    lines = -(-len(explanations) // columns)
     figure, axes = _grid(
         f"What supports the prediction (after {_stage_label(layer)}: "
         f"{' × '.join(map(str, explanations[0].map.shape))} positions)",
-        2, columns, (max(5.6, 1.5 * columns + 1.1), 3.75),
+        2 * lines, columns, (max(5.6, 1.5 * columns + 1.1), 0.75 + 3.0 * lines),
     )  # fmt: skip
-    for (above, below), image, explanation, label in zip(axes.T, images, explanations, labels, strict=True):
+    for axis in axes.flat:
+        axis.axis("off")
+    pairs = [pair for line in range(lines) for pair in axes[2 * line : 2 * line + 2].T]
+    for (above, below), image, explanation, label in zip(pairs, images, explanations, labels, strict=False):
         height, width = image.shape[:2]
         for axis in (above, below):
             _show_image(axis, image)

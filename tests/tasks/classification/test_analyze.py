@@ -172,6 +172,17 @@ def test_images_are_evenly_spaced_and_unreadable_ones_skipped(
     assert re.search(r"skipped: \S+bad.png: not a readable image", caplog.text)
 
 
+def test_all_of_ten_images_are_used_and_shown(tmp_path: Path) -> None:
+    for position in range(10):
+        DigitsSource().read(position, "L").save(tmp_path / f"{position}.png")
+    page = analyze(trained_run(), [str(tmp_path)], out=str(tmp_path / "out"))
+    analysis = json.loads((page.parent / "analysis.json").read_text())
+    assert (analysis["images"], len(analysis["explanations"])) == (10, 10)
+    for path in page.parent.glob("*.png"):
+        with Image.open(path) as plot:
+            assert plot.width <= 1200
+
+
 def test_classes_come_from_folders_where_the_run_knows_them(photos: Path) -> None:
     paths = sorted(photos.rglob("*.png"))
     probe = Probe.open(trained_run(), paths, "cpu")
@@ -186,7 +197,7 @@ def test_classes_come_from_folders_where_the_run_knows_them(photos: Path) -> Non
 
 
 def test_images_of_every_class_are_shown() -> None:
-    assert _first_of_each_class(torch.tensor([3, 3, 3, 3, 3, 1, 2, 1])) == [0, 1, 2, 5, 6, 7]
+    assert _first_of_each_class(torch.tensor([3] * 9 + [1, 2, 1])) == [0, 1, 2, 3, 4, 5, 6, 9, 10, 11]
 
 
 def test_predictions_are_traced_to_the_deepest_map_that_is_fine_enough(tmp_path: Path, photos: Path) -> None:

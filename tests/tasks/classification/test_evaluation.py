@@ -5,14 +5,17 @@ import math
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 
 from atconv.data.sources import DigitsSource
+from atconv.tasks.classification import plots
 from atconv.tasks.classification.metrics import (
     compute_metrics,
     expected_calibration_error,
@@ -55,6 +58,31 @@ def test_balanced_accuracy_and_macro_f1_count_classes_alike() -> None:
     assert re.search(r"balanced accuracy\s+50\.00 %", summary)
     assert re.search(r"macro F1\s+44\.44 %", summary)
     assert {"balanced_accuracy", "macro_f1"} <= set(metrics.to_dict())
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 7])
+def test_titles_fit_and_mistakes_are_named(wrong: int, tmp_path: Path) -> None:
+    probabilities = np.tile(np.array([[0.9, 0.1]], dtype=np.float32), (1797, 1))
+    labels = np.array([1] * wrong + [0] * (1797 - wrong))
+    source = mock.Mock()
+    source.read.return_value = Image.new("RGB", (8, 8))
+    source.name.side_effect = lambda position: f"photos/cat/scan-{position}.png"
+    metrics = compute_metrics(probabilities, labels, ["cat", "dog"], 1.0, source=source)
+    figures: list[Figure] = []
+    with mock.patch.object(plots, "save", lambda figure, path: figures.append(figure)):
+        plots.plot_confusion_matrix(metrics, tmp_path / "confusion.png")
+        plots.plot_mistakes(metrics, list(range(wrong)), "RGB", tmp_path / "mistakes.png")
+    for figure in figures:
+        figure.draw_without_rendering()
+        texts = [figure._suptitle, *(axis.title for axis in figure.axes)]  # type: ignore[attr-defined]
+        for text in texts:
+            extent = text.get_window_extent()
+            assert extent.x0 >= 0
+            assert extent.x1 <= figure.bbox.width
+    titles = [axis.get_title() for axis in figures[1].axes]
+    assert [title.partition("\n")[0] for title in titles if title] == [f"scan-{i}.png" for i in range(wrong)]
+    for figure in figures:
+        plots.plt.close(figure)
 
 
 def test_with_five_classes_or_fewer_there_is_no_top5() -> None:

@@ -32,7 +32,7 @@ __all__ = ["analyze"]
 
 logger = logging.getLogger(__name__)
 
-_SHOWN_IMAGES = 6
+_SHOWN_IMAGES = 10
 
 
 def analyze(

@@ -38,12 +38,10 @@ def plot_confusion_matrix(metrics: ClassificationMetrics, path: Path) -> None:
             axis.text(
                 column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8
             )
+    # Over the figure, which leaves room for it where there are few classes.
     accuracy = 100 * np.trace(counts) / max(counts.sum(), 1)
-    axis.set(
-        title=f"Confusion matrix: {counts.sum()} images, {accuracy:.2f} % right",
-        xlabel="predicted class",
-        ylabel="true class",
-    )
+    figure.suptitle(f"Confusion matrix: {counts.sum()} images,\n{accuracy:.2f} % right", fontsize=11)
+    axis.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, ax=axis, label="share of the true class (%)", shrink=0.8)
     save(figure, path)
 
@@ -56,10 +54,10 @@ def plot_mistakes(metrics: ClassificationMetrics, worst: Sequence[int], mode: Mo
     columns = min(5, max(3, len(worst)))  # three leave room for the title
     rows = max(1, -(-len(worst) // columns))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(2.2 * columns, 2.5 * rows + 0.6), layout="constrained", squeeze=False
+        rows, columns, figsize=(2.2 * columns, 2.7 * rows + 0.7), layout="constrained", squeeze=False
     )
     figure.suptitle(
-        f"Worst mistakes: {len(worst)} of {wrong} wrong among {len(labels)} images, most confident first"
+        f"Worst mistakes: {len(worst)} of {wrong} wrong among\n{len(labels)} images, most confident first"
         if wrong
         else f"No mistakes among {len(labels)} images"
     )
@@ -67,8 +65,9 @@ def plot_mistakes(metrics: ClassificationMetrics, worst: Sequence[int], mode: Mo
         axis.axis("off")
     for axis, index in zip(axes.flat, worst, strict=False):
         axis.imshow(metrics.source.read(int(index), mode), cmap="gray" if mode == "L" else None)
+        file = Path(metrics.source.name(int(index))).name
         axis.set_title(
-            f"is {shorten(classes[labels[index]])}\n"
+            f"{shorten(file, 24)}\nis {shorten(classes[labels[index]])}\n"
             f"taken for {shorten(classes[predicted[index]])}, {100 * confidence[index]:.0f} %",
             fontsize=9,
         )

@@ -1,0 +1,43 @@
+"""What plots share: labels of every script, and curves of a single epoch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from unittest import mock
+
+import matplotlib as mpl
+
+from atconv import plots
+from atconv.plots import Panel, plot_curves, plt, save, shorten
+
+
+def test_labels_of_every_script_are_plotted_without_a_warning(tmp_path: Path) -> None:
+    figure, axis = plt.subplots()
+    axis.set_title("猫 고양이 ねこ $x$")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(figure, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
+    assert mpl.rcParams["font.family"][0] == "DejaVu Sans"
+
+
+def test_names_are_shortened_to_the_width_that_they_take() -> None:
+    assert shorten("abcdefgh", 8) == "abcdefgh"
+    assert shorten("abcdefghi", 8) == "abcdefg…"
+    assert shorten("猫猫猫猫", 8) == "猫猫猫猫"
+    assert shorten("猫猫猫猫猫", 8) == "猫猫猫…"
+
+
+def test_one_epoch_has_one_tick(tmp_path: Path) -> None:
+    kept = []
+    with mock.patch.object(plots, "save", lambda figure, path: kept.append(figure)):
+        row = {"epoch": 1, "loss": 2.0, "top1": 50.0}
+        panels = [Panel("Loss", "nats", {"train": "loss"}), Panel("Accuracy", "%", {"validation": "top1"})]
+        plot_curves([row], panels, tmp_path / "curves.png", ("top1", row))
+    [figure] = kept
+    assert [axis.get_xticks().tolist() for axis in figure.axes] == [[1], [1]]
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        assert axis.title.get_window_extent().width < figure.bbox.width / 2
+    plt.close(figure)
