@@ -10,13 +10,14 @@ from pathlib import Path
 from demo_dense import CLASSIFIER, SCENES, prepare
 from steps import atconv, train
 
+RECIPE = Path(__file__).with_name("detect_scenes.yaml")
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo-detect")
 
 
 def main() -> None:
     started = time.perf_counter()
     prepare()
-    train(FOLDER, ["detect", "train"], str(SCENES), "--config", "scenes", "--checkpoint", str(CLASSIFIER))
+    train(FOLDER, ["detect", "train"], str(SCENES), "--config", str(RECIPE), "--checkpoint", str(CLASSIFIER))
     shown = [str(SCENES / "images" / "test" / f"{i:06d}.png") for i in range(4)]
     atconv("detect", "predict", str(FOLDER), *shown)
     metrics = json.loads((FOLDER / "metrics.json").read_text())["coco"]
@@ -31,7 +32,7 @@ garments never seen. Everything lies in {FOLDER}:
 
 Try next, with your own boxes in COCO's format:
   atconv detect train my-images --out runs/mine
-  atconv detect train {SCENES} --config scenes --architecture mask_rcnn --checkpoint {CLASSIFIER}"""
+  atconv detect train {SCENES} --config {RECIPE} --architecture mask_rcnn --checkpoint {CLASSIFIER}"""
     )
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from demo_dense import CLASSIFIER, SCENES, prepare
 from steps import atconv, train
 
+RECIPE = Path(__file__).with_name("segment_scenes.yaml")
 FOLDER = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo-segment")
 
 
 def main() -> None:
     started = time.perf_counter()
     prepare()
-    train(FOLDER, ["segment", "train"], str(SCENES), "--config", "scenes", "--checkpoint", str(CLASSIFIER))
+    train(FOLDER, ["segment", "train"], str(SCENES), "--config", str(RECIPE), "--checkpoint", str(CLASSIFIER))
     shown = [str(SCENES / "images" / "test" / f"{i:06d}.png") for i in range(4)]
     atconv("segment", "predict", str(FOLDER), *shown)
     metrics = json.loads((FOLDER / "metrics.json").read_text())

@@ -12,10 +12,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from atconv.ops.allocator import tune_allocator
 from atconv_command import TOOLS
@@ -24,7 +24,9 @@ try:
     import yaml
 
     from atconv.command_line import Parser, add_function, add_options
-    from atconv.tasks import TASKS, TaskSpec, get_task, load, resume, task_of, train
+    from atconv.engine.options import check_value
+    from atconv.engine.reading import read_yaml
+    from atconv.tasks import TASKS, TaskSpec, get_task, load, resume, task_of, train, train_or_resume
 except ImportError as error:
     print(f"atconv: {error.name} is missing: pip install 'atconv[train]'", file=sys.stderr)
     raise SystemExit(2) from None
@@ -61,6 +63,8 @@ def _explain(command: str, error: Exception) -> None:
         fail(f"{line}: pip install 'atconv[{_EXTRAS.get(command.split()[0], 'train')}]'")
     if isinstance(error, BrokenPipeError):  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
+        fail(f"atconv {command}: {error.filename} is a file where a folder is needed: give another --out")
     elif isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         full = error.errno == errno.ENOSPC or "No space left" in str(error)
         fail(line + (": free some space; complete checkpoints are untouched" if full else ""))
@@ -135,7 +139,7 @@ def _train(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
     chosen = set(parser.parse_args(rest, defaults=False).as_dict())
     options.pop("config")
     folder, printed = options.pop("out"), options.pop("print_config")
-    config = spec.config(**options)
+    config = spec.config(**options | {"data": options["data"] or ""})
     if printed:
         print(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False), end="")
         return
@@ -144,18 +148,17 @@ def _train(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
 
 def _read_recipe(spec: TaskSpec, name: str) -> dict[str, Any]:
     path = spec.recipe_path(name)
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"the recipe {path} cannot be read: {error}") from error
+    recipe = read_yaml(path)
     if not isinstance(recipe, dict):
         raise ValueError(f"the recipe {path} is not a mapping of options to values")
     task = recipe.pop("task", spec.name)
     if task != spec.name:
         raise ValueError(f"the recipe {path} is one of {task}, not of {spec.name}")
-    known = [field.name for field in fields(spec.config)]
-    for option in recipe:
-        if option not in known:
+    known = get_type_hints(spec.config, include_extras=True)
+    for option, value in recipe.items():
+        if option in known:
+            check_value(f"{option} in the recipe {path}", value, known[option])
+        else:
             near = difflib.get_close_matches(str(option), known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"the recipe {path} has an option {option} that {spec.name} does not{hint}")
@@ -186,13 +189,17 @@ def _predict(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
     parser.add_argument("run", metavar="RUN", type=str, help="the run's folder")
     parser.add_argument("images", metavar="IMAGE", type=str, nargs="+", help="image files, folders or globs")
     parser.add_argument("--device", choices=_DEVICES, default="auto", help="where to run")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--csv", action="store_true", help="print CSV")
+    parser.add_argument("--json", action="store_true", help="print JSON, and no table")
+    parser.add_argument("--csv", action="store_true", help="print CSV, and no table")
     if kind.draws:
         parser.add_argument("--out", metavar="FOLDER", type=str, help="folder to draw in (RUN/predictions)")
     add_function(parser, kind.infer, skip={"self", "images", "names"})
     options = parser.parse_args(list(arguments)).as_dict()
     folder, device, as_json, as_csv = (options.pop(name, None) for name in ("out", "device", "json", "csv"))
+    if as_json and as_csv:
+        fail(f"{prog}: --json and --csv exclude each other: give one of them")
+    if folder is not None and Path(folder).is_file():
+        fail(f"{prog}: --out {folder} is a file: give a folder")
     name, images = options.pop("run"), find_images(options.pop("images"))
     predictor = _open(spec, name, prog).to(device)
     out = Path(folder) if folder is not None else predictor.run.path / "predictions"
@@ -273,8 +280,8 @@ def _study(prog: str, arguments: Sequence[str]) -> None:
 
     parser = Parser(prog=prog, description="Compare token mixers on your data, as a YAML file says.")
     parser.add_argument("config", metavar="STUDY", type=str, help="the study's YAML file")
-    add_function(parser, study, skip={"config"})
-    study(**parser.parse_args(list(arguments)).as_dict())
+    add_function(parser, study, skip={"config", "train"})
+    study(**parser.parse_args(list(arguments)).as_dict(), train=train_or_resume)
 
 
 def _analyze(prog: str, arguments: Sequence[str]) -> None:

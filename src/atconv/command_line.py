@@ -10,10 +10,12 @@ import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse, parse_from_object
-from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from atconv.engine.options import check_value, describe, rule_of
 
 __all__ = ["Parser", "add_function", "add_options"]
 
@@ -42,13 +44,27 @@ class Parser(ArgumentParser):
         """`missing` says what to do where a positional argument is missing, by its name."""
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
         self.missing = dict(missing or {})
+        self.kinds: dict[str, Any] = {}
+        """types of the options, with their ranges"""
+
+    def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        parsed: Namespace = super().parse_args(*args, **options)
+        for name, value in parsed.as_dict().items():
+            if name in self.kinds:
+                try:
+                    check_value(_flag(name), value, self.kinds[name])
+                except ValueError as error:
+                    self.error(str(error))
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-        text = " ".join(lines)[:600]
+        text = " ".join(str(message).split())[:600]
         name = text.rpartition("are required: ")[2]
+        wrong = re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', text)
         if name in self.missing:
             text = self.missing[name]
+        elif wrong and wrong[1] in self.kinds:
+            text = f"{_flag(wrong[1])} must be {describe(self.kinds[wrong[1]])}, got {wrong[2]}"
         elif self.missing and re.match(r"(error: )?unrecognized arguments: [^-]", text, re.IGNORECASE):
             text += ": give it before the options"
         print(f"{self.prog}: {text} (see {self.prog} --help)", file=sys.stderr)
@@ -78,9 +94,9 @@ def add_options(parser: Parser, config: type, skip: Collection[str] = (), everyt
         section = parser.add_argument_group(group)
         for option in (option for option in options if option.group == group):
             shown = everything or option.common
-            _add(section, option, shown)
+            _add(parser, section, option, shown, ranges=everything)
             if not shown:
-                hidden.setdefault(group, []).append(f"--{option.name.replace('_', '-')}")
+                hidden.setdefault(group, []).append(_flag(option.name))
     if hidden:
         names = " ".join(name for names in hidden.values() for name in names)
         parser.epilog = f"Also {names}. See {parser.prog} --help-all."
@@ -93,16 +109,17 @@ def add_function(parser: Parser, function: Callable[..., Any], skip: Collection[
     texts = {
         p.arg_name: " ".join((p.description or "").split()) for p in parse(function.__doc__ or "").params
     }
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in skip and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             default = parameter.default
-            _add(parser, _Option(name, hints[name], default, texts.get(name, ""), "", True), shown=True)
+            option = _Option(name, hints[name], default, texts.get(name, ""), "", True)
+            _add(parser, parser, option, shown=True, ranges=True)
 
 
 def _fields_of(config: type) -> Iterator[_Option]:
     """Options of a dataclass in the order in which its classes are listed, each once."""
-    hints, seen = get_type_hints(config), set()
+    hints, seen = get_type_hints(config, include_extras=True), set()
     owners = [owner for owner in config.__mro__ if is_dataclass(owner)]
     for owner in [*owners[1:], owners[0]]:
         texts = {p.arg_name: p.description for p in parse_from_object(owner).params}
@@ -119,26 +136,34 @@ def _fields_of(config: type) -> Iterator[_Option]:
             yield _Option(field.name, hints[field.name], default, text, group, shown)
 
 
-def _add(parser: Any, option: _Option, shown: bool) -> None:
-    flag = f"--{option.name.replace('_', '-')}"
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _add(parser: Parser, section: Any, option: _Option, shown: bool, ranges: bool) -> None:
+    flag, rule = _flag(option.name), rule_of(option.kind) if ranges else None
+    parser.kinds[option.name] = option.kind
+    text = f"{option.help.removesuffix('.')}; {rule.short}" if rule else option.help.removesuffix(".")
     keywords: dict[str, Any] = {
-        "help": option.help if shown else argparse.SUPPRESS,
+        "help": text if shown else argparse.SUPPRESS,
         "default": option.default,
     }
     if option.default is inspect.Parameter.empty:
         keywords |= {"required": True, "default": None}
     if _plain(option.kind) is bool:
-        parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), **keywords)
+        section.add_argument(flag, action=ActionYesNo(no_prefix="no-"), **keywords)
     else:
-        parser.add_argument(flag, type=option.kind, metavar=_placeholder(option.kind), **keywords)
+        section.add_argument(flag, type=option.kind, metavar=_placeholder(option.kind), **keywords)
 
 
 def _plain(kind: Any) -> Any:
-    """A type without None."""
+    """A type without its range and without None."""
+    if get_origin(kind) is Annotated:
+        return get_args(kind)[0]
     if get_origin(kind) not in (Union, UnionType):
         return kind
     kinds = [each for each in get_args(kind) if each is not NoneType]
-    return kinds[0] if len(kinds) == 1 else kind
+    return _plain(kinds[0]) if len(kinds) == 1 else kind
 
 
 def _placeholder(kind: Any) -> str:

@@ -26,7 +26,8 @@ from atconv.engine.tables import Table
 from atconv.io import read_rows
 from atconv.plots import plt, save
 from atconv.replace.counting import macs
-from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed, train_or_resume
+from atconv.tasks import train_or_resume
+from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed
 from atconv.tasks.detection.config import DetectionConfig
 from studies import harness
 

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 import atconv
-from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed, train_or_resume
+from atconv.tasks import train_or_resume
+from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.sampling import SamplerConfig
 from studies import harness

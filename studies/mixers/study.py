@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from atconv.io import read_rows
+from atconv.tasks import train_or_resume
 from atconv.tasks.classification.study import Study, prepare_sweep, read_study
 from atconv.tasks.classification.study_report import report_study
 from atconv.tasks.common.sweep import Job, Sweep
@@ -45,7 +46,7 @@ def described(args: Namespace) -> Study:
 
 def make_sweep(study: Study, out: Path, runs: Path) -> Sweep:
     """The study's runs. Their rows also have λ."""
-    sweep = prepare_sweep(study, out, runs)
+    sweep = prepare_sweep(study, out, train_or_resume, runs)
     return replace(sweep, make_row=partial(_add_inhibition, sweep.make_row))
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from atconv.io import read_rows, write_rows
+from atconv.tasks import train_or_resume
 from atconv.tasks.classification.study import prepare_sweep, read_study
 from atconv.tasks.classification.study_report import read_results, summarize
 from atconv.tasks.common.sweep import Job
@@ -100,7 +101,7 @@ def test_a_pilot_says_what_all_runs_take_and_can_show(tmp_path: Path) -> None:
         "grid": {"token_mixer": "atconv", "mixer_args": {"context_grid": True}},
     }
     four_mixers = read_study(study_file(tmp_path / "study.yaml", seeds=8, variants=variants))
-    sweep, asked = prepare_sweep(four_mixers, tmp_path), []
+    sweep, asked = prepare_sweep(four_mixers, tmp_path, train_or_resume), []
     tops = {"ATConv": [90.0, 91.0, 92.0], "pooling": [89.0, 91.0, 90.0], "grid": [90.5, 91.4, 92.6]}
 
     def run(jobs: Sequence[Job]) -> None:
@@ -126,7 +127,7 @@ def test_a_pilot_says_what_all_runs_take_and_can_show(tmp_path: Path) -> None:
 
 def test_a_pilot_whose_runs_another_process_makes_has_to_wait(tmp_path: Path) -> None:
     two_mixers = read_study(study_file(tmp_path / "study.yaml", variants=TWO))
-    sweep = prepare_sweep(two_mixers, tmp_path)
+    sweep = prepare_sweep(two_mixers, tmp_path, train_or_resume)
     write_rows(tmp_path / "timing.csv", [{"variant": name, "training_step": 1} for name in TWO])
 
     def run(jobs: Sequence[Job]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from atconv.engine.config import check_shares
+from atconv.engine.options import Fraction, PositiveInt, Share
 
 __all__ = ["DataConfig"]
 
@@ -27,24 +27,15 @@ class DataConfig:
     """validation split of a named timm dataset; default: held out from the training split"""
     test_split: str | None = None
     """test split of a named timm dataset, looked at once after training"""
-    epoch_samples: int | None = None
+    epoch_samples: PositiveInt | None = None
     """images in one epoch of a stream (wds/…, tfds/…), where the stream does not know"""
-    val_fraction: float = 0.1
+    val_fraction: Fraction = 0.1
     """share of the training images held out for validation where DATA has no validation split"""
-    test_fraction: float = 0.15
+    test_fraction: Fraction = 0.15
     """share of all images held out for the test where DATA is one flat folder or digits"""
     check_images: Literal["decode", "header", "none"] = "decode"
     """how image files are checked before training: decode each, read its header, or not at all"""
-    num_classes: int | None = None
+    num_classes: PositiveInt | None = None
     """classes of a stream that does not name them"""
-    max_skipped: float = 0.05
+    max_skipped: Share = 0.05
     """largest share of unreadable files that are left out; more stops the run"""
-
-    def __post_init__(self) -> None:
-        parent = getattr(super(), "__post_init__", None)  # TrainConfig's, in a task's configuration
-        if parent is not None:
-            parent()
-        for name in ("val_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        check_shares(self, "max_skipped")

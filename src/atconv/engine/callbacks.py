@@ -167,10 +167,14 @@ def inhibition_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
     ]
 
 
-def default_callbacks(patience: int | None, tracker: bool, main_process: bool) -> list[Callback]:
+def default_callbacks(
+    model: nn.Module, patience: int | None, tracker: bool, main_process: bool
+) -> list[Callback]:
     """The callbacks of every run: all processes track and stop, the main one shows and writes files."""
     callbacks: list[Callback] = [EarlyStopping(patience)] if patience is not None else []
     callbacks += [TrackerLogger()] if tracker else []
     if main_process:
-        callbacks += [BestModel(), CsvLogger(), InhibitionLogger(), ProgressBar()]
+        callbacks += [BestModel(), CsvLogger()]
+        callbacks += [InhibitionLogger()] if inhibition_strength(model) else []
+        callbacks += [ProgressBar()]
     return callbacks

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from atconv.engine.reading import read_yaml
 from atconv.engine.run import Run
 from atconv.io import write_atomically
 
@@ -61,10 +62,7 @@ def read_options(run: Run) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged.
     """
-    try:
-        options = yaml.safe_load(run.config.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{run.config} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    options = read_yaml(run.config)
     if not isinstance(options, dict):
         raise ValueError(f"{run.config} is not the configuration of a run")
     return options
@@ -81,9 +79,12 @@ def read_config(run: Run, kind: type[T], task: str) -> T:
     if named != task or not set(options) <= {f.name for f in fields(kind)}:  # type: ignore[arg-type]
         raise ValueError(f"{run.config} is not the configuration of a {task} run")
     for name, hint in get_type_hints(kind).items():
-        if "tuple" in str(hint) and options.get(name) is not None:
+        if "tuple" in str(hint) and isinstance(options.get(name), list):
             options[name] = tuple(options[name])
-    return kind(**options)
+    try:
+        return kind(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{run.config}: {error}") from error
 
 
 def reject_contradictions(config: Any, source: Any, names: Collection[str], chosen: Collection[str]) -> None:

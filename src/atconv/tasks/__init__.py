@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from atconv.engine.predictor import Predictor
     from atconv.engine.trainer import Callback
 
-__all__ = ["TASKS", "TaskSpec", "get_task", "load", "resume", "task_of", "train"]
+__all__ = ["TASKS", "TaskSpec", "get_task", "load", "resume", "task_of", "train", "train_or_resume"]
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,15 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
         release_accelerator(accelerator)
 
 
+def train_or_resume(config: Any, run: Path) -> None:
+    """Train in a folder, or continue what was interrupted there at any moment. A finished run is kept."""
+    if (run / "config.yaml").is_file():
+        resume(run)
+    else:
+        shutil.rmtree(run, ignore_errors=True)  # it was interrupted before there was anything to resume
+        train(config, run)
+
+
 def _task_of_config(config: Any) -> TaskSpec:
     specs = [get_task(name) for name in TASKS]
     for spec in specs:
@@ -204,7 +214,8 @@ def _prepare(
             "epoch is kept. Leave patience out"
         )
     plan = plan_batches(config, task.samples, accelerator.num_processes, even=task.pairs)
-    used = default_callbacks(config.patience, bool(accelerator.log_with), accelerator.is_main_process)
+    main_process, tracker = accelerator.is_main_process, bool(accelerator.log_with)
+    used = default_callbacks(task.model, config.patience, tracker, main_process)
     if accelerator.is_main_process:
         logger.info(plan.message)
         task.save_config()

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from atconv import load, tasks
 from atconv.io import read_rows
+from atconv.tasks import train_or_resume
 from atconv.tasks.classification.study import Study, prepare_sweep, read_study, study
 from atconv.tasks.classification.study_report import read_results, report_study, summarize
 from atconv.tasks.common.sweep import Job
@@ -22,7 +23,7 @@ from support.tiny_study import TWO, result, study_file, write_results
 
 
 def run_study(described: Study, out: Path) -> None:
-    prepare_sweep(described, out).run(described.jobs)
+    prepare_sweep(described, out, train_or_resume).run(described.jobs)
 
 
 def test_every_run_is_made_once_seed_by_seed(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_run_that_was_killed_before_its_config_was_written_starts_again(tmp_pa
     left.parent.mkdir(parents=True)
     left.write_text("data: dig")
     reset_accelerate()
-    prepare_sweep(described, tmp_path).run([Job("pooling", 0)])
+    prepare_sweep(described, tmp_path, train_or_resume).run([Job("pooling", 0)])
     assert len(read_rows(tmp_path / "results.csv")) == 1
     assert not left.exists()
 
@@ -271,4 +272,6 @@ def test_files_that_describe_no_study_are_rejected(
 
 def test_a_report_of_nothing_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no rows yet"):
-        study(str(study_file(tmp_path / "study.yaml")), str(tmp_path / "out"), "report")
+        study(
+            str(study_file(tmp_path / "study.yaml")), str(tmp_path / "out"), "report", train=train_or_resume
+        )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from atconv.data.config import DataConfig
-from atconv.engine.config import TrainConfig, check_shares
+from atconv.engine.config import TrainConfig
+from atconv.engine.options import NonNegative, Positive, PositiveInt, Share
 from atconv.engine.recipes import read_config, reject_contradictions
 from atconv.engine.run import Run
 from atconv.models.normalization import normalization
@@ -38,13 +39,13 @@ class ModelOptions:
     """start from the authors' .pth, a .safetensors file or another run's folder"""
     use_ema: bool = False
     """take the EMA weights of the authors' file"""
-    image_size: int = 224
+    image_size: PositiveInt = 224
     """height and width of the input"""
-    in_chans: int = 3
+    in_chans: PositiveInt = 3
     """3 reads images in color, 1 in gray"""
-    drop_path_rate: float = 0.0
+    drop_path_rate: Share = 0.0
     """stochastic depth of the last block"""
-    drop_rate: float = 0.0
+    drop_rate: Share = 0.0
     """dropout before the classifier"""
     freeze_backbone: bool = False
     """train the head alone"""
@@ -63,29 +64,29 @@ class AugmentationOptions:
     """min and max area of the random crop"""
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
     """min and max aspect ratio of the random crop"""
-    rotate: float = 0.0
+    rotate: NonNegative = 0.0
     """random rotation up to this many degrees"""
-    shift: float = 0.0
+    shift: Share = 0.0
     """random shift up to this share of the image size, with black moving in"""
-    hflip: float = 0.5
+    hflip: Share = 0.5
     """probability of a horizontal flip; 0 for digits and text"""
-    vflip: float = 0.0
+    vflip: Share = 0.0
     """probability of a vertical flip"""
-    color_jitter: float = 0.0
+    color_jitter: NonNegative = 0.0
     """strength of color jitter; timm drops it when auto_augment is set"""
     auto_augment: str | None = None
     """automatic augmentation by timm's name, such as rand-m9-mstd0.5-inc1"""
-    erase_prob: float = 0.0
+    erase_prob: Share = 0.0
     """probability of random erasing"""
-    repeats: int = 1
+    repeats: PositiveInt = 1
     """copies of an image in a batch, each augmented again; an epoch stays as long"""
     interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "bicubic"
     """resampling; random applies to training only"""
-    crop_pct: float = 0.875
+    crop_pct: Share = 0.875
     """share of the resized image that the center crop of evaluation takes"""
     mean: tuple[float, ...] | None = None
     """mean of each channel; default: ImageNet's, or 0.5 for gray"""
-    std: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
     """standard deviation of each channel; default: ImageNet's, or 0.5 for gray"""
 
 
@@ -96,15 +97,15 @@ class LossOptions:
     group: ClassVar[str] = "loss"
     common: ClassVar[tuple[str, ...]] = ("mixup", "cutmix", "label_smoothing", "class_weights")
 
-    mixup: float = 0.0
+    mixup: NonNegative = 0.0
     """Mixup alpha"""
-    cutmix: float = 0.0
+    cutmix: NonNegative = 0.0
     """CutMix alpha"""
-    mix_prob: float = 1.0
+    mix_prob: Share = 1.0
     """probability of mixing a batch"""
-    mix_switch_prob: float = 0.5
+    mix_switch_prob: Share = 0.5
     """probability of CutMix where both are on"""
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
     """label smoothing"""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced weighs each class by the inverse of its frequency"""
@@ -123,13 +124,13 @@ class DistillationOptions:
     """teacher by timm's name, or a run's folder"""
     teacher_weights: str | None = None
     """weights file of a named teacher; default: timm's pretrained weights"""
-    distill_weight: float = 0.5
+    distill_weight: Share = 0.5
     """a in (1 − a)·loss + a·distillation, for soft and hard"""
-    distill_temperature: float | None = None
+    distill_temperature: Positive | None = None
     """temperature; default 1, and 4 for dkd"""
-    dkd_alpha: float = 1.0
+    dkd_alpha: NonNegative = 1.0
     """weight of the target-class part of DKD"""
-    dkd_beta: float = 4.0
+    dkd_beta: NonNegative = 4.0
     """weight of the non-target part of DKD"""
 
 
@@ -141,19 +142,11 @@ class ClassificationConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_shares(self, "drop_path_rate", "drop_rate", "hflip", "vflip", "erase_prob", "shift")
-        check_shares(self, "crop_pct", "mix_prob", "mix_switch_prob", "label_smoothing", "distill_weight")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale must be two areas, 0 < min ≤ max ≤ 1, got {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio must be two ratios, 0 < min ≤ max, got {self.crop_ratio}")
-        if min(self.mixup, self.cutmix, self.rotate) < 0:
-            raise ValueError("mixup, cutmix and rotate must not be negative")
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
-        if self.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
         if (self.distill != "none") != (self.teacher is not None):
             raise ValueError(
                 "distillation needs both: distill (soft, hard or dkd) and teacher (a timm name or a run)"

@@ -17,7 +17,7 @@ Each run adds a row to results.csv. A run that has a row is not run again, an in
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,16 +25,16 @@ from typing import Any, Literal
 
 import timm
 import torch
-import yaml
 from torch import nn
 
 from atconv.data.splits import open_sources
 from atconv.engine.distributed import available_precision, resolve_device
+from atconv.engine.reading import read_yaml
 from atconv.io import read_rows, write_atomically
 from atconv.models.attnet import VARIANTS
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.study_report import read_results, report_study
-from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed, train_or_resume
+from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed
 
 __all__ = ["Study", "Variant", "prepare_sweep", "read_study", "study"]
 
@@ -102,13 +102,20 @@ class Study:
         return sum(p.numel() for p in model.parameters()), int(model.macs(size, size))
 
 
-def study(config: str, out: str = "runs/study", stage: Literal["run", "report"] = "run") -> Path:
+def study(
+    config: str,
+    out: str = "runs/study",
+    stage: Literal["run", "report"] = "run",
+    *,
+    train: Callable[[ClassificationConfig, Path], None],
+) -> Path:
     """Compare token mixers as a YAML file says.
 
     Args:
         config: the study's YAML file.
         out: folder for the runs, results.csv and results.md.
         stage: run makes every run that is left, and reports; report makes the table of the rows so far.
+        train: makes a run, or continues it: `atconv.tasks.train_or_resume`.
 
     Returns:
         the folder.
@@ -119,7 +126,7 @@ def study(config: str, out: str = "runs/study", stage: Literal["run", "report"] 
     described, folder = read_study(config), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if stage == "run":
-        prepare_sweep(described, folder).run(described.jobs)
+        prepare_sweep(described, folder, train).run(described.jobs)
     report_study(folder, described.variants, described.reference)
     return folder
 
@@ -131,8 +138,10 @@ def read_study(path: str | Path) -> Study:
         FileNotFoundError: no such file.
         ValueError: it does not describe a study, or one of its mixers cannot be built.
     """
+    content = read_yaml(Path(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not describe a study: reference, seeds, recipe and variants")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         _check_names("the study", content, {"reference", "seeds", "recipe", "variants"})
         _check_names("the recipe", content["recipe"], {field.name for field in fields(ClassificationConfig)})
         recipe = ClassificationConfig(**content["recipe"])
@@ -141,11 +150,9 @@ def read_study(path: str | Path) -> Study:
             for name, options in content["variants"].items()
         }
         reference = content["reference"]
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no such file: {path}; give a study's YAML file") from error
     except KeyError as error:
         raise ValueError(f"{path} does not describe a study: {error} is missing") from error
-    except (yaml.YAMLError, TypeError, AttributeError) as error:
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not describe a study: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -178,12 +185,15 @@ def _check_names(what: str, options: dict[str, Any], known: set[str]) -> None:
         raise ValueError(f"{what} has no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
 
 
-def prepare_sweep(study: Study, out: Path, runs: Path | None = None) -> Sweep:
+def prepare_sweep(
+    study: Study, out: Path, train: Callable[[ClassificationConfig, Path], None], runs: Path | None = None
+) -> Sweep:
     """The runs of a study, whose table is OUT/results.csv.
 
     Args:
         study: what is compared.
         out: folder of the table and recipe.json.
+        train: makes a run, or continues it.
         runs: folder of the runs; default: OUT/runs.
 
     Raises:
@@ -194,12 +204,14 @@ def prepare_sweep(study: Study, out: Path, runs: Path | None = None) -> Sweep:
     _save_or_check_recipe(study, out, runs)
     device = resolve_device(study.recipe.device)
     precision = available_precision(study.recipe.precision, device.type)
-    return Sweep(out / "results.csv", runs, partial(_make_row, study), device, precision)
+    return Sweep(out / "results.csv", runs, partial(_make_row, study, train), device, precision)
 
 
-def _make_row(study: Study, job: Job, run: Path) -> dict[str, Any]:
+def _make_row(
+    study: Study, train: Callable[[ClassificationConfig, Path], None], job: Job, run: Path
+) -> dict[str, Any]:
     variant = study.variants[job.variant]
-    train_or_resume(study.config(variant, job.seed), run)
+    train(study.config(variant, job.seed), run)
     parameters, macs = study.cost(variant)
     return {
         "top1": json.loads((run / "metrics.json").read_text())["top1"],

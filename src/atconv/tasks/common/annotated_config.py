@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from atconv.data.images import mode_for
-from atconv.engine.config import TrainConfig, check_shares
+from atconv.engine.config import TrainConfig
+from atconv.engine.options import Fraction, Positive, PositiveInt, Share
 from atconv.engine.recipes import reject_contradictions
 from atconv.engine.run import Run
 from atconv.models.normalization import normalization
@@ -26,7 +27,7 @@ class AnnotatedDataOptions:
 
     data: str = ""
     """folder with images and annotations"""
-    val_fraction: float = 0.1
+    val_fraction: Fraction = 0.1
     """share of the training images held out for validation where DATA has no validation split"""
     check_images: Literal["decode", "header", "none"] = "decode"
     """how image files are checked before training: decode each, read its header, or not at all"""
@@ -44,9 +45,9 @@ class BackboneOptions:
     """more arguments of the backbone, such as {depths: [1, 1, 3, 1]}"""
     checkpoint: str | None = None
     """start the backbone from a finished run of `atconv train`, or from the authors' .pth file"""
-    in_chans: int = 3
+    in_chans: PositiveInt = 3
     """3 reads images in color, 1 in gray"""
-    drop_path_rate: float = 0.0
+    drop_path_rate: Share = 0.0
     """stochastic depth of the backbone's last block"""
 
 
@@ -56,13 +57,13 @@ class AnnotatedAugmentationOptions:
 
     group: ClassVar[str] = "augmentation"
 
-    hflip: float = 0.5
+    hflip: Share = 0.5
     """probability of a horizontal flip"""
-    color_jitter: float = 0.0
+    color_jitter: Share = 0.0
     """largest change of brightness, contrast and saturation"""
     mean: tuple[float, ...] | None = None
     """mean of each channel; default: ImageNet's, or 0.5 for gray"""
-    std: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
     """standard deviation of each channel; default: ImageNet's, or 0.5 for gray"""
 
 
@@ -72,14 +73,11 @@ class AnnotatedConfig(AnnotatedDataOptions, BackboneOptions, AnnotatedAugmentati
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_shares(self, "hflip", "drop_path_rate", "color_jitter")
         if self.layer_decay is not None:
             raise ValueError(
                 "layer_decay is for classifiers: detectors and segmenters have no order of layers for it. "
                 "Leave it out"
             )
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}")
         mode_for(self.in_chans)
         normalization(self.in_chans, self.mean, self.std)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ import torch
 from filelock import FileLock, Timeout
 from scipy import stats
 
-from atconv import tasks
 from atconv.io import read_rows, write_rows
 
-__all__ = ["Job", "Sweep", "confidence_half_width", "paired_differences", "seed_by_seed", "train_or_resume"]
+__all__ = ["Job", "Sweep", "confidence_half_width", "paired_differences", "seed_by_seed"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,15 +105,6 @@ class Sweep:
                 f"{self.table} has rows trained in {' and '.join(sorted(precisions))}, this machine trains "
                 f"in {self.precision}: continue where those were made, or begin another folder with --out"
             )
-
-
-def train_or_resume(config: Any, run: Path) -> None:
-    """Train in a folder, or continue what was interrupted there at any moment. A finished run is kept."""
-    if (run / "config.yaml").is_file():
-        tasks.resume(run)
-    else:
-        shutil.rmtree(run, ignore_errors=True)  # it was interrupted before there was anything to resume
-        tasks.train(config, run)
 
 
 def paired_differences(values: Mapping[tuple[str, int], float], variant: str, reference: str) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from atconv.engine.options import Positive, PositiveInt
 from atconv.models.detectors import DetectorArchitecture, check_sizes
 from atconv.models.normalization import normalization
 from atconv.tasks.common.annotated_config import AnnotatedConfig, reject_own_options
@@ -20,15 +21,15 @@ class DetectorOptions:
 
     architecture: DetectorArchitecture = "faster_rcnn"
     """faster_rcnn, retinanet, or mask_rcnn, which also gives masks"""
-    levels: int | None = None
+    levels: PositiveInt | None = None
     """feature maps of the backbone, from the coarsest; default: 4, and 3 for RetinaNet"""
-    channels: int = 256
+    channels: PositiveInt = 256
     """channels of the pyramid and the heads"""
-    anchor_scale: float | None = None
+    anchor_scale: Positive | None = None
     """size of an anchor by the stride of its map; default: 8, and 4 for RetinaNet"""
-    min_size: tuple[int, ...] = (800,)
+    min_size: tuple[PositiveInt, ...] = (800,)
     """the shorter side is resized to it; of several, each training image takes one, evaluation the last"""
-    max_size: int = 1333
+    max_size: PositiveInt = 1333
     """but the longer side is never longer than this"""
     bad_annotations: Literal["reject", "skip"] = "reject"
     """reject annotations that are wrong, or skip them: they are named and left out"""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from atconv.data.config import DataConfig
-from atconv.engine.config import TrainConfig, check_shares
+from atconv.engine.config import TrainConfig
+from atconv.engine.options import BelowOne, NonNegative, NonNegativeInt, PositiveInt, Share
 from atconv.engine.recipes import read_config, reject_contradictions
 from atconv.engine.run import Run
 
@@ -40,13 +41,13 @@ class ModelOptions:
     """start from the authors' file, or from another run's folder"""
     conditional: bool = True
     """learn the classes; false trains without labels"""
-    label_dropout: float = 0.1
+    label_dropout: BelowOne = 0.1
     """share of labels replaced by the null label; guidance needs some"""
-    image_size: int = 32
+    image_size: PositiveInt = 32
     """height and width of the images, where DATA is images; latents have their own"""
     in_chans: int = 3
     """3 reads images in color, 1 in gray"""
-    hflip: float = 0.0
+    hflip: Share = 0.0
     """probability of a horizontal flip; 0 for digits and text"""
     grad_checkpointing: bool = False
     """less memory for more time"""
@@ -66,9 +67,9 @@ class DiffusionOptions:
     time_sampling: TimeSampling = "uniform"
     """distribution of training times: uniform; logit-normal (mean 0, deviation 1); or log-normal ratio of
     noise to data (mean −1.2, deviation 1.2) as EDM has it"""
-    sample_every: int = 10
+    sample_every: NonNegativeInt = 10
     """plot a grid of samples every so many epochs; 0 never"""
-    sample_guidance: float = 2.0
+    sample_guidance: NonNegative = 2.0
     """guidance of those grids"""
 
 
@@ -83,9 +84,9 @@ class AlignmentOptions:
     """align tokens with the patch tokens of this frozen timm ViT, such as vit_base_patch14_dinov2.lvd142m"""
     repa_weights: str | None = None
     """weights file of the encoder; default: timm's pretrained weights; "none" leaves it untrained"""
-    repa_block: int = 8
+    repa_block: PositiveInt = 8
     """block whose tokens are aligned, counted from 1"""
-    repa_weight: float = 0.5
+    repa_weight: NonNegative = 0.5
     """factor on the alignment loss"""
 
 
@@ -93,21 +94,13 @@ class AlignmentOptions:
 class GenerationConfig(DataConfig, ModelOptions, DiffusionOptions, AlignmentOptions, TrainConfig):
     """Options of `atconv generate train`."""
 
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """decay of tensors with two or more dimensions"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_shares(self, "hflip")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout must lie in [0, 1), got {self.label_dropout}")
-        for name in ("image_size", "repa_block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.in_chans not in (1, 3):
             raise ValueError(f"in_chans must be 3 (color) or 1 (gray), got {self.in_chans}")
-        if self.sample_every < 0 or self.repa_weight < 0:
-            raise ValueError("sample_every and repa_weight must not be negative")
 
 
 def inherit_config(config: GenerationConfig, chosen: Collection[str] = ()) -> GenerationConfig:

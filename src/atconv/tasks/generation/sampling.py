@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from atconv.diffusion.schedulers import (
     ODEScheduler,
     SDEScheduler,
 )
+from atconv.engine.options import Fraction, NonNegative, Positive, PositiveInt, check_options
 from atconv.engine.rng import derive_seed
 
 __all__ = ["SampledImages", "SamplerConfig", "image_generators", "sample_images"]
@@ -34,31 +35,34 @@ __all__ = ["SampledImages", "SamplerConfig", "image_generators", "sample_images"
 class SamplerConfig:
     """Options of sampling."""
 
+    group: ClassVar[str] = "sampler"
+
     sampler: str = "heun"
     """ODE: euler, midpoint, heun, heun3, rk4, explicit_adams, implicit_adams, or adaptive dopri5, dopri8,
     bosh3, fehlberg2, adaptive_heun; SDE: sde_euler (Euler–Maruyama), sde_heun"""
-    steps: int = 50
+    steps: PositiveInt = 50
     """steps of a fixed-step sampler; an SDE's last step comes on top"""
     guidance: float = 1.0
     """scale of classifier-free guidance; 1 is none"""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """times (0 noise, 1 data) between which guidance acts"""
-    guidance_channels: int | None = None
+    guidance_channels: PositiveInt | None = None
     """guide only the first so many channels (the release: 3); default all"""
-    atol: float = 1e-6
+    atol: Positive = 1e-6
     """absolute tolerance of adaptive solvers"""
-    rtol: float = 1e-3
+    rtol: Positive = 1e-3
     """relative tolerance of adaptive solvers"""
     diffusion: Diffusion = "sigma"
     """w_t of the SDE dx = (v + w·score)dt + √(2w)dW"""
-    diffusion_scale: float = 1.0
+    diffusion_scale: NonNegative = 1.0
     """factor on w_t"""
     last_step: LastStep = "mean"
     """the SDE's step to the data: its mean, none, Tweedie's estimate, or a velocity step"""
-    last_step_size: float = 0.04
+    last_step_size: Fraction = 0.04
     """time that the last step of the SDE covers"""
 
     def __post_init__(self) -> None:
+        check_options(self)
         samplers = (*ODE_FIXED, *ODE_ADAPTIVE, *(f"sde_{solver}" for solver in SDE_SOLVERS))
         check_choice("sampler", self.sampler, samplers)
         check_guidance(self.guidance_interval, self.guidance_channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from atconv.engine.options import Positive, PositiveInt
 from atconv.models.segmenters import DIVISOR, SegmenterArchitecture
 from atconv.tasks.common.annotated_config import AnnotatedConfig, reject_own_options
 
@@ -21,11 +22,11 @@ class SegmenterOptions:
     """unet, fpn or upernet, of segmentation-models-pytorch"""
     segmenter_args: dict[str, Any] = field(default_factory=dict)
     """more arguments of it, such as {decoder_channels: [128, 64, 32, 16, 16]}"""
-    short_side: int = 512
+    short_side: PositiveInt = 512
     """the shorter side of every image is resized to it"""
-    scales: tuple[float, float] = (0.5, 2.0)
+    scales: tuple[Positive, Positive] = (0.5, 2.0)
     """min and max factor on that size in training"""
-    crop: tuple[int, int] = (512, 512)
+    crop: tuple[PositiveInt, PositiveInt] = (512, 512)
     """height and width of the random crop of training, multiples of 32"""
     flip_tta: bool = False
     """test-time augmentation: average the predictions for every image and its mirror image, at twice the
@@ -38,11 +39,9 @@ class SegmentationConfig(SegmenterOptions, AnnotatedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.short_side < 1:
-            raise ValueError(f"short_side must be at least 1, got {self.short_side}")
-        if not 0 < self.scales[0] <= self.scales[1]:
+        if self.scales[0] > self.scales[1]:
             raise ValueError(f"scales must be two factors, 0 < min ≤ max, got {self.scales}")
-        if min(self.crop) < 1 or any(size % DIVISOR for size in self.crop):
+        if any(size % DIVISOR for size in self.crop):
             raise ValueError(f"crop must be height and width, multiples of {DIVISOR}, got {self.crop}")
         if self.batch_size == 1 and (self.architecture == "upernet" or max(self.crop) == DIVISOR):
             raise ValueError(

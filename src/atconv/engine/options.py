@@ -1,0 +1,137 @@
+"""What values options take: types with ranges, checked and described in one place.
+
+>>> @dataclass
+... class Options:
+...     epochs: PositiveInt = 30
+...     hflip: Share = 0.5
+...
+...     def __post_init__(self) -> None:
+...         check_options(self)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+__all__ = [
+    "BelowOne",
+    "Fraction",
+    "NonNegative",
+    "NonNegativeInt",
+    "Positive",
+    "PositiveInt",
+    "Rule",
+    "Share",
+    "check_options",
+    "check_value",
+    "describe",
+    "rule_of",
+]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A range of values."""
+
+    words: str
+    """for messages: NAME must …"""
+    short: str
+    """for help"""
+    holds: Callable[[Any], bool]
+
+
+PositiveInt: TypeAlias = Annotated[int, Rule("be at least 1", "≥ 1", lambda value: value >= 1)]
+NonNegativeInt: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: value >= 0)]
+Positive: TypeAlias = Annotated[float, Rule("be positive", "> 0", lambda value: value > 0)]
+NonNegative: TypeAlias = Annotated[float, Rule("not be negative", "≥ 0", lambda value: value >= 0)]
+Share: TypeAlias = Annotated[float, Rule("lie in 0 … 1", "0 … 1", lambda value: 0 <= value <= 1)]
+Fraction: TypeAlias = Annotated[float, Rule("lie between 0 and 1", "> 0, < 1", lambda value: 0 < value < 1)]
+BelowOne: TypeAlias = Annotated[float, Rule("lie in [0, 1)", "≥ 0, < 1", lambda value: 0 <= value < 1)]
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "a mapping, such as {name: value}",
+    NoneType: "null",
+}
+
+
+def check_options(config: Any) -> None:
+    """Raise ValueError where a field of a dataclass holds what its type does not allow."""
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        check_value(field.name, getattr(config, field.name), hints[field.name])
+
+
+def check_value(name: str, value: Any, kind: Any) -> None:
+    """Raise ValueError where a value does not fit a type."""
+    rule = rule_of(kind)
+    if not _fits(value, kind):
+        raise ValueError(f"{name} must be {describe(kind)}, got {value!r}")
+    if rule and value is not None and not all(map(rule.holds, _numbers(value))):
+        otherwise = ", or be null" if _fits(None, kind) else ""
+        raise ValueError(f"{name} must {rule.words}{otherwise}, got {value!r}")
+
+
+def describe(kind: Any) -> str:
+    """A type in words: "a whole number"."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return describe(arguments[0])
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(describe, arguments)))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (tuple, list):
+        count = "" if origin is list or ... in arguments else f"{len(arguments)} "
+        return f"a list of {count}{_WORDS[_base(arguments[0])].split(maxsplit=1)[-1]}s"
+    return _WORDS.get(origin or kind, "something else")
+
+
+def rule_of(kind: Any) -> Rule | None:
+    """The range of a type: its own, or that of the type inside it."""
+    if get_origin(kind) is Annotated:
+        return next((each for each in get_args(kind)[1:] if isinstance(each, Rule)), None)
+    return next((rule for rule in map(rule_of, get_args(kind)) if rule), None)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, whatever its range."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _fits(value, arguments[0])
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in arguments)
+    if origin in (tuple, list):
+        several = origin is list or ... in arguments
+        each_kind = [arguments[0]] * len(value) if several and _is_list(value) else arguments
+        return _is_list(value) and len(value) == len(each_kind) and all(map(_fits, value, each_kind))
+    if origin is dict or kind is dict:
+        key, item = arguments or (Any, Any)
+        return isinstance(value, Mapping) and all(_fits(k, key) and _fits(v, item) for k, v in value.items())
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, origin or kind)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _numbers(value: Any) -> Sequence[Any]:
+    return value if _is_list(value) else [value]
+
+
+def _base(kind: Any) -> Any:
+    """A type without its range."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
