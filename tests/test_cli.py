@@ -378,3 +378,65 @@ def test_a_recipe_with_an_unknown_option_is_one_line(tmp_path: Path, option: str
 @pytest.mark.parametrize("arguments", [("train", ""), ("predict", "run", ""), ("train", "digits", "--out=")])
 def test_an_empty_argument_is_not_the_current_folder(arguments: tuple[str, ...]) -> None:
     assert "an argument is empty" in rejected(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("epochs: three", "epochs in the recipe mine.yaml must be a whole number, got 'three'"),
+        ("precision: fp8", "precision in the recipe mine.yaml must be one of fp32, bf16, fp16, got 'fp8'"),
+        ("hflip: .inf", "hflip in the recipe mine.yaml must be a number, got inf"),
+        ("lr: {", "mine.yaml is not valid YAML in line"),
+    ],
+)
+def test_a_recipe_with_a_wrong_value_says_what_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(option)
+    assert message in rejected("train", "digits", "--config=mine.yaml")
+
+
+def test_numbers_in_recipes_may_have_exponents(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("lr: 1e-3\n")
+    assert "lr: 0.001" in atconv("train", f"--config={tmp_path / 'mine.yaml'}", "--print-config").out
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--epochs=three", "epochs must be a whole number, got three"),
+        ("--precision=fp8", "precision must be one of fp32, bf16, fp16, got fp8"),
+        ("--betas=[1,2,3]", "betas must be a list of 2 numbers"),
+        ("--lr=nan", "lr must be a number, got nan"),
+        ("--cutmix=inf", "cutmix must be a number, got inf"),
+        ("--min-lr=-1", "min_lr must not be negative, got -1"),
+        ("--weight-decay=-0.1", "weight_decay must not be negative, got -0.1"),
+        ("--layer-decay=-1", "layer_decay must be positive, or be null, got -1"),
+        ("--clip-grad=-1", "clip_grad must be positive, or be null, got -1"),
+        ("--in-chans=0", "in_chans must be at least 1, got 0"),
+        ("--workers=-1", "workers must not be negative, got -1"),
+    ],
+)
+def test_messages_about_values_name_types_in_words(option: str, message: str) -> None:
+    assert message in rejected("train", "digits", option)
+
+
+@pytest.mark.parametrize("command", ["train --help-all", "generate sample --help", "evaluate --help"])
+def test_help_says_which_values_fit(command: str) -> None:
+    text = atconv(*command.split()).out
+    assert "≥ 1" in text
+    assert not re.search(r"Literal|<class|Annotated|Rule\(|VALUE", text)
+    assert text.count("\noptions:\n") == 1
+
+
+def test_json_and_csv_exclude_each_other() -> None:
+    assert "--json and --csv" in rejected("predict", trained_run(), "a.png", "--json", "--csv")
+
+
+def test_aliases_that_stand_for_more_than_memory_holds_are_rejected(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    assert "aliases" in rejected("train", "digits", f"--config={tmp_path / 'bomb.yaml'}")
+    (tmp_path / "loop.yaml").write_text("a: &a [*a]")
+    assert "aliases" in rejected("train", "digits", f"--config={tmp_path / 'loop.yaml'}")

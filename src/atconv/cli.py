@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -318,7 +318,7 @@ def _sample(prog: str, arguments: Sequence[str]) -> None:
     add_options(parser, SamplerConfig)
     add_function(parser, sample_run, skip={"run", "options"})
     options = parser.parse_args(list(arguments)).as_dict()
-    sampler = SamplerConfig(**{name: options.pop(name) for name in SamplerConfig.__dataclass_fields__})
+    sampler = SamplerConfig(**{name: options.pop(name) for name in _names(SamplerConfig)})
     sample_run(options.pop("run"), options=sampler, **options)
 
 
@@ -338,8 +338,12 @@ def _evaluate_samples(prog: str, arguments: Sequence[str]) -> None:
     parser.add_argument("--device", choices=_DEVICES, default="auto", help="where models run")
     add_function(parser, evaluate, skip={"samples", "data", "options", "device"})
     options = parser.parse_args(list(arguments)).as_dict()
-    sampler = SamplerConfig(**{name: options.pop(name) for name in SamplerConfig.__dataclass_fields__})
+    sampler = SamplerConfig(**{name: options.pop(name) for name in _names(SamplerConfig)})
     evaluate_samples(options=sampler, **options)
+
+
+def _names(config: type) -> list[str]:
+    return [field.name for field in fields(config)]
 
 
 def _encode(prog: str, arguments: Sequence[str]) -> None:

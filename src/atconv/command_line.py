@@ -52,7 +52,7 @@ class Parser(ArgumentParser):
         for name, value in parsed.as_dict().items():
             if name in self.kinds:
                 try:
-                    check_value(_flag(name), value, self.kinds[name])
+                    check_value(name, value, self.kinds[name])
                 except ValueError as error:
                     self.error(str(error))
         return parsed
@@ -64,7 +64,7 @@ class Parser(ArgumentParser):
         if name in self.missing:
             text = self.missing[name]
         elif wrong and wrong[1] in self.kinds:
-            text = f"{_flag(wrong[1])} must be {describe(self.kinds[wrong[1]])}, got {wrong[2]}"
+            text = f"{wrong[1]} must be {describe(self.kinds[wrong[1]])}, got {wrong[2]}"
         elif self.missing and re.match(r"(error: )?unrecognized arguments: [^-]", text, re.IGNORECASE):
             text += ": give it before the options"
         print(f"{self.prog}: {text} (see {self.prog} --help)", file=sys.stderr)

@@ -129,7 +129,7 @@ def test_a_table_holds_rows_of_one_recipe(tmp_path: Path) -> None:
 
     def keep(**changes: Any) -> None:
         """All that a study does before its first run."""
-        prepare_sweep(read_study(study_file(path, **changes)), tmp_path)
+        prepare_sweep(read_study(study_file(path, **changes)), tmp_path, train_or_resume)
 
     keep(variants={"ATConv": {"token_mixer": "pooling"}})  # no run has begun: nothing to compare with
     keep()
@@ -256,7 +256,7 @@ def test_mixers_may_differ_by_stage(tmp_path: Path) -> None:
         ),
         (dict(variants={"x": {"token_mixer": "atconf"}}), "did you mean atconv"),
         (dict(recipe={"data": "digits", "model": "resnet18"}), "takes a model among attnet_xxs"),
-        (dict(recipe={"data": "digits", "model_args": None}), "model_args as a mapping"),
+        (dict(recipe={"data": "digits", "model_args": None}), "model_args must be a mapping"),
         (
             dict(reference="a b", variants={n: {"token_mixer": "atconv"} for n in ("a b", "a-b")}),
             "two variants share a folder",

@@ -234,7 +234,7 @@ def rejected(*arguments: str | Path) -> str:
         (["segment", "train", "none", "--architecture=upernet", "--batch-size=1"], "batch_size must be at"),
         (
             ["segment", "train", "--config=none"],
-            "no recipe 'none': give a YAML file, or one of scenes, small",
+            "no recipe 'none': give a YAML file, or one of small",
         ),
         (["detect", "evaluate", "none", "none"], "no such run folder"),
         (["segment", "predict", "none", "none.png"], "no image at 'none.png'"),

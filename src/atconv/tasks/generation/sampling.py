@@ -25,7 +25,7 @@ from atconv.diffusion.schedulers import (
     ODEScheduler,
     SDEScheduler,
 )
-from atconv.engine.options import Fraction, NonNegative, Positive, PositiveInt, check_options
+from atconv.engine.options import Fraction, NonNegative, PositiveInt, check_options
 from atconv.engine.rng import derive_seed
 
 __all__ = ["SampledImages", "SamplerConfig", "image_generators", "sample_images"]
@@ -48,9 +48,9 @@ class SamplerConfig:
     """times (0 noise, 1 data) between which guidance acts"""
     guidance_channels: PositiveInt | None = None
     """guide only the first so many channels (the release: 3); default all"""
-    atol: Positive = 1e-6
+    atol: float = 1e-6
     """absolute tolerance of adaptive solvers"""
-    rtol: Positive = 1e-3
+    rtol: float = 1e-3
     """relative tolerance of adaptive solvers"""
     diffusion: Diffusion = "sigma"
     """w_t of the SDE dx = (v + w·score)dt + √(2w)dW"""
