@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -43,6 +44,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     """Run one command. Bad input ends with one line on stderr and exit code 2."""
     tune_allocator()
     _log_to_terminal()
+    _quiet_libraries()
     if any(argument == "" or re.fullmatch(r"--[a-z-]+=", argument) for argument in arguments):
         fail(f"atconv {command}: an argument is empty: give a value, or leave it out (. is this folder)")
     try:
@@ -86,6 +88,16 @@ class _TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno > logging.INFO else sys.stdout
         print(record.getMessage(), file=stream, flush=True)
+
+
+def _quiet_libraries() -> None:
+    """What libraries warn of is for developers, and stands in the way of the one line about bad input."""
+    if os.environ.get("ATCONV_DEBUG", "0") == "0" and not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        for name in ("torch", "timm", "accelerate"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # read when those are imported
+            os.environ.setdefault(name, "error")
 
 
 def _log_to_terminal() -> None:

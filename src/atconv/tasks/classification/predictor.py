@@ -22,6 +22,7 @@ from atconv.data.loaders import eval_loader, stream_loader
 from atconv.data.sources import KeptImages, Stream
 from atconv.data.splits import Split
 from atconv.data.transforms import EvalTransform
+from atconv.engine.options import NonNegativeInt, PositiveInt
 from atconv.engine.predictor import ImageLike, Predictor, Result
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
@@ -111,8 +112,8 @@ class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
         data: str | None = None,
         split: Literal["auto", "train", "val", "test", "all"] = "auto",
         data_root: str | None = None,
-        batch_size: int = 64,
-        workers: int = 2,
+        batch_size: PositiveInt = 64,
+        workers: NonNegativeInt = 2,
     ) -> ClassificationMetrics:
         """Metrics on a split of DATA, the run's own by default.
 

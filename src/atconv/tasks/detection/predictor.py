@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from atconv.data.coco import BadAnnotations, CocoSplit, coco_splits, encode_mask, open_coco
 from atconv.data.coco_checks import decode_mask
+from atconv.engine.options import PositiveInt
 from atconv.engine.predictor import check_batch_size
 from atconv.models.detectors import detector
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
@@ -118,7 +119,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
         self,
         data: str | None = None,
         split: str = "auto",
-        batch_size: int = 8,
+        batch_size: PositiveInt = 8,
         bad_annotations: BadAnnotations = "reject",
     ) -> DetectionMetrics:
         """COCO's metrics on a split of DATA, the run's own by default.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from atconv.data.masks import MaskSplit, mask_splits, open_masks
+from atconv.engine.options import PositiveInt
 from atconv.engine.predictor import check_batch_size
 from atconv.models.segmenters import segmenter
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
@@ -128,7 +129,7 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         data: str | None = None,
         split: str = "auto",
         flip_tta: bool | None = None,
-        batch_size: int = 8,
+        batch_size: PositiveInt = 8,
     ) -> SegmentationMetrics:
         """Metrics on a split of DATA, the run's own by default. Every image is evaluated at its own size.
 
