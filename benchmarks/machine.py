@@ -10,7 +10,7 @@ import timm
 import torch
 
 from atconv import tune_allocator
-from atconv.engine.distributed import cpu_has_bf16
+from atconv.ops.processor import cpu_has_bf16
 
 __all__ = ["dtypes", "machine_line", "machine_name"]
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.fx
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -265,6 +266,45 @@ def test_generated_code_equals_eager_at_several_shapes() -> None:
     for batch, height, width in [(2, 5, 6), (3, 9, 4), (1, 2, 2)]:
         x = random_input(mixer, batch, height, width)
         assert_close(compiled(x), mixer(x), 1e-5)
+
+
+@pytest.mark.usefixtures("reset_compiler")
+@pytest.mark.parametrize("module", MODULES)
+def test_compiled_it_takes_an_empty_batch_between_others(module: type[nn.Module]) -> None:
+    mixer = mixer_of(module)
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    for batch in (16, 0, 5, 0):
+        x = random_input(mixer, batch).requires_grad_()
+        y = compiled(x)
+        y.sum().backward()
+        assert_close(y, mixer(x), 1e-5)
+        assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_vmap_equals_a_loop(module: type[nn.Module]) -> None:
+    mixer = mixer_of(module).double()
+    x = torch.stack([random_input(mixer, dtype=torch.float64) for _ in range(3)])
+    assert_close(torch.vmap(mixer)(x), torch.stack([mixer(one) for one in x]), 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit:FutureWarning")
+def test_tokens_are_traced() -> None:
+    mixer = mixer_of(ATConvTokens)
+    traced = torch.jit.trace(mixer, (torch.randn(2, 36, 8),))
+    x = torch.randn(3, 36, 8)
+    assert_close(traced(x), mixer(x), 1e-5)
+    assert torch.equal(torch.fx.symbolic_trace(mixer)(x), mixer(x))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_exported_graphs_combine_conditions_by_logical_and(module: type[nn.Module]) -> None:
+    """Core ML does not convert bitwise operations."""
+    mixer = mixer_of(module)
+    graph = torch.export.export(mixer, (random_input(mixer),)).graph
+    names = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    assert any("logical_and" in name for name in names)
+    assert not any("bitwise" in name or "__and__" in name for name in names)
 
 
 # Layers are called: hooks, adapters, offload and quantization act on calls.

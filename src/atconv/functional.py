@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -59,11 +60,12 @@ def pool_context(x: Tensor, bins: int, context_grid: bool = False) -> Tensor:
             `context_grid` is set.
         TypeError: `x` is not floating point.
     """
-    check_map(x)
-    if bins < 1:
-        raise ValueError(f"pool_context: bins must be at least 1, got {bins}")
-    if context_grid and math.isqrt(bins) ** 2 != bins:
-        raise ValueError(f"pool_context: the bins of a grid must be a square, got {bins}")
+    if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
+        check_map(x)
+        if bins < 1:
+            raise ValueError(f"pool_context: bins must be at least 1, got {bins}")
+        if context_grid and math.isqrt(bins) ** 2 != bins:
+            raise ValueError(f"pool_context: the bins of a grid must be a square, got {bins}")
     return pool(x, bins, context_grid)
 
 
@@ -98,7 +100,7 @@ def context_to_kernel(
             "make it with pool_context(x, kernel_size**2)"
         )
     channels, n = context.shape[1:]
-    size = round(n**0.5)
+    size = round(int(n) ** 0.5)
     if size * size != n or size % 2 == 0:
         raise ValueError(
             f"context_to_kernel: {n} bins do not fill a kernel of odd size; "
@@ -111,25 +113,25 @@ def context_to_kernel(
         )
     # Contiguous: CPUs multiply strided bfloat16 many times slower.
     mixed = F.linear(context.transpose(1, 2).contiguous(), weight, bias)
-    return generate_kernel(activation(mixed), generator_weight, generator_bias)
+    kernel = generate_kernel(activation(mixed), generator_weight, generator_bias)
+    return kernel.unflatten(2, (size, size))
 
 
 def generate_kernel(mixed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The second half of `context_to_kernel`: mix the bins of every channel into its K×K kernel.
+    """The second half of `context_to_kernel`: mix the bins of every channel into its kernel.
 
     Args:
         mixed: activated context with channels last, B n C.
         weight, bias: G (n n) and g (n, or None).
 
     Returns:
-        kernels, B C K K.
+        kernels row by row, B C n.
     """
     # From the left: the transpose of `mixed` would be strided, see above.
     kernel = weight @ mixed
     if bias is not None:
         kernel = kernel + bias[:, None]
-    size = math.isqrt(mixed.shape[1])
-    return kernel.transpose(1, 2).unflatten(2, (size, size))
+    return kernel.transpose(1, 2)
 
 
 def lateral_inhibition(kernel: Tensor, alpha: Tensor) -> Tensor:
@@ -145,11 +147,8 @@ def lateral_inhibition(kernel: Tensor, alpha: Tensor) -> Tensor:
     Raises:
         ValueError: `kernel` is not B C K K or `alpha` is not C.
     """
-    if kernel.ndim != 4 or alpha.shape != kernel.shape[1:2]:
-        raise ValueError(
-            "lateral_inhibition: kernel must be B C K K and alpha C, "
-            f"got {tuple(kernel.shape)} and {tuple(alpha.shape)}"
-        )
+    if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
+        _check_alpha(alpha, kernel)
     strength = torch.sigmoid(alpha)[:, None, None]
     return kernel - strength * kernel.mean(dim=(2, 3), keepdim=True)
 
@@ -171,18 +170,9 @@ def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor) -> Tensor:
         ValueError: the shapes do not fit together, or K is even.
         TypeError: `x` is not floating point.
     """
-    check_map(x)
-    batch, channels = x.shape[:2]
-    size = kernel.shape[-1] if kernel.ndim else 0
-    if kernel.ndim != 4 or kernel.shape[1] != channels or kernel.shape[2] != size or size % 2 == 0:
-        raise ValueError(
-            f"dynamic_depthwise_conv2d: a map {tuple(x.shape)} takes kernels (B or 1, {channels}, K, K) "
-            f"with odd K, got {tuple(kernel.shape)}"
-        )
-    if not is_shared(kernel) and kernel.shape[0] != batch:
-        raise ValueError(
-            f"dynamic_depthwise_conv2d: {batch} samples take {batch} kernels or 1, got {kernel.shape[0]}"
-        )
+    if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
+        check_map(x)
+        _check_kernel(kernel, x)
     return dynamic_depthwise_conv(x, kernel.to(x.dtype))
 
 
@@ -258,3 +248,30 @@ def check_map(x: Tensor) -> None:
         raise TypeError(f"x must be floating point, got {x.dtype}; convert it with x.float()")
     if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"x must have at least one channel and one position, got {tuple(x.shape)}")
+
+
+def _check_alpha(alpha: Tensor, kernel: Tensor) -> None:
+    if kernel.ndim != 4 or alpha.shape != kernel.shape[1:2]:
+        raise ValueError(
+            "lateral_inhibition: kernel must be B C K K and alpha C, "
+            f"got {tuple(kernel.shape)} and {tuple(alpha.shape)}"
+        )
+
+
+def _check_kernel(kernel: Tensor, x: Tensor) -> None:
+    batch, channels = x.shape[:2]
+    size = kernel.shape[-1] if kernel.ndim else 0
+    if kernel.ndim != 4 or kernel.shape[1] != channels or kernel.shape[2] != size or size % 2 == 0:
+        raise ValueError(
+            f"dynamic_depthwise_conv2d: a map {tuple(x.shape)} takes kernels (B or 1, {channels}, K, K) "
+            f"with odd K, got {tuple(kernel.shape)}"
+        )
+    if not is_shared(kernel) and kernel.shape[0] != batch:
+        raise ValueError(
+            f"dynamic_depthwise_conv2d: {batch} samples take {batch} kernels or 1, got {kernel.shape[0]}"
+        )
+
+
+# Steps whose checks and forms depend on shapes are single nodes of a graph that torch.fx traces.
+for _step in ("pool_context", "context_to_kernel", "lateral_inhibition", "dynamic_depthwise_conv2d"):
+    torch.fx.wrap(_step)

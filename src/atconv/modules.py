@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from atconv import functional
@@ -24,6 +25,7 @@ __all__ = ["ATConv2d", "ATConvTokens", "inhibition_strength"]
 class _ATConv(nn.Module):
     """The layers of one ATConv mixer and the computation that both modules share."""
 
+    __constants__ = ("routing",)
     _projection: Callable[..., nn.Module]
 
     def __init__(
@@ -63,10 +65,11 @@ class _ATConv(nn.Module):
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels k̂ used for a map: B C H W → B C K K (1 C K K without routing)."""
-        self._check_map(x)
+        if not torch.jit.is_scripting():
+            _check_map(x, self.dim, type(self).__name__)
         if self.routing:
             kernel = self._context_to_kernel(
-                functional.pool_context(x, self.kernel_size**2, self.context_grid)
+                functional.pool_context(x, self.kernel_size * self.kernel_size, self.context_grid)
             )
         else:
             kernel = self.static_kernel[None]
@@ -90,10 +93,12 @@ class _ATConv(nn.Module):
         assert self.kernel_gen is not None
         # Contiguous: CPUs multiply strided bfloat16 many times slower.
         mixed = self.act(self.context_proj(context.transpose(1, 2).contiguous()))
-        if is_plain(self.kernel_gen, nn.Linear):
-            return functional.generate_kernel(mixed, self.kernel_gen.weight, self.kernel_gen.bias)
-        kernel = self.kernel_gen(mixed.transpose(1, 2).contiguous())
-        return kernel.unflatten(2, (self.kernel_size, self.kernel_size))
+        size = (self.kernel_size, self.kernel_size)
+        if not torch.jit.is_scripting():
+            layer = self.kernel_gen
+            if is_plain(layer, nn.Linear):
+                return functional.generate_kernel(mixed, layer.weight, layer.bias).unflatten(2, size)
+        return self.kernel_gen(mixed.transpose(1, 2).contiguous()).unflatten(2, size)
 
     def _check_sizes(self, dim: int, kernel_size: int) -> None:
         name = type(self).__name__
@@ -104,14 +109,6 @@ class _ATConv(nn.Module):
                 f"{name}: kernel_size must be odd so that the map keeps its size, got {kernel_size}; "
                 "use 3, 5 or 7"
             )
-
-    def _check_map(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.dim:
-            raise ValueError(
-                f"{type(self).__name__}(dim={self.dim}) takes B {self.dim} H W, got {tuple(x.shape)}; "
-                "channels come second (x.permute(0, 3, 1, 2) for B H W C), tokens go to ATConvTokens"
-            )
-        functional.check_map(x)
 
 
 class ATConv2d(_ATConv):
@@ -190,7 +187,7 @@ class ATConvTokens(_ATConv):
 
     def forward(self, x: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
         """Mix tokens B (prefix + H·W) C, with `grid_size` (H, W)."""
-        height, width = self._grid_size(x, grid_size)
+        height, width = _grid_size(x, grid_size, self.dim, self.num_prefix_tokens)
         prefix = self.num_prefix_tokens
         kernel = self.kernels(tokens_to_map(x[:, prefix:], height, width))
         value = self.value_proj(x)
@@ -211,28 +208,6 @@ class ATConvTokens(_ATConv):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_prefix_tokens={self.num_prefix_tokens}"
 
-    def _grid_size(self, x: Tensor, grid_size: tuple[int, int] | None) -> tuple[int, int]:
-        """Check the shape of tokens. Returns height and width of their grid."""
-        if x.ndim != 3 or x.shape[2] != self.dim:
-            raise ValueError(
-                f"ATConvTokens(dim={self.dim}) takes B N {self.dim}, got {tuple(x.shape)}; "
-                "maps B C H W go to ATConv2d"
-            )
-        count = x.shape[1] - self.num_prefix_tokens
-        height, width = grid_size or 2 * (math.isqrt(max(count, 0)),)
-        if height * width != count and grid_size is None:
-            raise ValueError(
-                f"ATConvTokens: {count} tokens are not a square grid; pass grid_size=(height, width), or "
-                "num_prefix_tokens if class or register tokens come before the grid"
-            )
-        if height * width != count:
-            raise ValueError(
-                f"ATConvTokens: {count} tokens do not fill a grid of {height} × {width} = {height * width}; "
-                "pass grid_size=(height, width) of the tokens, and num_prefix_tokens if class or register "
-                f"tokens come before them (now {self.num_prefix_tokens})"
-            )
-        return height, width
-
 
 def inhibition_strength(model: nn.Module) -> dict[str, Tensor]:
     """λ = sigmoid(α) of every channel, C, by the name of each mixer of a model that has inhibition."""
@@ -241,3 +216,41 @@ def inhibition_strength(model: nn.Module) -> dict[str, Tensor]:
         for name, module in model.named_modules()
         if isinstance(module, _ATConv) and module.alpha is not None
     }
+
+
+def _check_map(x: Tensor, dim: int, name: str) -> None:
+    if not torch.jit.is_tracing():
+        if x.ndim != 4 or x.shape[1] != dim:
+            raise ValueError(
+                f"{name}(dim={dim}) takes B {dim} H W, got {tuple(x.shape)}; "
+                "channels come second (x.permute(0, 3, 1, 2) for B H W C), tokens go to ATConvTokens"
+            )
+        functional.check_map(x)
+
+
+def _grid_size(
+    x: Tensor, grid_size: tuple[int, int] | None, dim: int, num_prefix_tokens: int
+) -> tuple[int, int]:
+    """Check the shape of tokens. Returns height and width of their grid."""
+    if x.ndim != 3 or x.shape[2] != dim:
+        raise ValueError(
+            f"ATConvTokens(dim={dim}) takes B N {dim}, got {tuple(x.shape)}; maps B C H W go to ATConv2d"
+        )
+    count = x.shape[1] - num_prefix_tokens
+    height, width = grid_size or 2 * (math.isqrt(max(count, 0)),)
+    if height * width != count and grid_size is None:
+        raise ValueError(
+            f"ATConvTokens: {count} tokens are not a square grid; pass grid_size=(height, width), or "
+            "num_prefix_tokens if class or register tokens come before the grid"
+        )
+    if height * width != count:
+        raise ValueError(
+            f"ATConvTokens: {count} tokens do not fill a grid of {height} × {width} = {height * width}; "
+            "pass grid_size=(height, width) of the tokens, and num_prefix_tokens if class or register "
+            f"tokens come before them (now {num_prefix_tokens})"
+        )
+    return height, width
+
+
+for _check in ("_check_map", "_grid_size"):  # of torch.fx's graphs
+    torch.fx.wrap(_check)

@@ -10,6 +10,7 @@ from accelerate.state import PartialState
 from atconv.engine import distributed
 from atconv.engine.config import TrainConfig
 from atconv.engine.distributed import make_accelerator
+from atconv.ops import processor
 from support.tiny import reset_accelerate
 
 
@@ -47,7 +48,7 @@ def test_avx512_alone_is_not_taken_for_bf16(has_instructions: bool, monkeypatch:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
-    assert distributed.cpu_has_bf16() is has_instructions
+    assert processor.cpu_has_bf16() is has_instructions
 
 
 @pytest.mark.parametrize("has_mkldnn", [False, True])
@@ -57,7 +58,7 @@ def test_other_processors_ask_onednn_where_torch_has_it(
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_mkldnn)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert distributed.cpu_has_bf16() is has_mkldnn
+    assert processor.cpu_has_bf16() is has_mkldnn
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

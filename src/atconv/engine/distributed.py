@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import platform
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -25,10 +24,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 from atconv.engine.config import TrainConfig
+from atconv.ops.processor import cpu_has_bf16
 
 __all__ = [
     "available_precision",
-    "cpu_has_bf16",
     "full_optimizer_state",
     "full_state_dict",
     "load_model",
@@ -110,17 +109,6 @@ def available_precision(precision: str, device: str) -> str:
     if device != "cpu" or precision == "fp32":
         return precision
     return "bf16" if cpu_has_bf16() else "fp32"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU has instructions for products in bfloat16.
-
-    oneDNN says yes on every x86 CPU with AVX-512, and computes a product in bfloat16 four times as slowly as
-    in float32 on those that have AVX-512 alone.
-    """
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return bool(torch.cpu._is_avx512_bf16_supported())
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def shard(model: nn.Module, parts: Sequence[nn.Module], accelerator: Accelerator) -> None:

@@ -9,11 +9,12 @@ from timm.models.metaformer import Pooling as PoolFormerPooling
 from torch import Tensor, nn
 
 from atconv.mixers.checking import check_input, check_min, check_odd
+from atconv.ops.depthwise_conv import DepthwiseConv2d
 
 __all__ = ["CondConv", "DepthwiseConv", "Identity", "Involution", "Pooling"]
 
 
-class DepthwiseConv(nn.Conv2d):
+class DepthwiseConv(DepthwiseConv2d):
     """One static K×K kernel a channel, zero padding.
 
     Args:

@@ -4,13 +4,11 @@ Source: "Attentive Convolution", arXiv 2510.20092. Numerically compatible with t
 which `atconv.load_release` reads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
+import torch.fx
 from timm.layers import (
     DropPath,
     LayerNorm2d,
@@ -29,11 +27,14 @@ from torch import Tensor, nn
 from atconv.mixers import create_mixer
 from atconv.models.published import NO_DOWNLOAD
 from atconv.modules import ATConv2d
+from atconv.ops.depthwise_conv import DepthwiseConv2d
 from atconv.ops.gated_product import GELU, project_gated
 from atconv.ops.layout import channels_last_on_cpu
 from atconv.ops.plain import is_plain
 
 __all__ = ["VARIANTS", "AttNet"]
+for _leaf in ("channels_last_on_cpu", "project_gated"):  # of torch.fx's graphs
+    torch.fx.wrap(_leaf)
 
 
 class Stem(nn.Module):
@@ -67,18 +68,19 @@ class ConvGLU(nn.Module):
         # A layer each: halves of a common output would be copied before they are used.
         self.gate_proj = nn.Conv2d(dim, hidden, 1, **dd)
         self.value_proj = nn.Conv2d(dim, hidden, 1, **dd)
-        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd)
+        self.dwconv = DepthwiseConv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd)
         self.act = GELU()
         self.norm = RmsNorm2d(hidden, eps=1e-6, **dd) if norm else nn.Identity()
         self.proj = nn.Conv2d(hidden, dim, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
-        norm, act, proj = self.norm, self.act, self.proj
-        if is_plain(norm, RmsNorm2d) and is_plain(act, GELU) and is_plain(proj, nn.Conv2d):
-            weight = proj.weight * norm.weight[:, None, None]
-            return project_gated(gate, value, norm.eps, weight, proj.bias)
-        return proj(norm(act(gate) * value))
+        if not torch.jit.is_scripting():
+            norm, act, proj = self.norm, self.act, self.proj
+            if is_plain(norm, RmsNorm2d) and is_plain(act, GELU) and is_plain(proj, nn.Conv2d):
+                weight = proj.weight * norm.weight[:, None, None]
+                return project_gated(gate, value, norm.eps, weight, proj.bias)
+        return self.proj(self.norm(self.act(gate) * value))
 
     def macs(self, height: int, width: int) -> int:
         return height * width * self.hidden * (3 * self.proj.out_channels + 9)
@@ -131,8 +133,9 @@ class AttNetStage(nn.Module):
         return {"*.alpha", "*.relative_position_bias_table", "*.position_bias"}
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, self.downsample(x))
+        return self.blocks(self.downsample(x))
 
 
 class AttNet(nn.Module):
@@ -153,7 +156,6 @@ class AttNet(nn.Module):
         stem_stride: total stride of the stem: 4, or 2 or 1 for small images.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
-        device, dtype: where the parameters lie, and as what.
 
     Raises:
         ValueError: a list that has not 4 entries, another stem stride, an unknown mixer or option of it.
@@ -271,8 +273,7 @@ class AttNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def macs(self, height: int = 224, width: int = 224) -> int:
-        """Multiply-adds for one image of height × width: convolutions, linear layers and the dynamic
-        convolution; norms, activations and pooling are not counted."""
+        """Multiply-adds for one image: of convolutions, linear layers and the dynamic convolution."""
         total = self.num_features * self.num_classes
         for part in (self.stem, *self.stages):
             for conv in getattr(part, "downsample", part).modules():
@@ -339,9 +340,8 @@ def _entry_point(name: str) -> Callable[..., AttNet]:
         if pretrained and not (config.has_weights or config.state_dict):
             raise RuntimeError(NO_DOWNLOAD.format(name=name))
         features = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
-        return build_model_with_cfg(
-            AttNet, name, pretrained, feature_cfg=features, **{**VARIANTS[name], **kwargs}
-        )
+        arguments = {**VARIANTS[name], **kwargs}
+        return build_model_with_cfg(AttNet, name, pretrained, feature_cfg=features, **arguments)
 
     create.__name__ = create.__qualname__ = name
     return register_model(create)

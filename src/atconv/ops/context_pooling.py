@@ -17,15 +17,17 @@ __all__ = ["adaptive", "as_product", "pool"]
 def pool(x: Tensor, bins: int, context_grid: bool) -> Tensor:
     """Choose a form; both are the same function."""
     # On MPS adaptive pooling takes only sizes that the bins divide (pytorch issue 96056).
-    if is_symbolic() or x.device.type == "mps":
-        return as_product(x, bins, context_grid)
+    if not torch.jit.is_scripting():
+        product = is_symbolic() or x.device.type == "mps"
+        if product:
+            return as_product(x, bins, context_grid)
     return adaptive(x, bins, context_grid)
 
 
 def adaptive(x: Tensor, bins: int, context_grid: bool) -> Tensor:
     """torch's adaptive pooling."""
     if context_grid:
-        return F.adaptive_avg_pool2d(x, math.isqrt(bins)).flatten(2)
+        return F.adaptive_avg_pool2d(x, int(bins**0.5)).flatten(2)
     return F.adaptive_avg_pool1d(flatten_positions(x), bins)
 
 
@@ -52,4 +54,5 @@ def _shares(positions: int, bins: int, like: Tensor) -> Tensor:
     start = index * positions // bins
     stop = ((index + 1) * positions + bins - 1) // bins
     position = torch.arange(positions, device=like.device)
-    return ((position >= start) & (position < stop)).to(like.dtype) / (stop - start)
+    inside = torch.logical_and(position >= start, position < stop)  # Core ML takes no &
+    return inside.to(like.dtype) / (stop - start)

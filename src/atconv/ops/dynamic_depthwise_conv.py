@@ -6,15 +6,26 @@ All forms here are the same function of a map B C H W and kernels B C K K, K odd
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atconv.ops.layout import is_channels_last
+from atconv.ops.layout import channels_last, is_channels_last
+from atconv.ops.processor import cpu_computes
 from atconv.ops.tracing import is_symbolic
 
-__all__ = ["LARGE_SAMPLE", "by_sample", "dynamic_depthwise_conv", "grouped", "is_shared", "shared", "shifted"]
+__all__ = [
+    "LARGE_SAMPLE",
+    "by_sample",
+    "channels_first",
+    "dynamic_depthwise_conv",
+    "grouped",
+    "is_shared",
+    "shared",
+    "shifted",
+]
 
 LARGE_SAMPLE = 2**16
 """values of a map from which a convolution of its own pays, measured on two cores"""
@@ -22,14 +33,22 @@ LARGE_SAMPLE = 2**16
 
 def dynamic_depthwise_conv(x: Tensor, kernel: Tensor) -> Tensor:
     """Choose a form. `kernel` has the dtype of `x`; it is 1 C K K where all samples share it."""
-    if is_shared(kernel):
-        return shared(x, kernel)
+    if not torch.jit.is_scripting():
+        return _form(x, kernel)(x, kernel)
+    return shared(x, kernel) if is_shared(kernel) else grouped(x, kernel)
+
+
+def _form(x: Tensor, kernel: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     if is_symbolic() or x.shape[0] == 0:
-        return shifted(x, kernel)
-    # On a CPU, once a sample is large enough to hide the cost of a call; on GPUs calls cost more.
-    if x.device.type == "cpu" and x[0].numel() >= LARGE_SAMPLE and is_channels_last(x):
-        return by_sample(x, kernel)
-    return grouped(x, kernel)
+        return shared if is_shared(kernel) else shifted
+    last_on_cpu = x.device.type == "cpu" and is_channels_last(x)
+    # Where products are emulated, a channels-last convolution takes 50 times as long as in float32.
+    if last_on_cpu and not cpu_computes(x.dtype):
+        return channels_first
+    if is_shared(kernel):
+        return shared
+    # Once a sample is large enough to hide the cost of a call; on GPUs calls cost more.
+    return by_sample if last_on_cpu and x[0].numel() >= LARGE_SAMPLE else grouped
 
 
 def is_shared(kernel: Tensor) -> bool:
@@ -53,7 +72,13 @@ def grouped(x: Tensor, kernel: Tensor) -> Tensor:
         padding=size // 2,
         groups=groups,
     ).reshape(batch, channels, height, width)
-    return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y
+    return channels_last(y) if is_channels_last(x) else y
+
+
+def channels_first(x: Tensor, kernel: Tensor) -> Tensor:
+    """One convolution in that layout, and back."""
+    convolve = shared if is_shared(kernel) else grouped
+    return channels_last(convolve(x.contiguous(), kernel))
 
 
 def by_sample(x: Tensor, kernel: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atconv.ops.layout import from_rows, to_rows
+from atconv.ops.tracing import is_symbolic
 
 __all__ = ["GELU", "gated_product", "project_gated"]
 
@@ -17,9 +18,9 @@ class GELU(nn.GELU):
     """Exact GELU of maps. B C H W → same."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return super().forward(x)
-        return from_rows(super().forward(to_rows(x)))
+        if is_symbolic():
+            return F.gelu(x, approximate=self.approximate)
+        return from_rows(F.gelu(to_rows(x), approximate=self.approximate))
 
 
 def project_gated(gate: Tensor, value: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -45,21 +46,31 @@ def project_gated(gate: Tensor, value: Tensor, eps: float, weight: Tensor, bias:
 
 def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """GELU(gate)·value, B C H W, and 1/√(mean_c of its squares + eps), B 1 H W."""
-    if torch.compiler.is_compiling():  # the compiler fuses what is plain
-        return _gated_product(gate, value, eps, 1)
-    gate, value = to_rows(gate), to_rows(value)
+    if not torch.jit.is_scripting():
+        eager = not is_symbolic()  # a compiler fuses what is plain
+        if eager:
+            return _by_rows(gate, value, eps)
+    product = F.gelu(gate) * value
+    return product, _inverse_norm(product, eps, 1)
+
+
+def _by_rows(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     multiply: Any = _GatedProduct.apply if torch.is_grad_enabled() else _gated_product
-    product, inverse = multiply(gate, value, eps)
+    product, inverse = multiply(to_rows(gate), to_rows(value), eps)
     return from_rows(product), from_rows(inverse)
 
 
-def _gated_product(gate: Tensor, value: Tensor, eps: float, dim: int = -1) -> tuple[Tensor, Tensor]:
+def _gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     product = F.gelu(gate) * value if torch.is_grad_enabled() else F.gelu(gate).mul_(value)
+    return product, _inverse_norm(product, eps, -1)
+
+
+def _inverse_norm(product: Tensor, eps: float, dim: int) -> Tensor:
     # float16 is too small for the norm of many products; in bfloat16 it is summed in float32 anyway
     dtype = torch.float32 if product.dtype == torch.float16 else None
     norm = torch.linalg.vector_norm(product, dim=dim, keepdim=True, dtype=dtype)
     squares = norm.to(torch.promote_types(norm.dtype, torch.float32)).square()
-    return product, torch.rsqrt(squares / product.shape[dim] + eps).to(product.dtype)
+    return torch.rsqrt(squares / product.shape[dim] + eps).to(product.dtype)
 
 
 class _GatedProduct(torch.autograd.Function):
@@ -86,7 +97,10 @@ class _GatedProduct(torch.autograd.Function):
         grad_product, grad_inverse = grads
         of_squares = -inverse * inverse * inverse * grad_inverse / product.shape[-1]
         grad = torch.addcmul(grad_product, product, of_squares)
-        return torch.ops.aten.gelu_backward(grad * value, gate), F.gelu(gate).mul_(grad), None
+        of_gate = torch.ops.aten.gelu_backward(grad * value, gate)
+        # In place where nothing keeps `grad` for a second derivative.
+        of_value = grad * F.gelu(gate) if torch.is_grad_enabled() else grad.mul_(F.gelu(gate))
+        return of_gate, of_value, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:

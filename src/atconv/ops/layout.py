@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from atconv.ops.tracing import is_symbolic
+
 __all__ = [
+    "channels_last",
     "channels_last_on_cpu",
     "flatten_positions",
     "from_rows",
@@ -18,12 +21,22 @@ __all__ = [
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether a map lies channels-last and not channels-first as well, as maps of one channel do."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    # By strides: vmap knows no memory formats. Those of the batch do not matter.
+    channels, width = x.shape[1], x.shape[3]
+    rows = x.stride(1) == 1 and x.stride(2) == width * channels and x.stride(3) == channels
+    return rows and not x.is_contiguous()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A map as it is, or a copy in channels-last layout."""
+    if is_symbolic():
+        return x.contiguous(memory_format=torch.channels_last)
+    return from_rows(to_rows(x).contiguous())  # the same, under vmap too
 
 
 def channels_last_on_cpu(x: Tensor) -> Tensor:
     """B C H W, on the CPU in the layout that is fast for norms over channels and for 1×1 convolutions."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    return channels_last(x) if x.device.type == "cpu" else x
 
 
 def flatten_positions(x: Tensor) -> Tensor:
