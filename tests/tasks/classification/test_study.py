@@ -10,9 +10,12 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import yaml
 from filelock import FileLock
 
 from atconv import load, tasks
+from atconv.engine.recipes import write_config
+from atconv.engine.run import Run
 from atconv.io import read_rows
 from atconv.tasks import train_or_resume
 from atconv.tasks.classification.study import Study, prepare_sweep, read_study, study
@@ -125,35 +128,37 @@ def test_differences_are_paired_by_seed() -> None:
 
 
 def test_a_table_holds_rows_of_one_recipe(tmp_path: Path) -> None:
-    path, table = tmp_path / "study.yaml", tmp_path / "results.csv"
+    path = tmp_path / "study.yaml"
 
-    def keep(**changes: Any) -> None:
+    def check(**changes: Any) -> Study:
         """All that a study does before its first run."""
-        prepare_sweep(read_study(study_file(path, **changes)), tmp_path, train_or_resume)
+        described = read_study(study_file(path, **changes))
+        prepare_sweep(described, tmp_path, train_or_resume)
+        return described
 
-    keep(variants={"ATConv": {"token_mixer": "pooling"}})  # no run has begun: nothing to compare with
-    keep()
-    (tmp_path / "runs" / "ATConv-0").mkdir(parents=True)
-    (tmp_path / "runs" / "ATConv-0" / "config.yaml").touch()
-    keep(seeds=3)
-    keep(variants={"ATConv": {"token_mixer": "atconv"}, "identity": {"token_mixer": "identity"}})
-    recipe = read_study(path).recipe
+    check(variants={"ATConv": {"token_mixer": "pooling"}})  # no run has begun: nothing to compare with
+    described = check()
+    for job in described.jobs:
+        config = described.config(described.variants[job.variant], job.seed)
+        write_config(config, "classification", Run.create(tmp_path / "runs" / job.folder))
+    check(seeds=3)
+    check(variants={"ATConv": {"token_mixer": "atconv"}, "identity": {"token_mixer": "identity"}})
+    recipe = described.recipe
     given = {
         name: getattr(recipe, name) for name in ("data", "model", "model_args", "image_size", "in_chans")
     }
     with pytest.raises(ValueError, match=r"begun with another recipe .*epochs: 1 → 30,.*name another folder"):
-        keep(recipe=given)
-    changed = {"ATConv": {"token_mixer": "atconv", "mixer_args": {"kernel_size": 5}}}
-    with pytest.raises(ValueError, match=r"begun with another recipe .*ATConv: .*kernel_size"):
-        keep(variants=changed)
-    with pytest.raises(ValueError, match=r"begun with another recipe .*pooling"):
-        keep(variants={"ATConv": {"token_mixer": "atconv"}, "pooling": {"token_mixer": "identity"}})
-    assert not table.exists()
-    keep(variants=TWO)
-    write_results(table, [result("pooling", 0, 90.0)])
-    with pytest.raises(ValueError, match=r"begun with another recipe .*pooling: 8 8 8 8 → 8 16 24 32"):
-        keep(variants=TWO)
-    keep(variants=TWO | {"pooling": {"token_mixer": "pooling", "dims": [8, 8, 8, 8]}})
+        check(recipe=given)
+    with pytest.raises(ValueError, match=r"ATConv-0 was begun with another recipe .*kernel_size"):
+        check(variants={"ATConv": {"token_mixer": "atconv", "mixer_args": {"kernel_size": 5}}})
+    with pytest.raises(ValueError, match=r"pooling-0 was begun with another recipe"):
+        check(variants={"ATConv": {"token_mixer": "atconv"}, "pooling": {"token_mixer": "identity"}})
+    dims = {"token_mixer": "pooling", "dims": [8, 8, 8, 8]}
+    with pytest.raises(ValueError, match=r"pooling-0 was begun with another recipe .*8, 8, 8, 8"):
+        check(variants={"ATConv": {"token_mixer": "atconv"}, "pooling": dims})
+    check()
+    elsewhere = yaml.safe_load(path.read_text())["recipe"]
+    check(recipe=elsewhere | {"workers": 1})  # where a run is made does not change what is made
 
 
 def test_rows_of_one_table_have_one_precision(tmp_path: Path) -> None:
@@ -164,10 +169,11 @@ def test_rows_of_one_table_have_one_precision(tmp_path: Path) -> None:
         run_study(two_mixers, tmp_path)
 
 
-def test_a_broken_recipe_is_named(tmp_path: Path) -> None:
-    write_results(tmp_path / "results.csv", [result("ATConv", 0, 90.0)])
-    (tmp_path / "recipe.json").write_text("{")
-    with pytest.raises(ValueError, match=r"recipe\.json is not the recipe of a study"):
+def test_a_broken_configuration_of_a_run_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "ATConv-0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{")
+    with pytest.raises(ValueError, match=r"ATConv-0/config\.yaml"):
         run_study(read_study(study_file(tmp_path / "study.yaml")), tmp_path)
 
 

@@ -17,7 +17,7 @@ Each run adds a row to results.csv. A run that has a row is not run again, an in
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,10 +30,12 @@ from torch import nn
 from atconv.data.splits import open_sources
 from atconv.engine.distributed import available_precision, resolve_device
 from atconv.engine.reading import read_yaml
-from atconv.io import read_rows, write_atomically
+from atconv.engine.recipes import read_config
+from atconv.engine.run import Run
+from atconv.io import read_rows
 from atconv.models.attnet import VARIANTS
-from atconv.tasks.classification.config import ClassificationConfig
-from atconv.tasks.classification.study_report import read_results, report_study
+from atconv.tasks.classification.config import ClassificationConfig, inherit_config
+from atconv.tasks.classification.study_report import report_study
 from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed
 
 __all__ = ["Study", "Variant", "prepare_sweep", "read_study", "study"]
@@ -192,7 +194,7 @@ def prepare_sweep(
 
     Args:
         study: what is compared.
-        out: folder of the table and recipe.json.
+        out: folder of the table.
         train: makes a run, or continues it.
         runs: folder of the runs; default: OUT/runs.
 
@@ -201,7 +203,7 @@ def prepare_sweep(
     """
     out.mkdir(parents=True, exist_ok=True)
     runs = runs or out / "runs"
-    _save_or_check_recipe(study, out, runs)
+    _check_runs(study, runs)
     device = resolve_device(study.recipe.device)
     precision = available_precision(study.recipe.precision, device.type)
     return Sweep(out / "results.csv", runs, partial(_make_row, study, train), device, precision)
@@ -222,48 +224,24 @@ def _make_row(
     }
 
 
-def _save_or_check_recipe(study: Study, out: Path, runs: Path) -> None:
-    """Rows of one table come from one recipe: recipe.json says which.
+def _check_runs(study: Study, runs: Path) -> None:
+    """Rows of one table come from one recipe, which each run keeps.
 
     Raises:
-        ValueError: the folder was begun with another one.
+        ValueError: a run was begun with another one.
     """
-    path, results = out / "recipe.json", read_results(out / "results.csv")
-    recipe = {name: value for name, value in asdict(study.recipe).items() if name not in _WHERE}
-    recipe = json.loads(json.dumps(recipe))  # tuples become lists, as in the file
-    variants: dict[str, Any] = {
-        name: {"token_mixer": variant.token_mixer, "mixer_args": variant.mixer_args}
-        for name, variant in study.variants.items()
-    }
-    if path.is_file() and (results or next(runs.glob("*/config.yaml"), None)):
-        saved = _read_recipe(path)
-        defaults = {f.name: f.default for f in fields(ClassificationConfig)}  # of fields that are new since
-        changes = _changes(json.loads(json.dumps(defaults, default=str)) | saved["recipe"], recipe, recipe)
-        changes += _changes(saved["variants"], variants, saved["variants"])
-        dims = {result.variant: result.dims for result in results}
-        changes += _changes(dims, {name: _joined(study.dims(v)) for name, v in study.variants.items()}, dims)
-        if changes:
+    for job in study.jobs:
+        run = Run(runs / job.folder)
+        if not run.config.is_file():
+            continue
+        before = asdict(read_config(run, ClassificationConfig, "classification"))
+        now = asdict(inherit_config(study.config(study.variants[job.variant], job.seed)))
+        changed = [name for name in now if name not in _WHERE and before[name] != now[name]]
+        if changed:
+            changes = ", ".join(f"{name}: {before[name]} → {now[name]}" for name in changed)
             raise ValueError(
-                f"{out} was begun with another recipe ({', '.join(changes)}): name another folder with --out"
+                f"{run.path} was begun with another recipe ({changes}): name another folder with --out"
             )
-        variants = saved["variants"] | variants
-    text = json.dumps({"recipe": recipe, "variants": variants}, indent=1, ensure_ascii=False)
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def _read_recipe(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {"recipe": dict(content["recipe"]), "variants": dict(content["variants"])}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not the recipe of a study: {error!r}; name another folder with --out"
-        ) from error
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any], names: Iterable[str]) -> list[str]:
-    changed = [name for name in names if name in now and before.get(name) != now[name]]
-    return [f"{name}: {before.get(name)} → {now[name]}" for name in changed]
 
 
 def _joined(dims: Sequence[int]) -> str:
