@@ -18,7 +18,6 @@ __all__ = [
     "count_of",
     "file_digest",
     "flush",
-    "printable",
     "read_rows",
     "save_tensors",
     "write_atomically",
@@ -80,11 +79,6 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         os.chmod(path, 0o666 & ~_umask())  # safetensors leaves it to the owner alone
     except SafetensorError as error:  # safetensors hides the operating system's reason in its text
         raise OSError(str(error)) from error
-
-
-def printable(name: str) -> str:
-    """A name with escapes for what is no text: bytes of file names that are not UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def count_of(count: int, noun: str, plural: str | None = None) -> str:

@@ -13,6 +13,7 @@ from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 mpl.use("Agg")  # files only: no display is needed
@@ -41,7 +42,10 @@ class Panel(NamedTuple):
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
-    """Write a PNG and let go of the figure."""
+    """Write a PNG and let go of the figure. What is no text in names, such as bytes that are not UTF-8, is
+    escaped."""
+    for text in figure.findobj(Text):
+        text.set_text(_printable(text.get_text()))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # a box is shown where no font has it
         figure.savefig(path, dpi=dpi)
@@ -50,11 +54,16 @@ def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
 
 def shorten(name: str, length: int = 18) -> str:
     """A name that fits next to a plot: a letter of double width counts twice."""
+    name = _printable(name)
     widths = [1 + (unicodedata.east_asian_width(letter) in "WF") for letter in name]
     if sum(widths) <= length:
         return name
     kept = next(i for i in range(len(name), -1, -1) if sum(widths[:i]) < length)
     return name[:kept] + "…"
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def plot_curves(

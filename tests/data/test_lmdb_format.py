@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from atconv.data import lmdb_format
 from atconv.data.lmdb_format import LmdbReader, build_lmdb
 from atconv.data.pack import pack_folder
 from atconv.data.sources import FolderSource, LmdbSource
@@ -189,6 +190,95 @@ def test_a_truncated_file_is_rejected_and_does_not_crash(tmp_path: Path, share: 
     process = start_process(_read_all, path)
     process.join(60)
     assert process.exitcode == 3
+
+
+def test_labels_are_read_without_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [(os.urandom(size), i) for i, size in enumerate((0, 1, 255, 256, 70_000, 300_000))]
+    records += [(b"MK" * 9, label) for label in (255, 256, 331, 70_000)]
+    build_lmdb(tmp_path / "a.lmdb", records, len(records), [str(i) for i in range(70_001)])
+    reader, lengths = LmdbReader(tmp_path / "a.lmdb"), []
+    load = lmdb_format._PlainUnpickler.load
+    monkeypatch.setattr(
+        lmdb_format._PlainUnpickler, "load", lambda self: lengths.append(len(load(self)[0])) or (b"", 0)
+    )
+    reader.labels()
+    assert lengths == [0] * len(records)
+    monkeypatch.undo()
+    assert reader.labels().tolist() == [label for _, label in records]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_labels_of_any_pickle_are_read(tmp_path: Path, protocol: int) -> None:
+    values = {f"{i:08d}".encode(): pickle.dumps((b"x" * 300 * i, i), protocol) for i in range(3)}
+    classes = {b"__len__": pickle.dumps(3), b"__classes__": pickle.dumps(["a", "b", "c"])}
+    path = write(tmp_path / "a.lmdb", values | classes)
+    if protocol < 3:  # bytes are made by a function there
+        with pytest.raises(ValueError, match="cannot be read safely"):
+            LmdbReader(path).labels()
+    else:
+        assert LmdbReader(path).labels().tolist() == [0, 1, 2]
+
+
+def test_a_reader_survives_a_change_of_the_time(tmp_path: Path) -> None:
+    build_lmdb(tmp_path / "a.lmdb", RECORDS, len(RECORDS), ["a", "b"])
+    reader = LmdbReader(tmp_path / "a.lmdb")
+    assert reader[0] == RECORDS[0]
+    os.utime(tmp_path / "a.lmdb", (1, 1))
+    assert reader[1] == RECORDS[1]
+
+
+@pytest.mark.parametrize("length", [2, 1 << 60])
+def test_a_length_beyond_the_records_is_rejected(tmp_path: Path, length: int) -> None:
+    path = write(tmp_path / "a.lmdb", PLAIN | {b"__len__": pickle.dumps(length)})
+    with pytest.raises(ValueError, match=f"__len__ is {length}, and there are only 1 other records"):
+        LmdbReader(path)
+
+
+def test_a_folder_with_an_lmdb_is_read(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", {"a": 40, "b": 40})
+    pack_folder(folder, tmp_path / "data" / "data.mdb")
+    for data in (tmp_path / "data", tmp_path / "data" / "data.mdb"):
+        (tmp_path / data.name).mkdir(exist_ok=True)
+        splits = make_splits(tiny_config(data=str(data), in_chans=3), tmp_path / data.name)
+        assert splits.classes == ["a", "b"]
+        assert sum(len(split) for split in splits.by_name.values()) == 80
+
+
+def test_an_lmdb_of_another_name_in_a_folder_is_pointed_at(tmp_path: Path) -> None:
+    pack_folder(image_folder(tmp_path / "images", {"a": 4, "b": 4}), tmp_path / "data" / "all.lmdb")
+    with pytest.raises(ValueError, match=r"named after no split: give one of them, such as .*all\.lmdb"):
+        make_splits(tiny_config(data=str(tmp_path / "data"), in_chans=3), tmp_path)
+
+
+def _read_damaged(path: Path) -> None:
+    try:
+        LmdbReader(path).labels()
+    except ValueError as error:
+        sys.exit(3 if path.name in str(error) else 4)
+
+
+def test_a_damaged_page_ends_in_a_message(tmp_path: Path) -> None:
+    path = tmp_path / "a.lmdb"
+    build_lmdb(path, [(os.urandom(300), i % 2) for i in range(200)], 200, ["a", "b"])
+    content = bytearray(path.read_bytes())
+    for page in range(2, len(content) // 4096):
+        content[page * 4096 + 8 : page * 4096 + 16] = b"\xff" * 8  # flags and bounds of the page
+    path.write_bytes(content)
+    process = start_process(_read_damaged, path)
+    process.join(60)
+    assert process.exitcode == 3
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise lmdb.DiskError("no space")
+
+    monkeypatch.setattr(lmdb, "open", fail)
+    with pytest.raises(OSError, match=r"a\.lmdb cannot be written: no space"):
+        build_lmdb(tmp_path / "a.lmdb", RECORDS, len(RECORDS), ["a", "b"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_packed_by_the_command_holds_the_same_files(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 import zipfile
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -16,7 +17,9 @@ __all__ = ["recognize"]
 
 _IMAGE_FOLDERS = {"images", "jpegimages"}
 _MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "segmentationclass"}
+_MASK_ENDINGS = ("_masks", "_mask", "_labels", "_annotations", "_annot", "annot")
 _TABLES = {".csv", ".tsv", ".txt", ".xls", ".xlsx", ".parquet", ".json", ".jsonl"}
+_LOOKED_AT = 1000  # files of a folder
 _COCO_START = 4096  # bytes of a JSON file in which a COCO file names its parts
 
 
@@ -41,12 +44,15 @@ def _recognize_folder(path: Path) -> str | None:
             [place, *(inner[n] for n in ("annotations",) if n in inner)], bool(images), place != path
         ):
             return f"is recognized as detection data in COCO's format: {hint}"
-        masks = [inner[name] for name in _MASK_FOLDERS & set(inner)]
-        if images and any(_has(folder, (".png",)) for folder in masks):
+        masks = [inner[name] for name in _MASK_FOLDERS & set(inner) if images]
+        masks += [inner[name + end] for name in inner for end in _MASK_ENDINGS if name + end in inner]
+        if any(_has(folder, (".png",)) for folder in masks):
             return (
                 "is recognized as images with masks: use `atconv segment train`; to use the images alone, "
                 "give their folder"
             )
+        if place != path and not inner and _has(place, (".xml",)):
+            return f"is recognized as detection data in Pascal VOC's format (XML files beside images): {hint}"
     lmdbs = [child for child in sorted(path.glob("*.lmdb")) if is_lmdb(child)]
     if lmdbs and not any(split_of(child.stem) for child in lmdbs):
         return f"holds LMDB files that are named after no split: give one of them, such as {lmdbs[0]}"
@@ -54,7 +60,8 @@ def _recognize_folder(path: Path) -> str | None:
 
 
 def _has(folder: Path, suffixes: tuple[str, ...]) -> bool:
-    return any(path.suffix.lower() in suffixes for path in folder.rglob("*"))
+    """Whether such files are among the first in a folder."""
+    return any(path.suffix.lower() in suffixes for path in islice(folder.rglob("*"), _LOOKED_AT))
 
 
 def _is_coco(places: Iterable[Path], images: bool, is_split: bool) -> bool:

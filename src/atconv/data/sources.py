@@ -67,7 +67,7 @@ class ImageSource(ABC):
         renumbered = np.array([*(numbers.get(name, -1) for name in self.classes), -1])[self.labels]
         own = self.labels if used is None else self.labels[used]
         after = renumbered if used is None else renumbered[used]
-        unknown = [self.classes[label] for label in np.unique(own[after < 0])]
+        unknown = sorted(self.classes[label] for label in np.unique(own[after < 0]))
         if unknown:
             raise ValueError(self._unknown_classes(unknown))
         self.classes, self._labels = list(classes), SharedIntegers(renumbered)

@@ -1,0 +1,303 @@
+"""Folders as people have them: names of splits, what tools leave, other suffixes, data of other tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atconv.data.folders import split_of
+from atconv.data.images import image_suffixes, list_images, read_image
+from atconv.data.sources import DigitsSource, FolderSource
+from atconv.data.splits import Splits, choose_split, load_splits, make_splits
+from support.tiny import atconv, image_folder, read_rows, tiny_config, tiny_options
+
+
+def split(data: Path, run: Path, min_classes: int = 2) -> Splits:
+    run.mkdir(exist_ok=True)
+    config = tiny_config(data=str(data), in_chans=3, test_fraction=0.2, val_fraction=0.2)
+    return make_splits(config, run, min_classes=min_classes)
+
+
+def sizes(splits: Splits) -> dict[str, int]:
+    return {name: len(part) for name, part in splits.by_name.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *(
+            (name, "train")
+            for name in ("train", "Train", "TRAINING", "train_set", "training-set", "trainset")
+        ),
+        *((name, "val") for name in ("val", "valid", "Validation", "dev", "val_set", "DevSet")),
+        *((name, "test") for name in ("test", "Testing", "test set")),
+        *((name, None) for name in ("trains", "set", "sunset", "evaluate", "")),
+    ],
+)
+def test_splits_are_known_by_their_usual_names(name: str, expected: str | None) -> None:
+    assert split_of(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"), [("Train", "dev", "Test"), ("training_set", "validation_set", "test_set")]
+)
+def test_splits_of_other_names_are_used(tmp_path: Path, train: str, val: str, test: str) -> None:
+    for seed, (name, count) in enumerate({train: 6, val: 2, test: 3}.items()):
+        image_folder(tmp_path / "data" / name, {"a": count, "b": count}, seed)
+    splits = split(tmp_path / "data", tmp_path / "run")
+    assert splits.classes == ["a", "b"]
+    assert sizes(splits) == {"train": 12, "val": 4, "test": 6}
+
+
+def test_two_folders_for_a_split_are_rejected(tmp_path: Path) -> None:
+    for seed, name in enumerate(("train", "val", "dev")):
+        image_folder(tmp_path / "data" / name, {"a": 3, "b": 3}, seed)
+    with pytest.raises(ValueError, match="dev and val, two for the val split: leave one"):
+        split(tmp_path / "data", tmp_path / "run")
+
+
+def test_folders_beside_splits_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed, name in enumerate(("train", "val", "unsure")):
+        image_folder(tmp_path / "data" / name, {"a": 3, "b": 3}, seed)
+    assert sizes(split(tmp_path / "data", tmp_path / "run")) == {"train": 6, "val": 6}
+    assert [m for m in caplog.messages if m.startswith("not used, folders beside") and "unsure" in m]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    splits = split(image_folder(tmp_path / "data", {"bus": 9, "car": 9, "train": 9}), tmp_path / "run")
+    assert splits.classes == ["bus", "car", "train"]
+
+
+def test_splits_without_class_folders_are_one_class(tmp_path: Path) -> None:
+    image_folder(tmp_path / "faces", {"train": 9}, 0)
+    image_folder(tmp_path / "faces", {"test": 4}, 1)
+    splits = split(tmp_path / "faces", tmp_path / "run", min_classes=1)
+    assert splits.classes == ["faces"]
+    assert sizes(splits) == {"train": 7, "val": 2, "test": 4}
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "__pycache__"])
+def test_folders_of_tools_are_passed_over(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = image_folder(tmp_path / "data", {"a": 9, "b": 9})
+    image_folder(data, {name: 2}, 5)
+    image_folder(data / "a", {name: 2}, 6)
+    (data / "a" / "Thumbs.db").write_text("x")
+    splits = split(data, tmp_path / "run")
+    assert splits.classes == ["a", "b"]
+    assert sum(sizes(splits).values()) == 18
+    named = [message for message in caplog.messages if name in message]
+    assert len(named) == (0 if name.startswith(".") else 1)
+
+
+def test_a_run_has_as_many_classes_as_have_images(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", {"a": 9, "b": 0, "c": 9, "d": 1})
+    (data / "d" / "0.png").write_text("no image")
+    (tmp_path / "run").mkdir()
+    config = tiny_config(data=str(data), in_chans=3, test_fraction=0.3, val_fraction=0.3, max_skipped=0.2)
+    splits = make_splits(config, tmp_path / "run")
+    assert splits.classes == ["a", "c"]
+    assert set(splits["train"].labels) == {0, 1}
+    assert load_splits(config, tmp_path / "run").classes == ["a", "c"]
+
+
+def test_the_saved_labels_hold_where_a_class_comes_before_them_later(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", {"b": 9, "c": 9})
+    made = split(data, tmp_path / "run")
+    image_folder(data, {"a": 3}, 7)
+    again = load_splits(tiny_config(data=str(data), in_chans=3), tmp_path / "run")
+    for part in ("train", "val", "test"):
+        assert again[part].labels == made[part].labels
+        assert [again[part].name(i) for i in range(len(again[part]))] == [
+            made[part].name(i) for i in range(len(made[part]))
+        ]
+
+
+def test_every_source_is_brought_to_the_classes_of_a_run() -> None:
+    source = DigitsSource()
+    before = source.labels.copy()
+    source.relabel([str(9 - i) for i in range(10)])
+    assert (source.labels == 9 - before).all()
+    with pytest.raises(ValueError, match=r"not among the run's classes: 0, 1"):
+        source.relabel([str(i) for i in range(2, 10)])
+    kept = np.flatnonzero(before >= 2)
+    source.relabel([str(i) for i in range(2, 10)], kept.tolist())
+    assert (source.labels[kept] == before[kept] - 2).all()
+    assert (source.labels[before < 2] == -1).all()
+
+
+def test_all_suffixes_that_pillow_reads_are_used_and_others_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = image_folder(tmp_path / "data", {"a": 4, "b": 4})
+    image = Image.fromarray(np.random.default_rng(9).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    used = [s for s in (".jfif", ".jpe", ".webp", ".avif", ".jp2", ".tga", ".mpo") if s in image_suffixes()]
+    assert {".jfif", ".jpe", ".webp", ".jp2", ".mpo"} <= set(used)
+    for i, suffix in enumerate(used):
+        image.putpixel((0, 0), (i, 0, 0))
+        image.save(data / "a" / f"x{suffix.upper()}")
+    for name in ("y.heic", "z.HEIC", "photo.cr2"):
+        (data / "b" / name).write_bytes(b"x")
+    assert sum(sizes(split(data, tmp_path / "run")).values()) == 8 + len(used)
+    assert [m for m in caplog.messages if "not read" in m and "2 .heic" in m and "1 .cr2" in m]
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.eps")
+    (tmp_path / "x.eps").rename(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="EPS is not read"):
+        read_image(tmp_path / "x.png")
+
+
+def test_a_folder_that_cannot_be_read_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = image_folder(tmp_path / "data", {"a": 4, "b": 4})
+    scan = os.scandir
+
+    def closed(path: str) -> object:
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(ValueError, match=r"data/b cannot be read \(Permission denied\)"):
+        FolderSource(data)
+
+
+def test_a_broken_link_is_listed_as_unreadable(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", {"a": 20, "b": 20})
+    (data / "a" / "gone.png").symlink_to(tmp_path / "none.png")
+    split(data, tmp_path / "run")
+    assert [row["file"] for row in read_rows(tmp_path / "run" / "skipped.csv")] == ["a/gone.png"]
+
+
+def test_listed_images_are_sorted_by_folder_and_name(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"b": 11, "a/x": 2, "a.1": 1})
+    assert list_images(tmp_path).images == [
+        p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*.png"))
+    ]
+
+
+def yolo(root: Path) -> None:
+    image_folder(root, {"images/train": 3})
+    (root / "labels" / "train").mkdir(parents=True)
+    (root / "labels" / "train" / "0.txt").write_text("0 0.5 0.5 0.2 0.2")
+
+
+def roboflow_yolo(root: Path) -> None:
+    yolo(root / "train")
+
+
+def voc(root: Path) -> None:
+    image_folder(root, {"JPEGImages": 3})
+    (root / "Annotations").mkdir()
+    (root / "Annotations" / "0.xml").write_text("<annotation/>")
+
+
+def coco(root: Path) -> None:
+    image_folder(root, {"images": 3})
+    (root / "train.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+
+
+def roboflow_coco(root: Path) -> None:
+    image_folder(root, {"train": 3, "valid": 2})
+    (root / "train" / "_annotations.coco.json").write_text(json.dumps({"info": {}, "images": []}))
+
+
+def masks(root: Path) -> None:
+    image_folder(root, {"images": 3, "masks": 3})
+
+
+def camvid(root: Path) -> None:
+    image_folder(root, {"train": 3, "train_labels": 3, "val": 3, "val_labels": 3})
+
+
+@pytest.mark.parametrize(
+    ("make", "fits"),
+    [
+        (yolo, "YOLO's format .* `atconv detect train`"),
+        (roboflow_yolo, "YOLO's format .* `atconv detect train`"),
+        (voc, "Pascal VOC's format .* `atconv detect train`"),
+        (coco, "COCO's format: use `atconv detect train`"),
+        (roboflow_coco, "COCO's format: use `atconv detect train`"),
+        (masks, "images with masks: use `atconv segment train`"),
+        (camvid, "images with masks: use `atconv segment train`"),
+    ],
+)
+def test_data_of_other_tasks_are_recognized(tmp_path: Path, make, fits: str) -> None:
+    make(tmp_path / "data")
+    with pytest.raises(ValueError, match=f"data is recognized as .*{fits}"):
+        split(tmp_path / "data", tmp_path / "run")
+
+
+def test_classes_with_files_beside_them_are_not_taken_for_other_data(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", {"a": 9, "images": 9})
+    (data / "annotations.csv").write_text("image,label")
+    (data / "info.json").write_text('{"images": 18}')
+    (data / "a" / "notes.txt").write_text("none")
+    shutil.move(data / "images", data / "b")
+    assert split(data, tmp_path / "run").classes == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("labels.csv", b"image,label\n0.jpg,dog\n", "is recognized as a table"),
+        (
+            "train.json",
+            b'{"images": [], "annotations": []}',
+            "COCO's format: give its folder to `atconv detect",
+        ),
+        ("data.zip", b"PK\x05\x06" + bytes(18), "is recognized as an archive: unpack it"),
+    ],
+)
+def test_files_of_other_kinds_are_recognized(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        split(tmp_path / name, tmp_path / "run")
+
+
+def test_one_image_is_no_data(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="is recognized as one image: give a folder"):
+        split(tmp_path / "x.png", tmp_path / "run")
+
+
+def test_a_wrapped_folder_names_the_one_inside(tmp_path: Path) -> None:
+    image_folder(tmp_path / "data" / "archive" / "inner", {"a": 4, "b": 4})
+    with pytest.raises(ValueError, match=r"has 1 class.*data/archive/inner: give that"):
+        split(tmp_path / "data", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [("train val test", "test"), ("train val", "val"), ("all", "all"), ("train", "train")],
+)
+def test_auto_takes_the_split_to_evaluate_on(names: str, expected: str) -> None:
+    assert choose_split(names.split(), "auto", "DATA") == expected
+
+
+def test_names_that_are_not_utf8_come_through_a_run(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", {"ant": 30, "bee": 30})
+    (data / "bee").rename(os.fsdecode(os.fsencode(data) + b"/b\xe9e"))
+    (data / "ant" / "1.png").rename(os.fsdecode(os.fsencode(data) + b"/ant/\xff1.png"))
+    run = tmp_path / "run"
+    options = tiny_options(in_chans=3, test_fraction=0.3, batch_size=8, base_batch_size=8)
+    ended = atconv("train", data, *options, f"--out={run}")
+    assert ended.code == 0, ended.err
+    rows = read_rows(run / "predictions.csv")
+    assert {row["label"] for row in rows} == {"ant", "b\\udce9e"}
+    for table in run.glob("*.csv"):
+        table.read_text(encoding="utf-8")
+    ended = atconv("evaluate", run, data, "--split=all")
+    assert ended.code == 0, ended.err
+    rows = read_rows(run / "evaluation" / "data-all" / "predictions.csv")
+    assert "ant/\\udcff1.png" in {row["image"] for row in rows}
