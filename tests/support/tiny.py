@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -187,14 +187,19 @@ def start_atconv(
     return start_process(run_command, [str(a) for a in arguments], output, kill_at, plots)
 
 
+def preload_forkserver() -> ForkServerContext:
+    """Let the server that processes are forked from import the package."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOADED))
+    return context
+
+
 def start_process(function: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     """Call a function in a process of its own.
 
     It is forked from one that has imported the package, which saves seconds each.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOADED))
-    process = context.Process(target=function, args=arguments)
+    process = preload_forkserver().Process(target=function, args=arguments)
     process.start()
     return process
 

@@ -40,6 +40,7 @@ __all__ = [
     "make_splits",
     "open_sources",
     "open_splits",
+    "readable_split",
 ]
 
 logger = logging.getLogger(__name__)
@@ -205,6 +206,22 @@ def load_splits(config: DataConfig, run: Path) -> Splits:
         ]
         source.relabel(saved["classes"], of_it)
     return _with_sources(sources, indices, saved["classes"], saved["message"])
+
+
+def readable_split(source: ImageSource) -> Split:
+    """All images of a source but the unreadable ones, which are named.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    reasons = check_files(source, "decode").reasons
+    for i, reason in enumerate(reasons):
+        if reason is not None:
+            logger.warning("left out %s: %s", source.name(i), reason)
+    split = Split(source, [i for i, reason in enumerate(reasons) if reason is None])
+    if not len(split):
+        raise ValueError(f"none of {count_of(len(source), 'file')} is a readable image")
+    return split
 
 
 def _open_timm_splits(config: DataConfig) -> dict[str, ImageSource]:

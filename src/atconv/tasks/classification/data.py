@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from atconv.data.checking import check_files
 from atconv.data.loaders import EpochBatches, Transform, eval_loader, stream_loader, train_loader
-from atconv.data.sources import ImageSource, Stream
+from atconv.data.sources import Stream
 from atconv.data.splits import (
     Split,
     Splits,
@@ -26,10 +25,10 @@ from atconv.data.splits import (
     load_splits,
     open_sources,
     open_splits,
+    readable_split,
 )
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
-from atconv.io import count_of
 from atconv.tasks.classification.augmentation import train_transform
 from atconv.tasks.classification.config import ClassificationConfig
 
@@ -215,7 +214,7 @@ def open_split(
             source.relabel(classes)
             for remark in source.remarks:
                 logger.warning(remark)
-        splits = {name: _readable(source) for name, source in sources.items()}
+        splits = {name: readable_split(source) for name, source in sources.items()}
         if list(splits) == ["train"]:
             splits = {"all": splits["train"]}
     parts = list(splits.values())
@@ -223,18 +222,6 @@ def open_split(
         splits["all"] = Split(parts[0].source, np.sort(np.concatenate([part.indices for part in parts])))
     name = choose_split(splits, split, data)
     return name, splits[name]
-
-
-def _readable(source: ImageSource) -> Split:
-    """All images of a source but the unreadable ones, which are named."""
-    reasons = check_files(source, "decode").reasons
-    for i, reason in enumerate(reasons):
-        if reason is not None:
-            logger.warning("left out %s: %s", source.name(i), reason)
-    split = Split(source, [i for i, reason in enumerate(reasons) if reason is None])
-    if not len(split):
-        raise ValueError(f"none of {count_of(len(source), 'file')} is a readable image")
-    return split
 
 
 def _same_data(config: ClassificationConfig, data: str, data_root: str | None) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import ConcatDataset
 
 from atconv.data.config import DataConfig
-from atconv.data.splits import Split, choose_split, load_splits, open_sources
+from atconv.data.splits import choose_split, load_splits, open_sources, readable_split
 from atconv.tasks.generation.data import SplitImages
 from atconv.tasks.generation.features import open_features
 from atconv.tasks.generation.latents import is_latents, latent_splits
@@ -112,7 +112,7 @@ def _open_images(
         splits = load_splits(config, predictor.run.path).by_name
     else:
         sources = open_sources(DataConfig(data=data, data_root=data_root))
-        splits = {name: Split(source, list(range(len(source)))) for name, source in sources.items()}
+        splits = {name: readable_split(source) for name, source in sources.items()}
     return {name: SplitImages(split, shape[0], shape[2]) for name, split in splits.items()}
 
 
