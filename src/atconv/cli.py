@@ -196,7 +196,7 @@ def _predict(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
     from atconv.data.images import find_images
     from atconv.engine.tables import Table
 
-    kind = spec.predictor_class()
+    kind: Any = spec.predictor_class()
     parser = Parser(prog=prog, description="What a run's best model says of images.")
     parser.add_argument("run", metavar="RUN", type=str, help="the run's folder")
     parser.add_argument("images", metavar="IMAGE", type=str, nargs="+", help="image files, folders or globs")

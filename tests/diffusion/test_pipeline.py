@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
@@ -162,6 +163,23 @@ def test_callbacks_come_after_every_step_and_may_change_the_latents() -> None:
         pipeline([1], callback_on_step_end_tensor_inputs=["noise"])
 
 
+def test_a_callback_may_return_nothing_and_no_tensor() -> None:
+    pipeline = pipeline_of()
+    expected = latents(pipeline, [1])
+    assert torch.equal(latents(pipeline, [1], callback_on_step_end=lambda *_: None), expected)
+    with pytest.raises(TypeError, match=r"must return tensors by name.*it returned a Tensor"):
+        pipeline([1], callback_on_step_end=lambda *_: torch.zeros(1))  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    "name", ["num_inference_steps", "num_images_per_prompt", "batch_size", "height", "width"]
+)
+def test_numbers_that_count_are_whole(name: str) -> None:
+    options: dict[str, Any] = {name: 8.0}
+    with pytest.raises(TypeError, match=rf"{name} must be a whole number, got 8\.0"):
+        pipeline_of()([1], **options)
+
+
 def test_the_progress_bar_counts_the_steps_of_all_batches(capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = pipeline_of()
     pipeline.set_progress_bar_config(disable=False)
@@ -223,6 +241,8 @@ def test_labels_may_be_a_tensor_or_an_array() -> None:
         (dict(class_labels=[1], latents=torch.zeros(1, 3, 8, 8)), r"latents must be \(1, 1, 8, 8\), got"),
         (dict(class_labels=[1], output_type="pill"), "output_type must be pil, np, pt or latent, got 'pill'"),
         (dict(class_labels=[1], num_inference_steps=0), "steps must be at least 1"),
+        (dict(class_labels=[1], guidance_scale=float("nan")), "guidance must be a finite number, got nan"),
+        (dict(class_labels=[1], guidance_scale=float("inf")), "guidance must be a finite number, got inf"),
         (dict(class_labels=[1], guidance_channels=0), "guidance_channels must be at least 1"),
     ],
 )
@@ -277,6 +297,20 @@ def test_a_saved_pipeline_opens_with_the_same_images(with_vae: bool, tmp_path: P
         pipe([1, 5], generator=generators(2), **options).images for pipe in (opened, pipeline)
     )
     assert np.array_equal(images, expected)
+
+
+def test_diffusers_own_class_opens_a_run() -> None:
+    pipeline = DiffusionPipeline.from_pretrained(generation_run())
+    assert isinstance(pipeline, SiTPipeline)
+    assert isinstance(pipeline.scheduler, ODEScheduler)
+
+
+def test_a_model_whose_weights_are_stored_smaller_samples() -> None:
+    pipeline = pipeline_of().to(torch.bfloat16)
+    expected = latents(pipeline, [1, 2])
+    pipeline.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    assert pipeline.transformer.blocks[0].mlp.fc1.weight.dtype == torch.float8_e4m3fn
+    assert_close(latents(pipeline, [1, 2]), expected, 0.3)
 
 
 def sample_elsewhere(run: Path, out: Path) -> None:

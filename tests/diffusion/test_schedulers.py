@@ -409,3 +409,15 @@ BAD: list[tuple[Callable[[], object], str]] = [
 def test_options_that_make_no_sense_are_rejected(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("diffusion", DIFFUSIONS)
+def test_the_last_step_by_default_keeps_the_spread_of_the_data(diffusion: Any, scale: float) -> None:
+    scheduler = SDEScheduler(diffusion=diffusion, diffusion_scale=scale)
+    scheduler.set_timesteps(250)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(5000, 1, 2, 2, generator=generator)
+    samples = scheduler.solve(Field(Gaussian(Linear()), Linear()), noise, generator)
+    assert float(samples.std()) == pytest.approx(STD, rel=0.06)
+    assert float(samples.mean()) == pytest.approx(MEAN, abs=0.02)

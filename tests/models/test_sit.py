@@ -603,3 +603,46 @@ def test_renaming_keeps_every_tensor_but_the_positions(family: str) -> None:
     renamed = to_sit(state)
     assert len(renamed) == len(state) - ("pos_embed" in state)
     assert to_sit(renamed).keys() == renamed.keys()
+
+
+# As diffusers uses its models.
+
+
+def test_the_output_is_as_diffusers_asks_for_it() -> None:
+    model = tiny_sit()
+    inputs = inputs_of(model)
+    velocity = model(*inputs)
+    assert torch.equal(model(*inputs, return_dict=True).sample, velocity)
+    (alone,) = model(*inputs, return_dict=False)
+    assert torch.equal(alone, velocity)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_may_be_stored_smaller_than_they_compute(family: str) -> None:
+    model = tiny_sit(token_mixer=family).to(torch.bfloat16)
+    x, t, labels = inputs_of(model)
+    expected = model(x.bfloat16(), t, labels)
+    model.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    cast = model(x.bfloat16(), t, labels)
+    assert cast.dtype == torch.bfloat16
+    assert float((cast - expected).norm() / expected.norm()) < 0.3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_is_added_and_acts(family: str) -> None:
+    peft = pytest.importorskip("peft")
+    model = tiny_sit(token_mixer=family)
+    inputs = inputs_of(model)
+    before = model(*inputs)
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+    mixers = [name for name in layers if ".mixer." in name]
+    assert mixers
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=mixers, init_lora_weights=False))
+    assert not torch.allclose(model(*inputs), before)
+    model.disable_adapters()
+    torch.testing.assert_close(model(*inputs), before)
+
+
+def test_blocks_are_named_for_offloading_and_compiling() -> None:
+    names = {type(block).__name__ for block in tiny_sit().blocks}
+    assert set(SiT._no_split_modules) == set(SiT._repeated_blocks) == names

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,8 @@ class Field:
         guidance_channels: guide only the first so many channels; the rest stays conditional. Default: all.
 
     Raises:
-        ValueError: guidance on a model without a null label, or an interval or channels that do not exist.
+        ValueError: guidance on a model without a null label, or a scale, interval or channels that there are
+            not.
     """
 
     def __init__(
@@ -37,11 +40,14 @@ class Field:
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         guidance_channels: int | None = None,
     ) -> None:
-        check_guidance(guidance_interval, guidance_channels)
+        check_guidance(guidance_scale, guidance_interval, guidance_channels)
         self.model, self.interpolant, self.prediction, self.labels = model, interpolant, prediction, labels
         self.guidance_scale, self.guidance_channels = guidance_scale, guidance_channels
         self.guidance_interval = tuple(guidance_interval)
         self.evaluations = 0
+        # diffusers' dtype: the one that layers compute in, where it is not that of their stored weights.
+        parameter = next(model.parameters(), None)
+        self._dtype = getattr(model, "dtype", None if parameter is None else parameter.dtype)
         self.times = interpolant.interval(prediction, sampling=True)
         null = getattr(model, "null_label", None)
         self.label_pairs: Tensor | None = None
@@ -67,8 +73,7 @@ class Field:
 
     def _predict(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """The model works in its own dtype, the solver in that of its state."""
-        parameter = next(self.model.parameters(), x)
-        return self.model(x.to(parameter.dtype), t.expand(len(x)), labels).to(x.dtype)
+        return self.model(x.to(self._dtype or x.dtype), t.expand(len(x)), labels).to(x.dtype)
 
     def _guides(self, t: Tensor) -> bool:
         start, end = self.guidance_interval
@@ -82,8 +87,10 @@ class Field:
         return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
 
 
-def check_guidance(interval: tuple[float, float], channels: int | None) -> None:
-    """Raise ValueError for an interval of time or a number of channels that cannot be guided."""
+def check_guidance(scale: float, interval: tuple[float, float], channels: int | None) -> None:
+    """Raise ValueError for a scale, an interval of time or a number of channels that cannot be guided."""
+    if not math.isfinite(scale):
+        raise ValueError(f"the scale of guidance must be a finite number, got {scale}; 1 is no guidance")
     low, high = interval
     if not 0 <= low < high <= 1:
         raise ValueError(f"guidance_interval must be 0 ≤ from < to ≤ 1, got {interval}")

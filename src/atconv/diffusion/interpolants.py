@@ -13,12 +13,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["GVP", "VP", "Interpolant", "Linear", "Prediction", "check_choice", "make_interpolant"]
+__all__ = [
+    "GVP",
+    "VP",
+    "Interpolant",
+    "Linear",
+    "Prediction",
+    "check_choice",
+    "check_whole",
+    "make_interpolant",
+]
 
 Prediction = Literal["velocity", "score", "noise"]
 
@@ -176,6 +186,13 @@ def check_choice(what: str, choice: str, choices: Collection[str]) -> None:
     """Raise ValueError for a choice that there is not, with those that there are."""
     if choice not in choices:
         raise ValueError(f"no {what} {choice!r}; there are {', '.join(choices)}")
+
+
+def check_whole(**values: Any) -> None:
+    """Raise TypeError for numbers that count something and are no whole numbers; None is none."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Integral):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 
 def _expand(t: Tensor, x: Tensor) -> Tensor:

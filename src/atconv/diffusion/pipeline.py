@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -18,14 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from atconv.diffusion.field import Field
-from atconv.diffusion.interpolants import make_interpolant
+from atconv.diffusion.interpolants import check_whole, make_interpolant
 from atconv.diffusion.schedulers import Generators, InterpolantScheduler, ODEScheduler
 from atconv.models.sit import SiT
 
 __all__ = ["Labels", "SiTPipeline", "SiTPipelineOutput", "pixels_per_latent"]
 
 Labels = int | str | Sequence[int | str] | Tensor | NDArray[np.integer]
-StepCallback = Callable[["SiTPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+StepCallback = Callable[["SiTPipeline", int, Tensor, dict[str, Tensor]], Mapping[str, Tensor] | None]
 
 
 @dataclass
@@ -131,19 +132,28 @@ class SiTPipeline(DiffusionPipeline):
                 the model has it).
             return_dict: return a `SiTPipelineOutput`, else a tuple of its fields.
             callback_on_step_end: (pipeline, step, t, tensors) → tensors, called after every step of every
-                batch; what it returns as "latents" takes their place.
+                batch; what it returns as "latents" takes their place. None leaves them as they are.
             callback_on_step_end_tensor_inputs: the tensors among its arguments: "latents".
 
         Raises:
             ValueError: a label out of range, a size the patch does not divide, guidance on a model without a
                 null label, generators or latents of another number or shape, a scheduler of another
                 interpolant, or an unknown output type.
+            TypeError: a number of steps, images or pixels that is not whole, or a callback that returns
+                something else than tensors by name.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(f"callbacks take {self._callback_tensor_inputs}, got {unknown}")
+        check_whole(
+            num_images_per_prompt=num_images_per_prompt,
+            num_inference_steps=num_inference_steps,
+            height=height,
+            width=width,
+            batch_size=batch_size,
+        )
         labels, count = self._repeat_labels(class_labels, num_images_per_prompt)
         if count < 1 or batch_size < 1:
             raise ValueError(f"there must be an image, and one in a batch: got {count}, {batch_size}")
@@ -172,7 +182,13 @@ class SiTPipeline(DiffusionPipeline):
                 if callback_on_step_end is None:
                     return sample
                 tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
-                return callback_on_step_end(self, step, t, tensors).get("latents", sample)
+                changed = callback_on_step_end(self, step, t, tensors)
+                if changed is not None and not isinstance(changed, Mapping):
+                    raise TypeError(
+                        "callback_on_step_end must return tensors by name, such as {'latents': x}, or None; "
+                        f"it returned a {type(changed).__name__}"
+                    )
+                return (changed or {}).get("latents", sample)
 
             for start in starts:
                 part = slice(start, min(start + batch_size, count))
@@ -268,3 +284,7 @@ def _join(batches: list[Any]) -> Any:
     if isinstance(batches[0], np.ndarray):
         return np.concatenate(batches)
     return [image for batch in batches for image in batch]
+
+
+_registry: Any = diffusers
+_registry.SiTPipeline = SiTPipeline  # where DiffusionPipeline.from_pretrained looks for the class of a folder

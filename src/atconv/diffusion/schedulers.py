@@ -34,7 +34,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from atconv.diffusion.field import Field
-from atconv.diffusion.interpolants import Interpolant, Prediction, check_choice, make_interpolant
+from atconv.diffusion.interpolants import Interpolant, Prediction, check_choice, check_whole, make_interpolant
 
 __all__ = [
     "ODE_ADAPTIVE",
@@ -52,7 +52,7 @@ ODE_ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 SDE_SOLVERS = ("euler", "heun")
 
 Diffusion = Literal["sigma", "constant", "sbdm", "linear", "decreasing", "increasing_decreasing"]
-LastStep = Literal["mean", "none", "tweedie", "euler"]
+LastStep = Literal["mean", "none", "tweedie", "euler", "auto"]
 Generators = torch.Generator | list[torch.Generator] | None
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(t scalar, x B C H W) → velocity B C H W"""
@@ -231,7 +231,8 @@ class SDEScheduler(InterpolantScheduler):
         diffusion: w over time: sigma, constant, sbdm, linear, decreasing or increasing_decreasing.
         diffusion_scale: factor on w.
         last_step: the step to the data: the SDE's mean, none, Tweedie's estimate, or a velocity (euler) step.
-            It comes on top of the number of steps.
+            It comes on top of the number of steps. auto: the mean, or Tweedie's estimate where the mean would
+            take off far more noise than there is, as with a constant w.
         last_step_size: time that the last step covers.
         interpolant: what the model was trained on: linear, gvp or vp.
         prediction: what the model predicts: velocity, score or noise.
@@ -247,7 +248,7 @@ class SDEScheduler(InterpolantScheduler):
         solver: str = "euler",
         diffusion: Diffusion = "sigma",
         diffusion_scale: float = 1.0,
-        last_step: LastStep = "mean",
+        last_step: LastStep = "auto",
         last_step_size: float = 0.04,
         interpolant: str = "linear",
         prediction: Prediction = "velocity",
@@ -289,6 +290,9 @@ class SDEScheduler(InterpolantScheduler):
 
     def _last_step(self, field: Velocity, x: Tensor, t: Tensor) -> Tensor:
         size, kind = self.config.last_step_size, self.config.last_step
+        if kind == "auto":
+            excess = size * self._strength(t) > 2 * self.interpolant.sigma(t) ** 2
+            kind = "tweedie" if excess else "mean"
         if kind == "mean":
             return x + size * self._drift(field, t, x)
         velocity = field(t, x)
@@ -318,5 +322,6 @@ class SDEScheduler(InterpolantScheduler):
 
 
 def _check_steps(steps: int) -> None:
+    check_whole(steps=steps)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")

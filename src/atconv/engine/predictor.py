@@ -21,7 +21,7 @@ from atconv.engine.distributed import resolve_device
 from atconv.engine.run import Run
 from atconv.engine.tables import Table
 
-__all__ = ["ImageLike", "Metrics", "Predictor", "Result", "check_batch_size"]
+__all__ = ["ImageLike", "ImagePredictor", "Metrics", "Predictor", "Result", "check_batch_size"]
 
 ImageLike = str | Path | Image.Image | NDArray[Any]
 
@@ -70,6 +70,11 @@ class Metrics:
         """What to show a person."""
         return []
 
+    def settings(self) -> dict[str, Any]:
+        """Options that the metrics depend on, as `to_dict` names them. Metrics of other settings are not
+        written over."""
+        return {}
+
 
 R = TypeVar("R", bound=Result)
 M = TypeVar("M", bound=Metrics)
@@ -93,10 +98,6 @@ class Predictor(ABC, Generic[R, M]):
     """
 
     task: ClassVar[str]
-    draws: ClassVar[bool] = False
-    """whether `save_predictions` draws results"""
-    csv_columns: ClassVar[Sequence[str]] = ()
-    """columns of the results' `csv_rows`"""
 
     def __init__(
         self,
@@ -124,6 +125,46 @@ class Predictor(ABC, Generic[R, M]):
         self.device = device if isinstance(device, torch.device) else resolve_device(device)
         self.model.to(self.device)
         return self
+
+    @abstractmethod
+    def __call__(self, *args: Any, **options: Any) -> list[R]:
+        """Results: of images, or new images of a generator."""
+
+    @abstractmethod
+    def evaluate(self, data: str | None = None, split: str = "auto", **options: Any) -> M:
+        """Metrics on a split of DATA, the run's own by default.
+
+        Args:
+            data: DATA as in training. Where it is the run's own, its saved splits are used.
+            split: train, val, test; "auto" takes test, else val, else all.
+
+        Raises:
+            FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
+        """
+
+    @abstractmethod
+    def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
+        """Write tables, plots and last metrics.json, with `about` before the metrics in it."""
+
+    def export(self, **options: Any) -> Any:
+        """Write the model as a file for elsewhere.
+
+        Raises:
+            ValueError: there is no such file for this task.
+        """
+        raise ValueError(
+            f"{self.run.path} is a {self.task} run: only classification runs are exported; its "
+            "model.safetensors opens with atconv.load"
+        )
+
+
+class ImagePredictor(Predictor[R, M]):
+    """The face of a model that says something of images."""
+
+    draws: ClassVar[bool] = False
+    """whether `save_predictions` draws results"""
+    csv_columns: ClassVar[Sequence[str]] = ()
+    """columns of the results' `csv_rows`"""
 
     def __call__(self, images: ImageLike | Sequence[ImageLike], **options: Any) -> list[R]:
         """Results of one image or several: files, PIL images, or arrays H W, H W 1 or H W 3 of uint8.
@@ -177,22 +218,6 @@ class Predictor(ABC, Generic[R, M]):
     def unreadable(self, name: str, error: str) -> R:
         """The result of an image that could not be read."""
 
-    @abstractmethod
-    def evaluate(self, data: str | None = None, split: str = "auto", **options: Any) -> M:
-        """Metrics on a split of DATA, the run's own by default.
-
-        Args:
-            data: DATA as in training. Where it is the run's own, its saved splits are used.
-            split: train, val, test; "auto" takes test, else val, else all.
-
-        Raises:
-            FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
-        """
-
-    @abstractmethod
-    def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
-        """Write tables, plots and last metrics.json, with `about` before the metrics in it."""
-
     def save_predictions(
         self, results: Iterable[R], folder: str | Path, protected: Iterable[str | Path] = ()
     ) -> list[R]:
@@ -213,17 +238,6 @@ class Predictor(ABC, Generic[R, M]):
             ValueError: results of this task are not drawn, an image was no file, or would be written over.
         """
         raise ValueError(f"results of {self.task} are not drawn; print them or save their to_dict()")
-
-    def export(self, **options: Any) -> Any:
-        """Write the model as a file for elsewhere.
-
-        Raises:
-            ValueError: there is no such file for this task.
-        """
-        raise ValueError(
-            f"{self.run.path} is a {self.task} run: only classification runs are exported; its "
-            "model.safetensors opens with atconv.load"
-        )
 
 
 def check_batch_size(batch_size: int) -> None:

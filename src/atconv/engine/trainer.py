@@ -182,6 +182,7 @@ class Trainer:
         self.ema: ModelEmaV3 | None = None
         if config.ema_decay:
             self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=config.ema_warmup)
+            _warn_of_untrained_average(config, plan.steps_per_epoch * config.epochs)
         if config.shard:
             shard(network, task.shards, accelerator)
         # Built before DDP or compile add prefixes to names that decay and layer groups match on.
@@ -358,6 +359,18 @@ class Trainer:
             logger.info(
                 "a stream cannot be entered in the middle: epoch %d starts from its beginning", self.epoch + 1
             )
+
+
+def _warn_of_untrained_average(config: TrainConfig, steps: int) -> None:
+    """Say where a run is too short for a moving average that starts long."""
+    untrained = 0.0 if config.ema_warmup else config.ema_decay**steps
+    if untrained > 0.01:
+        logger.warning(
+            "after all %d steps the moving average is still %.0f %% untrained weights: leave ema_warmup on, "
+            "lower ema_decay, or train longer",
+            steps,
+            100 * untrained,
+        )
 
 
 class _Gathered:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from timm.layers import Attention, GELUTanh, Mlp
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ _FREQUENCIES = 128  # cosines, and as many sines, of the timestep
 _TABLE_LENGTH = 256  # patches along an axis that the position table holds; longer axes are computed
 
 
-class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own models
+class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # as diffusers' own models
     """The velocity of a stochastic interpolant at (x, t), given class labels. t = 0 is noise, t = 1 data.
 
     >>> model = SiT(in_channels=1, patch_size=2, hidden_size=64, depth=2, num_heads=4, num_classes=10)
@@ -53,6 +55,8 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
     """
 
     _supports_gradient_checkpointing = True
+    _no_split_modules: Any = ["SiTBlock"]  # noqa: RUF012  (as diffusers declares them)
+    _repeated_blocks: Any = ["SiTBlock"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -97,13 +101,16 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
             self.register_buffer("positions", table, persistent=False)
         self._init_weights()
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, return_dict: bool | None = None
+    ) -> Any:
         """Velocity at (x, t).
 
         Args:
             x: B C H W; the patch size divides H and W.
             t: B, in [0, 1].
             labels: B class indices, `null_label` for no class; None if the model has no classes.
+            return_dict: as in diffusers: true for an output with `sample`, false for a tuple.
 
         Returns:
             velocity, B C H W.
@@ -111,7 +118,10 @@ class SiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own m
         Raises:
             ValueError: shapes that do not fit, or labels that are missing or not accepted.
         """
-        return self.forward_features(x, t, labels)[0]
+        velocity, _ = self.forward_features(x, t, labels)
+        if return_dict is None:
+            return velocity
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     def forward_features(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, block: int | None = None

@@ -384,3 +384,129 @@ def test_what_cannot_be_evaluated_is_rejected_in_one_line(
     assert stopped.value.code == 2
     assert line.count("\n") == 1, line
     assert message in line
+
+
+# What metrics are worth.
+
+
+class Graded(Flat):
+    """Pixels as features of a classifier of ten classes with an accuracy of its own."""
+
+    def __init__(self, accuracy: float | None) -> None:
+        self.accuracy = accuracy
+
+    def __call__(self, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        flat, _ = super().__call__(images)
+        return flat, torch.zeros(len(images), 10)
+
+
+class Blind(Graded):
+    """The same feature of every image, nearly."""
+
+    def __call__(self, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        flat, logits = super().__call__(images)
+        return torch.randn(flat.shape, generator=torch.Generator().manual_seed(len(images))), logits
+
+
+def graded(model: FeatureModel) -> GenerationMetrics:
+    return compare(SampleSet(images_of(60, high=20)), SampleSet(images_of(60, seed=1, high=20)), model, 16)
+
+
+def test_a_poor_classifier_gives_no_verdict() -> None:
+    result = graded(Graded(43.0))
+    assert result.no_verdict is not None
+    assert "right for 43.0 % only" in result.no_verdict
+    assert result.no_verdict in result.warnings
+    table = shown(result)
+    assert re.search(r"accuracy of the feature network.*43\.0 %", table)
+    for name in ("Fréchet distance", "kernel distance", "precision", "recall"):
+        assert re.search(rf"{name} .*no verdict", table), name
+
+
+@pytest.mark.parametrize("accuracy", [92.0, None])
+def test_a_good_classifier_gives_one(accuracy: float | None) -> None:
+    result = graded(Graded(accuracy))
+    assert result.no_verdict is None
+    assert result.noise_precision is not None
+    assert result.noise_precision < 5
+    assert result.feature_accuracy == accuracy
+    assert "no verdict" not in shown(result)
+
+
+def test_features_that_take_noise_for_images_give_no_verdict() -> None:
+    result = graded(Blind(99.0))
+    assert result.noise_precision is not None
+    assert result.noise_precision > 50
+    assert "give pure noise a precision of" in str(result.no_verdict)
+    assert "no verdict" in shown(result)
+
+
+def test_few_images_are_said_to_make_distances_too_large() -> None:
+    assert any(
+        "5 samples and 60 real images are few" in text
+        for text in compared(images_of(5), images_of(60)).warnings
+    )
+    assert compared(images_of(1000), images_of(1000, seed=1)).warnings == []
+
+
+def test_metrics_of_other_settings_are_not_written_over(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    write_npz(tmp_path / "samples.npz", images, None)
+    options: dict[str, Any] = dict(features=str(trained_run()), device="cpu")
+    for count in (50, 60, 50):
+        evaluate_samples(tmp_path / "samples.npz", "digits", real_images=count, **options)
+    written = {path.name: json.loads(path.read_text())["real_images"] for path in tmp_path.glob("*.json")}
+    assert written == {"samples.json": 50, "samples-2.json": 60}
+
+
+def test_metrics_of_another_sampler_are_kept_beside_those_of_the_first(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(generation_run(), run)
+    common = [
+        "evaluate",
+        run,
+        "digits",
+        f"--features={trained_run()}",
+        "--images=20",
+        "--steps=2",
+        "--device=cpu",
+    ]
+    for sampler in ("heun", "sde_euler", "heun"):
+        generate_here(*common, f"--sampler={sampler}")
+    saved = {
+        path.parent.name: json.loads(path.read_text())["sampler"] for path in run.glob("evaluation/*/*.json")
+    }
+    assert saved == {"digits-train": "heun", "digits-train-2": "sde_euler"}
+
+
+def test_a_file_of_something_else_is_not_written_over(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    write_npz(tmp_path / "samples.npz", images, None)
+    (tmp_path / "samples.json").write_text("my notes")
+    evaluate_samples(
+        tmp_path / "samples.npz", "digits", features=str(trained_run()), real_images=50, device="cpu"
+    )
+    assert (tmp_path / "samples.json").read_text() == "my notes"
+    assert (tmp_path / "samples-2.json").is_file()
+
+
+def test_other_sizes_and_color_against_gray_are_said(tmp_path: Path) -> None:
+    color = np.random.default_rng(0).integers(0, 256, (20, 12, 12, 3), dtype=np.uint8)
+    write_npz(tmp_path / "samples.npz", color, None)
+    options: dict[str, Any] = dict(features=str(trained_run()), real_images=50, device="cpu")
+    said = evaluate_samples(tmp_path / "samples.npz", "digits", **options).warnings
+    assert any("samples are 12 × 12 and real images 8 × 8" in text for text in said)
+    assert any("samples are in color and real images gray" in text for text in said)
+    write_npz(tmp_path / "gray.npz", color[:, :8, :8, :1], None)
+    said = evaluate_samples(tmp_path / "gray.npz", "digits", **options).warnings
+    assert not [text for text in said if "real images gray" in text or "and real images 8" in text]
+
+
+def test_the_accuracy_of_a_run_is_read_from_its_metrics() -> None:
+    saved = json.loads((trained_run() / "metrics.json").read_text())
+    assert RunFeatures(trained_run(), CPU).accuracy == saved["top1"]
+
+
+def test_data_that_is_not_there_is_named_before_weights_are_looked_for() -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
+        evaluate_samples(generation_run(), "nowhere", device="cpu", inception_weights="none.pth")

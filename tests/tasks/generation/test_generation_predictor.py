@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import atconv
+from atconv.engine.predictor import ImagePredictor
 from atconv.tasks.generation.predictor import GenerationPredictor
 from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 from support.tiny import trained_run
@@ -75,7 +76,8 @@ def test_evaluation_is_pure_and_saved_where_asked(tmp_path: Path) -> None:
 
 def test_a_generator_predicts_nothing_of_images() -> None:
     predictor = predictor_of(generation_run())
-    with pytest.raises(ValueError, match="it makes images and predicts nothing of yours"):
-        predictor.predict(["image.png"])
+    assert not isinstance(predictor, ImagePredictor)
+    with pytest.raises(ValueError, match=r"no class 'image\.png': the model has 10"):
+        predictor("image.png")
     with pytest.raises(ValueError, match="generation run"):
         predictor.export()

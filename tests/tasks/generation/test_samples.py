@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset
 
 from atconv.diffusion import Field, ODEScheduler, SDEScheduler, SiTPipeline
 from atconv.diffusion.interpolants import Linear
+from atconv.tasks.generation.plots import plot_grid
 from atconv.tasks.generation.samples import (
     SampleSet,
     batches,
@@ -401,3 +402,24 @@ def test_a_folder_that_holds_files_is_not_written_to(
     with pytest.raises(SystemExit):
         generate_here("sample", generation_run(), f"--out={tmp_path}", *OPTIONS)
     assert "holds files already" in capsys.readouterr().err
+
+
+# Grids.
+
+
+def test_long_names_and_titles_of_a_grid_are_not_cut(tmp_path: Path) -> None:
+    names = ["a class whose name is long", "another one"]
+    title = "a run with a long name: sde_euler, 251 evaluations, guidance 1.5, and so on and so on"
+    images = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+    plot_grid(images, 2, names, title, tmp_path / "long.png")
+    plot_grid(images, 2, ["a", "b"], "short", tmp_path / "short.png")
+    long, short = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("long", "short")
+    )
+    for pixels in (long, short):
+        edge = np.concatenate(
+            [pixels[:3].ravel(), pixels[-3:].ravel(), pixels[:, :3].ravel(), pixels[:, -3:].ravel()]
+        )
+        assert edge.min() == 255  # nothing is drawn over the edge
+    assert (long == 0).sum() >= (short == 0).sum() > 90 * 90  # the images keep their size
+    assert long.shape[1] > short.shape[1] + 100

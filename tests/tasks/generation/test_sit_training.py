@@ -122,6 +122,24 @@ def test_the_last_ema_is_what_is_kept() -> None:
     assert not all(torch.equal(kept[name], state["model"][name]) for name in kept)
 
 
+def test_a_long_average_of_a_short_run_is_of_trained_weights(tmp_path: Path) -> None:
+    run = train_tiny_sit(tmp_path / "run", epochs=3, lr=8e-3, ema_decay=0.9999)
+    assert column(run, "val_loss")[-1] < 0.95 * column(run, "val_loss")[0]
+
+
+def test_an_average_that_stays_untrained_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train_tiny_sit(tmp_path / "run", ema_decay=0.9999, ema_warmup=False)
+    assert "after all 10 steps the moving average is still 100 % untrained weights" in caplog.text
+
+
+def test_the_recipe_of_the_release_warms_its_average_up() -> None:
+    import yaml
+
+    recipe = yaml.safe_load(SPEC.recipe_path("sit").read_text())
+    config = GenerationConfig(**({"data": "digits"} | recipe))
+    assert (config.ema_decay, config.ema_warmup) == (0.9999, True)
+
+
 def test_the_validation_loss_of_a_model_does_not_depend_on_batches_or_chance(tmp_path: Path) -> None:
     one = train_tiny_sit(tmp_path / "one", lr=1e-30, batch_size=32)
     other = train_tiny_sit(tmp_path / "other", lr=1e-30, batch_size=8)

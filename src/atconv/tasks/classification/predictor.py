@@ -23,7 +23,7 @@ from atconv.data.sources import KeptImages, Stream
 from atconv.data.splits import Split
 from atconv.data.transforms import EvalTransform
 from atconv.engine.options import NonNegativeInt, PositiveInt
-from atconv.engine.predictor import ImageLike, Predictor, Result
+from atconv.engine.predictor import ImageLike, ImagePredictor, Result
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
@@ -53,7 +53,7 @@ class Classification(Result):
         return [[self.image, rank, name, f"{share:.6f}"] for rank, (name, share) in pairs]
 
 
-class ClassificationPredictor(Predictor[Classification, ClassificationMetrics]):
+class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetrics]):
     """A trained classifier. `predictor(images, top=5)`; the model takes B C H W of `transform`'s results."""
 
     task = "classification"

@@ -18,7 +18,7 @@ from atconv.data.annotated import AnnotatedSplit
 from atconv.data.folders import SPLITS
 from atconv.data.images import open_image
 from atconv.data.splits import choose_split
-from atconv.engine.predictor import ImageLike, Metrics, Predictor, Result
+from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
@@ -51,7 +51,7 @@ M = TypeVar("M", bound=AnnotatedMetrics)
 S = TypeVar("S", bound=AnnotatedSplit)
 
 
-class AnnotatedPredictor(Predictor[R, M], Generic[R, M, S]):
+class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
     """What predictors of detection and segmentation share."""
 
     draws = True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +17,7 @@ from atconv.engine.tables import Table, metric_name
 from atconv.engine.trainer import History
 from atconv.plots import Panel, plot_curves
 
-__all__ = ["evaluate_run", "report_run"]
+__all__ = ["evaluate_run", "free_path", "report_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ def report_run(
 def evaluate_run(predictor: Predictor[Any, M], data: str, **options: Any) -> M:
     """Evaluate on a split of DATA, log tables, and write to RUN/evaluation/."""
     metrics = predictor.evaluate(data, **options)
-    folder = predictor.run.path / "evaluation" / f"{Path(data).resolve().name}-{metrics.split}"
+    name = f"{Path(data).resolve().name}-{metrics.split}"
+    folder = free_path(predictor.run.path / "evaluation" / name, metrics, "metrics.json")
     for table in metrics.tables(f"{predictor.run.path} on {data}, {metrics.split} split"):
         logger.info(table)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,3 +63,26 @@ def evaluate_run(predictor: Predictor[Any, M], data: str, **options: Any) -> M:
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
     logger.info("written to %s: %s", folder, files)
     return metrics
+
+
+def free_path(path: Path, metrics: Metrics, file: str = "") -> Path:
+    """Where to write metrics: `path`, or the first of path-2, path-3, … without metrics of other settings.
+
+    Args:
+        file: the file of metrics in it, where `path` is a folder.
+    """
+    stem = path.name.removesuffix(".json")
+    numbered = (path.with_name(f"{stem}-{i}{path.name[len(stem) :]}") for i in count(2))
+    return next(each for each in chain([path], numbered) if _is_free(each / file, metrics.settings()))
+
+
+def _is_free(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether a file is not there, or holds metrics of the same settings."""
+    if not settings or not path.exists():
+        return True
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError:
+        return False
+    wanted = json.loads(json.dumps(settings))  # tuples are lists there
+    return isinstance(saved, dict) and wanted == {name: saved.get(name) for name in wanted}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from atconv.engine.distributed import resolve_device
 from atconv.engine.run import Run
 from atconv.io import write_json
-from atconv.tasks.common.report import evaluate_run
+from atconv.tasks.common.report import evaluate_run, free_path
 from atconv.tasks.generation.evaluation import evaluate
 from atconv.tasks.generation.metrics import GenerationMetrics
 from atconv.tasks.generation.plots import plot_grid
@@ -92,7 +92,8 @@ def evaluate_samples(
     samples: str | Path, data: str, device: Device = "auto", **options: Any
 ) -> GenerationMetrics:
     """Compare samples with real images, print a table, and write the metrics as JSON: to RUN/evaluation/, or
-    to SAMPLES.json next to an .npz file or a folder.
+    to SAMPLES.json next to an .npz file or a folder; under a number of their own where there are metrics of
+    other settings.
 
     Args:
         samples: a generation run, which makes new samples; or an .npz file or a folder of samples.
@@ -107,7 +108,7 @@ def evaluate_samples(
     if (path / "model_index.json").is_file() or (path / "config.yaml").is_file():
         return evaluate_run(GenerationPredictor.open(Run.open(path)).to(device), data, **options)
     metrics = evaluate(read_samples(path), data, resolve_device(device), **options)
-    target = path.with_suffix(".json")
+    target = free_path(path.with_suffix(".json"), metrics)
     write_json(target, metrics.to_dict())
     logger.info("%s", metrics.tables(f"{samples} compared with {data}, {metrics.split} split")[0])
     logger.info("written to %s", target)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
 from atconv.data.config import DataConfig
@@ -22,6 +25,10 @@ from atconv.tasks.generation.samples import ImageSet, SampleSet, random_subset, 
 from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 
 __all__ = ["evaluate"]
+
+logger = logging.getLogger(__name__)
+
+_COMPARED = 16  # images that show whether samples and real images are of one kind
 
 
 def evaluate(
@@ -63,13 +70,13 @@ def evaluate(
         raise ValueError(
             f"images, real_images and batch_size must be at least 1, got {(images, real_images, batch_size)}"
         )
-    model = open_features(features, inception_weights, device)
     predictor = samples if isinstance(samples, GenerationPredictor) else None
     shape = samples.images.shape[1:] if isinstance(samples, SampleSet) else samples.pipeline.image_shape
     sets = _open_images(data, data_root, shape, predictor)
     name, real = _choose_split(sets, split, data)
     if memorization and (predictor is None or not {"train", "val"} <= set(sets)):
         raise ValueError("memorization is looked for in samples of a run, among the images it was trained on")
+    model = open_features(features, inception_weights, device)
     sampling = None
     if isinstance(samples, GenerationPredictor):
         samples, sampling = _sample(samples, images, options or SamplerConfig(), seed, batch_size)
@@ -79,7 +86,40 @@ def evaluate(
         held_out: ImageSet = ConcatDataset([sets[part] for part in sets if part != "train"])
         config: Any = predictor and predictor.config
         copied = measure_memorization(samples, sets["train"], held_out, mirrored=config.hflip > 0)
-    return replace(metrics, memorization=copied, sampling=sampling)
+    metrics = replace(
+        metrics,
+        data=data,
+        warnings=[*metrics.warnings, *_differences(samples, next(iter(sets.values())), predictor)],
+        memorization=copied,
+        sampling=sampling,
+    )
+    for text in metrics.warnings:
+        logger.warning(text)
+    return metrics
+
+
+def _differences(samples: SampleSet, real: ImageSet, predictor: GenerationPredictor | None) -> list[str]:
+    """How real images differ from samples in kind. A run's images are as it was trained on them."""
+    positions = np.linspace(0, len(real) - 1, _COMPARED).astype(int).tolist()  # type: ignore[arg-type]
+    if isinstance(real, SplitImages):
+        originals = [np.asarray(real.split.read(i, "RGB")) for i in positions]
+    else:
+        originals = [real[i] for i in positions]
+    size, notes = samples.images.shape[1:3], []
+    others = sorted({image.shape[:2] for image in originals} - {size})
+    if others and predictor is None:
+        real_size = f"{others[0][0]} × {others[0][1]}" + (" and other sizes" if len(others) > 1 else "")
+        notes.append(
+            f"samples are {size[0]} × {size[1]} and real images {real_size}: resizing adds to the distance"
+        )
+    kinds = ["gray" if all(map(_is_gray, images)) else "in color" for images in (samples.images, originals)]
+    if kinds[0] != kinds[1]:
+        notes.append(f"samples are {kinds[0]} and real images {kinds[1]}: this adds to the distance")
+    return notes
+
+
+def _is_gray(image: NDArray[np.uint8]) -> bool:
+    return bool((image == image[..., :1]).all())
 
 
 def _sample(

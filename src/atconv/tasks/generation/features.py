@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -32,6 +33,8 @@ class FeatureModel(ABC):
     """how metrics in these features are labeled"""
     inception: bool
     """whether distances may be called FID, KID and IS"""
+    accuracy: float | None = None
+    """share of held-out images that the network classifies rightly, percent; None where it is not known"""
 
     @abstractmethod
     def __call__(self, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
@@ -79,7 +82,7 @@ class RunFeatures(FeatureModel):
         predictor = tasks.load(run).to(device)
         self.model: Any = predictor.model
         self.transform, self.classes, self.device = predictor.transform, predictor.classes, device
-        self.title = f"features of {run}"
+        self.title, self.accuracy = f"features of {run}", _saved_accuracy(predictor.run)
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
@@ -87,6 +90,14 @@ class RunFeatures(FeatureModel):
         maps = self.model.forward_features(inputs)
         features = self.model.forward_head(maps, pre_logits=True)
         return features.float().cpu(), self.model.forward_head(maps).float().cpu()
+
+
+def _saved_accuracy(run: Run) -> float | None:
+    """What metrics.json of a classification run says."""
+    try:
+        return float(json.loads(run.metrics.read_text())["top1"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def open_features(name: str, weights: str | Path | None, device: torch.device) -> FeatureModel:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
@@ -28,6 +30,8 @@ __all__ = ["GenerationMetrics", "Memorization", "compare", "memorization"]
 
 _KID_SUBSET = 1000
 _KID_SUBSETS = 100
+_NOISE_IMAGES, _NOISE_REAL = 1000, 5000  # images, real ones, that show whether features see noise
+_MAX_NOISE_PRECISION = 20.0  # percent
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,17 @@ class GenerationMetrics(Metrics):
     classifier_accuracy: float | None
     """share of samples that the run's classifier takes for their label, percent; None without labels, or
     where it was not trained on classes of these names"""
+    feature_accuracy: float | None = None
+    """share of held-out images that the run's classifier takes for their label, percent; None where it is not
+    known"""
+    noise_precision: float | None = None
+    """precision of images of pure noise in the same features: near 0 where they see images at all"""
+    no_verdict: str | None = None
+    """why the features say nothing of samples, where they do not"""
+    warnings: list[str] = field(default_factory=list)
+    """what to know of the metrics before comparing them with others"""
+    data: str = ""
+    """where the real images are from"""
     memorization: Memorization | None = None
     sampling: dict[str, Any] | None = None
     """options of sampling, and its cost; None where the samples were there already"""
@@ -76,19 +91,20 @@ class GenerationMetrics(Metrics):
         values |= self.sampling or {}
         return values | ({} if self.memorization is None else {"memorization": self.memorization.to_dict()})
 
+    def settings(self) -> dict[str, Any]:
+        names = ("data", "split", "features", "images", "real_images")
+        cost = ("evaluations_per_image", "seconds_per_image")
+        sampling = {name: value for name, value in (self.sampling or {}).items() if name not in cost}
+        return {name: getattr(self, name) for name in names} | sampling
+
     def tables(self, title: str) -> list[Table]:
-        inception = self.inception_score is not None
-        rows = [
-            ("features", self.features),
-            ("FID" if inception else "Fréchet distance", f"{self.frechet_distance:.3f}"),
-            ("KID" if inception else "kernel distance", f"{self.kernel_distance:.5f}"),
-            ("precision", f"{self.precision:.1f} %"),
-            ("recall", f"{self.recall:.1f} %"),
-        ]
-        if inception:
-            rows.append(("IS", f"{self.inception_score:.3f}"))
-        if self.classifier_accuracy is not None:
-            rows.append(("classifier accuracy", f"{self.classifier_accuracy:.1f} %"))
+        rows = [("features", self.features)]
+        if self.feature_accuracy is not None:
+            rows.append(("accuracy of the feature network", f"{self.feature_accuracy:.1f} %"))
+        if self.noise_precision is not None:
+            rows.append(("precision of pure noise", f"{self.noise_precision:.1f} %"))
+        measured = self._measured()
+        rows += measured if self.no_verdict is None else [(name, "no verdict") for name, _ in measured]
         if self.memorization is not None:
             ratio, below = self.memorization.ratio, self.memorization.below_first_percentile
             rows.append(("distance to the nearest training image", f"{ratio:.2f} × held-out"))
@@ -98,6 +114,21 @@ class GenerationMetrics(Metrics):
             rows.append(("evaluations an image", str(self.sampling["evaluations_per_image"])))
             rows.append(("seconds an image", f"{self.sampling['seconds_per_image']:.4f}"))
         return [Table(title, ("metric", "value"), rows)]
+
+    def _measured(self) -> list[tuple[str, str]]:
+        """Rows of what the features say of the samples."""
+        inception = self.inception_score is not None
+        rows = [
+            ("FID" if inception else "Fréchet distance", f"{self.frechet_distance:.3f}"),
+            ("KID" if inception else "kernel distance", f"{self.kernel_distance:.5f}"),
+            ("precision", f"{self.precision:.1f} %"),
+            ("recall", f"{self.recall:.1f} %"),
+        ]
+        if inception:
+            rows.append(("IS", f"{self.inception_score:.3f}"))
+        if self.classifier_accuracy is not None:
+            rows.append(("classifier accuracy", f"{self.classifier_accuracy:.1f} %"))
+        return rows
 
 
 def compare(
@@ -117,6 +148,13 @@ def compare(
     features, logits = extract(samples, model, batch_size, "features of samples")
     seconds = time.perf_counter() - started
     real_features, _ = extract(real, model, batch_size, "features of real images")
+    noise = SampleSet(_noise(min(count, _NOISE_IMAGES), samples.images.shape[1:]))
+    noise_features, noise_logits = extract(noise, model, batch_size, "features of noise")
+    some_real = real_features[:: -(-real_count // _NOISE_REAL)]
+    noise_shares = prc_features_to_metric(noise_features, some_real, verbose=False, save_cpu_ram=True)
+    noise_precision = 100 * noise_shares[KEY_METRIC_PRECISION]
+    no_verdict = _no_verdict(model, noise_logits.shape[1], noise_precision)
+    few = _too_few(count, real_count, features.shape[1])
     statistics = (fid_features_to_statistics(f.double()) for f in (features, real_features))
     frechet = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
     kernel = kid_features_to_metric(
@@ -146,6 +184,39 @@ def compare(
         recall=100 * shares[KEY_METRIC_RECALL],
         inception_score=score,
         classifier_accuracy=accuracy,
+        feature_accuracy=model.accuracy,
+        noise_precision=noise_precision,
+        no_verdict=no_verdict,
+        warnings=[text for text in (no_verdict, few) if text is not None],
+    )
+
+
+def _noise(count: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """What a generator that learned nothing makes: normal noise, clipped to the range of images."""
+    normal = np.random.default_rng(0).standard_normal((count, *shape))
+    return ((normal.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+
+
+def _no_verdict(model: FeatureModel, classes: int, noise_precision: float) -> str | None:
+    """Why features say nothing of samples, if they do not."""
+    advice = "no verdict: use --features inception, or a classifier that was trained longer"
+    chance = 100 / classes
+    if model.accuracy is not None and model.accuracy < (100 + chance) / 2:  # nearer to chance than to 100 %
+        return (
+            f"{model.title} are those of a classifier that is right for {model.accuracy:.1f} % only; {advice}"
+        )
+    if noise_precision > _MAX_NOISE_PRECISION:
+        return f"{model.title} give pure noise a precision of {noise_precision:.0f} %; {advice}"
+    return None
+
+
+def _too_few(samples: int, real: int, features: int) -> str | None:
+    """What few images do to a distance, where they are few for so many features."""
+    if min(samples, real) >= max(1000, 2 * features):
+        return None
+    return (
+        f"{samples} samples and {real} real images are few for {features} features: distances are too large, "
+        "even between sets of one distribution; compare them only with distances of as many images"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torchvision.utils import make_grid
 
-from atconv.plots import plt, save
+from atconv.plots import plt, save, shorten
 
 __all__ = ["plot_grid"]
 
 _MIN_WIDTH = 56  # screen pixels of a sample
+_DPI = 100
+_CHARACTER = 7  # pixels of one in the title
 
 
 def plot_grid(images: NDArray[np.uint8], columns: int, names: Sequence[str], title: str, path: Path) -> None:
@@ -30,13 +33,16 @@ def plot_grid(images: NDArray[np.uint8], columns: int, names: Sequence[str], tit
     height, width = images.shape[1:3]
     canvas = make_grid(torch.from_numpy(images).permute(0, 3, 1, 2), columns, padding=1, pad_value=255)
     shown = max(_MIN_WIDTH, width)
-    size = (columns * shown / 100 + 0.9, len(names) * shown * height / width / 100 + 0.5)
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    pixels = columns * shown, len(names) * max(shown * height / width, 16)  # a row is no lower than its name
+    figure = plt.figure(figsize=(pixels[0] / _DPI, pixels[1] / _DPI))
+    axis = figure.add_axes((0, 0, 1, 1))
     axis.imshow(canvas.permute(1, 2, 0).numpy(), interpolation="none")
-    axis.set_yticks([i * (height + 1) + 1 + height / 2 for i in range(len(names))], labels=list(names))
+    labels = [shorten(name, 32) for name in names]
+    axis.set_yticks([i * (height + 1) + 1 + height / 2 for i in range(len(names))], labels=labels)
     axis.set_xticks([])
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    axis.set_title(title, fontsize=10)
-    save(figure, path, dpi=100)
+    axis.set_title(textwrap.fill(title, max(40, pixels[0] // _CHARACTER)), fontsize=10)
+    with plt.rc_context({"savefig.bbox": "tight"}):  # names and title lie outside and are never cut
+        save(figure, path, dpi=_DPI)

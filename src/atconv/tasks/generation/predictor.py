@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from diffusers.utils.logging import disable_progress_bar
@@ -91,7 +91,7 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         self.pipeline.to(self.device)
         return self
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         class_labels: Labels | None = None,
         per_class: int = 1,
@@ -150,14 +150,6 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         """Write metrics.json."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
-
-    def _makes_images(self, *args: Any, **options: Any) -> NoReturn:
-        raise ValueError(
-            f"{self.run.path} is a generation run: it makes images and predicts nothing of yours; call "
-            "predictor(class_labels)"
-        )
-
-    predict = open_image = infer = unreadable = _makes_images
 
 
 class _ToPixels:

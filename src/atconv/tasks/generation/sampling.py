@@ -56,8 +56,9 @@ class SamplerConfig:
     """w_t of the SDE dx = (v + w·score)dt + √(2w)dW"""
     diffusion_scale: NonNegative = 1.0
     """factor on w_t"""
-    last_step: LastStep = "mean"
-    """the SDE's step to the data: its mean, none, Tweedie's estimate, or a velocity step"""
+    last_step: LastStep = "auto"
+    """the SDE's step to the data: its mean, none, Tweedie's estimate, a velocity step; auto takes the
+    mean, or Tweedie's estimate where the mean would take off more noise than there is"""
     last_step_size: Fraction = 0.04
     """time that the last step of the SDE covers"""
 
@@ -65,7 +66,7 @@ class SamplerConfig:
         check_options(self)
         samplers = (*ODE_FIXED, *ODE_ADAPTIVE, *(f"sde_{solver}" for solver in SDE_SOLVERS))
         check_choice("sampler", self.sampler, samplers)
-        check_guidance(self.guidance_interval, self.guidance_channels)
+        check_guidance(self.guidance, self.guidance_interval, self.guidance_channels)
         ODEScheduler(atol=self.atol, rtol=self.rtol)  # checks options that this sampler does not read, too
         SDEScheduler(**self._sde_options)
         self.scheduler().set_timesteps(self.steps)
