@@ -140,7 +140,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         annotation(segmentation={"size": [40, 56], "counts": [-5, 2245]}),
         "annotation 2: its run lengths are not whole numbers",
     ),
-    "area": (annotation(area=None), "annotation 2: its area must be a number"),
+    "area": (annotation(area="5"), "annotation 2: its area must be a number"),
     "crowd": (annotation(iscrowd="0"), "annotation 2: its area must be a number and its iscrowd 0 or 1"),
     "list of ids": (annotation(image_id=[1]), r"annotation 2: no image has the id \[1\]"),
     "width in words": (image(width="56"), "image 101: width and height must be whole numbers"),
@@ -335,3 +335,73 @@ def test_areas_that_the_file_lacks_are_those_of_masks_or_boxes(tmp_path: Path) -
     target = load_target(split, 0, masks=True)
     assert target["area"][:2].tolist() == [target["masks"][0].sum(), 5]
     assert target["area"][0] < 0.7 * width * height
+
+
+def test_null_areas_and_sizes_with_a_point_are_read(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    expected = open_coco(data, True)["train"].images
+    content = json.loads((data / "train.json").read_text())
+    for entry in content["annotations"]:
+        entry |= {"area": None, "iscrowd": None}
+    for entry in content["images"]:
+        entry |= {"width": float(entry["width"]), "height": float(entry["height"])}
+    (data / "train.json").write_text(json.dumps(content))
+    assert open_coco(data, True)["train"].images == expected
+
+
+@pytest.mark.parametrize("name", ["annotations/instances_default.json", "result.json"])
+def test_one_file_alone_is_read_under_its_tools_name(name: str, tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    expected = open_coco(data, False, split="train")["train"].images
+    (data / "annotations").mkdir()
+    (data / "train.json").rename(data / name)
+    (data / "val.json").unlink()
+    assert open_coco(data, False)["train"].images == expected
+
+
+def test_instances_are_named_after_splits_in_any_case(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    (data / "annotations").mkdir()
+    (data / "train.json").rename(data / "annotations" / "instances_Train.json")
+    (data / "val.json").rename(data / "annotations" / "instances_Validation.json")
+    assert list(open_coco(data, False)) == ["train", "val"]
+    (data / "annotations" / "instances_Train.json").rename(data / "annotations" / "instances_a.json")
+    (data / "annotations" / "instances_Validation.json").rename(data / "annotations" / "instances_b.json")
+    with pytest.raises(ValueError, match=r"instances_a\.json, instances_b\.json, none named after a split"):
+        open_coco(data, False)
+
+
+def test_file_names_may_start_at_the_data_folder(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    expected = np.asarray(open_coco(data, False)["train"].read(1, "L"))
+    content = json.loads((data / "train.json").read_text())
+    for entry in content["images"]:
+        entry["file_name"] = f"images/train/{entry['file_name']}"
+    (data / "train.json").write_text(json.dumps(content))
+    assert np.array_equal(np.asarray(open_coco(data, False)["train"].read(1, "L")), expected)
+
+
+@pytest.mark.parametrize("name", ["../0.png", "a/../../0.png", "/etc/passwd", "..\\0.png", "C:\\0.png"])
+def test_file_names_do_not_leave_the_folder(name: str, tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", train=3, val=1)
+    (tmp_path / "0.png").write_bytes((data / "images" / "train" / "0.png").read_bytes())
+    content = json.loads((data / "train.json").read_text())
+    content["images"][1]["file_name"] = name
+    (data / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"image 101: its file_name .* leaves the folder of images"):
+        open_coco(data, False, "none")
+
+
+def test_a_category_above_others_is_no_class(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    for split in ("train", "val"):
+        content = json.loads((data / f"{split}.json").read_text())
+        for category in content["categories"]:
+            category["supercategory"] = "dark"
+        content["categories"].insert(0, {"id": 0, "name": "dark", "supercategory": "none"})
+        (data / f"{split}.json").write_text(json.dumps(content))
+    assert open_coco(data, False)["train"].classes == ["bright", "dark"]
+    content["annotations"].append({**content["annotations"][0], "category_id": 0})
+    (data / "val.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="two of one name"):
+        open_coco(data, False)

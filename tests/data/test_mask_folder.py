@@ -181,3 +181,16 @@ def test_an_unknown_class_is_named_where_nothing_was_checked(tmp_path: Path) -> 
     split = open_masks(data, "none")["train"]
     with pytest.raises(ValueError, match=r"1\.png holds 3: classes.txt names 0 … 2"):
         split.mask(split.names.index("1.png"))
+
+
+def test_masks_of_other_values_are_read(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    expected = [open_masks(data)["train"].mask(i) for i in range(3)]
+    for path in (data / "masks").rglob("*.png"):
+        Image.fromarray(np.array([0, 128, 255], np.uint8)[read_mask(path)]).save(path)
+    with pytest.raises(ValueError, match=r"holds 128.*such as --mask-values '\[0, 255\]'"):
+        open_masks(data)
+    split = open_masks(data, values=[0, 128, 255])["train"]
+    assert all(np.array_equal(split.mask(i), mask) for i, mask in enumerate(expected))
+    with pytest.raises(ValueError, match=r"mask_values are 2, and .* names 3 classes"):
+        open_masks(data, values=[0, 255])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -12,25 +14,32 @@ import numpy as np
 from PIL import Image
 from typing_extensions import Self
 
+from atconv.data.checking import TooManyUnreadable
 from atconv.data.folders import SPLIT_NAMES, SPLITS, split_of, subfolders
 from atconv.data.images import Mode, image_suffixes, images_in, is_ignored, read_image
 from atconv.data.splits import choose_split
 from atconv.engine.rng import derive_seed
-from atconv.io import write_json
+from atconv.io import write_json, write_rows
 
 __all__ = [
     "AnnotatedSplit",
     "CheckImages",
     "batches_of_equal_size",
+    "check_skipped",
     "choose_splits",
     "first_few",
     "image_folder",
     "image_problem",
+    "leave_out",
     "raise_problems",
+    "read_saved_split",
     "save_or_check_split",
+    "size_problem",
     "splits_in",
     "train_val_test_split",
 ]
+
+logger = logging.getLogger(__name__)
 
 CheckImages = Literal["decode", "header", "none"]
 _SHOWN = 5  # problems that are named; the others are counted
@@ -48,6 +57,11 @@ class AnnotatedSplit(Protocol):
     @property
     def digest(self) -> str:
         """Differs where the annotations differ."""
+        ...
+
+    @property
+    def skipped(self) -> Sequence[tuple[str, str]]:
+        """Images that were left out, and why."""
         ...
 
     def __len__(self) -> int: ...
@@ -101,31 +115,79 @@ def _holds_images(path: Path) -> bool:
     return bool(images_in(path)) if path.is_dir() else path.suffix.lower() in image_suffixes()
 
 
-def image_problem(path: Path, check: CheckImages, size: tuple[int, int] | None = None) -> str | None:
-    """What is wrong with an image file, or None.
+def image_problem(path: Path, check: CheckImages) -> str | None:
+    """Why an image file cannot be read, or None.
 
     Args:
         check: "decode" reads it in full, "header" its header, "none" only tests that it exists.
-        size: width and height that it must have, upright.
     """
     if not path.is_file():
         return f"{path} does not exist: put it back, or remove its entry"
-    if check == "none":
-        return None
     try:
         if check == "decode":
-            actual = read_image(path, "L").size
-        else:
-            with Image.open(path) as image:
-                rotated = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: width and height swap
-                actual = image.size[::-1] if rotated else image.size
+            read_image(path, "L")
+        elif check == "header":
+            with Image.open(path):
+                pass
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).partition("\n")[0]
         return reason if str(path) in reason else f"{path}: not a readable image ({reason})"
-    if size is not None and actual != size:
-        expected = f"{size[0]} × {size[1]}"
-        return f"{path} is {actual[0]} × {actual[1]} pixels and not {expected} as its mask or annotation says"
     return None
+
+
+def size_problem(path: Path, size: tuple[int, int]) -> str | None:
+    """Whether a readable image has another width and height, upright, than its annotations are for."""
+    with Image.open(path) as image:
+        rotated = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: width and height swap
+        actual = image.size[::-1] if rotated else image.size
+    if actual == size:
+        return None
+    expected = f"{size[0]} × {size[1]}"
+    return f"{path} is {actual[0]} × {actual[1]} pixels and not {expected} as its mask or annotation says"
+
+
+def leave_out(split: S, reasons: Sequence[str | None], where: Path, skip: bool) -> S:
+    """The split without images that cannot be used.
+
+    Args:
+        reasons: why an image cannot be used, by position, or None.
+        where: the split's file or folder, for messages.
+        skip: leave them out, and list them in the split's `skipped`, instead of raising ValueError.
+    """
+    if not skip:
+        raise_problems(where, [reason for reason in reasons if reason is not None])
+    skipped = [
+        (name, reason) for name, reason in zip(split.names, reasons, strict=True) if reason is not None
+    ]
+    if not skipped:
+        return split
+    kept: Any = split.take([i for i, reason in enumerate(reasons) if reason is None])
+    if not len(kept):
+        raise ValueError(f"{where}: no image can be read: {first_few([reason for _, reason in skipped])}")
+    return replace(kept, skipped=skipped)
+
+
+def check_skipped(splits: Mapping[str, AnnotatedSplit], limit: float, path: Path) -> None:
+    """Write images that were left out to a table.
+
+    Raises:
+        TooManyUnreadable: they are more than a share of all images.
+    """
+    rows = [
+        {"split": name, "file": file, "reason": reason}
+        for name, split in splits.items()
+        for file, reason in split.skipped
+    ]
+    if not rows:
+        return
+    write_rows(path, rows)
+    total = sum(len(split) + len(split.skipped) for split in splits.values())
+    if len(rows) > limit * total:
+        raise TooManyUnreadable(
+            f"{len(rows)} of {total} files are unreadable, more than max_skipped ({limit:.0%}) allows; they "
+            f"are listed in {path}, the first: {rows[0]['reason']}"
+        )
+    logger.warning("left out %d files, listed in %s", len(rows), path)
 
 
 def raise_problems(where: Path, problems: Sequence[str]) -> None:
@@ -180,6 +242,17 @@ def train_val_test_split(splits: Mapping[str, S], fraction: float, seed: int) ->
     held_out = max(1, min(count - 1, round(fraction * count)))
     train, val = sorted(order[held_out:].tolist()), sorted(order[:held_out].tolist())
     return {**splits, "train": splits["train"].take(train), "val": splits["train"].take(val)}
+
+
+def read_saved_split(path: Path, splits: Mapping[str, S]) -> dict[str, S]:
+    """The images of each split that RUN/split.json lists, which the main process has checked."""
+    saved = json.loads(path.read_text())
+    listed = {}
+    for name in (name for name in SPLITS if name in saved):
+        opened = splits[name if name in splits else "train"]
+        positions = {image: position for position, image in enumerate(opened.names)}
+        listed[name] = opened.take([positions[image] for image in saved[name]])
+    return listed
 
 
 def save_or_check_split(path: Path, splits: Mapping[str, AnnotatedSplit]) -> None:

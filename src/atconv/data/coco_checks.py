@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -44,11 +47,16 @@ def image_problems(images: Sequence[dict[str, Any]]) -> Iterator[str]:
         if not is_id(image["id"]) or not isinstance(image["file_name"], str):
             yield f"image {image['id']!r}: id must be a whole number or a name, file_name a name"
             continue
+        if not _stays_inside(image["file_name"]):
+            yield (
+                f"image {image['id']}: its file_name {image['file_name']!r} leaves the folder of images: "
+                "give a path inside it"
+            )
         for name, values in seen.items():
             if image[name] in values:
                 yield f"image {image['id']}: another image has {name} {image[name]!r}"
             values.add(image[name])
-        if not all(_is_whole(image[name], 1) for name in ("width", "height")):
+        if not all(_is_whole(_integer(image[name]), 1) for name in ("width", "height")):
             yield f"image {image['id']}: width and height must be whole numbers, at least 1"
 
 
@@ -72,7 +80,8 @@ def annotation_problem(
     if not is_id(category_id) or category_id not in labels:
         known = ", ".join(map(repr, list(labels)[:10]))
         return f"no category has the id {category_id!r} (there are {known}): {_FIX}"
-    if not _is_number(annotation.get("area", 0)) or annotation.get("iscrowd", 0) not in (0, 1):
+    area, crowd = annotation.get("area"), annotation.get("iscrowd")
+    if not (area is None or _is_number(area)) or crowd not in (None, 0, 1):
         return f"its area must be a number and its iscrowd 0 or 1: {_FIX}"
     problem = _box_problem(annotation["bbox"], image)
     if problem is None and masks:
@@ -181,6 +190,17 @@ def _extent(image: dict[str, Any]) -> str:
 def is_id(value: Any) -> bool:
     """Whether it is a whole number or a name."""
     return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _stays_inside(name: str) -> bool:
+    return (
+        not os.path.isabs(name) and not PureWindowsPath(name).drive and ".." not in re.split(r"[/\\]", name)
+    )
+
+
+def _integer(value: Any) -> Any:
+    """64 for 64.0, which some tools write."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _is_whole(value: Any, minimum: int) -> bool:

@@ -26,11 +26,14 @@ from atconv.data.annotated import (
     first_few,
     image_folder,
     image_problem,
+    leave_out,
     raise_problems,
+    size_problem,
     splits_in,
 )
 from atconv.data.checking import in_threads
 from atconv.data.images import Mode, images_in, read_image
+from atconv.data.orientation import Exif, annotation_turns, turn_mask, turn_size
 
 __all__ = ["IGNORED", "MaskSplit", "mask_splits", "open_masks", "read_mask"]
 
@@ -48,6 +51,12 @@ class MaskSplit:
     images: Sequence[Path]
     masks: Sequence[Path]
     classes: list[str]
+    values: tuple[int, ...] | None = None
+    """what masks hold for each class; None: its index"""
+    turns: Sequence[int] = ()
+    """EXIF orientation by which each mask is turned upright; empty: none is"""
+    skipped: Sequence[tuple[str, str]] = ()
+    """images that were left out, and why"""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,22 +81,34 @@ class MaskSplit:
             ValueError: it cannot be read, or holds an index that is no class.
         """
         mask = read_mask(self.masks[position])
-        unknown = [index for index in _indices(mask) if index >= len(self.classes)]
+        known = list(range(len(self.classes))) if self.values is None else list(self.values)
+        unknown = sorted({*np.unique(mask).tolist()} - {*known, IGNORED})
         if unknown:
-            raise ValueError(
-                f"{self.masks[position].name} holds {', '.join(map(str, unknown[:5]))}: classes.txt names "
-                f"0 … {len(self.classes) - 1}, and {IGNORED} is ignored"
+            names = (
+                f"classes.txt names 0 … {len(known) - 1}" if self.values is None else f"classes are {known}"
             )
-        return mask
+            raise ValueError(
+                f"{self.masks[position].name} holds {', '.join(map(str, unknown[:5]))}: {names}, and "
+                f"{IGNORED} is ignored. Where masks hold other values for the classes, list them in their "
+                "order, such as --mask-values '[0, 255]'"
+            )
+        table = np.full(IGNORED + 1, IGNORED, np.uint8)
+        table[known] = range(len(known))
+        return turn_mask(table[mask], self._turn(position))
 
     def size(self, position: int) -> tuple[int, int]:
         with Image.open(self.masks[position]) as mask:  # reads the header
-            return mask.height, mask.width
+            width, height = turn_size(mask.size, self._turn(position))
+        return height, width
+
+    def _turn(self, position: int) -> int:
+        return self.turns[position] if self.turns else 1
 
     def take(self, positions: Sequence[int]) -> MaskSplit:
         """Some of its images."""
         images, masks = [self.images[i] for i in positions], [self.masks[i] for i in positions]
-        return replace(self, images=images, masks=masks)
+        turns = [self.turns[i] for i in positions] if self.turns else ()
+        return replace(self, images=images, masks=masks, turns=turns)
 
 
 def open_masks(
@@ -95,6 +116,9 @@ def open_masks(
     check_images: CheckImages = "decode",
     classes: list[str] | None = None,
     split: str | None = None,
+    values: Sequence[int] | None = None,
+    exif: Exif | None = None,
+    skip_unreadable: bool = False,
 ) -> dict[str, MaskSplit]:
     """The splits of a folder by name; a lone "train" is all there is.
 
@@ -104,6 +128,9 @@ def open_masks(
             decoded), or not at all.
         classes: the names that classes.txt must have.
         split: open this split alone, as `choose_split` names it; default: all.
+        values: what masks hold for each class; default: its index.
+        exif: what masks of images with an EXIF orientation belong to; default: as sizes tell.
+        skip_unreadable: leave out images that cannot be read; the split's `skipped` lists them.
 
     Raises:
         ValueError: no such folder or files, masks that are wrong (each is named), or training masks of only
@@ -120,11 +147,20 @@ def open_masks(
             f"{data / 'classes.txt'} names {', '.join(own[:10])} and not {', '.join(classes[:10])} as the "
             "run does"
         )
-    splits = {name: _open_split(data, name, own) for name in choose_splits(mask_splits(data), split, data)}
-    if check_images != "none":
-        for name, opened in splits.items():
-            folder = image_folder(data, name, "masks")
-            occurring = _check_split(opened, folder, check_images)
+    if values is not None and len(values) != len(own):
+        raise ValueError(
+            f"mask_values are {len(values)}, and {data / 'classes.txt'} names {len(own)} classes: give one "
+            "for each"
+        )
+    splits = {}
+    for name in choose_splits(mask_splits(data), split, data):
+        opened, folder = _open_split(data, name, own), image_folder(data, name, "masks")
+        if check_images != "none":
+            opened = _leave_out_unreadable(opened, folder, check_images, skip_unreadable)
+        opened = replace(opened, values=None if values is None else tuple(values))
+        splits[name] = opened = _turn_upright(opened, exif)
+        if check_images != "none":
+            occurring = _check_split(opened, folder)
             if name == "train" and split is None:
                 _check_classes(own, occurring, folder)
     return splits
@@ -197,20 +233,41 @@ def _open_split(data: Path, split: str, classes: list[str]) -> MaskSplit:
     return MaskSplit(folder, [folder / path for path in images], expected, classes)
 
 
-def _check_split(split: MaskSplit, folder: Path, check: CheckImages) -> set[int]:
+def _leave_out_unreadable(split: MaskSplit, folder: Path, check: CheckImages, skip: bool) -> MaskSplit:
+    def problem(position: int) -> str | None:
+        try:
+            read_mask(split.masks[position])
+        except ValueError as error:
+            return str(error)
+        return image_problem(split.images[position], check)
+
+    return leave_out(split, list(in_threads(problem, len(split), "checking masks")), folder, skip)
+
+
+def _turn_upright(split: MaskSplit, exif: Exif | None) -> MaskSplit:
+    sizes = []
+    for path in split.masks if exif != "upright" else ():
+        with Image.open(path) as mask:
+            sizes.append(mask.size)
+    turns = annotation_turns(split.images, sizes, exif)
+    return replace(split, turns=turns)
+
+
+def _check_split(split: MaskSplit, folder: Path) -> set[int]:
     """The classes that occur in its masks."""
     occurring: list[list[int]] = [[]] * len(split)
 
     def problem(position: int) -> str | None:
-        """What is wrong with an image or its mask."""
+        """What is wrong with a mask."""
         try:
             mask = split.mask(position)
         except ValueError as error:
             return str(error)
         occurring[position] = _indices(mask)
-        return image_problem(split.images[position], check, mask.shape[::-1])
+        height, width = mask.shape
+        return size_problem(split.images[position], (width, height))
 
-    results = in_threads(problem, len(split), "checking masks")
+    results = in_threads(problem, len(split), "checking labels")
     raise_problems(folder, [reason for reason in results if reason is not None])
     if not any(occurring):
         raise ValueError(f"{folder}: every pixel is {IGNORED}, which is ignored: no class is labeled")
@@ -223,7 +280,8 @@ def _check_classes(classes: list[str], occurring: set[int], folder: Path) -> Non
         only = next(iter(occurring))
         raise ValueError(
             f"{folder}: every labeled pixel is {only}, {classes[only]}: there is nothing to tell apart. "
-            f"{IGNORED} is ignored; where it stands for a class, write that class's index instead"
+            f"{IGNORED} is ignored; where it stands for a class, say so, such as --mask-values '[0, 255]', "
+            "or write that class's index instead"
         )
     absent = [name for index, name in enumerate(classes) if index not in occurring]
     if absent:

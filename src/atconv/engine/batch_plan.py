@@ -25,7 +25,9 @@ class BatchPlan:
         return self.micro_batch * self.accumulate * self.processes
 
 
-def plan_batches(config: TrainConfig, samples: int, processes: int, even: bool = False) -> BatchPlan:
+def plan_batches(
+    config: TrainConfig, samples: int, processes: int, even: bool = False, min_batch: int = 1
+) -> BatchPlan:
     """Derive accumulation and learning rate from the batch a recipe names.
 
     The global batch is met by accumulating micro-batches of `batch_size`; where it cannot be met exactly, or
@@ -36,25 +38,26 @@ def plan_batches(config: TrainConfig, samples: int, processes: int, even: bool =
         samples: training samples.
         processes: world size.
         even: every micro-batch needs an even number of images (Mixup).
+        min_batch: images that every micro-batch needs (batch norm).
 
     Raises:
-        ValueError: too few samples for one image (two with `even`) in every process.
+        ValueError: too few samples for one such micro-batch in every process.
     """
     wanted = config.global_batch_size or config.base_batch_size
-    smallest = 2 if even else 1
+    smallest = max(2, min_batch) if even else min_batch
     limit = samples // processes
     if limit < smallest:
         raise ValueError(
             f"{samples} training images are too few for {processes} process(es)"
             + (" with mixup or cutmix, which need pairs; set mixup and cutmix to 0" if even else "")
+            + (f": batch norm needs {min_batch} in a batch" if min_batch > 1 else "")
         )
     # As few micro-batches as batch_size allows, then of the size that comes closest to the global batch.
     share = min(max(1, wanted // processes), limit)
     accumulate = -(-share // config.batch_size)
     micro = max(1, min(round(share / accumulate), limit // accumulate))
-    if even:
-        micro = max(2, micro - micro % 2)
-        accumulate = min(accumulate, limit // micro)
+    micro = max(smallest, micro - micro % 2 if even else micro)
+    accumulate = min(accumulate, limit // micro)
     total = micro * processes * accumulate
     lr = config.lr * total / config.base_batch_size
     message = (

@@ -59,6 +59,8 @@ class Task(ABC):
     """training samples in an epoch"""
     pairs: bool = False
     """micro-batches need an even number of samples"""
+    min_batch: int = 1
+    """samples that a micro-batch needs, of which batch norm learns"""
     streams: bool = False
     """data comes as a stream that cannot be entered in the middle: resume restarts its epoch"""
     monitor: str | None = None

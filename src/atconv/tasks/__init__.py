@@ -213,7 +213,9 @@ def _prepare(
             f"patience needs a score that says which epoch is better, and {spec.name} has none: the last "
             "epoch is kept. Leave patience out"
         )
-    plan = plan_batches(config, task.samples, accelerator.num_processes, even=task.pairs)
+    plan = plan_batches(
+        config, task.samples, accelerator.num_processes, even=task.pairs, min_batch=task.min_batch
+    )
     main_process, tracker = accelerator.is_main_process, bool(accelerator.log_with)
     used = default_callbacks(task.model, config.patience, tracker, main_process)
     if accelerator.is_main_process:

@@ -30,6 +30,7 @@ from support.tiny import atconv as command
 from support.tiny_dense import (
     DETECT,
     SEGMENT,
+    annotated_folder,
     detect,
     detection_run,
     options,
@@ -179,6 +180,66 @@ def test_a_backbone_starts_from_a_classifier(task: str, tmp_path: Path) -> None:
     assert ended.code == 2
     assert "--in-chans 3 contradicts --checkpoint" in ended.err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_unreadable_images_are_left_out_up_to_a_limit(task: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shared_data(), data)
+    (data / "images" / "train" / "1.png").write_bytes(b"no image")
+    if task == "detect":
+        (data / "images" / "val" / "2.png").unlink()
+    else:
+        (data / "masks" / "val" / "2.png").write_bytes(b"no image")
+    run = TASKS[task][0](tmp_path / "run", data, epochs=1, max_skipped=0.2)
+    assert [(row["split"], row["file"]) for row in read_rows(run / "skipped.csv")] == [
+        ("train", "1.png"),
+        ("val", "2.png"),
+    ]
+    assert json.loads((run / "split.json").read_text())["val"] == ["0.png", "1.png", "3.png"]
+    assert atconv.load(run).evaluate().images == 3
+    with pytest.raises(
+        ValueError, match=r"2 of 16 files are unreadable, more than max_skipped \(10%\) allows"
+    ):
+        TASKS[task][0](tmp_path / "other", data, epochs=1, max_skipped=0.1)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["skipped.csv"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluation_without_splits_is_on_the_images_held_out(task: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shared_data(), data)
+    for name in ("val.json", "images/val", "masks/val"):
+        (data / name).rename(data / f"unused-{Path(name).stem}-{len(name)}")
+    for kind in ("images", "masks"):
+        for path in sorted((data / kind / "train").iterdir()):
+            path.rename(data / kind / path.name)
+        (data / kind / "train").rmdir()
+    (data / "train.json").rename(data / "annotations.json")
+    run = TASKS[task][0](tmp_path / "run", data, epochs=1, val_fraction=0.25)
+    own, again = atconv.load(run).evaluate(), atconv.load(run).evaluate(str(data))
+    assert (own.split, own.images) == (again.split, again.images) == ("val", 3)
+    assert atconv.load(run).evaluate(split="train").split == "train"
+
+
+def test_crowds_and_classes_without_boxes_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shared_data(), data)
+    content = json.loads((data / "train.json").read_text())
+    for entry in content["annotations"]:
+        entry["iscrowd"] = int(entry["category_id"] == 7)
+    (data / "train.json").write_text(json.dumps(content))
+    detect(tmp_path / "run", data, epochs=1)
+    assert "crowds (iscrowd 1) are left out of training: 12 of dark" in caplog.text
+    assert "no box of a single object teaches dark" in caplog.text
+
+
+def test_upernet_learns_from_few_images(tmp_path: Path) -> None:
+    """Five images in micro-batches of two: none is left with one, of which batch norm learns nothing."""
+    data = annotated_folder(tmp_path / "data", train=5, val=1)
+    changes = {"architecture": "upernet", "segmenter_args": {"decoder_channels": 16}, "epochs": 1}
+    run = segment(tmp_path / "run", data, batch_size=2, base_batch_size=64, **changes)
+    assert len(read_rows(run / "metrics.csv")) == 1
 
 
 def test_images_that_changed_stop_a_resume(tmp_path: Path) -> None:

@@ -31,6 +31,11 @@ class AnnotatedDataOptions:
     """share of the training images held out for validation where DATA has no validation split"""
     check_images: Literal["decode", "header", "none"] = "decode"
     """how image files are checked before training: decode each, read its header, or not at all"""
+    max_skipped: Share = 0.05
+    """largest share of unreadable files that are left out; more stops the run"""
+    exif: Literal["upright", "stored"] | None = None
+    """what annotations of images with an EXIF orientation belong to: the image turned upright, or the pixels
+    as stored; by default sizes decide, and images whose size does not tell are rejected"""
 
 
 @dataclass(kw_only=True)

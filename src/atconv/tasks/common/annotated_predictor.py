@@ -146,7 +146,7 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         saved = json.loads(self.run.split.read_text())
         name = choose_split([name for name in SPLITS if name in saved], split, data)
         source = name if name in self.split_names(data) else "train"
-        opened = self.open_split(data, source, **options)[source]
+        opened = self.open_split(data, source, skip_unreadable=True, **options)[source]
         positions = {image: position for position, image in enumerate(opened.names)}
         missing = [image for image in saved[name] if image not in positions]
         if missing:

@@ -14,7 +14,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from atconv.data.annotated import AnnotatedSplit, CheckImages, save_or_check_split, train_val_test_split
+from atconv.data.annotated import (
+    AnnotatedSplit,
+    CheckImages,
+    check_skipped,
+    read_saved_split,
+    save_or_check_split,
+    train_val_test_split,
+)
 from atconv.data.loaders import EpochBatches, SeededItems
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
@@ -56,9 +63,13 @@ class AnnotatedTask(Task, Generic[C, S]):
         # The main process checks the files while the others wait.
         with accelerator.main_process_first():
             check = config.check_images if accelerator.is_main_process else "none"
-            self.splits = train_val_test_split(self.open_data(check), config.val_fraction, config.seed)
+            opened = self.open_data(check)
             if accelerator.is_main_process:
+                check_skipped(opened, config.max_skipped, run.path / "skipped.csv")
+                self.splits = train_val_test_split(opened, config.val_fraction, config.seed)
                 save_or_check_split(run.split, self.splits)
+            else:
+                self.splits = read_saved_split(run.split, opened)
         self.check_splits()
         self.samples, self.classes = len(self.splits["train"]), self.splits["train"].classes
         counts = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())

@@ -15,7 +15,6 @@ from torchvision.transforms import v2
 
 from atconv.data.annotated import batches_of_equal_size
 from atconv.data.coco import CocoSplit
-from atconv.data.coco_checks import decode_mask
 from atconv.data.images import PrepareImage, mode_for
 from atconv.tasks.detection.config import DetectionConfig
 
@@ -65,7 +64,7 @@ def load_target(split: CocoSplit, position: int, masks: bool) -> Target:
         "iscrowd": torch.tensor([int(box.crowd) for box in boxes], dtype=torch.int64),
     }
     if masks:
-        decoded = [decode_mask(box.segmentation, image.height, image.width) for box in boxes]
+        decoded = split.masks(position)
         empty = np.zeros((0, image.height, image.width), dtype=np.uint8)
         target["masks"] = torch.from_numpy(np.stack(decoded) if decoded else empty)
     # Areas bucket objects into small, medium and large. Where the file has none: of masks, else of boxes.

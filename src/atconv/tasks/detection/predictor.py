@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from atconv.data.coco import BadAnnotations, CocoSplit, coco_splits, encode_mask, open_coco
 from atconv.data.coco_checks import decode_mask
+from atconv.data.orientation import Exif
 from atconv.engine.options import PositiveInt
 from atconv.engine.predictor import check_batch_size
 from atconv.models.detectors import detector
@@ -121,6 +122,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
         split: str = "auto",
         batch_size: PositiveInt = 8,
         bad_annotations: BadAnnotations = "reject",
+        exif: Exif | None = None,
     ) -> DetectionMetrics:
         """COCO's metrics on a split of DATA, the run's own by default.
 
@@ -129,16 +131,19 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
             split: train, val or test; "auto" takes test, else val, else train.
             batch_size: images in one forward pass.
             bad_annotations: reject annotations that are wrong, or skip them: they are named and left out.
+            exif: what annotations of images with an EXIF orientation belong to, the image turned upright or
+                the pixels as stored; default: as the run was configured.
 
         Raises:
             FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or
                 `batch_size` < 1.
         """
         check_batch_size(batch_size)
-        name, opened = self.choose_split(data, split, bad_annotations=bad_annotations)
+        name, opened = self.choose_split(data, split, bad_annotations=bad_annotations, exif=exif)
         return self.evaluate_on(name, opened, batch_size)
 
     def open_split(self, data: str, split: str, **options: Any) -> dict[str, CocoSplit]:
+        options["exif"] = options["exif"] or getattr(self.config, "exif", None)
         return open_coco(data, self.masks, classes=self.classes, split=split, **options)
 
     def measure(self, split: CocoSplit, batch_size: int, **options: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from atconv.data.annotated import CheckImages
+from atconv.data.annotated import CheckImages, first_few
 from atconv.data.coco import CocoSplit, open_coco
 from atconv.engine.run import Run
 from atconv.tasks.common.annotated_task import AnnotatedTask
@@ -37,7 +37,14 @@ class DetectionTask(AnnotatedTask[DetectionConfig, CocoSplit]):
 
     def open_data(self, check: CheckImages) -> dict[str, CocoSplit]:
         config = self.config
-        return open_coco(config.data, config.masks, check, bad_annotations=config.bad_annotations)
+        return open_coco(
+            config.data,
+            config.masks,
+            check,
+            bad_annotations=config.bad_annotations,
+            exif=config.exif,
+            skip_unreadable=True,
+        )
 
     def check_splits(self) -> None:
         for name in ("train", "val"):
@@ -46,7 +53,15 @@ class DetectionTask(AnnotatedTask[DetectionConfig, CocoSplit]):
                     f"the {name} split has no boxes of single objects: training needs some to learn from and "
                     "to be evaluated on. Annotate more, or hold out more with --val-fraction"
                 )
-        logger.info("%d boxes to train on", self.splits["train"].objects)
+        train = self.splits["train"]
+        logger.info("%d boxes to train on", train.objects)
+        single, crowds = train.count_boxes(crowd=False), train.count_boxes(crowd=True)
+        if crowds:
+            counts = ", ".join(f"{n} of {name}" for name, n in crowds.items())
+            logger.warning("crowds (iscrowd 1) are left out of training: %s", counts)
+        untaught = [name for name in train.classes if name not in single]
+        if untaught:
+            logger.warning("no box of a single object teaches %s", first_few(untaught))
 
     def model_config(self) -> dict[str, Any]:
         arguments = self.config.model_arguments(len(self.classes))

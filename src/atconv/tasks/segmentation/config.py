@@ -28,6 +28,8 @@ class SegmenterOptions:
     """min and max factor on that size in training"""
     crop: tuple[PositiveInt, PositiveInt] = (512, 512)
     """height and width of the random crop of training, multiples of 32"""
+    mask_values: tuple[int, ...] | None = None
+    """what masks hold for each class, in the order of classes.txt, such as [0, 255]; default: its index"""
     flip_tta: bool = False
     """test-time augmentation: average the predictions for every image and its mirror image, at twice the
     cost; epochs are compared without it"""
@@ -43,11 +45,19 @@ class SegmentationConfig(SegmenterOptions, AnnotatedConfig):
             raise ValueError(f"scales must be two factors, 0 < min ≤ max, got {self.scales}")
         if any(size % DIVISOR for size in self.crop):
             raise ValueError(f"crop must be height and width, multiples of {DIVISOR}, got {self.crop}")
-        if self.batch_size == 1 and (self.architecture == "upernet" or max(self.crop) == DIVISOR):
+        values = self.mask_values
+        if values is not None and (len(set(values)) < len(values) or not set(values) <= set(range(256))):
+            raise ValueError(f"mask_values must be different numbers in 0 … 255, got {list(values)}")
+        if self.batch_size < self.min_batch:
             raise ValueError(
                 "batch_size must be at least 2 here: the coarsest map of one image is one value, of which "
                 "batch norm can learn nothing"
             )
+
+    @property
+    def min_batch(self) -> int:
+        """Images that a micro-batch needs."""
+        return 2 if self.architecture == "upernet" or max(self.crop) == DIVISOR else 1
 
     def model_arguments(self, num_classes: int) -> dict[str, Any]:
         own = {

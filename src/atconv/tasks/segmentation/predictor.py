@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from atconv.data.masks import MaskSplit, mask_splits, open_masks
+from atconv.data.orientation import Exif
 from atconv.engine.options import PositiveInt
 from atconv.engine.predictor import check_batch_size
 from atconv.models.segmenters import segmenter
@@ -130,6 +131,7 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         split: str = "auto",
         flip_tta: bool | None = None,
         batch_size: PositiveInt = 8,
+        exif: Exif | None = None,
     ) -> SegmentationMetrics:
         """Metrics on a split of DATA, the run's own by default. Every image is evaluated at its own size.
 
@@ -139,17 +141,21 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
             flip_tta: average predictions for every image and its mirror image; default: as the run was
                 configured.
             batch_size: images in one forward pass.
+            exif: what masks of images with an EXIF orientation belong to, the image turned upright or the
+                pixels as stored; default: as the run was configured.
 
         Raises:
             FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or
                 `batch_size` < 1.
         """
         check_batch_size(batch_size)
-        name, opened = self.choose_split(data, split)
+        name, opened = self.choose_split(data, split, exif=exif)
         return self.evaluate_on(name, opened, batch_size, flip_tta=flip_tta)
 
     def open_split(self, data: str, split: str, **options: Any) -> dict[str, MaskSplit]:
-        return open_masks(data, classes=self.classes, split=split)
+        options["exif"] = options["exif"] or getattr(self.config, "exif", None)
+        values = getattr(self.config, "mask_values", None)
+        return open_masks(data, classes=self.classes, split=split, values=values, **options)
 
     def measure(
         self, split: MaskSplit, batch_size: int, flip_tta: bool | None = None, **options: Any

@@ -34,10 +34,14 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         super().__init__(config, run, accelerator)
         self.transform = SegmentationTransform(config.in_chans, config.short_side, config.mean, config.std)
         self.examples = TrainExamples(self.splits["train"], config)
+        self.min_batch = config.min_batch
         self.dice = DiceLoss("multiclass", ignore_index=IGNORED)
 
     def open_data(self, check: CheckImages) -> dict[str, MaskSplit]:
-        return open_masks(self.config.data, check)
+        config = self.config
+        return open_masks(
+            config.data, check, values=config.mask_values, exif=config.exif, skip_unreadable=True
+        )
 
     def model_config(self) -> dict[str, Any]:
         """`smp.from_pretrained(RUN)` opens it too, where atconv is imported: it skips names that begin
