@@ -36,6 +36,8 @@ def pack_folder(folder: Path, out: Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     source = FolderSource(folder)
+    for remark in source.remarks:
+        logger.warning(remark)
     report = check_files(source, "decode")
     for i, reason in enumerate(report.reasons):
         if reason is not None:

@@ -96,7 +96,7 @@ def write_report(data: ReportData, folder: Path) -> Path:
         *(_html(i, section, folder) for i, section in enumerate(sections, 1)),
         "</body></html>",
     ]
-    (folder / "index.html").write_text("\n".join(page), encoding="utf-8")
+    (folder / "index.html").write_text("\n".join(page), encoding="utf-8", errors="backslashreplace")
     return folder / "index.html"
 
 

@@ -130,7 +130,7 @@ def report_study(
     rows = [(*_cells(s), *(cells.get(s.variant, "") for cells in extra.values())) for s in summaries]
     ruler = ("---", *["---:"] * (len(headers) - 1))
     markdown = "".join(f"| {' | '.join(row)} |\n" for row in (headers, ruler, *rows))
-    write_atomically(out / "results.md", lambda path: path.write_text(markdown))
+    write_atomically(out / "results.md", lambda path: path.write_text(markdown, encoding="utf-8"))
     logger.info("%s", Table(str(out), headers, rows))
     return summaries
 
