@@ -99,6 +99,8 @@ def test_segments_are_drawn_and_written(tmp_path: Path) -> None:
     for name in ("0.png", "0-2.png"):
         mask = Image.open(out / "masks" / name)
         assert mask.size == Image.open(images[0]).size
+        assert mask.mode == "P"
+        assert mask.getpalette()[:9] == [value for color in class_colors(3) for value in color]
         assert np.asarray(mask).max() <= 2
         assert min(Image.open(out / name).size) > 300
     assert "ground" in ended.out
@@ -116,6 +118,17 @@ def test_a_drawn_box_lies_where_it_was_detected() -> None:
     assert inside.min(0).values.tolist() == [20 * factor, 10 * factor]
     assert inside.max(0).values[1] <= 30 * factor + 60
     assert not draw_detections(torch.zeros(1, 48, 64), detections, ["a", "b"], threshold=0.95).any()
+
+
+def test_lines_are_wider_on_large_images() -> None:
+    def width(size: int) -> int:
+        box = torch.tensor([[0.25, 0.25, 0.75, 0.75]]) * size
+        drawn = draw_detections(
+            torch.zeros(1, size, size), {"boxes": box, "labels": torch.tensor([1])}, ["a"]
+        )
+        return int((drawn.sum(0)[size // 2] > 0).sum())
+
+    assert 3 * width(960) <= width(3840)
 
 
 def test_masks_that_overlap_keep_their_colors() -> None:

@@ -20,7 +20,8 @@ __all__ = ["draw_detections", "plot_split"]
 
 _COUNT = 6
 _MIN_SIZE = 480  # pixels of an image's longer side
-_LINE, _FONT = 2, 13
+_LINE, _FONT = 2, 13  # pixels, on images up to _PLAIN_SIZE; larger ones get larger ones
+_PLAIN_SIZE = 960
 
 
 def draw_detections(
@@ -38,6 +39,7 @@ def draw_detections(
         3 H W uint8, enlarged where the image is small.
     """
     height, width = enlarged_size(image.shape[-2:], _MIN_SIZE)
+    scale = max(1.0, max(height, width) / _PLAIN_SIZE)
     factor = width / image.shape[-1]
     drawn = F.resize(image.expand(3, -1, -1), [height, width], antialias=True).mul(255).byte()
     scores = detections.get("scores")
@@ -59,9 +61,9 @@ def draw_detections(
         detections["boxes"][shown] * factor,
         labels=names,
         colors=colors,
-        width=_LINE,
+        width=round(_LINE * scale),
         font=findfont("DejaVu Sans"),
-        font_size=_FONT,
+        font_size=round(_FONT * scale),
         label_colors="black",
         label_background_colors=colors,
         fill_labels=True,

@@ -25,6 +25,7 @@ __all__ = ["plot_prediction", "plot_split"]
 _COUNT = 4
 _MIN_SIZE = 480  # pixels of an image's longer side
 _DPI = 110
+_ALPHA = 0.55
 _PLAIN = "background"  # a class of this name gets no color
 _GRAY = (128, 128, 128)  # for ignored pixels
 
@@ -74,7 +75,7 @@ def _show(axis: Axes, image: Image.Image, mask: Tensor | None, classes: Sequence
         colors = _colors(indices.unique().tolist(), classes)
         if colors:
             masks = torch.stack([indices == i for i in colors])
-            shown = draw_segmentation_masks(shown, masks, alpha=0.55, colors=list(colors.values()))
+            shown = draw_segmentation_masks(shown, masks, alpha=_ALPHA, colors=list(colors.values()))
     axis.imshow(shown.permute(1, 2, 0))
     axis.axis("off")
 
@@ -88,7 +89,11 @@ def _colors(indices: Sequence[int], classes: Sequence[str]) -> dict[int, Color]:
 
 def _legend(figure: Figure, indices: Sequence[int], classes: Sequence[str]) -> None:
     patches = [
-        Patch(color="#" + bytes(color).hex(), label="ignored" if i == IGNORED else shorten(classes[i]))
+        Patch(
+            color="#" + bytes(color).hex(),
+            alpha=_ALPHA,
+            label="ignored" if i == IGNORED else shorten(classes[i]),
+        )
         for i, color in _colors(indices, classes).items()
     ]
     if patches:

@@ -22,6 +22,7 @@ from atconv.engine.options import PositiveInt
 from atconv.engine.predictor import check_batch_size
 from atconv.models.segmenters import segmenter
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
+from atconv.tasks.common.drawing import class_colors
 from atconv.tasks.segmentation.config import SegmentationConfig
 from atconv.tasks.segmentation.data import SegmentationTransform, predictions
 from atconv.tasks.segmentation.metrics import (
@@ -122,7 +123,9 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         order = counts.argsort(descending=True)
         shares = {self.classes[int(indices[i])]: int(counts[i]) / mask.numel() for i in order}
         file = io.BytesIO()
-        Image.fromarray(mask.byte().numpy()).save(file, "PNG")
+        image = Image.fromarray(mask.byte().numpy())
+        image.putpalette(sum(class_colors(len(self.classes)), ()))  # viewers show colors; values stay indices
+        image.save(file, "PNG")
         return Segmentation(image=name, shares=shares, png=file.getvalue())
 
     def evaluate(  # type: ignore[override]
