@@ -440,3 +440,30 @@ def test_aliases_that_stand_for_more_than_memory_holds_are_rejected(tmp_path: Pa
     assert "aliases" in rejected("train", "digits", f"--config={tmp_path / 'bomb.yaml'}")
     (tmp_path / "loop.yaml").write_text("a: &a [*a]")
     assert "aliases" in rejected("train", "digits", f"--config={tmp_path / 'loop.yaml'}")
+
+
+def test_a_recipes_warmup_gives_way_to_fewer_epochs_and_an_explicit_one_does_not() -> None:
+    assert "warmup_epochs: 0.06" in atconv("train", "--epochs=1", "--print-config").out  # 3 of 50 epochs
+    assert "warmup_epochs must lie in" in rejected("train", "digits", "--epochs=1", "--warmup-epochs=2")
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["folder", "symlink"])
+def test_a_rejected_run_leaves_a_folder_that_was_there(tmp_path: Path, link: bool) -> None:
+    folder, out = tmp_path / "mine", tmp_path / "run"
+    folder.mkdir()
+    (folder / "skipped.csv").write_text("my own")
+    out.symlink_to(folder) if link else folder.rename(out)
+    assert "no model 'attnet_t9'" in rejected("train", "digits", "--model=attnet_t9", f"--out={out}")
+    assert [(p.name, p.read_text()) for p in out.iterdir()] == [("skipped.csv", "my own")]
+    (out / "skipped.csv").unlink()
+    rejected("train", "digits", "--model=attnet_t9", f"--out={out}")
+    assert out.is_dir()
+
+
+def test_control_characters_and_names_that_are_not_utf8_are_escaped_in_messages(tmp_path: Path) -> None:
+    bad = tmp_path / "\x1b[31mred\udcff.png"
+    bad.write_text("text")
+    ended = atconv("predict", trained_run(), bad)
+    assert ended.code == 2
+    assert "\x1b" not in ended.err
+    assert "red" in ended.err

@@ -6,6 +6,7 @@ import argparse
 import csv
 import difflib
 import errno
+import io
 import json
 import logging
 import os
@@ -77,8 +78,13 @@ def _explain(command: str, error: Exception) -> None:
 
 
 def fail(line: str, code: int = 2) -> NoReturn:
-    print(line, file=sys.stderr)
+    print(_printable(line), file=sys.stderr)
     raise SystemExit(code)
+
+
+def _printable(text: str) -> str:
+    """Text whose control characters, such as those in names of files, are escaped."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
 
 
 class _TerminalHandler(logging.Handler):
@@ -87,7 +93,7 @@ class _TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno > logging.INFO else sys.stdout
-        print(record.getMessage(), file=stream, flush=True)
+        print(_printable(record.getMessage()), file=stream, flush=True)
 
 
 def _quiet_libraries() -> None:
@@ -102,6 +108,9 @@ def _quiet_libraries() -> None:
 
 def _log_to_terminal() -> None:
     logger = logging.getLogger("atconv")
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes may not fit the locale
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     main_process = os.environ.get("RANK", "0") == "0"
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
     if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):
@@ -150,6 +159,10 @@ def _train(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
     options = parser.parse_args(rest).as_dict()
     chosen = set(parser.parse_args(rest, defaults=False).as_dict())
     options.pop("config")
+    if "warmup_epochs" not in chosen and options["warmup_epochs"] > options["epochs"]:
+        # A recipe's warm-up gives way to fewer epochs: it keeps its share of them.
+        share = options["warmup_epochs"] / recipe.get("epochs", spec.config.epochs)
+        options["warmup_epochs"] = round(share * options["epochs"], 3)
     folder, printed = options.pop("out"), options.pop("print_config")
     config = spec.config(**options | {"data": options["data"] or ""})
     if printed:
@@ -227,12 +240,12 @@ def _predict(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
     elif good:
         rows = [row for result in good for row in result.rows()]
         columns = good[0].columns()
-        print(Table(f"{len(good)} images", columns, rows, text_columns=len(columns)))
+        print(_printable(str(Table(f"{len(good)} images", columns, rows, text_columns=len(columns)))))
         if kind.draws:
             print(f"drawn in {out}")
     for result in done:
         if result.error is not None:
-            print(f"{prog}: {result.error}", file=sys.stderr)
+            print(_printable(f"{prog}: {result.error}"), file=sys.stderr)
     if not good:
         fail(f"{prog}: none of the images could be read")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from atconv.engine.callbacks import Callback, EarlyStopping
+from atconv.engine.callbacks import Callback, EarlyStopping, ProgressBar, speed_text
 from atconv.engine.trainer import History
 from atconv.tasks import resume, train
 from support.tiny import no_plots, read_rows, tiny_config
@@ -161,3 +162,28 @@ def test_patience_counts_epochs_since_the_last_that_was_better(
 ) -> None:
     trainer: Any = SimpleNamespace(history=history(*scores))
     assert EarlyStopping(2).stops(trainer) is stops
+
+
+def test_a_speed_below_one_image_a_second_is_seconds_an_image() -> None:
+    assert speed_text(0.25) == "4.0 s an image"
+    assert speed_text(12.3) == "12 images/s"
+
+
+def test_outside_a_terminal_a_line_within_an_epoch_says_how_long_it_takes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer: Any = SimpleNamespace(
+        config=SimpleNamespace(epochs=2),
+        plan=SimpleNamespace(steps_per_epoch=10, global_batch_size=8),
+        epoch=0,
+        step=5,
+        step_in_epoch=5,
+    )
+    bar = ProgressBar(heartbeat=0)
+    bar.bars.disable = True
+    with caplog.at_level(logging.INFO, "atconv"):
+        bar.on_step_end(trainer, {"loss": 1.5, "images_per_second": 0.5})
+    assert "epoch   1/2  step 5/10  loss 1.5  2.0 s an image  0:04:00 left" in caplog.text
+    quiet = ProgressBar(heartbeat=1e9)
+    quiet.on_step_end(trainer, {"loss": 1.5, "images_per_second": 0.5})
+    assert caplog.text.count("left") == 1

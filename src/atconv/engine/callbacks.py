@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -49,6 +51,17 @@ class EarlyStopping(Callback):
     def stops(self, trainer: Trainer) -> bool:
         history = trainer.history
         return bool(history.rows) and len(history.rows) - 1 - history.improved >= self.patience
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if trainer.epoch < trainer.config.epochs and self.stops(trainer):
+            logger.info(
+                "stopped after epoch %d: none was better than epoch %d for %d epochs (equal scores do "
+                "not count). To train longer, start a run with --checkpoint %s, or with a larger --patience",
+                trainer.epoch,
+                trainer.history.improved + 1,
+                self.patience,
+                trainer.run.path,
+            )
 
 
 class TrackerLogger(Callback):
@@ -101,9 +114,11 @@ class InhibitionLogger(FileWriter):
 
 
 class ProgressBar(Callback):
-    """Bars with live metrics on a terminal, and one line an epoch in the log."""
+    """Bars with live metrics on a terminal, and one line an epoch in the log; elsewhere also a line within
+    an epoch, every `heartbeat` seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat: float = 60.0) -> None:
+        self.heartbeat, self.last_line = heartbeat, time.monotonic()
         console = Console(width=None if sys.stdout.isatty() else 200)
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -132,24 +147,43 @@ class ProgressBar(Callback):
             self.steps,
             total=trainer.plan.steps_per_epoch,
             completed=trainer.step_in_epoch,
-            metrics=f"{text}  {speed:.0f} images/s",
+            metrics=f"{text}  {speed_text(speed)}",
         )
+        if self.bars.disable and time.monotonic() - self.last_line >= self.heartbeat:
+            self.last_line = time.monotonic()
+            plan, epochs = trainer.plan, trainer.config.epochs
+            steps = epochs * plan.steps_per_epoch - trainer.step
+            left = timedelta(seconds=round(steps * plan.global_batch_size / speed))
+            logger.info(
+                "epoch %3d/%d  step %d/%d  %s  %s  %s left",
+                *(trainer.epoch + 1, epochs, trainer.step_in_epoch, plan.steps_per_epoch),
+                *(text, speed_text(speed), left),
+            )
 
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
         self.bars.update(self.epochs, completed=trainer.epoch)
-        best = trainer.history.monitor is not None and trainer.history.best == trainer.epoch - 1
-        logger.info(epoch_line(row, trainer.config.epochs, best))
+        self.last_line = time.monotonic()
+        history, mark = trainer.history, ""
+        if history.monitor is not None and history.best == trainer.epoch - 1:
+            mark = "  * best" if history.improved == history.best else "  * equal to the best"
+        logger.info(epoch_line(row, trainer.config.epochs, mark))
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self.bars.stop()
 
 
-def epoch_line(row: dict[str, Any], epochs: int, best: bool) -> str:
+def speed_text(images_per_second: float) -> str:
+    """Images a second, or where that is less than one, seconds an image."""
+    if images_per_second < 1:
+        return f"{1 / images_per_second:.1f} s an image"
+    return f"{images_per_second:.0f} images/s"
+
+
+def epoch_line(row: dict[str, Any], epochs: int, mark: str = "") -> str:
     """One line of text for a row of the history."""
     hidden = ("epoch", "step", "images_per_second", "seconds")
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in hidden)
-    mark = "  * best" if best else ""
-    return f"epoch {row['epoch']:>3}/{epochs}  {metrics}  {row['images_per_second']:.0f} images/s{mark}"
+    return f"epoch {row['epoch']:>3}/{epochs}  {metrics}  {speed_text(row['images_per_second'])}{mark}"
 
 
 def inhibition_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:

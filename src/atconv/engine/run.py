@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,14 +102,19 @@ class Run:
             raise ValueError(f"{run.path} is not a run: it has neither config.yaml nor config.json")
         return run
 
-    def discard(self, keep_skipped: bool = False) -> None:
-        """Remove the folder of a run that never trained, all but the list of skipped files if asked."""
+    def discard(self, kept: Collection[str] = (), keep_folder: bool = False) -> None:
+        """Remove what a run that never trained has written, and its folder.
+
+        Args:
+            kept: names of files to leave.
+            keep_folder: leave the folder even where it is empty: it was there before.
+        """
         for child in self.path.iterdir():
-            if child.is_dir():
+            if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child, ignore_errors=True)
-            elif not (keep_skipped and child.name == "skipped.csv"):
+            elif child.name not in kept:
                 child.unlink()
-        if not any(self.path.iterdir()):
+        if not keep_folder and not any(self.path.iterdir()):
             self.path.rmdir()
 
     def read_weights(self) -> dict[str, Tensor]:
@@ -166,7 +171,7 @@ def run_lock(run: Run) -> Iterator[None]:
 def run_log(run: Run) -> Iterator[None]:
     """Append what the package logs to the run's log.txt."""
     package = logging.getLogger("atconv")
-    handler, level = logging.FileHandler(run.log, encoding="utf-8"), package.level
+    handler, level = logging.FileHandler(run.log, encoding="utf-8", errors="backslashreplace"), package.level
     package.addHandler(handler)
     package.setLevel(logging.INFO)
     try:

@@ -14,7 +14,8 @@ import importlib
 import json
 import logging
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,12 +113,13 @@ def train(
     spec = _task_of_config(config)
     config = spec.inherit_config(config, chosen)
     path = Path(run) if run is not None else next_run_dir(config.data, config.model)
+    before = {child.name for child in path.iterdir()} if path.is_dir() else None
     accelerator = make_accelerator(config, str(path))
     try:
         if accelerator.is_main_process:
             write_config(config, spec.name, Run.create(path))
         accelerator.wait_for_everyone()
-        return _fit(spec, config, Run(path), accelerator, callbacks, new=True)
+        return _fit(spec, config, Run(path), accelerator, callbacks, partial(_discard, Run(path), before))
     finally:
         release_accelerator(accelerator)
 
@@ -137,7 +139,7 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
     config = spec.read_config(folder)
     accelerator = make_accelerator(config, str(folder.path))
     try:
-        return _fit(spec, config, folder, accelerator, callbacks, new=False)
+        return _fit(spec, config, folder, accelerator, callbacks)
     finally:
         release_accelerator(accelerator)
 
@@ -160,14 +162,27 @@ def _task_of_config(config: Any) -> TaskSpec:
     raise TypeError(f"train takes a configuration ({names}), got a {type(config).__name__}")
 
 
+def _discard(run: Run, before: Collection[str] | None, error: Exception) -> None:
+    """Leave a folder as it was `before` a run that failed before its first step: the names in it, or None
+    where there was no folder. The list of unreadable files stays where it says what is wrong."""
+    from atconv.data.checking import TooManyUnreadable
+
+    kept = {*(before or ()), *(["skipped.csv"] if isinstance(error, TooManyUnreadable) else [])}
+    run.discard(kept, keep_folder=before is not None)
+
+
 def _fit(
-    spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator, callbacks: Sequence[Callback], new: bool
+    spec: TaskSpec,
+    config: Any,
+    run: Run,
+    accelerator: Accelerator,
+    callbacks: Sequence[Callback],
+    discard: Callable[[Exception], None] | None = None,
 ) -> Path:
-    """Train what is left to train in a run's folder, then report once. A new run that fails before its first
-    step leaves no folder."""
+    """Train what is left to train in a run's folder, then report once. `discard` is called where a new run
+    fails before its first step."""
     from contextlib import ExitStack
 
-    from atconv.data.checking import TooManyUnreadable
     from atconv.engine.checkpoint import latest_checkpoint
 
     with ExitStack() as held:
@@ -177,8 +192,8 @@ def _fit(
         try:
             task, trainer = _prepare(spec, config, run, accelerator, callbacks)
         except Exception as error:
-            if new and accelerator.is_main_process:
-                run.discard(keep_skipped=isinstance(error, TooManyUnreadable))
+            if discard is not None and accelerator.is_main_process:
+                discard(error)
             raise
         if trainer.finished and run.metrics.is_file():
             logger.info("%s is finished already; its metrics are in %s", run.path, run.metrics)
