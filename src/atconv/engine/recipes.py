@@ -76,7 +76,9 @@ def read_config(run: Run, kind: type[T], task: str) -> T:
     """
     options = read_options(run)
     named = options.pop("task", task)
-    if named != task or not set(options) <= {f.name for f in fields(kind)}:  # type: ignore[arg-type]
+    if named != task:
+        raise ValueError(f"{run.path} is a {named} run; a {task} run is needed here")
+    if not set(options) <= {f.name for f in fields(kind)}:  # type: ignore[arg-type]
         raise ValueError(f"{run.config} is not the configuration of a {task} run")
     for name, hint in get_type_hints(kind).items():
         if "tuple" in str(hint) and isinstance(options.get(name), list):

@@ -21,6 +21,7 @@ __all__ = [
     "Pyramid",
     "check_any_size",
     "check_counts",
+    "check_model_name",
     "feature_strides",
     "load_classifier_weights",
     "make_features",
@@ -139,16 +140,21 @@ def check_counts(**counts: Any) -> None:
         raise ValueError(f"{', '.join(counts)} must be whole numbers, at least 1, got {values}")
 
 
+def check_model_name(name: str) -> None:
+    """Raise ValueError where timm knows no such model."""
+    if not timm.is_model(name):
+        raise ValueError(
+            f"timm knows no model {name!r}; AttNet's are {', '.join(timm.list_models('attnet*'))}"
+        )
+
+
 def feature_strides(name: str, backbone_args: Mapping[str, Any]) -> list[int]:
     """Strides of all feature maps that a timm model has, the finest first.
 
     Raises:
         ValueError: no such model, it has no such maps or takes no such arguments.
     """
-    if not timm.is_model(name):
-        raise ValueError(
-            f"timm knows no model {name!r}; AttNet's are {', '.join(timm.list_models('attnet*'))}"
-        )
+    check_model_name(name)
     with torch.device("meta"):
         info = _create(name, backbone_args).feature_info
     return [int(info.reduction(i)) for i in range(len(info))]  # reduction() lists those timm gives by default

@@ -12,6 +12,7 @@ from atconv.engine.config import TrainConfig
 from atconv.engine.options import NonNegative, Positive, PositiveInt, Share
 from atconv.engine.recipes import read_config, reject_contradictions
 from atconv.engine.run import Run
+from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
 
 __all__ = ["ClassificationConfig", "inherit_config"]
@@ -174,6 +175,9 @@ def inherit_config(config: ClassificationConfig, chosen: Collection[str] = ()) -
     Raises:
         ValueError: an option was chosen that contradicts the run's model.
     """
+    check_model_name(config.model)
+    if config.checkpoint is not None and not Path(config.checkpoint).exists():
+        raise FileNotFoundError(f"no such file or run: {config.checkpoint}")
     if config.checkpoint is None or not Path(config.checkpoint).is_dir():
         return config
     source = read_config(Run.open(config.checkpoint), ClassificationConfig, "classification")

@@ -12,6 +12,7 @@ from torch import nn
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.models.attnet import AttNet
+from atconv.models.backbone import check_model_name
 from atconv.models.release import load_release
 from atconv.tasks.classification.config import ClassificationConfig
 
@@ -31,9 +32,7 @@ def make_model(config: ClassificationConfig, classes: int, load_weights: bool = 
         arguments["drop_path_rate"] = config.drop_path_rate
     if config.drop_rate:
         arguments["drop_rate"] = config.drop_rate
-    if not timm.is_model(config.model):
-        close = ", ".join(timm.list_models("attnet*"))
-        raise ValueError(f"timm knows no model {config.model!r}; AttNet's are {close}")
+    check_model_name(config.model)
     with seeded(derive_seed("init", config.seed)):
         try:
             model: Any = timm.create_model(config.model, **arguments)

@@ -14,6 +14,7 @@ from atconv.engine.config import TrainConfig
 from atconv.engine.options import Fraction, Positive, PositiveInt, Share
 from atconv.engine.recipes import reject_contradictions
 from atconv.engine.run import Run
+from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
 
 __all__ = ["AnnotatedConfig", "inherit_config", "reject_own_options"]
@@ -106,6 +107,7 @@ def inherit_config(config: C, chosen: Collection[str] = ()) -> C:
         FileNotFoundError: the checkpoint does not exist.
         ValueError: an option was chosen that contradicts it, or it is no run of classification.
     """
+    check_model_name(config.model)
     if config.checkpoint is not None and not Path(config.checkpoint).exists():
         raise FileNotFoundError(f"no such file or run: {config.checkpoint}")
     if config.checkpoint is None or not Path(config.checkpoint).is_dir():
