@@ -6,7 +6,6 @@ Importing the package registers models with timm, which takes seconds; this modu
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
 
 COMMANDS = {
     "train": "train a classifier",
@@ -56,7 +55,7 @@ def main() -> None:
         print(f"atconv {version('atconv')}")
         return
     if command not in COMMANDS:
-        _reject(f"atconv: no command {command!r}; there are {', '.join(COMMANDS)}")
+        raise _rejection(f"atconv: no command {command!r}; there are {', '.join(COMMANDS)}")
     if command in TOOLS:
         tool = arguments.pop(0) if arguments else "nothing"
         if tool in ("-h", "--help"):
@@ -64,16 +63,16 @@ def main() -> None:
             return
         if tool not in TOOLS[command]:
             names = ", ".join(TOOLS[command])
-            _reject(f"atconv {command}: {tool!r} is not among {names} (see atconv {command} --help)")
+            raise _rejection(f"atconv {command}: {tool!r} is not among {names} (see atconv {command} --help)")
         command = f"{command} {tool}"
     from atconv.cli import run
 
     run(command, arguments)
 
 
-def _reject(line: str) -> NoReturn:
+def _rejection(line: str) -> SystemExit:
     print(line, file=sys.stderr)
-    raise SystemExit(2)
+    return SystemExit(2)
 
 
 def _usage(prog: str, commands: dict[str, str]) -> str:

@@ -22,7 +22,7 @@ import torch
 from scipy import optimize, stats
 
 from atconv import tune_allocator
-from atconv.engine.distributed import resolve_device
+from atconv.engine.devices import resolve_device
 from atconv.tasks.common.sweep import Job, Sweep, confidence_half_width, paired_differences
 
 __all__ = [

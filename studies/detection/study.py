@@ -21,7 +21,7 @@ import torch
 import yaml
 
 import atconv
-from atconv.engine.distributed import available_precision
+from atconv.engine.devices import available_precision
 from atconv.engine.tables import Table
 from atconv.io import read_rows
 from atconv.plots import plt, save

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from atconv.deploy.timing import median_seconds
-from atconv.engine.distributed import available_precision, resolve_device
+from atconv.engine.devices import available_precision, resolve_device
 from atconv.engine.trainer import make_optimizer
 from atconv.io import read_rows, write_rows
 from atconv.tasks.classification.study import Study, Variant

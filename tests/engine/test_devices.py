@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.state import PartialState
 
-from atconv.engine import distributed
+from atconv.engine import devices
 from atconv.engine.config import TrainConfig
 from atconv.engine.distributed import make_accelerator
 from atconv.ops import processor
@@ -33,7 +33,7 @@ def test_a_cpu_trains_in_the_precision_that_it_has_and_says_so(
     asked: str, has_bf16: bool, tmp_path: object, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(distributed, "cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: has_bf16)
     config = TrainConfig(device="cpu", tracker="none", precision=asked)
     taken = "bf16" if has_bf16 else "fp32"
     with caplog.at_level("INFO", "atconv"):

@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from accelerate import Accelerator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -29,6 +29,9 @@ from atconv.data.sources import DigitsSource, FolderSource, ImageSource, LmdbSou
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
 from atconv.io import count_of, write_json, write_rows
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = [
     "STREAM_PREFIXES",

@@ -24,17 +24,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 from atconv.engine.config import TrainConfig
-from atconv.ops.processor import cpu_has_bf16
+from atconv.engine.devices import available_precision, resolve_device
 
 __all__ = [
-    "available_precision",
     "full_optimizer_state",
     "full_state_dict",
     "load_model",
     "load_optimizer",
     "make_accelerator",
     "release_accelerator",
-    "resolve_device",
     "shard",
 ]
 
@@ -85,30 +83,6 @@ def release_accelerator(accelerator: Accelerator) -> None:
     accelerator.end_training()
     AcceleratorState._reset_state(reset_partial_state=True)  # else the next precision or device is rejected
     GradientState._reset_state()
-
-
-def resolve_device(name: str = "auto") -> torch.device:
-    """A device by name; "auto" is the accelerator of this machine if it has one, else its CPU.
-
-    Raises:
-        ValueError: this machine has no such device.
-    """
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kind = accelerator.type if accelerator is not None else "cpu"
-    if name not in ("auto", "cpu", kind):
-        raise ValueError(f"device {name} is not available here ({kind} is); use auto")
-    return torch.device(kind if name == "auto" else name)
-
-
-def available_precision(precision: str, device: str) -> str:
-    """The precision to train with where a recipe asks for fp32, bf16 or fp16.
-
-    CPUs train in bf16 in place of fp16; those without instructions for it, where a product in bf16
-    takes many times as long, in fp32.
-    """
-    if device != "cpu" or precision == "fp32":
-        return precision
-    return "bf16" if cpu_has_bf16() else "fp32"
 
 
 def shard(model: nn.Module, parts: Sequence[nn.Module], accelerator: Accelerator) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from typing_extensions import Self
 
 from atconv.engine.config import TrainConfig
-from atconv.engine.distributed import resolve_device
+from atconv.engine.devices import resolve_device
 from atconv.engine.run import Run
 from atconv.engine.tables import Table
 

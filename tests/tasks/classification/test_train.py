@@ -17,7 +17,7 @@ from torch import Tensor
 import atconv  # noqa: F401  (registers the models with timm)
 from atconv.data.sources import DigitsSource
 from atconv.data.splits import Split
-from atconv.engine import distributed
+from atconv.engine import devices
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from atconv.tasks.classification.config import inherit_config
 from atconv.tasks.classification.data import log_imbalance
@@ -199,7 +199,7 @@ def test_gradient_checkpointing_trains_the_same_weights(tmp_path: Path, plain: P
 def test_bfloat16_keeps_weights_in_float32(
     tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
     ours = last_weights(train_tiny(tmp_path / "run", precision="bf16"))
     assert {t.dtype for t in ours.values()} == {torch.float32, torch.int64}
     assert changed(ours, last_weights(plain))

@@ -10,10 +10,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from atconv.data.loaders import EpochBatches, Transform, eval_loader, stream_loader, train_loader
 from atconv.data.sources import Stream
@@ -31,6 +30,9 @@ from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
 from atconv.tasks.classification.augmentation import train_transform
 from atconv.tasks.classification.config import ClassificationConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = [
     "IndexedData",

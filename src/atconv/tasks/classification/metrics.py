@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from atconv.engine.predictor import Metrics
@@ -132,6 +131,8 @@ def compute_metrics(
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     """95 % Wilson score interval of a share, in percent."""
+    from scipy.stats import binomtest  # predicting needs none of it
+
     interval = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
 

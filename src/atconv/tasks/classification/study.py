@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from atconv.data.splits import open_sources
-from atconv.engine.distributed import available_precision, resolve_device
+from atconv.engine.devices import available_precision, resolve_device
 from atconv.engine.reading import read_yaml
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
-from atconv.engine.distributed import resolve_device
+from atconv.engine.devices import resolve_device
 from atconv.engine.run import Run
 from atconv.io import write_json
 from atconv.tasks.common.report import evaluate_run, free_path

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from atconv.data.splits import Split, Splits, load_splits, make_splits
 from atconv.diffusion.pipeline import pixels_per_latent
-from atconv.engine.distributed import resolve_device
+from atconv.engine.devices import resolve_device
 from atconv.io import file_digest, save_tensors, write_json
 from atconv.tasks.generation.data import SplitImages, scale_pixels
 from atconv.tasks.generation.latents import LatentInfo, is_latents, open_vae, save_vae, shard_is_complete
