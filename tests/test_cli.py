@@ -59,13 +59,13 @@ def test_importing_the_package_imports_no_optional_part() -> None:
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *TOOLS])
-def test_every_command_has_help_on_a_screen_or_two(command: str) -> None:
+def test_every_command_has_help_on_a_screen(command: str) -> None:
     ended = atconv(*command.split(), "--help")
     assert ended.code == 0
     assert f"atconv {command}" in ended.out
     assert not ended.err
     lines = ended.out.splitlines()
-    assert len(lines) <= 75
+    assert len(lines) <= 60
     assert max(map(len, lines)) <= 110
 
 
@@ -357,9 +357,9 @@ def test_help_shows_the_defaults_of_the_recipe_that_is_named(tmp_path: Path) -> 
     for name, place in (("epochs", "N"), ("mixup", "X"), ("lr", "X"), ("auto_augment", "TEXT")):
         option = name.replace("_", "-")
         assert re.search(rf"--{option} {place} [^(]*\(default:\s+{recipe[name]}\)", text), name
-    (tmp_path / "mine.yaml").write_text("ema_decay: 0.25\n")
+    (tmp_path / "mine.yaml").write_text("weight_decay: 0.25\n")
     text = atconv("train", f"--config={tmp_path / 'mine.yaml'}", "--help").out
-    assert re.search(r"--ema-decay X [^(]*\(default:\s+0.25\)", text)
+    assert re.search(r"--weight-decay X [^(]*\(default:\s+0.25\)", text)
 
 
 def test_the_weights_of_a_run_are_for_its_user_group_and_others(tmp_path: Path) -> None:

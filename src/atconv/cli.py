@@ -147,6 +147,7 @@ def _train(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
     )
     parser.add_argument(
         "data",
+        help=argparse.SUPPRESS,  # the description says it
         metavar="DATA",
         type=str,
         nargs="?" if recipe.get("data") or "--print-config" in rest else None,

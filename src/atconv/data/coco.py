@@ -215,8 +215,9 @@ def _annotation_files(data: Path) -> dict[str, Path]:
         files = {"train": existing[0]}
     if not files:
         raise ValueError(
-            f"{data} does not exist or has no annotations: give a folder with images/ and train.json, "
-            "val.json (COCO's format), or annotations.json; or COCO's own, with annotations/ and train2017/"
+            f"{data} {'has no annotations in COCO format' if data.is_dir() else 'does not exist'}: give a "
+            "folder with images/ and train.json, val.json, or annotations.json; or COCO's own, with "
+            "annotations/ and train2017/"
         )
     return files
 

@@ -15,7 +15,7 @@ class DataConfig:
     """Options that say which images there are and how they are divided into splits."""
 
     group: ClassVar[str] = "data"
-    common: ClassVar[tuple[str, ...]] = ("data_root", "val_split", "test_split", "val_fraction")
+    common: ClassVar[tuple[str, ...]] = ("val_fraction",)
 
     data: str = ""
     """image folder, LMDB, timm dataset name (torch/…, hfds/…, wds/…) or digits"""
@@ -30,7 +30,7 @@ class DataConfig:
     epoch_samples: PositiveInt | None = None
     """images in one epoch of a stream (wds/…, tfds/…), where the stream does not know"""
     val_fraction: Fraction = 0.1
-    """share of the training images held out for validation where DATA has no validation split"""
+    """share of training images held out where DATA has no validation split"""
     test_fraction: Fraction = 0.15
     """share of all images held out for the test where DATA is one flat folder or digits"""
     check_images: Literal["decode", "header", "none"] = "decode"

@@ -32,14 +32,16 @@ def recognize(path: Path) -> str | None:
 def _recognize_folder(path: Path) -> str | None:
     folders = {folder.name.lower(): folder for folder in subfolders(path)}
     splits = [folder for name, folder in folders.items() if split_of(name)]
-    hint = "use `atconv detect train`; to use the images alone, give their folder"
+    alone = "to use the images alone, give their folder"
+    hint = f"use `atconv detect train`; {alone}"
+    convert = f"convert them to COCO's format for `atconv detect train`; {alone}"
     for place in [path, *splits]:
         inner = {folder.name.lower(): folder for folder in subfolders(place)}
         images = [inner[name] for name in _IMAGE_FOLDERS & set(inner)]
         if images and "labels" in inner and _has(inner["labels"], (".txt",)):
-            return f"is recognized as detection data in YOLO's format (images and labels): {hint}"
+            return f"is recognized as detection data in YOLO's format (images and labels): {convert}"
         if images and "annotations" in inner and _has(inner["annotations"], (".xml",)):
-            return f"is recognized as detection data in Pascal VOC's format (images and XML files): {hint}"
+            return f"is recognized as detection data in Pascal VOC's format (images and XML files): {convert}"
         if _is_coco(
             [place, *(inner[n] for n in ("annotations",) if n in inner)], bool(images), place != path
         ):
@@ -52,7 +54,7 @@ def _recognize_folder(path: Path) -> str | None:
                 "give their folder"
             )
         if place != path and not inner and _has(place, (".xml",)):
-            return f"is recognized as detection data in Pascal VOC's format (XML files beside images): {hint}"
+            return f"is recognized as detection data in Pascal VOC's format (images and XML files): {convert}"
     lmdbs = [child for child in sorted(path.glob("*.lmdb")) if is_lmdb(child)]
     if lmdbs and not any(split_of(child.stem) for child in lmdbs):
         return f"holds LMDB files that are named after no split: give one of them, such as {lmdbs[0]}"

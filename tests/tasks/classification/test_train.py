@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -346,12 +347,18 @@ def test_repeated_augmentation_and_mixing_train(tmp_path: Path, plain: Path) -> 
     assert read_rows(run / "metrics.csv")[0]["step"] == read_rows(plain / "metrics.csv")[0]["step"]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
 def test_a_schedule_warms_up_and_falls(tmp_path: Path, schedule: str) -> None:
     run = train_tiny(tmp_path / "run", epochs=3, schedule=schedule, warmup_epochs=1.0)
     rates = [float(row["lr"]) for row in read_rows(run / "metrics.csv")]
-    assert 0 < rates[0] <= 1e-3
-    assert max(rates) <= 1e-3 + 1e-9
+    low, high, before_last = 1e-6, 1e-3, 9 / 10  # of ten steps an epoch, the warm-up ends with the eleventh
+    assert rates[0] == pytest.approx(low + before_last * (high - low))
+    # At steps 20 and 30, one short of the epoch's end: 19 and 29 of 30.
+    cosine = [low + (high - low) * (1 + math.cos(math.pi * step / 30)) / 2 for step in (19, 29)]
+    assert rates[1:] == pytest.approx(
+        {"cosine": cosine, "wsd": [high, rates[2]], "constant": [high, high]}[schedule]
+    )
+    assert schedule != "wsd" or rates[2] < 0.2 * high
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def rejected(*arguments: str | Path) -> str:
         (["detect"], "'nothing' is not among train, evaluate, predict"),
         (["segment", "fly"], "'fly' is not among train, evaluate, predict"),
         (["detect", "train"], "DATA is missing: give a folder with images/ and train.json"),
-        (["detect", "train", "none"], "does not exist or has no annotations"),
+        (["detect", "train", "none"], "does not exist: give a folder"),
         (["segment", "train", "none"], "does not exist or has no masks"),
         (["detect", "train", "none", "--model=attnet_t9"], "timm knows no model 'attnet_t9'"),
         (["detect", "train", "none", "--min-size=[]"], "min_size must be one size in pixels"),

@@ -23,14 +23,7 @@ class ModelOptions:
     """The network, and what it starts from."""
 
     group: ClassVar[str] = "model"
-    common: ClassVar[tuple[str, ...]] = (
-        "model",
-        "model_args",
-        "checkpoint",
-        "image_size",
-        "in_chans",
-        "drop_path_rate",
-    )
+    common: ClassVar[tuple[str, ...]] = ("model", "checkpoint", "image_size")
 
     model: str = "attnet_xxs"
     """model by timm's name"""
@@ -59,7 +52,7 @@ class AugmentationOptions:
     """What training images go through, and how images are resized and normalized."""
 
     group: ClassVar[str] = "augmentation"
-    common: ClassVar[tuple[str, ...]] = ("crop_scale", "hflip", "auto_augment", "erase_prob")
+    common: ClassVar[tuple[str, ...]] = ("hflip", "auto_augment")
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """min and max area of the random crop"""
@@ -96,7 +89,7 @@ class LossOptions:
     """What training minimizes."""
 
     group: ClassVar[str] = "loss"
-    common: ClassVar[tuple[str, ...]] = ("mixup", "cutmix", "label_smoothing", "class_weights")
+    common: ClassVar[tuple[str, ...]] = ("mixup", "label_smoothing", "class_weights")
 
     mixup: NonNegative = 0.0
     """Mixup alpha"""
@@ -117,7 +110,7 @@ class DistillationOptions:
     """Learning from a teacher."""
 
     group: ClassVar[str] = "distillation"
-    common: ClassVar[tuple[str, ...]] = ("distill", "teacher")
+    common: ClassVar[tuple[str, ...]] = ("teacher",)
 
     distill: Literal["none", "soft", "hard", "dkd"] = "none"
     """learn from a teacher"""

@@ -25,11 +25,12 @@ class AnnotatedDataOptions:
     """Which images there are."""
 
     group: ClassVar[str] = "data"
+    common: ClassVar[tuple[str, ...]] = ("val_fraction", "exif")
 
     data: str = ""
     """folder with images and annotations"""
     val_fraction: Fraction = 0.1
-    """share of the training images held out for validation where DATA has no validation split"""
+    """share of training images held out where DATA has no validation split"""
     check_images: Literal["decode", "header", "none"] = "decode"
     """how image files are checked before training: decode each, read its header, or not at all"""
     max_skipped: Share = 0.05
@@ -44,6 +45,7 @@ class BackboneOptions:
     """The backbone, and what it starts from."""
 
     group: ClassVar[str] = "model"
+    common: ClassVar[tuple[str, ...]] = ("model", "checkpoint", "in_chans")
 
     model: str = "attnet_xxs"
     """backbone by timm's name"""
@@ -62,6 +64,7 @@ class AnnotatedAugmentationOptions:
     """What training images go through, and how images are normalized."""
 
     group: ClassVar[str] = "augmentation"
+    common: ClassVar[tuple[str, ...]] = ("hflip", "color_jitter")
 
     hflip: Share = 0.5
     """probability of a horizontal flip"""

@@ -18,6 +18,7 @@ class DetectorOptions:
     """The detector on the backbone."""
 
     group: ClassVar[str] = "detector"
+    common: ClassVar[tuple[str, ...]] = ("architecture", "min_size", "bad_annotations")
 
     architecture: DetectorArchitecture = "faster_rcnn"
     """faster_rcnn, retinanet, or mask_rcnn, which also gives masks"""

@@ -23,15 +23,7 @@ class ModelOptions:
     """The network, what it starts from, and what it sees."""
 
     group: ClassVar[str] = "model"
-    common: ClassVar[tuple[str, ...]] = (
-        "model",
-        "model_args",
-        "checkpoint",
-        "conditional",
-        "image_size",
-        "in_chans",
-        "hflip",
-    )
+    common: ClassVar[tuple[str, ...]] = ("model", "checkpoint", "conditional", "image_size", "in_chans")
 
     model: str = "sit_atconv_s_2"
     """model by name: sit_s_2, sit_atconv_s_2, sit_hybrid_s_2, and b, l, xl"""
@@ -58,7 +50,7 @@ class DiffusionOptions:
     """What the model learns."""
 
     group: ClassVar[str] = "diffusion"
-    common: ClassVar[tuple[str, ...]] = ("interpolant", "prediction", "sample_every")
+    common: ClassVar[tuple[str, ...]] = ("interpolant", "sample_every")
 
     interpolant: Literal["linear", "gvp", "vp"] = "linear"
     """how noise becomes data"""

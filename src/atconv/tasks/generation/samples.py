@@ -89,7 +89,7 @@ def read_samples(path: Path) -> SampleSet:
             labels = arrays["arr_1"] if "arr_1" in names else None
     except (OSError, ValueError, EOFError, BadZipFile, KeyError, zlib.error) as error:
         raise ValueError(
-            f"{path} is not an .npz file of samples: {str(error).partition(chr(10))[0]}"
+            f"{path} is not an .npz file of samples, or is damaged: save arr_0 with numpy.savez"
         ) from error
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         content = "no arr_0" if images is None else f"arr_0 {images.dtype} {images.shape}"

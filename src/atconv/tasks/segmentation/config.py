@@ -17,6 +17,7 @@ class SegmenterOptions:
     """The segmenter on the backbone, and the sizes of its images."""
 
     group: ClassVar[str] = "segmenter"
+    common: ClassVar[tuple[str, ...]] = ("architecture", "short_side", "crop", "mask_values", "flip_tta")
 
     architecture: SegmenterArchitecture = "unet"
     """unet, fpn or upernet, of segmentation-models-pytorch"""
