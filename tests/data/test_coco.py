@@ -188,8 +188,11 @@ def test_files_that_are_broken_or_missing_are_named(tmp_path: Path) -> None:
     (data / "val.json").write_text("{")
     with pytest.raises(ValueError, match=r"val.json is not readable JSON"):
         open_coco(data, False, check_images="none")
-    with pytest.raises(ValueError, match="no annotations: give a folder with images/"):
+    with pytest.raises(ValueError, match="none does not exist: give a folder with images/"):
         open_coco(tmp_path / "none", False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no annotations in COCO format: give a folder"):
+        open_coco(tmp_path / "empty", False)
 
 
 def test_many_problems_are_counted_and_unknown_categories_named(tmp_path: Path) -> None:
