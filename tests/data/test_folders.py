@@ -66,7 +66,7 @@ def test_folders_beside_splits_are_named(tmp_path: Path, caplog: pytest.LogCaptu
     for seed, name in enumerate(("train", "val", "unsure")):
         image_folder(tmp_path / "data" / name, {"a": 3, "b": 3}, seed)
     assert sizes(split(tmp_path / "data", tmp_path / "run")) == {"train": 6, "val": 6}
-    assert [m for m in caplog.messages if m.startswith("not used, folders beside") and "unsure" in m]
+    assert [m for m in caplog.messages if m.startswith("not used, folders next to") and "unsure" in m]
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

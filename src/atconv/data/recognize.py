@@ -67,7 +67,7 @@ def _has(folder: Path, suffixes: tuple[str, ...]) -> bool:
 
 
 def _is_coco(places: Iterable[Path], images: bool, is_split: bool) -> bool:
-    """Whether a COCO file lies there: by its usual names, or beside a folder of images."""
+    """Whether a COCO file lies there: by its usual names, or next to a folder of images."""
     files = [file for place in places for file in sorted(place.glob("*.json"))]
     usual = [f for f in files if f.name == "_annotations.coco.json" or f.name.startswith("instances_")]
     return any(_names_coco(file) for file in (files if images or is_split else usual))

@@ -245,7 +245,7 @@ def _open_folder(path: Path) -> dict[str, ImageSource]:
     lmdbs = paths_by_split(path.glob("*.lmdb"))
     folders = subfolders(path)
     named = paths_by_split(folders)
-    # A class may be called "train": splits hold folders themselves, or have nothing but splits beside them.
+    # A class may be called "train": splits hold folders themselves, or have nothing but splits next to them.
     if not any(map(subfolders, named.values())) and len(named) < len(folders):
         named = {}
     if not lmdbs and not named:
@@ -255,10 +255,10 @@ def _open_folder(path: Path) -> dict[str, ImageSource]:
     if lmdbs:
         return {split: LmdbSource(file) for split, file in lmdbs.items()}
     sources = {split: FolderSource(folder, path.resolve().name) for split, folder in named.items()}
-    beside = [folder.name for folder in folders if folder not in named.values()]
-    if beside:
+    unused = [folder.name for folder in folders if folder not in named.values()]
+    if unused:
         used = ", ".join(folder.name for folder in named.values())
-        sources["train"].remarks.append(f"not used, folders beside {used} in {path}: {_first(beside)}")
+        sources["train"].remarks.append(f"not used, folders next to {used} in {path}: {_first(unused)}")
     return dict(sources)
 
 
