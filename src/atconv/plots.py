@@ -67,10 +67,10 @@ def _printable(text: str) -> str:
 
 
 def plot_curves(
-    history: Sequence[dict[str, Any]],
+    history: Sequence[Mapping[str, Any]],
     panels: Sequence[Panel],
     path: Path,
-    best: tuple[str, dict[str, Any]] | None = None,
+    best: tuple[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Plot metrics by epoch.
 
@@ -101,6 +101,6 @@ def plot_curves(
     save(figure, path)
 
 
-def _mark(axis: Axes, column: str, row: dict[str, Any]) -> None:
+def _mark(axis: Axes, column: str, row: Mapping[str, Any]) -> None:
     axis.plot(row["epoch"], row[column], "o", color="C1")
     axis.set_title(f"{axis.get_title()}\nbest {row[column]:.2f}, epoch {row['epoch']}")

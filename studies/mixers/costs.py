@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atconv.deploy.timing import median_seconds
 from atconv.engine.devices import available_precision, resolve_device
-from atconv.engine.trainer import make_optimizer
+from atconv.engine.optimizer import make_optimizer
 from atconv.io import read_rows, write_rows
 from atconv.tasks.classification.study import Study, Variant
 from atconv.tasks.classification.study_report import Result, read_results

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from atconv.engine.callbacks import Callback, EarlyStopping, ProgressBar, speed_text
+from atconv.engine.callbacks import Callback, EarlyStopping, ProgressBar
+from atconv.engine.progress import heartbeat
+from atconv.engine.tables import speed_text
 from atconv.engine.trainer import History
 from atconv.tasks import resume, train
 from support.tiny import no_plots, read_rows, tiny_config
@@ -119,6 +121,53 @@ def test_a_callback_stops_a_run_which_is_then_reported(tmp_path: Path) -> None:
     assert (run / "metrics.json").is_file()
 
 
+class Writer(Callback):
+    """Writes into what it is given."""
+
+    def on_step_end(self, trainer: Any, metrics: dict[str, float]) -> None:
+        metrics["loss"] = -1.0
+
+    def on_epoch_end(self, trainer: Any, row: Any) -> None:
+        for each in (row, trainer.history.rows[-1]):
+            with pytest.raises(TypeError, match="does not support item assignment"):
+                each["val_top1"] = 101.0
+
+
+def test_a_callback_cannot_change_what_the_run_writes(tmp_path: Path) -> None:
+    runs = [
+        train(tiny_config(epochs=2), tmp_path / name, callbacks=callbacks)
+        for name, callbacks in (("plain", []), ("written", [Writer()]))
+    ]
+    tables = [
+        [{k: v for k, v in row.items() if "second" not in k} for row in read_rows(run / "metrics.csv")]
+        for run in runs
+    ]
+    assert tables[0] == tables[1]
+    assert resume(runs[1]) == runs[1]
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        ([Recorder], "got the class Recorder"),
+        ([lambda trainer: None], "got a function"),
+        ([StopAfter(1), "csv"], "got a str"),
+        (StopAfter(1), "got a StopAfter"),
+        (None, "got a NoneType"),
+        ([None], "got a NoneType"),
+    ],
+    ids=["class", "function", "text", "no list", "None", "None in a list"],
+)
+def test_what_is_no_callback_is_rejected_before_anything_is_made(
+    callbacks: Any, message: str, tmp_path: Path
+) -> None:
+    for start in (lambda: train(tiny_config(), tmp_path / "run", callbacks=callbacks),
+                  lambda: resume(tmp_path / "run", callbacks)):  # fmt: skip
+        with pytest.raises(TypeError, match=f"instances of subclasses of .*Callback.*{message}"):
+            start()
+    assert not (tmp_path / "run").exists()
+
+
 def history(*scores: float, monitor: str | None = "val_top1") -> History:
     return History(monitor, [{"val_top1": score} for score in scores])
 
@@ -187,3 +236,16 @@ def test_outside_a_terminal_a_line_within_an_epoch_says_how_long_it_takes(
     quiet = ProgressBar(heartbeat=1e9)
     quiet.on_step_end(trainer, {"loss": 1.5, "images_per_second": 0.5})
     assert caplog.text.count("left") == 1
+
+
+def test_a_long_loop_says_how_far_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(0, 1000, 25))
+    monkeypatch.setattr("atconv.engine.progress.time.monotonic", lambda: next(seconds))
+    with caplog.at_level(logging.INFO, "atconv"):
+        assert list(heartbeat(range(12), "validating")) == list(range(12))
+    lines = [record.message for record in caplog.records]
+    assert lines[0].startswith("validating: ")
+    assert lines[0].endswith(" left")
+    assert 1 < len(lines) < 12

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from atconv.engine.config import TrainConfig
-from atconv.engine.trainer import make_optimizer
+from atconv.engine.optimizer import make_optimizer
 from atconv.models import detector, segmenter
 from support.tiny_dense import BACKBONE
 

@@ -13,7 +13,7 @@ from torch import nn
 from atconv.engine.checkpoint import load_checkpoint, save_checkpoint
 from atconv.engine.config import TrainConfig
 from atconv.engine.distributed import full_optimizer_state, full_state_dict, load_model, load_optimizer
-from atconv.engine.trainer import make_optimizer
+from atconv.engine.optimizer import make_optimizer
 from support.helpers import tiny_attnet
 
 OPTIMIZERS = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -21,22 +21,21 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import nn
 
+from atconv.engine.progress import Heartbeat
+from atconv.engine.tables import speed_text
 from atconv.engine.trainer import Callback, Trainer
-from atconv.io import read_rows, write_rows
-from atconv.modules import inhibition_strength
+from atconv.io import write_rows
 
 __all__ = [
     "BestModel",
     "CsvLogger",
     "EarlyStopping",
     "FileWriter",
-    "InhibitionLogger",
     "ProgressBar",
     "TrackerLogger",
+    "check_callbacks",
     "default_callbacks",
-    "inhibition_rows",
 ]
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ class TrackerLogger(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         trainer.accelerator.init_trackers("tracking")
 
-    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
         metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
         trainer.accelerator.log(metrics, step=trainer.step)
 
@@ -82,7 +81,7 @@ class FileWriter(Callback):
         """Write the files; the same again where they are there."""
         raise NotImplementedError
 
-    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
         self.write(trainer)
 
     def on_resume(self, trainer: Trainer) -> None:
@@ -104,21 +103,12 @@ class CsvLogger(FileWriter):
         write_rows(trainer.run.path / "metrics.csv", trainer.history.rows)
 
 
-class InhibitionLogger(FileWriter):
-    """inhibition.csv: λ of every ATConv mixer by epoch."""
-
-    def write(self, trainer: Trainer) -> None:
-        path = trainer.run.path / "inhibition.csv"
-        before = [row for row in read_rows(path) if int(row["epoch"]) < trainer.epoch]
-        write_rows(path, before + inhibition_rows(trainer.ema_model, trainer.epoch))
-
-
 class ProgressBar(Callback):
     """Bars with live metrics on a terminal, and one line an epoch in the log; elsewhere also a line within
     an epoch, every `heartbeat` seconds."""
 
     def __init__(self, heartbeat: float = 60.0) -> None:
-        self.heartbeat, self.last_line = heartbeat, time.monotonic()
+        self.heartbeat = Heartbeat(heartbeat)
         console = Console(width=None if sys.stdout.isatty() else 200)
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -149,8 +139,7 @@ class ProgressBar(Callback):
             completed=trainer.step_in_epoch,
             metrics=f"{text}  {speed_text(speed)}",
         )
-        if self.bars.disable and time.monotonic() - self.last_line >= self.heartbeat:
-            self.last_line = time.monotonic()
+        if self.bars.disable and self.heartbeat.due():
             plan, epochs = trainer.plan, trainer.config.epochs
             steps = epochs * plan.steps_per_epoch - trainer.step
             left = timedelta(seconds=round(steps * plan.global_batch_size / speed))
@@ -160,9 +149,9 @@ class ProgressBar(Callback):
                 *(text, speed_text(speed), left),
             )
 
-    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
         self.bars.update(self.epochs, completed=trainer.epoch)
-        self.last_line = time.monotonic()
+        self.heartbeat.restart()
         history, mark = trainer.history, ""
         if history.monitor is not None and history.best == trainer.epoch - 1:
             mark = "  * best" if history.improved == history.best else "  * equal to the best"
@@ -172,43 +161,29 @@ class ProgressBar(Callback):
         self.bars.stop()
 
 
-def speed_text(images_per_second: float) -> str:
-    """Images a second, or where that is less than one, seconds an image."""
-    if images_per_second < 1:
-        return f"{1 / images_per_second:.1f} s an image"
-    return f"{images_per_second:.0f} images/s"
-
-
-def epoch_line(row: dict[str, Any], epochs: int, mark: str = "") -> str:
+def epoch_line(row: Mapping[str, Any], epochs: int, mark: str = "") -> str:
     """One line of text for a row of the history."""
     hidden = ("epoch", "step", "images_per_second", "seconds")
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in hidden)
     return f"epoch {row['epoch']:>3}/{epochs}  {metrics}  {speed_text(row['images_per_second'])}{mark}"
 
 
-def inhibition_rows(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
-    """λ of every ATConv mixer: mean, min and max over channels, and each channel's in thousandths."""
-    return [
-        {
-            "epoch": epoch,
-            "layer": name,
-            "mean": float(strength.mean()),
-            "min": float(strength.min()),
-            "max": float(strength.max()),
-            "channels": " ".join(str(round(1000 * value)) for value in strength.tolist()),
-        }
-        for name, strength in inhibition_strength(model).items()
-    ]
-
-
-def default_callbacks(
-    model: nn.Module, patience: int | None, tracker: bool, main_process: bool
-) -> list[Callback]:
+def default_callbacks(patience: int | None, tracker: bool, main_process: bool) -> list[Callback]:
     """The callbacks of every run: all processes track and stop, the main one shows and writes files."""
     callbacks: list[Callback] = [EarlyStopping(patience)] if patience is not None else []
     callbacks += [TrackerLogger()] if tracker else []
     if main_process:
-        callbacks += [BestModel(), CsvLogger()]
-        callbacks += [InhibitionLogger()] if inhibition_strength(model) else []
-        callbacks += [ProgressBar()]
+        callbacks += [BestModel(), CsvLogger(), ProgressBar()]
     return callbacks
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise TypeError unless they are a list of instances of `Callback`."""
+    listed = isinstance(callbacks, (list, tuple))
+    wrong = [each for each in callbacks if not isinstance(each, Callback)] if listed else [callbacks]
+    if wrong:
+        cls = wrong[0] if isinstance(wrong[0], type) else type(wrong[0])
+        raise TypeError(
+            "callbacks must be a list of instances of subclasses of atconv.engine.trainer.Callback, such as "
+            f"[PrintLoss()], got {'the class' if cls is wrong[0] else 'a'} {cls.__name__}"
+        )

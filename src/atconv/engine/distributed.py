@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -27,6 +26,7 @@ from atconv.engine.config import TrainConfig
 from atconv.engine.devices import available_precision, resolve_device
 
 __all__ = [
+    "Gathered",
     "full_optimizer_state",
     "full_state_dict",
     "load_model",
@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-_FULL = dcp.StateDictOptions(full_state_dict=True)
 
 
 def make_accelerator(config: TrainConfig, tracking_folder: str) -> Accelerator:
@@ -101,12 +100,26 @@ def shard(model: nn.Module, parts: Sequence[nn.Module], accelerator: Accelerator
 
 def full_state_dict(model: nn.Module) -> dict[str, Any]:
     """A model's state with every split tensor gathered. All processes must call it."""
-    return dcp.get_model_state_dict(model, options=_FULL)
+    from torch.distributed.checkpoint import state_dict as dcp  # takes long to import
+
+    return dcp.get_model_state_dict(model, options=dcp.StateDictOptions(full_state_dict=True))
 
 
 def load_model(model: nn.Module, state: dict[str, Any]) -> None:
     """Load a full state into a model, split or not."""
-    dcp.set_model_state_dict(model, state, options=_FULL)
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    dcp.set_model_state_dict(model, state, options=dcp.StateDictOptions(full_state_dict=True))
+
+
+class Gathered:
+    """What timm's moving average reads of a split model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        return full_state_dict(self.model)
 
 
 # By hand: torch.distributed.checkpoint.state_dict takes a step to make the state that it then replaces, drops

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Table", "metric_name"]
+__all__ = ["Table", "metric_name", "speed_text"]
 
 _WORDS = {"val": "validation", "map": "mAP", "mar": "mAR", "miou": "mIoU", "top1": "top-1", "top5": "top-5"}
 
@@ -15,6 +15,13 @@ def metric_name(column: str) -> str:
     """What tables and plots call a column of metrics: box_map_50 is box mAP@50."""
     words = " ".join(_WORDS.get(word, word) for word in column.split("_"))
     return re.sub(r" (\d+)", r"@\1", words)
+
+
+def speed_text(images_per_second: float) -> str:
+    """Images a second, or where that is less than one, seconds an image."""
+    if images_per_second < 1:
+        return f"{1 / images_per_second:.1f} s an image"
+    return f"{images_per_second:.0f} images/s"
 
 
 class Table(NamedTuple):

@@ -3,7 +3,7 @@
 A task says what a batch, a loss and an evaluation are. The loop does the rest: accumulation, autocast,
 clipping, schedule, EMA, checkpoints, resume. What people and files see of it is in `callbacks`.
 
-Reads top to bottom: `Task`, `History`, `Callback`, `Trainer.fit`, one epoch, one step, checkpoint, optimizer.
+Reads top to bottom: `Task`, `History`, `Callback`, `Trainer.fit`, one epoch, one step, checkpoint.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,30 +23,25 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from timm.layers import convert_sync_batchnorm
 from timm.models import model_parameters
-from timm.optim import (
-    create_optimizer_v2,
-    get_optimizer_info,
-    param_groups_layer_decay,
-    param_groups_weight_decay,
-)
-from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3, dispatch_clip_grad
+from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from atconv.engine.config import TrainConfig
 from atconv.engine.distributed import (
+    Gathered,
     full_optimizer_state,
     full_state_dict,
     load_model,
     load_optimizer,
     shard,
 )
+from atconv.engine.optimizer import make_ema, make_optimizer, make_scheduler
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
 
-__all__ = ["Callback", "History", "Task", "Trainer", "make_optimizer"]
+__all__ = ["Callback", "History", "Task", "Trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +98,10 @@ class Task(ABC):
 
 @dataclass
 class History:
-    """One row of metrics an epoch."""
+    """One row of metrics an epoch, read-only."""
 
     monitor: str | None
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def best(self) -> int:
@@ -135,8 +130,8 @@ class Callback:
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """After an optimizer step; `metrics` holds its means and the speed."""
 
-    def on_epoch_end(self, trainer: Trainer, row: dict[str, Any]) -> None:
-        """After an epoch's evaluation and checkpoint; `row` is the last of the history."""
+    def on_epoch_end(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
+        """After an epoch's evaluation and checkpoint; `row` is the last of the history, read-only."""
 
     def on_resume(self, trainer: Trainer) -> None:
         """After a resume from the end of an epoch: write again what a kill may have left out."""
@@ -181,24 +176,12 @@ class Trainer:
             network = convert_sync_batchnorm(network)  # timm's: keeps fused activations
         self.network = network.to(accelerator.device)
         """the model without wrappers"""
-        self.ema: ModelEmaV3 | None = None
-        if config.ema_decay:
-            self.ema = ModelEmaV3(network, decay=config.ema_decay, use_warmup=config.ema_warmup)
-            _warn_of_untrained_average(config, plan.steps_per_epoch * config.epochs)
+        self.ema = make_ema(network, config, plan.steps_per_epoch * config.epochs)
         if config.shard:
             shard(network, task.shards, accelerator)
         # Built before DDP or compile add prefixes to names that decay and layer groups match on.
         optimizer = make_optimizer(network, config, plan.lr)
-        self.scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=config.schedule,
-            num_epochs=config.epochs,
-            min_lr=config.min_lr,
-            warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # fractions work: it counts updates
-            warmup_lr=config.warmup_lr,
-            step_on_epochs=False,
-            updates_per_epoch=plan.steps_per_epoch,
-        )
+        self.scheduler = make_scheduler(optimizer, config, plan.steps_per_epoch)
         if config.compile:
             network.compile()
         # A sharded model reduces its gradients itself.
@@ -265,10 +248,11 @@ class Trainer:
             if every and self.step % every == 0 and self.step_in_epoch < self.plan.steps_per_epoch:
                 self._save_checkpoint()
         seconds = time.perf_counter() - started
-        row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self.lr}
-        row |= {f"train_{name}": total / self.plan.steps_per_epoch for name, total in self._sums.items()}
-        row |= self.task.evaluate(self.ema_model)
-        row |= {"images_per_second": images / seconds, "seconds": seconds}
+        values: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self.lr}
+        values |= {f"train_{name}": total / self.plan.steps_per_epoch for name, total in self._sums.items()}
+        values |= self.task.evaluate(self.ema_model)
+        values |= {"images_per_second": images / seconds, "seconds": seconds}
+        row = MappingProxyType(values)  # callbacks read it
         self.history.rows.append(row)
         self.epoch, self.step_in_epoch, self._sums = self.epoch + 1, 0, {}
         self._save_checkpoint()
@@ -306,7 +290,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            trained: Any = _Gathered(self.network) if self.config.shard else self.network
+            trained: Any = Gathered(self.network) if self.config.shard else self.network
             self.ema.update(trained, step=self.step + 1)
         return metrics
 
@@ -333,7 +317,7 @@ class Trainer:
             "steps_per_epoch": self.plan.steps_per_epoch,
             "global_batch_size": self.plan.global_batch_size,
             "sums": self._sums,
-            "history": self.history.rows,
+            "history": [dict(row) for row in self.history.rows],
         }
         save_checkpoint(self.run.checkpoints, self.step, state)
 
@@ -356,74 +340,8 @@ class Trainer:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self._sums = state["epoch"], state["step_in_epoch"], state["sums"]
-        self.history.rows = state["history"]
+        self.history.rows = [MappingProxyType(row) for row in state["history"]]
         if self.task.streams and self.epoch < self.config.epochs:
             logger.info(
                 "a stream cannot be entered in the middle: epoch %d starts from its beginning", self.epoch + 1
             )
-
-
-def _warn_of_untrained_average(config: TrainConfig, steps: int) -> None:
-    """Say where a run is too short for a moving average that starts long."""
-    untrained = 0.0 if config.ema_warmup else config.ema_decay**steps
-    if untrained > 0.01:
-        logger.warning(
-            "after all %d steps the moving average is still %.0f %% untrained weights: leave ema_warmup on, "
-            "lower ema_decay, or train longer",
-            steps,
-            100 * untrained,
-        )
-
-
-class _Gathered:
-    """What timm's EMA reads of a sharded model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return full_state_dict(self.model)
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of a recipe, with its weight decay and layer decay.
-
-    timm exempts tensors of one dimension from weight decay, and the names that the model's
-    `no_weight_decay` gives, or where it has none, those of its parts: the backbone of a detector.
-    """
-    info = get_optimizer_info(config.optimizer)
-    adam: dict[str, Any] = {"betas": config.betas} if info.has_betas and info.num_betas == 2 else {}
-    adam |= {"eps": config.eps} if info.has_eps else {}
-    # One kernel a weight: four times as fast on a CPU. Not behind a loss scaler, which leaves out steps, nor
-    # for sharded weights.
-    fused = info.opt_class in (torch.optim.Adam, torch.optim.AdamW)
-    adam |= {"fused": True} if fused and config.precision != "fp16" and not config.shard else {}
-    # Models that name their exemptions themselves, and those without decay, are timm's to group.
-    own = hasattr(model, "no_weight_decay") or not (config.weight_decay or config.layer_decay)
-    return create_optimizer_v2(
-        model,
-        opt=config.optimizer,
-        lr=lr,
-        weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
-        param_group_fn=None if own else partial(_param_groups, config=config),
-        **adam,
-    )
-
-
-def _param_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """timm's groups of a model's parameters, with `no_weight_decay` of its parts."""
-    decay, exempt = config.weight_decay, _no_weight_decay(model)
-    if config.layer_decay is None:
-        return param_groups_weight_decay(model, decay, no_weight_decay_list=exempt)
-    return param_groups_layer_decay(model, decay, no_weight_decay_list=exempt, layer_decay=config.layer_decay)
-
-
-def _no_weight_decay(model: nn.Module) -> set[str]:
-    """Patterns of parameters that the model's parts exempt from weight decay, by their names in the model."""
-    return {
-        f"{name}.{pattern}"
-        for name, part in model.named_modules()
-        if name and callable(getattr(part, "no_weight_decay", None))
-        for pattern in part.no_weight_decay()
-    }

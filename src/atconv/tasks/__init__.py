@@ -103,13 +103,15 @@ def train(
         the run's folder, which `atconv.load` opens.
 
     Raises:
-        TypeError: `config` is of no task.
+        TypeError: `config` is of no task, or `callbacks` are no callbacks.
         ValueError: an option, the data or the weights do not fit; nothing was trained, no folder is left.
         FloatingPointError: the loss is not finite; checkpoints so far are kept.
         OSError: a disk is full or read-only; the last complete checkpoint is kept.
     """
+    from atconv.engine.callbacks import check_callbacks
     from atconv.engine.distributed import make_accelerator, release_accelerator
 
+    check_callbacks(callbacks)
     spec = _task_of_config(config)
     config = spec.inherit_config(config, chosen)
     path = Path(run) if run is not None else next_run_dir(config.data, config.model)
@@ -132,8 +134,10 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
     Raises:
         FileNotFoundError, ValueError: no such run, or its data or checkpoint is damaged or changed.
     """
+    from atconv.engine.callbacks import check_callbacks
     from atconv.engine.distributed import make_accelerator, release_accelerator
 
+    check_callbacks(callbacks)
     folder = Run.open(run)
     spec = task_of(folder)
     config = spec.read_config(folder)
@@ -221,6 +225,7 @@ def _prepare(
     from atconv.engine.batch_plan import plan_batches
     from atconv.engine.callbacks import default_callbacks
     from atconv.engine.trainer import Trainer
+    from atconv.tasks.common.inhibition import InhibitionLogger
 
     task = spec.make_task(config, run, accelerator)
     if config.patience is not None and task.monitor is None:
@@ -232,9 +237,9 @@ def _prepare(
         config, task.samples, accelerator.num_processes, even=task.pairs, min_batch=task.min_batch
     )
     main_process, tracker = accelerator.is_main_process, bool(accelerator.log_with)
-    used = default_callbacks(task.model, config.patience, tracker, main_process)
+    used = default_callbacks(config.patience, tracker, main_process)
     if accelerator.is_main_process:
         logger.info(plan.message)
         task.save_config()
-        used += task.callbacks()
+        used += [InhibitionLogger(), *task.callbacks()]
     return task, Trainer(task, config, plan, run, accelerator, [*used, *callbacks])
