@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from atconv.data.config import DataConfig
 from atconv.engine.config import TrainConfig
 from atconv.engine.options import NonNegative, Positive, PositiveInt, Share
 from atconv.engine.recipes import read_config, reject_contradictions
-from atconv.engine.run import Run
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
+from atconv.tasks.common.model_options import ModelOptions
 
 __all__ = ["ClassificationConfig", "inherit_config"]
 
 
 @dataclass(kw_only=True)
-class ModelOptions:
-    """The network, and what it starts from."""
+class ClassifierOptions:
+    """More about the network."""
 
     group: ClassVar[str] = "model"
-    common: ClassVar[tuple[str, ...]] = ("model", "checkpoint", "image_size")
+    common: ClassVar[tuple[str, ...]] = ("image_size",)
 
-    model: str = "attnet_xxs"
-    """model by timm's name"""
-    model_args: dict[str, Any] = field(default_factory=dict)
-    """more arguments of the model, such as {stem_stride: 2}"""
-    checkpoint: str | None = None
-    """start from the authors' .pth, a .safetensors file or another run's folder"""
     use_ema: bool = False
     """take the EMA weights of the authors' file"""
     image_size: PositiveInt = 224
     """height and width of the input"""
-    in_chans: PositiveInt = 3
-    """3 reads images in color, 1 in gray"""
     drop_path_rate: Share = 0.0
     """stochastic depth of the last block"""
     drop_rate: Share = 0.0
@@ -130,7 +121,13 @@ class DistillationOptions:
 
 @dataclass(kw_only=True)
 class ClassificationConfig(
-    DataConfig, ModelOptions, AugmentationOptions, LossOptions, DistillationOptions, TrainConfig
+    DataConfig,
+    ModelOptions,
+    ClassifierOptions,
+    AugmentationOptions,
+    LossOptions,
+    DistillationOptions,
+    TrainConfig,
 ):
     """Options of `atconv train`."""
 
@@ -166,14 +163,14 @@ def inherit_config(config: ClassificationConfig, chosen: Collection[str] = ()) -
     input size, crop and interpolation, unless they are among the `chosen` options.
 
     Raises:
+        FileNotFoundError: the checkpoint does not exist.
         ValueError: an option was chosen that contradicts the run's model.
     """
     check_model_name(config.model)
-    if config.checkpoint is not None and not Path(config.checkpoint).exists():
-        raise FileNotFoundError(f"no such file or run: {config.checkpoint}")
-    if config.checkpoint is None or not Path(config.checkpoint).is_dir():
+    run = config.source_run()
+    if run is None:
         return config
-    source = read_config(Run.open(config.checkpoint), ClassificationConfig, "classification")
+    source = read_config(run, ClassificationConfig, "classification")
     fixed = ("model", "model_args", "in_chans", "mean", "std")
     reject_contradictions(config, source, fixed, chosen)
     free = [name for name in ("image_size", "crop_pct", "interpolation") if name not in chosen]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
-from atconv.data.images import mode_for
 from atconv.engine.config import TrainConfig
-from atconv.engine.options import Fraction, Positive, PositiveInt, Share
+from atconv.engine.options import Fraction, Positive, Share
 from atconv.engine.recipes import reject_contradictions
 from atconv.engine.run import Run
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
+from atconv.tasks.common.model_options import ModelOptions
 
 __all__ = ["AnnotatedConfig", "inherit_config", "reject_own_options"]
 
@@ -41,20 +40,16 @@ class AnnotatedDataOptions:
 
 
 @dataclass(kw_only=True)
-class BackboneOptions:
+class BackboneOptions(ModelOptions):
     """The backbone, and what it starts from."""
 
     group: ClassVar[str] = "model"
-    common: ClassVar[tuple[str, ...]] = ("model", "checkpoint", "in_chans")
+    common: ClassVar[tuple[str, ...]] = ("model", "checkpoint")
 
     model: str = "attnet_xxs"
     """backbone by timm's name"""
-    model_args: dict[str, Any] = field(default_factory=dict)
-    """more arguments of the backbone, such as {depths: [1, 1, 3, 1]}"""
     checkpoint: str | None = None
     """start the backbone from a finished run of `atconv train`, or from the authors' .pth file"""
-    in_chans: PositiveInt = 3
-    """3 reads images in color, 1 in gray"""
     drop_path_rate: Share = 0.0
     """stochastic depth of the backbone's last block"""
 
@@ -87,7 +82,6 @@ class AnnotatedConfig(AnnotatedDataOptions, BackboneOptions, AnnotatedAugmentati
                 "layer_decay is for classifiers: detectors and segmenters have no order of layers for it. "
                 "Leave it out"
             )
-        mode_for(self.in_chans)
         normalization(self.in_chans, self.mean, self.std)
 
     @abstractmethod
@@ -111,19 +105,17 @@ def inherit_config(config: C, chosen: Collection[str] = ()) -> C:
         ValueError: an option was chosen that contradicts it, or it is no run of classification.
     """
     check_model_name(config.model)
-    if config.checkpoint is not None and not Path(config.checkpoint).exists():
-        raise FileNotFoundError(f"no such file or run: {config.checkpoint}")
-    if config.checkpoint is None or not Path(config.checkpoint).is_dir():
+    run = config.source_run()
+    if run is None:
         return config
-    inherited = _classifier_options(config.checkpoint)
+    inherited = _classifier_options(run)
     source = replace(config, **inherited)
     reject_contradictions(config, source, inherited, chosen)
     return source
 
 
-def _classifier_options(path: str) -> dict[str, Any]:
+def _classifier_options(run: Run) -> dict[str, Any]:
     """The options that a finished classification run brings, from the config.json that timm reads."""
-    run = Run.open(path)
     try:
         content = json.loads(run.model_config.read_text())
         pretrained, model_args = content["pretrained_cfg"], content.get("model_args", {})
@@ -135,7 +127,7 @@ def _classifier_options(path: str) -> dict[str, Any]:
             "std": tuple(pretrained["std"]),
         }
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a finished run of atconv train: {error}") from error
+        raise ValueError(f"{run.path} is not a finished run of atconv train: {error}") from error
 
 
 _TRAINING_ARGS = ("num_classes", "drop_path_rate", "drop_rate", "in_chans")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from atconv.data.config import DataConfig
 from atconv.engine.config import TrainConfig
 from atconv.engine.options import BelowOne, NonNegative, NonNegativeInt, PositiveInt, Share
 from atconv.engine.recipes import read_config, reject_contradictions
-from atconv.engine.run import Run
+from atconv.tasks.common.model_options import ModelOptions
 
 __all__ = ["GenerationConfig", "TimeSampling", "inherit_config"]
 
@@ -19,26 +18,20 @@ TimeSampling = Literal["uniform", "logit_normal", "edm"]
 
 
 @dataclass(kw_only=True)
-class ModelOptions:
-    """The network, what it starts from, and what it sees."""
+class GeneratorOptions(ModelOptions):
+    """The network, and what it sees."""
 
     group: ClassVar[str] = "model"
-    common: ClassVar[tuple[str, ...]] = ("model", "checkpoint", "conditional", "image_size", "in_chans")
+    common: ClassVar[tuple[str, ...]] = ("model", "conditional", "image_size")
 
     model: str = "sit_atconv_s_2"
     """model by name: sit_s_2, sit_atconv_s_2, sit_hybrid_s_2, and b, l, xl"""
-    model_args: dict[str, Any] = field(default_factory=dict)
-    """more arguments of the model, such as {depth: 6, hidden_size: 128, num_heads: 4}"""
-    checkpoint: str | None = None
-    """start from the authors' file, or from another run's folder"""
     conditional: bool = True
     """learn the classes; false trains without labels"""
     label_dropout: BelowOne = 0.1
     """share of labels replaced by the null label; guidance needs some"""
     image_size: PositiveInt = 32
     """height and width of the images, where DATA is images; latents have their own"""
-    in_chans: int = 3
-    """3 reads images in color, 1 in gray"""
     hflip: Share = 0.0
     """probability of a horizontal flip; 0 for digits and text"""
     grad_checkpointing: bool = False
@@ -83,27 +76,24 @@ class AlignmentOptions:
 
 
 @dataclass(kw_only=True)
-class GenerationConfig(DataConfig, ModelOptions, DiffusionOptions, AlignmentOptions, TrainConfig):
+class GenerationConfig(DataConfig, GeneratorOptions, DiffusionOptions, AlignmentOptions, TrainConfig):
     """Options of `atconv generate train`."""
 
     weight_decay: NonNegative = 0.0
     """decay of tensors with two or more dimensions"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.in_chans not in (1, 3):
-            raise ValueError(f"in_chans must be 3 (color) or 1 (gray), got {self.in_chans}")
 
 
 def inherit_config(config: GenerationConfig, chosen: Collection[str] = ()) -> GenerationConfig:
     """Where weights come from another run, its model and interpolant come with them.
 
     Raises:
+        FileNotFoundError: the checkpoint does not exist.
         ValueError: an option was chosen that contradicts them.
     """
-    if config.checkpoint is None or not Path(config.checkpoint).is_dir():
+    run = config.source_run()
+    if run is None:
         return config
-    source = read_config(Run.open(config.checkpoint), GenerationConfig, "generation")
+    source = read_config(run, GenerationConfig, "generation")
     names = ("model", "model_args", "in_chans", "interpolant", "prediction", "conditional")
     reject_contradictions(config, source, names, chosen)
     return replace(config, **{name: getattr(source, name) for name in names})

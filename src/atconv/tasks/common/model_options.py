@@ -1,0 +1,44 @@
+"""Options that say which network a run trains and what it starts from, for all tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from atconv.engine.options import Rule
+from atconv.engine.run import Run
+
+__all__ = ["ModelOptions"]
+
+_CHANNELS = Rule("be 3 (color) or 1 (gray)", "3 or 1", lambda value: value in (1, 3))
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    """The network, and what it starts from."""
+
+    group: ClassVar[str] = "model"
+    common: ClassVar[tuple[str, ...]] = ("model", "checkpoint", "in_chans")
+
+    model: str = "attnet_xxs"
+    """model by timm's name"""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """more arguments of the model, by name"""
+    checkpoint: str | None = None
+    """start from another run's folder, or from the authors' file (.pth or .safetensors)"""
+    in_chans: Annotated[int, _CHANNELS] = 3
+    """3 reads images in color, 1 in gray"""
+
+    def source_run(self) -> Run | None:
+        """The run whose folder `checkpoint` is; None where that is a file, or not given.
+
+        Raises:
+            FileNotFoundError: the checkpoint does not exist.
+            ValueError: it is the folder of something else.
+        """
+        if self.checkpoint is None:
+            return None
+        if not Path(self.checkpoint).exists():
+            raise FileNotFoundError(f"no such file or run: {self.checkpoint}")
+        return Run.open(self.checkpoint) if Path(self.checkpoint).is_dir() else None
