@@ -205,9 +205,9 @@ def _evaluate(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
 
 
 def _predict(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
-    from tqdm import tqdm
 
     from atconv.data.images import find_images
+    from atconv.engine.progress import progress
     from atconv.engine.tables import Table
 
     kind: Any = spec.predictor_class()
@@ -229,7 +229,7 @@ def _predict(spec: TaskSpec, prog: str, arguments: Sequence[str]) -> None:
     name, images = options.pop("run"), find_images(options.pop("images"))
     predictor = _open(spec, name, prog).to(device)
     out = Path(folder) if folder is not None else predictor.run.path / "predictions"
-    shown = tqdm(predictor.predict(images, **options), "predicting", len(images), disable=None, leave=False)
+    shown = progress(predictor.predict(images, **options), "predicting", len(images))
     done = predictor.save_predictions(shown, out, protected=images) if kind.draws else list(shown)
     good = [result for result in done if result.error is None]
     if as_json:

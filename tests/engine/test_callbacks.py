@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from atconv.engine.callbacks import Callback, EarlyStopping, ProgressBar
-from atconv.engine.progress import heartbeat
+from atconv.engine.progress import progress
 from atconv.engine.tables import speed_text
 from atconv.engine.trainer import History
 from atconv.tasks import resume, train
@@ -238,14 +239,24 @@ def test_outside_a_terminal_a_line_within_an_epoch_says_how_long_it_takes(
     assert caplog.text.count("left") == 1
 
 
-def test_a_long_loop_says_how_far_it_is(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("items", "lines"),
+    [
+        (range(6), ["evaluating: 3 of 6, 0:01:00 left", "evaluating: 6 of 6, 0:00:00 left"]),
+        ((i for i in range(6)), ["evaluating: 3", "evaluating: 6"]),
+    ],
+    ids=["of known length", "a stream"],
+)
+def test_a_long_loop_says_every_minute_how_far_it_is(
+    items: Any, lines: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = iter(range(0, 1000, 25))
-    monkeypatch.setattr("atconv.engine.progress.time.monotonic", lambda: next(seconds))
+    now = 0.0
+    monkeypatch.setattr("atconv.engine.progress.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("sys.stderr", io.StringIO())  # no terminal
+    done = []
     with caplog.at_level(logging.INFO, "atconv"):
-        assert list(heartbeat(range(12), "validating")) == list(range(12))
-    lines = [record.message for record in caplog.records]
-    assert lines[0].startswith("validating: ")
-    assert lines[0].endswith(" left")
-    assert 1 < len(lines) < 12
+        for item in progress(items, "evaluating"):
+            done.append(item)
+            now += 20
+    assert done == list(range(6))
+    assert [record.message for record in caplog.records] == lines

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from PIL import Image
-from tqdm import tqdm
 
 from atconv.data.images import open_header, read_image
 from atconv.data.sources import ImageSource
+from atconv.engine.progress import progress
 
 __all__ = ["FileReport", "TooManyUnreadable", "check_files", "in_threads"]
 
@@ -56,7 +56,7 @@ def in_threads(function: Callable[[int], T], count: int, description: str) -> It
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
         results = (r for chunk in chunks for r in pool.map(function, chunk))
-        yield from tqdm(results, description, count, disable=None, leave=False)
+        yield from progress(results, description, count)
 
 
 def _check(source: ImageSource, index: int, decode: bool) -> tuple[str | None, bytes | None]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from tqdm import tqdm
-
 from atconv.data.checking import check_files
 from atconv.data.lmdb_format import build_lmdb
 from atconv.data.sources import FolderSource
+from atconv.engine.progress import progress
 
 __all__ = ["pack_folder"]
 
@@ -45,8 +44,6 @@ def pack_folder(folder: Path, out: Path) -> Path:
     readable = [i for i, reason in enumerate(report.reasons) if reason is None]
     if not readable:
         raise ValueError(f"none of the {len(source)} files in {folder} is a readable image")
-    records = (
-        (source.encoded(i), source.labels[i]) for i in tqdm(readable, "packing", disable=None, leave=False)
-    )
+    records = ((source.encoded(i), source.labels[i]) for i in progress(readable, "packing"))
     build_lmdb(out, records, len(readable), source.classes)
     return out

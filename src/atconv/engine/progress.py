@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from operator import length_hint
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -49,14 +50,13 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
 
 def heartbeat(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """`items`, while the log says every minute how many there were and how long the others take."""
-    if total is None and isinstance(items, Sized):
-        total = len(items)
+    total = total or length_hint(items)
     beat, started = Heartbeat(_SECONDS), time.monotonic()
     for count, item in enumerate(items, 1):
         yield item
         if not beat.due():
             continue
-        if total is None:
+        if not total:
             logger.info("%s: %d", description, count)
         else:
             seconds = (time.monotonic() - started) / count * (total - count)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from atconv.analysis import (
     collect_kernels,
@@ -22,6 +21,7 @@ from atconv.analysis import (
 )
 from atconv.analysis.features import evenly_spaced
 from atconv.data.images import find_images, read_image
+from atconv.engine.progress import progress
 from atconv.io import read_rows, write_json
 from atconv.modules import ATConv2d, ATConvTokens, inhibition_strength
 from atconv.tasks import load
@@ -136,7 +136,7 @@ def _measure(probes: dict[str, Probe], paths: Sequence[Path]) -> ReportData:
     run, model, classes = probe.predictor.run, probe.predictor.model, probe.predictor.classes
     labels, from_folders = probe.labels([path.parent.name for path in paths])
     layers, fields = {}, {}
-    for name, other in tqdm(probes.items(), desc="measuring", disable=None, leave=False):
+    for name, other in progress(probes.items(), "measuring"):
         layers[name] = measure_layers(other.predictor.model, other.images, labels)
         fields[name] = stage_fields(other.predictor.model, other.images)
     shown = _first_of_each_class(labels)

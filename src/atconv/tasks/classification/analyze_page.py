@@ -12,10 +12,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from atconv.analysis import Explanation, LayerMeasures, StageField, plots
 from atconv.analysis.probe import has_routing
+from atconv.engine.progress import progress
 from atconv.modules import inhibition_strength
 from atconv.plots import save
 
@@ -79,7 +79,7 @@ class Section:
 
 def write_report(data: ReportData, folder: Path) -> Path:
     """Write index.html, which contains its plots, and the plots as files; returns index.html."""
-    made = [make(data) for make in tqdm(_SECTIONS, desc="plotting", disable=None, leave=False)]
+    made = [make(data) for make in progress(_SECTIONS, "plotting")]
     sections = [section for section in made if section is not None]
     for name in _OPTIONAL_PLOTS:  # of an earlier analysis
         (folder / name).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ class IndexedData:
         train = self.splits["train"]
         return iter(train_loader(train, self.transform, config.in_chans, batches, config.workers, pin))
 
-    def val_batches(self, transform: Transform, batch_size: int) -> Iterator[Any]:
+    def val_batches(self, transform: Transform, batch_size: int) -> Iterable[Any]:
         """This process's share of the validation images."""
         val, rank, processes = (
             self.splits["val"],
@@ -76,7 +76,7 @@ class IndexedData:
             self.accelerator.num_processes,
         )
         share = Split(val.source, val.indices[rank::processes])
-        return iter(eval_loader(share, transform, self.config.in_chans, batch_size, self.config.workers))
+        return eval_loader(share, transform, self.config.in_chans, batch_size, self.config.workers)
 
 
 class StreamData:
@@ -124,11 +124,11 @@ class StreamData:
             if needed == before:
                 raise ValueError(f"{config.data} gives fewer images than a batch of {plan.micro_batch}")
 
-    def val_batches(self, transform: Transform, batch_size: int) -> Iterator[Any]:
+    def val_batches(self, transform: Transform, batch_size: int) -> Iterable[Any]:
         assert isinstance(self.final, Stream)
         config = self.config
-        return iter(
-            stream_loader(self.final, transform, config.in_chans, batch_size, config.workers, drop_last=False)
+        return stream_loader(
+            self.final, transform, config.in_chans, batch_size, config.workers, drop_last=False
         )
 
     def _open(self, split: str, training: bool) -> Stream:

@@ -17,13 +17,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from atconv import deploy
 from atconv.data.loaders import eval_loader
 from atconv.data.splits import Split
 from atconv.deploy.timing import ROUNDS, median_seconds
 from atconv.engine.predictor import Predictor
+from atconv.engine.progress import progress
 from atconv.engine.tables import Table
 from atconv.io import file_digest
 from atconv.models.attnet import AttNet
@@ -285,13 +285,13 @@ def _write_int8(
     )
     path = source.path.with_name("model-int8.onnx")
     logger.info("writing %s, calibrated on %d images", path.name, len(splits[0]))
-    shown = tqdm(calibration, desc="calibrating", disable=None, leave=False)
+    shown = progress(calibration, "calibrating")
     deploy.quantize_onnx(source.path, path, (images for images, _ in shown))
     written = _Written(path, source.accepts, deploy.open_onnx(path), None)
     correct = []
     for file in (source, written):
         call: Any = file.call
-        shown = tqdm(measured, desc=f"measuring {file.path.name}", disable=None, leave=False)
+        shown = progress(measured, f"measuring {file.path.name}")
         probabilities, labels = predict_batches(call, shown, torch.device("cpu"))
         correct.append(probabilities.argmax(1) == labels)
     before, after = correct

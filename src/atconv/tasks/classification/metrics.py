@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atconv.engine.predictor import Metrics
-from atconv.engine.tables import Table
+from atconv.engine.tables import Table, speed_text
 
 __all__ = [
     "ClassificationMetrics",
@@ -63,7 +63,7 @@ class ClassificationMetrics(Metrics):
             ("macro F1", f"{self.macro_f1:.2f} %"),
             ("calibration error", f"{self.calibration_error:.2f} %"),
             ("images", str(self.images)),
-            ("images/s", f"{self.images_per_second:.0f}"),
+            ("speed", speed_text(self.images_per_second)),
         ]
         many = len(self.classes) > _MAX_CLASSES_SHOWN
         shown = sorted(self.per_class, key=lambda row: row["recall"]) if many else self.per_class

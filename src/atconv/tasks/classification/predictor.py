@@ -14,7 +14,6 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 from typing_extensions import Self
 
 from atconv.data.images import open_image
@@ -24,6 +23,7 @@ from atconv.data.splits import Split
 from atconv.data.transforms import EvalTransform
 from atconv.engine.options import NonNegativeInt, PositiveInt
 from atconv.engine.predictor import ImageLike, ImagePredictor, Result
+from atconv.engine.progress import progress
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
@@ -145,7 +145,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             batches = eval_loader(images, self.transform, in_chans, batch_size, workers)
             total = len(batches)
         started = time.perf_counter()
-        shown = tqdm(batches, "evaluating", total, disable=None, leave=False)
+        shown = progress(batches, "evaluating", total)
         probabilities, labels = predict_batches(self.model, shown, self.device)
         speed = len(labels) / (time.perf_counter() - started)
         source: Any = images

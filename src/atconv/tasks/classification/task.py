@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from atconv.data.transforms import EvalTransform
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
+from atconv.engine.progress import heartbeat
 from atconv.engine.run import Run
 from atconv.engine.trainer import History, Task
 from atconv.io import save_tensors, write_atomically
@@ -73,7 +74,8 @@ class ClassificationTask(Task):
         device = self.accelerator.device
         sums = torch.zeros(2, device=device)  # loss, top-5 hits
         right, images_of = torch.zeros(2, len(self.data.classes), device=device)  # by class
-        for images, labels in self.data.val_batches(self.transform, eval_batch_size(self.config)):
+        batches = self.data.val_batches(self.transform, eval_batch_size(self.config))
+        for images, labels in heartbeat(batches, "validating"):
             images, labels = images.to(device), labels.to(device)
             with self.accelerator.autocast():
                 logits = model(images)

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
-from tqdm import tqdm
 
 from atconv.data.images import mode_for
 from atconv.data.loaders import SampleKey
 from atconv.data.splits import Split
 from atconv.diffusion.interpolants import Interpolant
+from atconv.engine.progress import progress
 from atconv.tasks.generation.config import TimeSampling
 
 __all__ = [
@@ -98,7 +98,7 @@ class Pixels(SampleDataset):
         self.shape = (in_chans, size, size)
         self.labels = split.labels
         if len(split) * math.prod(self.shape) <= _CACHED_BYTES:
-            positions = tqdm(range(len(split)), desc="reading images", disable=None, leave=False)
+            positions = progress(range(len(split)), "reading images")
             self.images = torch.from_numpy(np.stack([self.images[i] for i in positions]))
 
     def load(self, position: int, flip: bool = False, rng: torch.Generator | None = None) -> Tensor:

@@ -22,11 +22,11 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from atconv.data.config import DataConfig
 from atconv.data.folders import SPLITS
 from atconv.data.splits import Splits, load_splits
+from atconv.engine.progress import progress
 from atconv.io import file_digest, save_tensors
 from atconv.tasks.generation.data import SampleDataset, SplitImages
 
@@ -107,7 +107,7 @@ class LatentFolder:
             split: self.info.shards(self.path, split, len(saved[split])) for split in SPLITS if split in saved
         }
         shards = [shard for paths in self.shards.values() for shard in paths]
-        for shard in tqdm(shards, desc="checking shards", disable=None, leave=False):
+        for shard in progress(shards, "checking shards"):
             _check(shard)
 
     @cached_property

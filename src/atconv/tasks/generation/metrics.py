@@ -19,9 +19,9 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
-from tqdm import tqdm
 
 from atconv.engine.predictor import Metrics
+from atconv.engine.progress import progress
 from atconv.engine.tables import Table
 from atconv.tasks.generation.features import FeatureModel, RunFeatures
 from atconv.tasks.generation.samples import ImageSet, SampleSet, batches
@@ -231,7 +231,7 @@ def classifier_labels(samples: SampleSet, classes: Sequence[str]) -> list[int] |
 def extract(images: ImageSet, model: FeatureModel, batch_size: int, desc: str) -> tuple[Tensor, Tensor]:
     """Features N D and logits N K of all images."""
     total = -(-len(images) // batch_size)  # type: ignore[arg-type]
-    bar = tqdm(batches(images, batch_size), desc, total, disable=None, leave=False)
+    bar = progress(batches(images, batch_size), desc, total)
     features, logits = zip(*(model(batch) for batch in bar), strict=True)
     return torch.cat(features), torch.cat(logits)
 

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from atconv.diffusion.field import check_guidance
 from atconv.diffusion.interpolants import Prediction, check_choice
@@ -26,6 +25,7 @@ from atconv.diffusion.schedulers import (
     SDEScheduler,
 )
 from atconv.engine.options import Fraction, NonNegative, PositiveInt, check_options
+from atconv.engine.progress import progress
 from atconv.engine.rng import derive_seed
 
 __all__ = ["SampledImages", "SamplerConfig", "image_generators", "sample_images"]
@@ -117,7 +117,7 @@ def sample_images(
     pipeline.scheduler = options.scheduler(pipeline.config.interpolant, pipeline.config.prediction)
     pipeline.set_progress_bar_config(disable=True)  # one bar for all batches
     images, evaluations = [], 0
-    for start in tqdm(range(0, count, batch_size), desc="sampling", disable=None, leave=False):
+    for start in progress(range(0, count, batch_size), "sampling"):
         part = range(start, min(start + batch_size, count))
         output: Any = pipeline(
             class_labels=None if labels is None else labels[part.start : part.stop],

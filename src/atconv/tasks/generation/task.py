@@ -19,6 +19,7 @@ from atconv.diffusion.pipeline import SiTPipeline
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.callbacks import Callback, FileWriter
 from atconv.engine.checkpoint import latest_checkpoint
+from atconv.engine.progress import heartbeat
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.engine.tables import Table
@@ -99,7 +100,7 @@ class GenerationTask(Task):
         size = self.config.batch_size
         batches = [keys[i : i + size] for i in range(0, len(keys), size)]
         sums = torch.zeros(2, device=accelerator.device)
-        for batch in self._loader(self.val, batches):
+        for batch in heartbeat(self._loader(self.val, batches), "validating", len(batches)):
             with accelerator.autocast():
                 losses, _ = self._errors(sit, Example(*(part.to(accelerator.device) for part in batch)))
             sums += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
