@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -12,7 +17,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from atconv.diffusion import ODEScheduler, SDEScheduler, SiTPipeline
+from atconv.diffusion import Field, ODEScheduler, SDEScheduler, SiTPipeline, make_interpolant
 from support.helpers import assert_close
 from support.tiny import start_process
 from support.tiny_sit import generation_run, tiny_sit, unconditional_run
@@ -163,6 +168,24 @@ def test_callbacks_come_after_every_step_and_may_change_the_latents() -> None:
         pipeline([1], callback_on_step_end_tensor_inputs=["noise"])
 
 
+def test_a_callback_may_change_the_guidance_of_the_steps_that_follow() -> None:
+    """As diffusers' own callbacks do it: through the pipeline's _guidance_scale."""
+
+    def guide_more(pipe: SiTPipeline, step: int, t: Tensor, tensors: dict[str, Tensor]) -> None:
+        scales.append(pipe.guidance_scale)
+        pipe._guidance_scale = 3.0
+
+    pipeline = pipeline_of()
+    pipeline.scheduler = ODEScheduler(method="euler")
+    scales: list[float] = []
+    samples = latents(pipeline, [1, 2, 3], batch_size=2, callback_on_step_end=guide_more)
+    assert scales == [1.0, 3.0, 3.0] * 2
+    assert pipeline.num_timesteps == 3
+    end = 0.34  # after the first of three steps
+    expected = latents(pipeline, [1, 2, 3], guidance_scale=3.0, guidance_interval=(end - 0.1, 1.0))
+    assert_close(samples, expected, 1e-5)
+
+
 def test_a_callback_may_return_nothing_and_no_tensor() -> None:
     pipeline = pipeline_of()
     expected = latents(pipeline, [1])
@@ -229,6 +252,7 @@ def test_models_of_other_dtypes_sample_nearly_the_same(dtype: torch.dtype) -> No
 def test_labels_may_be_a_tensor_or_an_array() -> None:
     pipeline = pipeline_of()
     assert pipeline.get_label_ids(torch.tensor([3, 7])) == pipeline.get_label_ids(np.array([3, 7])) == [3, 7]
+    assert pipeline.get_label_ids([[3], ["7"]]) == [3, 7]
 
 
 @pytest.mark.parametrize(
@@ -299,10 +323,32 @@ def test_a_saved_pipeline_opens_with_the_same_images(with_vae: bool, tmp_path: P
     assert np.array_equal(images, expected)
 
 
-def test_diffusers_own_class_opens_a_run() -> None:
-    pipeline = DiffusionPipeline.from_pretrained(generation_run())
-    assert isinstance(pipeline, SiTPipeline)
-    assert isinstance(pipeline.scheduler, ODEScheduler)
+def test_diffusers_own_class_opens_a_run_where_it_does_not_know_ours(tmp_path: Path) -> None:
+    """In a process that never imported atconv, as DiffusionPipeline opens pipelines of others."""
+    code = (
+        "import sys; from diffusers import DiffusionPipeline; assert 'atconv' not in sys.modules\n"
+        "pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "from atconv.diffusion import ODEScheduler, SiTPipeline\n"
+        "assert isinstance(pipe, SiTPipeline) and isinstance(pipe.scheduler, ODEScheduler)\n"
+        "print(len(pipe([3], num_inference_steps=2).images))\n"
+    )
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", code, str(generation_run())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr
+
+
+def test_diffusers_own_class_says_how_it_opens_a_run() -> None:
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(generation_run())
+
+
+def test_no_code_of_a_folder_is_run_to_open_it(tmp_path: Path) -> None:
+    pipeline_of().save_pretrained(tmp_path)
+    (tmp_path / "pipeline.py").write_text("raise SystemExit('run')")
+    opened = SiTPipeline.from_pretrained(tmp_path)
+    opened.save_pretrained(tmp_path / "again")
+    assert isinstance(SiTPipeline.from_pretrained(tmp_path / "again"), SiTPipeline)
 
 
 def test_a_model_whose_weights_are_stored_smaller_samples() -> None:
@@ -334,10 +380,77 @@ def test_a_run_without_classes_samples_as_many_images_as_asked() -> None:
         pipeline([0])
 
 
-def test_schedulers_of_other_kinds_are_rejected_by_name() -> None:
-    from diffusers import FlowMatchEulerDiscreteScheduler
+# Schedulers of diffusers.
 
-    pipeline = SiTPipeline(tiny_sit())
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(ValueError, match="ODEScheduler or SDEScheduler"):
-        pipeline(class_labels=[0])
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.DDIMScheduler(),
+        diffusers.DPMSolverMultistepScheduler(),
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    ],
+    ids=["DDIM", "DPM without flow", "dynamic shifting", "inverted"],
+)
+def test_schedulers_of_other_kinds_are_rejected_with_those_that_fit(scheduler: Any) -> None:
+    pipeline = pipeline_of()
+    pipeline.scheduler = scheduler
+    with pytest.raises(ValueError, match=r"ODEScheduler or SDEScheduler.*or with a flow-matching scheduler"):
+        pipeline([0])
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_by_eulers_method_is_the_loop_over_its_noise_levels(
+    shift: float, prediction: Any
+) -> None:
+    pipeline = SiTPipeline(tiny_sit(in_channels=1), sample_size=[8, 8], prediction=prediction)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    samples = latents(pipeline, [1, 2], num_inference_steps=4, guidance_scale=2.0)
+    linear, labels = make_interpolant("linear"), torch.tensor([1, 2])
+    field = Field(pipeline.transformer, linear, prediction, labels, guidance_scale=2.0)
+    x = torch.stack([torch.randn(1, 8, 8, generator=generator) for generator in generators(2)])
+    with torch.no_grad():
+        for sigma, following in pairwise(pipeline.scheduler.sigmas):
+            x = x + (sigma - following) * field(1 - sigma, x)  # t = 1 − σ
+    assert_close(samples, x, 1e-5)
+
+
+FLOW = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0),
+        diffusers.FlowMatchHeunDiscreteScheduler(),
+        diffusers.DPMSolverMultistepScheduler(**FLOW),
+        diffusers.UniPCMultistepScheduler(**FLOW),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_flow_matching_schedulers_reach_what_our_own_reach(scheduler: Any) -> None:
+    pipeline = pipeline_of()
+    expected = latents(pipeline, [1, 2, 3], num_inference_steps=60)
+    pipeline.scheduler = scheduler
+    samples = latents(pipeline, [1, 2, 3], num_inference_steps=60, batch_size=2)
+    assert_close(samples, expected, 0.05)
+
+
+def test_a_pipeline_with_a_flow_matching_scheduler_saves_and_opens(tmp_path: Path) -> None:
+    pipeline = pipeline_of()
+    pipeline.scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=2.0)
+    pipeline.save_pretrained(tmp_path)
+    opened = SiTPipeline.from_pretrained(tmp_path)
+    assert isinstance(opened.scheduler, diffusers.FlowMatchHeunDiscreteScheduler)
+    opened.set_progress_bar_config(disable=True)
+    assert_close(latents(opened, [1]), latents(pipeline, [1]), 1e-5)
+
+
+def test_flow_matching_is_for_the_linear_interpolant() -> None:
+    pipeline = SiTPipeline(tiny_sit(in_channels=1), sample_size=[8, 8], interpolant="gvp")
+    pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="is for the interpolant 'linear', and this model has 'gvp'"):
+        pipeline([0])

@@ -49,15 +49,12 @@ class Field:
         parameter = next(model.parameters(), None)
         self._dtype = getattr(model, "dtype", None if parameter is None else parameter.dtype)
         self.times = interpolant.interval(prediction, sampling=True)
-        null = getattr(model, "null_label", None)
-        self.label_pairs: Tensor | None = None
-        if guidance_scale != 1:
-            if labels is None or null is None:
-                raise ValueError(
-                    "guidance needs a model with classes that was trained with label dropout; this one has "
-                    "no null label: set guidance to 1"
-                )
-            self.label_pairs = torch.cat([labels, torch.full_like(labels, null)])
+        self._null_label = getattr(model, "null_label", None)
+        if guidance_scale != 1 and (labels is None or self._null_label is None):
+            raise ValueError(
+                "guidance needs a model with classes that was trained with label dropout; this one has no "
+                "null label: set guidance to 1"
+            )
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         """Velocity at one time for all samples: t scalar, x B C H W. Conditional and unconditional are one
@@ -65,10 +62,11 @@ class Field:
         self.evaluations += 1
         if self.times != (0.0, 1.0):  # adaptive solvers look beyond the end, here into a singularity
             t = t.clamp(*self.times)
-        if self.label_pairs is None or not self._guides(t):
+        if self.labels is None or self._null_label is None or not self._guides(t):
             predicted = self._predict(x, t, self.labels)
         else:
-            predicted = self._guide(*self._predict(torch.cat([x, x]), t, self.label_pairs).chunk(2))
+            pairs = torch.cat([self.labels, torch.full_like(self.labels, self._null_label)])
+            predicted = self._guide(*self._predict(torch.cat([x, x]), t, pairs).chunk(2))
         return self.interpolant.to_velocity(predicted, self.prediction, x, t)
 
     def _predict(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -77,7 +75,7 @@ class Field:
 
     def _guides(self, t: Tensor) -> bool:
         start, end = self.guidance_interval
-        return (start, end) == (0.0, 1.0) or start <= float(t) <= end
+        return self.guidance_scale != 1 and ((start, end) == (0.0, 1.0) or start <= float(t) <= end)
 
     def _guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         guided = torch.lerp(unconditional, conditional, self.guidance_scale)

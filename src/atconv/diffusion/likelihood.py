@@ -42,7 +42,7 @@ def log_likelihood(
     names = {"interpolant": field.interpolant.name, "prediction": field.prediction}
     if scheduler is None:
         scheduler = ODEScheduler(method="dopri5", atol=1e-5, rtol=1e-5, **names)
-    if not isinstance(scheduler, ODEScheduler) or field.label_pairs is not None:
+    if not isinstance(scheduler, ODEScheduler) or field.guidance_scale != 1:
         raise ValueError("the likelihood needs an ODE scheduler and no guidance")
     scheduler.check_field(field)
     scheduler.set_timesteps(num_inference_steps, x.device)

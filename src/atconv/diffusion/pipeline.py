@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
@@ -19,11 +22,18 @@ from PIL import Image
 from torch import Tensor
 
 from atconv.diffusion.field import Field
+from atconv.diffusion.flow_matching import solver_of
 from atconv.diffusion.interpolants import check_whole, make_interpolant
-from atconv.diffusion.schedulers import Generators, InterpolantScheduler, ODEScheduler
+from atconv.diffusion.schedulers import Generators, ODEScheduler
 from atconv.models.sit import SiT
 
 __all__ = ["Labels", "SiTPipeline", "SiTPipelineOutput", "pixels_per_latent"]
+
+_MODULE = "pipeline"
+_MODULE_TEXT = """# Where diffusers finds the class of this folder:
+# DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)
+from atconv.diffusion import SiTPipeline  # noqa: F401
+"""
 
 Labels = int | str | Sequence[int | str] | Tensor | NDArray[np.integer]
 StepCallback = Callable[["SiTPipeline", int, Tensor, dict[str, Tensor]], Mapping[str, Tensor] | None]
@@ -46,11 +56,13 @@ class SiTPipeline(DiffusionPipeline):
     >>> pipe(class_labels=[3, 7], guidance_scale=2.0).images
     >>> pipe.scheduler = SDEScheduler.from_config(pipe.scheduler.config, last_step="tweedie")
 
-    Time runs from t = 0, noise, to t = 1, data.
+    Time runs from t = 0, noise, to t = 1, data. `from_pretrained` runs no code of the folder; diffusers' own
+    `DiffusionPipeline.from_pretrained` finds this class with `trust_remote_code=True`.
 
     Args:
         transformer: the model.
-        scheduler: an `ODEScheduler` or `SDEScheduler`; default: the ODE by Heun's method.
+        scheduler: an `ODEScheduler` or `SDEScheduler`, or a flow-matching scheduler of diffusers; default:
+            the ODE by Heun's method.
         vae: decoder of the model's latents; None where it works on pixels in [−1, 1].
         interpolant: what the model was trained on: linear, gvp or vp.
         prediction: what the model predicts: velocity, score or noise.
@@ -63,14 +75,16 @@ class SiTPipeline(DiffusionPipeline):
     _callback_tensor_inputs: list[str] = ["latents"]  # noqa: RUF012
 
     transformer: SiT
-    scheduler: InterpolantScheduler
+    scheduler: Any
     vae: Any
     config: Any
+    num_timesteps: int
+    """steps of the last call, for callbacks"""
 
     def __init__(
         self,
         transformer: SiT,
-        scheduler: InterpolantScheduler | None = None,
+        scheduler: SchedulerMixin | None = None,
         vae: AutoencoderKL | None = None,
         interpolant: str = "linear",
         prediction: str = "velocity",
@@ -94,6 +108,11 @@ class SiTPipeline(DiffusionPipeline):
     def class_names(self) -> list[str]:
         """Names of the labels; their numbers where they have no names."""
         return self.config.class_names or [str(i) for i in range(self.transformer.num_classes)]
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the last call. A callback changes it for the steps that follow by setting `_guidance_scale`."""
+        return self._guidance_scale
 
     @torch.no_grad()
     def __call__(
@@ -132,13 +151,14 @@ class SiTPipeline(DiffusionPipeline):
                 the model has it).
             return_dict: return a `SiTPipelineOutput`, else a tuple of its fields.
             callback_on_step_end: (pipeline, step, t, tensors) → tensors, called after every step of every
-                batch; what it returns as "latents" takes their place. None leaves them as they are.
+                batch, where t is one of `scheduler.timesteps`; what it returns as "latents" takes their
+                place. None leaves them as they are.
             callback_on_step_end_tensor_inputs: the tensors among its arguments: "latents".
 
         Raises:
             ValueError: a label out of range, a size the patch does not divide, guidance on a model without a
                 null label, generators or latents of another number or shape, a scheduler of another
-                interpolant, or an unknown output type.
+                interpolant or kind, or an unknown output type.
             TypeError: a number of steps, images or pixels that is not whole, or a callback that returns
                 something else than tensors by name.
         """
@@ -164,18 +184,14 @@ class SiTPipeline(DiffusionPipeline):
             raise ValueError(f"latents must be {shape}, got {tuple(latents.shape)}")
 
         model, device = self.transformer.eval(), self._execution_device
-        interpolant = make_interpolant(self.config.interpolant)
-        guidance = (guidance_scale, guidance_interval, guidance_channels)
-        if not isinstance(self.scheduler, InterpolantScheduler):
-            raise ValueError(
-                "a SiT samples with ODEScheduler or SDEScheduler of atconv.diffusion.schedulers, whose time "
-                f"runs from noise (0) to data (1); got {type(self.scheduler).__name__}"
-            )
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        interpolant, prediction = make_interpolant(self.config.interpolant), self.config.prediction
+        solver = solver_of(self.scheduler)
+        solver.set_timesteps(num_inference_steps, device=device)
+        self.num_timesteps = len(solver.timesteps)
         starts = range(0, count, batch_size)
         images: list[Any] = []
         evaluations = 0
-        with self.progress_bar(total=len(starts) * len(self.scheduler.timesteps)) as bar:
+        with self.progress_bar(total=len(starts) * self.num_timesteps) as bar:
 
             def end_step(step: int, t: Tensor, sample: Tensor) -> Tensor:
                 bar.update()
@@ -188,23 +204,50 @@ class SiTPipeline(DiffusionPipeline):
                         "callback_on_step_end must return tensors by name, such as {'latents': x}, or None; "
                         f"it returned a {type(changed).__name__}"
                     )
+                field.guidance_scale = self._guidance_scale
                 return (changed or {}).get("latents", sample)
 
             for start in starts:
                 part = slice(start, min(start + batch_size, count))
                 chosen = None if labels is None else labels[part]
-                field = Field(model, interpolant, self.config.prediction, chosen, *guidance)
+                self._guidance_scale = guidance_scale
+                field = Field(
+                    model,
+                    interpolant,
+                    prediction,
+                    chosen,
+                    guidance_scale,
+                    guidance_interval,
+                    guidance_channels,
+                )
                 own = generator[part] if isinstance(generator, list) else generator
                 if latents is None:
                     noise = randn_tensor((part.stop - start, *shape[1:]), own, device, torch.float32)
                 else:
                     noise = latents[part].to(device)
-                samples = self.scheduler.solve(field, noise, own, end_step)
+                samples = solver.solve(field, noise, own, end_step)
                 evaluations = max(evaluations, field.evaluations)
                 images.append(samples if output_type == "latent" else self._decode(samples, output_type))
         self.maybe_free_model_hooks()
         output = SiTPipelineOutput(images=_join(images), evaluations=evaluations)
         return output if return_dict else output.to_tuple()
+
+    def save_config(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, **options: Any
+    ) -> None:
+        """Write model_index.json, and the file that tells diffusers' own class where this one is."""
+        super().save_config(save_directory, push_to_hub, **options)
+        (Path(save_directory) / f"{_MODULE}.py").write_text(_MODULE_TEXT)
+
+    def to_json_string(self) -> str:
+        config = json.loads(super().to_json_string()) | {"_class_name": [_MODULE, type(self).__name__]}
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | PathLike[str]) -> Any:
+        """Nothing in a folder is run to find a class that is known."""
+        config = super()._dict_from_json_file(json_file)
+        return {**config, "_class_name": cls.__name__} if isinstance(config, dict) else config
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -215,16 +258,14 @@ class SiTPipeline(DiffusionPipeline):
         return height * factor, width * factor, channels
 
     def get_label_ids(self, labels: Labels) -> list[int]:
-        """Class numbers of numbers and names.
+        """Class numbers of numbers and names, nested or not.
 
         Raises:
             ValueError: an unknown name, or a number out of range.
         """
-        if isinstance(labels, (Tensor, np.ndarray)):
-            labels = labels.reshape(-1).tolist()
-        if isinstance(labels, (int, str, np.integer)):
-            labels = [labels]
-        return [self._label_id(label) for label in labels]
+        if isinstance(labels, Tensor):
+            labels = labels.tolist()
+        return [self._label_id(label) for label in np.array(labels, dtype=object).ravel()]
 
     def _label_id(self, label: int | str) -> int:
         names, classes = self.class_names, self.transformer.num_classes
@@ -284,7 +325,3 @@ def _join(batches: list[Any]) -> Any:
     if isinstance(batches[0], np.ndarray):
         return np.concatenate(batches)
     return [image for batch in batches for image in batch]
-
-
-_registry: Any = diffusers
-_registry.SiTPipeline = SiTPipeline  # where DiffusionPipeline.from_pretrained looks for the class of a folder
