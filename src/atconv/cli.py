@@ -61,7 +61,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
 def _explain(command: str, error: Exception) -> None:
     """End with one line that says what was wrong, if it is the kind of error that users can do something
     about."""
-    line = f"atconv {command}: {' '.join(str(error).split())}"
+    line = f"atconv {command}: {' '.join(str(error).split())}{_command_for(error)}"
     if isinstance(error, ImportError):
         fail(f"{line}: pip install 'atconv[{_EXTRAS.get(command.split()[0], 'train')}]'")
     if isinstance(error, BrokenPipeError):  # the reader, such as head, has seen enough
@@ -75,6 +75,21 @@ def _explain(command: str, error: Exception) -> None:
         fail(line)
     else:
         raise error
+
+
+def _command_for(error: Exception) -> str:
+    """The command that fits DATA which is recognized as something else than was needed."""
+    if "timm cannot open torch/fashion_mnist" in str(error):
+        return " (python -m studies.datasets.fashion_mnist ROOT, in a checkout, unpacks Debian's files)"
+    formats = sys.modules.get("atconv.data.formats")  # where it is not loaded, the error is not from there
+    if formats is None or not isinstance(error, formats.UnfitData):
+        return ""
+    found, needed = error.found, error.needed
+    if found.annotation in (None, needed):
+        return ""
+    command = {"labels": "train", "boxes": "detect train", "masks": "segment train"}[found.annotation]
+    alone = "; to use the images alone, give their folder" if needed == "labels" else ""
+    return f"{', and' if found.advice else ':'} use `atconv {command}`{alone}"
 
 
 def fail(line: str, code: int = 2) -> NoReturn:

@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "count_of",
     "file_digest",
+    "first_few",
     "flush",
     "read_rows",
     "save_tensors",
@@ -84,6 +85,12 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 def count_of(count: int, noun: str, plural: str | None = None) -> str:
     """1 image, 2 images."""
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def first_few(items: Sequence[str], separator: str = ", ", count: int = 5) -> str:
+    """The first of them in one line, and how many more there are."""
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return separator.join(items[:count]) + more
 
 
 def file_digest(path: Path) -> str:

@@ -17,24 +17,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atconv.data.annotated import save_or_check_split, train_val_test_split
-from atconv.data.coco import encode_mask, open_coco
-from atconv.data.coco_checks import decode_mask
-from atconv.data.masks import open_masks
+from atconv.data.boxes import decode_mask, encode_mask
+from atconv.data.formats import open_boxes, open_masks
 from atconv.engine.run import Run
 from atconv.tasks.detection.data import load_target
 from studies.datasets.scenes import _run_lengths
-from support.tiny_dense import CLASSES, annotated_folder, shared_data
+from support.tiny_dense import CLASSES, annotated_folder, annotations, shared_data
 
 
 def test_boxes_labels_and_masks_are_those_of_the_file() -> None:
-    split = open_coco(shared_data(), True)["train"]
+    split = open_boxes(shared_data(), True)["train"]
     assert split.classes == [CLASSES[1], CLASSES[0]]  # in the order of their ids
     pixels = np.asarray(split.read(0, "L"))
-    for box in split.images[0].boxes:
+    for box in split.boxes(0):
         left, top, right, bottom = (int(x) for x in box.corners)
         mask = decode_mask(box.segmentation, *pixels.shape)
         assert mask.sum() == (right - left) * (bottom - top) == mask[top:bottom, left:right].sum()
-    uppermost = split.images[0].boxes[-1]
+    uppermost = split.boxes(0)[-1]
     assert split.classes[uppermost.label - 1] == CLASSES[1]
     left, top, right, bottom = (int(x) for x in uppermost.corners)
     assert (pixels[top:bottom, left:right] == 240).all()
@@ -58,7 +57,7 @@ def test_without_splits_some_images_are_held_out(tmp_path: Path) -> None:
     (data / "images" / "val").rename(data / "unused")
     (data / "images").rmdir()
     (data / "unsorted").rename(data / "images")
-    opened = open_coco(data, False)
+    opened = open_boxes(data, False)
     assert list(opened) == ["train"]
     splits = train_val_test_split(opened, 0.3, seed=1)
     assert (len(splits["train"]), len(splits["val"])) == (7, 3)
@@ -174,7 +173,7 @@ def test_what_is_wrong_is_named(wrong: str, tmp_path: Path) -> None:
     change(content)
     (data / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message) as caught:
-        open_coco(data, True)
+        open_boxes(data, True)
     assert str(data / "train.json") in str(caught.value)
 
 
@@ -183,16 +182,16 @@ def test_files_that_are_broken_or_missing_are_named(tmp_path: Path) -> None:
     file = data / "images" / "train" / "2.png"
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(ValueError, match=r"train.json: image 102: .*2.png: not a readable image"):
-        open_coco(data, False)
-    assert open_coco(data, False, check_images="none")["train"].names == ["0.png", "1.png", "2.png"]
+        open_boxes(data, False)
+    assert open_boxes(data, False, check_images="none")["train"].names == ["0.png", "1.png", "2.png"]
     (data / "val.json").write_text("{")
     with pytest.raises(ValueError, match=r"val.json is not readable JSON"):
-        open_coco(data, False, check_images="none")
+        open_boxes(data, False, check_images="none")
     with pytest.raises(ValueError, match="none does not exist: give a folder with images/"):
-        open_coco(tmp_path / "none", False)
+        open_boxes(tmp_path / "none", False)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty has no annotations in COCO format: give a folder"):
-        open_coco(tmp_path / "empty", False)
+    with pytest.raises(ValueError, match="empty has no boxes in a format that is read here: give a folder"):
+        open_boxes(tmp_path / "empty", False)
 
 
 def test_many_problems_are_counted_and_unknown_categories_named(tmp_path: Path) -> None:
@@ -202,27 +201,27 @@ def test_many_problems_are_counted_and_unknown_categories_named(tmp_path: Path) 
         entry["bbox"][2] = 0
     (data / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="and 5 more"):
-        open_coco(data, False)
+        open_boxes(data, False)
     with pytest.raises(ValueError, match=r"its categories dark are not among the classes bright, cat"):
-        open_coco(annotated_folder(tmp_path / "b", 2, 1), False, classes=["bright", "cat"])
+        open_boxes(annotated_folder(tmp_path / "b", 2, 1), False, classes=["bright", "cat"])
 
 
 def test_wrong_annotations_are_left_out_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
-    full = open_coco(data, True)["train"]
+    full = open_boxes(data, True)["train"]
     content = json.loads((data / "train.json").read_text())
     content["annotations"][1]["bbox"][2] = 0
     content["annotations"][2]["segmentation"] = []
     del content["annotations"][3]["bbox"]
     (data / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"ion 2: .*ion 3: .*ion 4: .*\(--bad-annotations skip leaves"):
-        open_coco(data, True)
-    split = open_coco(data, True, bad_annotations="skip")["train"]
+        open_boxes(data, True)
+    split = open_boxes(data, True, bad_annotations="skip")["train"]
     message = "3 annotations are left out: annotation 2: its box .*; annotation 3: "
     assert re.search(message, caplog.text)
     bad = {2, 3, 4}
-    kept = [[box for box in image.boxes if box.id not in bad] for image in full.images]
-    assert [list(image.boxes) for image in split.images] == kept
+    kept = [[box for box in full.boxes(i) if box.id not in bad] for i in range(len(full))]
+    assert [split.boxes(i) for i in range(len(split))] == kept
     assert sum(map(len, kept)) == len(content["annotations"]) - 3
 
 
@@ -242,22 +241,24 @@ def test_a_rotated_image_is_measured_upright(tmp_path: Path) -> None:
     content["images"][0]["file_name"] = "0.jpg"  # 56 × 40 when upright
     (data / "train.json").write_text(json.dumps(content))
     for how in ("decode", "header"):
-        open_coco(data, False, check_images=how)  # type: ignore[arg-type]
+        open_boxes(data, False, check_images=how)  # type: ignore[arg-type]
 
 
 def test_coco_is_read_as_it_comes(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=2)
-    plain = open_coco(data, True)
+    plain = open_boxes(data, True)
     (data / "annotations").mkdir()
     for split in ("train", "val"):
         (data / f"{split}.json").rename(data / "annotations" / f"instances_{split}2017.json")
         (data / "images" / split).rename(data / f"{split}2017")
-    opened = open_coco(data, True)
-    assert {name: split.images for name, split in opened.items()} == {n: s.images for n, s in plain.items()}
+    opened = open_boxes(data, True)
+    assert {name: annotations(split) for name, split in opened.items()} == {
+        name: annotations(split) for name, split in plain.items()
+    }
     assert opened["val"].folder == data / "val2017"
     (data / "train.json").write_text("{}")
     with pytest.raises(ValueError, match=r"several annotation files for train: train.json, annotations/inst"):
-        open_coco(data, True)
+        open_boxes(data, True)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_coco_is_read_as_it_comes(tmp_path: Path) -> None:
 )
 def test_other_layouts_are_read_alike(layout: str, tmp_path: Path) -> None:
     data = annotated_folder(tmp_path)
-    expected = {name: split.images for name, split in open_coco(data, False).items()}
+    expected = {name: annotations(split) for name, split in open_boxes(data, False).items()}
     (data / "annotations").mkdir()
     if layout == "roboflow":
         for name, other in (("train", "train"), ("val", "valid")):
@@ -277,15 +278,15 @@ def test_other_layouts_are_read_alike(layout: str, tmp_path: Path) -> None:
     else:
         (data / "images" / "val").rename(data / "images" / "validation")
         (data / "val.json").rename(data / layout)
-    splits = open_coco(data, False)
-    assert {name: split.images for name, split in splits.items()} == expected
+    splits = open_boxes(data, False)
+    assert {name: annotations(split) for name, split in splits.items()} == expected
     assert all(split.read(0, "L").size for split in splits.values())
 
 
 def test_a_run_does_not_resume_with_other_annotations(tmp_path: Path) -> None:
     data, run = annotated_folder(tmp_path / "data", train=3, val=1), Run(tmp_path / "run")
     run.path.mkdir()
-    for opened in (lambda: open_coco(data, False), lambda: open_masks(data)):
+    for opened in (lambda: open_boxes(data, False), lambda: open_masks(data)):
         save_or_check_split(run.split, opened())
         save_or_check_split(run.split, opened())
         content = json.loads((data / "train.json").read_text())
@@ -300,10 +301,10 @@ def test_a_run_does_not_resume_with_other_annotations(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=2, val=1)
-    expected = open_coco(data, True)["train"].images
+    expected = annotations(open_boxes(data, True)["train"])
     for name in ("train.json", "classes.txt"):
         (data / name).write_text((data / name).read_text(), encoding="utf-8-sig")
-    assert open_coco(data, True)["train"].images == expected
+    assert annotations(open_boxes(data, True)["train"]) == expected
     assert open_masks(data)["train"].classes[0] == "ground"
 
 
@@ -314,13 +315,13 @@ def test_annotations_without_an_id_of_their_own_are_named_by_position(ids: list[
     for entry, own in zip(content["annotations"], ids, strict=False):
         entry["id"] = own
     (data / "train.json").write_text(json.dumps(content))
-    full = open_coco(data, True)["train"]
+    full = open_boxes(data, True)["train"]
     assert full.objects == len(content["annotations"])
     content["annotations"][1]["bbox"][2] = content["annotations"][2]["bbox"][2] = 0
     (data / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"annotation number 2: its box .*; annotation 3: its box"):
-        open_coco(data, True)
-    left = open_coco(data, True, bad_annotations="skip")["train"]
+        open_boxes(data, True)
+    left = open_boxes(data, True, bad_annotations="skip")["train"]
     assert left.objects == full.objects - 2
 
 
@@ -333,7 +334,7 @@ def test_areas_that_the_file_lacks_are_those_of_masks_or_boxes(tmp_path: Path) -
     first["segmentation"] = [[left, top, left + width, top, left, top + height]]
     second["area"] = 5
     (data / "train.json").write_text(json.dumps(content))
-    split = open_coco(data, True)["train"]
+    split = open_boxes(data, True)["train"]
     assert load_target(split, 0, masks=False)["area"][:2].tolist() == [width * height, 5]
     target = load_target(split, 0, masks=True)
     assert target["area"][:2].tolist() == [target["masks"][0].sum(), 5]
@@ -342,24 +343,24 @@ def test_areas_that_the_file_lacks_are_those_of_masks_or_boxes(tmp_path: Path) -
 
 def test_null_areas_and_sizes_with_a_point_are_read(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
-    expected = open_coco(data, True)["train"].images
+    expected = annotations(open_boxes(data, True)["train"])
     content = json.loads((data / "train.json").read_text())
     for entry in content["annotations"]:
         entry |= {"area": None, "iscrowd": None}
     for entry in content["images"]:
         entry |= {"width": float(entry["width"]), "height": float(entry["height"])}
     (data / "train.json").write_text(json.dumps(content))
-    assert open_coco(data, True)["train"].images == expected
+    assert annotations(open_boxes(data, True)["train"]) == expected
 
 
 @pytest.mark.parametrize("name", ["annotations/instances_default.json", "result.json"])
 def test_one_file_alone_is_read_under_its_tools_name(name: str, tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
-    expected = open_coco(data, False, split="train")["train"].images
+    expected = annotations(open_boxes(data, False, split="train")["train"])
     (data / "annotations").mkdir()
     (data / "train.json").rename(data / name)
     (data / "val.json").unlink()
-    assert open_coco(data, False)["train"].images == expected
+    assert annotations(open_boxes(data, False)["train"]) == expected
 
 
 def test_instances_are_named_after_splits_in_any_case(tmp_path: Path) -> None:
@@ -367,21 +368,21 @@ def test_instances_are_named_after_splits_in_any_case(tmp_path: Path) -> None:
     (data / "annotations").mkdir()
     (data / "train.json").rename(data / "annotations" / "instances_Train.json")
     (data / "val.json").rename(data / "annotations" / "instances_Validation.json")
-    assert list(open_coco(data, False)) == ["train", "val"]
+    assert list(open_boxes(data, False)) == ["train", "val"]
     (data / "annotations" / "instances_Train.json").rename(data / "annotations" / "instances_a.json")
     (data / "annotations" / "instances_Validation.json").rename(data / "annotations" / "instances_b.json")
     with pytest.raises(ValueError, match=r"instances_a\.json, instances_b\.json, none named after a split"):
-        open_coco(data, False)
+        open_boxes(data, False)
 
 
 def test_file_names_may_start_at_the_data_folder(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
-    expected = np.asarray(open_coco(data, False)["train"].read(1, "L"))
+    expected = np.asarray(open_boxes(data, False)["train"].read(1, "L"))
     content = json.loads((data / "train.json").read_text())
     for entry in content["images"]:
         entry["file_name"] = f"images/train/{entry['file_name']}"
     (data / "train.json").write_text(json.dumps(content))
-    assert np.array_equal(np.asarray(open_coco(data, False)["train"].read(1, "L")), expected)
+    assert np.array_equal(np.asarray(open_boxes(data, False)["train"].read(1, "L")), expected)
 
 
 @pytest.mark.parametrize("name", ["../0.png", "a/../../0.png", "/etc/passwd", "..\\0.png", "C:\\0.png"])
@@ -392,7 +393,7 @@ def test_file_names_do_not_leave_the_folder(name: str, tmp_path: Path) -> None:
     content["images"][1]["file_name"] = name
     (data / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"image 101: its file_name .* leaves the folder of images"):
-        open_coco(data, False, "none")
+        open_boxes(data, False, "none")
 
 
 def test_a_category_above_others_is_no_class(tmp_path: Path) -> None:
@@ -403,8 +404,8 @@ def test_a_category_above_others_is_no_class(tmp_path: Path) -> None:
             category["supercategory"] = "dark"
         content["categories"].insert(0, {"id": 0, "name": "dark", "supercategory": "none"})
         (data / f"{split}.json").write_text(json.dumps(content))
-    assert open_coco(data, False)["train"].classes == ["bright", "dark"]
+    assert open_boxes(data, False)["train"].classes == ["bright", "dark"]
     content["annotations"].append({**content["annotations"][0], "category_id": 0})
     (data / "val.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="two of one name"):
-        open_coco(data, False)
+        open_boxes(data, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atconv.data.folders import split_of
+from atconv.data.folders import choose_split, split_of
 from atconv.data.images import image_suffixes, list_images, read_image
 from atconv.data.sources import DigitsSource, FolderSource
-from atconv.data.splits import Splits, choose_split, load_splits, make_splits
+from atconv.data.splits import Splits, load_splits, make_splits
 from support.tiny import atconv, image_folder, read_rows, tiny_config, tiny_options
 
 
@@ -220,22 +221,32 @@ def camvid(root: Path) -> None:
     image_folder(root, {"train": 3, "train_labels": 3, "val": 3, "val_labels": 3})
 
 
+def refused(data: Path, *command: str) -> str:
+    """What a command that trains says of DATA, in one line."""
+    ended = atconv(*(command or ("train",)), data, f"--out={data.parent / 'run'}")
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert not (data.parent / "run").exists()
+    return ended.err
+
+
 @pytest.mark.parametrize(
     ("make", "fits"),
     [
-        (yolo, "YOLO's format .* `atconv detect train`"),
-        (roboflow_yolo, "YOLO's format .* `atconv detect train`"),
-        (voc, "Pascal VOC's format .* `atconv detect train`"),
+        (yolo, "YOLO's format .*: convert them to COCO's format, and use `atconv detect train`"),
+        (roboflow_yolo, "YOLO's format .*: convert them to COCO's format, and use `atconv detect train`"),
+        (voc, "Pascal VOC's format .*: convert them to COCO's format, and use `atconv detect train`"),
         (coco, "COCO's format: use `atconv detect train`"),
         (roboflow_coco, "COCO's format: use `atconv detect train`"),
         (masks, "images with masks: use `atconv segment train`"),
-        (camvid, "images with masks: use `atconv segment train`"),
+        (camvid, "images with masks in .*: name them images/ and masks/.* use `atconv segment train`"),
     ],
 )
 def test_data_of_other_tasks_are_recognized(tmp_path: Path, make, fits: str) -> None:
     make(tmp_path / "data")
-    with pytest.raises(ValueError, match=f"data is recognized as .*{fits}"):
-        split(tmp_path / "data", tmp_path / "run")
+    assert re.search(
+        f"data is recognized as .*{fits}; to use the images alone, give", refused(tmp_path / "data")
+    )
 
 
 def test_classes_with_files_beside_them_are_not_taken_for_other_data(tmp_path: Path) -> None:
@@ -254,15 +265,14 @@ def test_classes_with_files_beside_them_are_not_taken_for_other_data(tmp_path: P
         (
             "train.json",
             b'{"images": [], "annotations": []}',
-            "COCO's format: give its folder to `atconv detect",
+            "COCO's format: give the folder that holds them, and use `atconv detect train`",
         ),
         ("data.zip", b"PK\x05\x06" + bytes(18), "is recognized as an archive: unpack it"),
     ],
 )
 def test_files_of_other_kinds_are_recognized(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        split(tmp_path / name, tmp_path / "run")
+    assert message in refused(tmp_path / name)
 
 
 def test_one_image_is_no_data(tmp_path: Path) -> None:

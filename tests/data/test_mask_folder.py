@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atconv.data.masks import open_masks, read_mask
+from atconv.data.formats import open_masks
+from atconv.data.masks import read_mask
 from support.tiny_dense import annotated_folder, shared_data
 
 
@@ -53,16 +54,19 @@ WRONG: dict[str, tuple[Any, str]] = {
     "colors": (lambda data: write(mask_of(data), 1, mode="RGB"), "1.png has the mode RGB: a mask is"),
     "missing": (
         lambda data: mask_of(data).unlink(),
-        "images/train: 1.png has no mask .*masks/train/1.png: add it",
+        "masks/train: .*images/train/1.png has no mask .*masks/train/1.png: add it",
     ),
-    "broken mask": (lambda data: mask_of(data).write_text("text"), "1.png: not in an image format"),
+    "broken mask": (
+        lambda data: mask_of(data).write_text("text"),
+        r"masks/train/1.png: not a readable image \(not in an image format\)",
+    ),
     "half a mask": (
         lambda data: mask_of(data).write_bytes(mask_of(data).read_bytes()[:60]),
-        "1.png: not a readable image",
+        "masks/train/1.png: not a readable image",
     ),
     "broken image": (
         lambda data: (data / "images" / "train" / "1.png").write_text("text"),
-        "1.png: not a readable image",
+        "images/train/1.png: not a readable image",
     ),
     "two images": (
         lambda data: write(data / "images" / "train" / "1.bmp", 1),
@@ -95,9 +99,7 @@ def test_what_is_wrong_is_named(wrong: str, tmp_path: Path) -> None:
 
 
 def test_empty_and_missing_folders_and_other_classes_raise(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="does not exist or has no masks: give a folder with images/, masks/"
-    ):
+    with pytest.raises(ValueError, match="none does not exist: give a folder with images/, masks/"):
         open_masks(tmp_path / "none")
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
@@ -161,7 +163,7 @@ def test_what_lies_next_to_the_splits_is_not_ignored(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images holds holdout next to train: move it .*; splits are"):
         open_masks(tmp_path)
     (images / "holdout").rename(images / "training")
-    with pytest.raises(ValueError, match="images has train and training, two folders for train: leave one"):
+    with pytest.raises(ValueError, match="images has train and training, two for the train split: leave one"):
         open_masks(tmp_path)
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from atconv.data.coco import open_coco
-from atconv.data.masks import open_masks
+from atconv.data.formats import open_boxes, open_masks
 from atconv.data.orientation import turn_corners, turn_mask, turn_size
 from atconv.tasks.detection.data import load_target
-from support.tiny_dense import annotated_folder
+from support.tiny_dense import annotated_folder, annotations
 
 ORIENTATIONS = range(1, 9)
 
@@ -49,7 +48,7 @@ def test_masks_and_boxes_turn_as_images_do(orientation: int) -> None:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_annotations_of_stored_pixels_lie_on_the_objects(orientation: int, tmp_path: Path) -> None:
     data = turned_folder(tmp_path, orientation)
-    boxes, masks = open_coco(data, True, exif="stored")["train"], open_masks(data, exif="stored")["train"]
+    boxes, masks = open_boxes(data, True, exif="stored")["train"], open_masks(data, exif="stored")["train"]
     for i in range(len(boxes)):
         pixels = np.asarray(boxes.read(i, "L"))
         assert boxes.size(i) == masks.size(i) == masks.mask(i).shape == pixels.shape
@@ -65,7 +64,7 @@ def test_an_orientation_is_noticed(orientation: int, tmp_path: Path) -> None:
     data = turned_folder(tmp_path, orientation)
     message = f"images carry an EXIF orientation.*2.png \\({orientation}\\).*--exif stored or --exif upright"
     with pytest.raises(ValueError, match=message):
-        open_coco(data, False)
+        open_boxes(data, False)
     with pytest.raises(ValueError, match=message):
         open_masks(data)
 
@@ -74,11 +73,15 @@ def test_an_orientation_is_noticed(orientation: int, tmp_path: Path) -> None:
 def test_sizes_tell_what_annotations_belong_to(orientation: int, tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
     turn(data / "images" / "train" / "0.png", orientation)
-    assert open_coco(data, False)["train"].images == open_coco(data, False, exif="stored")["train"].images
+    assert annotations(open_boxes(data, False)["train"]) == annotations(
+        open_boxes(data, False, exif="stored")["train"]
+    )
     with pytest.raises(ValueError, match="is 40 × 56 pixels and not 56 × 40"):
-        open_coco(data, False, exif="upright")
+        open_boxes(data, False, exif="upright")
     content = json.loads((data / "train.json").read_text())
     content["images"][0] |= {"width": 40, "height": 56}
     content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != 100]
     (data / "train.json").write_text(json.dumps(content))
-    assert open_coco(data, False)["train"].images == open_coco(data, False, exif="upright")["train"].images
+    assert annotations(open_boxes(data, False)["train"]) == annotations(
+        open_boxes(data, False, exif="upright")["train"]
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from atconv.data.boxes import BoxSplit
 from atconv.tasks import train
 from atconv.tasks.detection import DetectionConfig
 from atconv.tasks.segmentation import SegmentationConfig
@@ -93,6 +94,11 @@ def annotated_folder(root: Path, train: int = 12, val: int = 4, seed: int = 0) -
         (root / f"{split}.json").write_text(json.dumps(content))
     (root / "classes.txt").write_text("\n".join(["ground", *CLASSES]) + "\n")
     return root
+
+
+def annotations(split: BoxSplit) -> list[Any]:
+    """All that a split says of its images."""
+    return [(n, split.turn(i), split.size(i), split.boxes(i)) for i, n in enumerate(split.names)]
 
 
 @functools.cache

@@ -1,210 +1,217 @@
-"""What annotated folders share: where the images of a split are, what is wrong with a file, the splits."""
+"""What formats of annotated images share: images by position, and their check before training."""
 
 from __future__ import annotations
 
 import json
-import logging
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from typing_extensions import Self
 
-from atconv.data.checking import TooManyUnreadable
-from atconv.data.folders import SPLIT_NAMES, SPLITS, split_of, subfolders
-from atconv.data.images import Mode, image_suffixes, images_in, is_ignored, read_image
-from atconv.data.splits import choose_split
+from atconv.data.arrays import SharedIntegers, SharedItems
+from atconv.data.checking import CheckImages, in_threads, save_skipped
+from atconv.data.folders import SPLITS
+from atconv.data.images import Mode, opened_image, read_image, upright
+from atconv.data.orientation import Exif, annotation_turn, turn_size
 from atconv.engine.rng import derive_seed
-from atconv.io import write_json, write_rows
+from atconv.io import first_few, write_json
 
 __all__ = [
     "AnnotatedSplit",
-    "CheckImages",
     "batches_of_equal_size",
     "check_skipped",
-    "choose_splits",
-    "first_few",
-    "image_folder",
-    "image_problem",
-    "leave_out",
+    "check_split",
     "raise_problems",
     "read_saved_split",
     "save_or_check_split",
-    "size_problem",
-    "splits_in",
     "train_val_test_split",
 ]
 
-logger = logging.getLogger(__name__)
 
-CheckImages = Literal["decode", "header", "none"]
-_SHOWN = 5  # problems that are named; the others are counted
+@dataclass(frozen=True)
+class _Inspection:
+    """What an image and its annotations are found to be."""
+
+    unusable: str | None = None
+    """why the image is left out"""
+    wrong: str | None = None
+    """what is wrong with its annotations"""
+    annotated: tuple[int, int] = (0, 0)
+    """width and height that annotations are for"""
+    stored: tuple[int, int] = (0, 0)
+    """width and height of the image as stored"""
+    orientation: int = 1
+    labels: tuple[int, ...] = ()
+    """that occur"""
 
 
-class AnnotatedSplit(Protocol):
-    """Images of one split, by position."""
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedSplit(ABC):
+    """Annotated images, by position. Processes share what it holds."""
+
+    where: Path
+    """the file or folder of annotations, for messages"""
+    folder: Path
+    """of the images"""
+    classes: list[str]
+    items: SharedItems[Any]
+    """the name and the annotations of each image"""
+    geometry: SharedIntegers = field(default_factory=lambda: SharedIntegers(np.zeros((0, 3))))
+    """of each image: the orientation by which its annotations are turned upright, its height, its width"""
+    skipped: Sequence[tuple[str, str]] = ()
+    """images that were left out, and why"""
+
+    @staticmethod
+    @abstractmethod
+    def name_of(item: Any) -> str:
+        """The name of an image, relative to the folder of images."""
+
+    @abstractmethod
+    def annotations(self, position: int, check: bool) -> tuple[tuple[int, int], Sequence[int], str | None]:
+        """Width and height that annotations are for, the labels that occur, and what is wrong with them.
+
+        Raises:
+            ValueError: they cannot be read, so that the image is left out.
+        """
 
     @property
-    def classes(self) -> list[str]: ...
-
-    @property
-    def names(self) -> list[str]: ...
-
-    @property
+    @abstractmethod
     def digest(self) -> str:
         """Differs where the annotations differ."""
-        ...
+
+    def describe(self, position: int, problem: str) -> str:
+        """A problem with an image, under the name that the annotations have for it."""
+        return problem
+
+    def check_labels(self, labels: set[int], training: bool) -> None:  # noqa: B027  (there may be no rule)
+        """Raise ValueError where the labels that occur cannot be trained on."""
+
+    def __len__(self) -> int:
+        return len(self.items)
 
     @property
-    def skipped(self) -> Sequence[tuple[str, str]]:
-        """Images that were left out, and why."""
-        ...
+    def names(self) -> list[str]:
+        return [self.name_of(item) for item in self.items]
 
-    def __len__(self) -> int: ...
+    def path(self, position: int) -> Path:
+        return self.folder / self.name_of(self.items[position])
 
-    def read(self, position: int, mode: Mode) -> Image.Image: ...
+    def read(self, position: int, mode: Mode) -> Image.Image:
+        return read_image(self.path(position), mode)
+
+    def turn(self, position: int) -> int:
+        """The EXIF orientation by which annotations are turned upright."""
+        return int(self.geometry.array[position, 0])
 
     def size(self, position: int) -> tuple[int, int]:
         """Height and width of an image, upright."""
-        ...
+        height, width = self.geometry.array[position, 1:].tolist()
+        return height, width
 
-    def take(self, positions: Sequence[int]) -> Self: ...
+    def take(self: S, positions: Sequence[int]) -> S:
+        """Some of its images."""
+        items = type(self.items)(self.items[i] for i in positions)
+        geometry = self.geometry.array[list(positions)] if len(self.geometry.array) else self.geometry.array
+        return replace(self, items=items, geometry=SharedIntegers(geometry))
 
 
 S = TypeVar("S", bound=AnnotatedSplit)
 
 
-def image_folder(data: Path, split: str, kind: str = "images") -> Path:
-    """DATA/images/SPLIT where it exists, under any of its names, else DATA/images."""
-    return next(iter(_folders_of(data / kind, split)), data / kind)
+def check_split(split: S, check: CheckImages, exif: Exif | None, skip: bool, training: bool) -> S:
+    """A split whose images can be used, with annotations that lie on upright images. Opens each image once.
 
-
-def splits_in(folder: Path) -> list[str]:
-    """The splits that have a folder of their own in a folder of images.
+    Args:
+        check: how files are checked: decode each, read its header, or not at all.
+        exif: what annotations of images with an EXIF orientation belong to; default: as sizes tell.
+        skip: leave out images that cannot be used, and list them in `skipped`, instead of raising ValueError.
+        training: it is trained on.
 
     Raises:
-        ValueError: a split has two, or the folder holds other images, which would be ignored.
+        ValueError: images or annotations are wrong; each is named.
     """
-    folders = {split: _folders_of(folder, split) for split in SPLITS}
-    for split, paths in folders.items():
-        if len(paths) > 1:
-            names = " and ".join(path.name for path in paths)
-            raise ValueError(f"{folder} has {names}, two folders for {split}: leave one")
-    own = [path for paths in folders.values() for path in paths]
-    unknown = [path.name for path in sorted(folder.iterdir()) if path not in own and _holds_images(path)]
-    if own and unknown:
-        accepted = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
-        raise ValueError(
-            f"{folder} holds {first_few(unknown)} next to {', '.join(path.name for path in own)}: move it "
-            f"into one of them, or out; splits are called {accepted}"
-        )
-    return [split for split, paths in folders.items() if paths]
+    results = list(in_threads(partial(_inspect, split, check, exif), len(split), "checking images"))
+    unusable = [(i, split.describe(i, r.unusable)) for i, r in enumerate(results) if r.unusable is not None]
+    if not skip or len(unusable) == len(split):
+        raise_problems(split.where, [reason for _, reason in unusable])
+    if unusable:
+        names = split.names
+        usable = [i for i, result in enumerate(results) if result.unusable is None]
+        skipped = [(names[i], reason) for i, reason in unusable]
+        split, results = replace(split.take(usable), skipped=skipped), [results[i] for i in usable]
+    split = replace(split, geometry=SharedIntegers(_geometry(split, results, exif)))
+    if check != "none":
+        problems = [(i, r.wrong or _size_problem(split, i, r)) for i, r in enumerate(results)]
+        raise_problems(split.where, [split.describe(i, text) for i, text in problems if text is not None])
+        split.check_labels({label for result in results for label in result.labels}, training)
+    return split
 
 
-def _folders_of(folder: Path, split: str) -> list[Path]:
-    return [path for path in subfolders(folder) if split_of(path.name) == split] if folder.is_dir() else []
-
-
-def _holds_images(path: Path) -> bool:
-    if is_ignored(path.name):
-        return False
-    return bool(images_in(path)) if path.is_dir() else path.suffix.lower() in image_suffixes()
-
-
-def image_problem(path: Path, check: CheckImages) -> str | None:
-    """Why an image file cannot be read, or None.
-
-    Args:
-        check: "decode" reads it in full, "header" its header, "none" only tests that it exists.
-    """
+def _inspect(split: AnnotatedSplit, check: CheckImages, exif: Exif | None, position: int) -> _Inspection:
+    path = split.path(position)
     if not path.is_file():
-        return f"{path} does not exist: put it back, or remove its entry"
+        return _Inspection(f"{path} does not exist: put it back, or remove its entry")
     try:
-        if check == "decode":
-            read_image(path, "L")
-        elif check == "header":
-            with Image.open(path):
-                pass
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).partition("\n")[0]
-        return reason if str(path) in reason else f"{path}: not a readable image ({reason})"
-    return None
+        annotated, labels, wrong = split.annotations(position, check != "none")
+    except ValueError as error:
+        return _Inspection(str(error))
+    unknown = _Inspection(None, wrong, annotated, annotated, 1, tuple(labels))
+    if check == "none" and exif == "upright":
+        return unknown
+    try:
+        with opened_image(path) as image:
+            stored, orientation = image.size, image.getexif().get(0x0112, 1)
+            if check == "decode":
+                upright(image, "L")
+    except ValueError as error:
+        return unknown if check == "none" else _Inspection(str(error))
+    return replace(unknown, stored=stored, orientation=orientation if orientation in range(1, 9) else 1)
 
 
-def size_problem(path: Path, size: tuple[int, int]) -> str | None:
-    """Whether a readable image has another width and height, upright, than its annotations are for."""
-    with Image.open(path) as image:
-        rotated = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: width and height swap
-        actual = image.size[::-1] if rotated else image.size
-    if actual == size:
+def _geometry(split: AnnotatedSplit, results: Sequence[_Inspection], exif: Exif | None) -> list[list[int]]:
+    """For each image the orientation by which annotations are turned, and its height and width then."""
+    rows, unclear = [], []
+    for i, result in enumerate(results):
+        turn = annotation_turn(result.annotated, result.stored, result.orientation, exif)
+        if turn is None:
+            unclear.append(f"{split.path(i).name} ({result.orientation})")
+        width, height = turn_size(result.annotated, turn or 1)
+        rows.append([turn or 1, height, width])
+    if unclear:
+        raise ValueError(
+            f"{len(unclear)} images carry an EXIF orientation, and their annotations may belong to the "
+            f"pixels as stored or to the image turned upright: {first_few(unclear)}. Look at one and give "
+            "--exif stored or --exif upright"
+        )
+    return rows
+
+
+def _size_problem(split: AnnotatedSplit, position: int, result: _Inspection) -> str | None:
+    """Whether an image has another size, upright, than its annotations are for."""
+    width, height = turn_size(result.stored, result.orientation)
+    if (height, width) == split.size(position):
         return None
-    expected = f"{size[0]} × {size[1]}"
-    return f"{path} is {actual[0]} × {actual[1]} pixels and not {expected} as its mask or annotation says"
-
-
-def leave_out(split: S, reasons: Sequence[str | None], where: Path, skip: bool) -> S:
-    """The split without images that cannot be used.
-
-    Args:
-        reasons: why an image cannot be used, by position, or None.
-        where: the split's file or folder, for messages.
-        skip: leave them out, and list them in the split's `skipped`, instead of raising ValueError.
-    """
-    if not skip:
-        raise_problems(where, [reason for reason in reasons if reason is not None])
-    skipped = [
-        (name, reason) for name, reason in zip(split.names, reasons, strict=True) if reason is not None
-    ]
-    if not skipped:
-        return split
-    kept: Any = split.take([i for i, reason in enumerate(reasons) if reason is None])
-    if not len(kept):
-        raise ValueError(f"{where}: no image can be read: {first_few([reason for _, reason in skipped])}")
-    return replace(kept, skipped=skipped)
+    expected = " × ".join(map(str, split.size(position)[::-1]))
+    path = split.path(position)
+    return f"{path} is {width} × {height} pixels and not {expected} as its mask or annotation says"
 
 
 def check_skipped(splits: Mapping[str, AnnotatedSplit], limit: float, path: Path) -> None:
-    """Write images that were left out to a table.
-
-    Raises:
-        TooManyUnreadable: they are more than a share of all images.
-    """
-    rows = [
-        {"split": name, "file": file, "reason": reason}
-        for name, split in splits.items()
-        for file, reason in split.skipped
-    ]
-    if not rows:
-        return
-    write_rows(path, rows)
-    total = sum(len(split) + len(split.skipped) for split in splits.values())
-    if len(rows) > limit * total:
-        raise TooManyUnreadable(
-            f"{len(rows)} of {total} files are unreadable, more than max_skipped ({limit:.0%}) allows; they "
-            f"are listed in {path}, the first: {rows[0]['reason']}"
-        )
-    logger.warning("left out %d files, listed in %s", len(rows), path)
+    """List the images of all splits that were left out; see `save_skipped`."""
+    rows = [(name, file, reason) for name, split in splits.items() for file, reason in split.skipped]
+    save_skipped(path, rows, sum(map(len, splits.values())) + len(rows), limit)
 
 
 def raise_problems(where: Path, problems: Sequence[str]) -> None:
     """Raise ValueError that names the first few problems, if there are any."""
     if problems:
-        raise ValueError(f"{where}: {first_few(problems)}")
-
-
-def first_few(problems: Sequence[str]) -> str:
-    """The first few in one line, and how many more there are."""
-    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]) + more
-
-
-def choose_splits(names: Collection[str], split: str | None, data: str | Path) -> list[str]:
-    """All splits, or the one that `choose_split` takes."""
-    return list(names) if split is None else [choose_split(names, split, data)]
+        raise ValueError(f"{where}: {first_few(problems, '; ')}")
 
 
 def batches_of_equal_size(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["SharedIntegers", "SharedNames"]
+__all__ = ["SharedIntegers", "SharedItems", "SharedNames"]
+
+T = TypeVar("T")
 
 
 class SharedIntegers:
@@ -24,21 +28,30 @@ class SharedIntegers:
         return self._tensor.numpy()
 
 
-class SharedNames(Sequence[str]):
-    """Names of files, of any bytes, one after the other in a tensor."""
+class SharedItems(Sequence[T]):
+    """Objects in a tensor, one pickle after the other."""
 
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
+    encode: Callable[[T], bytes] = staticmethod(pickle.dumps)
+    decode: Callable[[bytes], T] = staticmethod(pickle.loads)
+
+    def __init__(self, items: Iterable[T]) -> None:
+        encoded = [self.encode(item) for item in items]
         self._bytes = torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8))
         self._ends = SharedIntegers(np.cumsum([0, *map(len, encoded)]))
 
     def __len__(self) -> int:
         return len(self._ends.array) - 1
 
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+    def __getitem__(self, index: int) -> T:  # type: ignore[override]
         start, end = self._ends.array[range(len(self))[index] :][:2]
-        return os.fsdecode(self._bytes.numpy()[start:end].tobytes())
+        return self.decode(self._bytes.numpy()[start:end].tobytes())
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[T]:
         joined, ends = self._bytes.numpy().tobytes(), self._ends.array.tolist()
-        return (os.fsdecode(joined[start:end]) for start, end in pairwise(ends))
+        return (self.decode(joined[start:end]) for start, end in pairwise(ends))
+
+
+class SharedNames(SharedItems[str]):
+    """Names of files, of any bytes."""
+
+    encode, decode = staticmethod(os.fsencode), staticmethod(os.fsdecode)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
-from PIL import Image
-
-from atconv.data.images import open_header, read_image
+from atconv.data.images import opened_image, upright
 from atconv.data.sources import ImageSource
 from atconv.engine.progress import progress
+from atconv.io import count_of, write_rows
 
-__all__ = ["FileReport", "TooManyUnreadable", "check_files", "in_threads"]
+__all__ = ["CheckImages", "FileReport", "TooManyUnreadable", "check_files", "in_threads", "save_skipped"]
 
+logger = logging.getLogger(__name__)
+
+CheckImages = Literal["decode", "header", "none"]
 T = TypeVar("T")
+Row = tuple[str, str, str]
+"""the split, the file in it, and why it is left out"""
 _CHUNK = 4096  # files handed to the threads at a time: a million waiting tasks would fill memory
 
 
@@ -35,7 +41,7 @@ class FileReport:
     digests: list[bytes | None]
 
 
-def check_files(source: ImageSource, how: Literal["decode", "header", "none"]) -> FileReport:
+def check_files(source: ImageSource, how: CheckImages) -> FileReport:
     """Read every image of a source, in threads, with a progress bar.
 
     "decode" decodes each in full; "header" only looks at what kind of image it is; both find copies;
@@ -62,10 +68,28 @@ def in_threads(function: Callable[[int], T], count: int, description: str) -> It
 def _check(source: ImageSource, index: int, decode: bool) -> tuple[str | None, bytes | None]:
     try:
         encoded = source.encoded(index)
-        if not decode:
-            open_header(io.BytesIO(encoded))
-        else:
-            read_image(io.BytesIO(encoded))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with opened_image(io.BytesIO(encoded)) as image:
+            if decode:
+                upright(image, "RGB")
+    except (OSError, ValueError) as error:
         return str(error).partition("\n")[0], None
     return None, hashlib.blake2b(encoded, digest_size=16).digest()
+
+
+def save_skipped(
+    path: Path, unreadable: Sequence[Row], total: int, limit: float, copies: Sequence[Row] = ()
+) -> None:
+    """List the files that a run leaves out.
+
+    Raises:
+        TooManyUnreadable: more than a share of all files are unreadable.
+    """
+    rows = [dict(zip(("split", "file", "reason"), row, strict=True)) for row in (*unreadable, *copies)]
+    write_rows(path, rows)
+    if len(unreadable) > limit * total:
+        raise TooManyUnreadable(
+            f"{len(unreadable)} of {total} files are unreadable, more than max_skipped ({limit:.0%}) allows; "
+            f"they are listed in {path}, the first is {unreadable[0][1]}: {unreadable[0][2]}"
+        )
+    if rows:
+        logger.warning("left out %s, listed in %s", count_of(len(rows), "file"), path)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atconv.data.boxes import decode_mask
+
 __all__ = [
     "annotation_problem",
     "category_problems",
     "clip_box",
-    "decode_mask",
     "image_problems",
     "is_id",
+    "leaves_folder",
 ]
 
 _SLACK = 1.0  # pixels that a box may reach over its image: annotations are rounded
@@ -47,17 +49,28 @@ def image_problems(images: Sequence[dict[str, Any]]) -> Iterator[str]:
         if not is_id(image["id"]) or not isinstance(image["file_name"], str):
             yield f"image {image['id']!r}: id must be a whole number or a name, file_name a name"
             continue
-        if not _stays_inside(image["file_name"]):
-            yield (
-                f"image {image['id']}: its file_name {image['file_name']!r} leaves the folder of images: "
-                "give a path inside it"
-            )
         for name, values in seen.items():
             if image[name] in values:
                 yield f"image {image['id']}: another image has {name} {image[name]!r}"
             values.add(image[name])
         if not all(_is_whole(_integer(image[name]), 1) for name in ("width", "height")):
             yield f"image {image['id']}: width and height must be whole numbers, at least 1"
+
+
+def leaves_folder(image: dict[str, Any], folder: Path, root: Path | None) -> str | None:
+    """Whether an image lies outside the folder of images, or outside `root` if that is given."""
+    name = image["file_name"]
+    inside = not os.path.isabs(name) and not PureWindowsPath(name).drive
+    if inside and ".." not in re.split(r"[/\\]", name):
+        return None
+    if root is not None and (folder / name).resolve().is_relative_to(root.resolve()):
+        return None
+    fix = (
+        "give a path inside it"
+        if root
+        else "give a path inside it, or the folder that holds all with --images"
+    )
+    return f"image {image['id']}: its file_name {name!r} leaves the folder of images, {root or folder}: {fix}"
 
 
 def annotation_problem(
@@ -159,14 +172,6 @@ def _coverage_problem(segmentation: Any, box: Sequence[float], image: dict[str, 
     return None
 
 
-def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
-    """What COCO's polygons or run lengths cover: H W of 0 and 1."""
-    from faster_coco_eval.core import mask
-
-    decoded = mask.decode(mask.segmToRle(segmentation, width, height))
-    return decoded.reshape(height, width)
-
-
 def clip_box(box: Sequence[float], image: dict[str, Any]) -> tuple[float, float, float, float]:
     """Left, top, right, bottom of COCO's box, clipped to the image."""
     left, top, width, height = map(float, box)
@@ -190,12 +195,6 @@ def _extent(image: dict[str, Any]) -> str:
 def is_id(value: Any) -> bool:
     """Whether it is a whole number or a name."""
     return isinstance(value, (int, str)) and not isinstance(value, bool)
-
-
-def _stays_inside(name: str) -> bool:
-    return (
-        not os.path.isabs(name) and not PureWindowsPath(name).drive and ".." not in re.split(r"[/\\]", name)
-    )
 
 
 def _integer(value: Any) -> Any:

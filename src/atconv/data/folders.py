@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from atconv.data.images import is_ignored
+from atconv.data.images import image_suffixes, images_in, is_ignored
+from atconv.io import first_few
 
-__all__ = ["SPLITS", "SPLIT_NAMES", "inner_folder", "paths_by_split", "split_of", "subfolders"]
+__all__ = [
+    "SPLITS",
+    "SPLIT_NAMES",
+    "choose_split",
+    "inner_folder",
+    "paths_by_split",
+    "split_folder",
+    "split_folders",
+    "split_of",
+    "subfolders",
+]
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -19,9 +30,21 @@ SPLIT_NAMES = {
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder or file is named after, in any case: Train, training_set, dev."""
-    name = re.sub(r"[\W_]*set$", "", name.lower())
+    """The split that a folder or file is named after, in any case: Train, training_set, dev, Test images."""
+    name = re.sub(r"[\W_]*(set|images|imgs|data)$", "", name.lower())
     return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
+
+
+def choose_split(names: Collection[str], split: str, data: str | Path) -> str:
+    """The name of the split to evaluate on; "auto" takes test, else val, else all, else train.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    name = next(n for n in ("test", "val", "all", "train") if n in names) if split == "auto" else split
+    if name not in names:
+        raise ValueError(f"{data} has no {name} split, only {', '.join(names)}: choose one with --split")
+    return name
 
 
 def paths_by_split(paths: Iterable[Path]) -> dict[str, Path]:
@@ -32,7 +55,7 @@ def paths_by_split(paths: Iterable[Path]) -> dict[str, Path]:
     """
     named: dict[str, Path] = {}
     for path in sorted(paths):
-        split = split_of(path.stem)
+        split = split_of(path.name.removesuffix(".lmdb"))
         if split in named:
             raise ValueError(
                 f"{path.parent} has {named[split].name} and {path.name}, two for the {split} split: leave one"
@@ -43,7 +66,9 @@ def paths_by_split(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones and those of tools."""
+    """The folders in a folder, sorted, without hidden ones and those of tools; none where it is no folder."""
+    if not folder.is_dir():
+        return []
     return sorted(path for path in folder.iterdir() if not is_ignored(path.name) and path.is_dir())
 
 
@@ -53,3 +78,31 @@ def inner_folder(folder: Path) -> Path | None:
     while len(children := subfolders(folder)) == 1 and subfolders(children[0]):
         inner = folder = children[0]
     return inner
+
+
+def split_folder(folder: Path, split: str) -> Path:
+    """The folder of a split in a folder of images, else that folder itself."""
+    return next((path for path in subfolders(folder) if split_of(path.name) == split), folder)
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of splits in a folder of images, by split.
+
+    Raises:
+        ValueError: a split has two, or the folder holds other images, which would be ignored.
+    """
+    named = paths_by_split(subfolders(folder))
+    unknown = [p.name for p in sorted(folder.iterdir()) if p not in named.values() and _holds_images(p)]
+    if named and unknown:
+        accepted = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
+        raise ValueError(
+            f"{folder} holds {first_few(unknown)} next to {', '.join(path.name for path in named.values())}: "
+            f"move it into one of them, or out; splits are called {accepted}"
+        )
+    return named
+
+
+def _holds_images(path: Path) -> bool:
+    if is_ignored(path.name):
+        return False
+    return bool(images_in(path)) if path.is_dir() else path.suffix.lower() in image_suffixes()

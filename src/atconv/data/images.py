@@ -6,7 +6,8 @@ import functools
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -22,8 +23,8 @@ __all__ = [
     "images_in",
     "is_ignored",
     "list_images",
-    "open_header",
     "open_image",
+    "opened_image",
     "read_image",
     "upright",
 ]
@@ -50,27 +51,27 @@ def read_image(file: str | Path | BinaryIO, mode: Mode = "RGB") -> Image.Image:
         ValueError: the file is not an image, is truncated or is too large to be honest.
         FileNotFoundError: no such file.
     """
+    with opened_image(file) as image:
+        return upright(image, mode)
+
+
+@contextmanager
+def opened_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
+    """An image that is not decoded yet; what goes wrong in opening and in decoding it names the file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image` does.
+    """
     try:
-        with open_header(file) as image:
-            return upright(image, mode)
+        with Image.open(file) as image:
+            if image.format in _NO_IMAGES:
+                raise ValueError(f"{image.format} is not read: save it as PNG")
+            yield image
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
         name = "" if hasattr(file, "read") else f"{file}: "
         raise ValueError(f"{name}not a readable image ({_reason(error)})") from error
-
-
-def open_header(file: str | Path | BinaryIO) -> Image.Image:
-    """An image that is not decoded yet.
-
-    Raises:
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: it is none, or cannot be decoded here.
-    """
-    image = Image.open(file)
-    if image.format in _NO_IMAGES:
-        image.close()
-        raise ValueError(f"{image.format} is not read: save it as PNG")
-    return image
 
 
 def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB") -> Image.Image:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from atconv.data.images import PrepareImage, mode_for
-from atconv.data.sources import Stream
 from atconv.data.splits import Split
+from atconv.data.timm_sources import Stream
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.rng import derive_seed, seed_generators, seeded
 

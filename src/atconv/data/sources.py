@@ -1,35 +1,36 @@
-"""Where labeled images come from: folders, LMDB files, timm datasets, bundled digits, streams.
+"""Where labeled images come from: folders, LMDB files, bundled digits.
 
-An `ImageSource` gives images by index, so that a run can split, shuffle and resume exactly. A `Stream`
-only gives them in order.
+An `ImageSource` gives images by index, so that a run can split, shuffle and resume exactly.
 """
 
 from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from torchvision.datasets import DatasetFolder
 
 from atconv.data.arrays import SharedIntegers, SharedNames
-from atconv.data.folders import inner_folder, subfolders
-from atconv.data.images import Mode, as_mode, list_images, read_image, upright
-from atconv.data.lmdb_format import LmdbReader
+from atconv.data.config import DataConfig
+from atconv.data.folders import inner_folder, paths_by_split, subfolders
+from atconv.data.images import Mode, as_mode, list_images, read_image
+from atconv.data.lmdb_format import LmdbReader, is_lmdb
+from atconv.io import first_few
 
 __all__ = [
     "DigitsSource",
     "FolderSource",
     "ImageSource",
-    "KeptImages",
     "LmdbSource",
-    "Stream",
-    "TimmSource",
+    "is_digits",
+    "lmdb_files",
+    "open_digits",
+    "open_folder",
+    "open_lmdb",
 ]
 
 
@@ -177,115 +178,61 @@ class DigitsSource(ImageSource):
         return as_mode(Image.fromarray(self._pixels[index]), mode)
 
 
-class TimmSource(ImageSource):
-    """One split of a map-style dataset by timm's name: torch/… or hfds/….
+def is_digits(data: Path) -> bool:
+    return str(data) == "digits" and not data.exists()
+
+
+def open_digits(config: DataConfig) -> dict[str, ImageSource]:
+    return {"train": DigitsSource()}
+
+
+def lmdb_files(data: Path) -> list[Path]:
+    """The LMDB files that DATA is: itself, or those in a folder."""
+    if data.is_dir() and not is_lmdb(data):
+        return sorted(data.glob("*.lmdb"))
+    return [data] if data.exists() and (is_lmdb(data) or data.suffix.lower() in (".lmdb", ".mdb")) else []
+
+
+def open_lmdb(config: DataConfig) -> dict[str, ImageSource]:
+    """LMDB files by split, or one that is all there is.
 
     Raises:
-        ValueError: timm cannot open it (not there, unknown name, missing package).
+        ValueError: one is damaged, or none is named after the training split.
     """
-
-    def __init__(self, name: str, root: str | None, split: str) -> None:
-        dataset = open_timm_dataset(name, root, split)
-        self._dataset = dataset
-        # timm's own ImageDataset replaces an unreadable image by the next one: read below it.
-        self._reader = getattr(dataset, "reader", None)
-        # torchvision's folders convert images their own way: read their files as all others.
-        self._files = dataset.samples if isinstance(dataset, DatasetFolder) else None
-        self.checkable = self._reader is not None or self._files is not None
-        labels = self._read_labels()
-        super().__init__(f"{name}, split {split},", _class_names(dataset, self._reader, labels), labels)
-
-    def _read_labels(self) -> list[int]:
-        for attribute in ("targets", "labels", "_labels"):
-            labels = getattr(self._dataset, attribute, None)
-            if labels is not None and len(labels) == len(self._dataset):
-                return [int(label) for label in labels]
-        if self._reader is not None and hasattr(self._reader, "iter_targets"):
-            return [int(label) for label in self._reader.iter_targets()]
-        return [int(self._item(i)[1]) for i in range(len(self._dataset))]
-
-    def read(self, index: int, mode: Mode) -> Image.Image:
-        image = self._item(index)[0]
-        return upright(image, mode) if isinstance(image, Image.Image) else read_image(image, mode)
-
-    def encoded(self, index: int) -> bytes:
-        return Path(self._files[index][0]).read_bytes() if self._files else self._item(index)[0].read()
-
-    def _item(self, index: int) -> tuple[Any, Any]:
-        source = self._reader or self._files or self._dataset
-        return source[index]
-
-
-class Stream:
-    """A dataset that timm only gives in order: wds/…, tfds/…, hfids/…. Iterates over (PIL image, label).
-
-    Raises:
-        ValueError: timm cannot open it, or its length or classes are unknown: name them.
-    """
-
-    def __init__(
-        self, name: str, root: str | None, split: str, training: bool, batch_size: int, samples: int | None,
-        classes: int | None, seed: int,
-    ) -> None:  # fmt: skip
-        self.dataset = open_timm_dataset(
-            name, root, split, is_training=training, batch_size=batch_size, num_samples=samples, seed=seed
+    path = Path(config.data)
+    files = lmdb_files(path)
+    if files == [path]:
+        return {"train": LmdbSource(path)}
+    named = paths_by_split(files)
+    if not named:
+        raise ValueError(
+            f"{path} holds LMDB files that are named after no split: give one of them, such as {files[0]}"
         )
-        length = samples or len(self.dataset)
-        if not length:
-            raise ValueError(f"{name} does not say how many images it has: give --epoch-samples")
-        self.samples = int(length)
-        known = getattr(self.dataset.reader, "class_to_idx", None)
-        if known:
-            self.classes = [str(c) for c, _ in sorted(known.items(), key=lambda item: item[1])]
-        elif classes:
-            self.classes = [str(i) for i in range(classes)]
-        else:
-            raise ValueError(f"{name} does not name its classes: give --num-classes")
-
-    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
-        yield from self.dataset
+    _check_train(path, named)
+    return {split: LmdbSource(file) for split, file in named.items()}
 
 
-class KeptImages:
-    """Some images of a stream, by their position in it, collected by going through it once."""
+def open_folder(config: DataConfig) -> dict[str, ImageSource]:
+    """Folders of splits, or one that is all there is.
 
-    def __init__(self, stream: Stream, positions: Sequence[int]) -> None:
-        wanted = set(positions)
-        self._kept = {i: image for i, (image, _) in enumerate(stream) if i in wanted}
-
-    def read(self, position: int, mode: Mode) -> Image.Image:
-        return upright(self._kept[position], mode)
-
-    def name(self, position: int) -> str:
-        return str(position)
-
-
-def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -> Any:
-    """`timm.data.create_dataset` with every failure explained in one line."""
-    from timm.data import create_dataset
-
-    if root is not None and not Path(root).exists():
-        raise ValueError(f"data_root {root} does not exist")
-    if name.startswith("torch/") and root is None:
-        raise ValueError(f"{name} needs --data-root, the folder its files lie in")
-    try:
-        # No color mode: images are converted here, as in prediction.
-        options = {"input_img_mode": None, **options}
-        return create_dataset(name, root=root, split=split, **options)
-    except ImportError as error:
-        raise ValueError(f"{name} needs a package that is not installed: {error}") from error
-    except (AssertionError, LookupError, RuntimeError, ValueError, OSError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        hint = " (python -m studies.datasets.fashion_mnist ROOT, in a checkout, unpacks Debian's files)"
-        hint = hint if "fashion" in name else ""
-        raise ValueError(f"timm cannot open {name}, split {split}, in {root}: {reason}{hint}") from error
+    Raises:
+        ValueError: there are no images, no training split, or two folders for a split.
+    """
+    path = Path(config.data)
+    folders = subfolders(path)
+    named = paths_by_split(folders)
+    # A class may be called "train": splits hold folders themselves, or have nothing but splits next to them.
+    if not named or (not any(map(subfolders, named.values())) and len(named) < len(folders)):
+        return {"train": FolderSource(path)}
+    _check_train(path, named)
+    sources = {split: FolderSource(folder, path.resolve().name) for split, folder in named.items()}
+    unused = [folder.name for folder in folders if folder not in named.values()]
+    if unused:
+        used = ", ".join(folder.name for folder in named.values())
+        sources["train"].remarks.append(f"not used, folders next to {used} in {path}: {first_few(unused)}")
+    return dict(sources)
 
 
-def _class_names(dataset: Any, reader: Any, labels: Sequence[int]) -> list[str]:
-    names = getattr(dataset, "classes", None)
-    if names:
-        return [str(name) for name in names]
-    known = getattr(reader, "class_to_idx", None)
-    if known:
-        return [str(name) for name, _ in sorted(known.items(), key=lambda item: item[1])]
-    return [str(i) for i in range(max(labels) + 1)]
+def _check_train(path: Path, splits: Collection[str]) -> None:
+    if "train" not in splits:
+        raise ValueError(f"{path} has a validation or test folder but no train folder")

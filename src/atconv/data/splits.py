@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,37 +19,22 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from atconv.data.arrays import SharedIntegers
-from atconv.data.checking import FileReport, TooManyUnreadable, check_files
+from atconv.data.checking import FileReport, check_files, save_skipped
 from atconv.data.config import DataConfig
-from atconv.data.folders import SPLITS, inner_folder, paths_by_split, subfolders
+from atconv.data.folders import SPLITS, inner_folder
+from atconv.data.formats import open_sources
 from atconv.data.images import Mode
-from atconv.data.lmdb_format import is_lmdb
-from atconv.data.recognize import recognize
-from atconv.data.sources import DigitsSource, FolderSource, ImageSource, LmdbSource, TimmSource
+from atconv.data.sources import ImageSource
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
-from atconv.io import count_of, write_json, write_rows
+from atconv.io import count_of, first_few, write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = [
-    "STREAM_PREFIXES",
-    "Split",
-    "Splits",
-    "choose_split",
-    "is_stream",
-    "load_splits",
-    "make_splits",
-    "open_sources",
-    "open_splits",
-    "readable_split",
-]
+__all__ = ["Split", "Splits", "load_splits", "make_splits", "open_splits", "readable_split"]
 
 logger = logging.getLogger(__name__)
-
-STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
-_KINDS = "give an image folder, an LMDB file, a timm dataset name (torch/…, hfds/…, wds/…) or digits"
 
 
 class Split:
@@ -94,44 +79,6 @@ class Splits:
         return self.by_name[name]
 
 
-def choose_split(names: Collection[str], split: str, data: str | Path) -> str:
-    """The name of the split to evaluate on; "auto" takes test, else val, else all, else train.
-
-    Raises:
-        ValueError: there is no such split.
-    """
-    name = next(n for n in ("test", "val", "all", "train") if n in names) if split == "auto" else split
-    if name not in names:
-        raise ValueError(f"{data} has no {name} split, only {', '.join(names)}: choose one with --split")
-    return name
-
-
-def is_stream(data: str) -> bool:
-    return data.startswith(STREAM_PREFIXES)
-
-
-def open_sources(config: DataConfig) -> dict[str, ImageSource]:
-    """Open the splits that DATA comes with; a lone "train" is all there is, to be split.
-
-    Raises:
-        ValueError: DATA is none of the kinds this reads, or is empty; the message says what fits.
-    """
-    data = config.data
-    path = Path(data)
-    if data == "digits" and not path.exists():
-        return {"train": DigitsSource()}
-    if data.startswith(("torch/", "hfds/")) and not path.exists():
-        return _open_timm_splits(config)
-    if not path.exists():
-        raise ValueError(f"DATA {data!r} does not exist: {_KINDS}")
-    other = recognize(path)
-    if other is not None:
-        raise ValueError(f"{path} {other}")
-    if path.is_file() or is_lmdb(path):
-        return {"train": LmdbSource(path)}
-    return _open_folder(path)
-
-
 def open_splits(
     config: DataConfig, seed: int, run: Run, accelerator: Accelerator, min_classes: int = 2
 ) -> Splits:
@@ -161,7 +108,15 @@ def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int =
         for remark in source.remarks:
             logger.warning(remark)
     reports = {name: check_files(source, config.check_images) for name, source in sources.items()}
-    skipped = _unreadable(sources, reports, config.max_skipped, run) + _drop_copies(sources, reports)
+    unreadable = [
+        (name, sources[name].name(i), reason)
+        for name, report in reports.items()
+        for i, reason in enumerate(report.reasons)
+        if reason is not None
+    ]
+    copies = _drop_copies(sources, reports)
+    total = sum(map(len, sources.values()))
+    save_skipped(run / "skipped.csv", unreadable, total, config.max_skipped, copies)
     usable = {
         name: [i for i, reason in enumerate(reports[name].reasons) if reason is None] for name in sources
     }
@@ -176,9 +131,6 @@ def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int =
         )
     indices, message = _hold_out(usable, sources["train"], reports["train"], config, seed)
     splits = _with_sources(sources, indices, classes, message)
-    if skipped:
-        write_rows(run / "skipped.csv", skipped)
-        logger.warning("left out %s, listed in %s", count_of(len(skipped), "file"), run / "skipped.csv")
     names = {name: [split.name(i) for i in range(len(split))] for name, split in splits.by_name.items()}
     write_json(run / "split.json", {"classes": classes, "message": message, **names})
     return splits
@@ -227,41 +179,6 @@ def readable_split(source: ImageSource) -> Split:
     return split
 
 
-def _open_timm_splits(config: DataConfig) -> dict[str, ImageSource]:
-    names = {"train": config.train_split, "val": config.val_split, "test": config.test_split}
-    if config.data.startswith("torch/") and config.val_split is None and config.test_split is None:
-        names["test"] = "validation"  # what timm calls the test set of torchvision's datasets
-    named = [name for name in names.values() if name is not None]
-    if len(set(named)) < len(named):
-        raise ValueError(f"train_split, val_split and test_split must differ, got {', '.join(named)}")
-    return {
-        split: TimmSource(config.data, config.data_root, name)
-        for split, name in names.items()
-        if name is not None
-    }
-
-
-def _open_folder(path: Path) -> dict[str, ImageSource]:
-    lmdbs = paths_by_split(path.glob("*.lmdb"))
-    folders = subfolders(path)
-    named = paths_by_split(folders)
-    # A class may be called "train": splits hold folders themselves, or have nothing but splits next to them.
-    if not any(map(subfolders, named.values())) and len(named) < len(folders):
-        named = {}
-    if not lmdbs and not named:
-        return {"train": FolderSource(path)}
-    if "train" not in (lmdbs or named):
-        raise ValueError(f"{path} has a validation or test folder but no train folder")
-    if lmdbs:
-        return {split: LmdbSource(file) for split, file in lmdbs.items()}
-    sources = {split: FolderSource(folder, path.resolve().name) for split, folder in named.items()}
-    unused = [folder.name for folder in folders if folder not in named.values()]
-    if unused:
-        used = ", ".join(folder.name for folder in named.values())
-        sources["train"].remarks.append(f"not used, folders next to {used} in {path}: {_first(unused)}")
-    return dict(sources)
-
-
 def _with_sources(
     sources: dict[str, ImageSource], indices: dict[str, list[int]], classes: list[str], message: str
 ) -> Splits:
@@ -270,29 +187,12 @@ def _with_sources(
     return Splits(classes, splits, message)
 
 
-def _unreadable(
-    sources: dict[str, ImageSource], reports: dict[str, FileReport], limit: float, run: Path
-) -> list[dict[str, str]]:
-    """Rows for the unreadable files; an error where they are too many."""
-    rows = [
-        {"split": split, "file": sources[split].name(i), "reason": reason}
-        for split, report in reports.items()
-        for i, reason in enumerate(report.reasons)
-        if reason is not None
-    ]
-    total = sum(len(source) for source in sources.values())
-    if len(rows) > limit * total:
-        write_rows(run / "skipped.csv", rows)
-        raise TooManyUnreadable(
-            f"{len(rows)} of {total} files are unreadable, more than max_skipped ({limit:.0%}) allows; they "
-            f"are listed in {run / 'skipped.csv'}, the first is {rows[0]['file']}: {rows[0]['reason']}"
-        )
-    return rows
-
-
-def _drop_copies(sources: dict[str, ImageSource], reports: dict[str, FileReport]) -> list[dict[str, str]]:
-    """Take out of a split what also lies, byte for byte, in a later one (test before val before train)."""
-    rows: list[dict[str, str]] = []
+def _drop_copies(
+    sources: dict[str, ImageSource], reports: dict[str, FileReport]
+) -> list[tuple[str, str, str]]:
+    """Take out of a split what also lies, byte for byte, in a later one (test before val before train): its
+    split, its name, and why."""
+    copies = []
     seen: dict[bytes, str] = {}
     for split in reversed([name for name in SPLITS if name in sources]):
         report, source = reports[split], sources[split]
@@ -302,10 +202,10 @@ def _drop_copies(sources: dict[str, ImageSource], reports: dict[str, FileReport]
                 continue
             if digest in seen:
                 report.reasons[i] = reason = f"same image as {seen[digest]}"
-                rows.append({"split": split, "file": source.name(i), "reason": reason})
+                copies.append((split, source.name(i), reason))
             here[digest] = f"{split}/{source.name(i)}"
         seen |= here
-    return rows
+    return copies
 
 
 def _keep_classes_with_images(sources: dict[str, ImageSource], usable: dict[str, list[int]]) -> list[str]:
@@ -329,7 +229,7 @@ def _oddities(train: ImageSource, indices: list[int], report: FileReport) -> lis
     for count, what in ((0, "no images"), (1, "one image, which is never tested,")):
         names = [name for label, name in enumerate(train.classes) if counts[label] == count]
         if names:
-            lines.append(f"{what} in {_first(names)}")
+            lines.append(f"{what} in {first_few(names)}")
     owner: dict[bytes, int] = {}
     twice = []
     for i in indices:
@@ -338,12 +238,8 @@ def _oddities(train: ImageSource, indices: list[int], report: FileReport) -> lis
             twice.append(f"{train.name(i)} is {train.name(owner[digest])}")
     if twice:
         verb = "lies" if len(twice) == 1 else "lie"
-        lines.append(f"{count_of(len(twice), 'image')} {verb} in two classes: {_first(twice)}")
+        lines.append(f"{count_of(len(twice), 'image')} {verb} in two classes: {first_few(twice)}")
     return lines
-
-
-def _first(names: Sequence[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _hold_out(

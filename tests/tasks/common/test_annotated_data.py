@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from atconv.data.annotated import batches_of_equal_size
-from atconv.data.coco import CocoSplit, open_coco
-from atconv.data.masks import IGNORED, open_masks
+from atconv.data.boxes import BoxSplit
+from atconv.data.formats import open_boxes, open_masks
+from atconv.data.masks import IGNORED
 from atconv.tasks.detection.data import DetectionTransform, eval_batches
 from atconv.tasks.detection.data import augmentation as boxes_augmentation
 from atconv.tasks.detection.metrics import mean_average_precision
@@ -76,15 +77,15 @@ class Answers(nn.Module):
         return [self.answers.pop(0) for _ in images]
 
 
-def metrics_of(split: CocoSplit, change: Any) -> dict[str, float]:
+def metrics_of(split: BoxSplit, change: Any) -> dict[str, float]:
     answers = []
-    for image in (
-        split.images[i] for batch in batches_of_equal_size(split, range(len(split)), 2) for i in batch
+    for boxes in (
+        split.boxes(i) for batch in batches_of_equal_size(split, range(len(split)), 2) for i in batch
     ):
         detections = {
-            "boxes": torch.tensor([box.corners for box in image.boxes]),
-            "labels": torch.tensor([box.label for box in image.boxes]),
-            "scores": torch.full((len(image.boxes),), 0.9),
+            "boxes": torch.tensor([box.corners for box in boxes]),
+            "labels": torch.tensor([box.label for box in boxes]),
+            "scores": torch.full((len(boxes),), 0.9),
         }
         change(detections)
         answers.append(detections)
@@ -93,7 +94,7 @@ def metrics_of(split: CocoSplit, change: Any) -> dict[str, float]:
 
 
 def test_mean_average_precision() -> None:
-    split = open_coco(shared_data(), False)["val"]
+    split = open_boxes(shared_data(), False)["val"]
 
     def narrow(detections: dict[str, Tensor]) -> None:
         detections["boxes"][:, 2] -= 0.28 * (detections["boxes"][:, 2] - detections["boxes"][:, 0])
@@ -116,10 +117,10 @@ def test_only_the_split_that_is_asked_for_is_opened(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=2, val=1)
     (data / "images" / "train" / "0.png").write_bytes(b"no image")
     (data / "masks" / "train" / "0.png").write_bytes(b"no image")
-    assert list(open_coco(data, False, split="auto")) == ["val"]
+    assert list(open_boxes(data, False, split="auto")) == ["val"]
     assert list(open_masks(data, split="val")) == ["val"]
     with pytest.raises(ValueError, match="not in an image format"):
-        open_coco(data, False, split="train")
+        open_boxes(data, False, split="train")
     with pytest.raises(ValueError, match="has no test split, only train, val: choose one with --split"):
         open_masks(data, split="test")
 
@@ -143,7 +144,7 @@ def test_a_long_image_is_not_blown_up(size: tuple[int, int]) -> None:
 
 
 def test_batches_hold_images_of_one_size() -> None:
-    for split in (open_coco(shared_data(), False)["train"], open_masks(shared_data())["train"]):
+    for split in (open_boxes(shared_data(), False)["train"], open_masks(shared_data())["train"]):
         batches = batches_of_equal_size(split, range(len(split)), 3)
         assert sorted(i for batch in batches for i in batch) == list(range(12))
         assert sorted(map(len, batches)) == [1, 1, 1, 3, 3, 3]

@@ -14,18 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from atconv.data.folders import choose_split
+from atconv.data.formats import open_sources
 from atconv.data.loaders import EpochBatches, Transform, eval_loader, stream_loader, train_loader
-from atconv.data.sources import Stream
-from atconv.data.splits import (
-    Split,
-    Splits,
-    choose_split,
-    is_stream,
-    load_splits,
-    open_sources,
-    open_splits,
-    readable_split,
-)
+from atconv.data.splits import Split, Splits, load_splits, open_splits, readable_split
+from atconv.data.timm_sources import Stream, is_stream
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
 from atconv.tasks.classification.augmentation import train_transform

@@ -18,8 +18,8 @@ from typing_extensions import Self
 
 from atconv.data.images import open_image
 from atconv.data.loaders import eval_loader, stream_loader
-from atconv.data.sources import KeptImages, Stream
 from atconv.data.splits import Split
+from atconv.data.timm_sources import KeptImages, Stream
 from atconv.data.transforms import EvalTransform
 from atconv.engine.options import NonNegativeInt, PositiveInt
 from atconv.engine.predictor import ImageLike, ImagePredictor, Result

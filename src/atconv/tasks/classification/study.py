@@ -27,7 +27,7 @@ import timm
 import torch
 from torch import nn
 
-from atconv.data.splits import open_sources
+from atconv.data.formats import open_sources
 from atconv.engine.devices import available_precision, resolve_device
 from atconv.engine.reading import read_yaml
 from atconv.engine.recipes import read_config

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from atconv.data.annotated import AnnotatedSplit
-from atconv.data.folders import SPLITS
+from atconv.data.folders import SPLITS, choose_split
+from atconv.data.formats import Annotation, annotated_splits
 from atconv.data.images import open_image
-from atconv.data.splits import choose_split
 from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
@@ -55,6 +55,8 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
     """What predictors of detection and segmentation share."""
 
     draws = True
+    annotation: ClassVar[Annotation]
+    """what its data are annotated with"""
     command: ClassVar[str]
     """that trains such a run"""
     config_class: ClassVar[type[AnnotatedConfig]]
@@ -77,11 +79,6 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
             arguments: `model_arguments` of a configuration.
             state_dict: weights of a classifier, which the backbone starts from.
         """
-
-    @staticmethod
-    @abstractmethod
-    def split_names(data: str | Path) -> list[str]:
-        """The splits that DATA has."""
 
     @abstractmethod
     def open_split(self, data: str, split: str, **options: Any) -> dict[str, S]:
@@ -145,7 +142,7 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         """A split of the run's own DATA and its name, as split.json says."""
         saved = json.loads(self.run.split.read_text())
         name = choose_split([name for name in SPLITS if name in saved], split, data)
-        source = name if name in self.split_names(data) else "train"
+        source = name if name in annotated_splits(self.annotation, data) else "train"
         opened = self.open_split(data, source, skip_unreadable=True, **options)[source]
         positions = {image: position for position, image in enumerate(opened.names)}
         missing = [image for image in saved[name] if image not in positions]

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 
 from atconv.data.annotated import (
     AnnotatedSplit,
-    CheckImages,
     check_skipped,
     read_saved_split,
     save_or_check_split,
     train_val_test_split,
 )
+from atconv.data.checking import CheckImages
 from atconv.data.loaders import EpochBatches, SeededItems
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint

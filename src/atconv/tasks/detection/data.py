@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from atconv.data.annotated import batches_of_equal_size
-from atconv.data.coco import CocoSplit
+from atconv.data.boxes import BoxSplit
 from atconv.data.images import PrepareImage, mode_for
 from atconv.tasks.detection.config import DetectionConfig
 
@@ -38,7 +38,7 @@ class DetectionTransform:
 class TrainExamples:
     """A training image, C H W in 0…1, and its objects but for crowds, augmented, by position."""
 
-    def __init__(self, split: CocoSplit, config: DetectionConfig) -> None:
+    def __init__(self, split: BoxSplit, config: DetectionConfig) -> None:
         self.split, self.masks, self.mode = split, config.masks, mode_for(config.in_chans)
         self.augmentation = augmentation(config.hflip, config.color_jitter)
 
@@ -53,11 +53,10 @@ class TrainExamples:
         return self.augmentation(image, objects)
 
 
-def load_target(split: CocoSplit, position: int, masks: bool) -> Target:
+def load_target(split: BoxSplit, position: int, masks: bool) -> Target:
     """The annotations of an image, as torchmetrics takes them: boxes (N 4, left top right bottom), labels,
     area, iscrowd, and masks (N H W) where asked for."""
-    image = split.images[position]
-    boxes = image.boxes
+    boxes = split.boxes(position)
     target: Target = {
         "boxes": torch.tensor([box.corners for box in boxes], dtype=torch.float32).reshape(-1, 4),
         "labels": torch.tensor([box.label for box in boxes], dtype=torch.int64),
@@ -65,7 +64,7 @@ def load_target(split: CocoSplit, position: int, masks: bool) -> Target:
     }
     if masks:
         decoded = split.masks(position)
-        empty = np.zeros((0, image.height, image.width), dtype=np.uint8)
+        empty = np.zeros((0, *split.size(position)), dtype=np.uint8)
         target["masks"] = torch.from_numpy(np.stack(decoded) if decoded else empty)
     # Areas bucket objects into small, medium and large. Where the file has none: of masks, else of boxes.
     extents = target["boxes"][:, 2:] - target["boxes"][:, :2]
@@ -88,7 +87,7 @@ def augmentation(hflip: float, jitter: float) -> v2.Transform:
 
 
 def eval_batches(
-    split: CocoSplit, positions: Sequence[int], transform: DetectionTransform, masks: bool, batch_size: int
+    split: BoxSplit, positions: Sequence[int], transform: DetectionTransform, masks: bool, batch_size: int
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
     """Images of one size, each C H W in 0…1, and their annotations."""
     for batch in batches_of_equal_size(split, positions, batch_size):

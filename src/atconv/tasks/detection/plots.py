@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from atconv.data.coco import CocoSplit
+from atconv.data.boxes import BoxSplit
 from atconv.plots import plt, save, shorten
 from atconv.tasks.common.drawing import class_colors, enlarged_size
 from atconv.tasks.detection.data import DetectionTransform, Target, load_target
@@ -71,7 +71,7 @@ def draw_detections(
 
 
 def plot_split(
-    split: CocoSplit,
+    split: BoxSplit,
     detect: Callable[[Tensor], Target],
     transform: DetectionTransform,
     masks: bool,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
 
-from atconv.data.coco import BadAnnotations, CocoSplit, coco_splits, encode_mask, open_coco
-from atconv.data.coco_checks import decode_mask
+from atconv.data.boxes import BadAnnotations, BoxSplit, decode_mask, encode_mask
+from atconv.data.formats import open_boxes
 from atconv.data.orientation import Exif
 from atconv.engine.options import PositiveInt
 from atconv.engine.predictor import check_batch_size
@@ -55,14 +55,14 @@ class Detections(DrawnResult):
         return [[self.image, name, f"{score:.6f}", *box] for name, score, box in objects]
 
 
-class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSplit]):
+class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSplit]):
     """A trained detector. `predictor(images, threshold=0.5)`; the model takes a list of inputs."""
 
     task = "detection"
+    annotation = "boxes"
     command = "atconv detect train"
     csv_columns = ("image", "class", "score", "left", "top", "right", "bottom")
     config_class, result_class, metrics_class = DetectionConfig, Detections, DetectionMetrics
-    split_names = staticmethod(coco_splits)
 
     @property
     def masks(self) -> bool:
@@ -142,17 +142,17 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, CocoSp
         name, opened = self.choose_split(data, split, bad_annotations=bad_annotations, exif=exif)
         return self.evaluate_on(name, opened, batch_size)
 
-    def open_split(self, data: str, split: str, **options: Any) -> dict[str, CocoSplit]:
+    def open_split(self, data: str, split: str, **options: Any) -> dict[str, BoxSplit]:
         options["exif"] = options["exif"] or getattr(self.config, "exif", None)
-        return open_coco(data, self.masks, classes=self.classes, split=split, **options)
+        return open_boxes(data, self.masks, classes=self.classes, split=split, **options)
 
-    def measure(self, split: CocoSplit, batch_size: int, **options: Any) -> dict[str, Any]:
+    def measure(self, split: BoxSplit, batch_size: int, **options: Any) -> dict[str, Any]:
         batches = eval_batches(split, range(len(split)), self.transform, self.masks, batch_size)
         shown = tqdm(batches, "evaluating", disable=None, leave=False)
         coco, per_class = compute_metrics(self.model, shown, self.classes, self.masks)
         return {"coco": coco, "per_class": per_class}
 
-    def plot_split(self, split: CocoSplit, path: Path) -> None:
+    def plot_split(self, split: BoxSplit, path: Path) -> None:
         plot_split(split, self.detect, self.transform, self.masks, path)
 
     def save_prediction(self, result: Detections, image: Image.Image, file: Path) -> Detections:

@@ -10,9 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from atconv.data.annotated import CheckImages, first_few
-from atconv.data.coco import CocoSplit, open_coco
+from atconv.data.boxes import BoxSplit
+from atconv.data.checking import CheckImages
+from atconv.data.formats import open_boxes
 from atconv.engine.run import Run
+from atconv.io import first_few
 from atconv.tasks.common.annotated_task import AnnotatedTask
 from atconv.tasks.detection.config import DetectionConfig
 from atconv.tasks.detection.data import DetectionTransform, Target, TrainExamples, eval_batches
@@ -24,7 +26,7 @@ __all__ = ["DetectionTask", "make_task"]
 logger = logging.getLogger(__name__)
 
 
-class DetectionTask(AnnotatedTask[DetectionConfig, CocoSplit]):
+class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
     """Training of a detector."""
 
     monitor = "val_map"
@@ -35,9 +37,9 @@ class DetectionTask(AnnotatedTask[DetectionConfig, CocoSplit]):
         self.transform = DetectionTransform(config.in_chans)
         self.examples = TrainExamples(self.splits["train"], config)
 
-    def open_data(self, check: CheckImages) -> dict[str, CocoSplit]:
+    def open_data(self, check: CheckImages) -> dict[str, BoxSplit]:
         config = self.config
-        return open_coco(
+        return open_boxes(
             config.data,
             config.masks,
             check,
@@ -78,7 +80,7 @@ class DetectionTask(AnnotatedTask[DetectionConfig, CocoSplit]):
         parts = {name.removeprefix("loss_"): value for name, value in losses.items()}
         return torch.stack(list(losses.values())).sum(), parts
 
-    def validate(self, model: nn.Module, split: CocoSplit, positions: Sequence[int]) -> dict[str, float]:
+    def validate(self, model: nn.Module, split: BoxSplit, positions: Sequence[int]) -> dict[str, float]:
         """map and map_50 of boxes, and mask_map where there are masks."""
         config = self.config
         batches = eval_batches(split, positions, self.transform, config.masks, config.batch_size)

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset
 
 from atconv.data.config import DataConfig
-from atconv.data.splits import choose_split, load_splits, open_sources, readable_split
+from atconv.data.folders import choose_split
+from atconv.data.formats import open_sources
+from atconv.data.splits import load_splits, readable_split
 from atconv.tasks.generation.data import SplitImages
 from atconv.tasks.generation.features import open_features
 from atconv.tasks.generation.latents import is_latents, latent_splits

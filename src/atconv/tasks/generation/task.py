@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from atconv.data.loaders import EpochBatches, SampleKey
-from atconv.data.splits import is_stream, open_splits
+from atconv.data.splits import open_splits
+from atconv.data.timm_sources import is_stream
 from atconv.diffusion.interpolants import make_interpolant
 from atconv.diffusion.pipeline import SiTPipeline
 from atconv.engine.batch_plan import BatchPlan

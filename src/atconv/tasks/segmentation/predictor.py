@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from atconv.data.masks import MaskSplit, mask_splits, open_masks
+from atconv.data.formats import open_masks
+from atconv.data.masks import MaskSplit
 from atconv.data.orientation import Exif
 from atconv.engine.options import PositiveInt
 from atconv.engine.predictor import check_batch_size
@@ -73,10 +74,10 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
     logits, which `transform.undo` brings to the size of the image."""
 
     task = "segmentation"
+    annotation = "masks"
     command = "atconv segment train"
     csv_columns = ("image", "class", "share")
     config_class, result_class, metrics_class = SegmentationConfig, Segmentation, SegmentationMetrics
-    split_names = staticmethod(mask_splits)
 
     @property
     def flip_tta(self) -> bool:

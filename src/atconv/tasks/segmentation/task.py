@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 
-from atconv.data.annotated import CheckImages
-from atconv.data.masks import IGNORED, MaskSplit, open_masks
+from atconv.data.checking import CheckImages
+from atconv.data.formats import open_masks
+from atconv.data.masks import IGNORED, MaskSplit
 from atconv.engine.run import Run
 from atconv.tasks.common.annotated_task import AnnotatedTask
 from atconv.tasks.segmentation.config import SegmentationConfig

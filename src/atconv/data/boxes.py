@@ -1,0 +1,151 @@
+"""Images with boxes, and instance masks where they have them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atconv.data.annotated import AnnotatedSplit
+from atconv.data.orientation import turn_corners, turn_mask
+from atconv.io import first_few
+
+__all__ = [
+    "BadAnnotations",
+    "Box",
+    "BoxImage",
+    "BoxSplit",
+    "check_classes",
+    "decode_mask",
+    "encode_mask",
+    "report_bad",
+]
+
+logger = logging.getLogger(__name__)
+
+BadAnnotations = Literal["reject", "skip"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """One annotation."""
+
+    id: int | str
+    label: int
+    """1 … number of classes"""
+    corners: tuple[float, float, float, float]
+    """left, top, right, bottom in pixels, inside the image"""
+    area: float | None = None
+    """in pixels, where the file has it"""
+    crowd: bool = False
+    """stands for many objects; not trained on, and no detection inside it counts as wrong"""
+    segmentation: Any = None
+    """COCO's: polygons or run lengths"""
+
+
+@dataclass(frozen=True)
+class BoxImage:
+    """One image and its boxes."""
+
+    id: int | str
+    name: str
+    """relative to the folder of images"""
+    width: int
+    height: int
+    """that boxes are for"""
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxSplit(AnnotatedSplit):
+    """The images of one split. `items` are `BoxImage`s; labels count `classes` from 1."""
+
+    @staticmethod
+    def name_of(item: BoxImage) -> str:
+        return item.name
+
+    def annotations(self, position: int, check: bool) -> tuple[tuple[int, int], Sequence[int], str | None]:
+        image = self.items[position]
+        return (image.width, image.height), (), None
+
+    def describe(self, position: int, problem: str) -> str:
+        return f"image {self.items[position].id}: {problem}"
+
+    @property
+    def digest(self) -> str:
+        turns = self.geometry.array[:, 0].tolist()
+        return hashlib.sha256(repr((self.classes, list(self.items), turns)).encode()).hexdigest()
+
+    @property
+    def objects(self) -> int:
+        """How many boxes stand for one object, in all images."""
+        return self.count_boxes(crowd=False).total()
+
+    def count_boxes(self, crowd: bool) -> Counter[str]:
+        """How many boxes of each class stand for many objects, or for one."""
+        boxes = (box for image in self.items for box in image.boxes)
+        return Counter(self.classes[box.label - 1] for box in boxes if box.crowd == crowd)
+
+    def boxes(self, position: int) -> list[Box]:
+        """The boxes of an image, upright."""
+        image, turn = self.items[position], self.turn(position)
+        size = (image.width, image.height)
+        return [replace(box, corners=turn_corners(box.corners, size, turn)) for box in image.boxes]
+
+    def masks(self, position: int) -> list[NDArray[np.uint8]]:
+        """The mask of each box of an image, upright, H W of 0 and 1."""
+        image = self.items[position]
+        decoded = [decode_mask(box.segmentation, image.height, image.width) for box in image.boxes]
+        return [turn_mask(mask, self.turn(position)) for mask in decoded]
+
+
+def check_classes(where: Path, names: Sequence[str], classes: Sequence[str] | None) -> list[str]:
+    """The classes that labels count from 1: those that are known already, else the names that a file has.
+
+    Raises:
+        ValueError: the file has no names, two alike, or others than are known.
+    """
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(f"{where}: it has no categories, or two of one name: {first_few(names, count=10)}")
+    unknown = sorted(set(names) - set(classes or names))
+    if unknown:
+        raise ValueError(
+            f"{where}: its categories {first_few(unknown)} are not among the classes "
+            f"{first_few(classes or names, count=10)}"
+        )
+    return list(classes or names)
+
+
+def report_bad(where: Path, problems: Sequence[str], bad_annotations: BadAnnotations) -> None:
+    """Name annotations that are wrong and left out.
+
+    Raises:
+        ValueError: they are to be rejected.
+    """
+    if problems and bad_annotations == "reject":
+        raise ValueError(f"{where}: {first_few(problems, '; ')} (--bad-annotations skip leaves these out)")
+    if problems:
+        logger.warning(f"{where}: {len(problems)} annotations are left out: {first_few(problems, '; ')}")
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """COCO's compressed run lengths of a mask, H W: {"size": [H, W], "counts": text}."""
+    from faster_coco_eval.core import mask as coco
+
+    encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
+
+
+def decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
+    """What COCO's polygons or run lengths cover: H W of 0 and 1."""
+    from faster_coco_eval.core import mask
+
+    decoded = mask.decode(mask.segmToRle(segmentation, width, height))
+    return decoded.reshape(height, width)

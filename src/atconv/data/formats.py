@@ -1,0 +1,276 @@
+"""The formats that DATA may have: what is read, in which file, and what is only recognized.
+
+A new format is one file and one entry in `FORMATS`; see "Add a data format" in CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from atconv.data import other_formats as other
+from atconv.data.annotated import AnnotatedSplit, check_split
+from atconv.data.boxes import BadAnnotations, BoxSplit
+from atconv.data.checking import CheckImages
+from atconv.data.coco import coco_splits, is_coco, is_coco_file, read_coco
+from atconv.data.config import DataConfig
+from atconv.data.folders import choose_split
+from atconv.data.masks import MaskSplit, is_masks, mask_splits, read_mask_folder
+from atconv.data.orientation import Exif
+from atconv.data.sources import ImageSource, is_digits, lmdb_files, open_digits, open_folder, open_lmdb
+from atconv.data.timm_sources import is_timm_name, open_timm
+
+__all__ = [
+    "FORMATS",
+    "AnnotatedFormat",
+    "Annotation",
+    "Format",
+    "LabelFormat",
+    "UnfitData",
+    "annotated_splits",
+    "open_boxes",
+    "open_masks",
+    "open_sources",
+    "recognize",
+]
+
+Annotation = Literal["labels", "boxes", "masks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """What DATA may be."""
+
+    name: str
+    """what messages call it, after "is recognized as" """
+    recognizes: Callable[[Path], bool]
+    """whether a file or folder is it"""
+    annotation: Annotation | None = None
+    """what its images are annotated with, where it is data"""
+    advice: str = ""
+    """what to do with it, where it is not read"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFormat(Format):
+    """Images with a class each."""
+
+    annotation: Annotation | None = "labels"
+    open: Callable[[DataConfig], Mapping[str, ImageSource]]
+    """its splits by name; a lone "train" is all there is, to be split"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotatedFormat(Format):
+    """Images with boxes or masks."""
+
+    expected: str
+    """what to give, for messages"""
+    splits: Callable[[Path, Path | None], Sequence[str]]
+    """(folder, its folder of images if that was given) → names of splits, none where it is not this"""
+    read: Callable[..., AnnotatedSplit]
+    """(folder, split, classes, images, **options of the task) → a split of the annotations as the files have
+    them: images are checked, and annotations turned, for all formats alike"""
+
+
+class UnfitData(ValueError):
+    """DATA is recognized as something else than is needed."""
+
+    def __init__(self, path: Path, found: Format, needed: Annotation) -> None:
+        super().__init__(
+            f"{path} is recognized as {found.name}" + (f": {found.advice}" if found.advice else "")
+        )
+        self.found, self.needed = found, needed
+
+
+_FOLDER = LabelFormat(name="images without boxes or masks", recognizes=other.has_image, open=open_folder)
+_CONVERT = "convert them to COCO's format"
+
+FORMATS: tuple[Format, ...] = (
+    LabelFormat(name="scikit-learn's digits", recognizes=is_digits, open=open_digits),
+    LabelFormat(name="a dataset of timm's", recognizes=is_timm_name, open=open_timm),
+    Format(
+        name="detection data in YOLO's format (images and labels)",
+        recognizes=other.is_yolo,
+        annotation="boxes",
+        advice=_CONVERT,
+    ),
+    Format(
+        name="detection data in Pascal VOC's format (images and XML files)",
+        recognizes=other.is_voc,
+        annotation="boxes",
+        advice=_CONVERT,
+    ),
+    AnnotatedFormat(
+        name="detection data in COCO's format",
+        recognizes=is_coco,
+        annotation="boxes",
+        expected="a folder with images/ and train.json, val.json, or annotations.json; or COCO's own, with "
+        "annotations/ and train2017/",
+        splits=coco_splits,
+        read=read_coco,
+    ),
+    Format(
+        name="annotations in COCO's format",
+        recognizes=is_coco_file,
+        annotation="boxes",
+        advice="give the folder that holds them",
+    ),
+    AnnotatedFormat(
+        name="images with masks",
+        recognizes=lambda path: is_masks(path) and other.has_masks(path),
+        annotation="masks",
+        expected="a folder with images/, masks/ and classes.txt",
+        splits=mask_splits,
+        read=read_mask_folder,
+    ),
+    Format(
+        name="images with masks in folders of other names",
+        recognizes=other.has_masks,
+        annotation="masks",
+        advice="name them images/ and masks/, with a folder for each split in both, and write classes.txt",
+    ),
+    LabelFormat(name="LMDB files", recognizes=lambda path: bool(lmdb_files(path)), open=open_lmdb),
+    Format(
+        name="a table",
+        recognizes=other.is_table,
+        advice="tables are not read: put each image into a folder named after its class, or convert boxes to "
+        "COCO's format, and give the folder",
+    ),
+    Format(name="a file of weights", recognizes=other.is_weights, advice="give a folder of images"),
+    Format(name="an archive", recognizes=other.is_archive, advice="unpack it, and give the folder"),
+    Format(
+        name="one image",
+        recognizes=other.is_image,
+        advice="give a folder of images, with a folder for each class or with annotations",
+    ),
+    Format(name="the folder of a run", recognizes=other.is_run, advice="give a folder of images"),
+    _FOLDER,
+)
+
+
+def recognize(path: Path) -> Format | None:
+    """What a file or folder is, if it is anything known."""
+    return next((known for known in FORMATS if known.recognizes(path)), None)
+
+
+def open_sources(config: DataConfig) -> dict[str, ImageSource]:
+    """Open the splits that DATA comes with; a lone "train" is all there is, to be split.
+
+    Raises:
+        ValueError: DATA is none of the kinds this reads, or is empty; the message says what fits.
+    """
+    path = Path(config.data)
+    found = recognize(path) or (_FOLDER if path.is_dir() else None)
+    if isinstance(found, LabelFormat):
+        return dict(found.open(config))
+    if found is not None:
+        raise UnfitData(path, found, "labels")
+    state = "is in no format that is read here" if path.exists() else "does not exist"
+    raise ValueError(
+        f"DATA {config.data!r} {state}: give an image folder, an LMDB file, a timm dataset name (torch/…, "
+        "hfds/…, wds/…) or digits"
+    )
+
+
+def open_boxes(
+    data: str | Path,
+    masks: bool,
+    check_images: CheckImages = "decode",
+    bad_annotations: BadAnnotations = "reject",
+    **options: Any,
+) -> dict[str, BoxSplit]:
+    """The splits of a folder by name; a lone "train" is all there is.
+
+    Args:
+        data: the folder.
+        masks: every box needs its mask.
+        check_images: how image files are checked: decode each, read its header, or not at all.
+        bad_annotations: "skip" leaves out those that are wrong, and logs which.
+        options: those of `_open`.
+
+    Raises:
+        ValueError: no such folder or files, or annotations that are wrong: each is named.
+    """
+    return _open("boxes", data, check_images, masks=masks, bad_annotations=bad_annotations, **options)
+
+
+def open_masks(
+    data: str | Path,
+    check_images: CheckImages = "decode",
+    values: Sequence[int] | None = None,
+    **options: Any,
+) -> dict[str, MaskSplit]:
+    """The splits of a folder by name; a lone "train" is all there is.
+
+    Args:
+        data: the folder.
+        check_images: how files are checked: decode images and masks, read the headers of images (masks are
+            decoded), or not at all.
+        values: what masks hold for each class; default: its index.
+        options: those of `_open`.
+
+    Raises:
+        ValueError: no such folder or files, masks that are wrong (each is named), or training masks of only
+            one class.
+    """
+    return _open("masks", data, check_images, values=values, **options)
+
+
+def _open(
+    annotation: Annotation,
+    data: str | Path,
+    check_images: CheckImages,
+    classes: Sequence[str] | None = None,
+    split: str | None = None,
+    exif: Exif | None = None,
+    images: str | Path | None = None,
+    skip_unreadable: bool = False,
+    **own: Any,
+) -> dict[str, Any]:
+    """Splits of annotated images, checked.
+
+    Args:
+        classes: names that the classes must have; default: those of the first split.
+        split: open this split alone, as `choose_split` names it; default: all.
+        exif: what annotations of images with an EXIF orientation belong to; default: as sizes tell.
+        images: the folder of images, where it is not in DATA.
+        skip_unreadable: leave out images that cannot be read; the split's `skipped` lists them.
+        own: options of the annotation's formats.
+    """
+    data, images = Path(data), None if images is None else Path(images)
+    if images is not None and not images.is_dir():
+        raise ValueError(f"the folder of images {images} does not exist")
+    known, names = _annotated_format(annotation, data, images)
+    splits: dict[str, AnnotatedSplit] = {}
+    for name in names if split is None else [choose_split(names, split, data)]:
+        opened = known.read(data, name, classes, images, **own)
+        classes = classes or opened.classes
+        training = name == "train" and split is None
+        splits[name] = check_split(opened, check_images, exif, skip_unreadable, training)
+    return splits
+
+
+def annotated_splits(
+    annotation: Annotation, data: str | Path, images: str | Path | None = None
+) -> Sequence[str]:
+    """The names of the splits of DATA."""
+    return _annotated_format(annotation, Path(data), None if images is None else Path(images))[1]
+
+
+def _annotated_format(
+    annotation: Annotation, data: Path, images: Path | None
+) -> tuple[AnnotatedFormat, Sequence[str]]:
+    """The format of DATA, and the names of its splits."""
+    formats = [f for f in FORMATS if isinstance(f, AnnotatedFormat) and f.annotation == annotation]
+    for known in formats:
+        names = known.splits(data, images)
+        if names:
+            return known, names
+    found = recognize(data)
+    if found is not None:
+        raise UnfitData(data, found, annotation)
+    state = f"has no {annotation} in a format that is read here" if data.exists() else "does not exist"
+    raise ValueError(f"{data} {state}: give {', or '.join(known.expected for known in formats)}")

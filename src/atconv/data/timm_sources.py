@@ -1,0 +1,152 @@
+"""Labeled images that timm opens by name: datasets by index, and streams, which only give images in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torchvision.datasets import DatasetFolder
+
+from atconv.data.config import DataConfig
+from atconv.data.images import Mode, read_image, upright
+from atconv.data.sources import ImageSource
+
+__all__ = ["KeptImages", "Stream", "TimmSource", "is_stream", "is_timm_name", "open_timm"]
+
+_STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
+
+
+def is_stream(data: str) -> bool:
+    return data.startswith(_STREAM_PREFIXES)
+
+
+def is_timm_name(data: Path) -> bool:
+    return str(data).startswith(("torch/", "hfds/")) and not data.exists()
+
+
+def open_timm(config: DataConfig) -> dict[str, ImageSource]:
+    names = {"train": config.train_split, "val": config.val_split, "test": config.test_split}
+    if config.data.startswith("torch/") and config.val_split is None and config.test_split is None:
+        names["test"] = "validation"  # what timm calls the test set of torchvision's datasets
+    named = [name for name in names.values() if name is not None]
+    if len(set(named)) < len(named):
+        raise ValueError(f"train_split, val_split and test_split must differ, got {', '.join(named)}")
+    return {
+        split: TimmSource(config.data, config.data_root, name)
+        for split, name in names.items()
+        if name is not None
+    }
+
+
+class TimmSource(ImageSource):
+    """One split of a map-style dataset by timm's name: torch/… or hfds/….
+
+    Raises:
+        ValueError: timm cannot open it (not there, unknown name, missing package).
+    """
+
+    def __init__(self, name: str, root: str | None, split: str) -> None:
+        dataset = open_timm_dataset(name, root, split)
+        self._dataset = dataset
+        # timm's own ImageDataset replaces an unreadable image by the next one: read below it.
+        self._reader = getattr(dataset, "reader", None)
+        # torchvision's folders convert images their own way: read their files as all others.
+        self._files = dataset.samples if isinstance(dataset, DatasetFolder) else None
+        self.checkable = self._reader is not None or self._files is not None
+        labels = self._read_labels()
+        super().__init__(f"{name}, split {split},", _class_names(dataset, self._reader, labels), labels)
+
+    def _read_labels(self) -> list[int]:
+        for attribute in ("targets", "labels", "_labels"):
+            labels = getattr(self._dataset, attribute, None)
+            if labels is not None and len(labels) == len(self._dataset):
+                return [int(label) for label in labels]
+        if self._reader is not None and hasattr(self._reader, "iter_targets"):
+            return [int(label) for label in self._reader.iter_targets()]
+        return [int(self._item(i)[1]) for i in range(len(self._dataset))]
+
+    def read(self, index: int, mode: Mode) -> Image.Image:
+        image = self._item(index)[0]
+        return upright(image, mode) if isinstance(image, Image.Image) else read_image(image, mode)
+
+    def encoded(self, index: int) -> bytes:
+        return Path(self._files[index][0]).read_bytes() if self._files else self._item(index)[0].read()
+
+    def _item(self, index: int) -> tuple[Any, Any]:
+        source = self._reader or self._files or self._dataset
+        return source[index]
+
+
+class Stream:
+    """A dataset that timm only gives in order: wds/…, tfds/…, hfids/…. Iterates over (PIL image, label).
+
+    Raises:
+        ValueError: timm cannot open it, or its length or classes are unknown: name them.
+    """
+
+    def __init__(
+        self, name: str, root: str | None, split: str, training: bool, batch_size: int, samples: int | None,
+        classes: int | None, seed: int,
+    ) -> None:  # fmt: skip
+        self.dataset = open_timm_dataset(
+            name, root, split, is_training=training, batch_size=batch_size, num_samples=samples, seed=seed
+        )
+        length = samples or len(self.dataset)
+        if not length:
+            raise ValueError(f"{name} does not say how many images it has: give --epoch-samples")
+        self.samples = int(length)
+        known = getattr(self.dataset.reader, "class_to_idx", None)
+        if known:
+            self.classes = [str(c) for c, _ in sorted(known.items(), key=lambda item: item[1])]
+        elif classes:
+            self.classes = [str(i) for i in range(classes)]
+        else:
+            raise ValueError(f"{name} does not name its classes: give --num-classes")
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        yield from self.dataset
+
+
+class KeptImages:
+    """Some images of a stream, by their position in it, collected by going through it once."""
+
+    def __init__(self, stream: Stream, positions: Sequence[int]) -> None:
+        wanted = set(positions)
+        self._kept = {i: image for i, (image, _) in enumerate(stream) if i in wanted}
+
+    def read(self, position: int, mode: Mode) -> Image.Image:
+        return upright(self._kept[position], mode)
+
+    def name(self, position: int) -> str:
+        return str(position)
+
+
+def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -> Any:
+    """`timm.data.create_dataset` with every failure explained in one line."""
+    from timm.data import create_dataset
+
+    if root is not None and not Path(root).exists():
+        raise ValueError(f"data_root {root} does not exist")
+    if name.startswith("torch/") and root is None:
+        raise ValueError(f"{name} needs --data-root, the folder its files lie in")
+    try:
+        # No color mode: images are converted here, as in prediction.
+        options = {"input_img_mode": None, **options}
+        return create_dataset(name, root=root, split=split, **options)
+    except ImportError as error:
+        raise ValueError(f"{name} needs a package that is not installed: {error}") from error
+    except (AssertionError, LookupError, RuntimeError, ValueError, OSError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"timm cannot open {name}, split {split}, in {root}: {reason}") from error
+
+
+def _class_names(dataset: Any, reader: Any, labels: Sequence[int]) -> list[str]:
+    names = getattr(dataset, "classes", None)
+    if names:
+        return [str(name) for name in names]
+    known = getattr(reader, "class_to_idx", None)
+    if known:
+        return [str(name) for name, _ in sorted(known.items(), key=lambda item: item[1])]
+    return [str(i) for i in range(max(labels) + 1)]
