@@ -1,0 +1,72 @@
+"""Which backend computes the operator's own primitives: PyTorch's operators, or Triton kernels.
+
+`auto` takes what was measured to be faster: PyTorch's operators, for the time being. `triton` takes the
+kernels wherever they run: on a GPU that Triton compiles for, or in Triton's interpreter
+(TRITON_INTERPRET=1), which is for tests. The environment variable ATCONV_BACKEND sets it for a process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["Backend", "get_backend", "set_backend", "use_backend", "uses_triton"]
+
+Backend = Literal["auto", "eager", "triton"]
+
+_VARIABLE = "ATCONV_BACKEND"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def get_backend() -> Backend:
+    """The backend in force."""
+    return _backend
+
+
+def set_backend(name: Backend) -> None:
+    """Choose the backend for this process.
+
+    Raises:
+        ValueError: there is no such backend.
+        ImportError: `triton` is asked for and not installed.
+    """
+    global _backend
+    _backend = _checked(name)
+
+
+@contextmanager
+def use_backend(name: Backend) -> Iterator[None]:
+    """Choose the backend for a block. Raises as `set_backend` does."""
+    before = get_backend()
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+def uses_triton(x: Tensor) -> bool:
+    """Whether the Triton kernels compute a function of this tensor."""
+    if _backend != "triton" or x.dtype not in _DTYPES or x.numel() == 0:
+        return False
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        return False  # files hold PyTorch's operators alone
+    return x.is_cuda or (x.device.type == "cpu" and _INTERPRETED)
+
+
+def _checked(name: str) -> Backend:
+    if name not in get_args(Backend):
+        raise ValueError(f"the backend is one of {', '.join(get_args(Backend))}, got {name!r}")
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        raise ImportError("the triton backend needs Triton: pip install triton")
+    return name  # type: ignore[return-value]  # checked above
+
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_backend: Backend = _checked(os.environ.get(_VARIABLE, "auto"))
