@@ -26,8 +26,9 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
+from atconv.ops.backend import uses_triton
 from atconv.ops.context_pooling import pool
-from atconv.ops.dynamic_depthwise_conv import dynamic_depthwise_conv, is_shared
+from atconv.ops.dynamic_depthwise_conv import dynamic_depthwise_conv, is_shared, triton
 
 __all__ = [
     "atconv2d",
@@ -153,7 +154,7 @@ def lateral_inhibition(kernel: Tensor, alpha: Tensor) -> Tensor:
     return kernel - strength * kernel.mean(dim=(2, 3), keepdim=True)
 
 
-def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor) -> Tensor:
+def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor, alpha: Tensor | None = None) -> Tensor:
     """Cross-correlate every channel of every sample with its own kernel.
 
     y[b,c,p] = Σ_δ kernel[b,c,δ] · x[b,c,p+δ], zero padding K//2, stride 1: the map keeps its size.
@@ -162,6 +163,7 @@ def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor) -> Tensor:
     Args:
         x: map, B C H W.
         kernel: B C K K, or 1 C K K for the same kernel in every sample. Cast to the dtype of `x`.
+        alpha: C, for `lateral_inhibition` of the kernels first, which costs no pass where Triton computes it.
 
     Returns:
         map, B C H W, dtype of `x`.
@@ -173,6 +175,14 @@ def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor) -> Tensor:
     if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
         check_map(x)
         _check_kernel(kernel, x)
+    if not torch.jit.is_scripting():
+        by_triton = uses_triton(x)
+        if by_triton:
+            if alpha is not None:
+                _check_alpha(alpha, kernel)
+            return triton(x, kernel, alpha)
+    if alpha is not None:
+        kernel = lateral_inhibition(kernel, alpha)
     return dynamic_depthwise_conv(x, kernel.to(x.dtype))
 
 
@@ -231,9 +241,7 @@ def atconv2d(
         raise ValueError(
             "atconv2d: give context_weight and generator_weight for adaptive routing, or static_kernel alone"
         )
-    if alpha is not None:
-        kernel = lateral_inhibition(kernel, alpha)
-    routed = dynamic_depthwise_conv2d(project_channels(x, value_weight, value_bias), kernel)
+    routed = dynamic_depthwise_conv2d(project_channels(x, value_weight, value_bias), kernel, alpha)
     return project_channels(routed, output_weight, output_bias)
 
 

@@ -65,6 +65,11 @@ class _ATConv(nn.Module):
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels k̂ used for a map: B C H W → B C K K (1 C K K without routing)."""
+        kernel, alpha = self.raw_kernels(x)
+        return kernel if alpha is None else functional.lateral_inhibition(kernel, alpha)
+
+    def raw_kernels(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The kernels k before lateral inhibition, and α to inhibit them with (None for none)."""
         if not torch.jit.is_scripting():
             _check_map(x, self.dim, type(self).__name__)
         if self.routing:
@@ -73,7 +78,7 @@ class _ATConv(nn.Module):
             )
         else:
             kernel = self.static_kernel[None]
-        return kernel if self.alpha is None else functional.lateral_inhibition(kernel, self.alpha)
+        return kernel, self.alpha
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds for one sample on a map of height × width positions."""
@@ -137,8 +142,8 @@ class ATConv2d(_ATConv):
     _projection = staticmethod(partial(nn.Conv2d, kernel_size=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.kernels(x)
-        return self.proj(functional.dynamic_depthwise_conv2d(self.value_proj(x), kernel))
+        kernel, alpha = self.raw_kernels(x)
+        return self.proj(functional.dynamic_depthwise_conv2d(self.value_proj(x), kernel, alpha))
 
 
 class ATConvTokens(_ATConv):
@@ -189,10 +194,12 @@ class ATConvTokens(_ATConv):
         """Mix tokens B (prefix + H·W) C, with `grid_size` (H, W)."""
         height, width = _grid_size(x, grid_size, self.dim, self.num_prefix_tokens)
         prefix = self.num_prefix_tokens
-        kernel = self.kernels(tokens_to_map(x[:, prefix:], height, width))
+        kernel, alpha = self.raw_kernels(tokens_to_map(x[:, prefix:], height, width))
         value = self.value_proj(x)
         routed = map_to_tokens(
-            functional.dynamic_depthwise_conv2d(tokens_to_map(value[:, prefix:], height, width), kernel)
+            functional.dynamic_depthwise_conv2d(
+                tokens_to_map(value[:, prefix:], height, width), kernel, alpha
+            )
         )
         if prefix:
             share = prefix / (prefix + height * width)

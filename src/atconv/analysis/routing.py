@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atconv.analysis.features import eval_mode
+from atconv.functional import lateral_inhibition
 from atconv.mixers.convolution import DepthwiseConv
 from atconv.modules import ATConv2d, ATConvTokens
 
@@ -64,16 +66,20 @@ def _map_kernels(model: nn.Module, function: Callable[[str, Tensor], Tensor]) ->
     """For a while, mixers use function(their name, the kernels they made) as their kernels."""
     mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, _ATCONV)]
 
-    def mapped(name: str, original: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda x: function(name, original(x))
+    def mapped(name: str, raw: Callable[[Tensor], tuple[Tensor, Tensor | None]]) -> Callable[..., Any]:
+        def kernels(x: Tensor) -> tuple[Tensor, None]:
+            kernel, alpha = raw(x)
+            return function(name, kernel if alpha is None else lateral_inhibition(kernel, alpha)), None
+
+        return kernels
 
     try:
         for name, mixer in mixers:
-            mixer.kernels = mapped(name, mixer.kernels)  # type: ignore[assignment, method-assign]
+            mixer.raw_kernels = mapped(name, mixer.raw_kernels)  # type: ignore[method-assign]
         yield
     finally:
         for _, mixer in mixers:
-            del mixer.kernels
+            del mixer.raw_kernels
 
 
 def before_inhibition(kernels: Tensor, strength: Tensor) -> Tensor:

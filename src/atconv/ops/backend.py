@@ -1,7 +1,8 @@
 """Which backend computes the operator's own primitives: PyTorch's operators, or Triton kernels.
 
-`auto` takes what was measured to be faster: PyTorch's operators, for the time being. `triton` takes the
-kernels wherever they run: on a GPU that Triton compiles for, or in Triton's interpreter
+`auto` takes what was measured to be faster: PyTorch's operators, until the kernels have been
+measured on a GPU.
+`triton` takes the kernels wherever they run: on a GPU that Triton compiles for, or in Triton's interpreter
 (TRITON_INTERPRET=1), which is for tests. The environment variable ATCONV_BACKEND sets it for a process.
 """
 
@@ -15,13 +16,14 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["Backend", "get_backend", "set_backend", "use_backend", "uses_triton"]
 
 Backend = Literal["auto", "eager", "triton"]
 
-_VARIABLE = "ATCONV_BACKEND"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MAX_VALUES = 2**31  # of one sample: positions in it are 32-bit integers
 
 
 def get_backend() -> Backend:
@@ -52,21 +54,29 @@ def use_backend(name: Backend) -> Iterator[None]:
 
 
 def uses_triton(x: Tensor) -> bool:
-    """Whether the Triton kernels compute a function of this tensor."""
-    if _backend != "triton" or x.dtype not in _DTYPES or x.numel() == 0:
+    """Whether the Triton kernels compute a function of this map."""
+    if _backend != "triton" or x.dtype not in _DTYPES:
         return False
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return False  # files hold PyTorch's operators alone
-    return x.is_cuda or (x.device.type == "cpu" and _INTERPRETED)
+    if not torch.compiler.is_compiling() and _is_transformed():
+        return False
+    runs = x.is_cuda or (x.device.type == "cpu" and _INTERPRETED)
+    return runs and x.numel() > 0 and x.numel() // x.shape[0] < _MAX_VALUES
 
 
-def _checked(name: str) -> Backend:
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which know PyTorch's operators alone."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _checked(name: str, source: str = "the backend") -> Backend:
     if name not in get_args(Backend):
-        raise ValueError(f"the backend is one of {', '.join(get_args(Backend))}, got {name!r}")
+        raise ValueError(f"{source} is one of {', '.join(get_args(Backend))}, got {name!r}")
     if name == "triton" and importlib.util.find_spec("triton") is None:
-        raise ImportError("the triton backend needs Triton: pip install triton")
+        raise ImportError(f"{source} is triton, which is not installed: pip install triton, or take auto")
     return name  # type: ignore[return-value]  # checked above
 
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-_backend: Backend = _checked(os.environ.get(_VARIABLE, "auto"))
+_backend: Backend = _checked(os.environ.get("ATCONV_BACKEND", "auto"), "ATCONV_BACKEND")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atconv.ops.backend import uses_triton
 from atconv.ops.layout import flatten_positions
 from atconv.ops.tracing import is_symbolic
 
@@ -15,13 +16,22 @@ __all__ = ["adaptive", "as_product", "pool"]
 
 
 def pool(x: Tensor, bins: int, context_grid: bool) -> Tensor:
-    """Choose a form; both are the same function."""
+    """Choose a form; all are the same function."""
     # On MPS adaptive pooling takes only sizes that the bins divide (pytorch issue 96056).
     if not torch.jit.is_scripting():
+        by_triton = not context_grid and uses_triton(x)
+        if by_triton:
+            return _triton(x, bins)
         product = is_symbolic() or x.device.type == "mps"
         if product:
             return as_product(x, bins, context_grid)
     return adaptive(x, bins, context_grid)
+
+
+def _triton(x: Tensor, bins: int) -> Tensor:
+    from atconv.ops import triton_pool  # Triton is not installed everywhere
+
+    return triton_pool.pool(x, bins)
 
 
 def adaptive(x: Tensor, bins: int, context_grid: bool) -> Tensor:

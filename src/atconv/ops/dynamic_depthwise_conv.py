@@ -25,6 +25,7 @@ __all__ = [
     "is_shared",
     "shared",
     "shifted",
+    "triton",
 ]
 
 LARGE_SAMPLE = 2**16
@@ -102,3 +103,11 @@ def shifted(x: Tensor, kernel: Tensor) -> Tensor:
     bands = [padded[..., rows, :] for rows in windows]
     products = (band[..., columns] for band in bands for columns in windows)
     return functools.reduce(torch.add, map(torch.mul, products, taps))
+
+
+def triton(x: Tensor, kernel: Tensor, alpha: Tensor | None) -> Tensor:
+    """Our own kernels for GPUs. They inhibit as they load, and take `kernel` in any dtype."""
+    from atconv.ops import triton_conv  # Triton is not installed everywhere
+
+    strength = None if alpha is None else torch.sigmoid(alpha)
+    return triton_conv.convolve(x, kernel.expand(x.shape[0], -1, -1, -1), strength, False)

@@ -13,6 +13,7 @@ __all__ = [
     "flatten_positions",
     "from_rows",
     "is_channels_last",
+    "lies_channels_last",
     "map_to_tokens",
     "to_rows",
     "tokens_to_map",
@@ -25,6 +26,11 @@ def is_channels_last(x: Tensor) -> bool:
     channels, width = x.shape[1], x.shape[3]
     rows = x.stride(1) == 1 and x.stride(2) == width * channels and x.stride(3) == channels
     return rows and not x.is_contiguous()
+
+
+def lies_channels_last(x: Tensor) -> bool:
+    """Whether the channels of a map lie next to each other, slices and tokens included."""
+    return x.stride(1) == 1 and x.shape[1] > 1
 
 
 def channels_last(x: Tensor) -> Tensor:

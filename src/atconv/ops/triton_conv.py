@@ -8,32 +8,58 @@ K × K taps for each sample and channel, shared by all positions. Two programs:
 The gradient of the map is `convolve` with the taps in reverse order, that of the taps is `correlate`, and
 both have each other as gradients: all orders of derivatives run on the two.
 
-All read tensors by their strides: channels-first, channels-last, tokens B N C as they lie, slices. A program
+Both read tensors by their strides: channels-first, channels-last, tokens B N C as they lie, slices. A program
 handles a tile of positions and channels; neighbors of a tile come from the cache. Sums are in float32
 (float64 for float64), in an order that never changes: results are equal bit for bit.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs  (Triton compiles its kernels, they are not called)
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import custom_op, register_autograd, register_vmap
+from torch.library import custom_op, register_autograd
 
-__all__ = ["convolve", "correlate"]
+from atconv.ops.layout import lies_channels_last
+
+__all__ = ["TUNING", "Tuning", "convolve", "correlate", "empty_map", "sum_dtype", "tile_channels"]
 
 _UNROLLED = 7  # kernel sizes up to this one are written out tap by tap
 
 
+@dataclass
+class Tuning:
+    """How a kernel is divided, by hand until it is measured (`make gpu`, part `tiles`)."""
+
+    values: int
+    """of a tile: positions × channels"""
+    warps: int
+    """of one program"""
+
+
+TUNING = {"convolve": Tuning(4096, 4), "correlate": Tuning(8192, 8)}
+
+
 @triton.jit
-def _positions(tile, W, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Rows and columns of the positions of a tile, flat."""
-    tiles = tl.cdiv(W, BLOCK_W)
+def _place(C, H, W, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sample, tile, rows, columns and channels of this program. Parts of the channels come first, so that
+    programs that run together share positions."""
+    parts = tl.cdiv(C, BLOCK_C)
+    across = tl.cdiv(W, BLOCK_W)
+    tiles = tl.cdiv(H, BLOCK_H) * across
+    program = tl.program_id(0)
+    tile = (program // parts) % tiles
     position = tl.arange(0, BLOCK_H * BLOCK_W)
-    return (tile // tiles) * BLOCK_H + position // BLOCK_W, (tile % tiles) * BLOCK_W + position % BLOCK_W
+    rows = (tile // across) * BLOCK_H + position // BLOCK_W
+    columns = (tile % across) * BLOCK_W + position % BLOCK_W
+    channels = (program % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
+    sample = (program // parts // tiles).to(tl.int64)
+    return sample, tile, tiles, rows, columns, channels
 
 
 @triton.jit
@@ -51,12 +77,7 @@ def _convolve_kernel(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     TAPS: tl.constexpr = K * K
-    parts = tl.cdiv(C, BLOCK_C)
-    tiles = tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
-    program = tl.program_id(0)
-    channels = (program % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
-    rows, columns = _positions((program // parts) % tiles, W, BLOCK_H, BLOCK_W)
-    sample = (program // parts // tiles).to(tl.int64)
+    sample, _, _, rows, columns, channels = _place(C, H, W, BLOCK_H, BLOCK_W, BLOCK_C)
     x += sample * xb
     k += sample * kb
     mean = tl.zeros([BLOCK_C], TYPE)
@@ -83,13 +104,7 @@ def _correlate_kernel(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     TAPS: tl.constexpr = K * K
-    parts = tl.cdiv(C, BLOCK_C)
-    tiles = tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
-    program = tl.program_id(0)
-    channels = (program % parts) * BLOCK_C + tl.arange(0, BLOCK_C)
-    tile = (program // parts) % tiles
-    rows, columns = _positions(tile, W, BLOCK_H, BLOCK_W)
-    sample = (program // parts // tiles).to(tl.int64)
+    sample, tile, tiles, rows, columns, channels = _place(C, H, W, BLOCK_H, BLOCK_W, BLOCK_C)
     x += sample * xb
     gradient = _values(g + sample * gb, rows, columns, channels, C, H, W, gc, gh, gw).to(TYPE)
     out += (sample * tiles + tile) * TAPS * C
@@ -97,64 +112,6 @@ def _correlate_kernel(
         dy, dx = tap // K - K // 2, tap % K - K // 2
         values = _values(x, rows + dy, columns + dx, channels, C, H, W, xc, xh, xw)
         tl.store(out + tap * C + channels, tl.sum(values.to(TYPE) * gradient, axis=0), mask=channels < C)
-
-
-class _Tile(NamedTuple):
-    """Positions and channels of one program. Powers of two."""
-
-    height: int
-    width: int
-    channels: int
-
-    def programs(self, x: Tensor) -> int:
-        """How many cover a map B C H W."""
-        return x.shape[0] * self.positions(x) * triton.cdiv(x.shape[1], self.channels)
-
-    def positions(self, x: Tensor) -> int:
-        """Tiles of one channel."""
-        return triton.cdiv(x.shape[2], self.height) * triton.cdiv(x.shape[3], self.width)
-
-    def blocks(self) -> dict[str, int]:
-        return {"BLOCK_H": self.height, "BLOCK_W": self.width, "BLOCK_C": self.channels}
-
-
-def _tile(x: Tensor, values: int) -> _Tile:
-    """A tile of at most so many values, whose longest side lies along memory."""
-    if _channels_last(x):
-        channels = _up_to(64, x.shape[1])
-        width = _up_to(16, x.shape[3])
-    else:
-        channels, width = 1, _up_to(64, x.shape[3])
-    return _Tile(_up_to(max(1, values // (channels * width)), x.shape[2]), width, channels)
-
-
-def _up_to(limit: int, size: int) -> int:
-    """The smallest power of two that is `size` or more, or `limit`. Compares alone, for sizes that are
-    symbols."""
-    power = 1
-    while power < limit and power < size:
-        power *= 2
-    return power
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.stride(1) == 1 and x.shape[1] > 1
-
-
-def _options(x: Tensor, size: int, tile: _Tile) -> dict[str, Any]:
-    accumulator = tl.float64 if x.dtype == torch.float64 else tl.float32
-    unroll = size**2 if size <= _UNROLLED else 1
-    return {"K": size, "UNROLL": unroll, "TYPE": accumulator, **tile.blocks()}
-
-
-def _empty_map(x: Tensor) -> Tensor:
-    layout = torch.channels_last if _channels_last(x) else torch.contiguous_format
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
-
-
-def _empty_taps(x: Tensor, size: int) -> Tensor:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty(*x.shape[:2], size, size, dtype=dtype, device=x.device)
 
 
 @custom_op("atconv::convolve", mutates_args=())
@@ -170,19 +127,15 @@ def convolve(x: Tensor, kernel: Tensor, strength: Tensor | None, flip: bool) -> 
     Returns:
         B C H W, in the dtype and layout of `x`.
     """
-    y, taps = _empty_map(x), kernel.flatten(2)
-    size, tile = kernel.shape[-1], _tile(x, 4096)
+    y, taps = empty_map(x), kernel.flatten(2)
+    grid, options = _launch(x, kernel.shape[-1], "convolve")
     strengths = taps if strength is None else strength.contiguous()
-    _convolve_kernel[(tile.programs(x),)](
-        x, taps, strengths, y, *x.shape[1:], *x.stride(), *taps.stride(), *y.stride(),
-        FLIP=flip, INHIBIT=strength is not None, **_options(x, size, tile),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _convolve_kernel[grid](
+            x, taps, strengths, y, *x.shape[1:], *x.stride(), *taps.stride(), *y.stride(),
+            FLIP=flip, INHIBIT=strength is not None, **options,
+        )  # fmt: skip
     return y
-
-
-@convolve.register_fake
-def _(x: Tensor, kernel: Tensor, strength: Tensor | None, flip: bool) -> Tensor:
-    return _empty_map(x)
 
 
 @custom_op("atconv::correlate", mutates_args=())
@@ -192,19 +145,69 @@ def correlate(x: Tensor, gradient: Tensor, size: int) -> Tensor:
     Returns:
         B C size size in float32, or float64 for float64.
     """
-    tile = _tile(x, 8192)
-    shape = (x.shape[0], tile.positions(x), size**2, x.shape[1])
-    partial = torch.empty(shape, dtype=_empty_taps(x, size).dtype, device=x.device)
-    _correlate_kernel[(tile.programs(x),)](
-        x, gradient, partial, *x.shape[1:], *x.stride(), *gradient.stride(), **_options(x, size, tile)
-    )
-    taps = partial.sum(1) if shape[1] > 1 else partial[:, 0]
-    return taps.transpose(1, 2).reshape(*x.shape[:2], size, size).contiguous()
+    batch, channels = x.shape[:2]
+    grid, options = _launch(x, size, "correlate")
+    tiles = grid[0] // (batch * triton.cdiv(channels, options["BLOCK_C"]))
+    partial = torch.empty(batch, tiles, size**2, channels, dtype=sum_dtype(x), device=x.device)
+    with torch.cuda.device_of(x):
+        _correlate_kernel[grid](
+            x, gradient, partial, *x.shape[1:], *x.stride(), *gradient.stride(), **options
+        )
+    taps = partial.sum(1) if tiles > 1 else partial[:, 0]
+    return taps.transpose(1, 2).reshape(batch, channels, size, size).contiguous()
+
+
+def _launch(x: Tensor, size: int, program: str) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid of programs that covers a map B C H W, and their constants.
+
+    Few shapes of tiles, since each is compiled: 8 × 8 positions of a channels-last map, whose channels lie
+    along memory; else as wide as the map's rows, and channels to fill it.
+    """
+    tuning, (batch, channels, height, width) = TUNING[program], x.shape
+    if lies_channels_last(x):
+        block_c = tile_channels(channels)
+        block_w = 8
+        block_h = tuning.values // (block_c * block_w)
+    else:
+        block_w = next((w for w in (8, 16) if w >= width), 64)
+        block_h = min(block_w, 16)
+        block_c = tuning.values // (block_h * block_w)
+    tiles = triton.cdiv(height, block_h) * triton.cdiv(width, block_w)
+    return (batch * tiles * triton.cdiv(channels, block_c),), {
+        "K": size,
+        "UNROLL": size**2 if size <= _UNROLLED else 1,
+        "TYPE": tl.float64 if x.dtype == torch.float64 else tl.float32,
+        "BLOCK_H": block_h,
+        "BLOCK_W": block_w,
+        "BLOCK_C": block_c,
+        "num_warps": tuning.warps,
+    }
+
+
+def tile_channels(channels: int) -> int:
+    """Channels of a tile where they lie along memory: widths such as 40, 72 or 96 fill parts of 64 badly."""
+    return 64 if channels % 64 == 0 else 32
+
+
+def empty_map(x: Tensor) -> Tensor:
+    """For a map of the shape, dtype and layout of `x`."""
+    layout = torch.channels_last if lies_channels_last(x) else torch.contiguous_format
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that values of `x` are summed in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@convolve.register_fake
+def _(x: Tensor, kernel: Tensor, strength: Tensor | None, flip: bool) -> Tensor:
+    return empty_map(x)
 
 
 @correlate.register_fake
 def _(x: Tensor, gradient: Tensor, size: int) -> Tensor:
-    return _empty_taps(x, size)
+    return torch.empty(*x.shape[:2], size, size, dtype=sum_dtype(x), device=x.device)
 
 
 def _save_convolve(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -222,7 +225,7 @@ def _convolve_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]
         if ctx.flip:
             of_kernel = of_kernel.flip(2, 3)
         if strength is not None:
-            means = kernel.mean((2, 3)).to(of_kernel.dtype)
+            means = kernel.to(of_kernel.dtype).mean((2, 3))
             of_strength = -(of_kernel.sum((2, 3)) * means).sum(0).to(strength.dtype)
             of_kernel = of_kernel - strength.to(of_kernel.dtype)[:, None, None] * of_kernel.mean((2, 3), True)
         of_kernel = of_kernel.to(kernel.dtype)
@@ -240,32 +243,5 @@ def _correlate_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...
     return of_x, of_other, None
 
 
-def _convolve_vmap(
-    info: Any, in_dims: tuple[Any, ...], x: Tensor, kernel: Tensor, strength: Tensor | None, flip: bool
-) -> tuple[Tensor, int]:
-    """A dimension more is more samples. Strengths that differ along it are applied to the kernels before."""
-    maps, kernels = (_leading(t, dim, info.batch_size) for t, dim in zip((x, kernel), in_dims, strict=False))
-    if strength is not None and in_dims[2] is not None:
-        strengths = strength.movedim(in_dims[2], 0)[:, None, :, None, None]
-        kernels, strength = kernels - strengths * kernels.mean((3, 4), keepdim=True), None
-    y = convolve(maps.flatten(0, 1), kernels.flatten(0, 1), strength, flip)
-    return y.unflatten(0, maps.shape[:2]), 0
-
-
-def _correlate_vmap(
-    info: Any, in_dims: tuple[Any, ...], x: Tensor, gradient: Tensor, size: int
-) -> tuple[Tensor, int]:
-    maps, others = (_leading(t, dim, info.batch_size) for t, dim in zip((x, gradient), in_dims, strict=False))
-    taps = correlate(maps.flatten(0, 1), others.flatten(0, 1), size)
-    return taps.unflatten(0, maps.shape[:2]), 0
-
-
-def _leading(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """The dimension that vmap runs over, in front; made where the tensor has none."""
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-
 register_autograd(convolve, _convolve_gradients, setup_context=_save_convolve)
 register_autograd(correlate, _correlate_gradients, setup_context=_save_correlate)
-register_vmap(convolve, _convolve_vmap)
-register_vmap(correlate, _correlate_vmap)

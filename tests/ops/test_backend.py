@@ -1,0 +1,77 @@
+"""The choice between PyTorch's operators and the Triton kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from atconv import ATConv2d
+from atconv.ops import backend
+from atconv.ops.backend import get_backend, set_backend, use_backend, uses_triton
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment
+    )
+
+
+def test_the_kernels_are_not_the_default() -> None:
+    assert get_backend() == "auto"
+    assert not uses_triton(torch.randn(1, 2, 3, 3))
+
+
+def test_a_block_has_its_backend_and_gives_the_old_one_back() -> None:
+    with use_backend("eager"):
+        assert get_backend() == "eager"
+    assert get_backend() == "auto"
+    with pytest.raises(KeyError), use_backend("eager"):
+        raise KeyError
+    assert get_backend() == "auto"
+
+
+def test_an_unknown_backend_is_rejected() -> None:
+    with pytest.raises(ValueError, match="is one of auto, eager, triton, got 'cuda'"):
+        set_backend("cuda")  # type: ignore[arg-type]
+    assert get_backend() == "auto"
+
+
+def test_where_triton_is_missing_only_its_backend_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    set_backend("auto")
+    with pytest.raises(ImportError, match="pip install triton"):
+        set_backend("triton")
+    assert get_backend() == "auto"
+
+
+def test_where_triton_cannot_be_imported_mixers_run() -> None:
+    code = "import sys; sys.modules['triton'] = None; import atconv, torch; "
+    code += "print(tuple(atconv.ATConv2d(4)(torch.randn(1, 4, 5, 5)).shape)); "
+    code += "from atconv.ops.backend import get_backend; print(get_backend())"
+    done = run_python(code, ATCONV_BACKEND="eager")
+    assert done.stdout.splitlines() == ["(1, 4, 5, 5)", "eager"], done.stderr
+
+
+def test_an_unknown_backend_in_the_environment_is_named() -> None:
+    done = run_python("import atconv", ATCONV_BACKEND="cuda")
+    assert done.returncode
+    assert "ATCONV_BACKEND is one of auto, eager, triton, got 'cuda'" in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_what_the_kernels_do_not_take_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_INTERPRETED", True)
+    with use_backend("triton"):
+        assert uses_triton(torch.randn(1, 2, 3, 3))
+        assert not uses_triton(torch.randn(0, 2, 3, 3))
+        assert not uses_triton(torch.randn(1, 2, 3, 3).to(torch.float8_e4m3fn))
+        assert not uses_triton(torch.empty(1, 2, 3, 3, device="meta"))
+        assert not uses_triton(torch.randn(1, 1, 1, 1).expand(1, 2, 2**15, 2**15))
+        monkeypatch.setattr(backend, "_INTERPRETED", False)
+        assert not uses_triton(torch.randn(1, 2, 3, 3))  # on a CPU
+        assert ATConv2d(2)(torch.randn(1, 2, 3, 3)).shape == (1, 2, 3, 3)

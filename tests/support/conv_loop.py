@@ -1,0 +1,67 @@
+"""The dynamic depthwise convolution and its gradients as loops over taps in float64, to judge kernels by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atconv.functional import lateral_inhibition
+
+Mistake = Literal["none", "tap", "border", "edge"]
+
+# Largest error over the largest value: a unit in the last place of half precision, for sums in float32.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def convolve_by_loops(
+    x: Tensor, kernel: Tensor, alpha: Tensor | None = None, mistake: Mistake = "none"
+) -> Tensor:
+    """y[b,c,p] = Σ_δ k̂[b,c,δ]·x[b,c,p+δ] tap by tap, in float64.
+
+    `mistake` makes one that kernels make: a tap that is its neighbor's, a border that repeats the map in place
+    of zeros, and a last row that is not computed.
+    """
+    x, kernel = x.double(), kernel.double()
+    if alpha is not None:
+        kernel = lateral_inhibition(kernel, alpha.double())
+    size, (height, width) = kernel.shape[-1], x.shape[2:]
+    edges = (size // 2,) * 4
+    padded = F.pad(x, edges, mode="replicate") if mistake == "border" else F.pad(x, edges)
+    y = torch.zeros_like(x)
+    for i in range(size):
+        for j in range(size):
+            tap = kernel[:, :, i, j - 1 if mistake == "tap" and i == j == size - 1 else j]
+            y = y + tap[:, :, None, None] * padded[..., i : i + height, j : j + width]
+    return torch.cat([y[:, :, :-1], 0 * y[:, :, -1:]], 2) if mistake == "edge" else y
+
+
+def with_gradients(y: Tensor, inputs: Sequence[Tensor], cotangent: Tensor) -> list[Tensor]:
+    """An output and the gradients of its inputs."""
+    return [y, *torch.autograd.grad(y, inputs, cotangent.to(y.dtype))]
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest value; infinite where there is one that is not finite."""
+    assert actual.shape == expected.shape
+    if not bool(torch.isfinite(actual).all()):
+        return float("inf")
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def make_inputs(
+    shape: Sequence[int], size: int, dtype: torch.dtype, device: torch.device, channels_last: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A map, kernels and α that take gradients, and the gradient of the output."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, cotangent = (
+        torch.randn(*shape, device=device).to(dtype).contiguous(memory_format=layout) for _ in range(2)
+    )
+    kernel = torch.randn(*shape[:2], size, size, device=device).to(dtype)
+    # As autocast keeps it. Its gradient is a sum that cancels, which half precision would round again.
+    alpha = torch.randn(shape[1], device=device, dtype=torch.promote_types(dtype, torch.float32))
+    return x.requires_grad_(), kernel.requires_grad_(), alpha.requires_grad_(), cotangent
