@@ -1,4 +1,4 @@
-"""Mixers and models on the Triton kernels: what torch does with modules goes on working, with equal results."""
+"""Mixers and models on the Triton kernels: torch's tools go on working, with equal results."""
 
 from __future__ import annotations
 

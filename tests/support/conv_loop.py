@@ -22,8 +22,8 @@ def convolve_by_loops(
 ) -> Tensor:
     """y[b,c,p] = Σ_δ k̂[b,c,δ]·x[b,c,p+δ] tap by tap, in float64.
 
-    `mistake` makes one that kernels make: a tap that is its neighbor's, a border that repeats the map in place
-    of zeros, and a last row that is not computed.
+    `mistake` makes one that kernels make: a tap that is its neighbor's, a border that repeats the map in
+    place of zeros, or a last row that is not computed.
     """
     x, kernel = x.double(), kernel.double()
     if alpha is not None:
@@ -44,13 +44,21 @@ def with_gradients(y: Tensor, inputs: Sequence[Tensor], cotangent: Tensor) -> li
     return [y, *torch.autograd.grad(y, inputs, cotangent.to(y.dtype))]
 
 
-def error(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest value; infinite where there is one that is not finite."""
+def error(actual: Tensor, expected: Tensor, scale: float = 1e-30) -> float:
+    """Largest difference over the largest value, or over `scale` if that is larger; infinite where there is a
+    value that is not finite."""
     assert actual.shape == expected.shape
     if not bool(torch.isfinite(actual).all()):
         return float("inf")
     actual, expected = actual.detach().double(), expected.detach().double()
-    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    return float((actual - expected).abs().max() / expected.abs().max().clamp_min(scale))
+
+
+def errors(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """Of output, and of the gradients of map, kernels and α. The last is a sum of those of kernels, which can
+    cancel: it is compared with them."""
+    scales = [1e-30] * 3 + [float(expected[2].abs().max())]
+    return [error(a, e, scale) for a, e, scale in zip(actual, expected, scales, strict=True)]
 
 
 def make_inputs(
@@ -62,6 +70,6 @@ def make_inputs(
         torch.randn(*shape, device=device).to(dtype).contiguous(memory_format=layout) for _ in range(2)
     )
     kernel = torch.randn(*shape[:2], size, size, device=device).to(dtype)
-    # As autocast keeps it. Its gradient is a sum that cancels, which half precision would round again.
+    # As autocast keeps it.
     alpha = torch.randn(shape[1], device=device, dtype=torch.promote_types(dtype, torch.float32))
     return x.requires_grad_(), kernel.requires_grad_(), alpha.requires_grad_(), cotangent

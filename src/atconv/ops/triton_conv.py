@@ -13,7 +13,8 @@ handles a tile of positions and channels; neighbors of a tile come from the cach
 (float64 for float64), in an order that never changes: results are equal bit for bit.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs  (Triton compiles its kernels, they are not called)
+# Arguments of kernels have no types: Triton compiles them for those they are launched with.
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 from dataclasses import dataclass
