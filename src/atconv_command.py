@@ -5,7 +5,9 @@ Importing the package registers models with timm, which takes seconds; this modu
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 
 COMMANDS = {
     "train": "train a classifier",
@@ -45,34 +47,31 @@ TOOLS = {
 
 def main() -> None:
     """Run a command; exit 2 with one line for bad input."""
-    command, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
-    if command in ("", "-h", "--help"):
+    try:
+        try:
+            _answer(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _answer(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage("atconv", COMMANDS))
-        raise SystemExit(0 if command else 2)
-    if command == "--version":
+        raise SystemExit(0 if arguments else 2)
+    if arguments == ["--version"]:
         from importlib.metadata import version
 
         print(f"atconv {version('atconv')}")
-        return
-    if command not in COMMANDS:
-        raise _rejection(f"atconv: no command {command!r}; there are {', '.join(COMMANDS)}")
-    if command in TOOLS:
-        tool = arguments.pop(0) if arguments else "nothing"
-        if tool in ("-h", "--help"):
-            print(_usage(f"atconv {command}", TOOLS[command]))
-            return
-        if tool not in TOOLS[command]:
-            names = ", ".join(TOOLS[command])
-            raise _rejection(f"atconv {command}: {tool!r} is not among {names} (see atconv {command} --help)")
-        command = f"{command} {tool}"
-    from atconv.cli import run
+    elif arguments[0] in TOOLS and arguments[1:2] in (["-h"], ["--help"]):
+        print(_usage(f"atconv {arguments[0]}", TOOLS[arguments[0]]))
+    else:
+        if os.environ.get("ATCONV_DEBUG", "0") == "0" and not sys.warnoptions:
+            warnings.simplefilter("ignore")  # they are for developers, and hide the one line about bad input
+        from atconv.cli import run
 
-    run(command, arguments)
-
-
-def _rejection(line: str) -> SystemExit:
-    print(line, file=sys.stderr)
-    return SystemExit(2)
+        run(arguments, COMMANDS, TOOLS)
 
 
 def _usage(prog: str, commands: dict[str, str]) -> str:

@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -15,10 +15,22 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from docstring_parser import parse, parse_from_object
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from atconv.engine.options import check_value, describe, rule_of
+from atconv.engine.options import check_value, describe, did_you_mean, rule_of
 
-__all__ = ["Parser", "add_function", "add_options"]
+__all__ = [
+    "Fill",
+    "Parser",
+    "add_function",
+    "add_options",
+    "add_positional",
+    "fail",
+    "flag",
+    "printable",
+]
 
+_CONTROLS = (
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"  # of terminals and of bidirectional text
+)
 _PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", dict: "{NAME: VALUE}"}
 
 
@@ -33,42 +45,97 @@ class _Formatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
-        shown = default not in (None, argparse.SUPPRESS, [], {}) and default is not False
+        shown = default not in (None, argparse.SUPPRESS, (), [], {}) and default is not False
         return f"{text} (default: %(default)s)" if shown else text
 
 
-class Parser(ArgumentParser):
-    """An argument parser whose errors are one line and exit code 2."""
+Fill = Callable[["Parser", Sequence[str]], Callable[..., None]]
+"""(parser of a command that is called, its arguments) → what is called with the parsed options"""
 
-    def __init__(self, missing: Mapping[str, str] | None = None, **options: Any) -> None:
-        """`missing` says what to do where a positional argument is missing, by its name."""
+
+class Parser(ArgumentParser):
+    """An argument parser whose errors are one line and exit code 2.
+
+    Args:
+        fill: adds the options, once the command is called: the options of the others are never made.
+    """
+
+    def __init__(self, fill: Fill | None = None, **options: Any) -> None:
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **options)
-        self.missing = dict(missing or {})
+        self.fill = fill
+        self.action: Callable[..., None] | None = None
+        """what is called with the parsed options"""
         self.kinds: dict[str, Any] = {}
         """types of the options, with their ranges"""
+        self.commands: dict[str, Parser] = {}
 
-    def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
-        parsed: Namespace = super().parse_args(*args, **options)
-        for name, value in parsed.as_dict().items():
-            if name in self.kinds:
-                try:
-                    check_value(name, value, self.kinds[name])
-                except ValueError as error:
-                    self.error(str(error))
+    def add_command(self, name: str, text: str, fill: Fill | None = None) -> Parser:
+        """Add a command with one line of help."""
+        if not self.commands:
+            self.group = self.add_subcommands(dest="command", metavar="COMMAND", title="commands")
+        self.commands[name] = Parser(fill)
+        self.group.add_subcommand(name, self.commands[name], help=text)
+        self.commands[name].prog = f"{self.prog} {name}"
+        return self.commands[name]
+
+    def run(self, arguments: Sequence[str]) -> None:
+        """Parse arguments, and do what their command does."""
+        parser, options = self, self.parse_args(arguments)
+        while parser.commands:
+            parser, options = parser.commands[options.command], options[options.command]
+        assert parser.action is not None
+        parser.action(**options.as_dict())
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *more: Any, **options: Any
+    ) -> Namespace:
+        if self.fill is not None and self.action is None:
+            self.action = self.fill(self, args or ())
+        if self.commands and not args:
+            self.error(f"no command given; there are {', '.join(self.commands)}")
+        parsed: Namespace = super().parse_args(args, *more, **options)
+        if not self.commands:
+            self._check(parsed)
         return parsed
+
+    def chosen(self) -> dict[str, Any]:
+        """What was given, without defaults."""
+        given = super().parse_args(self.args, defaults=False).as_dict()
+        return {name: value for name, value in given.items() if value is not None or name in self.kinds}
+
+    def _check(self, parsed: Namespace) -> None:
+        try:
+            self.validate(parsed)  # here, where names of options have no prefix yet
+            for name, value in parsed.as_dict().items():
+                if name in self.kinds:
+                    check_value(name, value, self.kinds[name])
+        except (TypeError, KeyError, ValueError) as error:
+            self.error(str(error))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())[:600]
-        name = text.rpartition("are required: ")[2]
-        wrong = re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', text)
-        if name in self.missing:
-            text = self.missing[name]
-        elif wrong and wrong[1] in self.kinds:
-            text = f"{wrong[1]} must be {describe(self.kinds[wrong[1]])}, got {wrong[2]}"
-        elif self.missing and re.match(r"(error: )?unrecognized arguments: [^-]", text, re.IGNORECASE):
+        if wrong := re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', text):
+            if wrong[1] in self.kinds:
+                text = f"{wrong[1]} must be {describe(self.kinds[wrong[1]])}, got {wrong[2]}"
+        elif wrong := re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose", text):
+            text = f"no command {wrong[1]!r}; there are {', '.join(self.commands)}"
+            text += did_you_mean(wrong[1], self.commands)
+        elif wrong := re.match(r"unrecognized arguments: (--[\w-]+)", text):
+            text += did_you_mean(wrong[1], map(flag, self.kinds))
+        elif text.startswith("unrecognized arguments: "):
             text += ": give it before the options"
-        print(f"{self.prog}: {text} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
+        fail(f"{self.prog}: {text} (see {self.prog} --help)")
+
+
+def fail(line: str, code: int = 2) -> NoReturn:
+    """End with a line on stderr."""
+    print(printable(line), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def printable(text: str) -> str:
+    """Text whose control characters, such as those in names of files, are escaped."""
+    return re.sub(_CONTROLS, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True)
@@ -96,7 +163,7 @@ def add_options(parser: Parser, config: type, skip: Collection[str] = (), everyt
             shown = everything or option.common
             _add(parser, section, option, shown, ranges=everything)
             if not shown:
-                hidden.setdefault(group, []).append(_flag(option.name))
+                hidden.setdefault(group, []).append(flag(option.name))
     if hidden:
         names = " ".join(name for names in hidden.values() for name in names)
         parser.epilog = f"Also {names}. See {parser.prog} --help-all."
@@ -104,17 +171,34 @@ def add_options(parser: Parser, config: type, skip: Collection[str] = (), everyt
         parser.add_argument("--help-all", action="help", help="explain all options")
 
 
-def add_function(parser: Parser, function: Callable[..., Any], skip: Collection[str] = ()) -> None:
-    """Add the parameters of a function, explained by its docstring."""
-    texts = {
-        p.arg_name: " ".join((p.description or "").split()) for p in parse(function.__doc__ or "").params
-    }
+def add_function(
+    parser: Parser,
+    function: Callable[..., Any],
+    positional: Collection[str] = (),
+    skip: Collection[str] = (),
+) -> None:
+    """Add the parameters of a function, explained by its docstring; `positional` ones without a flag."""
+    described = parse(function.__doc__ or "")
+    parser.description = parser.description or described.short_description
+    texts = {p.arg_name: " ".join((p.description or "").split()) for p in described.params}
     hints = get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
-        if name not in skip and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
-            default = parameter.default
-            option = _Option(name, hints[name], default, texts.get(name, ""), "", True)
+        if name in skip or parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        if name in positional:
+            add_positional(parser, name, texts[name], several=get_origin(hints[name]) is Sequence)
+        else:
+            option = _Option(name, hints[name], parameter.default, texts.get(name, ""), "", True)
             _add(parser, parser, option, shown=True, ranges=True)
+
+
+def add_positional(
+    parser: Parser, name: str, text: str, several: bool = False, optional: bool = False
+) -> None:
+    """Add an argument without a flag."""
+    nargs = "+" if several else "?" if optional else None
+    metavar = name.upper().removesuffix("S") if several else name.upper()
+    parser.add_argument(name, metavar=metavar, type=str, nargs=nargs, help=text.removesuffix("."))
 
 
 def _fields_of(config: type) -> Iterator[_Option]:
@@ -136,12 +220,12 @@ def _fields_of(config: type) -> Iterator[_Option]:
             yield _Option(field.name, hints[field.name], default, text, group, shown)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
 def _add(parser: Parser, section: Any, option: _Option, shown: bool, ranges: bool) -> None:
-    flag, rule = _flag(option.name), rule_of(option.kind) if ranges else None
+    rule = rule_of(option.kind) if ranges else None
     parser.kinds[option.name] = option.kind
     text = f"{option.help.removesuffix('.')}; {rule.short}" if rule else option.help.removesuffix(".")
     keywords: dict[str, Any] = {
@@ -150,10 +234,14 @@ def _add(parser: Parser, section: Any, option: _Option, shown: bool, ranges: boo
     }
     if option.default is inspect.Parameter.empty:
         keywords |= {"required": True, "default": None}
-    if _plain(option.kind) is bool:
-        section.add_argument(flag, action=ActionYesNo(no_prefix="no-"), **keywords)
+    if get_origin(option.kind) is Sequence:
+        section.add_argument(flag(option.name), type=str, nargs="+", metavar="TEXT", **keywords)
+    elif _plain(option.kind) is bool:
+        section.add_argument(flag(option.name), action=ActionYesNo(no_prefix="no-"), **keywords)
     else:
-        section.add_argument(flag, type=option.kind, metavar=_placeholder(option.kind), **keywords)
+        section.add_argument(
+            flag(option.name), type=option.kind, metavar=_placeholder(option.kind), **keywords
+        )
 
 
 def _plain(kind: Any) -> Any:

@@ -6,6 +6,7 @@ import atexit
 import functools
 import json
 import shutil
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from atconv.cli import run as run_command
 from atconv.models.sit import SiT
 from atconv.tasks import train
 from atconv.tasks.generation.config import GenerationConfig
+from atconv_command import main
 from support.helpers import FIXTURES, randomize
 from support.tiny import Finished, KillAt, atconv, reset_accelerate
 
@@ -115,5 +116,5 @@ def atconv_generate(*arguments: str | Path, kill_at: KillAt | None = None) -> Fi
 def generate_here(*arguments: str | Path) -> None:
     """The same command in this process: exits with 2 for bad input."""
     reset_accelerate()
-    tool, *rest = map(str, arguments)
-    run_command(f"generate {tool}", rest)
+    with mock.patch.object(sys, "argv", ["atconv", "generate", *map(str, arguments)]):
+        main()

@@ -92,7 +92,7 @@ def test_a_command_for_classifiers_names_the_command_that_fits(tmp_path: Path, t
     assert f"{run} is a {task} run, not a classification run: use atconv {COMMANDS[task]}" in ended.err
     command = ended.err.split("use atconv ")[1].split()
     tools = atconv_command.TOOLS[command[0]]
-    assert command[1:2] == [tool] if tool in tools else command[1:] == []
+    assert command[1:2] == [tool] if tool in tools else " ".join(command[1:]) == f"({', '.join(tools)})"
     assert {path.name for path in run.iterdir()} == {"config.yaml"}
 
 
@@ -117,7 +117,7 @@ def test_a_run_without_a_model_is_neither_exported_nor_analyzed(
 
 
 def test_the_front_door_lists_the_commands_that_there_are() -> None:
-    from atconv.cli import _commands
+    from atconv.cli import _fills
 
     grouped = {f"{name} {tool}" for name, tools in atconv_command.TOOLS.items() for tool in tools}
-    assert set(_commands()) == (set(atconv_command.COMMANDS) - set(atconv_command.TOOLS)) | grouped
+    assert set(_fills()) == (set(atconv_command.COMMANDS) - set(atconv_command.TOOLS)) | grouped

@@ -46,4 +46,5 @@ def pack_folder(folder: Path, out: Path) -> Path:
         raise ValueError(f"none of the {len(source)} files in {folder} is a readable image")
     records = ((source.encoded(i), source.labels[i]) for i in progress(readable, "packing"))
     build_lmdb(out, records, len(readable), source.classes)
+    logger.info("written to %s", out)
     return out

@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -29,6 +30,7 @@ __all__ = [
     "check_options",
     "check_value",
     "describe",
+    "did_you_mean",
     "rule_of",
 ]
 
@@ -92,6 +94,12 @@ def describe(kind: Any) -> str:
         count = "" if origin is list or ... in arguments else f"{len(arguments)} "
         return f"a list of {count}{_WORDS[_base(arguments[0])].split(maxsplit=1)[-1]}s"
     return _WORDS.get(origin or kind, "something else")
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known."""
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def rule_of(kind: Any) -> Rule | None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from atconv.engine.options import check_value, did_you_mean
 from atconv.engine.reading import read_yaml
 from atconv.engine.run import Run
 from atconv.io import write_atomically
@@ -17,6 +18,7 @@ from atconv.io import write_atomically
 __all__ = [
     "read_config",
     "read_options",
+    "read_recipe",
     "recipe_names",
     "recipe_path",
     "reject_contradictions",
@@ -44,6 +46,27 @@ def recipe_path(package: str, name: str) -> Path:
     if name in names:
         return Path(str(resources.files(package) / "recipes" / f"{name}.yaml"))
     raise ValueError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(names)}")
+
+
+def read_recipe(path: Path, kind: type, task: str) -> dict[str, Any]:
+    """The options in a recipe of one task, checked.
+
+    Raises:
+        ValueError: it is of another task, or has an option or a value that `kind` does not know.
+    """
+    recipe = read_yaml(path)
+    if not isinstance(recipe, dict):
+        raise ValueError(f"the recipe {path} is not a mapping of options to values")
+    named = recipe.pop("task", task)
+    if named != task:
+        raise ValueError(f"the recipe {path} is one of {named}, not of {task}")
+    hints = get_type_hints(kind, include_extras=True)
+    for option, value in recipe.items():
+        if option not in hints:
+            hint = did_you_mean(option, hints)
+            raise ValueError(f"the recipe {path} has an option {option} that {task} does not{hint}")
+        check_value(f"{option} in the recipe {path}", value, hints[option])
+    return recipe
 
 
 def write_config(config: Any, task: str, run: Run) -> None:

@@ -40,7 +40,7 @@ class TaskSpec:
     that it starts from"""
     default_recipe: str = "small"
     tools: tuple[str, ...] = ("train", "evaluate", "predict")
-    """the commands of all tasks that this one has"""
+    """its commands"""
 
     def recipe_names(self) -> list[str]:
         """Recipes that ship with the task, selectable by name."""
@@ -49,6 +49,10 @@ class TaskSpec:
     def recipe_path(self, name: str) -> Path:
         """The file of a recipe. Raises ValueError where there is none of that name."""
         return recipes.recipe_path(f"atconv.tasks.{self.name}", name)
+
+    def read_recipe(self, name: str) -> dict[str, Any]:
+        """The options in a recipe, by its name or file. Raises ValueError where they do not fit."""
+        return recipes.read_recipe(self.recipe_path(name), self.config, self.name)
 
     def read_config(self, run: Run) -> Any:
         """The configuration of a run of this task. Raises ValueError where it is not one."""

@@ -14,4 +14,5 @@ SPEC = TaskSpec(
     config=ClassificationConfig,
     data="an image folder, an LMDB file, a timm dataset name (torch/..., hfds/..., wds/...) or digits",
     inherit_config=inherit_config,
+    tools=("train", "evaluate", "predict", "study", "analyze", "export"),
 )

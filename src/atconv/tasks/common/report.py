@@ -51,9 +51,10 @@ def report_run(
     logger.info("everything is in %s: model.safetensors, metrics.csv, %s", run.path, plots)
 
 
-def evaluate_run(predictor: Predictor[Any, M], data: str, **options: Any) -> M:
-    """Evaluate on a split of DATA, log tables, and write to RUN/evaluation/."""
+def evaluate_run(predictor: Predictor[Any, M], data: str | None = None, **options: Any) -> M:
+    """Evaluate on a split of DATA, the run's own by default, log tables, and write to RUN/evaluation/."""
     metrics = predictor.evaluate(data, **options)
+    data = data or str(getattr(predictor.config, "data", ""))
     name = f"{Path(data).resolve().name}-{metrics.split}"
     folder = free_path(predictor.run.path / "evaluation" / name, metrics, "metrics.json")
     for table in metrics.tables(f"{predictor.run.path} on {data}, {metrics.split} split"):

@@ -15,5 +15,5 @@ SPEC = TaskSpec(
     data="an image folder, an LMDB file, a timm dataset name (torch/..., hfds/...), digits, or a folder of "
     "latents from atconv generate encode",
     inherit_config=inherit_config,
-    tools=("train",),
+    tools=("train", "sample", "evaluate", "encode"),
 )

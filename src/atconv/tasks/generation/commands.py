@@ -89,7 +89,7 @@ def sample_run(
 
 
 def evaluate_samples(
-    samples: str | Path, data: str, device: Device = "auto", **options: Any
+    samples: str | Path, data: str | None = None, device: Device = "auto", **options: Any
 ) -> GenerationMetrics:
     """Compare samples with real images, print a table, and write the metrics as JSON: to RUN/evaluation/, or
     to SAMPLES.json next to an .npz file or a folder; under a number of their own where there are metrics of
@@ -97,7 +97,7 @@ def evaluate_samples(
 
     Args:
         samples: a generation run, which makes new samples; or an .npz file or a folder of samples.
-        data: DATA as in training, or an .npz file of real images.
+        data: DATA as in training, or an .npz file of real images; default: the run's own.
         device: where models run; auto takes an accelerator if there is one.
         **options: of `atconv.tasks.generation.evaluation.evaluate`.
 
@@ -107,6 +107,8 @@ def evaluate_samples(
     path = Path(samples)
     if (path / "model_index.json").is_file() or (path / "config.yaml").is_file():
         return evaluate_run(GenerationPredictor.open(Run.open(path)).to(device), data, **options)
+    if data is None:
+        raise ValueError(f"{samples} is no run, which would have data of its own: give DATA to compare with")
     metrics = evaluate(read_samples(path), data, resolve_device(device), **options)
     target = free_path(path.with_suffix(".json"), metrics)
     write_json(target, metrics.to_dict())
