@@ -50,7 +50,7 @@ def test_without_its_configuration_a_run_is_of_its_models_task(
 @pytest.mark.parametrize("content", ["{", "[]", '{"task": "flying"}'])
 def test_a_model_that_names_no_task_is_a_value_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config\.json does not say what .* is"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged: "):
         task_of(Run.open(tmp_path))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,10 @@ from PIL import Image
 
 from atconv.data.arrays import SharedIntegers, SharedItems
 from atconv.data.checking import CheckImages, in_threads, save_skipped
-from atconv.data.folders import SPLITS
+from atconv.data.folders import SAVED_SPLIT, SPLITS
 from atconv.data.images import Mode, opened_image, read_image, upright
 from atconv.data.orientation import Exif, annotation_turn, turn_size
+from atconv.engine.reading import read_json
 from atconv.engine.rng import derive_seed
 from atconv.io import first_few, write_json
 
@@ -253,7 +253,7 @@ def train_val_test_split(splits: Mapping[str, S], fraction: float, seed: int) ->
 
 def read_saved_split(path: Path, splits: Mapping[str, S]) -> dict[str, S]:
     """The images of each split that RUN/split.json lists, which the main process has checked."""
-    saved = json.loads(path.read_text())
+    saved = read_json(path, SAVED_SPLIT)
     listed = {}
     for name in (name for name in SPLITS if name in saved):
         opened = splits[name if name in splits else "train"]
@@ -272,7 +272,7 @@ def save_or_check_split(path: Path, splits: Mapping[str, AnnotatedSplit]) -> Non
     content["annotations"] = {name: split.digest for name, split in splits.items()}
     if not path.is_file():
         write_json(path, content)
-    elif json.loads(path.read_text()) != content:
+    elif read_json(path, {}) != content:
         raise ValueError(
             f"the images or annotations are not those that {path.parent} started with ({path}): put them "
             "back, or start a new run"

@@ -10,6 +10,7 @@ from atconv.data.images import image_suffixes, images_in, is_ignored
 from atconv.io import first_few
 
 __all__ = [
+    "SAVED_SPLIT",
     "SPLITS",
     "SPLIT_NAMES",
     "choose_split",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val", "test")
+SAVED_SPLIT = {"train": list[str], "val": list[str], "test": list[str] | None}  # in split.json
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),

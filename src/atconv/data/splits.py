@@ -6,7 +6,6 @@ class and seeded. No image is in two splits, not even as a copy under another na
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,10 +20,11 @@ from PIL import Image
 from atconv.data.arrays import SharedIntegers
 from atconv.data.checking import FileReport, check_files, save_skipped
 from atconv.data.config import DataConfig
-from atconv.data.folders import SPLITS, inner_folder
+from atconv.data.folders import SAVED_SPLIT, SPLITS, inner_folder
 from atconv.data.formats import open_sources
 from atconv.data.images import Mode
 from atconv.data.sources import ImageSource
+from atconv.engine.reading import read_json
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
 from atconv.io import count_of, first_few, write_json
@@ -142,7 +142,7 @@ def load_splits(config: DataConfig, run: Path) -> Splits:
     Raises:
         ValueError: images of the saved split are gone, or have another class than then.
     """
-    saved = json.loads((run / "split.json").read_text(encoding="utf-8"))
+    saved = read_json(run / "split.json", {"classes": list[str], "message": str, **SAVED_SPLIT})
     sources = open_sources(config)
     indices: dict[str, list[int]] = {}
     for name in (name for name in SPLITS if name in saved):
@@ -151,15 +151,20 @@ def load_splits(config: DataConfig, run: Path) -> Splits:
         missing = [image for image in saved[name] if image not in position]
         if missing:
             raise ValueError(
-                f"no longer in {config.data}: {count_of(len(missing), 'image')} of the run's split, such as "
-                f"{missing[0]}"
+                f"no longer in {config.data}: {count_of(len(missing), 'image')} of the run's split "
+                f"({run / 'split.json'}), such as {missing[0]!r}"
             )
         indices[name] = [position[image] for image in saved[name]]
     for source in sources.values():
         of_it = [
             i for split, own in indices.items() if sources.get(split, sources["train"]) is source for i in own
         ]
-        source.relabel(saved["classes"], of_it)
+        try:
+            source.relabel(saved["classes"], of_it)
+        except ValueError as error:
+            raise ValueError(f"{error} ({run / 'split.json'})") from error
+    if len(np.unique(sources["train"].labels[indices["train"]])) < len(saved["classes"]):
+        raise ValueError(f"{run / 'split.json'} is damaged: it has classes without training images")
     return _with_sources(sources, indices, saved["classes"], saved["message"])
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["read_yaml"]
+from atconv.engine.options import check_value
+
+__all__ = ["naming_damage", "read_json", "read_yaml"]
 
 _MAX_VALUES = 100_000  # of a file, its aliases written out
 
@@ -41,6 +46,44 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise ValueError(f"{path} cannot be read: its values are nested too deeply") from None
+
+
+def read_json(path: Path, schema: Mapping[str, Any], inside: str | None = None) -> dict[str, Any]:
+    """The values that a JSON file holds by name, without those that are null.
+
+    Args:
+        schema: types of values by name. Those that may be None may be missing; others may be there too.
+        inside: name of a value that holds them, where the file has one of that name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or a value is missing or of another type.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            content = content.get(inside, content)
+        if not isinstance(content, dict):
+            raise ValueError(f"values by name are expected, got {content!r}")
+        for name, kind in schema.items():
+            check_value(name, content.get(name), kind)
+        return {name: value for name, value in content.items() if value is not None}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no such file: {path}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {str(error)[:200]}") from error
+
+
+@contextmanager
+def naming_damage(run: Path) -> Iterator[None]:
+    """Where a library rejects the files of a run's model, say in one line whose they are."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:  # each library has its own kinds
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise ValueError(f"the model in {run} is damaged: {reason}") from error
 
 
 class _Loader(yaml.SafeLoader):

@@ -11,14 +11,14 @@ A new task is a folder here with a `SPEC` (see `TaskSpec`), its name in `TASKS`,
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from atconv.engine.reading import read_json
 from atconv.engine.recipes import read_options, write_config
 from atconv.engine.run import Run, next_run_dir, run_lock, run_log
 from atconv.tasks.spec import TaskSpec
@@ -56,11 +56,8 @@ def task_of(run: Run) -> TaskSpec:
         raise ValueError(f"{run.config} is not the configuration of a run")
     if (run.path / "model_index.json").is_file():
         return get_task("generation")
-    try:
-        model_config = json.loads(run.model_config.read_text())
-        return get_task(model_config.get("_atconv", model_config).get("task", "classification"))
-    except (OSError, ValueError, AttributeError, ImportError) as error:
-        raise ValueError(f"{run.model_config} does not say what {run.path} is: {error}") from error
+    named = read_json(run.model_config, {"task": Literal[TASKS] | None}, inside="_atconv").get("task")
+    return get_task(named or "classification")
 
 
 def load(run: str | Path) -> Predictor[Any, Any]:

@@ -24,6 +24,7 @@ from atconv.data.splits import Split
 from atconv.deploy.timing import ROUNDS, median_seconds
 from atconv.engine.predictor import Predictor
 from atconv.engine.progress import progress
+from atconv.engine.reading import read_json
 from atconv.engine.tables import Table
 from atconv.io import file_digest
 from atconv.models.attnet import AttNet
@@ -339,13 +340,13 @@ def _earlier_files(folder: Path, weights: str) -> tuple[dict[str, Any], list[Pat
     if not path.is_file():
         return {}, []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        files = {n: entry for n, entry in content["files"].items() if (folder / Path(n).name).is_file()}
-        if content["weights"] == weights:
-            return files, []
-        return {}, [folder / Path(name).name for name in files]
-    except (ValueError, TypeError, KeyError, AttributeError):
+        content = read_json(path, {"files": dict[str, dict], "weights": str})
+    except ValueError:
         raise ValueError(f"{path} describes no export: move it away, or write to another folder") from None
+    files = {name: about for name, about in content["files"].items() if (folder / Path(name).name).is_file()}
+    if content["weights"] == weights:
+        return files, []
+    return {}, [folder / Path(name).name for name in files]
 
 
 def _describe(

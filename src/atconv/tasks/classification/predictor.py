@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from atconv.data.transforms import EvalTransform
 from atconv.engine.options import NonNegativeInt, PositiveInt
 from atconv.engine.predictor import ImageLike, ImagePredictor, Result
 from atconv.engine.progress import progress
+from atconv.engine.reading import naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
@@ -67,20 +67,18 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             ValueError: no epoch of it has finished, or its weights are damaged.
         """
         state = run.read_weights()
-        try:
-            model = timm.create_model(f"local-dir:{run.path}")
-            model.load_state_dict(state)
-        except (json.JSONDecodeError, KeyError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"the model in {run.path} is damaged: {reason}") from error
-        pretrained: dict[str, Any] = vars(model)["pretrained_cfg"]
-        classes = pretrained.get("label_names")
+        classes = read_json(run.model_config, {"label_names": list[str] | None}).get("label_names")
         if not classes:
             raise ValueError(f"{run.path} is not a classification run: its config.json names no classes")
-        config = None
-        if run.config.is_file():
-            config = read_config(run, ClassificationConfig, "classification")
-        return cls(run, model, EvalTransform(pretrained), list(classes), config)
+        with naming_damage(run.path):
+            model: Any = timm.create_model(f"local-dir:{run.path}")
+            model.load_state_dict(state)
+            transform = EvalTransform(model.pretrained_cfg)
+            transform(Image.new("RGB", (1, 1)))  # fail fast
+            if model.num_classes != len(classes):
+                raise ValueError(f"{len(classes)} label_names for {model.num_classes} outputs")
+        config = read_config(run, ClassificationConfig, "classification") if run.config.is_file() else None
+        return cls(run, model, transform, classes, config)
 
     def open_image(self, image: ImageLike) -> Image.Image:
         return open_image(image, self.transform.prepare.mode)

@@ -16,7 +16,6 @@ Each run adds a row to results.csv. A run that has a row is not run again, an in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
@@ -29,7 +28,7 @@ from torch import nn
 
 from atconv.data.formats import open_sources
 from atconv.engine.devices import available_precision, resolve_device
-from atconv.engine.reading import read_yaml
+from atconv.engine.reading import read_json, read_yaml
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import read_rows
@@ -216,7 +215,7 @@ def _make_row(
     train(study.config(variant, job.seed), run)
     parameters, macs = study.cost(variant)
     return {
-        "top1": json.loads((run / "metrics.json").read_text())["top1"],
+        "top1": read_json(run / "metrics.json", {"top1": float})["top1"],
         "parameters": parameters,
         "macs": macs,
         "seconds": round(sum(float(epoch["seconds"]) for epoch in read_rows(run / "metrics.csv"))),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from atconv.engine.config import TrainConfig
 from atconv.engine.options import Fraction, Positive, Share
+from atconv.engine.reading import read_json
 from atconv.engine.recipes import reject_contradictions
 from atconv.engine.run import Run
 from atconv.models.backbone import check_model_name
@@ -117,8 +117,10 @@ def inherit_config(config: C, chosen: Collection[str] = ()) -> C:
 def _classifier_options(run: Run) -> dict[str, Any]:
     """The options that a finished classification run brings, from the config.json that timm reads."""
     try:
-        content = json.loads(run.model_config.read_text())
-        pretrained, model_args = content["pretrained_cfg"], content.get("model_args", {})
+        content = read_json(
+            run.model_config, {"architecture": str, "pretrained_cfg": dict, "model_args": dict}
+        )
+        pretrained, model_args = content["pretrained_cfg"], content["model_args"]
         return {
             "model": content["architecture"],
             "model_args": {k: v for k, v in model_args.items() if k not in _TRAINING_ARGS},
@@ -126,7 +128,7 @@ def _classifier_options(run: Run) -> dict[str, Any]:
             "mean": tuple(pretrained["mean"]),
             "std": tuple(pretrained["std"]),
         }
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{run.path} is not a finished run of atconv train: {error}") from error
 
 

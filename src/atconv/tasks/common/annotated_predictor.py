@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from atconv.data.annotated import AnnotatedSplit
-from atconv.data.folders import SPLITS, choose_split
+from atconv.data.folders import SAVED_SPLIT, SPLITS, choose_split
 from atconv.data.formats import Annotation, annotated_splits
 from atconv.data.images import open_image
 from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result
+from atconv.engine.reading import naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
@@ -104,20 +104,14 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
             ValueError: it is a run of another task, no epoch of it has finished, or its weights are damaged.
         """
         state_dict = run.read_weights()
-        try:
-            content = json.loads(run.model_config.read_text())
-            content = content.get("_atconv", content)
-            (model, transform), classes = cls.build(content), list(content["label_names"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{run.path} is not a run of {cls.command}: {error} in its config.json"
-            ) from error
-        try:
+        content = read_json(run.model_config, {"label_names": list[str]}, inside="_atconv")
+        if content.get("task") != cls.task:
+            raise ValueError(f"{run.path} is not a run of {cls.command}")
+        with naming_damage(run.path):
+            model, transform = cls.build(content)
             model.load_state_dict(state_dict)
-        except RuntimeError as error:
-            raise ValueError(f"the model in {run.path} is damaged: {str(error).splitlines()[0]}") from error
         config = read_config(run, cls.config_class, cls.task) if run.config.is_file() else None
-        predictor = cls(run, model, transform, classes, config)
+        predictor = cls(run, model, transform, content["label_names"], config)
         predictor.model_config = content
         return predictor
 
@@ -140,7 +134,7 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
 
     def _saved_split(self, data: str, split: str, **options: Any) -> tuple[str, S]:
         """A split of the run's own DATA and its name, as split.json says."""
-        saved = json.loads(self.run.split.read_text())
+        saved = read_json(self.run.split, SAVED_SPLIT)
         name = choose_split([name for name in SPLITS if name in saved], split, data)
         source = name if name in annotated_splits(self.annotation, data) else "train"
         opened = self.open_split(data, source, skip_unreadable=True, **options)[source]
@@ -148,7 +142,8 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         missing = [image for image in saved[name] if image not in positions]
         if missing:
             raise ValueError(
-                f"{len(missing)} images of the run's split are no longer in {data}: {missing[0]}"
+                f"{len(missing)} images of the run's split ({self.run.split}) are no longer in {data}: "
+                f"{missing[0]!r}"
             )
         return name, opened.take([positions[image] for image in saved[name]])
 

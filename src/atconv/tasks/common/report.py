@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from atconv.engine.predictor import Metrics, Predictor
+from atconv.engine.reading import read_json
 from atconv.engine.run import Run
 from atconv.engine.tables import Table, metric_name
 from atconv.engine.trainer import History
@@ -82,8 +83,8 @@ def _is_free(path: Path, settings: dict[str, Any]) -> bool:
     if not settings or not path.exists():
         return True
     try:
-        saved = json.loads(path.read_text())
+        saved = read_json(path, {})
     except ValueError:
         return False
     wanted = json.loads(json.dumps(settings))  # tuples are lists there
-    return isinstance(saved, dict) and wanted == {name: saved.get(name) for name in wanted}
+    return bool(wanted == {name: saved.get(name) for name in wanted})

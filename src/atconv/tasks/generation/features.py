@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atconv import tasks
+from atconv.engine.reading import read_json
 from atconv.engine.run import Run
 from atconv.io import file_digest
 from atconv.tasks.generation.samples import to_pil
@@ -95,8 +95,8 @@ class RunFeatures(FeatureModel):
 def _saved_accuracy(run: Run) -> float | None:
     """What metrics.json of a classification run says."""
     try:
-        return float(json.loads(run.metrics.read_text())["top1"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return float(read_json(run.metrics, {"top1": float})["top1"])
+    except (OSError, ValueError):
         return None
 
 

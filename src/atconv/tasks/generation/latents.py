@@ -12,11 +12,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from diffusers import AutoencoderKL
@@ -24,9 +23,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from atconv.data.config import DataConfig
-from atconv.data.folders import SPLITS
+from atconv.data.folders import SAVED_SPLIT, SPLITS
 from atconv.data.splits import Splits, load_splits
+from atconv.engine.options import PositiveInt
 from atconv.engine.progress import progress
+from atconv.engine.reading import read_json
 from atconv.io import file_digest, save_tensors
 from atconv.tasks.generation.data import SampleDataset, SplitImages
 
@@ -53,18 +54,18 @@ class LatentInfo:
     train_split: str
     val_split: str | None
     vae: str
-    image_size: int
-    shard_size: int
+    image_size: PositiveInt
+    shard_size: PositiveInt
     flips: bool
     seed: int
 
     @classmethod
     def read(cls, folder: Path) -> LatentInfo:
         """Raises ValueError where latents.json is damaged."""
-        try:
-            return cls(**json.loads((folder / _INFO).read_text()))
-        except (OSError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder / _INFO} is damaged: {error}") from error
+        types = get_type_hints(cls, include_extras=True)
+        content = read_json(folder / _INFO, types)
+        values: dict[str, Any] = {name: content.get(name) for name in types}
+        return cls(**values)
 
     def data_config(self) -> DataConfig:
         """Options that open the images again."""
@@ -97,12 +98,9 @@ class LatentFolder:
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder)
         self.info = LatentInfo.read(self.path)
-        try:
-            saved = json.loads((self.path / "split.json").read_text())
-            self.classes: list[str] = saved["classes"]
-            self.message: str = saved["message"]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path / 'split.json'} is missing or damaged: {error}") from error
+        saved = read_json(self.path / "split.json", {"classes": list[str], "message": str, **SAVED_SPLIT})
+        self.classes: list[str] = saved["classes"]
+        self.message: str = saved["message"]
         self.shards = {
             split: self.info.shards(self.path, split, len(saved[split])) for split in SPLITS if split in saved
         }
@@ -171,8 +169,8 @@ def _check(shard: Path) -> None:
         )
     sums = shard.with_suffix(".json")
     try:
-        expected = json.loads(sums.read_text())["sha256"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        expected = read_json(sums, {"sha256": str})["sha256"]
+    except ValueError:
         expected = f"not in {sums.name}"
     if expected != file_digest(shard):
         raise ValueError(

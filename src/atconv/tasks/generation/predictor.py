@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +9,14 @@ from typing import Any, Literal
 import torch
 from diffusers.utils.logging import disable_progress_bar
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from typing_extensions import Self
 
 from atconv.data.images import PrepareImage
 from atconv.diffusion.pipeline import Labels, SiTPipeline
+from atconv.engine.options import PositiveInt
 from atconv.engine.predictor import Predictor, Result
+from atconv.engine.reading import naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json
@@ -27,6 +27,8 @@ from atconv.tasks.generation.samples import to_pil
 from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 
 __all__ = ["GeneratedImage", "GenerationPredictor"]
+
+_MODEL_INDEX = {"sample_size": tuple[PositiveInt, PositiveInt], "class_names": list[str] | None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +67,15 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         path = run.path
         if not (path / "model_index.json").is_file():
             raise ValueError(f"{path} is not a generation run: it was not made by atconv generate train")
+        read_json(path / "model_index.json", _MODEL_INDEX)
         if not (path / "transformer" / "diffusion_pytorch_model.safetensors").is_file():
             raise ValueError(
                 f"{path} has no model yet: its first epoch has not finished. "
                 f"Continue it with atconv generate train --resume {path}"
             )
         disable_progress_bar()  # diffusers shows one for the files of a model
-        try:
+        with naming_damage(path):
             pipeline = SiTPipeline.from_pretrained(path)
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"the model in {path} is damaged: {str(error).partition(chr(10))[0]}") from error
         config = None
         if run.config.is_file():
             config = read_config(run, GenerationConfig, "generation")
