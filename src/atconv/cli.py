@@ -339,7 +339,7 @@ def _sample(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
 
 def _evaluate_samples(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
     from atconv.tasks.generation.commands import evaluate_samples
-    from atconv.tasks.generation.evaluation import evaluate
+    from atconv.tasks.generation.evaluation import EvaluationConfig
     from atconv.tasks.generation.sampling import SamplerConfig
 
     parser.description = "Compare samples with real images."
@@ -348,7 +348,7 @@ def _evaluate_samples(parser: Parser, arguments: Sequence[str]) -> Callable[...,
     add_positional(parser, "data", text, optional=True)
     parser.add_argument("--device", choices=_DEVICES, default="auto", help="where models run")
     add_options(parser, SamplerConfig)
-    add_function(parser, evaluate, skip={"samples", "data", "options", "device"})
+    add_options(parser, EvaluationConfig)
     return partial(_with_sampler, SamplerConfig, evaluate_samples)
 
 

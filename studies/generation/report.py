@@ -9,7 +9,7 @@ from pathlib import Path
 import atconv
 from atconv.io import read_rows
 from atconv.plots import plt, save
-from atconv.tasks.generation.sampling import SamplerConfig, sample_images
+from atconv.tasks.generation.sampling import SamplerConfig
 from studies.generation.setup import FAMILIES, GUIDANCE, SAMPLES, SEEDS, STEPS, read_recipe
 from studies.harness import mean_and_deviation, paired_difference, smallest_difference
 
@@ -107,16 +107,15 @@ def plot_grids(runs: dict[str, Path], path: Path, columns: int = 6) -> None:
     """The same noise and labels through each family, side by side."""
     figure, axes = plt.subplots(1, len(runs), figsize=(4 * len(runs), 6.6), layout="constrained")
     options = SamplerConfig(sampler="heun", steps=STEPS, guidance=GUIDANCE)
-    labels = [label for label in range(10) for _ in range(columns)]
     for axis, (family, run) in zip(axes, runs.items(), strict=True):
-        pipeline = atconv.load(run).pipeline
-        images = sample_images(pipeline, labels, len(labels), options).images
+        predictor = atconv.load(run)
+        images = predictor.sample(per_class=columns, options=options).images
         size = images.shape[1]
         tiled = images[..., 0].reshape(10, columns, size, size).transpose(0, 2, 1, 3)
         axis.imshow(tiled.reshape(10 * size, columns * size), cmap="gray", vmin=0, vmax=255)
         axis.set_title(family)
         axis.set_xticks([])
-        names = pipeline.class_names if axis is axes[0] else []
+        names = predictor.classes if axis is axes[0] else []
         axis.set_yticks([i * size + size / 2 for i in range(len(names))], labels=names)
         axis.tick_params(length=0)
     save(figure, path, dpi=90)

@@ -70,5 +70,5 @@ def _train_step(
 
 def _sample(pipeline: SiTPipeline, device: torch.device) -> None:
     options = SamplerConfig(sampler="heun", steps=STEPS, guidance=GUIDANCE)
-    sample_images(pipeline, [i % 10 for i in range(SAMPLES)], SAMPLES, options, batch_size=SAMPLES)
+    sample_images(pipeline, [i % 10 for i in range(SAMPLES)], options, batch_size=SAMPLES)
     synchronize(device)

@@ -9,11 +9,14 @@ Time runs from t = 0, noise, to t = 1, data, everywhere in this package. (Most o
 way, and in 1000 steps.)
 """
 
-from atconv.diffusion.field import Field
-from atconv.diffusion.interpolants import make_interpolant
-from atconv.diffusion.likelihood import bits_per_dim, log_likelihood
-from atconv.diffusion.pipeline import SiTPipeline
-from atconv.diffusion.schedulers import ODEScheduler, SDEScheduler
+try:
+    from atconv.diffusion.field import Field
+    from atconv.diffusion.interpolants import make_interpolant
+    from atconv.diffusion.likelihood import bits_per_dim, log_likelihood
+    from atconv.diffusion.pipeline import SiTPipeline
+    from atconv.diffusion.schedulers import ODEScheduler, SDEScheduler
+except ModuleNotFoundError as error:
+    raise ImportError(f"atconv.diffusion needs {error.name}: pip install 'atconv[generation]'") from error
 
 __all__ = [
     "Field",

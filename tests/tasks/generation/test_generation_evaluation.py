@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from atconv.engine.run import Run
 from atconv.tasks.generation import features as features_module
 from atconv.tasks.generation.commands import evaluate_samples
 from atconv.tasks.generation.features import FeatureModel, InceptionFeatures, RunFeatures, open_features
 from atconv.tasks.generation.metrics import GenerationMetrics, classifier_labels, compare, memorization
+from atconv.tasks.generation.predictor import GenerationPredictor
 from atconv.tasks.generation.samples import SampleSet, write_npz
-from support.tiny import trained_run
+from atconv.tasks.generation.sampling import SamplerConfig
+from support.tiny import image_folder, trained_run
 from support.tiny_sit import generate_here, generation_run, unconditional_run
 
 CPU = torch.device("cpu")
@@ -307,7 +310,7 @@ def test_errors_come_before_sampling(
     monkeypatch.chdir(tmp_path)
     write_npz(tmp_path / "real.npz", images_of(6), None)
     monkeypatch.setattr(
-        "atconv.tasks.generation.evaluation.sample_images", lambda *_: pytest.fail("it sampled")
+        "atconv.tasks.generation.predictor.sample_images", lambda *_: pytest.fail("it sampled")
     )
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate_samples(generation_run(), data, features=str(trained_run()), device="cpu", **options)
@@ -500,6 +503,28 @@ def test_other_sizes_and_color_against_gray_are_said(tmp_path: Path) -> None:
     write_npz(tmp_path / "gray.npz", color[:, :8, :8, :1], None)
     said = evaluate_samples(tmp_path / "gray.npz", "digits", **options).warnings
     assert not [text for text in said if "real images gray" in text or "and real images 8" in text]
+
+
+def test_other_sizes_than_those_of_its_own_images_are_said_of_a_run(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", {"a": 20, "b": 20}, size=12)
+    options: dict[str, Any] = dict(features=str(trained_run()), images=20, options=SamplerConfig(steps=1))
+    predictor = GenerationPredictor.open(Run.open(generation_run()))
+    said = predictor.evaluate(str(folder), **options).warnings
+    assert any("samples are 8 × 8 and real images 12 × 12" in text for text in said)
+    said = predictor.evaluate(real_images=40, **options).warnings
+    assert not any("resizing adds to the distance" in text for text in said)
+
+
+def test_features_are_checked_before_the_images_of_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "atconv.tasks.generation.evaluation.readable_split", lambda *_: pytest.fail("it read images")
+    )
+    folder = image_folder(tmp_path / "images", {"a": 20, "b": 20})
+    write_npz(tmp_path / "samples.npz", images_of(20), None)
+    with pytest.raises(FileNotFoundError, match="no such run folder: nowhere"):
+        evaluate_samples(tmp_path / "samples.npz", str(folder), features="nowhere", device="cpu")
 
 
 def test_the_accuracy_of_a_run_is_read_from_its_metrics() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 import atconv
 from atconv.engine.predictor import ImagePredictor
 from atconv.tasks.generation.predictor import GenerationPredictor
-from atconv.tasks.generation.sampling import SamplerConfig, sample_images
+from atconv.tasks.generation.sampling import SamplerConfig
 from support.tiny import trained_run
 from support.tiny_sit import generation_run, tiny_run_config, unconditional_run
 
@@ -40,7 +40,7 @@ def test_a_call_makes_images_of_its_classes() -> None:
     images = predictor(["3", 7], per_class=2, options=OPTIONS, seed=4)
     assert [image.label for image in images] == ["3", "3", "7", "7"]
     assert all(image.pixels.size == (8, 8) for image in images)
-    sampled = sample_images(predictor.pipeline, [3, 3, 7, 7], 4, OPTIONS, seed=4)
+    sampled = predictor.sample([3, "7"], per_class=2, options=OPTIONS, seed=4)
     arrays = np.stack([np.asarray(image.pixels) for image in images])
     assert np.array_equal(arrays, sampled.images[..., 0])
     assert json.loads(json.dumps(images[2].to_dict())) == {"image": "2", "label": "7"}

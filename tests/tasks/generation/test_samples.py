@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset
 
 from atconv.diffusion import Field, ODEScheduler, SDEScheduler, SiTPipeline
 from atconv.diffusion.interpolants import Linear
-from atconv.tasks.generation.plots import plot_grid
+from atconv.tasks.generation.plots import grid_pixels, plot_grid
 from atconv.tasks.generation.samples import (
     SampleSet,
     batches,
@@ -423,3 +423,22 @@ def test_long_names_and_titles_of_a_grid_are_not_cut(tmp_path: Path) -> None:
         assert edge.min() == 255  # nothing is drawn over the edge
     assert (long == 0).sum() >= (short == 0).sum() > 90 * 90  # the images keep their size
     assert long.shape[1] > short.shape[1] + 100
+
+
+@pytest.mark.parametrize("shape", [(4, 64), (8, 8), (64, 4), (300, 200)])
+def test_rows_of_a_grid_are_as_high_as_their_names(shape: tuple[int, int]) -> None:
+    width, height = grid_pixels(5, 3, *shape)
+    assert height / 5 >= 15
+    assert width / 3 >= 50
+    assert (height / 5) / (width / 3) == pytest.approx(shape[0] / shape[1])
+
+
+def test_a_grid_that_is_too_large_is_rejected_before_sampling(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "atconv.tasks.generation.predictor.sample_images", lambda *_: pytest.fail("it sampled")
+    )
+    with pytest.raises(SystemExit):
+        generate_here("sample", generation_run(), "--per-class=2000", f"--out={tmp_path / 'grid.png'}")
+    assert "too large for a grid: sample fewer, or name an .npz file" in capsys.readouterr().err

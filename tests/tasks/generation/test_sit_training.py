@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -480,6 +482,34 @@ def test_what_cannot_be_trained_is_rejected_in_one_line(
     run = tmp_path / "run"
     assert message in one_line(capsys, "train", data, *tiny_run_options(**changes), f"--out={run}")
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(model="sit_atconv_m_2"), "no SiT 'sit_atconv_m_2'"),
+        (dict(model_args={"patch_size": 3}), "patches of 3 do not divide"),
+        (dict(checkpoint="damaged.pt"), "damaged.pt"),
+        (dict(checkpoint="unfinished"), "unfinished has no model yet"),
+        (dict(repa_encoder="resnet18"), "resnet18 has no patch tokens"),
+        (dict(repa_encoder="vit_tiny_patch16_224", repa_weights="nowhere.pt"), "nowhere.pt"),
+        (dict(repa_encoder="vit_tiny_patch16_224", repa_weights="damaged.pt"), "damaged.pt"),
+        (dict(repa_encoder="vit_tiny_patch16_224", repa_weights="none", repa_block=3), "repa_block 3"),
+    ],
+)
+def test_a_wrong_model_is_told_before_images_are_read(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "atconv.tasks.generation.task.open_splits", lambda *_, **__: pytest.fail("it read images")
+    )
+    Path("damaged.pt").write_bytes(b"half a download")
+    Path("unfinished").mkdir()
+    for name in ("config.yaml", "model_index.json"):
+        shutil.copy(generation_run() / name, "unfinished")
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+        train_tiny_sit(tmp_path / "run", **changes)
 
 
 def test_an_empty_folder_is_rejected_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,12 +10,12 @@ from atconv.engine.devices import resolve_device
 from atconv.engine.run import Run
 from atconv.io import write_json
 from atconv.tasks.common.report import evaluate_run, free_path
-from atconv.tasks.generation.evaluation import evaluate
+from atconv.tasks.generation.evaluation import EvaluationConfig, evaluate_file
 from atconv.tasks.generation.metrics import GenerationMetrics
-from atconv.tasks.generation.plots import plot_grid
+from atconv.tasks.generation.plots import grid_pixels, plot_grid
 from atconv.tasks.generation.predictor import GenerationPredictor
-from atconv.tasks.generation.samples import parse_classes, read_samples, write_npz, write_pngs
-from atconv.tasks.generation.sampling import SamplerConfig, sample_images
+from atconv.tasks.generation.samples import parse_classes, write_npz, write_pngs
+from atconv.tasks.generation.sampling import SamplerConfig
 
 __all__ = ["evaluate_samples", "sample_run"]
 
@@ -67,29 +67,34 @@ def sample_run(
     names = predictor.classes
     if classes != "all" and not names:
         raise ValueError(f"{run} has no classes: leave --classes out; --per-class is the number of images")
-    chosen = parse_classes(classes, names) if names else []
-    labels = [label for label in chosen for _ in range(per_class)]
+    chosen = parse_classes(classes, names) if names else None
+    if target.suffix == ".png":
+        size = predictor.pipeline.image_shape
+        grid_pixels(len(chosen or [""]), per_class, height or size[0], width or size[1])
     target.parent.mkdir(parents=True, exist_ok=True)
-    count = len(labels) or per_class
-    images, evaluations, seconds = sample_images(
-        predictor.pipeline, labels or None, count, options, seed, batch_size, height, width
-    )
+    samples = predictor.sample(chosen, per_class, options, seed, batch_size, height, width)
+    cost = samples.sampling or {}
+    evaluations, seconds = cost["evaluations_per_image"], cost["seconds_per_image"]
     if target.suffix == ".npz":
-        write_npz(target, images, labels or None)
+        write_npz(target, samples.images, samples.labels)
     elif target.suffix == ".png":
         title = (
             f"{Path(run).name}: {options.sampler}, {evaluations} evaluations, guidance {options.guidance:g}"
         )
-        plot_grid(images, per_class, [names[label] for label in chosen] or [""], title, target)
+        plot_grid(samples.images, per_class, [names[label] for label in chosen or []] or [""], title, target)
     else:
-        prefixes = [f"{label:04d}-" for label in labels] or [""] * count
-        write_pngs(target, images, [f"{prefix}{i:06d}" for i, prefix in enumerate(prefixes)])
-    logger.info("%d images, %d evaluations and %.4f s each: %s", count, evaluations, seconds / count, target)
+        prefixes = [f"{label:04d}-" for label in samples.labels or []] or [""] * len(samples)
+        write_pngs(target, samples.images, [f"{prefix}{i:06d}" for i, prefix in enumerate(prefixes)])
+    logger.info("%d images, %d evaluations and %.4f s each: %s", len(samples), evaluations, seconds, target)
     return target
 
 
 def evaluate_samples(
-    samples: str | Path, data: str | None = None, device: Device = "auto", **options: Any
+    samples: str | Path,
+    data: str | None = None,
+    device: Device = "auto",
+    options: SamplerConfig | None = None,
+    **evaluation: Any,
 ) -> GenerationMetrics:
     """Compare samples with real images, print a table, and write the metrics as JSON: to RUN/evaluation/, or
     to SAMPLES.json next to an .npz file or a folder; under a number of their own where there are metrics of
@@ -99,17 +104,19 @@ def evaluate_samples(
         samples: a generation run, which makes new samples; or an .npz file or a folder of samples.
         data: DATA as in training, or an .npz file of real images; default: the run's own.
         device: where models run; auto takes an accelerator if there is one.
-        **options: of `atconv.tasks.generation.evaluation.evaluate`.
+        options: sampler, steps, guidance of new samples.
+        **evaluation: the fields of `EvaluationConfig`.
 
     Raises:
         FileNotFoundError, ValueError: no such samples, data or features; too few images.
     """
     path = Path(samples)
     if (path / "model_index.json").is_file() or (path / "config.yaml").is_file():
-        return evaluate_run(GenerationPredictor.open(Run.open(path)).to(device), data, **options)
+        predictor = GenerationPredictor.open(Run.open(path)).to(device)
+        return evaluate_run(predictor, data, options=options, **evaluation)
     if data is None:
         raise ValueError(f"{samples} is no run, which would have data of its own: give DATA to compare with")
-    metrics = evaluate(read_samples(path), data, resolve_device(device), **options)
+    metrics = evaluate_file(path, data, EvaluationConfig(**evaluation), resolve_device(device))
     target = free_path(path.with_suffix(".json"), metrics)
     write_json(target, metrics.to_dict())
     logger.info("%s", metrics.tables(f"{samples} compared with {data}, {metrics.split} split")[0])

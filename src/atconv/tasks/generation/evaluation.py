@@ -1,12 +1,13 @@
-"""How good samples are, of a run or of a file: which real images they are compared with, and in what."""
+"""How good samples are: which real images they are compared with, and in what."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,92 +17,153 @@ from torch.utils.data import ConcatDataset
 from atconv.data.config import DataConfig
 from atconv.data.folders import choose_split
 from atconv.data.formats import open_sources
-from atconv.data.splits import load_splits, readable_split
+from atconv.data.sources import ImageSource
+from atconv.data.splits import Split, readable_split
 from atconv.tasks.generation.data import SplitImages
 from atconv.tasks.generation.features import open_features
 from atconv.tasks.generation.latents import is_latents, latent_splits
-from atconv.tasks.generation.metrics import GenerationMetrics, compare
-from atconv.tasks.generation.metrics import memorization as measure_memorization
-from atconv.tasks.generation.predictor import GenerationPredictor
+from atconv.tasks.generation.metrics import GenerationMetrics, compare, memorization
 from atconv.tasks.generation.samples import ImageSet, SampleSet, random_subset, read_samples
-from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 
-__all__ = ["evaluate"]
+__all__ = ["Comparison", "EvaluationConfig"]
 
 logger = logging.getLogger(__name__)
 
 _COMPARED = 16  # images that show whether samples and real images are of one kind
 
 
-def evaluate(
-    samples: GenerationPredictor | SampleSet,
-    data: str,
-    device: torch.device,
-    split: Literal["train", "val", "test", "all"] = "train",
-    features: str = "inception",
-    images: int = 10_000,
-    real_images: int = 50_000,
-    memorization: bool = False,
-    data_root: str | None = None,
-    inception_weights: str | None = None,
-    options: SamplerConfig | None = None,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> GenerationMetrics:
-    """Metrics of samples compared with real images. Writes no files.
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Options of an evaluation."""
+
+    group: ClassVar[str] = "evaluation"
+
+    split: Literal["train", "val", "test", "all"] = "train"
+    """the split of DATA to compare with; published FID compares with the training images. Where DATA has no
+    splits: all"""
+    features: str = "inception"
+    """inception, or the folder of a classification run whose features are used instead"""
+    images: int = 10_000
+    """how many images a run makes, evenly over its classes"""
+    real_images: int = 50_000
+    """compare with at most so many, chosen at random"""
+    memorization: bool = False
+    """look for copies of training images, too; for a run on images, and its own DATA"""
+    data_root: str | None = None
+    """folder of a named timm dataset, if not the run's"""
+    inception_weights: str | None = None
+    """file of the Inception network; default: torch.hub's, or a download"""
+    seed: int = 0
+    """of the samples"""
+    batch_size: int = 64
+    """images at a time"""
+
+    def __post_init__(self) -> None:
+        numbers = (self.images, self.real_images, self.batch_size)
+        if min(numbers) < 1:
+            raise ValueError(f"images, real_images and batch_size must be at least 1, got {numbers}")
+
+
+class Comparison:
+    """Real images, and the features that samples are compared with them in.
+
+    Making one opens them: what is wrong with DATA or features is said before anything is sampled.
 
     Args:
-        samples: samples, or a generator to make new ones, evenly over its classes.
         data: DATA as in training, or an .npz file of real images.
+        shape: H W C of the samples.
+        config: options.
         device: where the features are computed.
-        split: the split of DATA to compare with: train, val, test or all. Where DATA has no splits: all.
-        features: "inception", or the folder of a classification run whose features are used instead.
-        images: how many images a run makes, evenly over its classes.
-        real_images: compare with at most so many, chosen at random.
-        memorization: look for copies of training images, too; for a run on images, and its own DATA.
-        data_root: folder of a named timm dataset, if not the run's.
-        inception_weights: file of the Inception network; default: torch.hub's, or a download.
-        options: sampler, steps, guidance of new samples.
-        seed: of the samples.
-        batch_size: images at a time.
+        own: splits of the run that makes the samples, where DATA is what it was trained on.
 
     Raises:
-        FileNotFoundError, ValueError: no such data or features, or too few images.
+        FileNotFoundError, ValueError: no such data or features.
     """
-    if min(images, real_images, batch_size) < 1:
-        raise ValueError(
-            f"images, real_images and batch_size must be at least 1, got {(images, real_images, batch_size)}"
+
+    def __init__(
+        self,
+        data: str,
+        shape: Sequence[int],
+        config: EvaluationConfig,
+        device: torch.device,
+        own: Mapping[str, Split] | None = None,
+    ) -> None:
+        self.data, self.config, self.own = data, config, own is not None
+        openers = _openers(data, shape, config.data_root, own)
+        self.split = choose_split([*openers, "all"], "all" if len(openers) == 1 else config.split, data)
+        if config.memorization and not {"train", "val"} <= set(openers):
+            raise ValueError(_NO_MEMORIZATION)
+        self.features = open_features(config.features, config.inception_weights, device)
+        everything = self.split == "all" or config.memorization
+        self.sets = {name: open_() for name, open_ in openers.items() if everything or name == self.split}
+
+    def __call__(self, samples: SampleSet, mirrored: bool = False) -> GenerationMetrics:
+        """Metrics of samples.
+
+        Args:
+            samples: of the shape that was given.
+            mirrored: the training images were seen mirrored too.
+
+        Raises:
+            ValueError: too few images.
+        """
+        config, sets = self.config, self.sets
+        real = ConcatDataset(list(sets.values())) if self.split == "all" else sets[self.split]
+        chosen = random_subset(real, config.real_images, config.seed)
+        metrics = compare(samples, chosen, self.features, config.batch_size, self.split)
+        copied = None
+        if config.memorization:
+            held_out: ImageSet = ConcatDataset([sets[name] for name in sets if name != "train"])
+            copied = memorization(samples, sets["train"], held_out, mirrored)
+        notes = [*metrics.warnings, *_differences(samples, next(iter(sets.values())), sizes=not self.own)]
+        for text in notes:
+            logger.warning(text)
+        return replace(
+            metrics, data=self.data, warnings=notes, memorization=copied, sampling=samples.sampling
         )
-    predictor = samples if isinstance(samples, GenerationPredictor) else None
-    shape = samples.images.shape[1:] if isinstance(samples, SampleSet) else samples.pipeline.image_shape
-    sets = _open_images(data, data_root, shape, predictor)
-    name, real = _choose_split(sets, split, data)
-    if memorization and (predictor is None or not {"train", "val"} <= set(sets)):
-        raise ValueError("memorization is looked for in samples of a run, among the images it was trained on")
-    model = open_features(features, inception_weights, device)
-    sampling = None
-    if isinstance(samples, GenerationPredictor):
-        samples, sampling = _sample(samples, images, options or SamplerConfig(), seed, batch_size)
-    metrics = compare(samples, random_subset(real, real_images, seed), model, batch_size, name)
-    copied = None
-    if memorization:
-        held_out: ImageSet = ConcatDataset([sets[part] for part in sets if part != "train"])
-        config: Any = predictor and predictor.config
-        copied = measure_memorization(samples, sets["train"], held_out, mirrored=config.hflip > 0)
-    metrics = replace(
-        metrics,
-        data=data,
-        warnings=[*metrics.warnings, *_differences(samples, next(iter(sets.values())), predictor)],
-        memorization=copied,
-        sampling=sampling,
-    )
-    for text in metrics.warnings:
-        logger.warning(text)
-    return metrics
 
 
-def _differences(samples: SampleSet, real: ImageSet, predictor: GenerationPredictor | None) -> list[str]:
-    """How real images differ from samples in kind. A run's images are as it was trained on them."""
+_NO_MEMORIZATION = "memorization is looked for in samples of a run, among the images it was trained on"
+
+
+def evaluate_file(path: Path, data: str, config: EvaluationConfig, device: torch.device) -> GenerationMetrics:
+    """Metrics of samples in an .npz file or a folder. Writes no files.
+
+    Raises:
+        FileNotFoundError, ValueError: no such samples, data or features; too few images.
+    """
+    samples = read_samples(path)
+    if config.memorization:
+        raise ValueError(_NO_MEMORIZATION)
+    return Comparison(data, samples.images.shape[1:], config, device)(samples)
+
+
+def _openers(
+    data: str, shape: Sequence[int], data_root: str | None, own: Mapping[str, Split] | None
+) -> dict[str, Callable[[], ImageSet]]:
+    """What opens each split of DATA, at the size of the samples."""
+    if data.endswith(".npz"):
+        samples = read_samples(Path(data))
+        return {"all": lambda: samples}
+    if shape[0] != shape[1]:
+        raise ValueError(f"real images are cropped square, and the samples are {shape[0]} × {shape[1]}")
+    sources: Mapping[str, Split | ImageSource]
+    if own is not None:
+        sources = own
+    elif is_latents(data):
+        sources = latent_splits(data).by_name
+    else:
+        sources = open_sources(DataConfig(data=data, data_root=data_root))
+    return {name: partial(_open, source, shape) for name, source in sources.items()}
+
+
+def _open(source: Split | ImageSource, shape: Sequence[int]) -> SplitImages:
+    split = source if isinstance(source, Split) else readable_split(source)
+    return SplitImages(split, shape[0], shape[2])
+
+
+def _differences(samples: SampleSet, real: ImageSet, sizes: bool) -> list[str]:
+    """How real images differ from samples in kind: in color, and in size where that matters."""
     positions = np.linspace(0, len(real) - 1, _COMPARED).astype(int).tolist()  # type: ignore[arg-type]
     if isinstance(real, SplitImages):
         originals = [np.asarray(real.split.read(i, "RGB")) for i in positions]
@@ -109,7 +171,7 @@ def _differences(samples: SampleSet, real: ImageSet, predictor: GenerationPredic
         originals = [real[i] for i in positions]
     size, notes = samples.images.shape[1:3], []
     others = sorted({image.shape[:2] for image in originals} - {size})
-    if others and predictor is None:
+    if others and sizes:
         real_size = f"{others[0][0]} × {others[0][1]}" + (" and other sizes" if len(others) > 1 else "")
         notes.append(
             f"samples are {size[0]} × {size[1]} and real images {real_size}: resizing adds to the distance"
@@ -122,43 +184,3 @@ def _differences(samples: SampleSet, real: ImageSet, predictor: GenerationPredic
 
 def _is_gray(image: NDArray[np.uint8]) -> bool:
     return bool((image == image[..., :1]).all())
-
-
-def _sample(
-    predictor: GenerationPredictor, images: int, options: SamplerConfig, seed: int, batch_size: int
-) -> tuple[SampleSet, dict[str, Any]]:
-    """New samples, and how they were made."""
-    pipeline, count = predictor.pipeline, len(predictor.classes)
-    labels = [i % count for i in range(images)] if count else None
-    sampled = sample_images(pipeline, labels, images, options, seed, batch_size)
-    sampling = asdict(options) | {
-        "seed": seed,
-        "evaluations_per_image": sampled.evaluations,
-        "seconds_per_image": sampled.seconds / images,
-    }
-    return SampleSet(sampled.images, labels, pipeline.config.class_names), sampling
-
-
-def _open_images(
-    data: str, data_root: str | None, shape: Sequence[int], predictor: GenerationPredictor | None
-) -> dict[str, ImageSet]:
-    """The splits of DATA, at the size of the samples (H W C). A run's own splits where DATA is its own."""
-    if data.endswith(".npz"):
-        return {"all": read_samples(Path(data))}
-    if shape[0] != shape[1]:
-        raise ValueError(f"real images are cropped square, and the samples are {shape[0]} × {shape[1]}")
-    config: Any = predictor and predictor.config
-    if is_latents(data):
-        splits = latent_splits(data).by_name
-    elif predictor is not None and config is not None and Path(config.data).resolve() == Path(data).resolve():
-        splits = load_splits(config, predictor.run.path).by_name
-    else:
-        sources = open_sources(DataConfig(data=data, data_root=data_root))
-        splits = {name: readable_split(source) for name, source in sources.items()}
-    return {name: SplitImages(split, shape[0], shape[2]) for name, split in splits.items()}
-
-
-def _choose_split(sets: dict[str, ImageSet], split: str, data: str) -> tuple[str, ImageSet]:
-    """A split by name. DATA that came without splits has only "all"."""
-    name = choose_split([*sets, "all"], "all" if len(sets) == 1 else split, data)
-    return name, ConcatDataset(list(sets.values())) if name == "all" else sets[name]

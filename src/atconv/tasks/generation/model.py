@@ -7,12 +7,12 @@ from pathlib import Path
 
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
-from atconv.models.release import load_release
+from atconv.models.release import load_release, read_checkpoint
 from atconv.models.sit import SiT, create_sit
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.predictor import GenerationPredictor
 
-__all__ = ["build_sit", "make_model"]
+__all__ = ["build_sit", "check_weights", "make_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,14 @@ def build_sit(config: GenerationConfig, classes: int, shape: tuple[int, int, int
             f"patches of {patch} do not divide samples of {shape[1]} × {shape[2]}: change image_size"
         )
     return sit
+
+
+def check_weights(path: Path) -> None:
+    """Raise FileNotFoundError or ValueError where there are no weights, or they are damaged."""
+    if path.is_dir():
+        GenerationPredictor.open(Run.open(path))
+    else:
+        read_checkpoint(path)
 
 
 def _load_weights(sit: SiT, path: Path) -> None:

@@ -13,9 +13,10 @@ from torchvision.utils import make_grid
 
 from atconv.plots import plt, save, shorten
 
-__all__ = ["plot_grid"]
+__all__ = ["grid_pixels", "plot_grid"]
 
-_MIN_WIDTH = 56  # screen pixels of a sample
+_MIN_WIDTH, _MIN_HEIGHT = 56, 18  # screen pixels of a sample; its name is that high
+_MAX_PIXELS = 60_000  # matplotlib's limit, but for names and title
 _DPI = 100
 _CHARACTER = 7  # pixels of one in the title
 
@@ -32,8 +33,7 @@ def plot_grid(images: NDArray[np.uint8], columns: int, names: Sequence[str], tit
     """
     height, width = images.shape[1:3]
     canvas = make_grid(torch.from_numpy(images).permute(0, 3, 1, 2), columns, padding=1, pad_value=255)
-    shown = max(_MIN_WIDTH, width)
-    pixels = columns * shown, len(names) * max(shown * height / width, 16)  # a row is no lower than its name
+    pixels = grid_pixels(len(names), columns, height, width)
     figure = plt.figure(figsize=(pixels[0] / _DPI, pixels[1] / _DPI))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.imshow(canvas.permute(1, 2, 0).numpy(), interpolation="none")
@@ -46,3 +46,19 @@ def plot_grid(images: NDArray[np.uint8], columns: int, names: Sequence[str], tit
     axis.set_title(textwrap.fill(title, max(40, pixels[0] // _CHARACTER)), fontsize=10)
     with plt.rc_context({"savefig.bbox": "tight"}):  # names and title lie outside and are never cut
         save(figure, path, dpi=_DPI)
+
+
+def grid_pixels(rows: int, columns: int, height: int, width: int) -> tuple[float, float]:
+    """Width and height of a grid of images, in screen pixels.
+
+    Raises:
+        ValueError: it is larger than plots can be.
+    """
+    scale = max(1, _MIN_WIDTH / width, _MIN_HEIGHT / height)
+    pixels = columns * width * scale, rows * height * scale
+    if max(pixels) > _MAX_PIXELS:
+        raise ValueError(
+            f"{rows} rows of {columns} images are too large for a grid: sample fewer, or name an .npz "
+            "file or a folder with --out"
+        )
+    return pixels

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from atconv.data.images import PrepareImage
+from atconv.data.splits import Split, load_splits
 from atconv.diffusion.pipeline import Labels, SiTPipeline
 from atconv.engine.options import PositiveInt
 from atconv.engine.predictor import Predictor, Result
@@ -22,8 +23,10 @@ from atconv.engine.run import Run
 from atconv.io import write_json
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.data import fit_image, scale_pixels
+from atconv.tasks.generation.evaluation import Comparison, EvaluationConfig
+from atconv.tasks.generation.latents import is_latents, latent_splits
 from atconv.tasks.generation.metrics import GenerationMetrics
-from atconv.tasks.generation.samples import to_pil
+from atconv.tasks.generation.samples import SampleSet, to_pil
 from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 
 __all__ = ["GeneratedImage", "GenerationPredictor"]
@@ -56,6 +59,7 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
     """
 
     task = "generation"
+    config: GenerationConfig | None
 
     @classmethod
     def open(cls, run: Run) -> Self:
@@ -100,7 +104,26 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         seed: int = 0,
         batch_size: int = 64,
     ) -> list[GeneratedImage]:
-        """New images.
+        """New images, as PIL images with the names of their classes; see `sample`."""
+        samples = self.sample(class_labels, per_class, options, seed, batch_size)
+        labels = samples.labels
+        names = [None] * len(samples) if labels is None else [self.classes[label] for label in labels]
+        return [
+            GeneratedImage(image=str(i), label=name, pixels=to_pil(image))
+            for i, (image, name) in enumerate(zip(samples.images, names, strict=True))
+        ]
+
+    def sample(
+        self,
+        class_labels: Labels | None = None,
+        per_class: int = 1,
+        options: SamplerConfig | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> SampleSet:
+        """New images, as arrays.
 
         Args:
             class_labels: class numbers or names; all classes by default.
@@ -108,42 +131,56 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
             options: sampler, steps, guidance.
             seed: image i is made from (seed, i).
             batch_size: images at a time.
+            height, width: of the images, if not the trained size.
 
         Raises:
-            ValueError: an unknown class, or guidance on a model without a null label.
+            ValueError: an unknown class, a size the patch does not divide, or guidance on a model without a
+                null label.
         """
-        labels: list[int] | None = None
+        labels: list[int] | int = per_class
         if self.classes:
             ids = range(len(self.classes)) if class_labels is None else class_labels
             labels = [i for i in self.pipeline.get_label_ids(ids) for _ in range(per_class)]
         elif class_labels is not None:
             raise ValueError(f"{self.run.path} has no classes: leave class_labels out")
-        count = per_class if labels is None else len(labels)
-        images = sample_images(self.pipeline, labels, count, options, seed, batch_size).images
-        names = [None] * count if labels is None else [self.classes[i] for i in labels]
-        return [
-            GeneratedImage(image=str(i), label=name, pixels=to_pil(image))
-            for i, (image, name) in enumerate(zip(images, names, strict=True))
-        ]
+        return sample_images(self.pipeline, labels, options, seed, batch_size, height, width)
 
     def evaluate(  # type: ignore[override]
         self,
         data: str | None = None,
         split: Literal["train", "val", "test", "all"] = "train",
-        **options: Any,
+        options: SamplerConfig | None = None,
+        **evaluation: Any,
     ) -> GenerationMetrics:
-        """Metrics of new images compared with real ones, the run's own by default. `options` are those of
-        `atconv.tasks.generation.evaluation.evaluate`: features, images, real_images, memorization, …
+        """Metrics of new images, evenly over the classes, compared with real ones.
+
+        Published FID compares with the training images, and so does this by default; other tasks are
+        evaluated on held-out images.
+
+        Args:
+            data: DATA as in training, or an .npz file of real images; the run's own by default.
+            split: the split of DATA to compare with.
+            options: sampler, steps, guidance.
+            **evaluation: the other fields of `EvaluationConfig`: features, images, real_images, …
 
         Raises:
             FileNotFoundError, ValueError: no such data or features, or too few images.
         """
-        from atconv.tasks.generation.evaluation import evaluate
-
-        config: Any = self.config
-        if data is None and config is None:
+        config, trained = EvaluationConfig(split=split, **evaluation), self.config
+        if data is None and trained is None:
             raise ValueError(f"{self.run.path} has no config.yaml that names its data: give data")
-        return evaluate(self, config.data if data is None else data, self.device, split, **options)
+        data = trained.data if data is None and trained is not None else str(data)
+        comparison = Comparison(data, self.pipeline.image_shape, config, self.device, self._own_splits(data))
+        labels = [i % len(self.classes) for i in range(config.images)] if self.classes else None
+        per_class = config.images if labels is None else 1
+        samples = self.sample(labels, per_class, options, config.seed, config.batch_size)
+        return comparison(samples, mirrored=trained is not None and trained.hflip > 0)
+
+    def _own_splits(self, data: str) -> dict[str, Split] | None:
+        """The splits of the run where DATA is what it was trained on."""
+        if self.config is None or Path(self.config.data).resolve() != Path(data).resolve():
+            return None
+        return (latent_splits(data) if is_latents(data) else load_splits(self.config, self.run.path)).by_name
 
     def save_evaluation(
         self, metrics: GenerationMetrics, folder: Path, about: dict[str, Any] | None = None

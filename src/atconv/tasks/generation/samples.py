@@ -40,12 +40,17 @@ class SampleSet(ImageSet):
         images: uint8 N H W C.
         labels: N class numbers.
         classes: names of the labels.
+        sampling: options of a generator that made them, and what they cost.
     """
 
     def __init__(
-        self, images: Pixels, labels: list[int] | None = None, classes: Sequence[str] | None = None
+        self,
+        images: Pixels,
+        labels: list[int] | None = None,
+        classes: Sequence[str] | None = None,
+        sampling: dict[str, Any] | None = None,
     ) -> None:
-        self.images, self.labels, self.classes = images, labels, classes
+        self.images, self.labels, self.classes, self.sampling = images, labels, classes, sampling
 
     def __len__(self) -> int:
         return len(self.images)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from tqdm import tqdm
 
 from atconv.diffusion.field import check_guidance
 from atconv.diffusion.interpolants import Prediction, check_choice
@@ -25,10 +25,10 @@ from atconv.diffusion.schedulers import (
     SDEScheduler,
 )
 from atconv.engine.options import Fraction, NonNegative, PositiveInt, check_options
-from atconv.engine.progress import progress
 from atconv.engine.rng import derive_seed
+from atconv.tasks.generation.samples import SampleSet
 
-__all__ = ["SampledImages", "SamplerConfig", "image_generators", "sample_images"]
+__all__ = ["SamplerConfig", "image_generators", "sample_images"]
 
 
 @dataclass(kw_only=True)
@@ -87,28 +87,16 @@ class SamplerConfig:
         return {name: getattr(self, name) for name in names}
 
 
-class SampledImages(NamedTuple):
-    """Images of a generator, and what they cost."""
-
-    images: NDArray[np.uint8]
-    """N H W C"""
-    evaluations: int
-    """velocity evaluations for each image"""
-    seconds: float
-    """for all of them"""
-
-
 def sample_images(
     pipeline: SiTPipeline,
-    labels: Sequence[int] | None,
-    count: int,
+    labels: list[int] | int,
     options: SamplerConfig | None = None,
     seed: int = 0,
     batch_size: int = 64,
     height: int | None = None,
     width: int | None = None,
-) -> SampledImages:
-    """`count` images, one for each label where the model has classes. Image i depends on (seed, i) alone.
+) -> SampleSet:
+    """An image for each label, or so many of a model without classes. Image i depends on (seed, i) alone.
 
     Raises:
         ValueError: a label, a size or guidance that the model does not have; see `SiTPipeline`.
@@ -116,12 +104,13 @@ def sample_images(
     started, options = time.perf_counter(), options or SamplerConfig()
     pipeline.scheduler = options.scheduler(pipeline.config.interpolant, pipeline.config.prediction)
     pipeline.set_progress_bar_config(disable=True)  # one bar for all batches
+    count = labels if isinstance(labels, int) else len(labels)
     images, evaluations = [], 0
-    for start in progress(range(0, count, batch_size), "sampling"):
+    for start in tqdm(range(0, count, batch_size), desc="sampling", disable=None, leave=False):
         part = range(start, min(start + batch_size, count))
         output: Any = pipeline(
-            class_labels=None if labels is None else labels[part.start : part.stop],
-            num_images_per_prompt=len(part) if labels is None else 1,
+            class_labels=None if isinstance(labels, int) else labels[part.start : part.stop],
+            num_images_per_prompt=len(part) if isinstance(labels, int) else 1,
             guidance_scale=options.guidance,
             num_inference_steps=options.steps,
             height=height,
@@ -134,7 +123,13 @@ def sample_images(
         )
         images.append((output.images * 255).round().astype(np.uint8))
         evaluations = max(evaluations, output.evaluations)
-    return SampledImages(np.concatenate(images), evaluations, time.perf_counter() - started)
+    sampling = asdict(options) | {
+        "seed": seed,
+        "evaluations_per_image": evaluations,
+        "seconds_per_image": (time.perf_counter() - started) / count,
+    }
+    known = None if isinstance(labels, int) else labels
+    return SampleSet(np.concatenate(images), known, pipeline.config.class_names, sampling)
 
 
 def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:

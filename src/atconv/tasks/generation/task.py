@@ -31,7 +31,7 @@ from atconv.plots import Panel, plot_curves
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.data import Example, Pixels, SampleDataset, TrainingExamples
 from atconv.tasks.generation.latents import LatentFolder, Latents, is_latents, save_vae
-from atconv.tasks.generation.model import build_sit, make_model
+from atconv.tasks.generation.model import build_sit, check_weights, make_model
 from atconv.tasks.generation.plots import plot_grid
 from atconv.tasks.generation.predictor import GenerationPredictor
 from atconv.tasks.generation.repa import AlignedSiT, FrozenEncoder, alignment_loss
@@ -158,11 +158,11 @@ class GenerationTask(Task):
         if self.vae is not None:
             pipeline.vae.to(sit.device)
         names = pipeline.class_names[:_GRID_CLASSES] if sit.num_classes else ["", ""]
-        labels = [i for i in range(len(names)) for _ in range(_GRID_COLUMNS)] if sit.num_classes else None
+        count = len(names) * _GRID_COLUMNS
+        labels = [i // _GRID_COLUMNS for i in range(count)] if sit.num_classes else count
         guidance = self.config.sample_guidance if sit.null_label is not None else 1.0
         options = SamplerConfig(steps=25, guidance=guidance)
-        count = len(names) * _GRID_COLUMNS
-        images = sample_images(pipeline, labels, count, options, batch_size=50).images
+        images = sample_images(pipeline, labels, options, batch_size=50).images
         title = ", ".join(part for part in (self.config.model, when, f"guidance {guidance:g}") if part)
         plot_grid(images, _GRID_COLUMNS, names, title, path)
 
@@ -236,6 +236,7 @@ def make_task(config: GenerationConfig, run: Run, accelerator: Accelerator) -> G
     Raises:
         ValueError: data, model or weights do not fit.
     """
+    new = latest_checkpoint(run.checkpoints) is None  # else weights come from there
     splits: dict[str, SampleDataset]
     vae = None
     if is_latents(config.data):
@@ -243,12 +244,15 @@ def make_task(config: GenerationConfig, run: Run, accelerator: Accelerator) -> G
         splits, classes, vae = {name: folder[name] for name in ("train", "val")}, folder.classes, folder.vae
         logger.info("latents %s of %s", " × ".join(map(str, splits["train"].shape)), folder.message)
     else:
-        with torch.device("meta"):  # errors of the model come before the data is read
+        with torch.device("meta"):  # what is wrong with the model is said before images are read
             sit = build_sit(config, 1, (config.in_chans, config.image_size, config.image_size))
             if config.repa_encoder is not None:
-                AlignedSiT(sit, config.repa_block, 1)
+                grid_size = (config.image_size // sit.patch_size,) * 2
+                encoder = FrozenEncoder(config.repa_encoder, grid_size, config.repa_weights)
+                AlignedSiT(sit, config.repa_block, encoder.features)
+        if config.checkpoint is not None and new:
+            check_weights(Path(config.checkpoint))
         splits, classes = _open_pixels(config, run, accelerator)
-    new = latest_checkpoint(run.checkpoints) is None  # else weights come from there
     shape = splits["train"].shape
     sit = make_model(config, len(classes) if config.conditional else 0, shape, load_weights=new)
     return GenerationTask(config, run, accelerator, sit, splits, classes, vae)
