@@ -43,7 +43,7 @@ def plot_grid(images: NDArray[np.uint8], columns: int, names: Sequence[str], tit
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    axis.set_title(textwrap.fill(title, max(40, pixels[0] // _CHARACTER)), fontsize=10)
+    axis.set_title(textwrap.fill(title, max(40, int(pixels[0]) // _CHARACTER)), fontsize=10)
     with plt.rc_context({"savefig.bbox": "tight"}):  # names and title lie outside and are never cut
         save(figure, path, dpi=_DPI)
 
