@@ -54,7 +54,7 @@ def plan_batches(
         )
     # As few micro-batches as batch_size allows, then of the size that comes closest to the global batch.
     share = min(max(1, wanted // processes), limit)
-    accumulate = -(-share // config.batch_size)
+    accumulate = -(-share // max(config.batch_size, smallest))
     micro = max(1, min(round(share / accumulate), limit // accumulate))
     micro = max(smallest, micro - micro % 2 if even else micro)
     accumulate = min(accumulate, limit // micro)
@@ -67,6 +67,10 @@ def plan_batches(
         message += f", learning rate {lr:.3g}"
     else:
         message += f"; lr is for a batch of {config.base_batch_size}: {config.lr:.3g} → {lr:.3g}"
+    if config.batch_size < min_batch:
+        message += (
+            f" (batch norm needs {min_batch} images in a micro-batch, batch_size is {config.batch_size})"
+        )
     if total != wanted <= samples:
         message += f" ({wanted} asked for)"
     if samples < wanted:

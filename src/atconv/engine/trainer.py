@@ -41,7 +41,7 @@ from atconv.engine.optimizer import make_ema, make_optimizer, make_scheduler
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
 
-__all__ = ["Callback", "History", "Task", "Trainer"]
+__all__ = ["Callback", "History", "Task", "Trainer", "set_training_mode"]
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """Train what is left of the current epoch, evaluate, and make the epoch final with a checkpoint."""
-        self._set_mode()
+        set_training_mode(self.network, self.config.freeze_bn)
         first, started, images = self.step_in_epoch, time.perf_counter(), 0
         batches = self.task.batches(self.plan, self.epoch, first * self.plan.accumulate)
         for _ in range(first, self.plan.steps_per_epoch):
@@ -294,14 +294,6 @@ class Trainer:
             self.ema.update(trained, step=self.step + 1)
         return metrics
 
-    def _set_mode(self) -> None:
-        self.network.train()
-        for module in self.network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                frozen = module.weight is not None and not module.weight.requires_grad
-                if self.config.freeze_bn or frozen:
-                    module.eval()
-
     def _save_checkpoint(self) -> None:
         model, optimizer = full_state_dict(self.network), full_optimizer_state(self.optimizer)
         if not self.accelerator.is_main_process:
@@ -345,3 +337,13 @@ class Trainer:
             logger.info(
                 "a stream cannot be entered in the middle: epoch %d starts from its beginning", self.epoch + 1
             )
+
+
+def set_training_mode(model: nn.Module, freeze_bn: bool) -> None:
+    """Training mode, in which BatchNorm keeps its statistics if asked, or where its weights are frozen."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            frozen = module.weight is not None and not module.weight.requires_grad
+            if freeze_bn or frozen:
+                module.eval()

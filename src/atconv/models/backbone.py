@@ -25,6 +25,7 @@ __all__ = [
     "feature_strides",
     "load_classifier_weights",
     "make_features",
+    "min_batch",
     "pyramid_strides",
 ]
 
@@ -174,6 +175,40 @@ def pyramid_strides(body: nn.Module, name: str) -> list[int]:
             "the one before. AttNet, ResNet, ConvNeXt and Swin have such"
         )
     return strides
+
+
+def min_batch(model: nn.Module, name: str, shape: tuple[int, int, int]) -> int:
+    """Images that a batch needs: 2 where batch norm in training mode sees a map of one position, of which it
+    can learn nothing.
+
+    Args:
+        model: on the meta device: nothing is computed.
+        name: of the model, for messages.
+        shape: channels, height and width of the images.
+
+    Raises:
+        ValueError: the model does not take such images.
+    """
+    sizes = [2]
+
+    def record(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if norm.training:
+            sizes.append(inputs[0].shape[2:].numel())
+
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(record)
+    try:
+        with torch.no_grad():
+            model(torch.empty(2, *shape, device="meta"))
+    except NotImplementedError:  # an operation that needs values
+        return 1
+    except Exception as error:  # whatever the model raises
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{name} does not take images of {shape[1]} × {shape[2]} pixels: {reason}"
+        ) from error
+    return 2 if min(sizes) == 1 else 1
 
 
 def check_any_size(body: nn.Module, name: str, in_chans: int) -> None:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import atconv
+from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.objective import (
     Objective,
     Teacher,
     distillation_loss,
     dkd_loss,
-    make_teacher,
+    match_teacher,
+    open_teacher,
 )
 from support.tiny import tiny_config, trained_run
 
@@ -121,6 +123,10 @@ def names(count: int) -> list[str]:
     return [str(i) for i in range(count)]
 
 
+def make_teacher(config: ClassificationConfig, classes: list[str]) -> Teacher:
+    return match_teacher(config, open_teacher(config), classes)
+
+
 def loss_of(
     model: nn.Module | None = None, classes: int = 5, labels: Any = None, seed: int = 0, **options: Any
 ) -> Tensor:
@@ -189,7 +195,7 @@ def teachers() -> dict[str, Any]:
 
 def digits_loss(**options: Any) -> tuple[Objective, Tensor, Fixed]:
     config = tiny_config(**options)
-    objective = Objective(config, names(10), None)
+    objective = Objective(config, names(10), None, open_teacher(config))
     model = Fixed(torch.randn(6, 10, generator=torch.Generator().manual_seed(1)))
     return objective, objective(model, IMAGES, tensor(LABELS), 0)[0], model
 

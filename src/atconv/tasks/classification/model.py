@@ -7,18 +7,41 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from atconv.engine.rng import derive_seed, seeded
-from atconv.engine.run import Run
+from atconv.engine.trainer import set_training_mode
 from atconv.models.attnet import AttNet
-from atconv.models.backbone import check_model_name
+from atconv.models.backbone import check_model_name, min_batch
 from atconv.models.release import load_release
 from atconv.tasks.classification.config import ClassificationConfig
 
-__all__ = ["make_model"]
+__all__ = ["check_model", "make_model"]
 
 logger = logging.getLogger(__name__)
+
+
+def check_model(config: ClassificationConfig, load_weights: bool) -> int:
+    """Fail fast: raise for all that is wrong with a model and its starting weights, before data is read.
+
+    Returns:
+        images that a micro-batch of its training needs.
+
+    Raises:
+        ValueError: as `make_model`, or the model does not take images of the size.
+    """
+    with torch.device("meta"):
+        model = make_model(config, 2, load_weights=False)
+    set_training_mode(model, config.freeze_bn)
+    needed = min_batch(model, config.model, (config.in_chans, config.image_size, config.image_size))
+    if config.checkpoint is not None and load_weights:
+        run = config.source_run()
+        if run is not None:
+            run.read_weights()
+        else:
+            make_model(config, 0)
+    return needed
 
 
 def make_model(config: ClassificationConfig, classes: int, load_weights: bool = True) -> nn.Module:
@@ -53,9 +76,9 @@ def make_model(config: ClassificationConfig, classes: int, load_weights: bool = 
 
 
 def _load_weights(model: nn.Module, config: ClassificationConfig) -> None:
-    path = Path(str(config.checkpoint))
-    if path.is_dir():
-        state = Run.open(path).read_weights()
+    path, run = Path(str(config.checkpoint)), config.source_run()
+    if run is not None:
+        state = run.read_weights()
         own = model.state_dict()
         other = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
         state.update({name: own[name] for name in other})

@@ -21,7 +21,7 @@ from atconv.models.attnet import AttNet
 from atconv.models.release import load_release
 from atconv.tasks.classification.config import ClassificationConfig
 
-__all__ = ["Objective", "Teacher", "distillation_loss", "dkd_loss"]
+__all__ = ["Objective", "Teacher", "distillation_loss", "dkd_loss", "match_teacher", "open_teacher"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +77,17 @@ class Objective(nn.Module):
         config: loss, mixing and distillation options.
         classes: names of the classes.
         labels: class index of every training image, for balanced class weights; None where not known.
+        teacher: from `open_teacher`.
     """
 
     weights: Tensor | None
 
     def __init__(
-        self, config: ClassificationConfig, classes: Sequence[str], labels: Sequence[int] | None
+        self,
+        config: ClassificationConfig,
+        classes: Sequence[str],
+        labels: Sequence[int] | None,
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -109,7 +114,7 @@ class Objective(nn.Module):
             shares = len(labels) / (len(classes) * np.maximum(counts, 1))
             weights = torch.tensor(shares, dtype=torch.float32)
         self.register_buffer("weights", weights)
-        self.teacher = make_teacher(config, classes) if config.distill != "none" else None
+        self.teacher = None if teacher is None else match_teacher(config, teacher, classes)
 
     def forward(
         self, model: nn.Module, images: Tensor, labels: Tensor, seed: int
@@ -181,12 +186,14 @@ def dkd_loss(
     return temperature**2 * (alpha * target_part + beta * other_part)
 
 
-def make_teacher(config: ClassificationConfig, classes: Sequence[str]) -> Teacher:
-    """The teacher a configuration names. Its classes are matched with the data's by name, where it has names.
+def open_teacher(config: ClassificationConfig) -> nn.Module | None:
+    """The model that a configuration distills from, if any.
 
     Raises:
-        ValueError: it cannot be built, or its classes or channels are not the student's.
+        ValueError: it cannot be built, or its channels are not the student's.
     """
+    if config.distill == "none":
+        return None
     name = str(config.teacher)
     model: Any
     if Path(name).is_dir():
@@ -204,12 +211,22 @@ def make_teacher(config: ClassificationConfig, classes: Sequence[str]) -> Teache
             raise ValueError(
                 f"teacher {name!r} cannot be loaded: {str(error).partition(chr(10))[0]}"
             ) from error
-    if model.num_classes != len(classes):
-        raise ValueError(f"teacher {name!r} knows {model.num_classes} classes, the data has {len(classes)}")
-    order = _match_classes(name, vars(model)["pretrained_cfg"].get("label_names"), classes)
     channels = resolve_data_config({}, model=model)["input_size"][0]
     if channels != config.in_chans:
         raise ValueError(f"teacher {name!r} reads {channels} channels, the student {config.in_chans}")
+    return model
+
+
+def match_teacher(config: ClassificationConfig, model: Any, classes: Sequence[str]) -> Teacher:
+    """A teacher whose classes are matched with the data's: by name, where it has names.
+
+    Raises:
+        ValueError: it knows other classes.
+    """
+    name = str(config.teacher)
+    if model.num_classes != len(classes):
+        raise ValueError(f"teacher {name!r} knows {model.num_classes} classes, the data has {len(classes)}")
+    order = _match_classes(name, model.pretrained_cfg.get("label_names"), classes)
     return Teacher(model, *config.normalization(), order)
 
 

@@ -67,9 +67,12 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             ValueError: no epoch of it has finished, or its weights are damaged.
         """
         state = run.read_weights()
-        classes = read_json(run.model_config, {"label_names": list[str] | None}).get("label_names")
+        content = read_json(run.model_config, {"label_names": list[str] | None})
+        classes = content.get("label_names")
         if not classes:
             raise ValueError(f"{run.path} is not a classification run: its config.json names no classes")
+        if "architecture" not in content:
+            raise ValueError(f"{run.path} is not a classification run: its config.json names no architecture")
         with naming_damage(run.path):
             model: Any = timm.create_model(f"local-dir:{run.path}")
             model.load_state_dict(state)

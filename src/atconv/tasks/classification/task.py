@@ -21,6 +21,7 @@ from atconv.engine.run import Run
 from atconv.engine.trainer import History, Task
 from atconv.io import save_tensors, write_atomically
 from atconv.plots import Panel
+from atconv.tasks.classification.augmentation import train_transform
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.data import (
     IndexedData,
@@ -30,8 +31,8 @@ from atconv.tasks.classification.data import (
     log_imbalance,
     open_data,
 )
-from atconv.tasks.classification.model import make_model
-from atconv.tasks.classification.objective import Objective
+from atconv.tasks.classification.model import check_model, make_model
+from atconv.tasks.classification.objective import Objective, open_teacher
 from atconv.tasks.classification.predictor import ClassificationPredictor
 from atconv.tasks.common.report import report_run
 
@@ -49,14 +50,16 @@ class ClassificationTask(Task):
         accelerator: Accelerator,
         data: IndexedData | StreamData,
         model: nn.Module,
+        teacher: nn.Module | None,
+        min_batch: int,
     ) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
-        self.data, self.model = data, model
+        self.data, self.model, self.min_batch = data, model, min_batch
         self.monitor = "val_top1" if config.class_weights == "none" else "val_balanced_accuracy"
         self.samples, self.pairs = data.samples, config.mixes
         self.streams = isinstance(data, StreamData)
         self.transform = EvalTransform(data_config(config))
-        self.objective = Objective(config, data.classes, data.labels).to(accelerator.device)
+        self.objective = Objective(config, data.classes, data.labels, teacher).to(accelerator.device)
 
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         return self.data.train_batches(plan, epoch, start)
@@ -134,9 +137,12 @@ def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
     Raises:
         ValueError: data, model or weights do not fit.
     """
-    data = open_data(config, run, accelerator)
     new = latest_checkpoint(run.checkpoints) is None  # else weights come from there
+    # Fail fast: what is wrong with an option is said before data is read.
+    min_batch, teacher = check_model(config, load_weights=new), open_teacher(config)
+    train_transform(config)
+    data = open_data(config, run, accelerator)
     if new and isinstance(data, IndexedData) and accelerator.is_main_process:
         log_imbalance(config, data.classes, data.splits["train"].labels)
     model = make_model(config, len(data.classes), load_weights=new)
-    return ClassificationTask(config, run, accelerator, data, model)
+    return ClassificationTask(config, run, accelerator, data, model, teacher, min_batch)
