@@ -12,6 +12,11 @@ from diffusers.hooks import apply_layerwise_casting
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+    X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
+)
 
 from support.helpers import assert_close
 from support.networks import NETWORKS, layers, network
@@ -111,6 +116,21 @@ def test_torchao_activations_of_eight_bits(name: str) -> None:
     output = model(*inputs)
     assert not torch.equal(output, expected)
     assert_close(output, expected, 0.1)
+
+
+@every_network
+@torch.no_grad()
+def test_quantization_of_an_exported_graph(name: str) -> None:
+    """PT2E for Inductor on x86: calibrated on the inputs, within a tenth of the output."""
+    model, inputs = network(name)
+    graph = torch.export.export(model, inputs).module()
+    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    prepared = prepare_pt2e(graph, quantizer)
+    prepared(*inputs)
+    quantized = convert_pt2e(prepared)
+    expected, output = model(*inputs), quantized(*inputs)
+    assert any("quantize_per_tensor" in str(node.target) for node in quantized.graph.nodes)
+    assert 0 < (output - expected).norm() < 0.1 * expected.norm()
 
 
 @every_network

@@ -38,6 +38,27 @@ def test_smp_takes_attnet_as_it_is(architecture: str, size: tuple[int, int]) -> 
     assert [name for name, p in used if p.grad is None or not p.grad.any()] == []
 
 
+OTHERS = ["unetplusplus", "linknet", "manet", "pspnet", "segformer", "pan"]
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+@torch.no_grad()
+def test_smps_other_decoders_take_attnet(architecture: str) -> None:
+    options: dict[str, Any] = {"encoder_output_stride": 32} if architecture == "pan" else {}
+    model = smp.create_model(
+        architecture, "tu-attnet_xxs", encoder_weights=None, classes=5, **BACKBONE, **options
+    )
+    assert model.eval()(torch.randn(1, 3, 256, 288)).shape == (1, 5, 256, 288)
+
+
+@pytest.mark.parametrize(("decoder", "stride"), [("pan", 16), ("deeplabv3", 8), ("deeplabv3plus", 16)])
+def test_decoders_that_want_dilated_stages_name_those_that_do_not(decoder: str, stride: int) -> None:
+    with pytest.raises(ValueError, match=r"output_stride is 32.*UPerNet take it, and PAN with"):
+        smp.create_model(
+            decoder, "tu-attnet_xxs", encoder_weights=None, encoder_output_stride=stride, **BACKBONE
+        )
+
+
 def test_transformers_upernet_takes_attnet_as_it_is() -> None:
     backbone = TimmBackboneConfig(
         backbone="attnet_xxs", use_pretrained_backbone=False, out_indices=[0, 1, 2, 3], features_only=True

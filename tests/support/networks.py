@@ -37,7 +37,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
     "SiT": _sit,
     "replaced ViT": _replaced_vit,
     "ResNet": lambda: (
-        timm.create_model("resnet18", num_classes=5, channels=(8, 8, 16, 16), stem_width=8),
+        timm.create_model("resnet18", num_classes=5, channels=(8, 8, 16, 32), stem_width=8),
         (torch.randn(2, 3, 32, 32),),
     ),
 }

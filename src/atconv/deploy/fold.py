@@ -77,7 +77,7 @@ class FoldedConvGLU(nn.Module):
         if isinstance(glu.norm, RmsNorm2d):
             self.eps = glu.norm.eps
             weight = weight * glu.norm.weight.double()[:, None, None]
-        self.proj = _conv1x1(weight.to(last.weight), bias.to(last.weight))
+        self.proj = _with(last, weight, bias)
 
     def macs(self, height: int, width: int) -> int:
         hidden, channels = self.gate_proj.out_channels, self.proj.out_channels
@@ -164,24 +164,11 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 def _with(layer: Any, weight: Tensor, bias: Tensor) -> Any:
-    """A copy of the layer with other weights."""
-    if isinstance(layer, nn.Conv2d):
-        return _conv1x1(weight.to(layer.weight), bias.to(layer.weight))
-    made = nn.Linear(weight.shape[1], len(weight), device="meta")
-    made.weight, made.bias = _frozen(weight.to(layer.weight)), _frozen(bias.to(layer.weight))
+    """A plain layer of the same kind, with other weights."""
+    sizes = weight.shape[1], len(weight)
+    made: Any = nn.Linear(*sizes, device="meta") if weight.ndim == 2 else nn.Conv2d(*sizes, 1, device="meta")
+    made.weight, made.bias = (nn.Parameter(t.to(layer.weight), requires_grad=False) for t in (weight, bias))
     return made
-
-
-def _conv1x1(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    made = nn.Conv2d(weight.shape[1], len(weight), 1, bias=bias is not None, device="meta")
-    made.weight = _frozen(weight)
-    if bias is not None:
-        made.bias = _frozen(bias)
-    return made
-
-
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.detach().clone(), requires_grad=False)
 
 
 def _without_affine(norm: LayerNorm2d) -> LayerNorm2d:

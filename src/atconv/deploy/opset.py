@@ -31,6 +31,10 @@ def to_opset_17(path: Path) -> None:
             del node.input[3]
         elif node.op_type == "Split":  # equal parts, or those that it lists
             _drop_attribute(node, "num_outputs")
+    used = {name for node in model.graph.node for name in node.input}
+    unused = [tensor for tensor in model.graph.initializer if tensor.name not in used]
+    for tensor in unused:
+        model.graph.initializer.remove(tensor)
     for opset in model.opset_import:
         if opset.domain == "":
             opset.version = 17

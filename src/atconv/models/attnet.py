@@ -25,7 +25,7 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from atconv.mixers import create_mixer
-from atconv.models.published import NO_DOWNLOAD
+from atconv.models.published import NO_DILATION, NO_DOWNLOAD
 from atconv.modules import ATConv2d
 from atconv.ops.depthwise_conv import DepthwiseConv2d
 from atconv.ops.gated_product import GELU, project_gated
@@ -339,9 +339,10 @@ def _entry_point(name: str) -> Callable[..., AttNet]:
         config = resolve_pretrained_cfg(name, *sources)
         if pretrained and not (config.has_weights or config.state_dict):
             raise RuntimeError(NO_DOWNLOAD.format(name=name))
+        if kwargs.pop("output_stride", 32) != 32:
+            raise ValueError(NO_DILATION)
         features = dict(out_indices=(0, 1, 2, 3), flatten_sequential=True)
-        arguments = {**VARIANTS[name], **kwargs}
-        return build_model_with_cfg(AttNet, name, pretrained, feature_cfg=features, **arguments)
+        return build_model_with_cfg(AttNet, name, pretrained, feature_cfg=features, **VARIANTS[name] | kwargs)
 
     create.__name__ = create.__qualname__ = name
     return register_model(create)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from atconv.modules import ATConvTokens
 from atconv.replace.adapters import (
@@ -24,14 +24,20 @@ from atconv.replace.adapters import (
     Size,
     forward_arguments,
 )
+from atconv.replace.projections import (
+    Projections,
+    from_map_qkv,
+    from_qkv,
+    last_rows,
+    separate,
+    unknown_layer,
+    weights_of,
+)
 
 __all__ = ["Site", "find_sites"]
 
-Weights = tuple[Tensor, "Tensor | None"]
 Hook = tuple[nn.Module, "GridWriter | MaskCheck"]
 Writers = dict[nn.Module, GridWriter]
-Projections = tuple[Weights, Weights]
-"""value and output projection of an attention, C C and C each, as ATConv has them too"""
 
 
 @dataclass(eq=False)
@@ -116,7 +122,7 @@ def _site(at: _Attention) -> Site | None:
         return at.keep("it is ATConv already")
     finder = _finder(at.module)
     if finder is not None:
-        reason = _unknown_projection(at.inner)
+        reason = unknown_layer(at.inner)
         site = at.keep(reason) if reason else finder(at)
         site.dropout = site.dropout or _output_dropout(at.inner)
         return site
@@ -131,17 +137,6 @@ def _site(at: _Attention) -> Site | None:
 def _finder(module: nn.Module) -> Callable[[_Attention], Site] | None:
     kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
     return next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), None)
-
-
-def _unknown_projection(attention: Any) -> str:
-    """Why value and output cannot be read from its layers: adapters or quantized ones; "" where they can."""
-    for name in ("qkv", "kv", "v_proj", "proj", "o_proj", "out_proj", "to_v", "to_out"):
-        layer = getattr(attention, name, None)
-        layer = layer[0] if isinstance(layer, nn.ModuleList) else layer
-        if layer is not None and not isinstance(layer, (nn.Linear, nn.Conv2d)):
-            kind = type(layer).__name__
-            return f"its {name} is a {kind}: merge adapters, and quantize after attention is replaced"
-    return ""
 
 
 def _output_dropout(attention: Any) -> float:
@@ -168,19 +163,19 @@ def _timm_tokens(at: _Attention) -> Site:
     if not hasattr(embedding, "feat_ratio"):
         return at.keep(f"its {type(embedding).__name__} does not say its patch size")
     dim = module.qkv.in_features if getattr(module, "qkv", None) is not None else module.proj.out_features
-    site = at.site(dim, _from_qkv(module, dim), owner.num_prefix_tokens)
+    site = at.site(dim, from_qkv(module, dim), owner.num_prefix_tokens)
     return at.on_grid(site, embedding, _timm_patch, getattr(embedding, "dynamic_img_pad", False))
 
 
 def _timm_swin(at: _Attention) -> Site:
     dim = at.inner.qkv.in_features
     post_norm = at.kind == "SwinTransformerV2Block"
-    return at.block(dim, _from_qkv(at.inner, dim), Call("channels_last"), post_norm)
+    return at.block(dim, from_qkv(at.inner, dim), Call("channels_last"), post_norm)
 
 
 def _timm_pvt(at: _Attention) -> Site:
     dim, kv = at.module.dim, at.module.kv
-    return at.site(dim, (_last_rows(kv.weight, kv.bias, dim), _weights(at.module.proj)), size="feat_size")
+    return at.site(dim, (last_rows(kv.weight, kv.bias, dim), weights_of(at.module.proj)), size="feat_size")
 
 
 def _timm_map(at: _Attention) -> Site:
@@ -188,14 +183,14 @@ def _timm_map(at: _Attention) -> Site:
     dim, out = at.module.qkv.in_channels, at.module.proj.out_channels
     if dim != out:
         return at.keep(f"it turns {dim} channels into {out}")
-    return at.site(dim, _from_map_qkv(at.module, dim), layout="channels_first")
+    return at.site(dim, from_map_qkv(at.module, dim), layout="channels_first")
 
 
 def _timm_partition(at: _Attention) -> Site:
     """MaxViT's blocks: windows, or a grid scattered over the map."""
     call = Call("channels_first" if isinstance(at.inner.qkv, nn.Conv2d) else "channels_last")
     dim = len(at.inner.proj.weight)
-    return at.block(dim, _from_map_qkv(at.inner, dim), call)
+    return at.block(dim, from_map_qkv(at.inner, dim), call)
 
 
 def _torchvision_multihead(at: _Attention) -> Site:
@@ -203,15 +198,15 @@ def _torchvision_multihead(at: _Attention) -> Site:
     owner, module = at.owner("conv_proj"), at.module
     if owner is None or not module.batch_first or module.in_proj_weight is None:
         return at.keep("it is not the self-attention of a torchvision VisionTransformer")
-    value = _last_rows(module.in_proj_weight, module.in_proj_bias, module.embed_dim)
-    projections = value, _weights(module.out_proj)
+    value = last_rows(module.in_proj_weight, module.in_proj_bias, module.embed_dim)
+    projections = value, weights_of(module.out_proj)
     site = at.site(module.embed_dim, projections, 1, self_attention=("key", "value"), returns_weights=True)
     return at.on_grid(site, owner.conv_proj, _stride)
 
 
 def _torchvision_swin(at: _Attention) -> Site:
     dim = at.module.qkv.in_features
-    site = at.site(dim, _from_qkv(at.module, dim), layout="channels_last")
+    site = at.site(dim, from_qkv(at.module, dim), layout="channels_last")
     site.dropout = at.module.dropout
     return site
 
@@ -231,7 +226,7 @@ def _transformers_tokens(at: _Attention) -> Site:
     )
     num_prefix_tokens = sum(token.shape[1] for token in prefix if token is not None)
     dim = module.q_proj.in_features
-    projections = _separate(module.v_proj, module.o_proj, dim)
+    projections = separate(module.v_proj, module.o_proj, dim)
     # Masks are checked where the model takes them.
     site = at.site(dim, projections, num_prefix_tokens, masks=(), returns_weights=True)
     site.hooks = ((owner, MaskCheck.before(owner)),)
@@ -258,7 +253,7 @@ def _diffusers(at: _Attention) -> Site:
         embedding, patch = at.owner("is_input_continuous"), _single_position
         if not getattr(embedding, "is_input_continuous", False):
             return at.keep("nothing above it says what grid its tokens are")
-    projections = _separate(module.to_v, module.to_out[0], module.query_dim)
+    projections = separate(module.to_v, module.to_out[0], module.query_dim)
     site = at.site(module.query_dim, projections, self_attention=("encoder_hidden_states",))
     return at.on_grid(site, embedding, patch)
 
@@ -325,46 +320,3 @@ def _patch_size(embedding: Any) -> Size:
 
 def _single_position(embedding: Any) -> Size:
     return 1, 1
-
-
-def _from_qkv(module: Any, dim: int) -> Projections | None:
-    """Of a qkv projection whose last third makes the values; None where the shapes are others, or where a
-    norm or a gate lies between values and output."""
-    between = (getattr(module, name, None) for name in ("norm", "gate"))
-    if any(layer is not None and not isinstance(layer, nn.Identity) for layer in between):
-        return None
-    if getattr(module, "qkv", None) is None:
-        return _separate(module.v_proj, module.proj, dim)
-    if module.qkv.weight.shape != (3 * dim, dim) or module.proj.weight.shape != (dim, dim):
-        return None
-    weight, bias = _last_rows(module.qkv.weight, module.qkv.bias, dim)
-    return (weight, getattr(module, "v_bias", None) if bias is None else bias), _weights(module.proj)
-
-
-def _weights(layer: Any) -> Weights:
-    """Of a linear layer or a 1×1 convolution."""
-    return layer.weight.flatten(1), layer.bias
-
-
-def _last_rows(weight: Tensor, bias: Tensor | None, count: int) -> Weights:
-    return weight[-count:], None if bias is None else bias[-count:]
-
-
-def _separate(value: Any, output: Any, dim: int) -> Projections | None:
-    """Of two linear layers; None where the attention is wider or narrower inside."""
-    if value.weight.shape != (dim, dim) or output.weight.shape != (dim, dim):
-        return None
-    return _weights(value), _weights(output)
-
-
-def _from_map_qkv(module: Any, dim: int) -> Projections | None:
-    """Of 1×1 convolutions; with heads first, each head holds its own query, key and value."""
-    weight, bias = _weights(module.qkv)
-    if weight.shape != (3 * dim, dim):
-        return None
-    layout, axis = ((module.num_heads, 3, -1), 1) if module.head_first else ((3, module.num_heads, -1), 0)
-
-    def value(rows: Tensor) -> Tensor:
-        return rows.unflatten(0, layout).select(axis, 2).flatten(0, 1)
-
-    return (value(weight), None if bias is None else value(bias)), _weights(module.proj)
