@@ -175,6 +175,8 @@ def test_an_older_opset_has_no_gelu(run: Path, tmp_path: Path) -> None:
     graph = onnx.load(tmp_path / "old" / "model.onnx")
     assert [(each.domain, each.version) for each in graph.opset_import] == [("", 17)]
     assert not [node for node in graph.graph.node if node.op_type == "Gelu"]
+    read = {name for node in graph.graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.graph.initializer} <= read
     shape: Any = (3, 1, 19, 12)
     call = deploy.open_onnx(tmp_path / "old" / "model.onnx")
     assert deploy.largest_error(call, predictor.model, [shape]) <= 1e-4
