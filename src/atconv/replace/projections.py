@@ -69,8 +69,6 @@ def from_map_qkv(module: Any, dim: int) -> Projections | None:
         return None
     if module.head_first:
         heads = (module.num_heads, 3, -1)
-        weight, bias = (
-            rows if rows is None else rows.unflatten(0, heads).transpose(0, 1).flatten(0, 2)
-            for rows in (weight, bias)
-        )
+        weight = weight.unflatten(0, heads).transpose(0, 1).flatten(0, 2)
+        bias = None if bias is None else bias.unflatten(0, heads).transpose(0, 1).flatten(0, 2)
     return last_rows(weight, bias, dim), weights_of(module.proj)
