@@ -10,7 +10,7 @@ MKDOCS := HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 PATH=$(abspath $(BIN)):$$PATH $
 
 LOWEST := $(VENV)-lowest
 
-.PHONY: demo demo-generate demo-detect demo-segment test test-all test-lowest lint format docs docs-serve bench bench-quick clean
+.PHONY: demo demo-generate demo-detect demo-segment test test-all test-lowest lint format docs docs-serve bench bench-quick gpu gpu-wheels clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -56,6 +56,16 @@ bench: $(VENV)/.dev
 
 bench-quick: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench.py --quick
+
+# On a GPU, with any Python that has PyTorch, and without a network (benchmarks/README.md). RESULTS is a folder.
+gpu:
+	$(if $(wildcard .wheels/*.whl),$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target .wheels/site .wheels/*.whl)
+	PYTHONPATH=.wheels/site $(PYTHON) benchmarks/gpu.py $(if $(RESULTS),--results $(RESULTS))
+
+gpu-wheels: $(VENV)/.dev
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--dest .wheels diffusers lmdb timm
 
 clean:
 	rm -rf $(VENV) $(LOWEST) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

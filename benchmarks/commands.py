@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from atconv.ops.allocator import REFUSE_VARIABLE
+from atconv.ops.allocator import KEEP_VARIABLE
 
 __all__ = ["commands"]
 
@@ -95,7 +95,7 @@ def _measure(folder: Path, run: Path, tuned: bool) -> dict[str, tuple[float, int
 
 def _call(tuned: bool, *arguments: str) -> int:
     """Run a command; the peak of its resident memory in bytes."""
-    environment = os.environ | {REFUSE_VARIABLE: "0" if tuned else "1", "COLUMNS": "200"}
+    environment = os.environ | {KEEP_VARIABLE: "0" if tuned else "1", "COLUMNS": "200"}
     command = [sys.executable, "-c", _PEAK, *ATCONV, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from atconv.ops.allocator import REFUSE_VARIABLE
+from atconv.ops.allocator import KEEP_VARIABLE
 from inference import eager
 from one_pass import ONE_PASS
 from operators import operators
@@ -45,6 +45,6 @@ def _print(what: str, ratio: float) -> None:
 
 
 def _in_new_process(name: str, refuse: str) -> float:
-    environment = os.environ | {REFUSE_VARIABLE: refuse}
+    environment = os.environ | {KEEP_VARIABLE: refuse}
     command = [sys.executable, str(Path(__file__).with_name("one_pass.py")), name]
     return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

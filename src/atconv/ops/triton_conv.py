@@ -71,7 +71,7 @@ def _values(x, rows, columns, channels, C, H, W, sc, sh, sw):
     return tl.load(x + offsets, mask=inside[:, None] & (channels < C)[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W", "kb", "kc", "kt"])
 def _convolve_kernel(
     x, k, s, y, C, H, W, xb, xc, xh, xw, kb, kc, kt, yb, yc, yh, yw,
     K: tl.constexpr, FLIP: tl.constexpr, INHIBIT: tl.constexpr, UNROLL: tl.constexpr, TYPE: tl.constexpr,
@@ -98,7 +98,7 @@ def _convolve_kernel(
     tl.store(y + sample * yb + offsets, total.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W"])
 def _correlate_kernel(
     x, g, out, C, H, W, xb, xc, xh, xw, gb, gc, gh, gw,
     K: tl.constexpr, UNROLL: tl.constexpr, TYPE: tl.constexpr,

@@ -35,7 +35,7 @@ def _bin(i, N, BINS):
     return i * N // BINS, ((i + 1) * N + BINS - 1) // BINS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["W", "N", "BINS", "SPLITS"])
 def _pool_kernel(
     x, out, C, W, N, BINS, SPLITS, xb, xc, xh, xw,
     TYPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -58,7 +58,7 @@ def _pool_kernel(
     tl.store(out + place + channels, mean.to(out.dtype.element_ty), mask=channels < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["W", "N", "BINS", "gb", "gc", "gi"])
 def _spread_kernel(
     g, out, C, W, N, BINS, gb, gc, gi, yb, yc, yh, yw,
     TYPE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,

@@ -1,0 +1,170 @@
+"""Everything that is to be known on a GPU, in eight minutes.
+
+    make gpu                                   # all parts, the most valuable first
+    python benchmarks/gpu.py --parts kernels   # one part
+    python benchmarks/gpu.py --trial           # every line, tiny, on any machine: no numbers
+
+A part writes PART.json into benchmarks/results/GPU/ after each row, ends when its time is up, and measures
+only what is not there yet: start it again for the rest, delete what is to be measured again. Rows that
+failed say why, and are tried again. A table of all is printed last and written as table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+
+from gpu_timing import Row, Setup, measured
+
+__all__ = ["main"]
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SECONDS = {"tests": 90, "kernels": 80, "backbones": 110, "generators": 90, "loop": 40, "tiles": 40}
+"""parts, the most valuable first, and the time of each"""
+GRACE = 30  # for what a part has begun when its time is up
+TESTS = ("tests/ops/test_triton_conv.py", "tests/ops/test_triton_modules.py", "tests/ops/test_triton_grid.py")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=SECONDS, default=list(SECONDS), metavar="PART")
+    parser.add_argument("--results", type=Path, help="folder of the results; default: named after the GPU")
+    parser.add_argument("--seconds", type=float, default=480.0, help="for all parts together")
+    parser.add_argument("--trial", action="store_true", help="every line, tiny, on any machine")
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available() and not arguments.trial:
+        raise SystemExit("gpu.py: PyTorch sees no CUDA GPU here; --trial runs every line without one")
+    folder = arguments.results or (Path(mkdtemp()) if arguments.trial else RESULTS / _gpu_name())
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.in_process:
+        (part,) = arguments.parts
+        _measure(part, folder, arguments.seconds, arguments.trial)
+        return
+    until = time.monotonic() + arguments.seconds
+    for part in arguments.parts:
+        seconds = min(SECONDS[part], until - time.monotonic())
+        if seconds > 5:
+            _run(part, folder, seconds, arguments.trial)
+    table = "\n".join(_table(folder))
+    (folder / "table.md").write_text(table + "\n")
+    print(table)
+
+
+def _run(part: str, folder: Path, seconds: float, trial: bool) -> None:
+    """A part in a process of its own: where it dies or hangs, the others go on."""
+    print(f"{part} …", flush=True)
+    command = [sys.executable, __file__, "--in-process", "--parts", part, "--results", str(folder)]
+    command += ["--seconds", str(seconds), *(["--trial"] if trial else [])]
+    paths = [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    if trial:
+        environment["TRITON_INTERPRET"] = "1"
+    started = time.monotonic()
+    try:
+        code = subprocess.run(command, env=environment, timeout=seconds + GRACE).returncode
+        ended = f"ended with {code}" if code else "done"
+    except subprocess.TimeoutExpired:
+        ended = "stopped"
+    print(f"{part}: {ended} after {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _measure(part: str, folder: Path, seconds: float, trial: bool) -> None:
+    """Measure what a part lacks, until its time is up."""
+    until = time.monotonic() + seconds
+    setup = Setup(torch.device("cuda" if torch.cuda.is_available() and not trial else "cpu"), trial)
+    path = folder / f"{part}.json"
+    rows: dict[str, Row] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    left = 0
+    for name, measure in _cases(part, setup, until):
+        if "error" not in rows.get(name, {"error": ""}):
+            continue
+        if time.monotonic() > until:
+            left += 1
+            continue
+        rows[name] = _attempt(measure)
+        print(f"  {name}: {measured(rows[name])}", flush=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({"machine": _machine(), "rows": rows}, indent=1) + "\n")
+        unfinished.replace(path)
+    if left:
+        print(f"  {left} rows left for another time")
+
+
+def _cases(part: str, setup: Setup, until: float) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Names and measurements of a part. Imported late: one that cannot be imported stops no other."""
+    if part == "tests":
+        for path in TESTS[1:2] if setup.trial else TESTS:
+            yield path, lambda path=path: _run_tests(path, until)
+    elif part in ("kernels", "tiles"):
+        import gpu_kernels
+
+        yield from getattr(gpu_kernels, part)(setup)
+    elif part in ("backbones", "generators"):
+        import gpu_models
+
+        yield from getattr(gpu_models, part)(setup)
+    else:
+        import gpu_loop
+
+        yield from gpu_loop.loop(setup)
+
+
+def _attempt(measure: Callable[[], Row]) -> Row:
+    try:
+        return measure()
+    except Exception as error:  # out of memory, a library that is not there, a kernel that does not compile
+        return {"error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def _run_tests(path: str, until: float) -> Row:
+    """pytest's last line, and the tests that failed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", path]
+    if (
+        importlib.util.find_spec("xdist") and torch.cuda.is_available()
+    ):  # compiling kernels takes one core each
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
+    limit = max(10.0, until - time.monotonic())
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing"]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    row: Row = {"summary": lines[-1].strip("= "), "failed": failed[:20]}
+    return row | ({"error": lines[-1]} if done.returncode else {})
+
+
+def _table(folder: Path) -> Iterator[str]:
+    for part in SECONDS:
+        path = folder / f"{part}.json"
+        if not path.exists():
+            continue
+        result: dict[str, Any] = json.loads(path.read_text())
+        yield f"## {part}\n\n{result['machine']}\n"
+        yield "| | |\n| --- | --- |"
+        yield from (f"| {name} | {measured(row)} |" for name, row in result["rows"].items())
+        yield ""
+
+
+def _machine() -> str:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: a trial, not measured"
+    return f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}."
+
+
+def _gpu_name() -> str:
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+
+
+if __name__ == "__main__":
+    main()

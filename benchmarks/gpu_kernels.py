@@ -1,0 +1,140 @@
+"""The operator's convolution and pooling alone: our kernels, other forms of the function, and attention."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atconv.ops import context_pooling
+from atconv.ops import dynamic_depthwise_conv as forms
+from gpu_timing import Row, Setup
+
+__all__ = ["kernels", "tiles"]
+
+Case = tuple[str, Callable[[], Row]]
+
+# Batch, channels, height and width: AttNet-T2's stages, SiT-XL/2's grids of tokens, larger maps.
+SHAPES = (
+    (128, 64, 56, 56),
+    (128, 288, 14, 14),
+    (32, 1152, 32, 32),
+    (128, 128, 28, 28),
+    (128, 512, 7, 7),
+    (64, 1152, 16, 16),
+    (8, 1152, 64, 64),
+    (32, 64, 112, 112),
+    (8, 64, 256, 256),
+)
+COMPILED = SHAPES[:2]  # it takes seconds each
+HEAD = 64  # channels of a head of attention
+MAX_TOKENS = 64**2  # that attention is measured on
+
+
+def kernels(setup: Setup) -> Iterator[Case]:
+    """Microseconds and GB/s by shape; K = 3 in bfloat16 channels-last first, then other forms of data."""
+    yield "copy", lambda: {"GB/s": setup.copy_bandwidth()}
+    shapes = ((2, 3, 4, 5),) if setup.trial else SHAPES
+    for shape in shapes:
+        name = "×".join(map(str, shape))
+        yield f"{name} bfloat16 last K=3", partial(_compare, setup, shape, torch.bfloat16, True, 3)
+    for shape in shapes:
+        name = "×".join(map(str, shape))
+        yield f"{name} attention", partial(_attention, setup, shape)
+    for size, dtype, last in itertools.product((3, 5, 7), (torch.float32, torch.bfloat16), (True, False)):
+        if (size, dtype, last) != (3, torch.bfloat16, True):
+            name = f"{'×'.join(map(str, shapes[0]))} {str(dtype)[6:]} {'last' if last else 'first'} K={size}"
+            yield name, partial(_compare, setup, shapes[0], dtype, last, size)
+
+
+def _map(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> Tensor:
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.randn(shape, device=setup.device, dtype=dtype).contiguous(memory_format=layout)
+
+
+def _compare(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, last: bool, size: int) -> Row:
+    """Microseconds of each form, and GB/s of our kernels for the bytes that must be moved."""
+    from atconv.ops import triton_conv, triton_pool
+
+    x, g = (_map(setup, shape, dtype, last) for _ in range(2))
+    k = torch.randn(*shape[:2], size, size, device=setup.device, dtype=dtype)
+    strength = torch.rand(shape[1], device=setup.device)
+    ours = {
+        "forward": lambda: triton_conv.convolve(x, k, strength, False),
+        "map gradient": lambda: triton_conv.convolve(g, k, strength, True),
+        "kernel gradient": lambda: triton_conv.correlate(x, g, size),
+        "pooling": lambda: triton_pool.pool(x, size**2),
+    }
+    moved = x.numel() * x.element_size()  # bytes of one map
+    row: Row = {"MB": 2 * moved / 1e6}
+    for name, call in ours.items():
+        seconds, maps = setup.seconds(call, cold=True), 1 if name == "pooling" else 2
+        row |= {f"{name} µs": 1e6 * seconds, f"{name} GB/s": maps * moved / seconds / 1e9}
+    others: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "ours": lambda x, k: triton_conv.convolve(x, k, None, False),
+        "grouped": forms.grouped,
+        "static depthwise": lambda x, k: forms.shared(x, k[:1]),
+    }
+    if shape in COMPILED and size == 3 and dtype == torch.bfloat16:
+        others["shifted, compiled"] = torch.compile(forms.shifted, backend=setup.compiler)
+    with torch.no_grad():
+        row |= {
+            f"{n} forward µs": 1e6 * setup.seconds(partial(f, x, k), cold=True) for n, f in others.items()
+        }
+        row["adaptive pooling µs"] = 1e6 * setup.seconds(
+            partial(context_pooling.adaptive, x, size**2, False), cold=True
+        )
+    inputs = x.requires_grad_(), k.requires_grad_()
+    for name, function in others.items():
+        row[f"{name} both µs"] = 1e6 * setup.seconds(partial(_both, function, inputs, g), cold=True)
+    return row
+
+
+def _both(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], gradient: Tensor) -> None:
+    torch.autograd.grad(function(*inputs), inputs, gradient)
+
+
+def _attention(setup: Setup, shape: tuple[int, ...]) -> Row:
+    """Flash attention among the positions of a map, with as many channels, without its projections."""
+    batch, channels, tokens = shape[0], max(shape[1], HEAD) // HEAD * HEAD, shape[2] * shape[3]
+    if tokens > MAX_TOKENS:
+        return {"tokens": tokens, "skipped": "too many for attention"}
+    size = batch, channels // HEAD, tokens, HEAD
+    q, k, v, g = (torch.randn(size, device=setup.device, dtype=torch.bfloat16) for _ in range(4))
+    with torch.no_grad():
+        forward = setup.seconds(lambda: F.scaled_dot_product_attention(q, k, v), cold=True)
+    inputs = tuple(t.requires_grad_() for t in (q, k, v))
+    both = setup.seconds(lambda: _both(F.scaled_dot_product_attention, inputs, g), cold=True)
+    return {"tokens": tokens, "forward µs": 1e6 * forward, "both µs": 1e6 * both}
+
+
+def tiles(setup: Setup) -> Iterator[Case]:
+    """Microseconds by size of a tile and warps, to choose `triton_conv.TUNING` from."""
+    shapes = ((1, 3, 4, 5),) if setup.trial else COMPILED
+    values = (1024, 2048) if setup.trial else (2048, 4096, 8192)
+    for last, program, shape in itertools.product((True, False), ("convolve", "correlate"), shapes):
+        for count, warps in itertools.product(values, (4, 8)):
+            layout = "last" if last else "first"
+            name = f"{program} {'×'.join(map(str, shape))} {layout}, {count} values, {warps} warps"
+            yield name, partial(_tile, setup, program, shape, last, count, warps)
+
+
+def _tile(setup: Setup, program: str, shape: tuple[int, ...], last: bool, values: int, warps: int) -> Row:
+    from atconv.ops import triton_conv
+
+    x = _map(setup, shape, torch.bfloat16, last)
+    k = torch.randn(*shape[:2], 3, 3, device=setup.device, dtype=torch.bfloat16)
+    calls = {
+        "convolve": lambda: triton_conv.convolve(x, k, None, False),
+        "correlate": lambda: triton_conv.correlate(x, x, 3),
+    }
+    before = triton_conv.TUNING[program]
+    triton_conv.TUNING[program] = triton_conv.Tuning(values, warps)
+    try:
+        return {"µs": 1e6 * setup.seconds(calls[program], cold=True)}
+    finally:
+        triton_conv.TUNING[program] = before

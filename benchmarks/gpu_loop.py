@@ -1,0 +1,119 @@
+"""The training loop beside its bare step, and how many images a core prepares for it."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from gpu_models import make_backbone, training_step
+from gpu_timing import Row, Setup
+
+__all__ = ["loop"]
+
+Case = tuple[str, Callable[[], Row]]
+
+BATCH, STEPS = 128, 60
+
+
+def loop(setup: Setup) -> Iterator[Case]:
+    """AttNet-T2 at 224² on synthetic images."""
+    yield "trainer", lambda: _trainer(setup)
+    yield "loader, one core", lambda: _loader(setup)
+
+
+def _trainer(setup: Setup) -> Row:
+    """Images a second of `Trainer` on batches in pinned memory, and of the same step alone."""
+    from accelerate.state import AcceleratorState
+
+    from atconv.engine.batch_plan import plan_batches
+    from atconv.engine.config import TrainConfig
+    from atconv.engine.distributed import make_accelerator
+    from atconv.engine.run import Run
+    from atconv.engine.trainer import Task, Trainer
+
+    batch, steps, size = (2, 3, 32) if setup.trial else (BATCH, STEPS, 224)
+
+    class Synthetic(Task):
+        """The same few batches over and over."""
+
+        samples = batch * steps
+
+        def __init__(self) -> None:
+            self.model = make_backbone(setup, "AttNet-T2").to(memory_format=torch.channels_last)
+            images = [torch.randn(batch, 3, size, size) for _ in range(4)]
+            if setup.device.type == "cuda":
+                images = [image.pin_memory() for image in images]
+            self.images = [image.contiguous(memory_format=torch.channels_last) for image in images]
+
+        def batches(self, plan: Any, epoch: int, start: int) -> Iterator[Any]:
+            return itertools.cycle((image, torch.arange(batch) % 10) for image in self.images)
+
+        def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+            images, labels = batch
+            return F.cross_entropy(model(images), labels), {}
+
+        def evaluate(self, model: nn.Module) -> dict[str, float]:
+            return {}
+
+        def save_config(self) -> None: ...
+
+        def save_model(self, model: nn.Module) -> None: ...
+
+        def report(self, history: Any) -> None: ...
+
+    task = Synthetic()
+    x = task.images[0].to(setup.device)
+    bare = setup.seconds(training_step(setup, make_backbone(setup, "AttNet-T2").to(
+        setup.device, memory_format=torch.channels_last), x))  # fmt: skip
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            epochs=2, batch_size=batch, base_batch_size=batch, precision="bf16", ema_decay=0.0,
+            device=setup.device.type, tracker="none", warmup_epochs=0.0,
+        )  # fmt: skip
+        accelerator = make_accelerator(config, folder)
+        run = Run(Path(folder))
+        run.checkpoints.mkdir()
+        plan = plan_batches(config, task.samples, 1)
+        history = Trainer(task, config, plan, run, accelerator).fit()
+    rate = history.rows[-1]["images_per_second"]  # of the second epoch
+    return {"trainer images/s": rate, "bare images/s": batch / bare, "share": rate * bare / batch}
+
+
+def _loader(setup: Setup) -> Row:
+    """Images a second that one process reads and augments: JPEGs of 500 × 375 to crops of 224²."""
+    from atconv.data.sources import FolderSource
+    from atconv.data.splits import Split
+    from atconv.tasks.classification.augmentation import train_transform
+    from atconv.tasks.classification.config import ClassificationConfig
+
+    count = 4 if setup.trial else 200
+    with tempfile.TemporaryDirectory() as folder:
+        _write_images(Path(folder), count)
+        split = Split(FolderSource(Path(folder)), range(count))
+        transform = train_transform(ClassificationConfig(data=folder, image_size=224))
+        started = time.perf_counter()
+        for i in range(count):
+            image, _ = split.item(i, "RGB")
+            transform(image)
+        return {"images/s": count / (time.perf_counter() - started)}
+
+
+def _write_images(folder: Path, count: int) -> None:
+    """Smooth random colors, about as large in bytes as photographs."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        coarse = rng.integers(0, 256, (47, 63, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
+        (folder / f"class{i % 2}").mkdir(exist_ok=True)
+        image.save(folder / f"class{i % 2}" / f"{i}.jpg", quality=90)
