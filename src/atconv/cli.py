@@ -109,7 +109,8 @@ def _command_for(error: Exception) -> str:
         return ""
     command = {"labels": "train", "boxes": "detect train", "masks": "segment train"}[found.annotation]
     alone = "; to use the images alone, give their folder" if needed == "labels" else ""
-    return f"{', and' if found.advice else ':'} use `atconv {command}`{alone}"
+    joint = ", and" if found.advice else ":" if needed == "labels" else ", or"
+    return f"{joint} use `atconv {command}`{alone}"
 
 
 class _TerminalHandler(logging.Handler):

@@ -9,7 +9,7 @@ import torch.multiprocessing  # noqa: F401  (hands tensors on in shared memory)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atconv.data.arrays import SharedIntegers, SharedNames
+from atconv.data.arrays import SharedIntegers, SharedItems, SharedNames
 from support.tiny import start_process
 
 
@@ -21,6 +21,12 @@ def test_names_of_any_bytes_come_back(names: list[bytes]) -> None:
         assert list(shared) == expected
         assert [shared[i] for i in range(len(shared))] == expected
         assert [shared[-i] for i in range(1, len(shared) + 1)] == expected[::-1]
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), st.floats(allow_nan=False))))
+def test_items_come_back(items: list[tuple[str, float]]) -> None:
+    shared = pickle.loads(pickle.dumps(SharedItems(items)))
+    assert list(shared) == [shared[i] for i in range(len(shared))] == items
 
 
 def test_beyond_the_end_is_nothing() -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections import Counter
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch.multiprocessing  # noqa: F401  (hands tensors on in shared memory)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -394,6 +398,68 @@ def test_file_names_do_not_leave_the_folder(name: str, tmp_path: Path) -> None:
     (data / "train.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"image 101: its file_name .* leaves the folder of images"):
         open_boxes(data, False, "none")
+
+
+@pytest.mark.parametrize("form", ["plain", "dots", "absolute", "upwards"])
+def test_images_may_lie_in_a_folder_that_is_named(form: str, tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", train=3, val=1)
+    expected = annotations(open_boxes(data, False)["train"])
+    photos = (data / "images").rename(tmp_path / "photos")
+    names = {
+        "plain": "",
+        "dots": "../photos/train/",
+        "absolute": f"{photos}/train/",
+        "upwards": "../val/../train/",
+    }
+    content = json.loads((data / "train.json").read_text())
+    for entry in content["images"]:
+        entry["file_name"] = names[form] + entry["file_name"]
+    (data / "train.json").write_text(json.dumps(content))
+    split = open_boxes(data, False, images=photos)["train"]
+    assert [row[1:] for row in annotations(split)] == [row[1:] for row in expected]
+    assert all(split.path(i).is_file() for i in range(3))
+    assert open_boxes(data, False, images=photos, split="train")["train"].read(0, "L").size == (56, 40)
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "{tmp}/secret.png", "a/../../../secret.png"])
+def test_names_do_not_leave_the_folder_of_images_that_is_named(name: str, tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", train=3, val=1)
+    photos = (data / "images").rename(tmp_path / "photos")
+    shutil.copy(photos / "train" / "1.png", tmp_path / "secret.png")
+    content = json.loads((data / "train.json").read_text())
+    content["images"][1]["file_name"] = name.format(tmp=tmp_path)
+    (data / "train.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"image 101: its file_name .* leaves the folder of images, .*/photos: "
+    ):
+        open_boxes(data, False, images=photos)
+
+
+@pytest.mark.parametrize("check", ["decode", "header"])
+def test_each_image_is_opened_once_when_it_is_checked(
+    check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    opened: Counter[str] = Counter()
+    original = Image.open
+
+    def count(path: Any, *rest: Any, **options: Any) -> Any:
+        opened[str(path)] += 1
+        return original(path, *rest, **options)
+
+    monkeypatch.setattr(Image, "open", count)
+    open_boxes(data, True, check)
+    assert dict(opened) == {str(path): 1 for path in (data / "images").rglob("*.png")}
+    opened.clear()
+    open_masks(data, check)
+    assert dict(opened) == {str(p): 1 for kind in ("images", "masks") for p in (data / kind).rglob("*.png")}
+
+
+def test_processes_share_what_is_annotated(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=30, val=1)
+    for split in (open_boxes(data, True)["train"], open_masks(data)["train"]):
+        sizes = [len(ForkingPickler.dumps(part)) for part in (split, split.take([0]))]
+        assert abs(sizes[0] - sizes[1]) < 100  # handles of shared memory, whatever it holds
 
 
 def test_a_category_above_others_is_no_class(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from PIL import Image
 
 from atconv.data.folders import choose_split, split_of
 from atconv.data.images import image_suffixes, list_images, read_image
+from atconv.data.pack import pack_folder
 from atconv.data.sources import DigitsSource, FolderSource
 from atconv.data.splits import Splits, load_splits, make_splits
-from support.tiny import atconv, image_folder, read_rows, tiny_config, tiny_options
+from support.tiny import atconv, image_folder, read_rows, tiny_config, tiny_options, train_tiny
 
 
 def split(data: Path, run: Path, min_classes: int = 2) -> Splits:
@@ -37,8 +38,8 @@ def sizes(splits: Splits) -> dict[str, int]:
             for name in ("train", "Train", "TRAINING", "train_set", "training-set", "trainset")
         ),
         *((name, "val") for name in ("val", "valid", "Validation", "dev", "val_set", "DevSet")),
-        *((name, "test") for name in ("test", "Testing", "test set")),
-        *((name, None) for name in ("trains", "set", "sunset", "evaluate", "")),
+        *((name, "test") for name in ("test", "Testing", "test set", "Test images", "test_imgs", "testdata")),
+        *((name, None) for name in ("trains", "set", "sunset", "evaluate", "", "images", "train_labels")),
     ],
 )
 def test_splits_are_known_by_their_usual_names(name: str, expected: str | None) -> None:
@@ -46,7 +47,12 @@ def test_splits_are_known_by_their_usual_names(name: str, expected: str | None) 
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "test"), [("Train", "dev", "Test"), ("training_set", "validation_set", "test_set")]
+    ("train", "val", "test"),
+    [
+        ("Train", "dev", "Test"),
+        ("training_set", "validation_set", "test_set"),
+        ("TRAIN", "Validation_Set", "Test images"),
+    ],
 )
 def test_splits_of_other_names_are_used(tmp_path: Path, train: str, val: str, test: str) -> None:
     for seed, (name, count) in enumerate({train: 6, val: 2, test: 3}.items()):
@@ -180,6 +186,18 @@ def test_a_broken_link_is_listed_as_unreadable(tmp_path: Path) -> None:
     assert [row["file"] for row in read_rows(tmp_path / "run" / "skipped.csv")] == ["a/gone.png"]
 
 
+def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", {"a": 3, "b": 3})
+    other = image_folder(tmp_path / "other", {"c": 2})
+    for link, target in (("loop", data), ("up", tmp_path), ("self", data / "self"), ("c", other / "c")):
+        (data / link).symlink_to(target)
+    (data / "a" / "back").symlink_to(data)
+    (data / "b" / "x.png").symlink_to(data / "b" / "x.png")
+    images = list_images(data).images
+    assert sum(name.startswith(("a/", "b/")) for name in images) == 7  # x.png is found unreadable later
+    assert [name for name in images if not name.startswith(("a/", "b/"))] == ["c/0.png", "c/1.png"]
+
+
 def test_listed_images_are_sorted_by_folder_and_name(tmp_path: Path) -> None:
     image_folder(tmp_path, {"b": 11, "a/x": 2, "a.1": 1})
     assert list_images(tmp_path).images == [
@@ -272,6 +290,63 @@ def test_classes_with_files_beside_them_are_not_taken_for_other_data(tmp_path: P
 )
 def test_files_of_other_kinds_are_recognized(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
+    assert message in refused(tmp_path / name)
+
+
+UNANNOTATED = "images without boxes or masks: for "
+TABLE = "a table: tables are not read: put each image"
+
+
+@pytest.mark.parametrize("command", ["detect", "segment"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: image_folder(root, {"a": 3, "b": 3}), UNANNOTATED),
+        (lambda root: image_folder(root, {"train/a": 3}), UNANNOTATED),
+        (yolo, "YOLO's format (images and labels): convert them to COCO's format"),
+        (voc, "Pascal VOC's format (images and XML files): convert them to COCO's format"),
+        (camvid, "images with masks in folders of other names: name them images/ and masks/"),
+        (lambda root: pack_folder(image_folder(root.parent / "x", {"a": 2}), root), "LMDB files: for "),
+        (lambda root: root.write_text("image,label\n"), TABLE),
+        (lambda root: Image.new("L", (4, 4)).save(root, "PNG"), "one image: give a folder of images"),
+        (train_tiny, "the folder of a run: give a folder of images"),
+    ],
+    ids=["classes", "splits", "yolo", "voc", "masks", "lmdb", "table", "image", "run"],
+)
+def test_detection_and_segmentation_recognize_what_is_not_theirs(
+    tmp_path: Path, make, message: str, command: str
+) -> None:
+    data = tmp_path / ("data.csv" if message == TABLE else "data")
+    make(data)
+    err = refused(data, command, "train")
+    assert f"{data} is recognized as " in err
+    assert message in err
+    if "for " in message:
+        assert re.search(r"give a folder with images/.*, or use `atconv train`\n", err)
+    if command == "segment" and "YOLO" in message:
+        assert "convert them to COCO's format, and use `atconv detect train`" in err
+
+
+def test_masks_and_boxes_name_each_others_command(tmp_path: Path) -> None:
+    masks(tmp_path / "masks")
+    coco(tmp_path / "coco")
+    message = "images with masks: for boxes, give a folder with images/.*, or use `atconv segment train`\n"
+    assert re.search(message, refused(tmp_path / "masks", "detect", "train"))
+    message = "in COCO's format: for masks, give a folder with images/.*, or use `atconv detect train`\n"
+    assert re.search(message, refused(tmp_path / "coco", "segment", "train"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bad.png", "one image: give a folder"),
+        ("model.safetensors", "a file of weights: give a folder of images"),
+        ("notes.md", "is in no format that is read here: give an image folder, an LMDB file"),
+        ("bad.lmdb", "bad.lmdb is not an LMDB file"),
+    ],
+)
+def test_files_that_are_no_data_are_called_what_they_are(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_bytes(b"nothing that can be read")
     assert message in refused(tmp_path / name)
 
 

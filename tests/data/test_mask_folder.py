@@ -98,6 +98,35 @@ def test_what_is_wrong_is_named(wrong: str, tmp_path: Path) -> None:
         open_masks(data)
 
 
+def test_images_without_a_mask_are_left_out_as_unreadable_ones_are(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=4, val=1)
+    expected = open_masks(data)["train"].take([0, 2])
+    mask_of(data).unlink()
+    (data / "images" / "train" / "3.png").write_text("text")
+    for check in ("decode", "header"):
+        split = open_masks(data, check, skip_unreadable=True)["train"]  # type: ignore[arg-type]
+        assert split.names == expected.names
+        assert [split.size(i) for i in range(2)] == [expected.size(i) for i in range(2)]
+        assert all(np.array_equal(split.mask(i), expected.mask(i)) for i in range(2))
+        assert [(name, reason.split(":")[0].split("/")[-1]) for name, reason in split.skipped] == [
+            ("1.png", "1.png"),
+            ("3.png", "3.png"),
+        ]
+
+
+def test_images_may_lie_outside_the_folder_of_masks(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", train=3, val=1)
+    expected = open_masks(data)["train"]
+    (data / "images").rename(tmp_path / "photos")
+    with pytest.raises(ValueError, match=r"without boxes or masks: for masks, give a folder with images/"):
+        open_masks(data)
+    split = open_masks(data, images=tmp_path / "photos")["train"]
+    assert split.names == expected.names
+    assert all(np.array_equal(split.mask(i), expected.mask(i)) for i in range(len(split)))
+    with pytest.raises(ValueError, match=r"the folder of images .*none does not exist"):
+        open_masks(data, images=tmp_path / "none")
+
+
 def test_empty_and_missing_folders_and_other_classes_raise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none does not exist: give a folder with images/, masks/"):
         open_masks(tmp_path / "none")

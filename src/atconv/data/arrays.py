@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -54,4 +54,5 @@ class SharedItems(Sequence[T]):
 class SharedNames(SharedItems[str]):
     """Names of files, of any bytes."""
 
-    encode, decode = staticmethod(os.fsencode), staticmethod(os.fsdecode)
+    encode = staticmethod(partial(str.encode, errors="surrogateescape"))
+    decode = staticmethod(partial(bytes.decode, errors="surrogateescape"))

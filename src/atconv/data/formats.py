@@ -78,10 +78,9 @@ class AnnotatedFormat(Format):
 class UnfitData(ValueError):
     """DATA is recognized as something else than is needed."""
 
-    def __init__(self, path: Path, found: Format, needed: Annotation) -> None:
-        super().__init__(
-            f"{path} is recognized as {found.name}" + (f": {found.advice}" if found.advice else "")
-        )
+    def __init__(self, path: Path, found: Format, needed: Annotation, expected: str = "") -> None:
+        advice = found.advice or (f"for {needed}, give {expected}" if expected else "")
+        super().__init__(f"{path} is recognized as {found.name}" + (f": {advice}" if advice else ""))
         self.found, self.needed = found, needed
 
 
@@ -132,7 +131,9 @@ FORMATS: tuple[Format, ...] = (
         annotation="masks",
         advice="name them images/ and masks/, with a folder for each split in both, and write classes.txt",
     ),
-    LabelFormat(name="LMDB files", recognizes=lambda path: bool(lmdb_files(path)), open=open_lmdb),
+    LabelFormat(
+        name="labeled images in LMDB files", recognizes=lambda path: bool(lmdb_files(path)), open=open_lmdb
+    ),
     Format(
         name="a table",
         recognizes=other.is_table,
@@ -269,8 +270,9 @@ def _annotated_format(
         names = known.splits(data, images)
         if names:
             return known, names
+    expected = ", or ".join(known.expected for known in formats)
     found = recognize(data)
     if found is not None:
-        raise UnfitData(data, found, annotation)
+        raise UnfitData(data, found, annotation, expected)
     state = f"has no {annotation} in a format that is read here" if data.exists() else "does not exist"
-    raise ValueError(f"{data} {state}: give {', or '.join(known.expected for known in formats)}")
+    raise ValueError(f"{data} {state}: give {expected}")

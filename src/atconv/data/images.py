@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -129,7 +130,7 @@ class Listing:
 
 def list_images(folder: Path) -> Listing:
     """The image files below a folder, by their suffix. Hidden files and folders are left out, as is what
-    tools have left. Links to folders are followed in the folder itself, not below.
+    tools have left. Links to folders are followed in the folder itself, not below, and never back up.
 
     Raises:
         ValueError: a folder cannot be read.
@@ -141,23 +142,33 @@ def list_images(folder: Path) -> Listing:
 
 def _list_into(listing: Listing, folder: str, prefix: str, suffixes: frozenset[str]) -> None:
     try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=attrgetter("name"))
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be read ({error.strerror}): allow it to be read, or move it elsewhere"
         ) from error
     for entry in entries:
         name = entry.name
-        if is_ignored(name):
-            if not name.startswith(".") and entry.is_dir():
+        if name[name.rfind(".") :] in suffixes and name[0] != "." and entry.is_file(follow_symlinks=False):
+            listing.images.append(prefix + name)  # nearly all entries: what follows would cost as much again
+        elif is_ignored(name):
+            if not name.startswith(".") and entry.is_dir(follow_symlinks=False):
                 listing.tool_folders.append(prefix + name)
-        elif entry.is_dir(follow_symlinks=not prefix):
+        elif entry.is_dir(follow_symlinks=False) or (not prefix and _leads_down(entry, folder)):
             _list_into(listing, entry.path, f"{prefix}{name}/", suffixes)
-        elif (suffix := os.path.splitext(name)[1].lower()) not in suffixes:
-            listing.others[suffix] += 1
-        elif entry.is_file() or entry.is_symlink():  # a broken link is listed, and then found unreadable
-            listing.images.append(prefix + name)
+        elif not os.path.isdir(entry.path):  # a broken link is listed, and then found unreadable
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in suffixes:
+                listing.images.append(prefix + name)
+            else:
+                listing.others[suffix] += 1
+
+
+def _leads_down(link: os.DirEntry[str], folder: str) -> bool:
+    """Whether an entry of a folder is a link to another folder, and not to one that the folder lies in."""
+    target, here = os.path.realpath(link.path), os.path.realpath(folder)
+    return os.path.isdir(target) and os.path.commonpath([target, here]) != target
 
 
 def images_in(folder: Path) -> list[Path]:

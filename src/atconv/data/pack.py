@@ -22,7 +22,7 @@ def pack_folder(folder: Path, out: Path) -> Path:
 
     Args:
         folder: one folder a class.
-        out: the file to write, such as train.lmdb.
+        out: the file to write, such as train.lmdb; its folder is made.
 
     Returns:
         the file.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from atconv.data.arrays import SharedIntegers, SharedNames
 from atconv.data.config import DataConfig
-from atconv.data.folders import inner_folder, paths_by_split, subfolders
+from atconv.data.folders import inner_folder, paths_by_split, split_of, subfolders
 from atconv.data.images import Mode, as_mode, list_images, read_image
 from atconv.data.lmdb_format import LmdbReader, is_lmdb
 from atconv.io import first_few
@@ -189,7 +189,7 @@ def open_digits(config: DataConfig) -> dict[str, ImageSource]:
 def lmdb_files(data: Path) -> list[Path]:
     """The LMDB files that DATA is: itself, or those in a folder."""
     if data.is_dir() and not is_lmdb(data):
-        return sorted(data.glob("*.lmdb"))
+        return [file for file in sorted(data.glob("*.lmdb")) if is_lmdb(file) or split_of(file.stem)]
     return [data] if data.exists() and (is_lmdb(data) or data.suffix.lower() in (".lmdb", ".mdb")) else []
 
 

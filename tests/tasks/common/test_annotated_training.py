@@ -206,6 +206,22 @@ def test_unreadable_images_are_left_out_up_to_a_limit(task: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_images_may_lie_outside_data_and_evaluation_leaves_out_what_is_unreadable(
+    task: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = annotated_folder(tmp_path / "data", train=5, val=3)
+    photos = (data / "images").rename(tmp_path / "photos")
+    run = TASKS[task][0](tmp_path / "run", data, epochs=1, images=str(photos))
+    predictor = atconv.load(run)
+    assert predictor.evaluate().images == predictor.evaluate(str(data), images=str(photos)).images == 3
+    shutil.copytree(data, tmp_path / "other")
+    (photos / "val" / "1.png").write_bytes(b"no image")
+    metrics = predictor.evaluate(str(tmp_path / "other"), images=str(photos))
+    assert metrics.images == 2
+    assert [m for m in caplog.messages if m.startswith("left out 1.png: ") and "not a readable image" in m]
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_evaluation_without_splits_is_on_the_images_held_out(task: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(shared_data(), data)

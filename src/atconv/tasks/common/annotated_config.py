@@ -28,6 +28,8 @@ class AnnotatedDataOptions:
 
     data: str = ""
     """folder with images and annotations"""
+    images: str | None = None
+    """folder of the images where they lie outside DATA; names in annotations may lead anywhere inside it"""
     val_fraction: Fraction = 0.1
     """share of training images held out where DATA has no validation split"""
     check_images: Literal["decode", "header", "none"] = "decode"

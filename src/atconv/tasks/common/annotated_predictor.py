@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -45,6 +46,8 @@ class AnnotatedMetrics(Metrics):
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "source"}
 
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=DrawnResult)
 M = TypeVar("M", bound=AnnotatedMetrics)
@@ -121,22 +124,27 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
     def unreadable(self, name: str, error: str) -> R:
         return self.result_class(image=name, error=error)
 
-    def choose_split(self, data: str | None, split: str, **options: Any) -> tuple[str, S]:
+    def choose_split(
+        self, data: str | None, split: str, images: str | None = None, **options: Any
+    ) -> tuple[str, S]:
         """The split to evaluate on and its name: of the run's own DATA the saved one."""
         config: Any = self.config
         own = config is not None and Path(data or config.data).resolve() == Path(config.data).resolve()
+        options["images"] = images or (config.images if own else None)
         if own and self.run.split.is_file():
             return self._saved_split(config.data, split, **options)
         if data is None:
             raise ValueError(f"{self.run.path} does not say what it was trained on: give DATA")
-        [(name, opened)] = self.open_split(data, split, **options).items()
+        [(name, opened)] = self.open_split(data, split, skip_unreadable=True, **options).items()
+        for file, reason in opened.skipped:
+            logger.warning("left out %s: %s", file, reason)
         return name, opened
 
     def _saved_split(self, data: str, split: str, **options: Any) -> tuple[str, S]:
         """A split of the run's own DATA and its name, as split.json says."""
         saved = read_json(self.run.split, SAVED_SPLIT)
         name = choose_split([name for name in SPLITS if name in saved], split, data)
-        source = name if name in annotated_splits(self.annotation, data) else "train"
+        source = name if name in annotated_splits(self.annotation, data, options["images"]) else "train"
         opened = self.open_split(data, source, skip_unreadable=True, **options)[source]
         positions = {image: position for position, image in enumerate(opened.names)}
         missing = [image for image in saved[name] if image not in positions]

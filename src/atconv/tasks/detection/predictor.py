@@ -123,6 +123,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
         batch_size: PositiveInt = 8,
         bad_annotations: BadAnnotations = "reject",
         exif: Exif | None = None,
+        images: str | None = None,
     ) -> DetectionMetrics:
         """COCO's metrics on a split of DATA, the run's own by default.
 
@@ -133,13 +134,14 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
             bad_annotations: reject annotations that are wrong, or skip them: they are named and left out.
             exif: what annotations of images with an EXIF orientation belong to, the image turned upright or
                 the pixels as stored; default: as the run was configured.
+            images: folder of the images where they lie outside DATA; default: the run's, for its own DATA.
 
         Raises:
             FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or
                 `batch_size` < 1.
         """
         check_batch_size(batch_size)
-        name, opened = self.choose_split(data, split, bad_annotations=bad_annotations, exif=exif)
+        name, opened = self.choose_split(data, split, images, bad_annotations=bad_annotations, exif=exif)
         return self.evaluate_on(name, opened, batch_size)
 
     def open_split(self, data: str, split: str, **options: Any) -> dict[str, BoxSplit]:

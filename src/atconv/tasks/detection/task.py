@@ -45,6 +45,7 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
             check,
             bad_annotations=config.bad_annotations,
             exif=config.exif,
+            images=config.images,
             skip_unreadable=True,
         )
 

@@ -136,6 +136,7 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         flip_tta: bool | None = None,
         batch_size: PositiveInt = 8,
         exif: Exif | None = None,
+        images: str | None = None,
     ) -> SegmentationMetrics:
         """Metrics on a split of DATA, the run's own by default. Every image is evaluated at its own size.
 
@@ -147,13 +148,14 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
             batch_size: images in one forward pass.
             exif: what masks of images with an EXIF orientation belong to, the image turned upright or the
                 pixels as stored; default: as the run was configured.
+            images: folder of the images where they lie outside DATA; default: the run's, for its own DATA.
 
         Raises:
             FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or
                 `batch_size` < 1.
         """
         check_batch_size(batch_size)
-        name, opened = self.choose_split(data, split, exif=exif)
+        name, opened = self.choose_split(data, split, images, exif=exif)
         return self.evaluate_on(name, opened, batch_size, flip_tta=flip_tta)
 
     def open_split(self, data: str, split: str, **options: Any) -> dict[str, MaskSplit]:

@@ -41,7 +41,12 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
     def open_data(self, check: CheckImages) -> dict[str, MaskSplit]:
         config = self.config
         return open_masks(
-            config.data, check, values=config.mask_values, exif=config.exif, skip_unreadable=True
+            config.data,
+            check,
+            values=config.mask_values,
+            exif=config.exif,
+            images=config.images,
+            skip_unreadable=True,
         )
 
     def model_config(self) -> dict[str, Any]:
