@@ -21,7 +21,7 @@ from atconv.tasks.classification.metrics import (
     expected_calibration_error,
     wilson_interval,
 )
-from support.tiny import Finished, atconv, image_folder, read_rows, trained_run
+from support.tiny import Finished, atconv, image_folder, no_plots, read_rows, train_tiny, trained_run
 
 # Six images, six classes: right, right, wrong (second), wrong (last), right, wrong (second).
 PROBABILITIES = np.array(
@@ -219,13 +219,44 @@ def test_a_folder_of_other_images_is_evaluated_in_full(run: Path, tmp_path: Path
     assert [row["images"] for row in metrics["per_class"]] == [1, 2, 2, 0, 0, 0, 0, 0, 0, 0]
 
 
-def test_unreadable_images_are_named_and_left_out(run: Path, tmp_path: Path) -> None:
-    folder = save_digits(tmp_path / "spoiled", [0, 1, 2])
+def test_unreadable_images_are_named_and_left_out_up_to_a_limit(run: Path, tmp_path: Path) -> None:
+    folder = save_digits(tmp_path / "spoiled", range(20))
     (folder / "1" / "bad.png").write_text("text")
-    ended = atconv("evaluate", run, folder, "--workers=0", plots=False)
+    for _ in range(2):
+        ended = atconv("evaluate", run, folder, "--workers=0", plots=False)
+        assert ended.code == 0, ended.err
+        assert "left out 1/bad.png" in ended.err
+        result = run / "evaluation" / "spoiled-all"
+        assert json.loads((result / "metrics.json").read_text())["images"] == 20
+        [row] = read_rows(result / "skipped.csv")
+        assert (row["split"], row["file"]) == ("all", "1/bad.png")
+        assert "not a readable image" in row["reason"]
+    (folder / "1" / "bad.png").unlink()
+    assert atconv("evaluate", run, folder, "--workers=0", plots=False).code == 0
+    assert not (result / "skipped.csv").exists()
+    for name in ("a", "b", "c"):
+        (folder / "2" / f"{name}.png").write_text("text")
+    ended = atconv("evaluate", run, folder, "--workers=0")
+    assert ended.code == 2
+    assert (
+        "3 of 23 files are unreadable, more than max_skipped (5%) allows; the first is 2/a.png" in ended.err
+    )
+
+
+def test_images_of_the_runs_own_split_that_became_unreadable_are_left_out(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", {"ant": 40, "bee": 40})
+    options = {"data": str(data), "in_chans": 3, "test_fraction": 0.5}
+    with no_plots():
+        run = train_tiny(tmp_path / "run", **options)
+    test = json.loads((run / "split.json").read_text())["test"]
+    spoiled = data / test[0]
+    spoiled.write_bytes(spoiled.read_bytes()[:-30])
+    ended = atconv("evaluate", run, data, plots=False)
     assert ended.code == 0, ended.err
-    assert "left out 1/bad.png" in ended.err
-    assert json.loads((run / "evaluation" / "spoiled-all" / "metrics.json").read_text())["images"] == 3
+    result = run / "evaluation" / "data-test"
+    assert json.loads((result / "metrics.json").read_text())["images"] == len(test) - 1
+    assert [row["file"] for row in read_rows(result / "skipped.csv")] == [test[0]]
+    assert not (run / "skipped.csv").exists()
 
 
 @pytest.mark.parametrize(

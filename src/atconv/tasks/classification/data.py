@@ -10,14 +10,15 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from atconv.data.checking import TooManyUnreadable, in_threads
 from atconv.data.folders import choose_split
 from atconv.data.formats import open_sources
 from atconv.data.loaders import EpochBatches, Transform, eval_loader, stream_loader, train_loader
-from atconv.data.splits import Split, Splits, load_splits, open_splits, readable_split
+from atconv.data.splits import Split, Splits, load_splits, open_splits
 from atconv.data.timm_sources import Stream, is_stream
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
@@ -40,6 +41,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _MIN_EVAL_BATCH = 32
+_MAX_NAMED = 5  # unreadable files
 _IMBALANCED = 3  # times as many images in the largest class as in the smallest
 
 
@@ -180,6 +182,15 @@ def data_config(config: ClassificationConfig) -> dict[str, Any]:
     }
 
 
+class EvalSplit(NamedTuple):
+    """A split to evaluate on."""
+
+    name: str
+    images: Split
+    skipped: list[dict[str, str]]
+    """files that are left out, as skipped.csv lists them"""
+
+
 def open_split(
     run: Run,
     config: ClassificationConfig | None,
@@ -187,12 +198,13 @@ def open_split(
     data: str | None,
     split: str,
     data_root: str | None,
-) -> tuple[str, Split]:
-    """A split of DATA by name, "auto" for the one to evaluate, and its name: the run's own where DATA is the
-    run's or not given, else what DATA comes with.
+) -> EvalSplit:
+    """A split of DATA by name, "auto" for the one to evaluate: the run's own where DATA is the run's or not
+    given, else what DATA comes with. Unreadable files are left out.
 
     Raises:
         ValueError: DATA has no such split, is a stream, or names other classes.
+        TooManyUnreadable: of more files than `max_skipped` of the run allows.
     """
     if data is None:
         if config is None:
@@ -209,14 +221,44 @@ def open_split(
             source.relabel(classes)
             for remark in source.remarks:
                 logger.warning(remark)
-        splits = {name: readable_split(source) for name, source in sources.items()}
+        splits = {name: Split(source, range(len(source))) for name, source in sources.items()}
         if list(splits) == ["train"]:
             splits = {"all": splits["train"]}
     parts = list(splits.values())
     if all(part.source is parts[0].source for part in parts):
         splits["all"] = Split(parts[0].source, np.sort(np.concatenate([part.indices for part in parts])))
     name = choose_split(splits, split, data)
-    return name, splits[name]
+    return _readable(name, splits[name], (config or ClassificationConfig()).max_skipped)
+
+
+def _readable(name: str, split: Split, limit: float) -> EvalSplit:
+    """A split without unreadable files."""
+    if not split.source.checkable:
+        return EvalSplit(name, split, [])
+
+    def unreadable(position: int) -> str | None:
+        try:
+            split.read(position, "RGB")
+        except (OSError, ValueError) as error:
+            return str(error).partition("\n")[0]
+        return None
+
+    reasons = list(in_threads(unreadable, len(split), "checking images"))
+    skipped = [
+        {"split": name, "file": split.name(position), "reason": reason}
+        for position, reason in enumerate(reasons)
+        if reason is not None
+    ]
+    for row in skipped[:_MAX_NAMED]:
+        logger.warning("left out %s: %s", row["file"], row["reason"])
+    if len(skipped) > limit * len(split):
+        first = f"{skipped[0]['file']}: {skipped[0]['reason']}"
+        raise TooManyUnreadable(
+            f"{len(skipped)} of {len(split)} files are unreadable, more than max_skipped ({limit:.0%}) "
+            f"allows; the first is {first}"
+        )
+    readable = [reason is None for reason in reasons]
+    return EvalSplit(name, Split(split.source, split.indices[readable]), skipped)
 
 
 def _same_data(config: ClassificationConfig, data: str, data_root: str | None) -> bool:

@@ -311,8 +311,8 @@ def _int8_splits(
     """Images to calibrate on and images to measure on: training and test split, or two parts of one split."""
     config: Any = predictor.config
     choose = functools.partial(open_split, predictor.run, config, predictor.classes, data)
-    name, measured = choose("auto", data_root)
-    pool = measured if name in ("all", "train") else choose("train", data_root)[1]
+    name, measured, _ = choose("auto", data_root)
+    pool = measured if name in ("all", "train") else choose("train", data_root).images
     order = np.random.default_rng(0).permutation(len(pool))
     calibration = Split(pool.source, [pool.indices[i] for i in order[:count]])
     if pool is measured:

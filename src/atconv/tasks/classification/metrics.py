@@ -45,12 +45,14 @@ class ClassificationMetrics(Metrics):
     probabilities: NDArray[np.float32]
     """images × classes"""
     labels: NDArray[np.int64]
+    skipped: list[dict[str, str]] = field(default_factory=list, repr=False)
+    """files that are unreadable and left out: split, file and reason"""
     source: Any = field(default=None, repr=False)
     """where the images are read from, by position: `read(position, mode)` and `name(position)`"""
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the arrays, for JSON."""
-        hidden = ("probabilities", "labels", "source", "classes")
+        """All but the arrays and lists of files and classes, for JSON."""
+        hidden = ("probabilities", "labels", "skipped", "source", "classes")
         return {name: value for name, value in vars(self).items() if name not in hidden}
 
     def tables(self, title: str) -> list[Table]:

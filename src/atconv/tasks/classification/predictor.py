@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,8 +129,8 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
         """
         config: Any = self.config
-        name, images = open_split(self.run, config, self.classes, data, split, data_root)
-        return self.evaluate_on(images, name, batch_size, workers)
+        name, images, skipped = open_split(self.run, config, self.classes, data, split, data_root)
+        return replace(self.evaluate_on(images, name, batch_size, workers), skipped=skipped)
 
     def evaluate_on(
         self, images: Split | Stream, name: str, batch_size: int = 64, workers: int = 2
@@ -157,15 +157,16 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
     def save_evaluation(
         self, metrics: ClassificationMetrics, folder: Path, about: dict[str, Any] | None = None
     ) -> None:
-        """Write per_class.csv, predictions.csv, confusion.png, mistakes.png, and last metrics.json."""
+        """Write per_class.csv, predictions.csv, confusion.png, mistakes.png, and last metrics.json; and
+        skipped.csv where files were left out."""
         from atconv.tasks.classification import plots
 
         folder.mkdir(parents=True, exist_ok=True)
         classes, predicted = self.classes, metrics.probabilities.argmax(1)
-        write_rows(
-            folder / "per_class.csv",
-            metrics.per_class,
-        )
+        write_rows(folder / "per_class.csv", metrics.per_class)
+        if folder != self.run.path:  # where skipped.csv is that of training
+            (folder / "skipped.csv").unlink(missing_ok=True)
+            write_rows(folder / "skipped.csv", metrics.skipped)
         rows = [
             {
                 "image": metrics.source.name(i),
