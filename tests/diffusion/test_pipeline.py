@@ -323,6 +323,31 @@ def test_a_saved_pipeline_opens_with_the_same_images(with_vae: bool, tmp_path: P
     assert np.array_equal(images, expected)
 
 
+def test_the_components_make_another_pipeline() -> None:
+    pipeline = pipeline_of(tiny_vae())
+    again = SiTPipeline(**pipeline.components, sample_size=[8, 8])
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(latents(again, [1, 5]), latents(pipeline, [1, 5]))
+
+
+def test_a_variant_is_opened_by_its_name_alone(tmp_path: Path) -> None:
+    pipeline = pipeline_of(tiny_vae())
+    pipeline.save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(ValueError, match="variant=bf16"):
+        SiTPipeline.from_pretrained(tmp_path, variant="bf16")
+    opened = SiTPipeline.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float16)
+    assert opened.transformer.dtype == opened.vae.dtype == torch.float16
+
+
+def test_a_component_is_replaced_where_a_pipeline_is_opened(tmp_path: Path) -> None:
+    pipeline_of(tiny_vae()).save_pretrained(tmp_path)
+    scheduler = SDEScheduler(solver="heun")
+    opened = SiTPipeline.from_pretrained(tmp_path, vae=None, scheduler=scheduler)
+    assert (opened.vae, opened.scheduler) == (None, scheduler)
+    opened.save_pretrained(tmp_path / "again")
+    assert SiTPipeline.from_pretrained(tmp_path / "again").vae is None
+
+
 def test_diffusers_own_class_opens_a_run_where_it_does_not_know_ours(tmp_path: Path) -> None:
     """In a process that never imported atconv, as DiffusionPipeline opens pipelines of others."""
     code = (

@@ -8,64 +8,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from atconv.diffusion.field import Field
 from atconv.diffusion.schedulers import Generators, InterpolantScheduler
 
-__all__ = ["FlowMatching", "solver_of"]
+__all__ = ["solver_of"]
 
 
-class FlowMatching:
-    """A flow-matching scheduler of diffusers, driven as an `InterpolantScheduler` is."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler = scheduler
-        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-
-    @property
-    def timesteps(self) -> Tensor:
-        """As the scheduler counts them: 1000·σ."""
-        timesteps: Tensor = self.scheduler.timesteps
-        return timesteps
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-
-    def solve(
-        self,
-        field: Field,
-        sample: Tensor,
-        generator: Generators = None,
-        callback: Callable[[int, Tensor, Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """From noise to data; see `InterpolantScheduler.solve`."""
-        if field.interpolant.name != "linear":
-            raise ValueError(
-                f"{type(self.scheduler).__name__} is for the interpolant 'linear', and this model has "
-                f"{field.interpolant.name!r}: use ODEScheduler or SDEScheduler"
-            )
-        self.set_timesteps(self.scheduler.num_inference_steps, sample.device)  # forgets the batch before
-        options = {"generator": generator} if self._takes_generator else {}
-        for index, timestep in enumerate(self.timesteps):
-            velocity = field(1 - self.scheduler.sigmas[index], sample)
-            (sample,) = self.scheduler.step(-velocity, timestep, sample, **options, return_dict=False)
-            if callback is not None:
-                sample = callback(index, timestep, sample)
-        return sample
-
-
-def solver_of(scheduler: Any) -> InterpolantScheduler | FlowMatching:
-    """What leads a pipeline with this scheduler from noise to data.
+def solver_of(scheduler: Any) -> Callable[..., Tensor]:
+    """The `solve` of our schedulers, or the same for a flow-matching scheduler of diffusers.
 
     Raises:
         ValueError: a scheduler whose samples are not those of an interpolant.
     """
     if isinstance(scheduler, InterpolantScheduler):
-        return scheduler
+        return scheduler.solve
     config = getattr(scheduler, "config", {})
     named = type(scheduler).__name__.startswith("FlowMatch")
     flow = named or (config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction")
@@ -76,4 +37,26 @@ def solver_of(scheduler: Any) -> InterpolantScheduler | FlowMatching:
             "DPMSolverMultistep, UniPC, … with use_flow_sigmas=True, prediction_type='flow_prediction'; got "
             f"{type(scheduler).__name__}"
         )
-    return FlowMatching(scheduler)
+    return partial(_solve, scheduler)
+
+
+def _solve(
+    scheduler: Any,
+    field: Field,
+    sample: Tensor,
+    generator: Generators,
+    callback: Callable[[int, Tensor, Tensor], Tensor],
+) -> Tensor:
+    if field.interpolant.name != "linear":
+        raise ValueError(
+            f"{type(scheduler).__name__} is for the interpolant 'linear', and this model has "
+            f"{field.interpolant.name!r}: use ODEScheduler or SDEScheduler"
+        )
+    scheduler.set_timesteps(scheduler.num_inference_steps, device=sample.device)  # forgets the batch before
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": generator} if takes_generator else {}
+    for index, timestep in enumerate(scheduler.timesteps):
+        velocity = field(1 - scheduler.sigmas[index], sample)
+        (sample,) = scheduler.step(-velocity, timestep, sample, **options, return_dict=False)
+        sample = callback(index, timestep, sample)
+    return sample

@@ -185,9 +185,9 @@ class SiTPipeline(DiffusionPipeline):
 
         model, device = self.transformer.eval(), self._execution_device
         interpolant, prediction = make_interpolant(self.config.interpolant), self.config.prediction
-        solver = solver_of(self.scheduler)
-        solver.set_timesteps(num_inference_steps, device=device)
-        self.num_timesteps = len(solver.timesteps)
+        solve = solver_of(self.scheduler)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.num_timesteps = len(self.scheduler.timesteps)
         starts = range(0, count, batch_size)
         images: list[Any] = []
         evaluations = 0
@@ -225,7 +225,7 @@ class SiTPipeline(DiffusionPipeline):
                     noise = randn_tensor((part.stop - start, *shape[1:]), own, device, torch.float32)
                 else:
                     noise = latents[part].to(device)
-                samples = solver.solve(field, noise, own, end_step)
+                samples = solve(field, noise, own, end_step)
                 evaluations = max(evaluations, field.evaluations)
                 images.append(samples if output_type == "latent" else self._decode(samples, output_type))
         self.maybe_free_model_hooks()

@@ -500,6 +500,7 @@ def test_what_cannot_be_trained_is_rejected_in_one_line(
 def test_a_wrong_model_is_told_before_images_are_read(
     changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    finished = generation_run()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "atconv.tasks.generation.task.open_splits", lambda *_, **__: pytest.fail("it read images")
@@ -507,7 +508,7 @@ def test_a_wrong_model_is_told_before_images_are_read(
     Path("damaged.pt").write_bytes(b"half a download")
     Path("unfinished").mkdir()
     for name in ("config.yaml", "model_index.json"):
-        shutil.copy(generation_run() / name, "unfinished")
+        shutil.copy(finished / name, "unfinished")
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         train_tiny_sit(tmp_path / "run", **changes)
 

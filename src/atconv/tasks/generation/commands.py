@@ -10,11 +10,11 @@ from atconv.engine.devices import resolve_device
 from atconv.engine.run import Run
 from atconv.io import write_json
 from atconv.tasks.common.report import evaluate_run, free_path
-from atconv.tasks.generation.evaluation import EvaluationConfig, evaluate_file
+from atconv.tasks.generation.evaluation import Comparison, EvaluationConfig
 from atconv.tasks.generation.metrics import GenerationMetrics
 from atconv.tasks.generation.plots import grid_pixels, plot_grid
 from atconv.tasks.generation.predictor import GenerationPredictor
-from atconv.tasks.generation.samples import parse_classes, write_npz, write_pngs
+from atconv.tasks.generation.samples import parse_classes, read_samples, write_npz, write_pngs
 from atconv.tasks.generation.sampling import SamplerConfig
 
 __all__ = ["evaluate_samples", "sample_run"]
@@ -116,7 +116,8 @@ def evaluate_samples(
         return evaluate_run(predictor, data, options=options, **evaluation)
     if data is None:
         raise ValueError(f"{samples} is no run, which would have data of its own: give DATA to compare with")
-    metrics = evaluate_file(path, data, EvaluationConfig(**evaluation), resolve_device(device))
+    images, config = read_samples(path), EvaluationConfig(**evaluation)
+    metrics = Comparison(data, images.images.shape[1:], config, resolve_device(device))(images)
     target = free_path(path.with_suffix(".json"), metrics)
     write_json(target, metrics.to_dict())
     logger.info("%s", metrics.tables(f"{samples} compared with {data}, {metrics.split} split")[0])

@@ -74,7 +74,8 @@ class Comparison:
         shape: H W C of the samples.
         config: options.
         device: where the features are computed.
-        own: splits of the run that makes the samples, where DATA is what it was trained on.
+        of_run: the samples are made by a run.
+        own: its splits, where DATA is what it was trained on.
 
     Raises:
         FileNotFoundError, ValueError: no such data or features.
@@ -86,13 +87,16 @@ class Comparison:
         shape: Sequence[int],
         config: EvaluationConfig,
         device: torch.device,
+        of_run: bool = False,
         own: Mapping[str, Split] | None = None,
     ) -> None:
         self.data, self.config, self.own = data, config, own is not None
         openers = _openers(data, shape, config.data_root, own)
         self.split = choose_split([*openers, "all"], "all" if len(openers) == 1 else config.split, data)
-        if config.memorization and not {"train", "val"} <= set(openers):
-            raise ValueError(_NO_MEMORIZATION)
+        if config.memorization and not (of_run and {"train", "val"} <= set(openers)):
+            raise ValueError(
+                "memorization is looked for in samples of a run, among the images it was trained on"
+            )
         self.features = open_features(config.features, config.inception_weights, device)
         everything = self.split == "all" or config.memorization
         self.sets = {name: open_() for name, open_ in openers.items() if everything or name == self.split}
@@ -121,21 +125,6 @@ class Comparison:
         return replace(
             metrics, data=self.data, warnings=notes, memorization=copied, sampling=samples.sampling
         )
-
-
-_NO_MEMORIZATION = "memorization is looked for in samples of a run, among the images it was trained on"
-
-
-def evaluate_file(path: Path, data: str, config: EvaluationConfig, device: torch.device) -> GenerationMetrics:
-    """Metrics of samples in an .npz file or a folder. Writes no files.
-
-    Raises:
-        FileNotFoundError, ValueError: no such samples, data or features; too few images.
-    """
-    samples = read_samples(path)
-    if config.memorization:
-        raise ValueError(_NO_MEMORIZATION)
-    return Comparison(data, samples.images.shape[1:], config, device)(samples)
 
 
 def _openers(

@@ -96,16 +96,9 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         self.pipeline.to(self.device)
         return self
 
-    def __call__(
-        self,
-        class_labels: Labels | None = None,
-        per_class: int = 1,
-        options: SamplerConfig | None = None,
-        seed: int = 0,
-        batch_size: int = 64,
-    ) -> list[GeneratedImage]:
-        """New images, as PIL images with the names of their classes; see `sample`."""
-        samples = self.sample(class_labels, per_class, options, seed, batch_size)
+    def __call__(self, class_labels: Labels | None = None, **options: Any) -> list[GeneratedImage]:
+        """New images, as PIL images with the names of their classes. `options` are those of `sample`."""
+        samples = self.sample(class_labels, **options)
         labels = samples.labels
         names = [None] * len(samples) if labels is None else [self.classes[label] for label in labels]
         return [
@@ -170,7 +163,8 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         if data is None and trained is None:
             raise ValueError(f"{self.run.path} has no config.yaml that names its data: give data")
         data = trained.data if data is None and trained is not None else str(data)
-        comparison = Comparison(data, self.pipeline.image_shape, config, self.device, self._own_splits(data))
+        shape, own = self.pipeline.image_shape, self._own_splits(data)
+        comparison = Comparison(data, shape, config, self.device, of_run=True, own=own)
         labels = [i % len(self.classes) for i in range(config.images)] if self.classes else None
         per_class = config.images if labels is None else 1
         samples = self.sample(labels, per_class, options, config.seed, config.batch_size)
