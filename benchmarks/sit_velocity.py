@@ -17,7 +17,7 @@ from torch import nn
 
 from atconv.deploy.timing import ROUNDS, median_seconds
 from atconv.models import SiT, create_sit
-from machine import machine_line
+from machine import dtypes, machine_line
 
 LATENTS = (32, 64, 128)
 NAMES = {"attention": "sit_b_2", "hybrid": "sit_hybrid_b_2", "ATConv": "sit_atconv_b_2"}
@@ -48,7 +48,7 @@ def main() -> None:
     print(f"Medians of {ROUNDS} interleaved calls, in milliseconds.\n")
     print("| dtype | latent | tokens | " + " | ".join(NAMES) + " | attention ÷ hybrid | attention ÷ ATConv |")
     print("| --- | --- | --- |" + " --- |" * (len(NAMES) + 2))
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes():
         models = make_models(dtype)
         for size in LATENTS:
             medians = measure(models, size, dtype)
