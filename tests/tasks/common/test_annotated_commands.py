@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from atconv.tasks import load
@@ -66,6 +69,75 @@ def test_flip_tta_is_chosen_shown_and_recorded(tmp_path: Path) -> None:
     del content["_atconv"]["flip_tta"]
     (run / "config.json").write_text(json.dumps(content))
     assert not load(run).flip_tta  # a run from before the option opens too
+
+
+def copied(run: Path, to: Path, **changes: Any) -> Path:
+    """A copy of a run, with other options in its config.yaml."""
+    shutil.copytree(run, to, ignore=shutil.ignore_patterns("checkpoints", "evaluation"))
+    options = yaml.safe_load((to / "config.yaml").read_text())
+    (to / "config.yaml").write_text(yaml.safe_dump(options | changes, sort_keys=False))
+    return to
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["the run's data", "other data"])
+@pytest.mark.parametrize("run", [detection_run, segmentation_run])
+def test_evaluation_leaves_out_unreadable_images_up_to_the_limit(
+    run: Callable[[], Path], own: bool, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shared_data(), data)
+    truncated, missing = data / "images" / "val" / "1.png", data / "images" / "val" / "2.png"
+    truncated.write_bytes(truncated.read_bytes()[:60])
+    missing.unlink()
+    options = {"data": str(data)} if own else {}
+    predictor = load(copied(run(), tmp_path / "run", max_skipped=0.5, **options))
+    metrics = predictor.evaluate(str(data), split="val")
+    assert metrics.images == 2
+    predictor.save_evaluation(metrics, tmp_path / "out")
+    listed = read_rows(tmp_path / "out" / "skipped.csv")
+    # Without an annotation that names it, nothing says that there was an image.
+    expected = ["1.png", "2.png"] if own or run is detection_run else ["1.png"]
+    assert [(row["split"], row["file"]) for row in listed] == [("val", name) for name in expected]
+    assert all(str(data) in row["reason"] for row in listed)
+    strict = load(copied(run(), tmp_path / "strict", max_skipped=0.2, **options))
+    with pytest.raises(ValueError, match=r"files are unreadable, more than max_skipped \(20%\) of the run"):
+        strict.evaluate(str(data), split="val")
+    predictor.save_evaluation(predictor.evaluate(str(shared_data())), tmp_path / "out")
+    assert not (tmp_path / "out" / "skipped.csv").exists()  # of another evaluation
+
+
+@pytest.mark.parametrize(
+    ("task", "run", "option", "name"),
+    [
+        ("detect", detection_run, "--bad-annotations=skip", "bad_annotations"),
+        ("segment", segmentation_run, "--flip-tta", "flip_tta"),
+        ("segment", segmentation_run, "--exif=upright", "exif"),
+    ],
+)
+def test_evaluations_with_other_options_are_not_written_over(
+    task: str, run: Callable[[], Path], option: str, name: str, tmp_path: Path
+) -> None:
+    folder = copied(run(), tmp_path / "run")
+    for options in ([], [option], [option]):
+        ended = atconv(task, "evaluate", folder, shared_data(), *options)
+        assert ended.code == 0, ended.err
+    written = sorted((folder / "evaluation").iterdir())
+    assert [path.name for path in written] == ["data-val", "data-val-2"]
+    values = [json.loads((path / "metrics.json").read_text())[name] for path in written]
+    assert values[0] != values[1]
+
+
+def test_evaluation_takes_annotations_as_the_run_was_configured_to(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path / "data", 1, 3)
+    content = json.loads((data / "val.json").read_text())
+    content["annotations"][0]["bbox"][2] = -1
+    (data / "val.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="annotation 1: its box"):
+        load(detection_run()).evaluate(str(data))
+    predictor = load(copied(detection_run(), tmp_path / "run", bad_annotations="skip"))
+    assert predictor.evaluate(str(data)).bad_annotations == "skip"
+    with pytest.raises(ValueError, match="annotation 1: its box"):
+        predictor.evaluate(str(data), bad_annotations="reject")
 
 
 def test_mean_iou_counts_classes_that_occur() -> None:
@@ -194,11 +266,11 @@ def rejected(*arguments: str | Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["detect"], "'nothing' is not among train, evaluate, predict"),
-        (["segment", "fly"], "'fly' is not among train, evaluate, predict"),
+        (["detect"], "no command given; there are train, evaluate, predict"),
+        (["segment", "fly"], "no command 'fly'; there are train, evaluate, predict"),
         (["detect", "train"], "DATA is missing: give a folder with images/ and train.json"),
         (["detect", "train", "none"], "does not exist: give a folder"),
-        (["segment", "train", "none"], "does not exist or has no masks"),
+        (["segment", "train", "none"], "does not exist: give a folder with images/, masks/ and classes.txt"),
         (["detect", "train", "none", "--model=attnet_t9"], "timm knows no model 'attnet_t9'"),
         (["detect", "train", "none", "--min-size=[]"], "min_size must be one size in pixels"),
         (["detect", "train", "none", "--detector-args={no_such: 1}"], "detector_args do not fit"),

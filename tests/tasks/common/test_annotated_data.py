@@ -89,8 +89,9 @@ def metrics_of(split: BoxSplit, change: Any) -> dict[str, float]:
         }
         change(detections)
         answers.append(detections)
-    batches = eval_batches(split, range(len(split)), DetectionTransform(1), False, 2)
-    return mean_average_precision(Answers(answers), batches, False)
+    batches = batches_of_equal_size(split, range(len(split)), 2)
+    loaded = eval_batches(split, batches, DetectionTransform(1), False)
+    return mean_average_precision(Answers(answers), loaded, False)
 
 
 def test_mean_average_precision() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -16,7 +16,7 @@ from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
 from atconv.tasks.common.model_options import ModelOptions
 
-__all__ = ["AnnotatedConfig", "inherit_config", "reject_own_options"]
+__all__ = ["AnnotatedConfig", "inherit_config"]
 
 
 @dataclass(kw_only=True)
@@ -77,6 +77,9 @@ class AnnotatedAugmentationOptions:
 class AnnotatedConfig(AnnotatedDataOptions, BackboneOptions, AnnotatedAugmentationOptions, TrainConfig, ABC):
     """Options that both tasks share."""
 
+    extra_args: ClassVar[str]
+    """the option that holds more arguments of the model"""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layer_decay is not None:
@@ -87,13 +90,29 @@ class AnnotatedConfig(AnnotatedDataOptions, BackboneOptions, AnnotatedAugmentati
         normalization(self.in_chans, self.mean, self.std)
 
     @abstractmethod
-    def model_arguments(self, num_classes: int) -> dict[str, Any]:
-        """Arguments of the model's builder in `atconv.models`, as JSON holds them."""
+    def head_arguments(self) -> dict[str, Any]:
+        """Arguments of the model that are this task's own, as JSON holds them."""
 
-    @property
-    def backbone_args(self) -> dict[str, Any]:
-        """Arguments of the backbone."""
-        return {**self.model_args, **({"drop_path_rate": self.drop_path_rate} if self.drop_path_rate else {})}
+    def model_arguments(self, num_classes: int) -> dict[str, Any]:
+        """Arguments of the model's builder in `atconv.models`, as JSON holds them.
+
+        Raises:
+            ValueError: the extra arguments hold one that another option sets.
+        """
+        drop_path = {"drop_path_rate": self.drop_path_rate} if self.drop_path_rate else {}
+        arguments = {
+            "backbone": self.model,
+            "num_classes": num_classes,
+            "in_chans": self.in_chans,
+            "backbone_args": {**self.model_args, **drop_path},
+            **self.head_arguments(),
+        }
+        extra = getattr(self, self.extra_args)
+        fixes = {"backbone": "give --model", "num_classes": "the data say how many"}
+        for name in sorted({*arguments, "state_dict"} & set(extra)):
+            fix = fixes.get(name, f"give --{name.replace('_', '-')}")
+            raise ValueError(f"{self.extra_args} holds {name}: {fix} instead")
+        return arguments | extra
 
 
 C = TypeVar("C", bound=AnnotatedConfig)
@@ -135,17 +154,3 @@ def _classifier_options(run: Run) -> dict[str, Any]:
 
 
 _TRAINING_ARGS = ("num_classes", "drop_path_rate", "drop_rate", "in_chans")
-
-
-def reject_own_options(option: str, extra: Mapping[str, Any], own: Collection[str]) -> None:
-    """Raise ValueError where `extra` arguments of a model hold one that another option sets.
-
-    Args:
-        option: that holds the extra arguments.
-        extra: its value.
-        own: arguments that other options set.
-    """
-    fixes = {"backbone": "give --model", "num_classes": "the data say how many"}
-    for name in sorted(set(own) & set(extra)):
-        fix = fixes.get(name, f"give --{name.replace('_', '-')}")
-        raise ValueError(f"{option} holds {name}: {fix} instead")

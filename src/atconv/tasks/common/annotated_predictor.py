@@ -6,7 +6,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,19 +14,24 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from atconv.data.annotated import AnnotatedSplit
+from atconv.data.annotated import AnnotatedSplit, batches_of_equal_size
+from atconv.data.checking import TooManyUnreadable
 from atconv.data.folders import SAVED_SPLIT, SPLITS, choose_split
 from atconv.data.formats import Annotation, annotated_splits
 from atconv.data.images import open_image
-from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result
+from atconv.data.orientation import Exif
+from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result, check_batch_size
+from atconv.engine.progress import progress
 from atconv.engine.reading import naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
-from atconv.io import write_json, write_rows
+from atconv.io import count_of, first_few, write_json, write_rows
 from atconv.tasks.common.annotated_config import AnnotatedConfig
 from atconv.tasks.common.drawing import PlotFiles
 
 __all__ = ["AnnotatedMetrics", "AnnotatedPredictor", "DrawnResult"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +46,16 @@ class DrawnResult(Result):
 class AnnotatedMetrics(Metrics):
     """Metrics, and the images that they are of."""
 
+    exif: Exif | None = None
+    """what annotations of images with an EXIF orientation belong to; None: sizes decide"""
     source: Any = field(default=None, repr=False, compare=False)
+
+    def settings(self) -> dict[str, Any]:
+        return {"exif": self.exif}
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "source"}
 
-
-logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=DrawnResult)
 M = TypeVar("M", bound=AnnotatedMetrics)
@@ -84,12 +92,17 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         """
 
     @abstractmethod
-    def open_split(self, data: str, split: str, **options: Any) -> dict[str, S]:
-        """One split of DATA with its name, checked; with classes that the run knows."""
+    def open_split(self, data: str, split: str, **settings: Any) -> dict[str, S]:
+        """One split of DATA with its name, checked, without images that cannot be read; with classes that the
+        run knows."""
+
+    def configured(self) -> dict[str, Any]:
+        """The options that metrics depend on, as the run was configured."""
+        return {"exif": getattr(self.config, "exif", None)}
 
     @abstractmethod
-    def measure(self, split: S, batch_size: int, **options: Any) -> dict[str, Any]:
-        """The fields of the metrics that are this task's own."""
+    def measure(self, split: S, batches: Iterable[list[int]], **settings: Any) -> dict[str, Any]:
+        """The fields of the metrics that are this task's own, from batches of positions."""
 
     @abstractmethod
     def plot_split(self, split: S, path: Path) -> None:
@@ -124,49 +137,65 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
     def unreadable(self, name: str, error: str) -> R:
         return self.result_class(image=name, error=error)
 
-    def choose_split(
-        self, data: str | None, split: str, images: str | None = None, **options: Any
-    ) -> tuple[str, S]:
-        """The split to evaluate on and its name: of the run's own DATA the saved one."""
-        config: Any = self.config
-        own = config is not None and Path(data or config.data).resolve() == Path(config.data).resolve()
-        options["images"] = images or (config.images if own else None)
-        if own and self.run.split.is_file():
-            return self._saved_split(config.data, split, **options)
-        if data is None:
-            raise ValueError(f"{self.run.path} does not say what it was trained on: give DATA")
-        [(name, opened)] = self.open_split(data, split, skip_unreadable=True, **options).items()
-        for file, reason in opened.skipped:
-            logger.warning("left out %s: %s", file, reason)
-        return name, opened
+    def evaluate_split(
+        self, data: str | None, split: str, images: str | None, batch_size: int, **chosen: Any
+    ) -> M:
+        """What `evaluate` does in both tasks. Images that cannot be read are left out up to the limit of the
+        run."""
+        check_batch_size(batch_size)
+        name, opened = self.choose_split(data, split, images, **chosen)
+        _check_skipped(opened, getattr(self.config, "max_skipped", AnnotatedConfig.max_skipped))
+        return self.evaluate_on(name, opened, batch_size, **chosen)
 
-    def _saved_split(self, data: str, split: str, **options: Any) -> tuple[str, S]:
-        """A split of the run's own DATA and its name, as split.json says."""
-        saved = read_json(self.run.split, SAVED_SPLIT)
-        name = choose_split([name for name in SPLITS if name in saved], split, data)
-        source = name if name in annotated_splits(self.annotation, data, options["images"]) else "train"
-        opened = self.open_split(data, source, skip_unreadable=True, **options)[source]
-        positions = {image: position for position, image in enumerate(opened.names)}
-        missing = [image for image in saved[name] if image not in positions]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} images of the run's split ({self.run.split}) are no longer in {data}: "
-                f"{missing[0]!r}"
-            )
-        return name, opened.take([positions[image] for image in saved[name]])
-
-    def evaluate_on(self, name: str, split: S, batch_size: int, **options: Any) -> M:
+    def evaluate_on(self, name: str, split: S, batch_size: int, **chosen: Any) -> M:
         """Metrics on images that are open already."""
-        started = time.perf_counter()
-        values = self.measure(split, batch_size, **options)
+        settings, started = self._settings(chosen), time.perf_counter()
+        batches = progress(batches_of_equal_size(split, range(len(split)), batch_size), "evaluating")
+        values = self.measure(split, batches, **settings)
         speed = len(split) / (time.perf_counter() - started)
         return self.metrics_class(
-            split=name, images=len(split), images_per_second=speed, source=split, **values
+            split=name, images=len(split), images_per_second=speed, source=split, **settings, **values
         )
 
+    def _settings(self, chosen: dict[str, Any]) -> dict[str, Any]:
+        return self.configured() | {name: value for name, value in chosen.items() if value is not None}
+
+    def choose_split(
+        self, data: str | None, split: str, images: str | None = None, **chosen: Any
+    ) -> tuple[str, S]:
+        """The split to evaluate on and its name: of the run's DATA the saved one."""
+        config: Any = self.config
+        same = config is not None and Path(data or config.data).resolve() == Path(config.data).resolve()
+        settings = {**self._settings(chosen), "images": images or (config.images if same else None)}
+        if same and self.run.split.is_file():
+            return self._saved_split(config.data, split, settings)
+        if data is None:
+            raise ValueError(f"{self.run.path} does not say what it was trained on: give DATA")
+        [(name, opened)] = self.open_split(data, split, **settings).items()
+        return name, opened
+
+    def _saved_split(self, data: str, split: str, settings: dict[str, Any]) -> tuple[str, S]:
+        """A split of the run's DATA and its name, as split.json says. What is gone since is left out."""
+        saved = read_json(self.run.split, SAVED_SPLIT)
+        name = choose_split([name for name in SPLITS if name in saved], split, data)
+        source = name if name in annotated_splits(self.annotation, data, settings["images"]) else "train"
+        opened: Any = self.open_split(data, source, **settings)[source]
+        positions = {image: position for position, image in enumerate(opened.names)}
+        reasons, images = dict(opened.skipped), saved[name]
+        gone = f"no longer in {data}, where {self.run.split} has it"
+        skipped = [(i, reasons.get(i, f"{i!r} is {gone}")) for i in images if i not in positions]
+        taken = opened.take([positions[image] for image in images if image in positions])
+        return name, replace(taken, skipped=skipped)
+
     def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
-        """Write per_class.csv, predictions.png, and last metrics.json."""
+        """Write per_class.csv, predictions.png, skipped.csv where images were left out, and last
+        metrics.json."""
         folder.mkdir(parents=True, exist_ok=True)
+        if folder != self.run.path:  # that of a run lists the images that training left out
+            (folder / "skipped.csv").unlink(missing_ok=True)
+            skipped = metrics.source.skipped
+            rows = [{"split": metrics.split, "file": file, "reason": reason} for file, reason in skipped]
+            write_rows(folder / "skipped.csv", rows)
         write_rows(folder / "per_class.csv", metrics.per_class)
         self.plot_split(metrics.source, folder / "predictions.png")
         write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
@@ -184,3 +213,15 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         file = files.add(image)
         file.parent.mkdir(parents=True, exist_ok=True)
         return self.save_prediction(result, self.open_image(image), file)
+
+
+def _check_skipped(split: AnnotatedSplit, limit: float) -> None:
+    """Say how many images were left out. Raises `TooManyUnreadable` where they are too many."""
+    skipped, total = len(split.skipped), len(split) + len(split.skipped)
+    if skipped > limit * total:
+        raise TooManyUnreadable(
+            f"{skipped} of {total} files are unreadable, more than max_skipped ({limit:.0%}) of the run "
+            f"allows: {first_few([reason for _, reason in split.skipped])}"
+        )
+    if skipped:
+        logger.warning("left out %s, the first: %s", count_of(skipped, "file"), split.skipped[0][1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from atconv.data.annotated import (
     AnnotatedSplit,
+    batches_of_equal_size,
     check_skipped,
     read_saved_split,
     save_or_check_split,
@@ -25,6 +26,7 @@ from atconv.data.checking import CheckImages
 from atconv.data.loaders import EpochBatches, SeededItems
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
+from atconv.engine.progress import heartbeat
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.engine.tables import metric_name
@@ -92,8 +94,9 @@ class AnnotatedTask(Task, Generic[C, S]):
         """A batch."""
 
     @abstractmethod
-    def validate(self, model: nn.Module, split: S, positions: Sequence[int]) -> dict[str, float]:
-        """Metrics of a model in eval mode, over all processes, of which each has its own positions."""
+    def validate(self, model: nn.Module, split: S, batches: Iterable[list[int]]) -> dict[str, float]:
+        """Metrics of a model in eval mode, over all processes, of which each has its own batches of
+        positions."""
 
     @abstractmethod
     def model_config(self) -> dict[str, Any]:
@@ -115,7 +118,8 @@ class AnnotatedTask(Task, Generic[C, S]):
         was_training = model.training
         val, accelerator = self.splits["val"], self.accelerator
         positions = range(accelerator.process_index, len(val), accelerator.num_processes)
-        metrics = self.validate(model.eval(), val, positions)
+        batches = batches_of_equal_size(val, positions, self.config.batch_size)
+        metrics = self.validate(model.eval(), val, heartbeat(batches, "validating"))
         model.train(was_training)
         return {f"val_{name}": value for name, value in metrics.items()}
 

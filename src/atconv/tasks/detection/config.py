@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from atconv.engine.options import Positive, PositiveInt
 from atconv.models.detectors import DetectorArchitecture, check_sizes
 from atconv.models.normalization import normalization
-from atconv.tasks.common.annotated_config import AnnotatedConfig, reject_own_options
+from atconv.tasks.common.annotated_config import AnnotatedConfig
 
 __all__ = ["DetectionConfig"]
 
@@ -42,6 +42,8 @@ class DetectorOptions:
 class DetectionConfig(DetectorOptions, AnnotatedConfig):
     """Options of `atconv detect train`."""
 
+    extra_args = "detector_args"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self.min_size, self.max_size)
@@ -51,14 +53,10 @@ class DetectionConfig(DetectorOptions, AnnotatedConfig):
         """Whether it learns masks too."""
         return self.architecture == "mask_rcnn"
 
-    def model_arguments(self, num_classes: int) -> dict[str, Any]:
+    def head_arguments(self) -> dict[str, Any]:
         mean, std = normalization(self.in_chans, self.mean, self.std)
-        own = {
-            "backbone": self.model,
-            "num_classes": num_classes,
+        return {
             "architecture": self.architecture,
-            "in_chans": self.in_chans,
-            "backbone_args": self.backbone_args,
             "levels": self.levels,
             "channels": self.channels,
             "anchor_scale": self.anchor_scale,
@@ -67,5 +65,3 @@ class DetectionConfig(DetectorOptions, AnnotatedConfig):
             "mean": list(mean),
             "std": list(std),
         }
-        reject_own_options("detector_args", self.detector_args, [*own, "state_dict"])
-        return own | self.detector_args

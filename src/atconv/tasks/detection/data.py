@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from atconv.data.annotated import batches_of_equal_size
 from atconv.data.boxes import BoxSplit
 from atconv.data.images import PrepareImage, mode_for
 from atconv.tasks.detection.config import DetectionConfig
@@ -87,9 +86,9 @@ def augmentation(hflip: float, jitter: float) -> v2.Transform:
 
 
 def eval_batches(
-    split: BoxSplit, positions: Sequence[int], transform: DetectionTransform, masks: bool, batch_size: int
+    split: BoxSplit, batches: Iterable[list[int]], transform: DetectionTransform, masks: bool
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """Images of one size, each C H W in 0…1, and their annotations."""
-    for batch in batches_of_equal_size(split, positions, batch_size):
+    """Images, each C H W in 0…1, and their annotations, from batches of positions."""
+    for batch in batches:
         images = [transform(split.read(i, transform.mode)) for i in batch]
         yield images, [load_target(split, i, masks) for i in batch]

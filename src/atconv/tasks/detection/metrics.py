@@ -15,7 +15,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
-from atconv.engine.tables import Table, metric_name
+from atconv.data.boxes import BadAnnotations
+from atconv.engine.tables import Table, metric_name, speed_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 from atconv.tasks.detection.data import Target
 
@@ -30,10 +31,15 @@ class DetectionMetrics(AnnotatedMetrics):
 
     coco: dict[str, float | None]
     """COCO's, prefixed with "box_" for those of boxes and "mask_" for those of masks"""
+    bad_annotations: BadAnnotations = "reject"
+    """what was done with annotations that are wrong"""
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"bad_annotations": self.bad_annotations}
 
     def tables(self, title: str) -> list[Table]:
         rows = [(metric_name(name), _percent(value)) for name, value in self.coco.items()]
-        rows += [("images", str(self.images)), ("images/s", f"{self.images_per_second:.1f}")]
+        rows += [("images", str(self.images)), ("speed", speed_text(self.images_per_second))]
         columns = [name for name in self.per_class[0] if name != "class"]
         cells = [[row["class"], *(_percent(row[name]) for name in columns)] for row in self.per_class]
         heads = ("class", *map(metric_name, columns))

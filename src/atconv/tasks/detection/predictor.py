@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
-from tqdm import tqdm
 
 from atconv.data.boxes import BadAnnotations, BoxSplit, decode_mask, encode_mask
 from atconv.data.formats import open_boxes
 from atconv.data.orientation import Exif
 from atconv.engine.options import PositiveInt
-from atconv.engine.predictor import check_batch_size
 from atconv.models.detectors import detector
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
 from atconv.tasks.detection.config import DetectionConfig
@@ -121,7 +119,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
         data: str | None = None,
         split: str = "auto",
         batch_size: PositiveInt = 8,
-        bad_annotations: BadAnnotations = "reject",
+        bad_annotations: BadAnnotations | None = None,
         exif: Exif | None = None,
         images: str | None = None,
     ) -> DetectionMetrics:
@@ -131,7 +129,8 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
             data: DATA as in training. Where it is the run's own, its saved splits are used.
             split: train, val or test; "auto" takes test, else val, else train.
             batch_size: images in one forward pass.
-            bad_annotations: reject annotations that are wrong, or skip them: they are named and left out.
+            bad_annotations: reject annotations that are wrong, or skip them: they are named and left out;
+                default: as the run was configured.
             exif: what annotations of images with an EXIF orientation belong to, the image turned upright or
                 the pixels as stored; default: as the run was configured.
             images: folder of the images where they lie outside DATA; default: the run's, for its own DATA.
@@ -140,18 +139,21 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
             FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or
                 `batch_size` < 1.
         """
-        check_batch_size(batch_size)
-        name, opened = self.choose_split(data, split, images, bad_annotations=bad_annotations, exif=exif)
-        return self.evaluate_on(name, opened, batch_size)
+        return self.evaluate_split(
+            data, split, images, batch_size, bad_annotations=bad_annotations, exif=exif
+        )
 
-    def open_split(self, data: str, split: str, **options: Any) -> dict[str, BoxSplit]:
-        options["exif"] = options["exif"] or getattr(self.config, "exif", None)
-        return open_boxes(data, self.masks, classes=self.classes, split=split, **options)
+    def configured(self) -> dict[str, Any]:
+        return super().configured() | {"bad_annotations": getattr(self.config, "bad_annotations", "reject")}
 
-    def measure(self, split: BoxSplit, batch_size: int, **options: Any) -> dict[str, Any]:
-        batches = eval_batches(split, range(len(split)), self.transform, self.masks, batch_size)
-        shown = tqdm(batches, "evaluating", disable=None, leave=False)
-        coco, per_class = compute_metrics(self.model, shown, self.classes, self.masks)
+    def open_split(self, data: str, split: str, **settings: Any) -> dict[str, BoxSplit]:
+        return open_boxes(
+            data, self.masks, classes=self.classes, split=split, skip_unreadable=True, **settings
+        )
+
+    def measure(self, split: BoxSplit, batches: Iterable[list[int]], **settings: Any) -> dict[str, Any]:
+        loaded = eval_batches(split, batches, self.transform, self.masks)
+        coco, per_class = compute_metrics(self.model, loaded, self.classes, self.masks)
         return {"coco": coco, "per_class": per_class}
 
     def plot_split(self, split: BoxSplit, path: Path) -> None:

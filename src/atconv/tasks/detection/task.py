@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -81,11 +81,10 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
         parts = {name.removeprefix("loss_"): value for name, value in losses.items()}
         return torch.stack(list(losses.values())).sum(), parts
 
-    def validate(self, model: nn.Module, split: BoxSplit, positions: Sequence[int]) -> dict[str, float]:
+    def validate(self, model: nn.Module, split: BoxSplit, batches: Iterable[list[int]]) -> dict[str, float]:
         """map and map_50 of boxes, and mask_map where there are masks."""
-        config = self.config
-        batches = eval_batches(split, positions, self.transform, config.masks, config.batch_size)
-        return mean_average_precision(model, batches, config.masks)
+        masks = self.config.masks
+        return mean_average_precision(model, eval_batches(split, batches, self.transform, masks), masks)
 
 
 make_task = DetectionTask

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from atconv.engine.options import Positive, PositiveInt
 from atconv.models.segmenters import DIVISOR, SegmenterArchitecture
-from atconv.tasks.common.annotated_config import AnnotatedConfig, reject_own_options
+from atconv.tasks.common.annotated_config import AnnotatedConfig
 
 __all__ = ["SegmentationConfig"]
 
@@ -40,6 +40,8 @@ class SegmenterOptions:
 class SegmentationConfig(SegmenterOptions, AnnotatedConfig):
     """Options of `atconv segment train`."""
 
+    extra_args = "segmenter_args"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scales[0] > self.scales[1]:
@@ -60,13 +62,5 @@ class SegmentationConfig(SegmenterOptions, AnnotatedConfig):
         """Images that a micro-batch needs."""
         return 2 if self.architecture == "upernet" or max(self.crop) == DIVISOR else 1
 
-    def model_arguments(self, num_classes: int) -> dict[str, Any]:
-        own = {
-            "backbone": self.model,
-            "num_classes": num_classes,
-            "architecture": self.architecture,
-            "in_chans": self.in_chans,
-            "backbone_args": self.backbone_args,
-        }
-        reject_own_options("segmenter_args", self.segmenter_args, [*own, "state_dict"])
-        return own | self.segmenter_args
+    def head_arguments(self) -> dict[str, Any]:
+        return {"architecture": self.architecture}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from atconv.data.annotated import batches_of_equal_size
 from atconv.data.images import PrepareImage, mode_for
 from atconv.data.masks import IGNORED, MaskSplit
 from atconv.models.normalization import normalization
@@ -112,14 +111,11 @@ def augmentation(config: SegmentationConfig) -> v2.Transform:
 
 
 def predictions(
-    split: MaskSplit,
-    positions: Sequence[int],
-    transform: SegmentationTransform,
-    classify: Classify,
-    batch_size: int,
+    split: MaskSplit, batches: Iterable[list[int]], transform: SegmentationTransform, classify: Classify
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Mask and prediction of each image, H W of class indices, at the size of the image."""
-    for batch in batches_of_equal_size(split, positions, batch_size):
+    """Mask and prediction of each image, H W of class indices, at the size of the image. Each batch has
+    positions of images of one size."""
+    for batch in batches:
         inputs = torch.stack([transform(split.read(i, transform.mode)) for i in batch])
         masks = [torch.from_numpy(split.mask(i)) for i in batch]
         height, width = masks[0].shape

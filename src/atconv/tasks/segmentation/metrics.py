@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from atconv.data.masks import IGNORED
-from atconv.engine.tables import Table
+from atconv.engine.tables import Table, speed_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 
 __all__ = ["SegmentationMetrics", "count_pixels", "mean_iou", "per_class", "pixel_accuracy"]
@@ -32,12 +32,15 @@ class SegmentationMetrics(AnnotatedMetrics):
     flip_tta: bool
     """whether predictions for each image and its mirror image were averaged"""
 
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"flip_tta": self.flip_tta}
+
     def tables(self, title: str) -> list[Table]:
         rows = [
             ("mean IoU", f"{self.miou:.2f} %"),
             ("right pixels", f"{self.pixel_accuracy:.2f} %"),
             ("images", str(self.images)),
-            ("images/s", f"{self.images_per_second:.1f}"),
+            ("speed", speed_text(self.images_per_second)),
             ("flip TTA", "yes" if self.flip_tta else "no"),
         ]
         cells = [

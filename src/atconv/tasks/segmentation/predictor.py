@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from atconv.data.formats import open_masks
 from atconv.data.masks import MaskSplit
 from atconv.data.orientation import Exif
 from atconv.engine.options import PositiveInt
-from atconv.engine.predictor import check_batch_size
 from atconv.models.segmenters import segmenter
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
 from atconv.tasks.common.drawing import class_colors
@@ -154,29 +152,29 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
             FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or
                 `batch_size` < 1.
         """
-        check_batch_size(batch_size)
-        name, opened = self.choose_split(data, split, images, exif=exif)
-        return self.evaluate_on(name, opened, batch_size, flip_tta=flip_tta)
+        return self.evaluate_split(data, split, images, batch_size, flip_tta=flip_tta, exif=exif)
 
-    def open_split(self, data: str, split: str, **options: Any) -> dict[str, MaskSplit]:
-        options["exif"] = options["exif"] or getattr(self.config, "exif", None)
-        values = getattr(self.config, "mask_values", None)
-        return open_masks(data, classes=self.classes, split=split, values=values, **options)
+    def configured(self) -> dict[str, Any]:
+        return super().configured() | {"flip_tta": self.flip_tta}
 
-    def measure(
-        self, split: MaskSplit, batch_size: int, flip_tta: bool | None = None, **options: Any
-    ) -> dict[str, Any]:
-        flip_tta = self.flip_tta if flip_tta is None else flip_tta
-        classify = partial(self.classify, flip_tta=flip_tta)
-        pairs = predictions(split, range(len(split)), self.transform, classify, batch_size)
-        counts = count_pixels(
-            tqdm(pairs, "evaluating", len(split), disable=None, leave=False), len(self.classes)
+    def open_split(self, data: str, split: str, **settings: Any) -> dict[str, MaskSplit]:
+        return open_masks(
+            data,
+            classes=self.classes,
+            split=split,
+            values=getattr(self.config, "mask_values", None),
+            exif=settings["exif"],
+            images=settings["images"],
+            skip_unreadable=True,
         )
+
+    def measure(self, split: MaskSplit, batches: Iterable[list[int]], **settings: Any) -> dict[str, Any]:
+        classify = partial(self.classify, flip_tta=settings["flip_tta"])
+        counts = count_pixels(predictions(split, batches, self.transform, classify), len(self.classes))
         return {
             "miou": mean_iou(counts),
             "pixel_accuracy": pixel_accuracy(counts),
             "per_class": per_class(counts, self.classes),
-            "flip_tta": flip_tta,
         }
 
     def plot_split(self, split: MaskSplit, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -53,7 +53,7 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         """`smp.from_pretrained(RUN)` opens it too, where atconv is imported: it skips names that begin
         with _."""
         model: Any = self.model
-        own = {
+        ours = {
             "task": "segmentation",
             "label_names": self.classes,
             "segmenter": self.config.model_arguments(len(self.classes)),
@@ -64,7 +64,7 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
             },
             "flip_tta": self.config.flip_tta,
         }
-        return {**model.config, "_model_class": type(model).__name__, "_atconv": own}
+        return {**model.config, "_model_class": type(model).__name__, "_atconv": ours}
 
     @staticmethod
     def collate(examples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
@@ -79,10 +79,10 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         dice = self.dice(logits, masks)
         return entropy + dice, {"entropy": entropy, "dice": dice}
 
-    def validate(self, model: nn.Module, split: MaskSplit, positions: Sequence[int]) -> dict[str, float]:
+    def validate(self, model: nn.Module, split: MaskSplit, batches: Iterable[list[int]]) -> dict[str, float]:
         """miou and accuracy in percent."""
         classify = partial(classify_pixels, model, self.transform)
-        pairs = predictions(split, positions, self.transform, classify, self.config.batch_size)
+        pairs = predictions(split, batches, self.transform, classify)
         counts = count_pixels(pairs, len(self.classes)).to(self.accelerator.device)
         counts = self.accelerator.reduce(counts, reduction="sum").cpu()
         return {"miou": mean_iou(counts), "accuracy": pixel_accuracy(counts)}
