@@ -54,7 +54,7 @@ def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
 
 def shorten(name: str, length: int = 18) -> str:
     """A name that fits next to a plot: a letter of double width counts twice."""
-    name = _printable(name)
+    name = _printable(name, "")
     widths = [1 + (unicodedata.east_asian_width(letter) in "WF") for letter in name]
     if sum(widths) <= length:
         return name
@@ -62,8 +62,10 @@ def shorten(name: str, length: int = 18) -> str:
     return name[:kept] + "…"
 
 
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _printable(text: str, allowed: str = "\n") -> str:
+    """Letters, with all others but those `allowed` escaped."""
+    letters = (c if c.isprintable() or c in allowed else c.encode("unicode_escape").decode() for c in text)
+    return "".join(letters)
 
 
 def plot_curves(

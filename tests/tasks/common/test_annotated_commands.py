@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,8 +17,10 @@ import torch
 import yaml
 from PIL import Image
 
+from atconv.plots import shorten
 from atconv.tasks import load
-from atconv.tasks.common.drawing import PlotFiles, class_colors, enlarged_size
+from atconv.tasks.common import drawing
+from atconv.tasks.common.drawing import PlotFiles, class_colors, drawn_size, find_font
 from atconv.tasks.detection.plots import draw_detections
 from atconv.tasks.segmentation.data import SegmentationTransform
 from atconv.tasks.segmentation.metrics import mean_iou
@@ -249,8 +254,10 @@ def test_colors_differ_and_names_do_too() -> None:
     assert names == ["out/x.png", "out/x-2.png", "out/x-2-2.png"]
     with pytest.raises(ValueError, match=r"b/x\.png is one of the images and would be written over"):
         PlotFiles(Path("a/../b")).add(Path("b/x.png"))
-    assert enlarged_size((96, 128), 480) == (384, 512)
-    assert enlarged_size((600, 800), 480) == (600, 800)
+    assert drawn_size((96, 128)) == (384, 512)
+    assert drawn_size((600, 800)) == (600, 800)
+    assert drawn_size((3000, 4000), 1200) == (900, 1200)
+    assert drawn_size((1, 20000), 1200) == (1, 1200)
 
 
 DETECTION, SEGMENTATION = "DETECTION", "SEGMENTATION"  # stand for runs
@@ -384,3 +391,57 @@ def test_classes_that_the_run_does_not_know_are_rejected(tmp_path: Path) -> None
         (data / f"{split}.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="its categories cat are not among the classes bright, dark"):
         load(detection_run()).evaluate(str(data))
+
+
+def plotted_colors(image: Image.Image, mask: torch.Tensor, classes: list[str], path: Path) -> np.ndarray:
+    plot_prediction(image, mask, classes, path)
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_legends_have_the_colors_of_the_plot(tmp_path: Path) -> None:
+    """On a white image, a class and its patch in the legend are of one color."""
+    image, mask = Image.new("RGB", (480, 480), "white"), torch.zeros(480, 480, dtype=torch.uint8)
+    drawn = plotted_colors(image, mask, ["cat", "dog"], tmp_path / "drawn.png")
+    height, width = drawn.shape[:2]
+    expected = drawn[height // 2, 3 * width // 4]
+    assert (expected < 255).any()
+    assert (abs(drawn[500:] - expected).max(2) <= 2).sum() > 50
+
+
+def test_plots_of_large_photos_are_of_a_size_that_is_readable(tmp_path: Path) -> None:
+    sizes = []
+    for width in (1200, 4800):
+        image, mask = Image.new("RGB", (width, width // 4)), torch.zeros(width // 4, width).byte()
+        sizes.append(plotted_colors(image, mask, ["cat"], tmp_path / "drawn.png").shape)
+    assert sizes[0] == sizes[1]
+
+
+def test_names_of_every_kind_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    classes = ["猫と犬", "bad\x1b[31m\nname", "caf\udce9", "$x_1", "a" * 300]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        mask = torch.arange(5, dtype=torch.uint8).repeat_interleave(20)[:, None].expand(-1, 100)
+        plotted_colors(Image.new("RGB", (100, 100)), mask.contiguous(), classes, tmp_path / "drawn.png")
+        boxes = torch.tensor([[10.0, 20.0, 90.0, 80.0]]).repeat(5, 1)
+        drawn = draw_detections(
+            torch.zeros(3, 100, 100), {"boxes": boxes, "labels": torch.arange(1, 6)}, classes
+        )
+    assert drawn.any()
+    assert shorten("bad\x1b[31m\nname") == r"bad\x1b[31m\nname"
+    assert shorten("a" * 300) == "a" * 17 + "…"
+
+
+def test_letters_are_drawn_in_a_font_that_has_them() -> None:
+    first, second = "first.ttf", "second.ttf"
+    letters = {first: "cat", second: "cat猫"}
+
+    def font(path: str) -> Any:
+        return SimpleNamespace(get_charmap=lambda: {ord(letter): 1 for letter in letters[path]})
+
+    with (
+        mock.patch.multiple(drawing, findfont=lambda name: name, get_font=font),
+        mock.patch.dict(drawing.rcParams, {"font.family": [first, second]}),
+    ):
+        assert find_font(["cat"]) == first
+        assert find_font(["cat", "猫"]) == second
+        assert find_font(["κ"]) == first  # nothing has it

@@ -1,4 +1,4 @@
-"""What drawn predictions share: colors of classes, sizes, names of files."""
+"""What drawn predictions share: colors of classes, sizes, fonts, rows of images, names of files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["Color", "PlotFiles", "class_colors", "enlarged_size"]
+from matplotlib import rcParams
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from atconv.plots import DPI, plt, save
+
+__all__ = ["Color", "PlotFiles", "class_colors", "drawn_size", "find_font", "plot_rows"]
 
 Color = tuple[int, int, int]
+_MIN_SIZE = 480  # pixels of an image's longer side
+_MAX_RATIO = 1.25  # of height to width, of an image among others
 
 
 def class_colors(count: int) -> list[Color]:
@@ -23,10 +32,53 @@ def class_colors(count: int) -> list[Color]:
     return colors
 
 
-def enlarged_size(size: Sequence[int], minimum: int) -> tuple[int, int]:
-    """Height and width, enlarged by a whole number until the longer side has `minimum` pixels."""
-    factor = max(1, -(-minimum // max(size)))
-    return size[0] * factor, size[1] * factor
+def drawn_size(size: Sequence[int], maximum: float = math.inf) -> tuple[int, int]:
+    """Height and width of a drawing: small images are enlarged by a whole number until the longer side has
+    480 pixels; none becomes longer than `maximum`."""
+    factor = min(max(1, -(-_MIN_SIZE // max(size))), maximum / max(size))
+    height, width = (max(1, round(length * factor)) for length in size)
+    return height, width
+
+
+def find_font(texts: Iterable[str]) -> str:
+    """The file of the first font of plots that has all letters, else of the first."""
+    letters = {ord(letter) for text in texts for letter in text}
+    fonts = [findfont(family) for family in rcParams["font.family"]]
+    return next((font for font in fonts if letters <= set(get_font(font).get_charmap())), fonts[0])
+
+
+def plot_rows(
+    rows: Sequence[Sequence[tuple[str, Tensor]]], path: Path, width: int, legend: Sequence[Patch] = ()
+) -> None:
+    """Plot rows of images, each row with images of one size.
+
+    Args:
+        rows: title and 3 H W of uint8 of each image.
+        path: PNG to write.
+        width: pixels of an image.
+        legend: what stands below.
+    """
+    shapes = [row[0][1].shape for row in rows]
+    heights = [width * min(height / length, _MAX_RATIO) for _, height, length in shapes]
+    titles = sum(30 for row in rows if any(title for title, _ in row))
+    below = 50 + 25 * (len(legend) // 6) if legend else 0
+    figure, axes = plt.subplots(
+        len(rows),
+        len(rows[0]),
+        figsize=((width + 15) * len(rows[0]) / DPI, (sum(heights) + 15 * len(rows) + titles + below) / DPI),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (title, image) in zip(axes.flat, (cell for row in rows for cell in row), strict=True):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    if legend:
+        figure.legend(
+            handles=list(legend), loc="outside lower center", ncols=min(6, len(legend)), fontsize=10
+        )
+    save(figure, path)
 
 
 class PlotFiles:

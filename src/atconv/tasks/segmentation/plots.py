@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
@@ -16,15 +14,14 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
 from atconv.data.masks import IGNORED, MaskSplit
-from atconv.plots import plt, save, shorten
-from atconv.tasks.common.drawing import Color, class_colors, enlarged_size
+from atconv.plots import shorten
+from atconv.tasks.common.drawing import Color, class_colors, drawn_size, plot_rows
 from atconv.tasks.segmentation.data import Classify, SegmentationTransform
 
 __all__ = ["plot_prediction", "plot_split"]
 
 _COUNT = 4
-_MIN_SIZE = 480  # pixels of an image's longer side
-_DPI = 110
+_WIDTH, _MAX_WIDTH = 480, 1200  # pixels of an image among others, and of one alone
 _ALPHA = 0.55
 _PLAIN = "background"  # a class of this name gets no color
 _GRAY = (128, 128, 128)  # for ignored pixels
@@ -37,47 +34,34 @@ def plot_prediction(image: Image.Image, mask: Tensor, classes: Sequence[str], pa
         mask: H W of class indices.
         path: PNG to write.
     """
-    height, width = enlarged_size((image.height, image.width), _MIN_SIZE)
-    figure, axes = plt.subplots(
-        1, 2, figsize=(2 * width / _DPI + 0.3, height / _DPI + 0.9), layout="constrained"
-    )
-    _show(axes[0], image, None, classes)
-    _show(axes[1], image, mask, classes)
-    _legend(figure, mask.unique().tolist(), classes)
-    save(figure, path, _DPI)
+    row = [("", _drawn(image, indices, classes, _MAX_WIDTH)) for indices in (None, mask)]
+    plot_rows([row], path, row[0][1].shape[2], _legend(mask.unique().tolist(), classes))
 
 
 def plot_split(split: MaskSplit, classify: Classify, transform: SegmentationTransform, path: Path) -> None:
     """The first images of a split: as they are, with their masks, with their predictions."""
-    count = min(_COUNT, len(split))
-    figure, axes = plt.subplots(
-        count, 3, figsize=(13.8, 3.6 * count + 0.6), squeeze=False, layout="constrained"
-    )
-    occurring: set[int] = set()
-    for i, row in enumerate(axes):
+    rows, occurring = [], set()
+    for i in range(min(_COUNT, len(split))):
         image, mask = split.read(i, transform.mode), torch.from_numpy(split.mask(i))
         predicted = classify(transform(image)[None], (image.height, image.width))[0]
         occurring |= {*mask.unique().tolist(), *predicted.unique().tolist()}
         shown = {shorten(split.names[i]): None, "mask": mask, "predicted": predicted}
-        for axis, (title, indices) in zip(row, shown.items(), strict=True):
-            _show(axis, image, indices, split.classes)
-            axis.set_title(title, fontsize=10)
-    _legend(figure, sorted(occurring), split.classes)
-    save(figure, path, _DPI)
+        rows.append([(name, _drawn(image, each, split.classes, _WIDTH)) for name, each in shown.items()])
+    plot_rows(rows, path, _WIDTH, _legend(sorted(occurring), split.classes))
 
 
-def _show(axis: Axes, image: Image.Image, mask: Tensor | None, classes: Sequence[str]) -> None:
-    """The image, enlarged where it is small, and the colors of its classes but background."""
-    height, width = enlarged_size((image.height, image.width), _MIN_SIZE)
-    shown = F.resize(F.pil_to_tensor(image.convert("RGB")), [height, width], antialias=True)
-    if mask is not None:
-        indices = F.resize(mask[None], [height, width], interpolation=InterpolationMode.NEAREST)[0]
-        colors = _colors(indices.unique().tolist(), classes)
-        if colors:
-            masks = torch.stack([indices == i for i in colors])
-            shown = draw_segmentation_masks(shown, masks, alpha=_ALPHA, colors=list(colors.values()))
-    axis.imshow(shown.permute(1, 2, 0))
-    axis.axis("off")
+def _drawn(image: Image.Image, mask: Tensor | None, classes: Sequence[str], max_size: int) -> Tensor:
+    """The image and the colors of its classes but background, 3 H W of uint8."""
+    size = list(drawn_size((image.height, image.width), max_size))
+    shown = F.resize(F.pil_to_tensor(image.convert("RGB")), size, antialias=True)
+    if mask is None:
+        return shown
+    indices = F.resize(mask[None], size, interpolation=InterpolationMode.NEAREST)[0]
+    colors = _colors(indices.unique().tolist(), classes)
+    if not colors:
+        return shown
+    masks = torch.stack([indices == i for i in colors])
+    return draw_segmentation_masks(shown, masks, alpha=_ALPHA, colors=list(colors.values()))
 
 
 def _colors(indices: Sequence[int], classes: Sequence[str]) -> dict[int, Color]:
@@ -87,8 +71,8 @@ def _colors(indices: Sequence[int], classes: Sequence[str]) -> dict[int, Color]:
     return colors | ({IGNORED: _GRAY} if IGNORED in indices else {})
 
 
-def _legend(figure: Figure, indices: Sequence[int], classes: Sequence[str]) -> None:
-    patches = [
+def _legend(indices: Sequence[int], classes: Sequence[str]) -> list[Patch]:
+    return [
         Patch(
             color="#" + bytes(color).hex(),
             alpha=_ALPHA,
@@ -96,5 +80,3 @@ def _legend(figure: Figure, indices: Sequence[int], classes: Sequence[str]) -> N
         )
         for i, color in _colors(indices, classes).items()
     ]
-    if patches:
-        figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)), fontsize=10)
