@@ -25,8 +25,39 @@ def test_labels_of_every_script_are_plotted_without_a_warning(tmp_path: Path) ->
 def test_names_are_shortened_to_the_width_that_they_take() -> None:
     assert shorten("abcdefgh", 8) == "abcdefgh"
     assert shorten("abcdefghi", 8) == "abcdefg…"
-    assert shorten("猫猫猫猫", 8) == "猫猫猫猫"
-    assert shorten("猫猫猫猫猫", 8) == "猫猫猫…"
+    with mock.patch.object(plots, "_letters", return_value={ord("猫")}):
+        assert shorten("猫猫猫猫", 8) == "猫猫猫猫"
+        assert shorten("猫猫猫猫猫", 8) == "猫猫猫…"
+
+
+def test_what_no_font_shows_is_escaped_in_names() -> None:
+    assert shorten("café $x_1$ λ") == "café $x_1$ λ"
+    assert shorten("a\tb\n\x1b[31mc") == r"a\tb\n\x1b[31mc"
+    assert shorten("caf\udce9") == r"caf\udce9"
+    with mock.patch.object(plots, "_letters", return_value=set(range(128))):
+        assert shorten("猫 cat") == r"\u732b cat"
+
+
+def test_control_characters_of_any_text_are_escaped(tmp_path: Path) -> None:
+    figure, axis = plt.subplots()
+    title = axis.set_title("two\nlines\x1b[31m\x07\udce9")
+    save(figure, tmp_path / "plot.png")
+    assert title.get_text() == "two\nlines" + r"\x1b[31m\x07\udce9"
+
+
+def test_the_legend_of_one_epoch_hides_no_point(tmp_path: Path) -> None:
+    names = {"train, augmented": "a", "validation": "b", "validation, balanced": "c"}
+    with mock.patch.object(plots, "save", lambda figure, path: figure.draw_without_rendering()):
+        plot_curves([{"epoch": 1, "a": 10, "b": 12, "c": 11}], [Panel("A", "%", names)], tmp_path / "c.png")
+    figure = plt.gcf()
+    [axis] = figure.axes
+    legend = axis.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
+    for line in axis.lines:
+        x, y = axis.transData.transform((line.get_xdata()[0], line.get_ydata()[0]))  # type: ignore[index]
+        assert not box.contains(x, y)
+    plt.close(figure)
 
 
 def test_one_epoch_has_one_tick(tmp_path: Path) -> None:

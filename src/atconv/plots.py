@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
@@ -42,8 +43,8 @@ class Panel(NamedTuple):
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
-    """Write a PNG and let go of the figure. What is no text in names, such as bytes that are not UTF-8, is
-    escaped."""
+    """Write a PNG and let go of the figure. What is no text in names, such as control characters and bytes
+    that are not UTF-8, is escaped."""
     for text in figure.findobj(Text):
         text.set_text(_printable(text.get_text()))
     with warnings.catch_warnings():
@@ -53,8 +54,9 @@ def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
 
 
 def shorten(name: str, length: int = 18) -> str:
-    """A name that fits next to a plot: a letter of double width counts twice."""
-    name = _printable(name, "")
+    """A name that fits next to a plot: a letter of double width counts twice. What is no text, or in none of
+    the fonts, is escaped."""
+    name = "".join(c if ord(c) in _letters() else _escape(c) for c in _printable(name, ""))
     widths = [1 + (unicodedata.east_asian_width(letter) in "WF") for letter in name]
     if sum(widths) <= length:
         return name
@@ -64,8 +66,18 @@ def shorten(name: str, length: int = 18) -> str:
 
 def _printable(text: str, allowed: str = "\n") -> str:
     """Letters, with all others but those `allowed` escaped."""
-    letters = (c if c.isprintable() or c in allowed else c.encode("unicode_escape").decode() for c in text)
-    return "".join(letters)
+    return "".join(c if c.isprintable() or c in allowed else _escape(c) for c in text)
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
+
+
+@functools.cache
+def _letters() -> set[int]:
+    """What the fonts in use can show."""
+    files = [font_manager.findfont(family) for family in mpl.rcParams["font.family"]]
+    return {letter for file in files for letter in font_manager.get_font(file).get_charmap()}
 
 
 def plot_curves(
@@ -93,6 +105,7 @@ def plot_curves(
         axis.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
         if len(epochs) == 1:
             axis.set_xticks(epochs)
+            axis.margins(y=1.0)  # room for the legend
         else:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)

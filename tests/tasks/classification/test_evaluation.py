@@ -85,6 +85,34 @@ def test_titles_fit_and_mistakes_are_named(wrong: int, tmp_path: Path) -> None:
         plots.plt.close(figure)
 
 
+@pytest.mark.parametrize(
+    "classes", [[f"class {i}" for i in range(40)], [f"a very long name, the {i}th" for i in range(6)]]
+)
+def test_names_of_classes_and_mistakes_do_not_overlap(classes: list[str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % len(classes)
+    probabilities = rng.random((200, len(classes)), dtype=np.float32)
+    source = mock.Mock()
+    source.read.return_value = Image.new("RGB", (8, 8))
+    source.name.return_value = "photos/a-very-long-name-from-a-camera-2026-11-27-0001.jpg"
+    metrics = compute_metrics(probabilities, labels, classes, 1.0, source=source)
+    figures: list[Figure] = []
+    with mock.patch.object(plots, "save", lambda figure, path: figures.append(figure)):
+        plots.plot_confusion_matrix(metrics, tmp_path / "confusion.png")
+        plots.plot_mistakes(metrics, list(range(20)), "RGB", tmp_path / "mistakes.png")
+    confusion, mistakes = figures
+    for figure in figures:
+        figure.draw_without_rendering()
+    names = [label.get_text() for label in confusion.axes[0].get_yticklabels()]
+    assert names == [plots.shorten(name) for name in classes]
+    boxes = [label.get_window_extent() for label in confusion.axes[0].get_yticklabels()]
+    boxes += [axis.title.get_window_extent() for axis in mistakes.axes[:20]]
+    for groups in (boxes[: len(classes)], boxes[len(classes) :]):
+        assert not any(a.overlaps(b) for i, a in enumerate(groups) for b in groups[:i])
+    for figure in figures:
+        plots.plt.close(figure)
+
+
 def test_with_five_classes_or_fewer_there_is_no_top5() -> None:
     metrics = compute_metrics(PROBABILITIES[:5, :5], LABELS[:5], CLASSES[:5], 1.0)
     assert metrics.top5 is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from atconv.tasks.classification.metrics import ClassificationMetrics
 __all__ = ["plot_confusion_matrix", "plot_mistakes"]
 
 _MAX_NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
+_MAX_NAMED = 60  # and the names of its classes
 
 
 def plot_confusion_matrix(metrics: ClassificationMetrics, path: Path) -> None:
@@ -23,16 +25,16 @@ def plot_confusion_matrix(metrics: ClassificationMetrics, path: Path) -> None:
     classes, predicted = metrics.classes, metrics.probabilities.argmax(1)
     counts = confusion_matrix(metrics.labels, predicted, labels=range(len(classes)))
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    numbered = len(classes) <= _MAX_NUMBERED
-    size = min(12.0, 3.2 + 0.42 * len(classes)) if numbered else 9.0
+    numbered, named = len(classes) <= _MAX_NUMBERED, len(classes) <= _MAX_NAMED
+    size = min(12.0, 3.2 + 0.42 * len(classes)) if named else 9.0
     figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    if named:
+        ticks, names = range(len(classes)), [shorten(name) for name in classes]
+        options: Any = {"fontsize": 10 if numbered else 8}
+        axis.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", **options)
+        axis.set_yticks(ticks, names, **options)
     if numbered:
-        ticks = range(len(classes))
-        axis.set_xticks(
-            ticks, [shorten(name) for name in classes], rotation=45, ha="right", rotation_mode="anchor"
-        )
-        axis.set_yticks(ticks, [shorten(name) for name in classes])
         for row, column in np.argwhere(counts > 0):
             color = "white" if shares[row, column] > 55 else "black"
             axis.text(
@@ -68,7 +70,7 @@ def plot_mistakes(metrics: ClassificationMetrics, worst: Sequence[int], mode: Mo
         file = Path(metrics.source.name(int(index))).name
         axis.set_title(
             f"{shorten(file, 24)}\nis {shorten(classes[labels[index]])}\n"
-            f"taken for {shorten(classes[predicted[index]])}, {100 * confidence[index]:.0f} %",
+            f"taken for {shorten(classes[predicted[index]], 13)}, {100 * confidence[index]:.0f} %",
             fontsize=9,
         )
     save(figure, path)
