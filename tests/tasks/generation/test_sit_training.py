@@ -497,7 +497,7 @@ def test_what_cannot_be_trained_is_rejected_in_one_line(
         (dict(repa_encoder="vit_tiny_patch16_224", repa_weights="none", repa_block=3), "repa_block 3"),
     ],
 )
-def test_a_wrong_model_is_told_before_images_are_read(
+def test_a_wrong_model_is_named_before_images_are_read(
     changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished = generation_run()

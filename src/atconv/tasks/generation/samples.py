@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -33,24 +34,17 @@ ImageSet = Dataset[Pixels]
 """images as uint8 H W C, all of one size"""
 
 
+@dataclass(frozen=True, eq=False)
 class SampleSet(ImageSet):
-    """Images in memory, with a label each where they are known.
+    """Images in memory, with a label each where they are known."""
 
-    Args:
-        images: uint8 N H W C.
-        labels: N class numbers.
-        classes: names of the labels.
-        sampling: options of a generator that made them, and what they cost.
-    """
-
-    def __init__(
-        self,
-        images: Pixels,
-        labels: list[int] | None = None,
-        classes: Sequence[str] | None = None,
-        sampling: dict[str, Any] | None = None,
-    ) -> None:
-        self.images, self.labels, self.classes, self.sampling = images, labels, classes, sampling
+    images: Pixels
+    """N H W C"""
+    labels: list[int] | None = None
+    classes: Sequence[str] | None = None
+    """names of the labels"""
+    sampling: dict[str, Any] | None = None
+    """options of the generator that made them, and what they cost"""
 
     def __len__(self) -> int:
         return len(self.images)
