@@ -86,6 +86,17 @@ def test_a_symbolic_trace_computes_the_same_bits(form: str) -> None:
         assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
+@torch.no_grad()
+def test_every_mixer_has_a_symbolic_trace(mixer: str) -> None:
+    model = tiny_attnet(token_mixer=mixer)
+    traced = fx_model(model)
+    for each in (model, traced):
+        each.eval()
+    for x in (image(), image(1, 32, 96)):
+        assert torch.equal(next(iter(traced(x).values())), model(x))
+
+
 @of_forms
 def test_a_symbolic_trace_has_the_same_gradients(form: str) -> None:
     model = tiny_attnet(**FORMS[form]).train()

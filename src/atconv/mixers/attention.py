@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.layers import AttentionRope, RotaryEmbeddingCat
+from timm.models import register_notrace_module  # their forms depend on the size of the map
 from timm.models.pvt_v2 import Attention as PvtAttention
 from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.swin_transformer import window_partition, window_reverse
@@ -68,13 +70,14 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
         rope = None if self.rope is None else self.rope.get_embed(list(x.shape[2:]))
-        return tokens_to_map(self.attention(x.flatten(2).transpose(1, 2), rope), *x.shape[2:])
+        return tokens_to_map(self.attention(x.flatten(2).transpose(1, 2), rope), x.shape[2], x.shape[3])
 
     def macs(self, height: int, width: int) -> int:
         positions = height * width
         return 4 * positions * self.dim**2 + 2 * positions**2 * self.dim
 
 
+@register_notrace_module
 class WindowAttention(nn.Module):
     """Self-attention inside windows that do not overlap, with relative position bias.
 
@@ -136,6 +139,7 @@ class WindowAttention(nn.Module):
         return 4 * positions * self.dim**2 + 2 * positions * self.window**2 * self.dim
 
 
+@register_notrace_module
 class NeighborhoodAttention(nn.Module):
     """Each position attends to the K×K positions around it, with relative position bias.
 
@@ -190,6 +194,7 @@ class NeighborhoodAttention(nn.Module):
         return 4 * positions * self.dim**2 + 2 * positions * neighbors * self.dim
 
 
+@register_notrace_module
 class SpatialReductionAttention(nn.Module):
     """Self-attention whose keys and values come from a map that a strided convolution has reduced.
 
@@ -279,3 +284,6 @@ def _regions(
 
     rows, columns = (axis(*each) for each in zip(size, padding, shifts, strict=True))
     return 3 * rows[:, None] + columns[None, :]
+
+
+torch.fx.wrap("check_input")

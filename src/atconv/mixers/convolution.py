@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.layers import CondConv2d
 from timm.models.metaformer import Pooling as PoolFormerPooling
@@ -153,3 +154,6 @@ class Identity(nn.Identity):
 
     def macs(self, height: int, width: int) -> int:
         return 0
+
+
+torch.fx.wrap("check_input")

@@ -64,6 +64,8 @@ class GridState:
         if self.size is None:
             raise ValueError("the grid of the tokens is not known: run the full model, not its blocks alone")
         height, width = self.size
+        if isinstance(tokens, torch.fx.Proxy):  # a graph takes height and width from its own image
+            return self.size
         if tokens != num_prefix_tokens + height * width:
             raise ValueError(
                 f"{tokens} tokens are not {num_prefix_tokens} and a grid of {height} × {width}: tokens were "
@@ -180,10 +182,9 @@ class ATConvAdapter(nn.Module):
                     f"{name} now"
                 )
         for name in call.masks:
-            if inputs.get(name) is not None and inputs[name] is not False:
-                raise ValueError(NO_MASK)
+            _reject_mask(inputs.get(name))
         height_width = None if call.size is None else inputs[call.size]
-        mixed = self.mix(x, None if height_width is None else (int(height_width[0]), int(height_width[1])))
+        mixed = self.mix(x, None if height_width is None else (height_width[0], height_width[1]))
         return (mixed, None) if call.returns_weights else mixed
 
     def mix(self, x: Tensor, size: Size | None = None) -> Tensor:
@@ -200,6 +201,14 @@ class ATConvAdapter(nn.Module):
     def _mix_channels_last(self, x: Tensor) -> Tensor:
         size = (x.shape[1], x.shape[2])
         return self.proj_drop(self.mixer(x.flatten(1, 2), grid_size=size)).unflatten(1, size)
+
+
+def _reject_mask(mask: Any) -> None:
+    if mask is not None and mask is not False:
+        raise ValueError(NO_MASK)
+
+
+torch.fx.wrap("_reject_mask")
 
 
 class ATConvBlock(ATConvAdapter):
