@@ -92,7 +92,7 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 $(LOWEST)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install uv
-	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra dev --python $(LOWEST)/bin/python \
+	$(LOWEST)/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --extra dev --python $(LOWEST)/bin/python \
 		--output-file $(LOWEST)/versions.txt pyproject.toml
 	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --requirements $(LOWEST)/versions.txt
 	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --no-deps --editable .

@@ -244,9 +244,9 @@ class SiTPipeline(DiffusionPipeline):
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | PathLike[str]) -> Any:
+    def _dict_from_json_file(cls, json_file: str | PathLike[str], **options: Any) -> Any:
         """Nothing in a folder is run to find a class that is known."""
-        config = super()._dict_from_json_file(json_file)
+        config = super()._dict_from_json_file(json_file, **options)
         return {**config, "_class_name": cls.__name__} if isinstance(config, dict) else config
 
     @property
