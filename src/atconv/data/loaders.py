@@ -131,11 +131,11 @@ def train_loader(
 
 
 def eval_loader(
-    split: Split, transform: Transform, in_chans: int, batch_size: int, workers: int
+    split: Split, transform: Transform, in_chans: int, batch_size: int, workers: int, pin: bool = False
 ) -> DataLoader[Any]:
-    """Batches of a split in its order."""
+    """Batches of a split in its order. `pin` as for `train_loader`."""
     dataset = _EvalImages(split, transform, in_chans)
-    return DataLoader(dataset, batch_size, num_workers=workers)
+    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin)
 
 
 def stream_loader(

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -128,7 +128,8 @@ class Callback:
         """Before the first step, also of a resumed run."""
 
     def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        """After an optimizer step; `metrics` holds its means and the speed."""
+        """After an optimizer step; `metrics` holds its means and the speed. On an accelerator after the last
+        of every 16 steps, and of an epoch: metrics wait for the device, and it would wait for them."""
 
     def on_epoch_end(self, trainer: Trainer, row: Mapping[str, Any]) -> None:
         """After an epoch's evaluation and checkpoint; `row` is the last of the history, read-only."""
@@ -235,17 +236,21 @@ class Trainer:
         set_training_mode(self.network, self.config.freeze_bn)
         first, started, images = self.step_in_epoch, time.perf_counter(), 0
         batches = self.task.batches(self.plan, self.epoch, first * self.plan.accumulate)
+        pending: list[_StepMetrics] = []
         for _ in range(first, self.plan.steps_per_epoch):
-            metrics = self._train_step(batches)
-            for name, value in metrics.items():
-                self._sums[name] = self._sums.get(name, 0.0) + value
+            pending.append(self._train_step(batches))
             self.step_in_epoch += 1
+            last, every = self.step_in_epoch == self.plan.steps_per_epoch, self.config.checkpoint_steps
+            saves = bool(every and self.step % every == 0 and not last)
+            if not (last or saves or len(pending) == steps_between_metrics(self.accelerator.device)):
+                continue
+            metrics = self._add_up(pending)
+            pending = []
             images = (self.step_in_epoch - first) * self.plan.global_batch_size
             seconds = time.perf_counter() - started
             for callback in self.callbacks:
                 callback.on_step_end(self, metrics | {"images_per_second": images / seconds})
-            every = self.config.checkpoint_steps
-            if every and self.step % every == 0 and self.step_in_epoch < self.plan.steps_per_epoch:
+            if saves:
                 self._save_checkpoint()
         seconds = time.perf_counter() - started
         values: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step, "lr": self.lr}
@@ -259,8 +264,8 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
 
-    def _train_step(self, batches: Iterator[Any]) -> dict[str, float]:
-        """One optimizer step over `accumulate` micro-batches; returns the means over the global batch."""
+    def _train_step(self, batches: Iterator[Any]) -> _StepMetrics:
+        """One optimizer step over `accumulate` micro-batches, for whose end nothing waits."""
         self.scheduler.step_update(self.step)
         totals: dict[str, Tensor] = {}
         for i in range(self.plan.accumulate):
@@ -274,14 +279,6 @@ class Trainer:
                 self.accelerator.backward(loss / self.plan.accumulate)
             for name, value in {"loss": loss, **means}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / self.plan.accumulate
-        means_over_all = self.accelerator.reduce(torch.stack(list(totals.values())), reduction="mean")
-        metrics = dict(zip(totals, means_over_all.tolist(), strict=True))
-        if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"the loss is {metrics['loss']} at step {self.step} (epoch {self.epoch + 1}), learning rate "
-                f"{self.lr:.3g}. Lower lr, lengthen warmup_epochs or set clip_grad. "
-                f"Last checkpoint: {latest_checkpoint(self.run.checkpoints) or 'none yet'}"
-            )
         if self.config.clip_grad is not None:
             self.accelerator.unscale_gradients()
             # AGC leaves the classifier alone, as its authors do.
@@ -292,6 +289,26 @@ class Trainer:
         if self.ema is not None:
             trained: Any = Gathered(self.network) if self.config.shard else self.network
             self.ema.update(trained, step=self.step + 1)
+        return _StepMetrics(self.step, self.lr, tuple(totals), torch.stack(list(totals.values())))
+
+    def _add_up(self, steps: Sequence[_StepMetrics]) -> dict[str, float]:
+        """Wait for the device and add the metrics of steps to those of the epoch. Returns the last ones.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        reduced = self.accelerator.reduce(torch.stack([each.means for each in steps]), reduction="mean")
+        metrics: dict[str, float] = {}
+        for each, values in zip(steps, reduced.tolist(), strict=True):
+            metrics = dict(zip(each.names, values, strict=True))
+            if not math.isfinite(metrics["loss"]):
+                raise FloatingPointError(
+                    f"the loss is {metrics['loss']} at step {each.step} (epoch {self.epoch + 1}), learning "
+                    f"rate {each.lr:.3g}. Lower lr, lengthen warmup_epochs or set clip_grad. "
+                    f"Last checkpoint: {latest_checkpoint(self.run.checkpoints) or 'none yet'}"
+                )
+            for name, value in metrics.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
         return metrics
 
     def _save_checkpoint(self) -> None:
@@ -337,6 +354,21 @@ class Trainer:
             logger.info(
                 "a stream cannot be entered in the middle: epoch %d starts from its beginning", self.epoch + 1
             )
+
+
+class _StepMetrics(NamedTuple):
+    """What a step leaves on the device."""
+
+    step: int
+    lr: float
+    names: tuple[str, ...]
+    means: Tensor
+    """of this process, in the order of the names"""
+
+
+def steps_between_metrics(device: torch.device) -> int:
+    """After how many steps the host looks at their metrics, for which it waits until they have run."""
+    return 1 if device.type == "cpu" else 16
 
 
 def set_training_mode(model: nn.Module, freeze_bn: bool) -> None:

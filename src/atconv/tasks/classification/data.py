@@ -71,7 +71,8 @@ class IndexedData:
             self.accelerator.num_processes,
         )
         share = Split(val.source, val.indices[rank::processes])
-        return eval_loader(share, transform, self.config.in_chans, batch_size, self.config.workers)
+        pin = self.accelerator.device.type == "cuda"
+        return eval_loader(share, transform, self.config.in_chans, batch_size, self.config.workers, pin)
 
 
 class StreamData:

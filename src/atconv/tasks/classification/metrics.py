@@ -91,7 +91,7 @@ def predict_batches(
     """Class probabilities (images × classes) and labels of all batches."""
     probabilities, labels = [], []
     for images, targets in batches:
-        probabilities.append(model(images.to(device)).float().softmax(1).cpu())
+        probabilities.append(model(images.to(device, non_blocking=True)).float().softmax(1).cpu())
         labels.append(targets)
     return torch.cat(probabilities).numpy(), torch.cat(labels).numpy()
 

@@ -143,7 +143,8 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             batches = stream_loader(images, self.transform, in_chans, batch_size, workers=0, drop_last=False)
             total = None
         else:
-            batches = eval_loader(images, self.transform, in_chans, batch_size, workers)
+            pin = self.device.type == "cuda"
+            batches = eval_loader(images, self.transform, in_chans, batch_size, workers, pin)
             total = len(batches)
         started = time.perf_counter()
         shown = progress(batches, "evaluating", total)

@@ -79,7 +79,7 @@ class ClassificationTask(Task):
         right, images_of = torch.zeros(2, len(self.data.classes), device=device)  # by class
         batches = self.data.val_batches(self.transform, eval_batch_size(self.config))
         for images, labels in heartbeat(batches, "validating"):
-            images, labels = images.to(device), labels.to(device)
+            images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
             with self.accelerator.autocast():
                 logits = model(images)
             logits = logits.float()
