@@ -313,6 +313,16 @@ def test_a_generator_learns_latents_and_its_pipeline_decodes_them(
     assert all(torch.equal(tensor, opened[name]) for name, tensor in pipeline.vae.state_dict().items())
 
 
+def test_a_wrong_model_is_named_before_shards_are_read(
+    encoded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "atconv.tasks.generation.task.LatentFolder", lambda _: pytest.fail("it read the shards")
+    )
+    with pytest.raises(ValueError, match="patches of 3 do not divide samples of 8 × 8"):
+        train_tiny_sit(tmp_path / "run", data=str(encoded), model_args={"patch_size": 3})
+
+
 def test_flips_that_were_not_encoded_are_not_trained_on(images: Path, vae: Path, tmp_path: Path) -> None:
     folder = encode_here(images, vae, tmp_path / "latents", flips=False, shard_size=40)
     with pytest.raises(ValueError, match="hflip needs latents of mirrored images"):

@@ -25,6 +25,7 @@ from torch import Tensor
 from atconv.data.config import DataConfig
 from atconv.data.folders import SAVED_SPLIT, SPLITS
 from atconv.data.splits import Splits, load_splits
+from atconv.diffusion.pipeline import pixels_per_latent
 from atconv.engine.options import PositiveInt
 from atconv.engine.progress import progress
 from atconv.engine.reading import read_json
@@ -36,6 +37,7 @@ __all__ = [
     "LatentInfo",
     "Latents",
     "is_latents",
+    "latent_shape",
     "latent_splits",
     "open_vae",
     "save_vae",
@@ -86,6 +88,14 @@ def latent_splits(folder: str | Path) -> Splits:
     """The images behind a folder of latents, by split. Opens no shard."""
     path = Path(folder)
     return load_splits(LatentInfo.read(path).data_config(), path)
+
+
+def latent_shape(folder: str | Path) -> tuple[int, int, int]:
+    """C H W of the latents in a folder. Opens no shard."""
+    path = Path(folder)
+    vae = open_vae(str(path / "vae"))
+    size = LatentInfo.read(path).image_size // pixels_per_latent(vae)
+    return vae.config.latent_channels, size, size
 
 
 class LatentFolder:

@@ -30,7 +30,7 @@ from atconv.models.sit import SiT
 from atconv.plots import Panel, plot_curves
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.data import Example, Pixels, SampleDataset, TrainingExamples
-from atconv.tasks.generation.latents import LatentFolder, Latents, is_latents, save_vae
+from atconv.tasks.generation.latents import LatentFolder, Latents, is_latents, latent_shape, save_vae
 from atconv.tasks.generation.model import build_sit, check_weights, make_model
 from atconv.tasks.generation.plots import plot_grid
 from atconv.tasks.generation.predictor import GenerationPredictor
@@ -237,25 +237,32 @@ def make_task(config: GenerationConfig, run: Run, accelerator: Accelerator) -> G
         ValueError: data, model or weights do not fit.
     """
     new = latest_checkpoint(run.checkpoints) is None  # else weights come from there
+    latents = is_latents(config.data)
+    size = config.image_size
+    _check_model(config, latent_shape(config.data) if latents else (config.in_chans, size, size), new)
     splits: dict[str, SampleDataset]
     vae = None
-    if is_latents(config.data):
+    if latents:
         folder = LatentFolder(config.data)
         splits, classes, vae = {name: folder[name] for name in ("train", "val")}, folder.classes, folder.vae
         logger.info("latents %s of %s", " × ".join(map(str, splits["train"].shape)), folder.message)
     else:
-        with torch.device("meta"):  # what is wrong with the model is said before images are read
-            sit = build_sit(config, 1, (config.in_chans, config.image_size, config.image_size))
-            if config.repa_encoder is not None:
-                grid_size = (config.image_size // sit.patch_size,) * 2
-                encoder = FrozenEncoder(config.repa_encoder, grid_size, config.repa_weights)
-                AlignedSiT(sit, config.repa_block, encoder.features)
-        if config.checkpoint is not None and new:
-            check_weights(Path(config.checkpoint))
         splits, classes = _open_pixels(config, run, accelerator)
     shape = splits["train"].shape
     sit = make_model(config, len(classes) if config.conditional else 0, shape, load_weights=new)
     return GenerationTask(config, run, accelerator, sit, splits, classes, vae)
+
+
+def _check_model(config: GenerationConfig, shape: tuple[int, int, int], new: bool) -> None:
+    """Raise ValueError for what is wrong with the model, its weights or its encoder, before data is read."""
+    with torch.device("meta"):
+        sit = build_sit(config, 1, shape)
+        if config.repa_encoder is not None:
+            grid_size = shape[1] // sit.patch_size, shape[2] // sit.patch_size
+            encoder = FrozenEncoder(config.repa_encoder, grid_size, config.repa_weights)
+            AlignedSiT(sit, config.repa_block, encoder.features)
+    if config.checkpoint is not None and new:
+        check_weights(Path(config.checkpoint))
 
 
 def _open_pixels(
