@@ -9,7 +9,7 @@ import torch
 
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from support.tiny import atconv, read_rows, tiny_options
-from support.torchrun import in_two_processes, torchrun
+from support.torchrun import in_processes, torchrun
 
 STEPS = 20
 BATCH = 32
@@ -90,7 +90,7 @@ def test_the_weights_that_are_compared_were_trained(tmp_path: Path, one_process:
 def test_two_processes_that_mix_and_augment_finish_and_resume(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = tiny_options(epochs=1, mixup=0.2, cutmix=1.0, drop_path_rate=0.1, repeats=2, workers=1)
-    assert in_two_processes("train", "digits", *arguments, f"--out={run}").code == 0
-    again = in_two_processes("train", f"--resume={run}")
+    assert in_processes("train", "digits", *arguments, f"--out={run}").code == 0
+    again = in_processes("train", f"--resume={run}")
     assert again.code == 0, again.err
     assert (run / "metrics.json").is_file()

@@ -1,4 +1,4 @@
-"""Commands in two processes that share the work: as torchrun starts them, and quicker."""
+"""Commands in several processes that share the work: as torchrun starts them, and quicker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support.tiny import Finished, run_command, start_process
 
-__all__ = ["in_two_processes", "start_two_processes", "torchrun"]
+__all__ = ["in_processes", "start_processes", "torchrun"]
 
 _SECONDS = 180
 
@@ -32,13 +32,13 @@ def torchrun(*arguments: str) -> Finished:
     return Finished(ended.returncode, ended.stdout, ended.stderr)
 
 
-def in_two_processes(*arguments: str | Path) -> Finished:
-    """Run `atconv ARGUMENT...` in two processes with the environment that torchrun gives them.
+def in_processes(*arguments: str | Path, count: int = 2) -> Finished:
+    """Run `atconv ARGUMENT...` in so many processes with the environment that torchrun gives them.
 
     They are forked from one that has imported the package. Where one fails, the other is killed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        processes = start_two_processes(*arguments, output=Path(folder))
+        processes = start_processes(*arguments, output=Path(folder), count=count)
         deadline = time.monotonic() + _SECONDS
         while any(process.is_alive() for process in processes):
             if any(process.exitcode for process in processes) or time.monotonic() > deadline:
@@ -53,23 +53,23 @@ def in_two_processes(*arguments: str | Path) -> Finished:
         return Finished(next((code for code in codes if code), 0), out, err)
 
 
-def start_two_processes(*arguments: str | Path, output: Path) -> list[ForkServerProcess]:
-    """Start them; their output goes to the files out and err of output/0 and output/1."""
+def start_processes(*arguments: str | Path, output: Path, count: int = 2) -> list[ForkServerProcess]:
+    """Start them; their output goes to the files out and err of output/0, output/1, …"""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     texts = [str(argument) for argument in arguments]
-    for rank in range(2):
+    for rank in range(count):
         (output / str(rank)).mkdir()
-    return [start_process(_run_rank, texts, output / str(rank), rank, port) for rank in range(2)]
+    return [start_process(_run_rank, texts, output / str(rank), rank, count, port) for rank in range(count)]
 
 
-def _run_rank(arguments: list[str], output: Path, rank: int, port: int) -> None:
+def _run_rank(arguments: list[str], output: Path, rank: int, count: int, port: int) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
     }

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from support.tiny import read_rows, start_process
 from support.tiny_sit import FAMILIES, tiny_run_options, tiny_sit, train_tiny_sit
-from support.torchrun import in_two_processes, start_two_processes
+from support.torchrun import in_processes, start_processes
 
 BATCH, STEPS = 32, 20
 # Adam divides gradients by their size: with its usual eps it blows rounding up where they are near zero.
@@ -60,7 +60,7 @@ def options_for(run: Path, **changes: Any) -> list[str]:
 
 def train_in_two_processes(run: Path, **changes: Any) -> str:
     """Returns what they printed."""
-    ended = in_two_processes("generate", "train", *options_for(run, **changes))
+    ended = in_processes("generate", "train", *options_for(run, **changes))
     assert ended.code == 0, ended.err
     return ended.out
 
@@ -122,7 +122,7 @@ def test_a_sharded_run_trains_the_weights_of_one_process(sharded: Path, tmp_path
 def test_a_killed_sharded_run_resumes_to_the_same_end(sharded: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = options_for(run, shard=True, checkpoint_steps=3, **SHARDED)
-    processes = start_two_processes("generate", "train", *options, output=tmp_path)
+    processes = start_processes("generate", "train", *options, output=tmp_path)
     while processes[0].is_alive() and latest_checkpoint(run / "checkpoints") is None:
         time.sleep(0.02)
     for process in processes:
@@ -131,7 +131,7 @@ def test_a_killed_sharded_run_resumes_to_the_same_end(sharded: Path, tmp_path: P
     killed_at = latest_checkpoint(run / "checkpoints")
     assert killed_at is not None
     assert killed_at.name != f"step-{STEPS}"
-    ended = in_two_processes("generate", "train", "--resume", run)
+    ended = in_processes("generate", "train", "--resume", run)
     assert ended.code == 0, ended.err
     ours, theirs = weights(run), weights(sharded)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
