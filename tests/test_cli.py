@@ -233,7 +233,8 @@ def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
 def test_a_run_that_exists_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert "--resume" in rejected("train", "digits", f"--out={tmp_path / 'run'}")
+    line = rejected("train", "digits", f"--out={tmp_path / 'run'}")
+    assert "exists already: it is not the folder of a run; or name another with --out" in line
     assert [p.read_text() for p in (tmp_path / "run").iterdir()] == ["mine"]
 
 
@@ -249,6 +250,35 @@ def test_a_loss_that_is_not_finite_is_one_line(tmp_path: Path, options: dict[str
     line = rejected("train", "digits", *tiny_options(**options), f"--out={tmp_path / 'run'}")
     assert "step" in line
     assert "learning rate" in line
+
+
+def test_without_data_a_run_is_evaluated_on_its_own(tmp_path: Path) -> None:
+    run = train_tiny(tmp_path / "run")
+    assert atconv("evaluate", run, "--workers=0", plots=False).code == 0
+    assert atconv("evaluate", run, "digits", "--workers=0", plots=False).code == 0
+    assert [path.name for path in (run / "evaluation").iterdir()] == ["digits-test"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluation_of_every_task_needs_no_data(task: str) -> None:
+    assert " [DATA]" in atconv(*f"{get_task(task).command} evaluate --help".split()).out
+
+
+@pytest.mark.parametrize("arguments", ["--help", "detect --help", "train --help", "models"])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "atconv", *arguments.split()]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert ended.stderr == ""
+    assert ended.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["--epochs=\x1b[31m"], ["--\x1b[31m=1"], ["\x9b31m"], ["a\u202eb"]])
+def test_control_characters_of_arguments_are_escaped(arguments: list[str]) -> None:
+    for command in (["train", "digits"], ["detect"], []):
+        assert not re.search("[\x1b\x9b\u202e]", rejected(*command, *arguments))
 
 
 def test_an_image_that_cannot_be_read_is_rejected(tmp_path: Path) -> None:

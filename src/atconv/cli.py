@@ -25,7 +25,17 @@ try:
 
     from atconv.command_line import Fill, Parser, add_function, add_options, add_positional, fail, printable
     from atconv.engine.tables import Table
-    from atconv.tasks import TASKS, TaskSpec, get_task, load, task_of, train, train_or_resume
+    from atconv.tasks import (
+        TASKS,
+        TaskSpec,
+        get_task,
+        load,
+        open_run,
+        task_for,
+        task_of,
+        train,
+        train_or_resume,
+    )
     from atconv.tasks import resume as resume_run
 except ImportError as error:
     print(f"atconv: {error.name} is missing: pip install 'atconv[train]'", file=sys.stderr)
@@ -107,7 +117,7 @@ def _command_for(error: Exception) -> str:
     found, needed = error.found, error.needed
     if found.annotation in (None, needed):
         return ""
-    command = {"labels": "train", "boxes": "detect train", "masks": "segment train"}[found.annotation]
+    command = f"{task_for(found.annotation).command} train".strip()
     alone = "; to use the images alone, give their folder" if needed == "labels" else ""
     joint = ", and" if found.advice else ":" if needed == "labels" else ", or"
     return f"{joint} use `atconv {command}`{alone}"
@@ -164,6 +174,7 @@ def _train(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Callable
     add_positional(parser, "data", argparse.SUPPRESS, optional=True)  # the description says it
     parser.add_argument("--config", metavar="RECIPE", type=str, help="a YAML file or a recipe's name")
     parser.add_argument("--out", metavar="RUN", type=str, help="folder of the run (default: runs/DATA-MODEL)")
+    parser.add_argument("--overwrite", action="store_true", help="start again in --out, the folder of a run")
     parser.add_argument("--resume", metavar="RUN", type=str, help=argparse.SUPPRESS)
     parser.add_argument("--print-config", action="store_true", help="print the configuration and stop")
     add_options(parser, spec.config, skip={"data"}, everything="--help-all" in arguments)
@@ -178,6 +189,7 @@ def _start(
     *,
     config: str | None,
     out: str | None,
+    overwrite: bool,
     resume: str | None,
     print_config: bool,
     **options: Any,
@@ -201,7 +213,7 @@ def _start(
     if print_config:
         print(yaml.safe_dump(json.loads(json.dumps(asdict(configuration))), sort_keys=False), end="")
         return
-    train(configuration, out, chosen=set(chosen))
+    train(configuration, out, overwrite=overwrite, chosen=set(chosen))
 
 
 def _evaluate(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
@@ -281,9 +293,7 @@ def _print_predictions(
 
 def _check_task(spec: TaskSpec, name: str, tool: str) -> None:
     """Raise ValueError where a run is of another task than the command."""
-    from atconv.engine.run import Run
-
-    other = task_of(Run.open(name))
+    other = task_of(open_run(name))
     if other.name == spec.name:
         return
     command = f"atconv {other.command}".strip()
@@ -335,7 +345,7 @@ def _sample(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
 
     add_options(parser, SamplerConfig)
     add_function(parser, sample_run, ["run"], skip={"options"})
-    return partial(_with_sampler, SamplerConfig, sample_run)
+    return partial(_with_sampler, parser, SamplerConfig, sample_run)
 
 
 def _evaluate_samples(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
@@ -350,10 +360,13 @@ def _evaluate_samples(parser: Parser, arguments: Sequence[str]) -> Callable[...,
     parser.add_argument("--device", choices=_DEVICES, default="auto", help="where models run")
     add_options(parser, SamplerConfig)
     add_options(parser, EvaluationConfig)
-    return partial(_with_sampler, SamplerConfig, evaluate_samples)
+    return partial(_with_sampler, parser, SamplerConfig, evaluate_samples)
 
 
-def _with_sampler(config: type, function: Callable[..., Any], **options: Any) -> None:
+def _with_sampler(parser: Parser, config: type, function: Callable[..., Any], **options: Any) -> None:
+    run = options.get("run", options.get("samples"))
+    if "run" in options or (Path(run) / "config.yaml").is_file():
+        _check_task(get_task("generation"), run, parser.prog.rpartition(" ")[2])
     sampler = config(**{field.name: options.pop(field.name) for field in fields(config)})
     function(options=sampler, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import atconv_command
 from atconv.engine.config import TrainConfig
 from atconv.engine.recipes import write_config
 from atconv.engine.run import Run
-from atconv.tasks import TASKS, get_task, task_of
-from support.tiny import atconv, trained_run
+from atconv.tasks import TASKS, get_task, load, task_of
+from support.tiny import atconv, image_folder, trained_run
 
 
 def started_run(folder: Path, task: str) -> Run:
@@ -121,3 +122,47 @@ def test_the_front_door_lists_the_commands_that_there_are() -> None:
 
     grouped = {f"{name} {tool}" for name, tools in atconv_command.TOOLS.items() for tool in tools}
     assert set(_fills()) == (set(atconv_command.COMMANDS) - set(atconv_command.TOOLS)) | grouped
+
+
+def wrong_runs(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Files and folders that are no run, and what should be said of each."""
+    images = image_folder(folder / "images", {"ant": 2, "bee": 2})
+    (folder / "labels.csv").write_text("image,label\n")
+    (folder / "model.pth").write_bytes(b"weights")
+    yolo = folder / "yolo"
+    image_folder(yolo, {"images": 1})
+    (yolo / "labels").mkdir()
+    (yolo / "labels" / "0.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    runs = folder / "runs"
+    started_run(runs / "first", "classification")
+    inside = trained_run() / "checkpoints" / "step-20"
+    return {
+        "images": (images, f"or train one on it: atconv train {images}"),
+        "image": (images / "ant" / "0.png", "is recognized as one image"),
+        "table": (folder / "labels.csv", "is recognized as a table"),
+        "weights": (folder / "model.pth", "is recognized as a file of weights"),
+        "yolo": (yolo, f"YOLO's format (images and labels); give .*: atconv detect train {yolo}"),
+        "runs": (runs, f"it holds runs: give one of them, such as {runs / 'first'}"),
+        "inside": (inside, f"it lies in the run {trained_run()}: give that folder"),
+        "file": (
+            trained_run() / "model.safetensors",
+            f"it lies in the run {trained_run()}: give that folder",
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["images", "image", "table", "weights", "yolo", "runs", "inside", "file"])
+@pytest.mark.parametrize(
+    "command", ["evaluate", "detect predict", "export", "analyze", "generate sample", "train --resume"]
+)
+def test_what_is_given_in_place_of_a_run_is_recognized(tmp_path: Path, kind: str, command: str) -> None:
+    path, message = wrong_runs(tmp_path)[kind]
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    images = [tmp_path / "image.png"] if command in ("detect predict", "analyze") else []
+    ended = atconv(*command.split(), path, *images)
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1, ended.err
+    assert f"{path} is not a run: it " in ended.err
+    assert re.search(re.escape(message).replace(r"\.\*", ".*"), ended.err), ended.err
+    with pytest.raises(ValueError, match="is not a run"):
+        load(path)

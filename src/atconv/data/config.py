@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from atconv.engine.options import Fraction, PositiveInt, Share
 
-__all__ = ["DataConfig"]
+__all__ = ["DataConfig", "reject_options"]
 
 
 @dataclass(kw_only=True)
@@ -39,3 +40,12 @@ class DataConfig:
     """classes of a stream that does not name them"""
     max_skipped: Share = 0.05
     """largest share of unreadable files that are left out; more stops the run"""
+
+
+def reject_options(config: Any, names: Collection[str], reason: str) -> None:
+    """Raise ValueError where an option that has no effect on this DATA is not at its default."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in names and value != field.default:
+            option = f"--{field.name.replace('_', '-')}"
+            raise ValueError(f"{option} {value} has no effect: {reason}. Leave it out")

@@ -15,7 +15,7 @@ from atconv.data.annotated import AnnotatedSplit, check_split
 from atconv.data.boxes import BadAnnotations, BoxSplit
 from atconv.data.checking import CheckImages
 from atconv.data.coco import coco_splits, is_coco, is_coco_file, read_coco
-from atconv.data.config import DataConfig
+from atconv.data.config import DataConfig, reject_options
 from atconv.data.folders import choose_split
 from atconv.data.masks import MaskSplit, is_masks, mask_splits, read_mask_folder
 from atconv.data.orientation import Exif
@@ -39,6 +39,10 @@ __all__ = [
 Annotation = Literal["labels", "boxes", "masks"]
 
 
+_TIMM_OPTIONS = ("data_root", "train_split", "val_split", "test_split")
+_STREAM_OPTIONS = ("epoch_samples", "num_classes")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """What DATA may be."""
@@ -60,6 +64,8 @@ class LabelFormat(Format):
     annotation: Annotation | None = "labels"
     open: Callable[[DataConfig], Mapping[str, ImageSource]]
     """its splits by name; a lone "train" is all there is, to be split"""
+    unused: tuple[str, ...] = (*_TIMM_OPTIONS, *_STREAM_OPTIONS)
+    """options of `DataConfig` that have no effect on it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,7 @@ _CONVERT = "convert them to COCO's format"
 
 FORMATS: tuple[Format, ...] = (
     LabelFormat(name="scikit-learn's digits", recognizes=is_digits, open=open_digits),
-    LabelFormat(name="a dataset of timm's", recognizes=is_timm_name, open=open_timm),
+    LabelFormat(name="a dataset of timm's", recognizes=is_timm_name, open=open_timm, unused=_STREAM_OPTIONS),
     Format(
         name="detection data in YOLO's format (images and labels)",
         recognizes=other.is_yolo,
@@ -166,6 +172,7 @@ def open_sources(config: DataConfig) -> dict[str, ImageSource]:
     path = Path(config.data)
     found = recognize(path) or (_FOLDER if path.is_dir() else None)
     if isinstance(found, LabelFormat):
+        reject_options(config, found.unused, f"DATA {config.data} is recognized as {found.name}")
         return dict(found.open(config))
     if found is not None:
         raise UnfitData(path, found, "labels")

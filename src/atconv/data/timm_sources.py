@@ -98,6 +98,8 @@ class Stream:
             raise ValueError(f"{name} does not say how many images it has: give --epoch-samples")
         self.samples = int(length)
         known = getattr(self.dataset.reader, "class_to_idx", None)
+        if known and classes is not None:
+            raise ValueError(f"{name} names its {len(known)} classes: leave --num-classes out")
         if known:
             self.classes = [str(c) for c, _ in sorted(known.items(), key=lambda item: item[1])]
         elif classes:

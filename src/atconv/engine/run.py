@@ -31,6 +31,16 @@ except ModuleNotFoundError:  # Windows has none
 __all__ = ["Run", "next_run_dir", "run_lock", "run_log"]
 
 _LEFT_BEHIND = {"skipped.csv"}  # what a rejected run may leave in its folder
+_WRITTEN = (  # what training and evaluation write, and nothing else does
+    "config.yaml", "split.json", "skipped.csv", "log.txt", "checkpoints/step-*/*", "tracking/events.out.*",
+    "metrics.csv", "inhibition.csv", "metrics.json", "per_class.csv", "predictions.csv",
+    "curves.png", "confusion.png", "mistakes.png", "predictions.png", "samples.png", "samples/epoch-*.png",
+    "config.json", "model.safetensors", "model_index.json", "pipeline.py", "scheduler/scheduler_config.json",
+    "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors",
+    "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+    "evaluation/*/metrics.json", "evaluation/*/per_class.csv", "evaluation/*/predictions.csv",
+    "evaluation/*/confusion.png", "evaluation/*/mistakes.png", "evaluation/*/predictions.png",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,10 @@ class Run:
         return self.path / ".lock"
 
     @property
+    def aside(self) -> Path:
+        return self.path / ".overwritten"
+
+    @property
     def log(self) -> Path:
         return self.path / "log.txt"
 
@@ -72,19 +86,30 @@ class Run:
         return self.path / "metrics.json"
 
     @classmethod
-    def create(cls, path: str | Path) -> Run:
+    def create(cls, path: str | Path, beside_files: bool = False) -> Run:
         """Make the folder of a new run.
+
+        Args:
+            beside_files: it may hold files that are no run's.
 
         Raises:
             ValueError: it exists and is not empty; nothing in it is touched.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or {child.name for child in path.iterdir()} - _LEFT_BEHIND):
-            raise ValueError(
-                f"{path} exists already: resume it with --resume {path}, or name another with --out"
-            )
+        used = path.exists() and (
+            not path.is_dir() or {child.name for child in path.iterdir()} - _LEFT_BEHIND
+        )
+        if used and not (beside_files and path.is_dir()):
+            run = cls(path)
+            ways = run.ways_on if run.config.is_file() else "it is not the folder of a run"
+            raise ValueError(f"{path} exists already: {ways}; or name another with --out")
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
+
+    @property
+    def ways_on(self) -> str:
+        """What a person can do with a run that was started."""
+        return f"resume it with --resume {self.path}, or start it again with --out {self.path} --overwrite"
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -106,16 +131,35 @@ class Run:
         """Remove what a run that never trained has written, and its folder.
 
         Args:
-            kept: names of files to leave.
+            kept: names of files and folders to leave.
             keep_folder: leave the folder even where it is empty: it was there before.
         """
         for child in self.path.iterdir():
+            if child.name in kept:
+                continue
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child, ignore_errors=True)
-            elif child.name not in kept:
+            else:
                 child.unlink()
         if not keep_folder and not any(self.path.iterdir()):
             self.path.rmdir()
+
+    def set_aside(self) -> None:
+        """Move what the run has written into a hidden folder in its own, so that another can start there.
+        Other files stay as they are.
+
+        Raises:
+            ValueError: another process trains in it.
+        """
+        self.bring_back()  # what a killed process had set aside
+        with run_lock(self):
+            for file in [file for pattern in _WRITTEN for file in self.path.glob(pattern)]:
+                _move(file, self.aside / file.relative_to(self.path), self.path)
+
+    def bring_back(self) -> None:
+        """Undo `set_aside`."""
+        for file in [file for file in self.aside.rglob("*") if not file.is_dir()]:
+            _move(file, self.path / file.relative_to(self.aside), self.path)
 
     def read_weights(self) -> dict[str, Tensor]:
         """The weights of the best model.
@@ -125,13 +169,22 @@ class Run:
         """
         if not self.model_config.is_file() or not self.weights.is_file():
             raise ValueError(
-                f"{self.path} has no model yet: its first epoch has not finished. "
-                f"Continue its training with --resume {self.path}"
+                f"{self.path} has no model yet, its first epoch has not finished: {self.ways_on}"
             )
         try:
             return load_file(self.weights)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.weights} is damaged: {error}") from error
+
+
+def _move(file: Path, target: Path, root: Path) -> None:
+    """Move a file inside a folder, and remove the folders that are empty then."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file.replace(target)
+    for folder in file.parents:
+        if folder == root or any(folder.iterdir()):
+            break
+        folder.rmdir()
 
 
 def next_run_dir(data: str, model: str) -> Path:

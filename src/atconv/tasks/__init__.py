@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from atconv.engine.predictor import Predictor
     from atconv.engine.trainer import Callback
 
-__all__ = ["TASKS", "TaskSpec", "get_task", "load", "resume", "task_of", "train", "train_or_resume"]
+__all__ = [
+    "TASKS",
+    "TaskSpec",
+    "get_task",
+    "load",
+    "open_run",
+    "resume",
+    "task_for",
+    "task_of",
+    "train",
+    "train_or_resume",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +71,49 @@ def task_of(run: Run) -> TaskSpec:
     return get_task(named or "classification")
 
 
+def task_for(annotation: str) -> TaskSpec:
+    """The task that learns from such annotations: labels, boxes or masks."""
+    return get_task({"labels": "classification", "boxes": "detection", "masks": "segmentation"}[annotation])
+
+
+def open_run(run: str | Path) -> Run:
+    """The folder of a run that was started.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: it is something else; the message says what.
+    """
+    path = Path(run)
+    if run == "":
+        raise ValueError("the name of the run's folder is empty")
+    try:
+        return Run.open(path)
+    except (FileNotFoundError, ValueError) as error:
+        if not path.exists():
+            raise
+        raise ValueError(f"{path} is not a run: {_instead_of_a_run(path)}") from error
+
+
+def _instead_of_a_run(path: Path) -> str:
+    """What a file or folder is that is given where a run is needed, and what to do."""
+    from atconv.data.formats import recognize
+
+    for folder in path.absolute().parents:
+        if (folder / "config.yaml").is_file() and (folder / "split.json").is_file():
+            return f"it lies in the run {folder}: give that folder"
+    runs = sorted(file.parent for file in path.glob("*/config.yaml"))
+    if runs:
+        return f"it holds runs: give one of them, such as {runs[0]}"
+    found = recognize(path)
+    if found is None:
+        return "it has neither config.yaml nor config.json"
+    text = f"it is recognized as {found.name}; give the folder that a run was trained in"
+    if found.annotation is None:
+        return text
+    command = f"atconv {task_for(found.annotation).command}".strip()
+    return f"{text}, or train one on it: {command} train {path}"
+
+
 def load(run: str | Path) -> Predictor[Any, Any]:
     """Open the best model of a run of any task.
 
@@ -77,7 +131,7 @@ def load(run: str | Path) -> Predictor[Any, Any]:
         FileNotFoundError: no such folder.
         ValueError: it is not a run, no epoch of it has finished, or its weights are damaged.
     """
-    folder = Run.open(run)
+    folder = open_run(run)
     return task_of(folder).predictor_class().open(folder)
 
 
@@ -85,6 +139,7 @@ def train(
     config: Any,
     run: str | Path | None = None,
     *,
+    overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
     chosen: Collection[str] = (),
 ) -> Path:
@@ -93,6 +148,8 @@ def train(
     Args:
         config: what to train on what, how; its class says which task.
         run: folder of the run; default: runs/DATA-MODEL, numbered where it exists.
+        overwrite: start again in the folder of a run that was started. What that run has written is removed
+            once the new one is ready for its first step; other files there stay.
         callbacks: your own, called in every process, besides those of every run.
         chosen: options that must not change where `checkpoint` names a run that brings its own.
 
@@ -111,12 +168,19 @@ def train(
     check_callbacks(callbacks)
     spec = _task_of_config(config)
     config = spec.inherit_config(config, chosen)
+    if overwrite and run is None:
+        raise ValueError("overwrite starts a run again in its folder: name the folder with --out")
+    if run == "":
+        raise ValueError("the name of the run's folder is empty")
     path = Path(run) if run is not None else next_run_dir(config.data, config.model)
-    before = {child.name for child in path.iterdir()} if path.is_dir() else None
     accelerator = make_accelerator(config, str(path))
     try:
+        before: Collection[str] | None = None
         if accelerator.is_main_process:
-            write_config(config, spec.name, Run.create(path))
+            if overwrite and path.is_dir() and any(path.iterdir()):
+                _set_aside(path)
+            before = {child.name for child in path.iterdir()} if path.is_dir() else None
+            write_config(config, spec.name, Run.create(path, overwrite))
         accelerator.wait_for_everyone()
         return _fit(spec, config, Run(path), accelerator, callbacks, partial(_discard, Run(path), before))
     finally:
@@ -135,7 +199,7 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
     from atconv.engine.distributed import make_accelerator, release_accelerator
 
     check_callbacks(callbacks)
-    folder = Run.open(run)
+    folder = open_run(run)
     spec = task_of(folder)
     config = spec.read_config(folder)
     accelerator = make_accelerator(config, str(folder.path))
@@ -170,6 +234,14 @@ def _discard(run: Run, before: Collection[str] | None, error: Exception) -> None
 
     kept = {*(before or ()), *(["skipped.csv"] if isinstance(error, TooManyUnreadable) else [])}
     run.discard(kept, keep_folder=before is not None)
+    run.bring_back()
+
+
+def _set_aside(path: Path) -> None:
+    """Make place for a new run in the folder of an earlier one."""
+    run = open_run(path)
+    task_of(run).read_config(run)  # raises where config.yaml is not of a run: the files are then not ours
+    run.set_aside()
 
 
 def _fit(
@@ -186,16 +258,18 @@ def _fit(
 
     from atconv.engine.checkpoint import latest_checkpoint
 
-    with ExitStack() as held:
+    with ExitStack() as stack:
         if accelerator.is_main_process:
-            held.enter_context(run_lock(run))
-            held.enter_context(run_log(run))
+            stack.enter_context(run_lock(run))
+            stack.enter_context(run_log(run))
         try:
             task, trainer = _prepare(spec, config, run, accelerator, callbacks)
         except Exception as error:
             if discard is not None and accelerator.is_main_process:
                 discard(error)
             raise
+        if accelerator.is_main_process:
+            shutil.rmtree(run.aside, ignore_errors=True)
         if trainer.finished and run.metrics.is_file():
             logger.info("%s is finished already; its metrics are in %s", run.path, run.metrics)
             return run.path
@@ -206,7 +280,7 @@ def _fit(
         except KeyboardInterrupt:
             saved = latest_checkpoint(run.checkpoints)
             if saved is None:
-                logger.info("interrupted before the first checkpoint: --resume %s starts again", run.path)
+                logger.info("interrupted before the first checkpoint: %s", run.ways_on)
             else:
                 logger.info("interrupted; --resume %s continues from %s", run.path, saved.name)
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from atconv.data.config import DataConfig, log_unused_fractions, reject_options
 from atconv.data.loaders import EpochBatches, SampleKey
 from atconv.data.splits import open_splits
 from atconv.data.timm_sources import is_stream
@@ -243,6 +245,10 @@ def make_task(config: GenerationConfig, run: Run, accelerator: Accelerator) -> G
     splits: dict[str, SampleDataset]
     vae = None
     if latents:
+        reason = f"DATA {config.data} is latents, which were split when they were encoded"
+        fractions = {"val_fraction", "test_fraction"}
+        reject_options(config, {field.name for field in fields(DataConfig)} - fractions - {"data"}, reason)
+        log_unused_fractions(config, fractions, reason)
         folder = LatentFolder(config.data)
         splits, classes, vae = {name: folder[name] for name in ("train", "val")}, folder.classes, folder.vae
         logger.info("latents %s of %s", " × ".join(map(str, splits["train"].shape)), folder.message)
