@@ -364,7 +364,7 @@ def _evaluate_samples(parser: Parser, arguments: Sequence[str]) -> Callable[...,
 
 
 def _with_sampler(parser: Parser, config: type, function: Callable[..., Any], **options: Any) -> None:
-    run = options.get("run", options.get("samples"))
+    run: str = options["run"] if "run" in options else options["samples"]
     if "run" in options or (Path(run) / "config.yaml").is_file():
         _check_task(get_task("generation"), run, parser.prog.rpartition(" ")[2])
     sampler = config(**{field.name: options.pop(field.name) for field in fields(config)})
