@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from atconv.engine.options import Fraction, PositiveInt, Share
 
-__all__ = ["DataConfig", "reject_options"]
+__all__ = ["DataConfig", "log_unused_fractions", "reject_options"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -44,8 +47,18 @@ class DataConfig:
 
 def reject_options(config: Any, names: Collection[str], reason: str) -> None:
     """Raise ValueError where an option that has no effect on this DATA is not at its default."""
+    for line in _without_effect(config, names, reason):
+        raise ValueError(f"{line}. Leave it out")
+
+
+def log_unused_fractions(config: Any, names: Collection[str], reason: str) -> None:
+    """Say which fractions have no effect on this DATA: recipes set them for DATA of any kind."""
+    for line in _without_effect(config, names, reason):
+        logger.info(line)
+
+
+def _without_effect(config: Any, names: Collection[str], reason: str) -> Iterator[str]:
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name in names and value != field.default:
-            option = f"--{field.name.replace('_', '-')}"
-            raise ValueError(f"{option} {value} has no effect: {reason}. Leave it out")
+            yield f"--{field.name.replace('_', '-')} {value} has no effect: {reason}"

@@ -19,7 +19,7 @@ from PIL import Image
 
 from atconv.data.arrays import SharedIntegers
 from atconv.data.checking import FileReport, check_files, save_skipped
-from atconv.data.config import DataConfig, reject_options
+from atconv.data.config import DataConfig, log_unused_fractions
 from atconv.data.folders import SAVED_SPLIT, SPLITS, inner_folder
 from atconv.data.formats import open_sources
 from atconv.data.images import Mode
@@ -254,10 +254,9 @@ def _hold_out(
     indices = dict(indices)
     missing = [("test", config.test_fraction)] if list(indices) == ["train"] else []
     missing += [("val", config.val_fraction)] if "val" not in indices else []
-    unused = {f"{split}_fraction" for split in ("val", "test")} - {
-        f"{split}_fraction" for split, _ in missing
-    }
-    reject_options(config, unused, f"DATA {config.data} comes with splits of its own: {', '.join(indices)}")
+    reason = f"DATA {config.data} comes with splits of its own: {', '.join(indices)}"
+    taken = {f"{split}_fraction" for split, _ in missing}
+    log_unused_fractions(config, {"val_fraction", "test_fraction"} - taken, reason)
     for split, fraction in missing:
         indices["train"], indices[split] = stratified_holdout(
             indices["train"], train.labels.tolist(), report.digests, fraction, derive_seed(split, seed)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from atconv.data.checking import TooManyUnreadable, in_threads
-from atconv.data.config import reject_options
+from atconv.data.config import log_unused_fractions, reject_options
 from atconv.data.folders import choose_split
 from atconv.data.formats import open_sources
 from atconv.data.loaders import EpochBatches, Transform, eval_loader, stream_loader, train_loader
@@ -96,8 +96,9 @@ class StreamData:
             raise ValueError(
                 f"{config.data} is a stream: nothing can be held out of it; name its --val-split"
             )
-        unused = ("val_fraction", "test_fraction", "check_images", "max_skipped", "repeats")
-        reject_options(config, unused, f"{config.data} is a stream, which is read once, in its order")
+        reason = f"DATA {config.data} is a stream, which is read once, in its order"
+        reject_options(config, ("check_images", "max_skipped", "repeats"), reason)
+        log_unused_fractions(config, ("val_fraction", "test_fraction"), reason)
         self.config = config
         self.train = self._open(config.train_split, training=True)
         self.final: Split | Stream = self._open(config.val_split, training=False)

@@ -23,7 +23,7 @@ from atconv.data.annotated import (
     train_val_test_split,
 )
 from atconv.data.checking import CheckImages
-from atconv.data.config import reject_options
+from atconv.data.config import log_unused_fractions
 from atconv.data.loaders import EpochBatches, SeededItems
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
@@ -71,7 +71,7 @@ class AnnotatedTask(Task, Generic[C, S]):
                 check_skipped(opened, config.max_skipped, run.path / "skipped.csv")
                 if "val" in opened:
                     reason = f"DATA {config.data} comes with a validation split"
-                    reject_options(config, ["val_fraction"], reason)
+                    log_unused_fractions(config, ["val_fraction"], reason)
                 self.splits = train_val_test_split(opened, config.val_fraction, config.seed)
                 save_or_check_split(run.split, self.splits)
             else:
