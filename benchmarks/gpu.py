@@ -35,7 +35,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 SECONDS = {"tests": 90, "kernels": 80, "backbones": 110, "generators": 90, "loop": 40, "tiles": 40}
 """parts, the most valuable first, and the time of each"""
 GRACE = 30  # for what a part has begun when its time is up
-TESTS = ("tests/ops/test_triton_conv.py", "tests/ops/test_triton_modules.py", "tests/ops/test_triton_grid.py")
+TESTS = (
+    "tests/ops/test_triton_conv.py",
+    "tests/ops/test_triton_modules.py",
+    "tests/ops/test_triton_grid.py",
+    "tests/engine/test_trainer_on_devices.py",
+)
 
 
 def main() -> None:

@@ -69,8 +69,13 @@ def _answer(arguments: list[str]) -> None:
     else:
         if os.environ.get("ATCONV_DEBUG", "0") == "0" and not sys.warnoptions:
             warnings.simplefilter("ignore")  # they are for developers, and hide the one line about bad input
-        from atconv.cli import run
-
+        try:
+            from atconv.cli import run
+        except (ValueError, ImportError) as error:
+            if "ATCONV_BACKEND" not in str(error):  # the environment asks for what is not there
+                raise
+            print(f"atconv: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
         run(arguments, COMMANDS, TOOLS)
 
 

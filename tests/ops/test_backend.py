@@ -57,10 +57,11 @@ def test_where_triton_cannot_be_imported_mixers_run() -> None:
     assert done.stdout.splitlines() == ["(1, 4, 5, 5)", "eager"], done.stderr
 
 
-def test_an_unknown_backend_in_the_environment_is_named() -> None:
-    done = run_python("import atconv", ATCONV_BACKEND="cuda")
-    assert done.returncode
-    assert "ATCONV_BACKEND is one of auto, eager, triton, got 'cuda'" in done.stderr
+def test_a_command_says_in_one_line_that_the_environment_asks_for_an_unknown_backend() -> None:
+    done = run_python("from atconv_command import main; import sys; sys.argv = ['atconv', 'models']; main()",
+                      ATCONV_BACKEND="cuda")  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "atconv: ATCONV_BACKEND is one of auto, eager, triton, got 'cuda'\n"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
