@@ -49,6 +49,13 @@ def test_a_trace_serves_every_batch_and_size(form: str) -> None:
         assert_close(traced(x), model(x), 1e-5)
 
 
+@of_forms
+def test_an_exported_graph_has_no_operator_that_core_ml_lacks(form: str) -> None:
+    program = torch.export.export(tiny_attnet(**FORMS[form]), (image(),)).run_decompositions({})
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert targets.isdisjoint({"aten.addcmul.default", "aten.bitwise_and.Tensor", "aten.__and__.Tensor"})
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_operator_traces_with_every_option(options: dict[str, bool]) -> None:
     mixer = randomize(ATConv2d(8, **options))

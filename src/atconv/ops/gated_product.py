@@ -41,7 +41,10 @@ def project_gated(gate: Tensor, value: Tensor, eps: float, weight: Tensor, bias:
     projected = F.conv2d(product, weight)
     if bias is None:
         return projected * inverse
-    return torch.addcmul(bias.to(projected)[:, None, None], projected, inverse)
+    bias = bias.to(projected)[:, None, None]
+    if is_symbolic():  # Core ML has no addcmul
+        return projected * inverse + bias
+    return torch.addcmul(bias, projected, inverse)
 
 
 def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
