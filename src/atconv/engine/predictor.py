@@ -153,8 +153,8 @@ class Predictor(ABC, Generic[R, M]):
             ValueError: there is no such file for this task.
         """
         raise ValueError(
-            f"{self.run.path} is a {self.task} run: only classification runs are exported; its "
-            "model.safetensors opens with atconv.load"
+            f"{self.run.path} is a {self.task} run, which has no export; its model.safetensors opens with "
+            "atconv.load"
         )
 
 

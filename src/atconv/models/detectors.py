@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -106,13 +106,21 @@ def detector(
     extra: ExtraFPNBlock = LastLevelP6P7(channels, channels) if one_stage else LastLevelMaxPool()
     pyramid = Pyramid(body, channels, extra)
     anchors = _anchors(strides, one_stage, anchor_scale)
+    model: FasterRCNN | MaskRCNN | RetinaNet
     if one_stage:
-        return _for_any_shape(_RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **arguments))
-    heads = _box_head(channels, num_classes, strides)
-    if architecture == "faster_rcnn":
-        return _for_any_shape(FasterRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **arguments))
-    heads |= _mask_head(channels, num_classes, strides)
-    return _for_any_shape(MaskRCNN(pyramid, rpn_anchor_generator=anchors, **heads, **arguments))
+        model = _RetinaNet(pyramid, num_classes + 1, anchor_generator=anchors, **arguments)
+    else:
+        masks = architecture == "mask_rcnn"
+        heads = _box_head(channels, num_classes, strides)
+        heads |= _mask_head(channels, num_classes, strides) if masks else {}
+        kind = MaskRCNN if masks else FasterRCNN
+        model = kind(pyramid, rpn_anchor_generator=anchors, **heads, **arguments)
+    resize = model.transform
+    model.transform = _Transform(
+        resize.min_size, resize.max_size, resize.image_mean, resize.image_std, resize.size_divisible,
+        resize.fixed_size,
+    )  # fmt: skip
+    return model
 
 
 def _anchors(strides: Sequence[int], one_stage: bool, scale: float) -> AnchorGenerator:
@@ -163,17 +171,6 @@ class _Transform(GeneralizedRCNNTransform):
             if "masks" in target:
                 target["masks"] = F.interpolate(target["masks"][:, None].float(), size)[:, 0].byte()
         return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0], target
-
-
-D = TypeVar("D", FasterRCNN, MaskRCNN, RetinaNet)
-
-
-def _for_any_shape(model: D) -> D:
-    own = model.transform
-    model.transform = _Transform(
-        own.min_size, own.max_size, own.image_mean, own.image_std, own.size_divisible, own.fixed_size
-    )
-    return model
 
 
 class _RetinaNet(RetinaNet):

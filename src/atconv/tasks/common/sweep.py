@@ -113,10 +113,11 @@ def paired_differences(values: Mapping[tuple[str, int], float], variant: str, re
     Args:
         values: by variant and seed.
     """
-    pairs = [
-        (value, values.get((reference, seed))) for (name, seed), value in values.items() if name == variant
+    return [
+        value - values[reference, seed]
+        for (name, seed), value in values.items()
+        if name == variant and (reference, seed) in values
     ]
-    return [own - other for own, other in pairs if other is not None]
 
 
 def confidence_half_width(values: Sequence[float], level: float = 0.95) -> float | None:

@@ -20,7 +20,7 @@ from atconv.engine.tables import Table, metric_name, speed_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 from atconv.tasks.detection.data import Target
 
-__all__ = ["DetectionMetrics", "compute_metrics", "mean_average_precision", "update"]
+__all__ = ["DetectionMetrics", "compute_metrics", "mean_average_precision"]
 
 _NAMES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")
 
@@ -53,8 +53,7 @@ def mean_average_precision(
 
     Several processes give each their own batches, and all get the metrics of all of them.
     """
-    metric = _metric(masks, class_metrics=False)
-    update(metric, model, batches, masks)
+    metric = _measure(model, batches, masks, class_metrics=False)
     for name, state in metric.metric_state.items():
         setattr(metric, name, gather_object(state))
     values = metric.compute()
@@ -71,9 +70,7 @@ def compute_metrics(
     masks: bool,
 ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
     """COCO's metrics by name, and rows by class."""
-    metric = _metric(masks, class_metrics=True)
-    update(metric, model, batches, masks)
-    values = metric.compute()
+    values = _measure(model, batches, masks, class_metrics=True).compute()
     coco: dict[str, float | None] = {}
     per_class: list[dict[str, Any]] = [{"class": name} for name in classes]
     for kind, prefix in _prefixes(masks):
@@ -86,17 +83,22 @@ def compute_metrics(
 
 
 @torch.inference_mode()
-def update(
-    metric: MeanAveragePrecision,
-    model: nn.Module,
-    batches: Iterable[tuple[list[Tensor], list[Target]]],
-    masks: bool,
-) -> None:
-    """Run a model over batches and count what it detects."""
+def _measure(
+    model: nn.Module, batches: Iterable[tuple[list[Tensor], list[Target]]], masks: bool, class_metrics: bool
+) -> MeanAveragePrecision:
+    """torchmetrics' metric of what a model detects in batches."""
+    metric = MeanAveragePrecision(
+        iou_type=("bbox", "segm") if masks else "bbox",
+        class_metrics=class_metrics,
+        backend="faster_coco_eval",
+        sync_on_compute=False,
+    )
+    metric.warn_on_many_detections = False
     device = next(model.parameters()).device
     for images, targets in batches:
         outputs = model([image.to(device) for image in images])
         metric.update([_detections(output, masks) for output in outputs], targets)
+    return metric
 
 
 def _detections(output: dict[str, Tensor], masks: bool) -> Target:
@@ -105,17 +107,6 @@ def _detections(output: dict[str, Tensor], masks: bool) -> Target:
     if masks:
         detections["masks"] = (output["masks"][:, 0] > 0.5).cpu()
     return detections
-
-
-def _metric(masks: bool, class_metrics: bool) -> MeanAveragePrecision:
-    metric = MeanAveragePrecision(
-        iou_type=("bbox", "segm") if masks else "bbox",
-        class_metrics=class_metrics,
-        backend="faster_coco_eval",
-        sync_on_compute=False,
-    )
-    metric.warn_on_many_detections = False
-    return metric
 
 
 def _prefixes(masks: bool) -> list[tuple[str, str]]:

@@ -53,7 +53,7 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         """`smp.from_pretrained(RUN)` opens it too, where atconv is imported: it skips names that begin
         with _."""
         model: Any = self.model
-        ours = {
+        content = {
             "task": "segmentation",
             "label_names": self.classes,
             "segmenter": self.config.model_arguments(len(self.classes)),
@@ -64,7 +64,7 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
             },
             "flip_tta": self.config.flip_tta,
         }
-        return {**model.config, "_model_class": type(model).__name__, "_atconv": ours}
+        return {**model.config, "_model_class": type(model).__name__, "_atconv": content}
 
     @staticmethod
     def collate(examples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
