@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from atconv.data import lmdb_format
+from atconv.data.config import DataConfig
+from atconv.data.formats import open_sources
 from atconv.data.lmdb_format import LmdbReader, build_lmdb
 from atconv.data.pack import pack_folder
 from atconv.data.sources import FolderSource, LmdbSource
@@ -158,6 +161,28 @@ def test_a_class_index_beyond_the_classes_is_rejected(tmp_path: Path) -> None:
     path = write(tmp_path / "a.lmdb", PLAIN | {b"00000000": pickle.dumps((image, 7))})
     with pytest.raises(ValueError, match="7"):
         LmdbSource(path).labels  # noqa: B018  (reading it is the test)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({b"00000000_cat.jpg": b"\x08\x03"}, "no record __len__; is it an LMDB of images?"),
+        ({b"__len__": b"", b"__classes__": b""}, "record __len__ cannot be read"),
+        (PLAIN | {b"00000000": b""}, "record 00000000 cannot be read"),
+        (PLAIN | {b"__len__": pickle.dumps(2), b"5": b"x"}, "no record 00000001"),
+    ],
+    ids=["another program's", "empty length", "empty record", "a gap"],
+)
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_what_is_no_lmdb_of_images_is_named(
+    tmp_path: Path, values: dict[bytes, bytes], message: str, as_folder: bool
+) -> None:
+    path = tmp_path / "a.lmdb"
+    file = path / "data.mdb" if as_folder else path
+    file.parent.mkdir(exist_ok=True)
+    write(file, values)
+    with pytest.raises(ValueError, match=rf"a\.lmdb.*{re.escape(message)}"):
+        open_sources(DataConfig(data=str(path)))
 
 
 @pytest.mark.parametrize("content", [b"", b"text\n" * 2000], ids=["empty", "text"])

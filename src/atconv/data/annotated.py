@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from atconv.data.arrays import SharedIntegers, SharedItems
-from atconv.data.checking import CheckImages, in_threads, save_skipped
+from atconv.data.checking import CheckImages, SkippedFile, in_threads, save_skipped
 from atconv.data.folders import SAVED_SPLIT, SPLITS
 from atconv.data.images import Mode, opened_image, read_image, upright
 from atconv.data.orientation import Exif, annotation_turn, turn_size
@@ -204,7 +204,7 @@ def _size_problem(split: AnnotatedSplit, position: int, result: _Inspection) -> 
 
 def check_skipped(splits: Mapping[str, AnnotatedSplit], limit: float, path: Path) -> None:
     """List the images of all splits that were left out; see `save_skipped`."""
-    rows = [(name, file, reason) for name, split in splits.items() for file, reason in split.skipped]
+    rows = [SkippedFile(name, *row) for name, split in splits.items() for row in split.skipped]
     save_skipped(path, rows, sum(map(len, splits.values())) + len(rows), limit)
 
 

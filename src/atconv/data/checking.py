@@ -10,26 +10,41 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from atconv.data.images import opened_image, upright
 from atconv.data.sources import ImageSource
 from atconv.engine.progress import progress
 from atconv.io import count_of, write_rows
 
-__all__ = ["CheckImages", "FileReport", "TooManyUnreadable", "check_files", "in_threads", "save_skipped"]
+__all__ = [
+    "CheckImages",
+    "FileReport",
+    "SkippedFile",
+    "TooManyUnreadable",
+    "check_files",
+    "in_threads",
+    "log_skipped",
+    "save_skipped",
+]
 
 logger = logging.getLogger(__name__)
 
 CheckImages = Literal["decode", "header", "none"]
 T = TypeVar("T")
-Row = tuple[str, str, str]
-"""the split, the file in it, and why it is left out"""
 _CHUNK = 4096  # files handed to the threads at a time: a million waiting tasks would fill memory
 
 
 class TooManyUnreadable(ValueError):
     """More files are unreadable than a run may leave out; they are listed in skipped.csv."""
+
+
+class SkippedFile(NamedTuple):
+    """A file that is left out."""
+
+    split: str
+    file: str
+    reason: str
 
 
 @dataclass
@@ -77,19 +92,38 @@ def _check(source: ImageSource, index: int, decode: bool) -> tuple[str | None, b
 
 
 def save_skipped(
-    path: Path, unreadable: Sequence[Row], total: int, limit: float, copies: Sequence[Row] = ()
+    path: Path,
+    unreadable: Sequence[SkippedFile],
+    total: int,
+    limit: float,
+    copies: Sequence[SkippedFile] = (),
 ) -> None:
     """List the files that a run leaves out.
 
     Raises:
         TooManyUnreadable: more than a share of all files are unreadable.
     """
-    rows = [dict(zip(("split", "file", "reason"), row, strict=True)) for row in (*unreadable, *copies)]
-    write_rows(path, rows)
+    files = [*unreadable, *copies]
+    write_rows(path, [file._asdict() for file in files])
+    _reject_too_many(unreadable, total, limit, f"they are listed in {path}, ")
+    if files:
+        logger.warning("left out %s, listed in %s", count_of(len(files), "file"), path)
+
+
+def log_skipped(unreadable: Sequence[SkippedFile], total: int, limit: float) -> None:
+    """Name the first files that an evaluation leaves out.
+
+    Raises:
+        TooManyUnreadable: they are more than a share of all files.
+    """
+    for file in unreadable[:5]:
+        logger.warning("left out %s: %s", file.file, file.reason)
+    _reject_too_many(unreadable, total, limit)
+
+
+def _reject_too_many(unreadable: Sequence[SkippedFile], total: int, limit: float, listed: str = "") -> None:
     if len(unreadable) > limit * total:
         raise TooManyUnreadable(
             f"{len(unreadable)} of {total} files are unreadable, more than max_skipped ({limit:.0%}) allows; "
-            f"they are listed in {path}, the first is {unreadable[0][1]}: {unreadable[0][2]}"
+            f"{listed}the first is {unreadable[0].file}: {unreadable[0].reason}"
         )
-    if rows:
-        logger.warning("left out %s, listed in %s", count_of(len(rows), "file"), path)

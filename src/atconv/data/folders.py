@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from atconv.data.images import image_suffixes, images_in, is_ignored
+from atconv.data.images import image_suffixes, images_in, is_ignored, scan
 from atconv.io import first_few
 
 __all__ = [
@@ -71,7 +72,8 @@ def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones and those of tools; none where it is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if not is_ignored(path.name) and path.is_dir())
+    entries = (entry for entry in scan(folder) if not is_ignored(entry.name))
+    return [folder / entry.name for entry in entries if os.path.isdir(entry.path)]
 
 
 def inner_folder(folder: Path) -> Path | None:

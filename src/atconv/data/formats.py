@@ -19,7 +19,7 @@ from atconv.data.config import DataConfig, reject_options
 from atconv.data.folders import choose_split
 from atconv.data.masks import MaskSplit, is_masks, mask_splits, read_mask_folder
 from atconv.data.orientation import Exif
-from atconv.data.sources import ImageSource, is_digits, lmdb_files, open_digits, open_folder, open_lmdb
+from atconv.data.sources import DigitsSource, ImageSource, lmdb_files, open_folder, open_lmdb
 from atconv.data.timm_sources import is_timm_name, open_timm
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "LabelFormat",
     "UnfitData",
     "annotated_splits",
+    "open_annotated",
     "open_boxes",
     "open_masks",
     "open_sources",
@@ -94,7 +95,11 @@ _FOLDER = LabelFormat(name="images without boxes or masks", recognizes=other.has
 _CONVERT = "convert them to COCO's format"
 
 FORMATS: tuple[Format, ...] = (
-    LabelFormat(name="scikit-learn's digits", recognizes=is_digits, open=open_digits),
+    LabelFormat(
+        name="scikit-learn's digits",
+        recognizes=lambda path: str(path) == "digits" and not path.exists(),
+        open=lambda config: {"train": DigitsSource()},
+    ),
     LabelFormat(name="a dataset of timm's", recognizes=is_timm_name, open=open_timm, unused=_STREAM_OPTIONS),
     Format(
         name="detection data in YOLO's format (images and labels)",
@@ -190,19 +195,11 @@ def open_boxes(
     bad_annotations: BadAnnotations = "reject",
     **options: Any,
 ) -> dict[str, BoxSplit]:
-    """The splits of a folder by name; a lone "train" is all there is.
-
-    Args:
-        data: the folder.
-        masks: every box needs its mask.
-        check_images: how image files are checked: decode each, read its header, or not at all.
-        bad_annotations: "skip" leaves out those that are wrong, and logs which.
-        options: those of `_open`.
-
-    Raises:
-        ValueError: no such folder or files, or annotations that are wrong: each is named.
-    """
-    return _open("boxes", data, check_images, masks=masks, bad_annotations=bad_annotations, **options)
+    """Splits with boxes, checked, and masks where every box needs one. Annotations that are wrong raise
+    ValueError, or are logged and left out. `options` are those of `open_annotated`."""
+    return open_annotated(
+        "boxes", data, check_images, masks=masks, bad_annotations=bad_annotations, **options
+    )
 
 
 def open_masks(
@@ -211,23 +208,12 @@ def open_masks(
     values: Sequence[int] | None = None,
     **options: Any,
 ) -> dict[str, MaskSplit]:
-    """The splits of a folder by name; a lone "train" is all there is.
-
-    Args:
-        data: the folder.
-        check_images: how files are checked: decode images and masks, read the headers of images (masks are
-            decoded), or not at all.
-        values: what masks hold for each class; default: its index.
-        options: those of `_open`.
-
-    Raises:
-        ValueError: no such folder or files, masks that are wrong (each is named), or training masks of only
-            one class.
-    """
-    return _open("masks", data, check_images, values=values, **options)
+    """Splits with a mask for each image, checked. `values` are what masks hold for each class; default: its
+    index. `options` are those of `open_annotated`."""
+    return open_annotated("masks", data, check_images, values=values, **options)
 
 
-def _open(
+def open_annotated(
     annotation: Annotation,
     data: str | Path,
     check_images: CheckImages,
@@ -238,15 +224,21 @@ def _open(
     skip_unreadable: bool = False,
     **own: Any,
 ) -> dict[str, Any]:
-    """Splits of annotated images, checked.
+    """The splits of a folder by name; a lone "train" is all there is.
 
     Args:
+        annotation: boxes or masks.
+        data: the folder.
+        check_images: how image files are checked: decode each, read its header, or not at all.
         classes: names that the classes must have; default: those of the first split.
         split: open this split alone, as `choose_split` names it; default: all.
         exif: what annotations of images with an EXIF orientation belong to; default: as sizes tell.
         images: the folder of images, where it is not in DATA.
         skip_unreadable: leave out images that cannot be read; the split's `skipped` lists them.
         own: options of the annotation's formats.
+
+    Raises:
+        ValueError: no such folder or files, or annotations that are wrong: each is named.
     """
     data, images = Path(data), None if images is None else Path(images)
     if images is not None and not images.is_dir():

@@ -27,6 +27,7 @@ __all__ = [
     "open_image",
     "opened_image",
     "read_image",
+    "scan",
     "upright",
 ]
 
@@ -140,15 +141,23 @@ def list_images(folder: Path) -> Listing:
     return listing
 
 
-def _list_into(listing: Listing, folder: str, prefix: str, suffixes: frozenset[str]) -> None:
+def scan(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
-        with os.scandir(folder) as scan:
-            entries = sorted(scan, key=attrgetter("name"))
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=attrgetter("name"))
     except OSError as error:
         raise ValueError(
             f"{folder} cannot be read ({error.strerror}): allow it to be read, or move it elsewhere"
         ) from error
-    for entry in entries:
+
+
+def _list_into(listing: Listing, folder: str, prefix: str, suffixes: frozenset[str]) -> None:
+    for entry in scan(folder):
         name = entry.name
         if name[name.rfind(".") :] in suffixes and name[0] != "." and entry.is_file(follow_symlinks=False):
             listing.images.append(prefix + name)  # nearly all entries: what follows would cost as much again

@@ -85,17 +85,9 @@ class SeededItems(Dataset[T]):
         return self.load(key.position)
 
 
-class _TrainImages(SeededItems[tuple[Tensor, int]]):
-    def __init__(self, split: Split, transform: Transform, in_chans: int) -> None:
-        super().__init__(self._transformed)
-        self.split, self.transform, self.mode = split, transform, mode_for(in_chans)
+class _Images(Dataset[tuple[Tensor, int]]):
+    """The images of a split, transformed, and their labels."""
 
-    def _transformed(self, position: int) -> tuple[Tensor, int]:
-        image, label = self.split.item(position, self.mode)
-        return self.transform(image), label
-
-
-class _EvalImages(Dataset[tuple[Tensor, int]]):
     def __init__(self, split: Split, transform: Transform, in_chans: int) -> None:
         self.split, self.transform, self.mode = split, transform, mode_for(in_chans)
 
@@ -126,7 +118,7 @@ def train_loader(
     pin: bool = False,
 ) -> DataLoader[Any]:
     """The micro-batches that `batches` lists. `pin` page-locks them, for copies to a GPU."""
-    dataset = _TrainImages(split, transform, in_chans)
+    dataset = SeededItems(_Images(split, transform, in_chans).__getitem__)
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin)
 
 
@@ -134,8 +126,7 @@ def eval_loader(
     split: Split, transform: Transform, in_chans: int, batch_size: int, workers: int, pin: bool = False
 ) -> DataLoader[Any]:
     """Batches of a split in its order. `pin` as for `train_loader`."""
-    dataset = _EvalImages(split, transform, in_chans)
-    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin)
+    return DataLoader(_Images(split, transform, in_chans), batch_size, num_workers=workers, pin_memory=pin)
 
 
 def stream_loader(

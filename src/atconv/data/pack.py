@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from atconv.data.checking import check_files
 from atconv.data.lmdb_format import build_lmdb
 from atconv.data.sources import FolderSource
+from atconv.data.splits import readable_split
 from atconv.engine.progress import progress
 
 __all__ = ["pack_folder"]
@@ -37,14 +37,8 @@ def pack_folder(folder: Path, out: Path) -> Path:
     source = FolderSource(folder)
     for remark in source.remarks:
         logger.warning(remark)
-    report = check_files(source, "decode")
-    for i, reason in enumerate(report.reasons):
-        if reason is not None:
-            logger.warning("left out %s: %s", source.name(i), reason)
-    readable = [i for i, reason in enumerate(report.reasons) if reason is None]
-    if not readable:
-        raise ValueError(f"none of the {len(source)} files in {folder} is a readable image")
-    records = ((source.encoded(i), source.labels[i]) for i in progress(readable, "packing"))
-    build_lmdb(out, records, len(readable), source.classes)
+    split = readable_split(source)
+    indices = progress(split.indices, "packing", len(split))
+    build_lmdb(out, ((source.encoded(i), source.labels[i]) for i in indices), len(split), source.classes)
     logger.info("written to %s", out)
     return out

@@ -26,9 +26,7 @@ __all__ = [
     "FolderSource",
     "ImageSource",
     "LmdbSource",
-    "is_digits",
     "lmdb_files",
-    "open_digits",
     "open_folder",
     "open_lmdb",
 ]
@@ -176,14 +174,6 @@ class DigitsSource(ImageSource):
 
     def read(self, index: int, mode: Mode) -> Image.Image:
         return as_mode(Image.fromarray(self._pixels[index]), mode)
-
-
-def is_digits(data: Path) -> bool:
-    return str(data) == "digits" and not data.exists()
-
-
-def open_digits(config: DataConfig) -> dict[str, ImageSource]:
-    return {"train": DigitsSource()}
 
 
 def lmdb_files(data: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from atconv.data.arrays import SharedIntegers
-from atconv.data.checking import FileReport, check_files, save_skipped
+from atconv.data.checking import FileReport, SkippedFile, check_files, save_skipped
 from atconv.data.config import DataConfig, log_unused_fractions
 from atconv.data.folders import SAVED_SPLIT, SPLITS, inner_folder
 from atconv.data.formats import open_sources
@@ -109,7 +109,7 @@ def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int =
             logger.warning(remark)
     reports = {name: check_files(source, config.check_images) for name, source in sources.items()}
     unreadable = [
-        (name, sources[name].name(i), reason)
+        SkippedFile(name, sources[name].name(i), reason)
         for name, report in reports.items()
         for i, reason in enumerate(report.reasons)
         if reason is not None
@@ -122,7 +122,10 @@ def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int =
     }
     for line in _oddities(sources["train"], usable["train"], reports["train"]):
         logger.info(line)
-    classes = _keep_classes_with_images(sources, usable)
+    train = sources["train"]
+    classes = [train.classes[label] for label in np.unique(train.labels[usable["train"]])]
+    for name, source in sources.items():
+        source.relabel(classes, usable[name])
     if len(classes) < min_classes:
         inner = inner_folder(Path(config.data)) if Path(config.data).is_dir() else None
         raise ValueError(
@@ -192,11 +195,8 @@ def _with_sources(
     return Splits(classes, splits, message)
 
 
-def _drop_copies(
-    sources: dict[str, ImageSource], reports: dict[str, FileReport]
-) -> list[tuple[str, str, str]]:
-    """Take out of a split what also lies, byte for byte, in a later one (test before val before train): its
-    split, its name, and why."""
+def _drop_copies(sources: dict[str, ImageSource], reports: dict[str, FileReport]) -> list[SkippedFile]:
+    """Take out of a split what also lies, byte for byte, in a later one (test before val before train)."""
     copies = []
     seen: dict[bytes, str] = {}
     for split in reversed([name for name in SPLITS if name in sources]):
@@ -207,24 +207,10 @@ def _drop_copies(
                 continue
             if digest in seen:
                 report.reasons[i] = reason = f"same image as {seen[digest]}"
-                copies.append((split, source.name(i), reason))
+                copies.append(SkippedFile(split, source.name(i), reason))
             here[digest] = f"{split}/{source.name(i)}"
         seen |= here
     return copies
-
-
-def _keep_classes_with_images(sources: dict[str, ImageSource], usable: dict[str, list[int]]) -> list[str]:
-    """Bring all sources to the classes that have training images.
-
-    Raises:
-        ValueError: other splits have images of other classes.
-    """
-    train = sources["train"]
-    occurring = np.unique(train.labels[usable["train"]])
-    classes = [train.classes[label] for label in occurring]
-    for name, source in sources.items():
-        source.relabel(classes, usable[name])
-    return classes
 
 
 def _oddities(train: ImageSource, indices: list[int], report: FileReport) -> list[str]:

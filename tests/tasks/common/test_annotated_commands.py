@@ -105,7 +105,7 @@ def test_evaluation_leaves_out_unreadable_images_up_to_the_limit(
     assert [(row["split"], row["file"]) for row in listed] == [("val", name) for name in expected]
     assert all(str(data) in row["reason"] for row in listed)
     strict = load(copied(run(), tmp_path / "strict", max_skipped=0.2, **options))
-    with pytest.raises(ValueError, match=r"files are unreadable, more than max_skipped \(20%\) of the run"):
+    with pytest.raises(ValueError, match=r"files are unreadable, more than max_skipped \(20%\) allows"):
         strict.evaluate(str(data), split="val")
     predictor.save_evaluation(predictor.evaluate(str(shared_data())), tmp_path / "out")
     assert not (tmp_path / "out" / "skipped.csv").exists()  # of another evaluation

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from atconv.data.checking import TooManyUnreadable, in_threads
+from atconv.data.checking import SkippedFile, in_threads, log_skipped
 from atconv.data.config import log_unused_fractions, reject_options
 from atconv.data.folders import choose_split
 from atconv.data.formats import open_sources
@@ -42,7 +42,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _MIN_EVAL_BATCH = 32
-_MAX_NAMED = 5  # unreadable files
 _IMBALANCED = 3  # times as many images in the largest class as in the smallest
 
 
@@ -250,20 +249,13 @@ def _readable(name: str, split: Split, limit: float) -> EvalSplit:
 
     reasons = list(in_threads(unreadable, len(split), "checking images"))
     skipped = [
-        {"split": name, "file": split.name(position), "reason": reason}
+        SkippedFile(name, split.name(position), reason)
         for position, reason in enumerate(reasons)
         if reason is not None
     ]
-    for row in skipped[:_MAX_NAMED]:
-        logger.warning("left out %s: %s", row["file"], row["reason"])
-    if len(skipped) > limit * len(split):
-        first = f"{skipped[0]['file']}: {skipped[0]['reason']}"
-        raise TooManyUnreadable(
-            f"{len(skipped)} of {len(split)} files are unreadable, more than max_skipped ({limit:.0%}) "
-            f"allows; the first is {first}"
-        )
+    log_skipped(skipped, len(split), limit)
     readable = [reason is None for reason in reasons]
-    return EvalSplit(name, Split(split.source, split.indices[readable]), skipped)
+    return EvalSplit(name, Split(split.source, split.indices[readable]), [file._asdict() for file in skipped])
 
 
 def _same_data(config: ClassificationConfig, data: str, data_root: str | None) -> bool:

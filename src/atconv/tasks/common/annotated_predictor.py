@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from atconv.data.annotated import AnnotatedSplit, batches_of_equal_size
-from atconv.data.checking import TooManyUnreadable
+from atconv.data.checking import SkippedFile, log_skipped
 from atconv.data.folders import SAVED_SPLIT, SPLITS, choose_split
 from atconv.data.formats import Annotation, annotated_splits
 from atconv.data.images import open_image
@@ -25,7 +25,7 @@ from atconv.engine.progress import progress
 from atconv.engine.reading import naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
-from atconv.io import count_of, first_few, write_json, write_rows
+from atconv.io import write_json, write_rows
 from atconv.tasks.common.annotated_config import AnnotatedConfig
 from atconv.tasks.common.drawing import PlotFiles
 
@@ -144,7 +144,9 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         run."""
         check_batch_size(batch_size)
         name, opened = self.choose_split(data, split, images, **chosen)
-        _check_skipped(opened, getattr(self.config, "max_skipped", AnnotatedConfig.max_skipped))
+        skipped = [SkippedFile(name, *row) for row in opened.skipped]
+        limit = getattr(self.config, "max_skipped", AnnotatedConfig.max_skipped)
+        log_skipped(skipped, len(opened) + len(skipped), limit)
         return self.evaluate_on(name, opened, batch_size, **chosen)
 
     def evaluate_on(self, name: str, split: S, batch_size: int, **chosen: Any) -> M:
@@ -213,15 +215,3 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         file = files.add(image)
         file.parent.mkdir(parents=True, exist_ok=True)
         return self.save_prediction(result, self.open_image(image), file)
-
-
-def _check_skipped(split: AnnotatedSplit, limit: float) -> None:
-    """Say how many images were left out. Raises `TooManyUnreadable` where they are too many."""
-    skipped, total = len(split.skipped), len(split) + len(split.skipped)
-    if skipped > limit * total:
-        raise TooManyUnreadable(
-            f"{skipped} of {total} files are unreadable, more than max_skipped ({limit:.0%}) of the run "
-            f"allows: {first_few([reason for _, reason in split.skipped])}"
-        )
-    if skipped:
-        logger.warning("left out %s, the first: %s", count_of(skipped, "file"), split.skipped[0][1])
