@@ -16,7 +16,8 @@ try:
     from atconv.diffusion.pipeline import SiTPipeline
     from atconv.diffusion.schedulers import ODEScheduler, SDEScheduler
 except ModuleNotFoundError as error:
-    raise ImportError(f"atconv.diffusion needs {error.name}: pip install 'atconv[generation]'") from error
+    package = str(error.name).partition(".")[0]
+    raise ImportError(f"atconv.diffusion needs {package}: pip install 'atconv[generation]'") from error
 
 __all__ = [
     "Field",
