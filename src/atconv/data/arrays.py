@@ -52,7 +52,7 @@ class SharedItems(Sequence[T]):
 
 
 class SharedNames(SharedItems[str]):
-    """Names of files, of any bytes."""
+    """Names of files, of any bytes, in any locale."""
 
-    encode = staticmethod(partial(str.encode, errors="surrogateescape"))
-    decode = staticmethod(partial(bytes.decode, errors="surrogateescape"))
+    encode = staticmethod(partial(str.encode, errors="surrogatepass"))
+    decode = staticmethod(partial(bytes.decode, errors="surrogatepass"))

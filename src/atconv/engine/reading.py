@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -26,16 +28,7 @@ def read_yaml(path: Path) -> Any:
         ValueError: it cannot be read, or its aliases stand for more values than any configuration has.
     """
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            if _count(node, {}) > _MAX_VALUES:
-                raise ValueError(f"its aliases stand for more than {_MAX_VALUES:,} values")
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
+        return copy.deepcopy(_parse_yaml(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}") from None
     except yaml.MarkedYAMLError as error:
@@ -46,6 +39,20 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise ValueError(f"{path} cannot be read: its values are nested too deeply") from None
+
+
+@functools.lru_cache(maxsize=4)  # a command reads the configuration of a run several times
+def _parse_yaml(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > _MAX_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MAX_VALUES:,} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def read_json(path: Path, schema: Mapping[str, Any], inside: str | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from atconv.data.sources import DigitsSource
 from atconv.data.transforms import EvalTransform
 from atconv.io import file_digest
 from atconv.tasks.classification import export as module
+from atconv.tasks.classification import export_files as files
 from support.tiny import Finished, atconv, image_folder, trained_run
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "onnx_predict.py"
@@ -152,14 +153,14 @@ def test_only_a_size_that_cannot_change_is_taken_as_such(tmp_path: Path) -> None
     def full_disk(*args: Any, **options: Any) -> Path:
         raise RuntimeError("no space left")
 
-    full = module._FORMATS["torch"]._replace(write=full_disk)
+    full = files._FORMATS["torch"]._replace(write=full_disk)
     images = torch.randn(2, 1, 32, 32)
-    with mock.patch.dict(module._FORMATS, torch=full), pytest.raises(RuntimeError, match=r"^no space left"):
-        module._write_all(Plain().eval(), Plain().eval(), "torch", images, tmp_path)
-    wrong = module._FORMATS["torch"]._replace(open=lambda path: lambda x: torch.zeros(len(x), 1))
-    with mock.patch.dict(module._FORMATS, torch=wrong), pytest.raises(RuntimeError, match="does not compute"):
-        module._write_all(Plain().eval(), Plain().eval(), "torch", images, tmp_path)
-    [written] = module._write_all(Sized().eval(), Sized().eval(), "torch", images, tmp_path)
+    with mock.patch.dict(files._FORMATS, torch=full), pytest.raises(RuntimeError, match=r"^no space left"):
+        files.write_all(Plain().eval(), Plain().eval(), "torch", images, tmp_path)
+    wrong = files._FORMATS["torch"]._replace(open=lambda path: lambda x: torch.zeros(len(x), 1))
+    with mock.patch.dict(files._FORMATS, torch=wrong), pytest.raises(RuntimeError, match="does not compute"):
+        files.write_all(Plain().eval(), Plain().eval(), "torch", images, tmp_path)
+    [written] = files.write_all(Sized().eval(), Sized().eval(), "torch", images, tmp_path)
     assert written.accepts == "any batch of 32 × 32"
 
 
@@ -238,7 +239,7 @@ def test_files_of_other_weights_are_removed(tmp_path: Path) -> None:
     assert module._earlier_files(folder, "others") == ({"model.onnx": {}}, [])
     kept, stale = module._earlier_files(folder, "these")
     assert (kept, stale) == ({}, [folder / "model.onnx"])
-    with module._staged(folder, stale) as staging:
+    with files.staged(folder, stale) as staging:
         for name in ("export.json", "model.pt2"):
             (staging / name).write_text("new")
     assert {path.name: path.read_text() for path in folder.iterdir()} == {
@@ -253,9 +254,9 @@ def test_the_minimum_size_is_reported(run: Path, tmp_path: Path) -> None:
             return torch.nn.functional.max_pool2d(x, 3, 2, 1)[:, :, 1:].mean((2, 3)).repeat(1, 10)
 
     images = torch.randn(2, 1, 32, 32)
-    [written] = module._write_all(Reducing().eval(), Reducing().eval(), "torch", images, tmp_path)
+    [written] = files.write_all(Reducing().eval(), Reducing().eval(), "torch", images, tmp_path)
     assert written.accepts == "any batch, 5 pixels or more high and wide"
-    [written, _] = module._write_all(Plain().eval(), Plain().eval(), "onnx", images, tmp_path)
+    [written, _] = files.write_all(Plain().eval(), Plain().eval(), "onnx", images, tmp_path)
     assert written.accepts == "any batch and size"
 
 
@@ -276,9 +277,9 @@ def test_a_broken_description_is_named_before_any_work(run: Path, tmp_path: Path
 def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.pt2").write_text("the earlier one")
-    wrong = module._FORMATS["torch"]._replace(open=lambda path: lambda x: torch.zeros(len(x), 10))
+    wrong = files._FORMATS["torch"]._replace(open=lambda path: lambda x: torch.zeros(len(x), 10))
     with (
-        mock.patch.dict(module._FORMATS, torch=wrong),
+        mock.patch.dict(files._FORMATS, torch=wrong),
         pytest.raises(RuntimeError, match=r"does not compute what the model does: relative error 1\.0e"),
     ):
         load(run).export(format="torch", out=str(tmp_path / "out"))

@@ -6,17 +6,14 @@ import copy
 import functools
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atconv import deploy
 from atconv.data.loaders import eval_loader
@@ -29,30 +26,12 @@ from atconv.engine.tables import Table
 from atconv.io import file_digest
 from atconv.models.attnet import AttNet
 from atconv.tasks.classification.data import open_split
+from atconv.tasks.classification.export_files import DESCRIPTION, Call, Written, staged, write_all
 from atconv.tasks.classification.metrics import predict_batches
 
 __all__ = ["ExportReport", "ExportedFile", "Int8Accuracy", "export"]
 
 logger = logging.getLogger(__name__)
-
-Call = Callable[[Tensor], Tensor]
-
-_DESCRIPTION = "export.json"
-_TOLERANCE = 1e-4
-_TRACE_SIZE = 128  # pixels
-
-
-class _Format(NamedTuple):
-    suffix: str
-    write: Callable[..., Path]
-    open: Callable[[Path], Call]
-
-
-_FORMATS = {
-    "onnx": _Format(".onnx", deploy.export_onnx, deploy.open_onnx),
-    "torch": _Format(".pt2", deploy.export_torch, deploy.open_torch),
-    "aoti": _Format("-aoti.pt2", deploy.export_aoti, deploy.open_aoti),
-}
 
 
 @dataclass(frozen=True)
@@ -108,16 +87,6 @@ class ExportReport:
         columns = ("form", "accepts", "relative error", f"ms for {self.batch_size}", "speed of eager")
         title = f"batch of {self.batch_size}, {self.threads} threads, medians of {ROUNDS} interleaved calls"
         return [Table(title, columns, rows, text_columns=2)]
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A file that was written and compared with the model."""
-
-    path: Path
-    accepts: str
-    call: Call
-    error: float | None
 
 
 def export(
@@ -176,8 +145,8 @@ def export(
     if isinstance(model, AttNet):
         forms["eager, folded"] = folded = deploy.fold(model)
     images, accuracy = torch.randn(batch_size, *predictor.transform.input_size), None
-    with _staged(folder, stale) as staging:
-        written = _write_all(folded, model, format, images, staging, opset)
+    with staged(folder, stale) as staging:
+        written = write_all(folded, model, format, images, staging, opset)
         if splits is not None:
             int8_file, accuracy = _write_int8(written[0], splits, predictor.transform, batch_size)
             written.append(int8_file)
@@ -193,93 +162,16 @@ def export(
         )
         description = _describe(predictor, report, weights, kept)
         text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
-        (staging / _DESCRIPTION).write_text(text, encoding="utf-8")
+        (staging / DESCRIPTION).write_text(text, encoding="utf-8")
     logger.info("everything is in %s", folder)
     if stale:
         logger.info("removed, since they held other weights: %s", ", ".join(report.removed))
     return report
 
 
-def _write_all(
-    folded: nn.Module, model: nn.Module, format: str, images: Tensor, folder: Path, opset: deploy.Opset = 20
-) -> list[_Written]:
-    """The files of a format, each compared with the model."""
-    suffix, write, _ = _FORMATS[format]
-    if format == "onnx":
-        write = functools.partial(write, opset=opset)
-    path = folder / f"model{suffix}"
-    batch, channels, height, width = images.shape
-    logger.info("writing %s", path.name)
-    try:
-        # Traced where no map is one position high or wide, which would become a constant.
-        traced = (2, channels, _TRACE_SIZE, _TRACE_SIZE + 32)
-        write(folded, path, torch.randn(traced), "any")
-        _check(path, "any batch and size", format, model, [traced])
-        written = _check_sizes(path, format, model, (channels, height, width))
-    except deploy.SizeError as error:
-        logger.info("%s\nwriting it for %d × %d only", error, height, width)
-        write(folded, path, torch.randn(2, channels, height, width), "batch")
-        shapes = [(count, channels, height, width) for count in (1, 3)]
-        written = _check(path, f"any batch of {height} × {width}", format, model, shapes)
-    if format != "onnx":
-        return [written]
-    fixed = folder / f"model-batch{batch}.onnx"
-    logger.info("writing %s", fixed.name)
-    write(folded, fixed, images, "fixed")
-    accepts = f"{batch} of {height} × {width}"
-    return [written, _check(fixed, accepts, format, model, [(batch, channels, height, width)])]
-
-
-def _check_sizes(path: Path, format: str, model: nn.Module, shape: tuple[int, int, int]) -> _Written:
-    """Compare a file, which is right at the traced size, with the model at others.
-
-    Raises:
-        SizeError: it is wrong there.
-    """
-    channels, height, width = shape
-    shapes = [(1, channels, height, width), (3, channels, height + 5, width + 37)]
-    try:
-        written = _check(path, "any batch and size", format, model, shapes)
-    except RuntimeError as error:
-        raise deploy.SizeError(str(error)) from error
-    size = _min_size(written.call, model, channels)
-    return (
-        written if size == 1 else replace(written, accepts=f"any batch, {size} pixels or more high and wide")
-    )
-
-
-def _min_size(call: Call, model: nn.Module, channels: int) -> int:
-    """Minimum height and width of images: torch.export assumes that no map has a single position."""
-    for size in (1, 2, 3, 5, 9, 17, 33, 65):
-        with suppress(Exception):  # each runtime has its own types
-            if deploy.largest_error(call, model, [(1, channels, size, size)]) <= _TOLERANCE:
-                return size
-    return _TRACE_SIZE
-
-
-def _check(
-    path: Path, accepts: str, format: str, model: nn.Module, shapes: list[tuple[int, int, int, int]]
-) -> _Written:
-    """Open a file and compare it with the model on batches of the given shapes (B C H W)."""
-    try:
-        call = _FORMATS[format].open(path)
-        error = deploy.largest_error(call, model, shapes)
-    except ImportError:
-        raise
-    except Exception as problem:  # each runtime has its own types
-        reason = str(problem).strip().partition("\n")[0]
-        raise RuntimeError(f"{path.name} does not run: {reason}") from problem
-    if not error <= _TOLERANCE:
-        raise RuntimeError(
-            f"{path.name} does not compute what the model does: relative error {error:.1e}, at most "
-            f"{_TOLERANCE:.0e} is accepted"
-        )
-    return _Written(path, accepts, call, error)
-
-
 def _write_int8(
-    source: _Written, splits: tuple[Split, Split], transform: Any, batch_size: int
-) -> tuple[_Written, Int8Accuracy]:
+    source: Written, splits: tuple[Split, Split], transform: Any, batch_size: int
+) -> tuple[Written, Int8Accuracy]:
     """The int8 file, and how it changes predictions."""
     calibration, measured = (
         eval_loader(split, transform, transform.input_size[0], batch_size, workers=0) for split in splits
@@ -288,7 +180,7 @@ def _write_int8(
     logger.info("writing %s, calibrated on %d images", path.name, len(splits[0]))
     shown = progress(calibration, "calibrating")
     deploy.quantize_onnx(source.path, path, (images for images, _ in shown))
-    written = _Written(path, source.accepts, deploy.open_onnx(path), None)
+    written = Written(path, source.accepts, deploy.open_onnx(path), None)
     correct = []
     for file in (source, written):
         call: Any = file.call
@@ -334,7 +226,7 @@ def _time(forms: Mapping[str, Call], images: Tensor) -> dict[str, float]:
 
 def _earlier_files(folder: Path, weights: str) -> tuple[dict[str, Any], list[Path]]:
     """The entries of export.json for files that hold the same weights, and its files that hold others."""
-    path = folder / _DESCRIPTION
+    path = folder / DESCRIPTION
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: name a folder to write to")
     if not path.is_file():
@@ -372,20 +264,3 @@ def _describe(
         "weights": weights,
         "files": kept | files,
     }
-
-
-@contextmanager
-def _staged(folder: Path, stale: list[Path]) -> Iterator[Path]:
-    """A folder to write into, whose files are moved into place after all of them are complete; stale files
-    are removed then.
-
-    The old description is removed first and the new one moved last: none ever describes other files.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as name:
-        yield Path(name)
-        folder.mkdir(exist_ok=True)
-        for path in (folder / _DESCRIPTION, *stale):
-            path.unlink(missing_ok=True)
-        for path in sorted(Path(name).iterdir(), key=lambda path: path.name == _DESCRIPTION):
-            os.replace(path, folder / path.name)
