@@ -22,14 +22,14 @@ CASES = range(len(reference("atconv")[1]["cases"]))
 
 
 def mixer_of(module: type[nn.Module], dim: int = 8, kernel_size: int = 3, **kwargs: bool) -> nn.Module:
-    return randomize(module(dim, kernel_size, **kwargs))
+    return randomize(module(dim, kernel_size=kernel_size, **kwargs))
 
 
 def random_input(
     mixer: nn.Module, batch: int = 2, height: int = 5, width: int = 5, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """A map for ATConv2d, the same map as tokens for ATConvTokens."""
-    x = torch.randn(batch, mixer.dim, height, width, dtype=dtype)
+    x = torch.randn(batch, mixer.in_channels, height, width, dtype=dtype)
     return x if isinstance(mixer, ATConv2d) else to_tokens(x)
 
 
@@ -56,7 +56,7 @@ def release_weights(case: int, kind: str) -> dict[str, Tensor]:
 
 def run_map(case: int, memory_format: torch.memory_format) -> Run:
     config, tensors = reference("atconv")[1]["cases"][case], under(f"{case}.", reference("atconv")[0])
-    mixer = ATConv2d(config["dim"], config["kernel_size"])
+    mixer = ATConv2d(config["dim"], kernel_size=config["kernel_size"])
     mixer.load_state_dict(release_weights(case, "weights"))
     x = tensors["input"].clone(memory_format=memory_format).requires_grad_()
     output = mixer(x)
@@ -79,7 +79,7 @@ def run_function(case: int) -> Run:
     tensors, loaded = under(f"{case}.", reference("atconv")[0]), release_weights(case, "weights")
     weights = {name: loaded[name].clone().requires_grad_() for name in WEIGHTS}
     x = tensors["input"].clone().requires_grad_()
-    output = functional.atconv2d(x, *weights.values())
+    output = functional.atconv(x, *weights.values())
     output.backward(tensors["cotangent"])
     kernels = functional.context_to_kernel(
         functional.pool_context(x, weights["kernel_gen.weight"].shape[0]), *list(weights.values())[:4]
@@ -458,7 +458,7 @@ def test_macs_follow_the_formula_and_torch(
 
 
 def test_macs_without_routing_are_those_of_a_separable_convolution() -> None:
-    assert ATConv2d(8, 5, routing=False).macs(6, 7) == 42 * (2 * 8 * 8 + 25 * 8)
+    assert ATConv2d(8, kernel_size=5, routing=False).macs(6, 7) == 42 * (2 * 8 * 8 + 25 * 8)
 
 
 # Mistakes.
@@ -470,12 +470,14 @@ def test_even_kernels_are_rejected(module: type[nn.Module], kernel_size: int) ->
     with pytest.raises(
         ValueError, match=rf"{module.__name__}: kernel_size must be odd.*got {kernel_size}.*use 3"
     ):
-        module(8, kernel_size)
+        module(8, kernel_size=kernel_size)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_channels_are_rejected(module: type[nn.Module]) -> None:
-    with pytest.raises(ValueError, match=f"{module.__name__}: dim must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match=f"{module.__name__}: in_channels and out_channels must be at least 1, got 0"
+    ):
         module(0)
 
 
@@ -485,7 +487,7 @@ WRONG_SHAPES = st.lists(st.integers(1, 6), max_size=6)
 @settings(deadline=None, max_examples=30)
 @given(shape=WRONG_SHAPES.filter(lambda shape: len(shape) != 4 or shape[1] != 8))
 def test_what_is_not_a_map_of_its_channels_is_rejected(shape: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"ATConv2d\(dim=8\) takes B 8 H W.*channels come second") as raised:
+    with pytest.raises(ValueError, match=r"ATConv2d\(8\) takes B 8 H W.*channels come second") as raised:
         ATConv2d(8)(torch.zeros(shape))
     assert str(tuple(shape)) in str(raised.value)
 
@@ -493,7 +495,7 @@ def test_what_is_not_a_map_of_its_channels_is_rejected(shape: list[int]) -> None
 @settings(deadline=None, max_examples=30)
 @given(shape=WRONG_SHAPES.filter(lambda shape: len(shape) != 3 or shape[2] != 8))
 def test_what_are_not_tokens_of_its_channels_is_rejected(shape: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"ATConvTokens\(dim=8\) takes B N 8.*go to ATConv2d") as raised:
+    with pytest.raises(ValueError, match=r"ATConvTokens\(8\) takes B N 8.*go to ATConv2d") as raised:
         ATConvTokens(8)(torch.zeros(shape))
     assert str(tuple(shape)) in str(raised.value)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from atconv import functional
 from atconv.models import attnet as _attnet  # noqa: F401  (registers the models with timm)
 from atconv.models.release import load_release
-from atconv.modules import ATConv2d, ATConvTokens
+from atconv.modules import ATConv1d, ATConv2d, ATConv3d, ATConvTokens
 from atconv.ops.allocator import tune_allocator
 from atconv.replace import replace_attention
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "ATConv1d",
     "ATConv2d",
+    "ATConv3d",
     "ATConvTokens",
     "functional",
     "load",

@@ -5,35 +5,41 @@ A content-made K×K kernel for every sample and channel, whose weights compete:
     c = pool_context(x, K*K)                  B C n     what the map holds, in n = K² bins
     k = context_to_kernel(c, ...)             B C K K   adaptive routing
     k = lateral_inhibition(k, alpha)          B C K K   differential kernel modulation
-    y = dynamic_depthwise_conv2d(v, k)        B C H W   v = 1×1 projection of x
+    y = dynamic_depthwise_conv(v, k)          B C H W   v = 1×1 projection of x
 
-and `atconv2d` is the full operator, with the two 1×1 projections around it.
+and `atconv` is the full operator, with the two 1×1 projections around it.
 
-Axes: B batch, C channels, H×W map, N = H·W positions, K odd kernel size, n = K². Every function
-takes any floating dtype and any B ≥ 0, H ≥ 1, W ≥ 1, and is differentiable twice.
+Axes: B batch, C channels, *S one to three axes of a map (a sequence N, an image H W, a volume D H W), N the
+number of positions, K odd kernel size. Every function takes any floating dtype, any B ≥ 0 and axes of 1 or
+more, and is differentiable twice. `causal_context` and `causal_depthwise_conv` are for sequences in which an
+output depends on the past alone.
 
 Source: "Attentive Convolution: Unifying the Expressivity of Self-Attention with Convolutional
-Efficiency", arXiv 2510.20092.
+Efficiency", arXiv 2510.20092, for two axes, stride 1 and as many bins as weights; the rest is this project's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
-from atconv.ops.backend import uses_triton
+from atconv.ops import causal
+from atconv.ops import dynamic_depthwise_conv as ops
+from atconv.ops.checking import check_alpha, check_kernel, check_map, check_padding, per_axis
 from atconv.ops.context_pooling import pool
-from atconv.ops.dynamic_depthwise_conv import dynamic_depthwise_conv, is_shared, triton
+from atconv.ops.layout import both_ends
 
 __all__ = [
-    "atconv2d",
+    "atconv",
+    "causal_context",
+    "causal_depthwise_conv",
     "context_to_kernel",
-    "dynamic_depthwise_conv2d",
+    "dynamic_depthwise_conv",
     "generate_kernel",
     "lateral_inhibition",
     "pool_context",
@@ -41,33 +47,36 @@ __all__ = [
 ]
 
 
-def pool_context(x: Tensor, bins: int, context_grid: bool = False) -> Tensor:
+def pool_context(x: Tensor, bins: int, grid: list[int] | None = None) -> Tensor:
     """Average the raster-ordered positions of a map into `bins` equal stretches.
 
     Bin i covers positions ⌊i·N/bins⌋ up to ⌈(i+1)·N/bins⌉ of the flattened map: one-dimensional,
     row after row. With fewer positions than bins, bins repeat positions.
 
     Args:
-        x: map, B C H W.
+        x: map, B C *S.
         bins: number of bins n ≥ 1, K² for a K×K kernel.
-        context_grid: average the cells of a √n × √n grid instead, row by row. The released weights take the
-            stretches.
+        grid: number of cells along each axis, n in all: average the cells of this grid instead, row by row.
+            The released weights take the stretches.
 
     Returns:
         context, B C n.
 
     Raises:
-        ValueError: `x` is not B C H W or is an empty map, `bins` < 1, or `bins` is not a square where
-            `context_grid` is set.
+        ValueError: `x` is not B C *S or is an empty map, `bins` < 1, or `grid` has another number of axes or
+            cells.
         TypeError: `x` is not floating point.
     """
     if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
         check_map(x)
         if bins < 1:
             raise ValueError(f"pool_context: bins must be at least 1, got {bins}")
-        if context_grid and math.isqrt(bins) ** 2 != bins:
-            raise ValueError(f"pool_context: the bins of a grid must be a square, got {bins}")
-    return pool(x, bins, context_grid)
+        if grid is not None and (len(grid) != x.ndim - 2 or math.prod(grid) != bins):
+            raise ValueError(
+                f"pool_context: {bins} bins of a map with {x.ndim - 2} axes take a grid of as many axes and "
+                f"cells, got {tuple(grid)}"
+            )
+    return pool(x, bins, grid)
 
 
 def context_to_kernel(
@@ -77,45 +86,52 @@ def context_to_kernel(
     generator_weight: Tensor,
     generator_bias: Tensor | None,
     activation: Callable[[Tensor], Tensor] = F.gelu,
+    kernel_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Translate pooled context into one K×K kernel for each sample and channel (C2K).
 
     k = G · activation(W c + b) + g, where W mixes the channels inside each bin and G, shared by all
-    channels, mixes the bins; the n values of a channel fill its kernel row by row.
+    channels, mixes the bins; the values of a channel fill its kernel row by row.
 
     Args:
-        context: B C n with n = K², K odd (from `pool_context`).
-        weight, bias: W (C C) and b (C, or None).
-        generator_weight, generator_bias: G (n n) and g (n, or None).
+        context: B C n (from `pool_context`).
+        weight, bias: W (D C) and b (D, or None): D = C kernels, or fewer that groups of channels share.
+        generator_weight, generator_bias: G (K² n) and g (K², D K² for a bias of each kernel, or None). The
+            paper has n = K² bins.
         activation: elementwise function; exact GELU in AttNet, tanh GELU in SiT.
+        kernel_size: K of each axis; default: a square.
 
     Returns:
-        kernels, B C K K.
+        kernels, B D *K.
 
     Raises:
-        ValueError: the shapes do not fit together, or n is not the square of an odd number.
+        ValueError: the shapes do not fit together, or G does not fill a kernel of odd sizes.
     """
     if context.ndim != 3:
         raise ValueError(
             f"context_to_kernel: context must be B C n, got shape {tuple(context.shape)}; "
             "make it with pool_context(x, kernel_size**2)"
         )
-    channels, n = context.shape[1:]
-    size = round(int(n) ** 0.5)
-    if size * size != n or size % 2 == 0:
+    channels, bins = context.shape[1:]
+    weights = generator_weight.shape[0]
+    sizes = tuple(kernel_size) if kernel_size is not None else 2 * (round(int(weights) ** 0.5),)
+    if math.prod(sizes) != weights or any(size % 2 == 0 for size in sizes):
         raise ValueError(
-            f"context_to_kernel: {n} bins do not fill a kernel of odd size; "
-            "pool into 9, 25 or 49 bins for 3×3, 5×5 or 7×7"
+            f"context_to_kernel: {weights} bins do not fill a kernel of odd size ({sizes}); "
+            "pool into 9, 25 or 49 bins for 3×3, 5×5 or 7×7, or give the kernel_size of each axis"
         )
-    if weight.shape != (channels, channels) or generator_weight.shape != (n, n):
+    if weight.shape[1:] != (channels,) or generator_weight.shape[1:] != (bins,):
         raise ValueError(
-            f"context_to_kernel: context {tuple(context.shape)} takes weight ({channels}, {channels}) and "
-            f"generator_weight ({n}, {n}), got {tuple(weight.shape)} and {tuple(generator_weight.shape)}"
+            f"context_to_kernel: context {tuple(context.shape)} takes weight (D, {channels}) and "
+            f"generator_weight (K², {bins}), got {tuple(weight.shape)} and {tuple(generator_weight.shape)}"
         )
     # Contiguous: CPUs multiply strided bfloat16 many times slower.
     mixed = F.linear(context.transpose(1, 2).contiguous(), weight, bias)
-    kernel = generate_kernel(activation(mixed), generator_weight, generator_bias)
-    return kernel.unflatten(2, (size, size))
+    if generator_bias is None or generator_bias.ndim == 1:
+        kernel = generate_kernel(activation(mixed), generator_weight, generator_bias)
+    else:
+        kernel = generate_kernel(activation(mixed), generator_weight, None) + generator_bias
+    return kernel.unflatten(2, sizes)
 
 
 def generate_kernel(mixed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -123,10 +139,10 @@ def generate_kernel(mixed: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
     Args:
         mixed: activated context with channels last, B n C.
-        weight, bias: G (n n) and g (n, or None).
+        weight, bias: G (K² n) and g (K², or None).
 
     Returns:
-        kernels row by row, B C n.
+        kernels row by row, B C K².
     """
     # From the left: the transpose of `mixed` would be strided, see above.
     kernel = weight @ mixed
@@ -139,73 +155,163 @@ def lateral_inhibition(kernel: Tensor, alpha: Tensor) -> Tensor:
     """Let the weights of each kernel compete: k − sigmoid(α)·mean(k) (differential kernel modulation).
 
     Args:
-        kernel: B C K K.
-        alpha: C, one learned number a channel; λ = sigmoid(α) is the strength, 0.5 at α = 0.
+        kernel: B C *K.
+        alpha: C, one learned number a kernel; λ = sigmoid(α) is the strength, 0.5 at α = 0.
 
     Returns:
-        modulated kernels, B C K K, in the promoted dtype of both.
+        modulated kernels, B C *K, in the promoted dtype of both.
 
     Raises:
-        ValueError: `kernel` is not B C K K or `alpha` is not C.
+        ValueError: `kernel` is not B C *K or `alpha` is not C.
     """
     if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
-        _check_alpha(alpha, kernel)
-    strength = torch.sigmoid(alpha)[:, None, None]
-    return kernel - strength * kernel.mean(dim=(2, 3), keepdim=True)
+        check_alpha(alpha, kernel)
+    axes = list(range(2, kernel.ndim))
+    strength = torch.sigmoid(alpha).reshape([-1] + [1] * len(axes))
+    return kernel - strength * kernel.mean(dim=axes, keepdim=True)
 
 
-def dynamic_depthwise_conv2d(x: Tensor, kernel: Tensor, alpha: Tensor | None = None) -> Tensor:
+def dynamic_depthwise_conv(
+    x: Tensor,
+    kernel: Tensor,
+    alpha: Tensor | None = None,
+    stride: int | list[int] = 1,
+    dilation: int | list[int] = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
     """Cross-correlate every channel of every sample with its own kernel.
 
-    y[b,c,p] = Σ_δ kernel[b,c,δ] · x[b,c,p+δ], zero padding K//2, stride 1: the map keeps its size.
-    Channels-last in gives channels-last out.
+    y[b,c,p] = Σ_δ kernel[b,c,δ] · x[b,c,stride·p + dilation·δ], δ from −⌊K/2⌋ to ⌊K/2⌋ along each axis.
+    Beyond the border x is zero, or what `padding_mode` says. With stride 1 the map keeps its size, else each
+    axis has ⌈size / stride⌉ positions. Channels-last in gives channels-last out.
 
     Args:
-        x: map, B C H W.
-        kernel: B C K K, or 1 C K K for the same kernel in every sample. Cast to the dtype of `x`.
-        alpha: C, for `lateral_inhibition` of the kernels first, which costs no pass where Triton computes it.
+        x: map, B C *S.
+        kernel: B G *K, or 1 G *K for the same kernels in every sample; G = C, or a divisor of it: C / G
+            neighboring channels share a kernel. Cast to the dtype of `x`.
+        alpha: G, for `lateral_inhibition` of the kernels first, which costs no pass where Triton computes it.
+        stride, dilation: for all axes, or one number each.
+        padding_mode: zeros, reflect, replicate or circular, as `torch.nn.Conv2d` names them.
 
     Returns:
-        map, B C H W, dtype of `x`.
+        map, B C *S', dtype of `x`.
 
     Raises:
-        ValueError: the shapes do not fit together, or K is even.
+        ValueError: the shapes do not fit together, a K is even, an option is out of range, or an axis is too
+            short for its padding.
         TypeError: `x` is not floating point.
     """
+    axes = x.ndim - 2
     if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
         check_map(x)
-        _check_kernel(kernel, x)
+        check_kernel(kernel, x)
+    strides, dilations = per_axis(stride, axes, "stride"), per_axis(dilation, axes, "dilation")
+    padding = [dilations[i] * (kernel.shape[2 + i] // 2) for i in range(axes)]
+    if padding_mode != "zeros":
+        if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
+            check_padding(x, padding, padding_mode)
+        x, padding = F.pad(x, both_ends(padding), padding_mode), [0] * axes
     if not torch.jit.is_scripting():
-        by_triton = uses_triton(x)
+        by_triton = ops.triton_computes(x, kernel, strides, padding, dilations)
         if by_triton:
             if alpha is not None:
-                _check_alpha(alpha, kernel)
-            return triton(x, kernel, alpha)
+                check_alpha(alpha, kernel)
+            return ops.triton(x, kernel, alpha)
     if alpha is not None:
         kernel = lateral_inhibition(kernel, alpha)
-    return dynamic_depthwise_conv(x, kernel.to(x.dtype))
+    kernel = ops.share_kernels(kernel, x).to(x.dtype)
+    return ops.dynamic_depthwise_conv(x, kernel, strides, padding, dilations)
+
+
+def causal_context(x: Tensor, bins: int, chunk: int = 1) -> Tensor:
+    """Means over the past of a sequence, from which a causal kernel is made: one context for every `chunk`
+    positions.
+
+    The context of positions m·chunk … (m+1)·chunk − 1 holds what lies at or before m·chunk: bin i is
+    Σ_s β_i^(m·chunk − s) x_s / Σ_s β_i^(m·chunk − s) over s ≤ m·chunk, with memory β_i = 1 − 2^−i and β = 1
+    for the last bin, the plain mean. Bin 0 is the position itself.
+
+    Args:
+        x: sequence, B C N.
+        bins: number of memories n ≥ 1.
+        chunk: positions that share a context.
+
+    Returns:
+        B C n M with M = ⌈N / chunk⌉.
+
+    Raises:
+        ValueError: `x` is not B C N, or `bins` or `chunk` < 1.
+        TypeError: `x` is not floating point.
+    """
+    check_map(x)
+    if x.ndim != 3:
+        raise ValueError(f"causal_context takes a sequence B C N, got {tuple(x.shape)}")
+    if bins < 1 or chunk < 1:
+        raise ValueError(f"causal_context: bins and chunk must be at least 1, got {bins} and {chunk}")
+    return causal.running_means(x, bins)[..., ::chunk]
+
+
+def causal_depthwise_conv(x: Tensor, kernel: Tensor, chunk: int = 1, dilation: int = 1) -> Tensor:
+    """Cross-correlate every channel with kernels that reach back only and change along the sequence.
+
+    y[b,c,t] = Σ_i kernel[b,c,⌊t/chunk⌋,i] · x[b,c,t − (K−1−i)·dilation], with zeros before the sequence: the
+    last weight is that of the position itself.
+
+    Args:
+        x: sequence, B C N.
+        kernel: B G M K with M = ⌈N / chunk⌉, or 1 G 1 K for the same kernels everywhere; G as in
+            `dynamic_depthwise_conv`. Cast to the dtype of `x`.
+        chunk: positions that share a kernel.
+        dilation: distance of the weights.
+
+    Returns:
+        sequence, B C N, dtype of `x`.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+        TypeError: `x` is not floating point.
+    """
+    check_map(x)
+    chunks = -(-x.shape[-1] // chunk) if chunk > 0 else 0
+    if (
+        x.ndim != 3
+        or kernel.ndim != 4
+        or x.shape[1] % kernel.shape[1]
+        or kernel.shape[2] not in (1, chunks)
+        or (kernel.shape[0] not in (1, x.shape[0]))
+    ):
+        raise ValueError(
+            f"causal_depthwise_conv: a sequence {tuple(x.shape)} in chunks of {chunk} takes kernels "
+            f"(B or 1, a divisor of C, {chunks} or 1, K), got {tuple(kernel.shape)}"
+        )
+    return causal.causal_depthwise_conv1d(x, ops.share_kernels(kernel, x).to(x.dtype), chunk, dilation)
 
 
 def project_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """1×1 convolution: B C H W with weight (D C) or (D C 1 1) and bias (D, or None) → B D H W."""
-    return F.conv2d(x, weight if weight.ndim == 4 else weight[:, :, None, None], bias)
+    """1×1 convolution: B C *S with weight (D C) or (D C 1 1) and bias (D, or None) → B D *S."""
+    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.ndim]
+    return convolve(x, weight.reshape(*weight.shape[:2], *[1] * (x.ndim - 2)), bias)
 
 
-def atconv2d(
+def atconv(
     x: Tensor,
     context_weight: Tensor | None,
     context_bias: Tensor | None,
     generator_weight: Tensor | None,
     generator_bias: Tensor | None,
     alpha: Tensor | None,
-    value_weight: Tensor,
+    value_weight: Tensor | None,
     value_bias: Tensor | None,
-    output_weight: Tensor,
+    output_weight: Tensor | None,
     output_bias: Tensor | None,
     activation: Callable[[Tensor], Tensor] = F.gelu,
     *,
     static_kernel: Tensor | None = None,
-    context_grid: bool = False,
+    kernel_size: Sequence[int] | None = None,
+    context_grid: list[int] | None = None,
+    stride: int | list[int] = 1,
+    dilation: int | list[int] = 1,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """The full operator: pool, make the kernels, inhibit, convolve the values, project.
 
@@ -213,73 +319,47 @@ def atconv2d(
     projecting all N positions and pooling afterwards, for n·C² multiply-adds in place of N·C².
 
     Args:
-        x: map, B C H W.
-        context_weight, context_bias: W_k (C C) and b_k (C); None without routing.
-        generator_weight, generator_bias: G (n n) and g (n), n = K²; None without routing.
-        alpha: C, or None for no lateral inhibition (λ = 0).
-        value_weight, value_bias: W_v (C C or C C 1 1) and b_v (C).
-        output_weight, output_bias: W_o (C C or C C 1 1) and b_o (C).
+        x: map, B C *S.
+        context_weight, context_bias: W_k (G C) and b_k (G), G = C or a divisor; None without routing.
+        generator_weight, generator_bias: G (K² n) and g (K² or G K²); None without routing.
+        alpha: G, or None for no lateral inhibition (λ = 0).
+        value_weight, value_bias: W_v (C C, or with axes of length 1) and b_v (C); None for v = x.
+        output_weight, output_bias: W_o (D C, or with axes of length 1) and b_o (D); None for no projection.
         activation: between W_k and G.
-        static_kernel: C K K for no adaptive routing: the same kernels for every sample.
-        context_grid: as in `pool_context`.
+        static_kernel: G *K for no adaptive routing: the same kernels for every sample.
+        kernel_size: as in `context_to_kernel`.
+        context_grid: the grid of `pool_context`.
+        stride, dilation, padding_mode: as in `dynamic_depthwise_conv`.
 
     Returns:
-        map, B C H W.
+        map, B D *S'.
 
     Raises:
         ValueError, TypeError: as the steps do; ValueError too unless either `static_kernel` is given, or
             both `context_weight` and `generator_weight`.
     """
     if context_weight is not None and generator_weight is not None and static_kernel is None:
-        context = pool_context(x, generator_weight.shape[0], context_grid)
+        context = pool_context(x, generator_weight.shape[1], context_grid)
         kernel = context_to_kernel(
-            context, context_weight, context_bias, generator_weight, generator_bias, activation
+            context,
+            context_weight,
+            context_bias,
+            generator_weight,
+            generator_bias,
+            activation,
+            kernel_size,
         )
     elif context_weight is None and generator_weight is None and static_kernel is not None:
         kernel = static_kernel[None]
     else:
         raise ValueError(
-            "atconv2d: give context_weight and generator_weight for adaptive routing, or static_kernel alone"
+            "atconv: give context_weight and generator_weight for adaptive routing, or static_kernel alone"
         )
-    routed = dynamic_depthwise_conv2d(project_channels(x, value_weight, value_bias), kernel, alpha)
-    return project_channels(routed, output_weight, output_bias)
-
-
-def check_map(x: Tensor) -> None:
-    """Raise ValueError or TypeError unless x is a floating-point B C H W with C, H, W ≥ 1."""
-    if x.ndim != 4:
-        raise ValueError(
-            f"x must be B C H W (4 axes), got {x.ndim} with shape {tuple(x.shape)}; "
-            "for tokens B N C use ATConvTokens, for a single map add x[None]"
-        )
-    if not x.is_floating_point():
-        raise TypeError(f"x must be floating point, got {x.dtype}; convert it with x.float()")
-    if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
-        raise ValueError(f"x must have at least one channel and one position, got {tuple(x.shape)}")
-
-
-def _check_alpha(alpha: Tensor, kernel: Tensor) -> None:
-    if kernel.ndim != 4 or alpha.shape != kernel.shape[1:2]:
-        raise ValueError(
-            "lateral_inhibition: kernel must be B C K K and alpha C, "
-            f"got {tuple(kernel.shape)} and {tuple(alpha.shape)}"
-        )
-
-
-def _check_kernel(kernel: Tensor, x: Tensor) -> None:
-    batch, channels = x.shape[:2]
-    size = kernel.shape[-1] if kernel.ndim else 0
-    if kernel.ndim != 4 or kernel.shape[1] != channels or kernel.shape[2] != size or size % 2 == 0:
-        raise ValueError(
-            f"dynamic_depthwise_conv2d: a map {tuple(x.shape)} takes kernels (B or 1, {channels}, K, K) "
-            f"with odd K, got {tuple(kernel.shape)}"
-        )
-    if not is_shared(kernel) and kernel.shape[0] != batch:
-        raise ValueError(
-            f"dynamic_depthwise_conv2d: {batch} samples take {batch} kernels or 1, got {kernel.shape[0]}"
-        )
+    value = x if value_weight is None else project_channels(x, value_weight, value_bias)
+    routed = dynamic_depthwise_conv(value, kernel, alpha, stride, dilation, padding_mode)
+    return routed if output_weight is None else project_channels(routed, output_weight, output_bias)
 
 
 # Steps whose checks and forms depend on shapes are single nodes of a graph that torch.fx traces.
-for _step in ("pool_context", "context_to_kernel", "lateral_inhibition", "dynamic_depthwise_conv2d"):
+for _step in ("pool_context", "context_to_kernel", "lateral_inhibition", "dynamic_depthwise_conv"):
     torch.fx.wrap(_step)

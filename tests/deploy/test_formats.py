@@ -200,8 +200,9 @@ def test_an_output_that_is_not_finite_is_an_infinite_error() -> None:
 @given(height=st.integers(1, 12), width=st.integers(1, 12), size=st.integers(1, 7), grid=st.booleans())
 def test_exportable_pooling_equals_pooling(height: int, width: int, size: int, grid: bool) -> None:
     x = torch.randn(2, 3, height, width, dtype=torch.float64)
-    expected = functional.pool_context(x, size**2, grid)
-    assert_close(as_product(x, size**2, grid), expected, 1e-12)
+    cells = [size, size] if grid else None
+    expected = functional.pool_context(x, size**2, cells)
+    assert_close(as_product(x, size**2, cells), expected, 1e-12)
 
 
 @settings(deadline=None, max_examples=40)
@@ -214,13 +215,13 @@ def test_exportable_pooling_equals_pooling(height: int, width: int, size: int, g
 def test_shifted_products_equal_convolution(batch: int, height: int, width: int, kernel_size: int) -> None:
     x = torch.randn(batch, 4, height, width, dtype=torch.float64)
     kernel = torch.randn(batch, 4, kernel_size, kernel_size, dtype=torch.float64)
-    expected = functional.dynamic_depthwise_conv2d(x, kernel)
-    assert_close(shifted(x, kernel), expected, 1e-12)
+    expected = functional.dynamic_depthwise_conv(x, kernel)
+    assert_close(shifted(x, kernel, [1, 1], [kernel_size // 2] * 2, [1, 1]), expected, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_exportable_pooling_keeps_half_precision_accurate(dtype: torch.dtype) -> None:
     x = torch.rand(1, 2, 128, 128).to(dtype)
-    pooled = as_product(x, 9, False)
+    pooled = as_product(x, 9, None)
     assert pooled.dtype == dtype
     assert_close(pooled, functional.pool_context(x.double(), 9), 4e-3)

@@ -17,13 +17,18 @@ from support.helpers import assert_close
 SIZES = [(1, 1, 1, 1), (1, 3, 2, 5), (2, 4, 7, 1), (3, 5, 8, 6)]
 
 
+def same(kernel_size: int) -> tuple[list[int], list[int], list[int]]:
+    """Stride, padding and dilation that keep the size of a map."""
+    return [1, 1], [kernel_size // 2] * 2, [1, 1]
+
+
 @pytest.mark.parametrize("form", [forms.by_sample, forms.channels_first, forms.shifted])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("strided", [False, True])
 def test_forms_agree_with_their_gradients(
-    form: Callable[[Tensor, Tensor], Tensor],
+    form: Callable[..., Tensor],
     size: tuple[int, int, int, int],
     kernel_size: int,
     memory_format: torch.memory_format,
@@ -38,7 +43,7 @@ def test_forms_agree_with_their_gradients(
     results = []
     for function in (forms.grouped, form):
         inputs = x.detach().requires_grad_(), kernel.clone().requires_grad_()
-        y = function(*inputs)
+        y = function(*inputs, *same(kernel_size))
         results.append([y, *torch.autograd.grad(y, inputs, cotangent)])
     for actual, expected in zip(results[1], results[0], strict=True):
         assert_close(actual, expected, 1e-12)
@@ -47,8 +52,8 @@ def test_forms_agree_with_their_gradients(
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_shared_kernel_is_the_same_kernel_for_each_sample(batch: int) -> None:
     x, kernel = torch.randn(batch, 4, 5, 6, dtype=torch.float64), torch.randn(1, 4, 3, 3, dtype=torch.float64)
-    expected = forms.grouped(x, kernel.expand(batch, -1, -1, -1))
-    assert_close(forms.shared(x, kernel), expected, 1e-12)
+    expected = forms.grouped(x, kernel.expand(batch, -1, -1, -1), *same(3))
+    assert_close(forms.shared(x, kernel, *same(3)), expected, 1e-12)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -68,13 +73,13 @@ def test_where_products_are_emulated_no_convolution_is_channels_last(
     x = torch.randn(batch, 256, 16, 16).contiguous(memory_format=torch.channels_last).to(dtype)
     assert x[0].numel() >= forms.LARGE_SAMPLE
     kernel = torch.randn(batch, 256, 3, 3).to(dtype)
-    y = forms.dynamic_depthwise_conv(x, kernel)
+    y = forms.dynamic_depthwise_conv(x, kernel, *same(3))
     assert layouts == ([True] * batch if native else [False])
     assert is_channels_last(y)
-    assert_close(y, forms.shifted(x.double(), kernel.double()), 1e-2)
+    assert_close(y, forms.shifted(x.double(), kernel.double(), *same(3)), 1e-2)
 
 
 def test_results_are_deterministic() -> None:
     x, kernel = torch.randn(2, 8, 9, 7), torch.randn(2, 8, 3, 3)
     for form in (forms.grouped, forms.by_sample, forms.shifted):
-        assert torch.equal(form(x, kernel), form(x, kernel))
+        assert torch.equal(form(x, kernel, *same(3)), form(x, kernel, *same(3)))

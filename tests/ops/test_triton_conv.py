@@ -50,7 +50,7 @@ def test_kernels_equal_loops(
     size: int, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
 ) -> None:
     *inputs, cotangent = make_inputs(shape, size, dtype, DEVICE, channels_last)
-    y = functional.dynamic_depthwise_conv2d(*inputs)
+    y = functional.dynamic_depthwise_conv(*inputs)
     assert y.dtype == dtype
     assert y.stride() == inputs[0].stride()
     actual = with_gradients(y, inputs, cotangent)
@@ -90,7 +90,7 @@ def test_views_are_read_as_they_lie(view: Callable[[Tensor], Tensor]) -> None:
     x, kernel, alpha, _ = make_inputs((2, 3, 4, 5), 3, torch.float32, DEVICE, False)
     mapped = view(x)
     inputs = (x, kernel, alpha)
-    y = functional.dynamic_depthwise_conv2d(mapped, kernel, alpha)
+    y = functional.dynamic_depthwise_conv(mapped, kernel, alpha)
     cotangent = torch.randn_like(y)
     expected = with_gradients(convolve_by_loops(mapped, kernel, alpha), inputs, cotangent)
     assert max(errors(with_gradients(y, inputs, cotangent), expected)) < TOLERANCES[torch.float32]
@@ -99,7 +99,7 @@ def test_views_are_read_as_they_lie(view: Callable[[Tensor], Tensor]) -> None:
 def test_one_kernel_for_all_samples_gets_the_sum_of_gradients() -> None:
     x, kernel, alpha, cotangent = make_inputs((2, 3, 4, 5), 3, torch.float32, DEVICE, True)
     inputs = (x, kernel, alpha)
-    actual = with_gradients(functional.dynamic_depthwise_conv2d(x, kernel[:1], alpha), inputs, cotangent)
+    actual = with_gradients(functional.dynamic_depthwise_conv(x, kernel[:1], alpha), inputs, cotangent)
     expected = with_gradients(convolve_by_loops(x, kernel[:1], alpha), inputs, cotangent)
     assert max(errors(actual, expected)) < TOLERANCES[torch.float32]
 
@@ -107,7 +107,7 @@ def test_one_kernel_for_all_samples_gets_the_sum_of_gradients() -> None:
 def test_half_precision_maps_take_kernels_in_full_precision() -> None:
     x, kernel, _, cotangent = make_inputs((1, 3, 4, 5), 3, torch.bfloat16, DEVICE, True)
     kernel = torch.randn_like(kernel, dtype=torch.float32, requires_grad=True)
-    y = functional.dynamic_depthwise_conv2d(x, kernel)
+    y = functional.dynamic_depthwise_conv(x, kernel)
     expected = with_gradients(convolve_by_loops(x, kernel), (x, kernel), cotangent)
     actual = with_gradients(y, (x, kernel), cotangent)
     assert [a.dtype for a in actual] == [torch.bfloat16, torch.bfloat16, torch.float32]
@@ -117,7 +117,7 @@ def test_half_precision_maps_take_kernels_in_full_precision() -> None:
 def test_results_are_equal_bit_for_bit() -> None:
     *inputs, cotangent = make_inputs((1, 3, 9, 19), 3, torch.float32, DEVICE, True)
     first, second = (
-        with_gradients(functional.dynamic_depthwise_conv2d(*inputs), inputs, cotangent) for _ in range(2)
+        with_gradients(functional.dynamic_depthwise_conv(*inputs), inputs, cotangent) for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -126,7 +126,7 @@ def test_gradients_of_gradients() -> None:
     *inputs, _ = make_inputs((1, 2, 2, 3), 3, torch.float64, DEVICE, False)
     cotangents = [torch.randn_like(t) for t in inputs]
     results = []
-    for convolve in (functional.dynamic_depthwise_conv2d, convolve_by_loops):
+    for convolve in (functional.dynamic_depthwise_conv, convolve_by_loops):
         y = convolve(*inputs)
         first = torch.autograd.grad(y, inputs, y.detach().cos(), create_graph=True)
         moved = sum((a * b).sum() for a, b in zip(first, cotangents, strict=True))

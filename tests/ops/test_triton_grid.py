@@ -37,7 +37,7 @@ def mismatches(
     for shape in shapes:
         *inputs, cotangent = make_inputs(shape, size, dtype, torch.device("cuda"), channels_last)
         first, second = (
-            with_gradients(functional.dynamic_depthwise_conv2d(*inputs), inputs, cotangent) for _ in range(2)
+            with_gradients(functional.dynamic_depthwise_conv(*inputs), inputs, cotangent) for _ in range(2)
         )
         expected = with_gradients(convolve_by_loops(*inputs), inputs, cotangent)
         repeats = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -218,7 +218,7 @@ def test_prefix_tokens_take_the_mean_of_their_value_and_the_map(prefix: int) -> 
     spatial = x[:, prefix:].transpose(1, 2).reshape(2, 6, height, width)
     kernel = mixer.kernels(spatial)
     value = mixer.value_proj(x)
-    routed = functional.dynamic_depthwise_conv2d(
+    routed = functional.dynamic_depthwise_conv(
         value[:, prefix:].transpose(1, 2).reshape(2, 6, height, width), kernel
     ).flatten(2)
     assert_close(mixed[:, prefix:], mixer.proj(routed.transpose(1, 2)), 1e-10)

@@ -17,7 +17,7 @@ from atconv.models.attnet import AttNet
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
-# The operator's weights under their state-dict names, in the order of the arguments of `functional.atconv2d`.
+# The operator's weights under their state-dict names, in the order of the arguments of `functional.atconv`.
 WEIGHTS = (
     "context_proj.weight",
     "context_proj.bias",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from atconv.mixers import MIXERS
-from atconv.modules import ATConv2d, ATConvTokens
+from atconv.modules.base import ATConv
 
 __all__ = [
     "as_map",
@@ -28,8 +28,7 @@ T = TypeVar("T")
 
 # A registered mixer is a class, or a class with some options set.
 _MIXERS: tuple[Any, ...] = (
-    ATConv2d,
-    ATConvTokens,
+    ATConv,
     Attention,
     AttentionRope,
     *{getattr(mixer.build, "func", mixer.build) for mixer in MIXERS.values()},

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from atconv.analysis.features import eval_mode
 from atconv.functional import lateral_inhibition
 from atconv.mixers.convolution import DepthwiseConv
-from atconv.modules import ATConv2d, ATConvTokens
+from atconv.modules.base import ATConv
 
 __all__ = ["before_inhibition", "collect_kernels", "detach_kernels"]
-
-_ATCONV = (ATConv2d, ATConvTokens)
 
 
 @torch.no_grad()
@@ -39,9 +37,9 @@ def collect_kernels(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     static = {
         n: m.weight.transpose(0, 1).detach() for n, m in modules.items() if isinstance(m, DepthwiseConv)
     }
-    if not static and not any(isinstance(module, _ATCONV) for module in modules.values()):
+    if not static and not any(isinstance(module, ATConv) for module in modules.values()):
         raise ValueError(
-            "the model has no ATConv mixer (ATConv2d or ATConvTokens): there are no kernels to show"
+            "the model has no ATConv mixer (such as ATConv2d or ATConvTokens): there are no kernels to show"
         )
     collected: dict[str, Tensor] = {}
 
@@ -64,7 +62,7 @@ def detach_kernels(model: nn.Module) -> AbstractContextManager[None]:
 @contextmanager
 def _map_kernels(model: nn.Module, function: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """For a while, mixers use function(their name, the kernels they made) as their kernels."""
-    mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, _ATCONV)]
+    mixers = [(name, module) for name, module in model.named_modules() if isinstance(module, ATConv)]
 
     def mapped(name: str, raw: Callable[[Tensor], tuple[Tensor, Tensor | None]]) -> Callable[..., Any]:
         def kernels(x: Tensor) -> tuple[Tensor, None]:

@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.dim)
         rope = None if self.rope is None else self.rope.get_embed(list(x.shape[2:]))
-        return tokens_to_map(self.attention(x.flatten(2).transpose(1, 2), rope), x.shape[2], x.shape[3])
+        return tokens_to_map(self.attention(x.flatten(2).transpose(1, 2), rope), [x.shape[2], x.shape[3]])
 
     def macs(self, height: int, width: int) -> int:
         positions = height * width
@@ -223,7 +223,7 @@ class SpatialReductionAttention(nn.Module):
         bottom, right = max(self.reduction - height, 0), max(self.reduction - width, 0)
         padded = F.pad(x, (0, right, 0, bottom))
         mixed = self.attention(padded.flatten(2).transpose(1, 2), list(padded.shape[2:]))
-        return tokens_to_map(mixed, *padded.shape[2:])[:, :, :height, :width]
+        return tokens_to_map(mixed, [padded.shape[2], padded.shape[3]])[:, :, :height, :width]
 
     def macs(self, height: int, width: int) -> int:
         height, width = max(height, self.reduction), max(width, self.reduction)

@@ -1,8 +1,6 @@
-"""Adaptive average pooling of a map B C H W into n bins, along the raster or over a √n × √n grid → B C n."""
+"""Adaptive average pooling of a map B C *S into n bins, along the raster or over a grid of cells → B C n."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +13,17 @@ from atconv.ops.tracing import is_symbolic
 __all__ = ["adaptive", "as_product", "pool"]
 
 
-def pool(x: Tensor, bins: int, context_grid: bool) -> Tensor:
-    """Choose a form; all are the same function."""
+def pool(x: Tensor, bins: int, grid: list[int] | None) -> Tensor:
+    """Choose a form; all are the same function. `grid` has the cells of each axis, `bins` of them."""
     # On MPS adaptive pooling takes only sizes that the bins divide (pytorch issue 96056).
     if not torch.jit.is_scripting():
-        by_triton = not context_grid and uses_triton(x)
+        by_triton = grid is None and x.ndim == 4 and uses_triton(x)
         if by_triton:
             return _triton(x, bins)
         product = is_symbolic() or x.device.type == "mps"
         if product:
-            return as_product(x, bins, context_grid)
-    return adaptive(x, bins, context_grid)
+            return as_product(x, bins, grid)
+    return adaptive(x, bins, grid)
 
 
 def _triton(x: Tensor, bins: int) -> Tensor:
@@ -34,27 +32,28 @@ def _triton(x: Tensor, bins: int) -> Tensor:
     return triton_pool.pool(x, bins)
 
 
-def adaptive(x: Tensor, bins: int, context_grid: bool) -> Tensor:
+def adaptive(x: Tensor, bins: int, grid: list[int] | None) -> Tensor:
     """torch's adaptive pooling."""
-    if context_grid:
-        return F.adaptive_avg_pool2d(x, int(bins**0.5)).flatten(2)
-    return F.adaptive_avg_pool1d(flatten_positions(x), bins)
+    if grid is None or x.ndim == 3:
+        return F.adaptive_avg_pool1d(flatten_positions(x), bins)
+    if x.ndim == 4:
+        return F.adaptive_avg_pool2d(x, (grid[0], grid[1])).flatten(2)
+    return F.adaptive_avg_pool3d(x, (grid[0], grid[1], grid[2])).flatten(2)
 
 
-def as_product(x: Tensor, bins: int, context_grid: bool) -> Tensor:
+def as_product(x: Tensor, bins: int, grid: list[int] | None) -> Tensor:
     """One product with the share that each position has in each bin.
 
-    For compiling and export: height and width stay symbols. Adaptive pooling converts to ONNX with the traced
-    size baked in, and torch.compile makes it again for every size.
+    For compiling and export: sizes stay symbols. Adaptive pooling converts to ONNX with the traced size baked
+    in, and torch.compile makes it again for every size.
     """
-    height, width = x.shape[2:]
-    if context_grid:
-        size = math.isqrt(bins)
-        rows, columns = _shares(height, size, x), _shares(width, size, x)
-        shares = (rows[:, None, :, None] * columns[:, None]).reshape(bins, height * width)
-    else:
-        shares = _shares(height * width, bins, x)
     positions = x.flatten(2).transpose(1, 2)
+    if grid is None:
+        shares = _shares(positions.shape[1], bins, x)
+    else:
+        shares = _shares(x.shape[2], grid[0], x)
+        for length, cells in zip(x.shape[3:], grid[1:], strict=True):
+            shares = (shares[:, None, :, None] * _shares(length, cells, x)[:, None]).flatten(2).flatten(0, 1)
     return torch.bmm(shares.expand(x.shape[0], -1, -1), positions).transpose(1, 2)
 
 

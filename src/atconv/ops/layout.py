@@ -8,6 +8,7 @@ from torch import Tensor
 from atconv.ops.tracing import is_symbolic
 
 __all__ = [
+    "both_ends",
     "channels_last",
     "channels_last_on_cpu",
     "flatten_positions",
@@ -22,6 +23,8 @@ __all__ = [
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether a map lies channels-last and not channels-first as well, as maps of one channel do."""
+    if x.ndim != 4:  # a sequence or a volume: their convolutions have one layout
+        return False
     # By strides: vmap knows no memory formats. Those of the batch do not matter.
     channels, width = x.shape[1], x.shape[3]
     rows = x.stride(1) == 1 and x.stride(2) == width * channels and x.stride(3) == channels
@@ -53,14 +56,22 @@ def flatten_positions(x: Tensor) -> Tensor:
     return x.flatten(2)
 
 
-def tokens_to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """B (H·W) C → B C H W, a view."""
-    return tokens.transpose(1, 2).unflatten(2, (height, width))
+def tokens_to_map(tokens: Tensor, grid_size: list[int]) -> Tensor:
+    """B N C → B C *S, a view."""
+    return tokens.transpose(1, 2).unflatten(2, grid_size)
 
 
 def map_to_tokens(x: Tensor) -> Tensor:
-    """B C H W → B (H·W) C, a view of channels-last maps."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
+    """B C *S → B N C, a view of channels-last maps."""
+    return x.movedim(1, -1).flatten(1, -2)
+
+
+def both_ends(padding: list[int]) -> list[int]:
+    """Padding of each axis, first to last → that of both its ends, as `F.pad` takes it: last axis first."""
+    ends: list[int] = []
+    for amount in padding[::-1]:
+        ends += [amount, amount]
+    return ends
 
 
 def to_rows(x: Tensor) -> Tensor:

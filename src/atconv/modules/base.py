@@ -1,0 +1,208 @@
+"""The layers of an ATConv mixer and the computation that all modules share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from atconv import functional
+from atconv.ops.checking import PADDING_MODES, check_map, per_axis
+from atconv.ops.plain import is_plain
+
+__all__ = ["ATConv", "inhibition_strength"]
+
+
+class ATConv(nn.Module):
+    """The layers of one ATConv mixer and the computation that all modules share."""
+
+    __constants__ = ("routing",)
+    axes: int
+    """axes of the map"""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        kernel_size: int | Sequence[int] = 3,
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: str = "zeros",
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        bias: bool = True,
+        routing: bool = True,
+        inhibition: bool = True,
+        projections: bool = True,
+        context_grid: bool = False,
+        context_bins: int | None = None,
+        kernel_groups: int | None = None,
+        kernel_bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        name, axes = type(self).__name__, self.axes
+        self.in_channels = in_channels
+        self.out_channels = in_channels if out_channels is None else out_channels
+        self.kernel_size, self.padding_mode = kernel_size, padding_mode
+        self.routing, self.inhibition, self.context_grid = routing, inhibition, context_grid
+        self.kernel_groups = in_channels if kernel_groups is None else kernel_groups
+        if min(in_channels, self.out_channels) < 1:
+            raise ValueError(
+                f"{name}: in_channels and out_channels must be at least 1, got {in_channels} and "
+                f"{self.out_channels}"
+            )
+        if padding_mode not in PADDING_MODES:
+            modes = ", ".join(PADDING_MODES)
+            raise ValueError(f"{name}: padding_mode must be one of {modes}, got {padding_mode!r}")
+        if self.kernel_groups < 1 or in_channels % self.kernel_groups:
+            raise ValueError(f"{name}: kernel_groups must divide {in_channels} channels, got {kernel_groups}")
+        if not projections and self.out_channels != in_channels:
+            raise ValueError(
+                f"{name}: without projections there are {in_channels} channels, not {out_channels}"
+            )
+        self._sizes = [kernel_size] * axes if isinstance(kernel_size, int) else list(kernel_size)
+        if len(self._sizes) != axes or any(size < 1 or size % 2 == 0 for size in self._sizes):
+            raise ValueError(
+                f"{name}: kernel_size must be odd so that the map keeps its size, got {kernel_size}; "
+                "use 3, 5 or 7"
+            )
+        self.stride = _per_axis(stride, axes, f"{name}: stride")
+        self.dilation = _per_axis(dilation, axes, f"{name}: dilation")
+        weights = math.prod(self._sizes)
+        self.context_bins = weights if context_bins is None else context_bins
+        if self.context_bins < 1:
+            raise ValueError(f"{name}: context_bins must be at least 1, got {context_bins}")
+        self._grid = _grid(self._sizes, context_bins) if context_grid else None
+        groups = self.kernel_groups
+        self.context_proj: nn.Linear | None = None
+        self.kernel_gen: nn.Linear | None = None
+        self.kernel_bias: nn.Parameter | None = None
+        if routing:
+            self.context_proj = nn.Linear(in_channels, groups, bias=bias, **dd)
+            self.act = act_layer()
+            self.kernel_gen = nn.Linear(self.context_bins, weights, bias=bias and not kernel_bias, **dd)
+            if kernel_bias:
+                self.kernel_bias = nn.Parameter(torch.zeros(groups, weights, **dd))
+        else:
+            self.static_kernel = nn.Parameter(torch.empty(groups, *self._sizes, **dd))
+            # The bound nn.Conv2d takes for a depthwise kernel.
+            bound = weights**-0.5
+            nn.init.uniform_(self.static_kernel, -bound, bound)
+        self.alpha: nn.Parameter | None = nn.Parameter(torch.zeros(groups, **dd)) if inhibition else None
+        identity = nn.Identity()
+        self.value_proj = self._projection(in_channels, in_channels, bias, **dd) if projections else identity
+        self.proj = self._projection(in_channels, self.out_channels, bias, **dd) if projections else identity
+
+    def _projection(self, dim: int, out: int, bias: bool, **dd: Any) -> nn.Module:
+        return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.axes - 1](dim, out, 1, bias=bias, **dd)
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """The kernels k̂ used for a map: B C *S → B G *K (1 G *K without routing), G = C kernels a sample or
+        `kernel_groups`."""
+        kernel, alpha = self.raw_kernels(x)
+        return kernel if alpha is None else functional.lateral_inhibition(kernel, alpha)
+
+    def raw_kernels(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The kernels k before lateral inhibition, and α to inhibit them with (None for none)."""
+        if not torch.jit.is_scripting():
+            self.check(x)
+        kernel = self._context_to_kernel(self._context(x)) if self.routing else self.static_kernel[None]
+        return kernel, self.alpha
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError or TypeError unless x is a map of this mixer's channels and axes."""
+        _check_channels(x, self.in_channels, self.axes, type(self).__name__)
+
+    def macs(self, *size: int) -> int:
+        """Multiply-adds for one sample on a map of this size: height and width for two axes."""
+        positions = math.prod(size)
+        routed = math.prod(-(-n // s) for n, s in zip(size, self.stride, strict=True))
+        weights, dim, groups = math.prod(self._sizes), self.in_channels, self.kernel_groups
+        count = weights * routed * dim
+        if not isinstance(self.proj, nn.Identity):
+            count += positions * dim * dim + routed * dim * self.out_channels
+        return count + self.context_bins * groups * (dim + weights) if self.routing else count
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        for name, default in (("stride", 1), ("dilation", 1)):
+            if getattr(self, name) != [default] * self.axes:
+                text += f", {name}={getattr(self, name)}"
+        return (
+            f"{text}, padding_mode={self.padding_mode!r}, routing={self.routing}, "
+            f"inhibition={self.inhibition}, context_grid={self.context_grid}"
+        )
+
+    def _context(self, x: Tensor) -> Tensor:
+        return functional.pool_context(x, self.context_bins, self._grid)
+
+    def _context_to_kernel(self, context: Tensor) -> Tensor:
+        """`functional.context_to_kernel` by the layers: B C n → B G *K."""
+        assert self.context_proj is not None
+        assert self.kernel_gen is not None
+        # Contiguous: CPUs multiply strided bfloat16 many times slower.
+        mixed = self.act(self.context_proj(context.transpose(1, 2).contiguous()))
+        if not torch.jit.is_scripting():
+            layer = self.kernel_gen
+            if is_plain(layer, nn.Linear):
+                kernel = functional.generate_kernel(mixed, layer.weight, layer.bias)
+            else:
+                kernel = layer(mixed.transpose(1, 2).contiguous())
+        else:
+            kernel = self.kernel_gen(mixed.transpose(1, 2).contiguous())
+        if self.kernel_bias is not None:
+            kernel = kernel + self.kernel_bias
+        return kernel.unflatten(2, self._sizes)
+
+    def _convolve(self, value: Tensor, kernel: Tensor, alpha: Tensor | None) -> Tensor:
+        return functional.dynamic_depthwise_conv(
+            value, kernel, alpha, self.stride, self.dilation, self.padding_mode
+        )
+
+
+def inhibition_strength(model: nn.Module) -> dict[str, Tensor]:
+    """λ = sigmoid(α) of every kernel, C, by the name of each mixer of a model that has inhibition."""
+    return {
+        name: torch.sigmoid(module.alpha.detach().float())
+        for name, module in model.named_modules()
+        if isinstance(module, ATConv) and module.alpha is not None
+    }
+
+
+def _per_axis(value: int | Sequence[int], axes: int, name: str) -> list[int]:
+    return per_axis(value if isinstance(value, int) else list(value), axes, name)
+
+
+def _grid(sizes: list[int], bins: int | None) -> list[int]:
+    """Cells of the context's grid along each axis: as the kernel's, or of `bins` cells."""
+    if bins is None:
+        return sizes
+    cells = round(bins ** (1 / len(sizes)))
+    if cells ** len(sizes) != bins:
+        raise ValueError(
+            f"with context_grid, context_bins must be a number to the power of {len(sizes)}, such as "
+            f"{3 ** len(sizes)}, got {bins}"
+        )
+    return [cells] * len(sizes)
+
+
+_MAPS = ("", "B {} N", "B {} H W", "B {} D H W")
+
+
+def _check_channels(x: Tensor, channels: int, axes: int, name: str) -> None:
+    if not torch.jit.is_tracing():
+        if x.ndim != 2 + axes or x.shape[1] != channels:
+            raise ValueError(
+                f"{name}({channels}) takes {_MAPS[axes].format(channels)}, got {tuple(x.shape)}; "
+                "channels come second (x.permute(0, 3, 1, 2) for B H W C), tokens go to ATConvTokens"
+            )
+        check_map(x)
+
+
+torch.fx.wrap("_check_channels")  # a node of torch.fx's graphs

@@ -1,0 +1,121 @@
+"""ATConv on tokens, B N C."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from atconv.modules.base import ATConv
+from atconv.ops.layout import map_to_tokens, tokens_to_map
+
+__all__ = ["ATConvTokens"]
+
+
+class ATConvTokens(ATConv):
+    """Attentive convolution on tokens laid out on a grid, row by row: B N C → B N C.
+
+    >>> mixer = ATConvTokens(64)
+    >>> mixer(torch.randn(2, 196, 64)).shape                       # a 14 × 14 grid, inferred
+    torch.Size([2, 196, 64])
+    >>> mixer(torch.randn(2, 192, 64), grid_size=(12, 16)).shape   # a grid that is not square, given
+    torch.Size([2, 192, 64])
+    >>> ATConvTokens(64, num_prefix_tokens=1)(torch.randn(2, 197, 64)).shape   # a class token before it
+    torch.Size([2, 197, 64])
+    >>> ATConvTokens(64, axes=1)(torch.randn(2, 50, 64)).shape     # a sequence; axes=3 for videos
+    torch.Size([2, 50, 64])
+
+    Kernels are made from the tokens of the grid alone. Each prefix token takes the mean over the values of
+    all prefix tokens and of the routed map. But for the map's border, where kernels reach over zeros, that is
+    what attention gives a token that attends to all tokens alike.
+
+    Args: `dim` channels C, the options of `ATConv2d` but for stride and channels of the output, and
+        num_prefix_tokens: class and register tokens that come before the grid.
+        axes: of the grid, 1 to 3.
+
+    Raises:
+        ValueError: as `ATConv2d`; N is not that of the grid and the prefix tokens, or no grid is given and
+            theirs is not a square (a cube for 3 axes).
+        TypeError: in forward, integer tokens.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int | Sequence[int] = 3,
+        num_prefix_tokens: int = 0,
+        axes: int = 2,
+        **options: Any,
+    ) -> None:
+        if axes not in (1, 2, 3):
+            raise ValueError(f"ATConvTokens: a grid has 1, 2 or 3 axes, got {axes}")
+        self.axes = axes
+        super().__init__(dim, kernel_size=kernel_size, **options)
+        if num_prefix_tokens < 0:
+            raise ValueError(f"ATConvTokens: num_prefix_tokens must be at least 0, got {num_prefix_tokens}")
+        if self.out_channels != dim or self.stride != [1] * axes:
+            raise ValueError(
+                "ATConvTokens: stride and out_channels are for maps: as many tokens leave as come"
+            )
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def forward(self, x: Tensor, grid_size: Sequence[int] | None = None) -> Tensor:
+        """Mix tokens B (prefix + N) C, with `grid_size` (H, W), (N,) or (D, H, W)."""
+        grid = _grid_size(x, grid_size, self.in_channels, self.num_prefix_tokens, self.axes)
+        prefix = self.num_prefix_tokens
+        kernel, alpha = self.raw_kernels(tokens_to_map(x[:, prefix:], grid))
+        value = self.value_proj(x)
+        routed = map_to_tokens(self._convolve(tokens_to_map(value[:, prefix:], grid), kernel, alpha))
+        if prefix:
+            share = prefix / x.shape[1]
+            of_prefix, of_map = (tokens.mean(1, keepdim=True) for tokens in (value[:, :prefix], routed))
+            mixed = share * of_prefix + (1 - share) * of_map
+            routed = torch.cat((mixed.expand(-1, prefix, -1), routed), dim=1)
+        return self.proj(routed)
+
+    def macs(self, *size: int) -> int:
+        """Multiply-adds for one sample whose grid has this size."""
+        return super().macs(*size) + 2 * self.num_prefix_tokens * self.in_channels**2
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_prefix_tokens={self.num_prefix_tokens}"
+
+    def _projection(self, dim: int, out: int, bias: bool, **dd: Any) -> nn.Module:
+        return nn.Linear(dim, out, bias=bias, **dd)
+
+
+_GRIDS = ("", "(length,)", "(height, width)", "(depth, height, width)")
+
+
+def _grid_size(
+    x: Tensor, grid_size: Sequence[int] | None, dim: int, num_prefix_tokens: int, axes: int
+) -> list[int]:
+    """Check the shape of tokens. Returns the sizes of their grid."""
+    if x.ndim != 3 or x.shape[2] != dim:
+        raise ValueError(
+            f"ATConvTokens({dim}) takes B N {dim}, got {tuple(x.shape)}; maps B C H W go to ATConv2d"
+        )
+    count = x.shape[1] - num_prefix_tokens
+    if grid_size is None:
+        root = math.isqrt(max(count, 0)) if axes == 2 else round(max(count, 0) ** (1 / axes))
+        grid_size = axes * (root,)
+        if math.prod(grid_size) != count:
+            raise ValueError(
+                f"ATConvTokens: {count} tokens are not a {'cube' if axes == 3 else 'square grid'}; pass "
+                f"grid_size={_GRIDS[axes]}, or num_prefix_tokens if class or register tokens come before the "
+                "grid"
+            )
+    if len(grid_size) != axes or math.prod(grid_size) != count:
+        raise ValueError(
+            f"ATConvTokens: {count} tokens do not fill a grid of {' × '.join(map(str, grid_size))} = "
+            f"{math.prod(grid_size)}; pass grid_size={_GRIDS[axes]} of the tokens, and "
+            f"num_prefix_tokens if class or register tokens come before them (now {num_prefix_tokens})"
+        )
+    return list(grid_size)
+
+
+torch.fx.wrap("_grid_size")  # a node of torch.fx's graphs

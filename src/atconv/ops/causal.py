@@ -1,0 +1,57 @@
+"""What a causal operator needs: means over the past, and kernels that change along the sequence."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["causal_depthwise_conv1d", "memory_decay", "running_means", "running_weights"]
+
+
+def memory_decay(bins: int) -> list[float]:
+    """How much of a running sum remains after a step, for each of `bins` memories: 1 − 2^−i, and all of the
+    last one."""
+    return [1 - 2.0**-i for i in range(bins - 1)] + [1.0]
+
+
+def running_weights(length: int, bins: int, like: Tensor) -> Tensor:
+    """Σ_{s ≤ t} β_i^(t−s) of every position t and memory i: bins × length."""
+    decay = torch.tensor(memory_decay(bins), dtype=torch.float64)[:, None]
+    count = torch.arange(1, length + 1, dtype=torch.float64)
+    partial = (1 - decay**count) / (1 - decay).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(decay < 1, partial, count).to(like)
+
+
+def running_means(x: Tensor, bins: int) -> Tensor:
+    """Means over positions up to each, in `bins` memories: B C N → B C n N.
+
+    Memory i weighs a position that lies t − s back by β_i^(t−s). Sums of 2, 4, 8, … positions are combined,
+    as many times as N has binary digits.
+    """
+    length = x.shape[2]
+    decay = torch.tensor(memory_decay(bins)).to(x)[:, None]
+    sums = x.unsqueeze(2).expand(-1, -1, bins, -1)
+    step = 1
+    while step < length:
+        sums = sums + decay**step * F.pad(sums[..., :-step], (step, 0))
+        step *= 2
+    return sums / running_weights(length, bins, x)
+
+
+def causal_depthwise_conv1d(x: Tensor, kernel: Tensor, chunk: int, dilation: int) -> Tensor:
+    """Cross-correlate each channel with kernels that change every `chunk` positions and reach back only.
+
+    Args:
+        x: B C N.
+        kernel: B C M K with M = ⌈N / chunk⌉, or 1 C 1 K for the same one everywhere.
+
+    Returns:
+        B C N.
+    """
+    size, length = kernel.shape[-1], x.shape[2]
+    padded = F.pad(x, ((size - 1) * dilation, 0))
+    if kernel.shape[2] > 1:
+        kernel = kernel.repeat_interleave(chunk, dim=2)[:, :, :length]
+    taps = [padded[..., i * dilation : i * dilation + length] * kernel[..., i] for i in range(size)]
+    return torch.stack(taps).sum(0)

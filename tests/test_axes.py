@@ -1,0 +1,431 @@
+"""The operator on one, two and three axes, with every option, against loops; and causal sequences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from atconv import ATConv1d, ATConv2d, ATConv3d, ATConvTokens, functional
+from support.helpers import assert_close, randomize
+
+MODULES = {1: ATConv1d, 2: ATConv2d, 3: ATConv3d}
+OPTIONS: list[tuple[int, dict[str, Any]]] = [
+    (1, {}),
+    (1, {"kernel_size": 5, "stride": 2, "padding_mode": "reflect", "context_bins": 7}),
+    (1, {"dilation": 2, "kernel_groups": 2, "kernel_bias": True, "padding_mode": "circular"}),
+    (2, {"out_channels": 3, "stride": 2}),
+    (2, {"kernel_size": (3, 5), "dilation": (2, 1), "context_grid": True, "padding_mode": "replicate"}),
+    (
+        2,
+        {
+            "kernel_size": (1, 3),
+            "stride": (1, 2),
+            "kernel_groups": 1,
+            "context_bins": 4,
+            "context_grid": True,
+        },
+    ),
+    (2, {"projections": False, "kernel_bias": True, "routing": True}),
+    (2, {"routing": False, "stride": 3, "kernel_groups": 2, "padding_mode": "circular"}),
+    (3, {"kernel_size": (1, 3, 3), "stride": (1, 2, 1), "out_channels": 2}),
+    (3, {"context_grid": True, "inhibition": False, "dilation": (1, 1, 2)}),
+    (3, {"routing": False, "projections": False, "bias": False}),
+]
+every_option = pytest.mark.parametrize(("axes", "options"), OPTIONS, ids=str)
+
+
+def build(axes: int, options: dict[str, Any], dim: int = 4) -> nn.Module:
+    return randomize(MODULES[axes](dim, **options)).double()
+
+
+def image(axes: int, batch: int = 2, dim: int = 4, size: int = 5, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, dim, *range(size, size + axes), generator=generator, dtype=torch.float64)
+
+
+# The operator once more, position by position.
+
+
+def loop_context(x: np.ndarray, bins: int, grid: list[int] | None) -> np.ndarray:
+    sizes = x.shape[2:]
+    context = np.zeros((*x.shape[:2], bins))
+    for i, cell in enumerate(np.ndindex(*grid) if grid else range(bins)):
+        inside = []
+        for number, position in enumerate(np.ndindex(*sizes)):
+            spans = (
+                zip(cell, grid, sizes, position, strict=True)
+                if grid
+                else [(cell, bins, math.prod(sizes), number)]
+            )
+            if all(math.floor(c * n / g) <= p < math.ceil((c + 1) * n / g) for c, g, n, p in spans):
+                inside.append(x[(..., *position)])
+        context[..., i] = np.mean(inside, axis=0)
+    return context
+
+
+def beyond(index: int, size: int, mode: str) -> int | None:
+    """The position that stands for one beyond the border."""
+    if 0 <= index < size:
+        return index
+    if mode == "reflect":
+        return -index if index < 0 else 2 * (size - 1) - index
+    return {"zeros": None, "circular": index % size, "replicate": min(max(index, 0), size - 1)}[mode]
+
+
+def loop_route(
+    x: np.ndarray, kernel: np.ndarray, stride: list[int], dilation: list[int], mode: str
+) -> np.ndarray:
+    sizes, group = x.shape[2:], x.shape[1] // kernel.shape[1]
+    y = np.zeros((*x.shape[:2], *(math.ceil(n / s) for n, s in zip(sizes, stride, strict=True))))
+    for b, c, *place in np.ndindex(y.shape):
+        for tap in np.ndindex(*kernel.shape[2:]):
+            source = [
+                beyond(s * p + d * (t - k // 2), n, mode)
+                for s, p, d, t, k, n in zip(
+                    stride, place, dilation, tap, kernel.shape[2:], sizes, strict=True
+                )
+            ]
+            if None not in source:
+                y[(b, c, *place)] += kernel[(b, c // group, *tap)] * x[(b, c, *source)]
+    return y
+
+
+def loop_operator(module: Any, x: Tensor) -> np.ndarray:
+    w = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+    def project(name, x):
+        return (
+            np.tensordot(w[f"{name}.weight"].reshape(w[f"{name}.weight"].shape[:2]), x, (1, 1)).swapaxes(0, 1)
+            + w.get(f"{name}.bias", np.zeros(1)).reshape(-1, *[1] * (x.ndim - 2))
+            if f"{name}.weight" in w
+            else x
+        )
+
+    if module.routing:
+        context = loop_context(x.numpy(), module.context_bins, module._grid)
+        mixed = np.einsum("gc,bcn->bgn", w["context_proj.weight"], context)
+        mixed += w["context_proj.bias"][:, None]
+        active = np.vectorize(lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2))))(mixed)
+        kernel = active @ w["kernel_gen.weight"].T + w.get("kernel_gen.bias", 0) + w.get("kernel_bias", 0)
+        kernel = kernel.reshape(*kernel.shape[:2], *module._sizes)
+    else:
+        kernel = np.repeat(w["static_kernel"][None], len(x), 0)
+    if "alpha" in w:
+        strength = (1 / (1 + np.exp(-w["alpha"]))).reshape(-1, *[1] * (kernel.ndim - 2))
+        kernel = kernel - strength * kernel.mean(axis=tuple(range(2, kernel.ndim)), keepdims=True)
+    value = project("value_proj", x.numpy())
+    return project("proj", loop_route(value, kernel, module.stride, module.dilation, module.padding_mode))
+
+
+@every_option
+@torch.no_grad()
+def test_modules_equal_loops(axes: int, options: dict[str, Any]) -> None:
+    module, x = build(axes, options), image(axes)
+    assert_close(module(x), torch.from_numpy(loop_operator(module, x)), 1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+@torch.no_grad()
+def test_modules_equal_loops_with_any_options(data: st.DataObject) -> None:
+    axes = data.draw(st.integers(1, 3))
+    per_axis = lambda values: data.draw(st.tuples(*[st.sampled_from(values)] * axes))  # noqa: E731
+    options = {
+        "out_channels": data.draw(st.integers(1, 5)),
+        "kernel_size": per_axis([1, 3] if axes == 3 else [1, 3, 5]),
+        "stride": per_axis([1, 2, 3]),
+        "dilation": per_axis([1, 2]),
+        "padding_mode": data.draw(st.sampled_from(["zeros", "replicate"])),
+        "routing": data.draw(st.booleans()),
+        "inhibition": data.draw(st.booleans()),
+        "kernel_groups": data.draw(st.sampled_from([1, 2, 4])),
+        "kernel_bias": data.draw(st.booleans()),
+        "context_bins": data.draw(st.integers(1, 12)),
+    }
+    module = build(axes, options)
+    x = torch.randn(2, 4, *data.draw(st.tuples(*[st.integers(1, 5)] * axes)), dtype=torch.float64)
+    assert_close(module(x), torch.from_numpy(loop_operator(module, x)), 1e-11)
+
+
+@every_option
+def test_the_function_takes_every_option_of_the_modules(axes: int, options: dict[str, Any]) -> None:
+    module, x = build(axes, options), image(axes)
+    w = module.state_dict()
+    generator_bias = w.get("kernel_bias", w.get("kernel_gen.bias"))
+    y = functional.atconv(
+        x,
+        w.get("context_proj.weight"),
+        w.get("context_proj.bias"),
+        w.get("kernel_gen.weight"),
+        generator_bias,
+        *(
+            w.get(name)
+            for name in ("alpha", "value_proj.weight", "value_proj.bias", "proj.weight", "proj.bias")
+        ),
+        static_kernel=w.get("static_kernel"),
+        kernel_size=module._sizes,
+        context_grid=module._grid,
+        stride=module.stride,
+        dilation=module.dilation,
+        padding_mode=module.padding_mode,
+    )
+    assert_close(y, module(x), 1e-12)
+
+
+@every_option
+def test_macs_are_those_that_torch_counts(axes: int, options: dict[str, Any]) -> None:
+    module, x = build(axes, options), image(axes, batch=1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(x)
+    assert counter.get_total_flops() == 2 * module.macs(*x.shape[2:])
+
+
+@pytest.mark.parametrize(("axes", "options"), OPTIONS[1:7], ids=str)
+def test_gradients(axes: int, options: dict[str, Any]) -> None:
+    module, x = build(axes, options, dim=4), image(axes, batch=1, size=3).requires_grad_()
+    parameters = dict(module.named_parameters())
+
+    def call(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(parameters, values, strict=True)), x)
+
+    assert torch.autograd.gradcheck(call, (x, *parameters.values()), fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, (x, *parameters.values()), fast_mode=True)
+
+
+@pytest.mark.usefixtures("reset_compiler")
+@pytest.mark.parametrize(("axes", "options"), [OPTIONS[i] for i in (1, 2, 3, 4, 8, 9)], ids=str)
+@torch.no_grad()
+def test_one_trace_serves_all_sizes(axes: int, options: dict[str, Any]) -> None:
+    module = build(axes, options).float()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled(image(axes).float())
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for batch, size in [(3, 6), (5, 9)]:
+            x = image(axes, batch, size=size).float()
+            assert_close(compiled(x), module(x), 1e-5)
+
+
+@every_option
+@torch.no_grad()
+def test_exported_programs_take_other_sizes(axes: int, options: dict[str, Any]) -> None:
+    module = build(axes, options).eval()
+    dims = dict.fromkeys((0, *range(2, axes + 2)), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(module, (image(axes, size=6),), dynamic_shapes=(dims,))
+    x = image(axes, batch=3, size=9)
+    assert_close(program.module()(x), module(x), 1e-12)
+
+
+@every_option
+def test_autocast_and_half_precision_train(axes: int, options: dict[str, Any]) -> None:
+    module, x = build(axes, options).float(), image(axes).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x)
+    y.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    assert_close(y, module(x), 3e-2)
+
+
+def test_groups_share_the_kernel_of_their_mean_projection() -> None:
+    """A grouped mixer is the plain one whose rows of W_k and α are equal within a group."""
+    grouped, plain = build(2, {"kernel_groups": 2}), build(2, {})
+    state = grouped.state_dict()
+    for name in ("context_proj.weight", "context_proj.bias", "alpha"):
+        state[name] = state[name].repeat_interleave(2, dim=0)
+    plain.load_state_dict(state)
+    x = image(2)
+    assert_close(grouped(x), plain(x), 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_modes_are_those_of_torch(mode: str) -> None:
+    static = build(2, {"routing": False, "inhibition": False, "projections": False, "padding_mode": mode})
+    conv = nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode, groups=4, bias=False).double()
+    conv.weight = nn.Parameter(static.static_kernel.detach()[:, None])
+    assert_close(static(image(2)), conv(image(2)), 1e-13)
+
+
+@pytest.mark.parametrize(
+    ("axes", "options", "message"),
+    [
+        (2, {"kernel_size": (3, 4)}, "kernel_size must be odd"),
+        (2, {"kernel_size": (3, 3, 3)}, "kernel_size must be odd"),
+        (1, {"stride": 0}, "stride must be 1 or more"),
+        (3, {"dilation": (1, 1)}, "dilation must be 1 or more, or 3 such numbers"),
+        (2, {"padding_mode": "mirror"}, "padding_mode must be one of zeros, reflect"),
+        (2, {"kernel_groups": 3}, "kernel_groups must divide 4 channels, got 3"),
+        (2, {"kernel_groups": 0}, "kernel_groups must divide 4 channels, got 0"),
+        (2, {"context_bins": 0}, "context_bins must be at least 1, got 0"),
+        (2, {"context_bins": 5, "context_grid": True}, "context_bins must be a number to the power of 2"),
+        (2, {"out_channels": 0}, "out_channels must be at least 1, got 4 and 0"),
+        (2, {"projections": False, "out_channels": 8}, "without projections there are 4 channels, not 8"),
+        (1, {"chunk": 2}, "chunk must be 1 or more, and 1 unless causal, got 2"),
+        (1, {"causal": True, "stride": 2}, "causal takes stride 1"),
+        (1, {"causal": True, "padding_mode": "circular"}, "causal takes stride 1, padding_mode zeros"),
+    ],
+)
+def test_options_that_do_not_fit_are_rejected(axes: int, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MODULES[axes](4, **options)
+
+
+@pytest.mark.parametrize(("mode", "size"), [("reflect", 2), ("circular", 1)])
+def test_axes_too_short_for_their_padding_are_rejected(mode: str, size: int) -> None:
+    module = ATConv2d(4, kernel_size=5, padding_mode=mode)
+    with pytest.raises(
+        ValueError, match=rf"padding_mode='{mode}' takes axes of at least .* got \[{size}, 7\]"
+    ):
+        module(torch.randn(1, 4, size, 7))
+
+
+# Tokens.
+
+
+@pytest.mark.parametrize(("axes", "grid"), [(1, (7,)), (2, (3, 5)), (3, (2, 3, 4))])
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_tokens_equal_the_map_on_every_number_of_axes(axes: int, grid: tuple[int, ...], prefix: int) -> None:
+    module = build(axes, {"kernel_groups": 2})
+    tokens = ATConvTokens(4, axes=axes, kernel_groups=2, num_prefix_tokens=prefix).double()
+    tokens.load_state_dict({n: w.flatten(1) if w.ndim > 2 else w for n, w in module.state_dict().items()})
+    x = torch.randn(2, 4, *grid, dtype=torch.float64)
+    prefixed = torch.cat([torch.randn(2, prefix, 4, dtype=torch.float64), x.flatten(2).mT], dim=1)
+    y = tokens(prefixed, grid)[:, prefix:]
+    assert_close(y.mT.unflatten(2, grid), module(x), 1e-12)
+
+
+def test_grids_of_one_and_three_axes_are_inferred() -> None:
+    assert ATConvTokens(4, axes=1)(torch.randn(1, 11, 4)).shape == (1, 11, 4)
+    cube = ATConvTokens(4, axes=3)
+    x = torch.randn(1, 27, 4)
+    assert torch.equal(cube(x), cube(x, (3, 3, 3)))
+    with pytest.raises(ValueError, match="28 tokens are not a cube; pass grid_size"):
+        cube(torch.randn(1, 28, 4))
+    with pytest.raises(ValueError, match="a grid has 1, 2 or 3 axes, got 4"):
+        ATConvTokens(4, axes=4)
+    with pytest.raises(ValueError, match="stride and out_channels are for maps"):
+        ATConvTokens(4, stride=2)
+
+
+# Causal sequences.
+
+CAUSAL: list[dict[str, Any]] = [
+    {},
+    {"chunk": 4},
+    {"kernel_size": 5, "dilation": 3, "chunk": 3, "kernel_groups": 2, "out_channels": 3},
+    {"context_bins": 1, "kernel_bias": True},
+    {"routing": False, "dilation": 2},
+    {"kernel_size": 1, "inhibition": False, "projections": False},
+]
+every_causal = pytest.mark.parametrize("options", CAUSAL, ids=str)
+
+
+def loop_causal(module: Any, x: Tensor) -> Tensor:
+    """Position by position: context of the past, kernel, weighted past."""
+    (dilation,), (size,), bins, chunk = module.dilation, module._sizes, module.context_bins, module.chunk
+    values, outputs = module.value_proj(x), []
+    for t in range(x.shape[2]):
+        start = t // chunk * chunk
+        means = []
+        for i in range(bins):
+            memory = 1.0 if i == bins - 1 else 1 - 2.0**-i
+            weights = torch.tensor([memory ** (start - s) for s in range(start + 1)], dtype=x.dtype)
+            means.append((x[..., : start + 1] * weights).sum(-1) / weights.sum())
+        if module.routing:
+            kernel = module._inhibit(module._context_to_kernel(torch.stack(means, dim=-1)))
+        else:
+            kernel = module._inhibit(module.static_kernel[None])
+        kernel = kernel.repeat_interleave(x.shape[1] // kernel.shape[1], dim=1)
+        taps = [(i, t - (size - 1 - i) * dilation) for i in range(size)]
+        outputs.append(sum(kernel[..., i] * values[..., s] for i, s in taps if s >= 0))
+    return module.proj(torch.stack(outputs, dim=-1))
+
+
+@every_causal
+@torch.no_grad()
+def test_causal_mixers_equal_loops(options: dict[str, Any]) -> None:
+    module, x = build(1, {"causal": True, **options}), image(1, size=11)
+    assert_close(module(x), loop_causal(module, x), 1e-12)
+
+
+@every_causal
+@torch.no_grad()
+def test_no_output_depends_on_the_future(options: dict[str, Any]) -> None:
+    module, x = build(1, {"causal": True, **options}), image(1, size=13)
+    y = module(x)
+    for t in range(1, 13):
+        changed = x.clone()
+        changed[..., t:] += 1 + torch.randn(2, 4, 13 - t, dtype=x.dtype)
+        difference = (module(changed) - y).abs().amax((0, 1))
+        assert difference[:t].max() == 0
+        assert difference[t] > 0
+
+
+@every_causal
+@torch.no_grad()
+def test_steps_equal_the_whole_sequence(options: dict[str, Any]) -> None:
+    module, x = build(1, {"causal": True, **options}), image(1, size=12)
+    state, outputs = module.initial_state(2), []
+    for t in range(12):
+        y, state = module.step(x[..., t], state)
+        outputs.append(y)
+    assert_close(torch.stack(outputs, dim=-1), module(x), 1e-12)
+
+
+def test_running_means_stay_exact_on_long_sequences() -> None:
+    x = torch.randn(1, 2, 4097)
+    context = functional.causal_context(x, 3)
+    count = torch.arange(1, 4098)
+    assert_close(context[:, :, 2], x.double().cumsum(2) / count, 1e-6)
+    assert torch.equal(context[:, :, 0], x)
+
+
+@every_causal
+def test_causal_mixers_train_and_compile(options: dict[str, Any]) -> None:
+    module, x = build(1, {"causal": True, **options}), image(1, batch=1, size=6).requires_grad_()
+    assert torch.autograd.gradcheck(module, (x,), fast_mode=True)
+    with torch.no_grad():
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(x), module(x), 1e-12)
+
+
+@every_causal
+def test_causal_macs_are_those_that_torch_counts(options: dict[str, Any]) -> None:
+    module, x = build(1, {"causal": True, **options}), image(1, batch=1, size=10)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(x)
+    products = 10 * 4 * module._sizes[0]  # elementwise: torch counts none of them
+    assert counter.get_total_flops() == 2 * (module.macs(10) - products)
+
+
+def test_only_causal_mixers_have_a_state() -> None:
+    with pytest.raises(ValueError, match="only a causal mixer has a state"):
+        ATConv1d(4).initial_state(1)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "chunk"),
+    [
+        ((2, 4, 6), (2, 4, 5, 3), 1),
+        ((2, 4, 6), (2, 3, 6, 3), 1),
+        ((2, 4, 6), (2, 4, 6, 3), 2),
+        ((2, 4, 6, 6), (2, 4, 6, 3), 1),
+        ((2, 4, 6), (3, 4, 6, 3), 1),
+    ],
+)
+def test_causal_kernels_that_do_not_fit_are_rejected(x: Any, kernel: Any, chunk: int) -> None:
+    with pytest.raises(ValueError, match=r"causal_depthwise_conv: a sequence .* takes kernels"):
+        functional.causal_depthwise_conv(torch.zeros(x), torch.zeros(kernel), chunk)
+
+
+def test_contexts_are_of_sequences_and_have_bins() -> None:
+    with pytest.raises(ValueError, match="bins and chunk must be at least 1, got 0 and 1"):
+        functional.causal_context(torch.zeros(1, 2, 3), 0)
+    with pytest.raises(ValueError, match="causal_context takes a sequence B C N"):
+        functional.causal_context(torch.zeros(1, 2, 3, 4), 3)
