@@ -122,7 +122,8 @@ def loop_operator(module: Any, x: Tensor) -> np.ndarray:
         strength = (1 / (1 + np.exp(-w["alpha"]))).reshape(-1, *[1] * (kernel.ndim - 2))
         kernel = kernel - strength * kernel.mean(axis=tuple(range(2, kernel.ndim)), keepdims=True)
     value = project("value_proj", x.numpy())
-    return project("proj", loop_route(value, kernel, module.stride, module.dilation, module.padding_mode))
+    y = project("proj", loop_route(value, kernel, module.stride, module.dilation, module.padding_mode))
+    return y + w["bias"].reshape(-1, *[1] * (y.ndim - 2)) if "bias" in w else y
 
 
 @every_option
@@ -166,10 +167,8 @@ def test_the_function_takes_every_option_of_the_modules(axes: int, options: dict
         w.get("context_proj.bias"),
         w.get("kernel_gen.weight"),
         generator_bias,
-        *(
-            w.get(name)
-            for name in ("alpha", "value_proj.weight", "value_proj.bias", "proj.weight", "proj.bias")
-        ),
+        *(w.get(name) for name in ("alpha", "value_proj.weight", "value_proj.bias", "proj.weight")),
+        w.get("proj.bias", w.get("bias")),
         static_kernel=w.get("static_kernel"),
         kernel_size=module._sizes,
         context_grid=module._grid,
@@ -246,7 +245,8 @@ def test_groups_share_the_kernel_of_their_mean_projection() -> None:
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_padding_modes_are_those_of_torch(mode: str) -> None:
-    static = build(2, {"routing": False, "inhibition": False, "projections": False, "padding_mode": mode})
+    options = {"routing": False, "inhibition": False, "projections": False, "bias": False}
+    static = build(2, options | {"padding_mode": mode})
     conv = nn.Conv2d(4, 4, 3, padding=1, padding_mode=mode, groups=4, bias=False).double()
     conv.weight = nn.Parameter(static.static_kernel.detach()[:, None])
     assert_close(static(image(2)), conv(image(2)), 1e-13)
@@ -344,7 +344,8 @@ def loop_causal(module: Any, x: Tensor) -> Tensor:
         kernel = kernel.repeat_interleave(x.shape[1] // kernel.shape[1], dim=1)
         taps = [(i, t - (size - 1 - i) * dilation) for i in range(size)]
         outputs.append(sum(kernel[..., i] * values[..., s] for i, s in taps if s >= 0))
-    return module.proj(torch.stack(outputs, dim=-1))
+    y = module.proj(torch.stack(outputs, dim=-1))
+    return y if module.bias is None else y + module.bias[:, None]
 
 
 @every_causal

@@ -17,7 +17,7 @@ from atconv.models import attnet as _attnet  # noqa: F401  (registers the models
 from atconv.models.release import load_release
 from atconv.modules import ATConv1d, ATConv2d, ATConv3d, ATConvTokens
 from atconv.ops.allocator import tune_allocator
-from atconv.replace import replace_attention
+from atconv.replace import replace_attention, replace_convolution
 
 if TYPE_CHECKING:
     from atconv.engine.predictor import Predictor
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "load_release",
     "replace_attention",
+    "replace_convolution",
     "tune_allocator",
 ]
 

@@ -324,7 +324,8 @@ def atconv(
         generator_weight, generator_bias: G (K² n) and g (K² or G K²); None without routing.
         alpha: G, or None for no lateral inhibition (λ = 0).
         value_weight, value_bias: W_v (C C, or with axes of length 1) and b_v (C); None for v = x.
-        output_weight, output_bias: W_o (D C, or with axes of length 1) and b_o (D); None for no projection.
+        output_weight, output_bias: W_o (D C, or with axes of length 1) and b_o (D); a bias alone is added
+            without a projection.
         activation: between W_k and G.
         static_kernel: G *K for no adaptive routing: the same kernels for every sample.
         kernel_size: as in `context_to_kernel`.
@@ -357,7 +358,9 @@ def atconv(
         )
     value = x if value_weight is None else project_channels(x, value_weight, value_bias)
     routed = dynamic_depthwise_conv(value, kernel, alpha, stride, dilation, padding_mode)
-    return routed if output_weight is None else project_channels(routed, output_weight, output_bias)
+    if output_weight is not None:
+        return project_channels(routed, output_weight, output_bias)
+    return routed if output_bias is None else routed + output_bias.reshape(-1, *[1] * (x.ndim - 2))
 
 
 # Steps whose checks and forms depend on shapes are single nodes of a graph that torch.fx traces.

@@ -155,7 +155,7 @@ def test_what_was_not_replaced_is_not_opened(tmp_path: Path) -> None:
         ({"blocks.0.attn": {"kernel": 3}}, "the options of an attention are such as"),
         (
             {"blocks.0.attn": {"kernel_size": 3}, "blocks.7.attn": {"kernel_size": 3}},
-            "no attention at blocks.7.attn",
+            "nothing to replace at blocks.7.attn",
         ),
     ],
 )

@@ -95,6 +95,9 @@ class ATConv(nn.Module):
             bound = weights**-0.5
             nn.init.uniform_(self.static_kernel, -bound, bound)
         self.alpha: nn.Parameter | None = nn.Parameter(torch.zeros(groups, **dd)) if inhibition else None
+        self.bias: nn.Parameter | None = None
+        if bias and not projections:
+            self.bias = nn.Parameter(torch.zeros(in_channels, **dd))
         identity = nn.Identity()
         self.value_proj = self._projection(in_channels, in_channels, bias, **dd) if projections else identity
         self.proj = self._projection(in_channels, self.out_channels, bias, **dd) if projections else identity

@@ -19,7 +19,8 @@ __all__ = ["ATConv1d", "ATConv2d", "ATConv3d", "CausalState"]
 class _ATConvMap(ATConv):
     def forward(self, x: Tensor) -> Tensor:
         kernel, alpha = self.raw_kernels(x)
-        return self.proj(self._convolve(self.value_proj(x), kernel, alpha))
+        y = self.proj(self._convolve(self.value_proj(x), kernel, alpha))
+        return y if self.bias is None else y + self.bias.view([-1] + [1] * (x.ndim - 2))
 
 
 class ATConv2d(_ATConvMap):
@@ -37,7 +38,7 @@ class ATConv2d(_ATConvMap):
         stride, dilation: of the convolution, for all axes or one each.
         padding_mode: what lies beyond the border: zeros, reflect, replicate or circular.
         act_layer: activation between context projection and kernel generator.
-        bias: biases in all four projections.
+        bias: biases in all four projections; without projections, one of the output.
         routing: False learns one static kernel a channel in place of content-made kernels.
         inhibition: False drops lateral inhibition (λ = 0).
         projections: False leaves out both 1×1 projections: the operator in place of a depthwise convolution.
@@ -175,6 +176,7 @@ class ATConv1d(_ATConvMap):
         values = torch.cat([state.values, self.value_proj(x[..., None])], dim=2)
         taps = values[..., :: self.dilation[0]] * share_kernels(kernel, x)
         y = self.proj(taps.sum(-1, keepdim=True))[..., 0]
+        y = y if self.bias is None else y + self.bias
         return y, CausalState(state.position + 1, sums, weights, values[..., 1:], kernel)
 
     def extra_repr(self) -> str:

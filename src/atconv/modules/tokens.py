@@ -75,7 +75,7 @@ class ATConvTokens(ATConv):
             of_prefix, of_map = (tokens.mean(1, keepdim=True) for tokens in (value[:, :prefix], routed))
             mixed = share * of_prefix + (1 - share) * of_map
             routed = torch.cat((mixed.expand(-1, prefix, -1), routed), dim=1)
-        return self.proj(routed)
+        return self.proj(routed) if self.bias is None else self.proj(routed) + self.bias
 
     def macs(self, *size: int) -> int:
         """Multiply-adds for one sample whose grid has this size."""

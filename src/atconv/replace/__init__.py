@@ -1,7 +1,8 @@
-"""Put ATConv in the place of self-attention inside an existing model, and save and open such models."""
+"""Put ATConv in the place of self-attention or convolutions inside a model; save and open such models."""
 
-from atconv.replace.api import Replacement, ReplacementReport, replace_attention
+from atconv.replace.api import replace_attention, replace_convolution
 from atconv.replace.saving import apply, describe, from_pretrained
+from atconv.replace.swap import Replacement, ReplacementReport
 
 __all__ = [
     "Replacement",
@@ -10,4 +11,5 @@ __all__ = [
     "describe",
     "from_pretrained",
     "replace_attention",
+    "replace_convolution",
 ]

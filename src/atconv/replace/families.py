@@ -59,6 +59,11 @@ class Site:
     dropout: float = 0.0
     """behind the output projection"""
 
+    @property
+    def copied(self) -> bool:
+        """ATConv takes over its projections."""
+        return self.projections is not None
+
 
 def find_sites(model: nn.Module) -> list[Site]:
     """Every attention of a model, in order of its modules. Those inside a replaced block are not listed."""

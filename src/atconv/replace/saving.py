@@ -1,7 +1,8 @@
 """What was replaced is saved with the model, by the model's own library, and opened again.
 
-A description is plain: {"blocks.0.attn": {"kernel_size": 3}, …}. It stands in the config of a transformers or
-diffusers model under `atconv_replacement`, and among the notes of a timm model's `pretrained_cfg`.
+A description is plain: {"blocks.0.attn": {"kernel_size": 3}, "stem.conv": {"convolution": True}, …}. It is in
+the config of a transformers or diffusers model under `atconv_replacement`, and among the notes of a timm
+model's `pretrained_cfg`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from atconv.replace.adapters import ATConvAdapter
-from atconv.replace.families import Site, find_sites
+from atconv.replace.convolutions import ATConvConvolution, convolution_sites
+from atconv.replace.families import find_sites
 from atconv.replace.install import build, installed
 
 __all__ = ["apply", "describe", "from_pretrained", "record"]
@@ -24,7 +26,11 @@ __all__ = ["apply", "describe", "from_pretrained", "record"]
 Description = Mapping[str, Mapping[str, Any]]
 KEY = "atconv_replacement"
 NOTE = f"{KEY}="
-WEIGHT = ".mixer.kernel_gen.weight"  # K² K²: what tells a replaced attention among saved weights
+# What tells what was replaced among saved weights: an attention by its generator, K² K², a convolution by the
+# bias of its kernels.
+WEIGHT = ".mixer.kernel_gen.weight"
+BIAS = ".kernel_bias"
+CONVOLUTION = {"convolution": True}
 
 
 def describe(source: nn.Module | Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -35,26 +41,27 @@ def describe(source: nn.Module | Mapping[str, Tensor]) -> dict[str, dict[str, An
     >>> atconv.replace.apply(vit, atconv.replace.describe(state))
     >>> vit.load_state_dict(state)
     """
+    description: dict[str, dict[str, Any]] = {}
     if isinstance(source, nn.Module):
-        sizes = {
-            name: module.mixer.kernel_size
-            for name, module in source.named_modules()
-            if isinstance(module, ATConvAdapter)
-        }
-    else:
-        sizes = {
-            name.removesuffix(WEIGHT): math.isqrt(len(weight))
-            for name, weight in source.items()
-            if name.endswith(WEIGHT)
-        }
-    return {name: {"kernel_size": size} for name, size in sizes.items()}
+        for name, module in source.named_modules():
+            if isinstance(module, ATConvAdapter):
+                description[name] = {"kernel_size": module.mixer.kernel_size}
+            elif isinstance(module, ATConvConvolution):
+                description[name] = CONVOLUTION
+        return description
+    for name, weight in source.items():
+        if name.endswith(WEIGHT):
+            description[name.removesuffix(WEIGHT)] = {"kernel_size": math.isqrt(len(weight))}
+        elif name.endswith(BIAS):
+            description[name.removesuffix(BIAS)] = CONVOLUTION
+    return description
 
 
 def apply(model: nn.Module, description: Description) -> None:
     """Put ATConv where a description says: then load the weights that were saved.
 
     Args:
-        model: as it was before `replace_attention`; it is changed in place.
+        model: as it was before `replace_attention` or `replace_convolution`; it is changed in place.
         description: of `describe`.
 
     Raises:
@@ -66,23 +73,24 @@ def apply(model: nn.Module, description: Description) -> None:
             "a description maps names to options, such as {'blocks.0.attn': {'kernel_size': 3}}; "
             f"got {description!r}"
         )
-    sites = {site.name: site for site in find_sites(model)}
-    chosen = [_site(model, sites, name) for name in description]
+    convolutions: dict[str, Any] = {site.name: site for site in convolution_sites(model)}
+    sites = convolutions | {site.name: site for site in find_sites(model)}
+    chosen: list[Any] = [_site(model, sites, name) for name in description]
     modules = [
-        build(model, site, _kernel_size(options))
+        site.make() if site.name in convolutions else build(model, site, _kernel_size(options))
         for site, options in zip(chosen, description.values(), strict=True)
     ]
     with installed(model, chosen, modules):
         record(model)
 
 
-def _site(model: Any, sites: Mapping[str, Site], name: str) -> Site:
+def _site(model: Any, sites: Mapping[str, Any], name: str) -> Any:
     """The site of that name. transformers opens a model with a head as one without, and the reverse."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     names = (name, name.removeprefix(prefix), prefix + name)
     site = next((sites[each] for each in names if each in sites), None)
     if site is None or site.make is None:
-        reason = f"no attention at {name}" if site is None else f"at {site.name}: {site.reason}"
+        reason = f"nothing to replace at {name}" if site is None else f"at {site.name}: {site.reason}"
         raise ValueError(f"nothing was replaced. {type(model).__name__}: {reason}")
     return site
 

@@ -1,0 +1,115 @@
+"""Convolutions of a model, and the ATConv that stands in their place and computes their function at first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atconv.modules import ATConv2d
+from atconv.ops.depthwise_conv import DepthwiseConv2d
+from atconv.ops.plain import is_plain
+
+__all__ = ["ATConvConvolution", "ConvolutionSite", "convolution_sites", "default_convolutions"]
+
+_KINDS = (nn.Conv2d, DepthwiseConv2d)
+
+
+@dataclass(eq=False)
+class ConvolutionSite:
+    """A convolution of a model: replaced by what `make` returns, or kept for a reason."""
+
+    name: str
+    make: Callable[[], nn.Module] | None = None
+    copied: bool = False
+    """ATConv computes the same at first"""
+    reason: str = ""
+    hooks: tuple[()] = ()
+
+
+class ATConvConvolution(ATConv2d):
+    """An ATConv that stands where a convolution was."""
+
+
+def convolution_sites(model: nn.Module) -> list[ConvolutionSite]:
+    """Every convolution of a model that is larger than 1×1, in order of its modules."""
+    return [
+        _site(name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+    ]
+
+
+def default_convolutions(sites: list[ConvolutionSite]) -> list[ConvolutionSite]:
+    """Depthwise convolutions, else dense ones but the first of the model."""
+    able = [site for site in sites if site.make is not None]
+    return [site for site in able if site.copied] or [site for site in able if site is not sites[0]]
+
+
+def _site(name: str, module: Any) -> ConvolutionSite:
+    same = tuple(d * (size // 2) for d, size in zip(module.dilation, module.kernel_size, strict=True))
+    depthwise = module.groups == module.in_channels == module.out_channels
+    reason = ""
+    if not any(is_plain(module, kind) for kind in _KINDS):
+        reason = f"it is a {type(module).__name__} that computes more than a convolution, or has hooks"
+    elif not depthwise and module.groups != 1:
+        reason = f"it has {module.groups} groups: ATConv takes 1, or one for each channel"
+    elif any(size % 2 == 0 for size in module.kernel_size):
+        reason = f"its kernel of {module.kernel_size} is even"
+    elif module.padding not in ("same", same):
+        reason = f"its padding of {module.padding} does not keep the center of its kernel: {same} would"
+    if reason:
+        return ConvolutionSite(name, reason=reason)
+    build = _from_depthwise if depthwise else _from_dense
+    return ConvolutionSite(name, make=lambda: build(module), copied=depthwise)
+
+
+def _empty(conv: Any, projections: bool) -> ATConvConvolution:
+    """ATConv with the options of a convolution, on its device and in its dtype, without routing at first."""
+    mixer = ATConvConvolution(
+        conv.in_channels,
+        conv.out_channels,
+        kernel_size=conv.kernel_size,
+        stride=conv.stride,
+        dilation=conv.dilation,
+        padding_mode=conv.padding_mode,
+        projections=projections,
+        kernel_bias=True,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )
+    assert mixer.kernel_gen is not None
+    nn.init.zeros_(mixer.kernel_gen.weight)
+    return mixer.train(conv.training)
+
+
+@torch.no_grad()
+def _from_depthwise(conv: Any) -> ATConvConvolution:
+    mixer: Any = _empty(conv, projections=False)
+    _start(mixer, conv.weight[:, 0].flatten(1))
+    if conv.bias is not None:
+        mixer.bias.copy_(conv.bias)
+    return mixer
+
+
+@torch.no_grad()
+def _from_dense(conv: Any) -> ATConvConvolution:
+    """For each input channel, the kernel and the weights of outputs whose product is nearest to its own."""
+    mixer: Any = _empty(conv, projections=True)
+    of_inputs = conv.weight.flatten(2).transpose(0, 1)  # in out K²
+    if not of_inputs.is_meta:
+        outputs, sizes, kernels = torch.linalg.svd(of_inputs.float(), full_matrices=False)
+        _start(mixer, kernels[:, 0])
+        mixer.proj.weight.copy_((outputs[..., 0] * sizes[:, :1]).T[..., None, None])
+        nn.init.dirac_(mixer.value_proj.weight)
+    nn.init.zeros_(mixer.value_proj.bias)
+    mixer.proj.bias.zero_() if conv.bias is None else mixer.proj.bias.copy_(conv.bias)
+    return mixer
+
+
+def _start(mixer: Any, kernels: Tensor) -> None:
+    """Begin with kernels that are C K² after inhibition: λ starts at 1/2, which leaves half of their mean."""
+    mixer.kernel_bias.copy_(kernels + kernels.mean(1, keepdim=True))

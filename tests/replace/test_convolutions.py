@@ -1,0 +1,234 @@
+"""Convolutions of models become ATConv that computes the same at first, and learns to route."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import atconv
+from atconv.replace.convolutions import ATConvConvolution
+from support.helpers import assert_close, randomize
+
+Make = Callable[[], tuple[nn.Module, Tensor]]
+
+
+def images(size: int = 32) -> Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def ready(model: nn.Module) -> nn.Module:
+    """In eval mode, in float64, with statistics and kernels that are not those of the start."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.8, 1.2)
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.1)
+    return model.double().eval()
+
+
+DEPTHWISE: dict[str, Make] = {
+    "ConvNeXt": lambda: (
+        timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=4),
+        images(),
+    ),
+    "MobileNetV3": lambda: (timm.create_model("mobilenetv3_small_050", num_classes=4), images()),
+    "torchvision MobileNetV2": lambda: (
+        torchvision.models.mobilenet_v2(width_mult=0.25, num_classes=4),
+        images(),
+    ),
+    "AttNet": lambda: (
+        timm.create_model("attnet_xxs", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=4),
+        images(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_depthwise_convolutions_become_atconv_that_computes_the_same(name: str) -> None:
+    model, x = DEPTHWISE[name]()
+    model = ready(model)
+    expected = model(x)
+    report = atconv.replace_convolution(model)
+    assert report.replaced
+    assert all(replacement.copied for replacement in report.replaced)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert all(conv.groups == 1 for conv in convolutions)
+    assert_close(model(x), expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_they_learn_to_route(name: str) -> None:
+    model, x = DEPTHWISE[name]()
+    model = ready(model)
+    expected = model(x)
+    atconv.replace_convolution(model)
+    mixers = [module for module in model.modules() if isinstance(module, ATConvConvolution)]
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(2):  # the generator learns first: while it is zero, nothing reaches the context
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert all(mixer.context_proj.weight.grad.abs().max() > 0 for mixer in mixers)
+    assert not torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("stride", "dilation", "padding_mode", "kernel_size", "bias"),
+    [(1, 1, "zeros", 3, True), (2, 1, "reflect", 5, False), ((1, 2), 2, "circular", (3, 5), True)],
+)
+def test_the_options_of_a_convolution_are_taken_over(
+    stride: int, dilation: int, padding_mode: str, kernel_size: int, bias: bool
+) -> None:
+    sizes = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+    conv = nn.Conv2d(
+        6, 6, sizes, stride, tuple(dilation * (k // 2) for k in sizes), dilation, 6, bias, padding_mode
+    )
+    model = nn.Sequential(conv).double()
+    x = torch.randn(2, 6, 11, 12, dtype=torch.float64)
+    expected = model(x)
+    atconv.replace_convolution(model)
+    assert_close(model(x), expected, 1e-12)
+
+
+def test_a_dense_convolution_that_is_separable_stays_the_same_function() -> None:
+    conv = nn.Conv2d(5, 7, 3, stride=2, padding=1).double()
+    with torch.no_grad():
+        outer = torch.einsum("oi,ikl->oikl", torch.randn(7, 5), torch.randn(5, 3, 3))
+        conv.weight.copy_(outer)
+    model, x = nn.Sequential(conv), torch.randn(2, 5, 8, 9, dtype=torch.float64)
+    expected = model(x)
+    atconv.replace_convolution(model, where=lambda name, module: True)
+    assert_close(model(x), expected, 1e-6)
+
+
+def test_a_dense_convolution_starts_at_the_nearest_separable_one() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, padding=1, bias=False).double()
+    model = nn.Sequential(conv)
+    atconv.replace_convolution(model, where=lambda name, module: True)
+    mixer = model[0]
+    kernels = mixer.kernel_bias - mixer.kernel_bias.mean(1, keepdim=True) / 2
+    near = torch.einsum("oi,ik->oik", mixer.proj.weight.flatten(1), kernels)
+    missed = (conv.weight.flatten(2) - near).square().sum((0, 2))
+    singular = torch.linalg.svdvals(conv.weight.flatten(2).transpose(0, 1))
+    torch.testing.assert_close(missed, singular[:, 1:].square().sum(1), rtol=1e-4, atol=0)
+
+
+def test_a_resnet_is_replaced_where_one_asks_and_the_report_says_what_changed() -> None:
+    model = ready(torchvision.models.resnet18(num_classes=3))
+    before = sum(parameter.numel() for parameter in model.parameters())
+    report = atconv.replace_convolution(model, where=lambda name, module: name.startswith("layer3"))
+    assert [replacement.name for replacement in report.replaced] == [
+        "layer3.0.conv1", "layer3.0.conv2", "layer3.1.conv1", "layer3.1.conv2"
+    ]  # fmt: skip
+    assert report.parameters == (before, sum(parameter.numel() for parameter in model.parameters()))
+    assert report.parameters[1] < before
+    assert report.macs[1] < report.macs[0]
+    assert "conv1" in report.kept
+    assert "the start is the nearest separable kernel, another function, in layer3.0.conv1" in str(report)
+    model.train()(images()).sum().backward()
+
+
+def test_without_depthwise_convolutions_all_but_the_first_are_chosen() -> None:
+    model = torchvision.models.resnet18(num_classes=3)
+    report = atconv.replace_convolution(model)
+    assert report.kept == {"conv1": "not chosen"}
+    assert len(report.replaced) == 16
+
+
+def test_a_unet_of_diffusers_and_a_decoder_run_with_atconv() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    in_blocks = lambda name, module: "resnets" in name and module.kernel_size == (3, 3)  # noqa: E731
+    report = atconv.replace_convolution(unet, in_blocks)
+    assert len(report.replaced) == 16
+    assert unet(torch.randn(1, 3, 8, 8), 3).sample.shape == (1, 3, 8, 8)
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    segmenter = smp.Unet("resnet18", encoder_weights=None, classes=2).eval()
+    in_decoder = lambda name, module: name.startswith("decoder")  # noqa: E731
+    report = atconv.replace_convolution(segmenter, in_decoder, torch.randn(1, 3, 32, 32))
+    assert report.macs is not None
+    assert segmenter(torch.randn(1, 3, 32, 32)).shape == (1, 2, 32, 32)
+
+
+def test_what_cannot_be_replaced_is_named_and_nothing_is_touched() -> None:
+    hooked = nn.Conv2d(4, 4, 3, padding=1)
+    hooked.register_forward_hook(lambda *_: None)
+    layers = {
+        "even": (nn.Conv2d(4, 4, 4, padding=2), "is even"),
+        "valid": (nn.Conv2d(4, 4, 3), "does not keep the center of its kernel"),
+        "grouped": (nn.Conv2d(4, 4, 3, padding=1, groups=2), "has 2 groups"),
+        "widened": (nn.Conv2d(4, 8, 3, padding=1, groups=4), "has 4 groups"),
+        "hooked": (hooked, "has hooks"),
+    }
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4))
+    for name, (layer, _) in layers.items():
+        model.add_module(name, layer)
+    state = {name: id(module) for name, module in model.named_modules()}
+    for name, (_, reason) in layers.items():
+        with pytest.raises(ValueError, match=f"nothing was replaced. {name}: .*{reason}"):
+            atconv.replace_convolution(model, where=lambda other, module, name=name: other in (name, "0"))
+    assert {name: id(module) for name, module in model.named_modules()} == state
+    with pytest.raises(ValueError, match="none of the 6 convolutions was chosen"):
+        atconv.replace_convolution(model, where=lambda name, module: False)
+    with pytest.raises(ValueError, match="Linear has no convolution larger than 1×1"):
+        atconv.replace_convolution(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="replace_convolution takes a model"):
+        atconv.replace_convolution("resnet18")  # type: ignore[arg-type]
+    assert set(atconv.replace_convolution(model).kept) == set(layers)
+
+
+def test_a_model_that_fails_with_atconv_in_it_is_put_back() -> None:
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1, groups=3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) * self.conv.weight.mean()
+
+    model = Picky()
+    with pytest.raises(ValueError, match=r"nothing was replaced\. Picky does not run with ATConv in it"):
+        atconv.replace_convolution(model, example=torch.randn(1, 3, 5, 5))
+    assert type(model.conv) is nn.Conv2d
+
+
+@torch.no_grad()
+def test_what_was_replaced_is_saved_and_opened(tmp_path: Path) -> None:
+    saved = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=4).eval()
+    atconv.replace_convolution(saved)
+    randomize(saved)
+    x = images().float()
+    timm.models.save_for_hf(saved, str(tmp_path))
+    opened = atconv.replace.from_pretrained(timm.create_model, f"local-dir:{tmp_path}").eval()
+    assert torch.equal(opened(x), saved(x))
+    plain = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=4).eval()
+    atconv.replace.apply(plain, atconv.replace.describe(saved.state_dict()))
+    plain.load_state_dict(saved.state_dict())
+    assert torch.equal(plain(x), saved(x))
+    vit = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32)
+    with pytest.raises(ValueError, match=r"options of an attention are such as .*convolution"):
+        atconv.replace.apply(vit, {"blocks.0.attn": {"convolution": True}})
+
+
+@torch.no_grad()
+def test_attention_and_convolutions_of_one_model_are_saved_together(tmp_path: Path) -> None:
+    model = timm.create_model("coatnet_pico_rw_224", img_size=32, num_classes=4).eval()
+    atconv.replace_attention(model)
+    atconv.replace_convolution(model, where=lambda name, module: getattr(module, "groups", 1) > 1)
+    description = atconv.replace.describe(model)
+    assert {tuple(options) for options in description.values()} == {("kernel_size",), ("convolution",)}
+    timm.models.save_for_hf(model, str(tmp_path))
+    opened = atconv.replace.from_pretrained(timm.create_model, f"local-dir:{tmp_path}", img_size=32).eval()
+    assert atconv.replace.describe(opened) == description
