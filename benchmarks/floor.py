@@ -60,7 +60,7 @@ def list_products(model: nn.Module, images: Tensor) -> Counter[Product]:
         elif isinstance(module, nn.Linear):
             products[Product("linear", shape, module.out_features)] += 1
         elif isinstance(module, ATConv2d):
-            products[Product("dynamic", shape, module.dim, module.kernel_size)] += 1
+            products[Product("dynamic", shape, module.in_channels, module.kernel_size)] += 1
 
     hooks = [
         module.register_forward_hook(note)

@@ -74,19 +74,22 @@ def _compare(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, last: boo
     for name, call in ours.items():
         seconds, maps = setup.seconds(call, cold=True), 1 if name == "pooling" else 2
         row |= {f"{name} µs": 1e6 * seconds, f"{name} GB/s": maps * moved / seconds / 1e9}
+    same = [1, 1], [size // 2] * 2, [1, 1]  # stride, padding, dilation
     others: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "ours": lambda x, k: triton_conv.convolve(x, k, None, False),
-        "grouped": forms.grouped,
-        "static depthwise": lambda x, k: forms.shared(x, k[:1]),
+        "grouped": lambda x, k: forms.grouped(x, k, *same),
+        "static depthwise": lambda x, k: forms.shared(x, k[:1], *same),
     }
     if shape in COMPILED and size == 3 and dtype == torch.bfloat16:
-        others["shifted, compiled"] = torch.compile(forms.shifted, backend=setup.compiler)
+        others["shifted, compiled"] = torch.compile(
+            lambda x, k: forms.shifted(x, k, *same), backend=setup.compiler
+        )
     with torch.no_grad():
         row |= {
             f"{n} forward µs": 1e6 * setup.seconds(partial(f, x, k), cold=True) for n, f in others.items()
         }
         row["adaptive pooling µs"] = 1e6 * setup.seconds(
-            partial(context_pooling.adaptive, x, size**2, False), cold=True
+            partial(context_pooling.adaptive, x, size**2, None), cold=True
         )
     inputs = x.requires_grad_(), k.requires_grad_()
     for name, function in others.items():

@@ -45,7 +45,7 @@ class PlainATConv(nn.Module):
         super().__init__()
         assert mixer.context_proj is not None
         assert mixer.kernel_gen is not None
-        self.kernel_proj = nn.Conv2d(mixer.dim, mixer.dim, 1)
+        self.kernel_proj = nn.Conv2d(mixer.in_channels, mixer.in_channels, 1)
         self.kernel_proj.weight = nn.Parameter(mixer.context_proj.weight.detach()[:, :, None, None].clone())
         self.kernel_proj.bias = mixer.context_proj.bias
         self.kernel_gen, self.alpha, self.size = mixer.kernel_gen, mixer.alpha, mixer.kernel_size

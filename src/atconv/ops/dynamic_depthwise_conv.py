@@ -116,9 +116,9 @@ def shifted(x: Tensor, kernel: Tensor, stride: list[int], padding: list[int], di
     # Ends counted from the back are constants in the graph; counted from the front they would be symbols.
     bands = [padded]
     for axis, (size, s, d) in enumerate(zip(sizes, stride, dilation, strict=True), start=2):
-        windows = [slice(d * i, d * (i - size + 1) or None, s) for i in range(size)]
         before = (slice(None),) * axis
-        bands = [band[before + (window,)] for band in bands for window in windows]
+        windows = [(*before, slice(d * i, d * (i - size + 1) or None, s)) for i in range(size)]
+        bands = [band[window] for band in bands for window in windows]
     # Operators, as elsewhere: torch.export numbers torch.add and `+` apart, and PT2E mixes equal numbers up.
     return functools.reduce(operator.add, map(operator.mul, bands, taps))
 
