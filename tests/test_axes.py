@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,28 @@ def test_exported_programs_take_other_sizes(axes: int, options: dict[str, Any]) 
     program = torch.export.export(module, (image(axes, size=6),), dynamic_shapes=(dims,))
     x = image(axes, batch=3, size=9)
     assert_close(program.module()(x), module(x), 1e-12)
+
+
+@pytest.mark.parametrize(("axes", "options"), [OPTIONS[i] for i in (1, 2, 4, 8)], ids=str)
+@torch.no_grad()
+def test_onnx_files_take_other_sizes(axes: int, options: dict[str, Any], tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    module = build(axes, options).float().eval()
+    dims = dict.fromkeys((0, *range(2, axes + 2)), torch.export.Dim.DYNAMIC)
+    program = torch.onnx.export(
+        module,
+        (image(axes, size=6).float(),),
+        dynamo=True,
+        dynamic_shapes=(dims,),
+        opset_version=20,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(tmp_path / "module.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "module.onnx")
+    x = image(axes, batch=3, size=9).float()
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert_close(torch.from_numpy(y), module(x), 1e-5)
 
 
 @every_option
