@@ -57,13 +57,8 @@ def fit(model, epochs, groups):
 
 def accuracy(model):
     with torch.inference_mode():
-        return (
-            100
-            * (model.eval()(images[test]).argmax(1) == labels[test])
-            .float()
-            .mean()
-            .item()
-        )
+        right = model.eval()(images[test]).argmax(1) == labels[test]
+    return 100 * right.float().mean().item()
 
 
 fit(vit, 25, [{"params": vit.parameters(), "lr": 3e-3}])
