@@ -15,7 +15,8 @@ from atconv.engine.batch_plan import BatchPlan, plan_batches
 from atconv.engine.config import TrainConfig
 from atconv.engine.distributed import make_accelerator, release_accelerator
 from atconv.engine.run import Run
-from atconv.engine.trainer import Callback, History, Task, Trainer
+from atconv.engine.task import Task
+from atconv.engine.trainer import Callback, History, Trainer
 from support.helpers import tiny_attnet
 
 BATCH, STEPS = 8, 20

@@ -1,9 +1,9 @@
 """The training loop that every task shares.
 
-A task says what a batch, a loss and an evaluation are. The loop does the rest: accumulation, autocast,
+A `Task` says what a batch, a loss and an evaluation are. The loop does the rest: accumulation, autocast,
 clipping, schedule, EMA, checkpoints, resume. What people and files see of it is in `callbacks`.
 
-Reads top to bottom: `Task`, `History`, `Callback`, `Trainer.fit`, one epoch, one step, checkpoint.
+Reads top to bottom: `History`, `Callback`, `Trainer.fit`, one epoch, one step, checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -40,60 +39,11 @@ from atconv.engine.distributed import (
 from atconv.engine.optimizer import make_ema, make_optimizer, make_scheduler
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
+from atconv.engine.task import Task
 
-__all__ = ["Callback", "History", "Task", "Trainer", "set_training_mode"]
+__all__ = ["Callback", "History", "Trainer", "set_training_mode"]
 
 logger = logging.getLogger(__name__)
-
-
-class Task(ABC):
-    """What a run trains. The trainer asks it; neither writes into the other."""
-
-    model: nn.Module
-    samples: int
-    """training samples in an epoch"""
-    pairs: bool = False
-    """micro-batches need an even number of samples"""
-    min_batch: int = 1
-    """samples that a micro-batch needs, of which batch norm learns"""
-    streams: bool = False
-    """data comes as a stream that cannot be entered in the middle: resume restarts its epoch"""
-    monitor: str | None = None
-    """metric of `evaluate` that picks the best epoch, higher is better; None keeps the last epoch"""
-
-    @property
-    def shards(self) -> Sequence[nn.Module]:
-        """Parts of the model that a sharded run gathers one after the other."""
-        return list(self.model.children())
-
-    @abstractmethod
-    def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
-        """This process's micro-batches of an epoch, from the `start`-th on."""
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of a micro-batch on the device, and other means to show (scalars). `seed` is for random
-        mixing."""
-
-    @abstractmethod
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics of a model on the validation split. Every process calls it and gets the same."""
-
-    @abstractmethod
-    def save_config(self) -> None:
-        """Write what is needed to open the model, before training. Only the main process calls it."""
-
-    @abstractmethod
-    def save_model(self, model: nn.Module) -> None:
-        """Write the weights of the best epoch so far, atomically. Only the main process calls it."""
-
-    def callbacks(self) -> list[Callback]:
-        """What this task does besides at the end of each epoch, in the main process."""
-        return []
-
-    @abstractmethod
-    def report(self, history: History) -> None:
-        """After the last epoch: metrics and plots, metrics.json last. Only the main process calls it."""
 
 
 @dataclass

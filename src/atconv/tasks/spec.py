@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from atconv.engine.predictor import Predictor
-    from atconv.engine.trainer import Task
+    from atconv.engine.task import Task
 
 __all__ = ["TaskSpec"]
 

@@ -18,7 +18,8 @@ from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
 from atconv.engine.progress import heartbeat
 from atconv.engine.run import Run
-from atconv.engine.trainer import History, Task
+from atconv.engine.task import Task
+from atconv.engine.trainer import History
 from atconv.io import save_tensors, write_atomically
 from atconv.plots import Panel
 from atconv.tasks.classification.augmentation import train_transform

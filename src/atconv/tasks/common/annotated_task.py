@@ -31,7 +31,8 @@ from atconv.engine.progress import heartbeat
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.engine.tables import metric_name
-from atconv.engine.trainer import History, Task
+from atconv.engine.task import Task
+from atconv.engine.trainer import History
 from atconv.io import save_tensors, write_json
 from atconv.models.attnet import AttNet
 from atconv.models.release import load_release

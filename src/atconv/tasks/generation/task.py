@@ -26,7 +26,8 @@ from atconv.engine.progress import heartbeat
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.engine.tables import Table
-from atconv.engine.trainer import History, Task, Trainer
+from atconv.engine.task import Task
+from atconv.engine.trainer import History, Trainer
 from atconv.io import save_tensors, write_json
 from atconv.models.sit import SiT
 from atconv.plots import Panel, plot_curves
