@@ -35,7 +35,7 @@ CASES = [
     (1, (2, 3, 3, 1), torch.float32, True),
     (5, (1, 2, 3, 9), torch.float32, True),
     (7, (1, 2, 2, 4), torch.float32, False),
-    (9, (1, 2, 3, 5), torch.float32, True),  # by a loop that is not unrolled
+    (9, (1, 2, 3, 5), torch.float32, True),
 ]
 
 

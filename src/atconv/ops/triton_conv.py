@@ -30,7 +30,9 @@ from atconv.ops.layout import lies_channels_last
 
 __all__ = ["TUNING", "Tuning", "convolve", "correlate", "empty_map", "sum_dtype", "tile_channels"]
 
-_UNROLLED = 7  # kernel sizes up to this one are written out tap by tap
+_UNROLLED = (
+    3  # sizes up to this one are unrolled as a whole, others by rows: 49 taps take a minute to compile
+)
 
 
 @dataclass
@@ -176,7 +178,7 @@ def _launch(x: Tensor, size: int, program: str) -> tuple[tuple[int], dict[str, A
     tiles = triton.cdiv(height, block_h) * triton.cdiv(width, block_w)
     return (batch * tiles * triton.cdiv(channels, block_c),), {
         "K": size,
-        "UNROLL": size**2 if size <= _UNROLLED else 1,
+        "UNROLL": size**2 if size <= _UNROLLED else size,
         "TYPE": tl.float64 if x.dtype == torch.float64 else tl.float32,
         "BLOCK_H": block_h,
         "BLOCK_W": block_w,
