@@ -16,7 +16,7 @@ from steps import atconv, train
 
 from atconv import load
 from atconv.analysis import collect_kernels
-from atconv.analysis.plots import plot_kernels
+from atconv.analysis.image_plots import plot_kernels
 from atconv.data.splits import Split, load_splits
 from atconv.plots import save
 

@@ -9,6 +9,7 @@ from unittest import mock
 import matplotlib as mpl
 
 from atconv import plots
+from atconv.analysis.plots import plot_inhibition
 from atconv.plots import Panel, plot_curves, plt, save, shorten
 
 
@@ -72,3 +73,9 @@ def test_one_epoch_has_one_tick(tmp_path: Path) -> None:
     for axis in figure.axes:
         assert axis.title.get_window_extent().width < figure.bbox.width / 2
     plt.close(figure)
+
+
+def test_strengths_of_one_epoch_have_one_tick() -> None:
+    figure = plot_inhibition({f"stages.{i}.blocks.0.token_mixer": {1: [0.4, 0.6]} for i in range(4)})
+    figure.draw_without_rendering()
+    assert [axis.get_xticks().tolist() for axis in figure.axes] == [[1]] * 4

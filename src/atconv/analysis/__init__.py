@@ -1,6 +1,6 @@
 """What the operator does inside a model: functions of a model and tensors, which return numbers.
 
-`atconv.analysis.plots` plots them with matplotlib, and `atconv analyze` puts them on one page.
+`plots` and `image_plots` plot them with matplotlib, and `atconv analyze` puts them on one page.
 """
 
 from atconv.analysis.explanation import Explanation, class_activation, explain, explanation_layer

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from atconv.analysis import Explanation, LayerMeasures, StageField, plots
+from atconv.analysis import Explanation, LayerMeasures, StageField, image_plots, plots
 from atconv.analysis.probe import has_routing
 from atconv.engine.progress import progress
 from atconv.modules import inhibition_strength
@@ -155,8 +155,8 @@ def _kernels(data: ReportData) -> Section:
         "columns of the second plot differ, the layer treats the images differently.",
         finding,
         {
-            "kernels.png": plots.plot_kernels(data.pixels, data.titles, kernels, label),
-            "kernels_by_layer.png": plots.plot_kernels_by_layer(data.pixels, data.titles, data.kernels),
+            "kernels.png": image_plots.plot_kernels(data.pixels, data.titles, kernels, label),
+            "kernels_by_layer.png": image_plots.plot_kernels_by_layer(data.pixels, data.titles, data.kernels),
         },
     )
 
@@ -263,14 +263,14 @@ def _receptive_fields(data: ReportData) -> Section | None:
         "For models with global self-attention, the rollout of each stage's attention weights is shown. The "
         "radius r is the root mean square distance from the field's own center.",
         f"Radius in the last stage: {'; '.join(parts)}.",
-        {"receptive_field.png": plots.plot_receptive_fields(fields)},
+        {"receptive_field.png": image_plots.plot_receptive_fields(fields)},
     )
 
 
 def _explanations(data: ReportData) -> Section | None:
     if not data.explanations:
         return None
-    figure = plots.plot_explanations(data.pixels, data.explanations, data.titles, data.explained_at)
+    figure = image_plots.plot_explanations(data.pixels, data.explanations, data.titles, data.explained_at)
     return Section(
         "Explanations of single predictions",
         "Each image with its predicted class. Below, bright places support that class; where none is bright, "
