@@ -250,10 +250,6 @@ def make_task(config: GenerationConfig, run: Run, accelerator: Accelerator) -> G
         fractions = {"val_fraction", "test_fraction"}
         reject_options(config, {field.name for field in fields(DataConfig)} - fractions - {"data"}, reason)
         log_unused_fractions(config, fractions, reason)
-        reason = f"DATA {config.data} is latents, which were split when they were encoded"
-        fractions = {"val_fraction", "test_fraction"}
-        reject_options(config, {field.name for field in fields(DataConfig)} - fractions - {"data"}, reason)
-        log_unused_fractions(config, fractions, reason)
         folder = LatentFolder(config.data)
         splits, classes, vae = {name: folder[name] for name in ("train", "val")}, folder.classes, folder.vae
         logger.info("latents %s of %s", " × ".join(map(str, splits["train"].shape)), folder.message)
