@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atconv import functional
+from atconv.extras import name_missing_extra
 from atconv.models import attnet as _attnet  # noqa: F401  (registers the models with timm)
 from atconv.models.release import load_release
 from atconv.modules import ATConv1d, ATConv2d, ATConv3d, ATConvTokens
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 
+@name_missing_extra()
 def load(run: str | Path) -> Predictor[Any, Any]:
     """Open the best model of a run of any task; see `atconv.tasks.load`."""
     from atconv.tasks import load

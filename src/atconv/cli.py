@@ -18,34 +18,43 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from atconv.extras import name_missing_extra
 from atconv.ops.allocator import tune_allocator
 
 try:
-    import yaml
+    with name_missing_extra():
+        import yaml
 
-    from atconv.command_line import Fill, Parser, add_function, add_options, add_positional, fail, printable
-    from atconv.engine.tables import Table
-    from atconv.tasks import (
-        TASKS,
-        TaskSpec,
-        get_task,
-        load,
-        open_run,
-        task_for,
-        task_of,
-        train,
-        train_or_resume,
-    )
-    from atconv.tasks import resume as resume_run
+        from atconv.command_line import (
+            Fill,
+            Parser,
+            add_function,
+            add_options,
+            add_positional,
+            fail,
+            printable,
+        )
+        from atconv.engine.tables import Table
+        from atconv.tasks import (
+            TASKS,
+            TaskSpec,
+            get_task,
+            load,
+            open_run,
+            task_for,
+            task_of,
+            train,
+            train_or_resume,
+        )  # fmt: skip
+        from atconv.tasks import resume as resume_run
 except ImportError as error:
-    print(f"atconv: {error.name} is missing: pip install 'atconv[train]'", file=sys.stderr)
+    print(f"atconv: {error}", file=sys.stderr)
     raise SystemExit(2) from None
 
 __all__ = ["list_models", "run"]
 
 logger = logging.getLogger(__name__)
 
-_EXTRAS = {"generate": "generation", "export": "train,export", "detect": "dense", "segment": "dense"}
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -67,7 +76,8 @@ def run(arguments: Sequence[str], commands: Mapping[str, str], tools: Tools) -> 
     try:
         if any(argument == "" or re.fullmatch(r"--[a-z-]+=", argument) for argument in arguments):
             raise ValueError("an argument is empty: give a value, or leave it out (. is this folder)")
-        _parser(commands, tools).run(arguments)
+        with name_missing_extra():
+            _parser(commands, tools).run(arguments)
     except Exception as error:
         if os.environ.get("ATCONV_DEBUG", "0") != "0":  # show tracebacks
             raise
@@ -95,14 +105,14 @@ def _explain(command: str, error: Exception) -> None:
     """End with one line that says what was wrong, if it is the kind of error that users can do something
     about."""
     line = f"atconv {command}: {' '.join(str(error).split())}{_command_for(error)}"
-    if isinstance(error, ImportError):
-        fail(f"{line}: pip install 'atconv[{_EXTRAS.get(command.split()[0], 'train')}]'")
     if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
         fail(f"atconv {command}: {error.filename} is a file where a folder is needed: give another --out")
     if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, BrokenPipeError)):
         full = error.errno == errno.ENOSPC or "No space left" in str(error)
         fail(line + (": free some space; complete checkpoints are untouched" if full else ""))
-    if isinstance(error, (ValueError, TypeError, FileNotFoundError, FloatingPointError, RuntimeError)):
+    if isinstance(
+        error, (ValueError, TypeError, FileNotFoundError, FloatingPointError, RuntimeError, ImportError)
+    ):
         fail(line)
     raise error
 

@@ -161,6 +161,8 @@ def _polygons_problem(polygons: Any, image: dict[str, Any]) -> str | None:
 def _coverage_problem(segmentation: Any, box: Sequence[float], image: dict[str, Any]) -> str | None:
     try:
         mask = decode_mask(segmentation, image["height"], image["width"])
+    except ImportError:
+        raise
     except Exception:  # whatever the decoder raises
         return f"its segmentation cannot be decoded: {_FIX}"
     if not mask.any():

@@ -21,6 +21,7 @@ from atconv.data.masks import MaskSplit, is_masks, mask_splits, read_mask_folder
 from atconv.data.orientation import Exif
 from atconv.data.sources import DigitsSource, ImageSource, lmdb_files, open_folder, open_lmdb
 from atconv.data.timm_sources import is_timm_name, open_timm
+from atconv.extras import name_missing_extra
 
 __all__ = [
     "FORMATS",
@@ -188,6 +189,7 @@ def open_sources(config: DataConfig) -> dict[str, ImageSource]:
     )
 
 
+@name_missing_extra()
 def open_boxes(
     data: str | Path,
     masks: bool,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from atconv.deploy.opset import to_opset_17
+from atconv.extras import name_missing_extra
 
 __all__ = [
     "Opset",
@@ -47,6 +48,7 @@ class SizeError(ValueError):
     """A model's graph depends on a size that should be dynamic."""
 
 
+@name_missing_extra()
 def export_onnx(
     model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes = "any", opset: Opset = 20
 ) -> Path:
@@ -122,6 +124,7 @@ def export_aoti(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes
     return path
 
 
+@name_missing_extra()
 def open_onnx(path: Path, threads: int | None = None) -> Call:
     """An ONNX file in onnxruntime, on the CPU with torch's number of threads or another."""
     import onnxruntime

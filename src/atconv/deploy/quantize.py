@@ -11,12 +11,14 @@ from pathlib import Path
 from torch import Tensor
 
 from atconv.deploy.formats import log_level
+from atconv.extras import name_missing_extra
 
 __all__ = ["quantize_onnx"]
 
 _QUANTIZED_OPS = ["Conv", "MatMul", "Gemm"]
 
 
+@name_missing_extra()
 def quantize_onnx(path: Path, out: Path, batches: Iterable[Tensor]) -> Path:
     """Quantize an ONNX file statically: weights per channel, in seven of int8's bits, and uint8 activations.
 

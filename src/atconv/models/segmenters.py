@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from atconv.extras import name_missing_extra
 from atconv.models.backbone import check_any_size, check_counts, feature_strides, load_classifier_weights
 
 __all__ = ["ARCHITECTURES", "DIVISOR", "SegmenterArchitecture", "segmenter"]
@@ -19,6 +20,7 @@ DIVISOR = 32
 _STRIDES = ([4, 8, 16, 32], [2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])  # strides that smp's probe knows
 
 
+@name_missing_extra()
 def segmenter(
     backbone: str = "attnet_t2",
     num_classes: int = 150,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from atconv.engine import recipes
 from atconv.engine.run import Run
+from atconv.extras import name_missing_extra
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,12 +59,14 @@ class TaskSpec:
         """The configuration of a run of this task. Raises ValueError where it is not one."""
         return recipes.read_config(run, self.config, self.name)
 
+    @name_missing_extra()
     def make_task(self, config: Any, run: Run, accelerator: Accelerator) -> Task:
         """What the trainer trains in a run."""
         module = importlib.import_module(f"atconv.tasks.{self.name}.task")
         task: Task = module.make_task(config, run, accelerator)
         return task
 
+    @name_missing_extra()
     def predictor_class(self) -> type[Predictor[Any, Any]]:
         """The class that opens a run's trained model."""
         module = importlib.import_module(f"atconv.tasks.{self.name}.predictor")

@@ -1,0 +1,68 @@
+"""Packages that are not installed are named with the line that installs them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import metadata
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from atconv.data.formats import open_boxes
+from atconv.deploy import open_onnx
+from atconv.extras import PACKAGES, name_missing_extra
+from atconv.models.segmenters import segmenter
+from support.tiny import atconv, trained_run
+from support.tiny_dense import shared_data
+
+MODULES = {"pyyaml": "yaml", "scikit_learn": "sklearn"}
+
+
+@pytest.mark.parametrize("extra", PACKAGES)
+def test_every_package_of_an_extra_is_known(extra: str) -> None:
+    lines = metadata("atconv").get_all("Requires-Dist") or []
+    names = [re.split(r"[^\w-]", line)[0] for line in lines if re.search(rf"extra == .{extra}\b", line)]
+    modules = {MODULES.get(name, name) for name in (name.lower().replace("-", "_") for name in names)}
+    assert modules - {"atconv"} <= {*PACKAGES[extra], *PACKAGES["train"]}  # "train" comes along
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "call"),
+    [
+        ("segmentation_models_pytorch", "dense", lambda: segmenter("attnet_xxs", 2)),
+        ("onnxruntime", "export", lambda: open_onnx(Path("model.onnx"))),
+        ("faster_coco_eval.core", "dense", lambda: open_boxes(shared_data(), masks=True)),
+    ],
+)
+def test_python_names_the_line_that_installs_it(module: str, extra: str, call: object) -> None:
+    assert callable(call)
+    with (
+        mock.patch.dict(sys.modules, {module: None}),
+        pytest.raises(ModuleNotFoundError, match=re.escape(f"pip install 'atconv[{extra}]'")),
+    ):
+        call()
+
+
+def test_a_task_names_the_line_that_installs_it() -> None:
+    code = (
+        "import sys; sys.modules['diffusers'] = None\n"
+        "from atconv.tasks import get_task\n"
+        "get_task('generation').predictor_class()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'atconv[generation]'" in ended.stderr.splitlines()[-1]
+
+
+def test_a_command_names_the_line_that_installs_it(tmp_path: Path) -> None:
+    with mock.patch.dict(sys.modules, {"onnxruntime": None}):
+        ended = atconv("export", trained_run(), f"--out={tmp_path}")
+    assert ended.code == 2
+    assert ended.err == "atconv export: onnxruntime is missing: pip install 'atconv[export]'\n"
+
+
+def test_other_modules_are_left_alone() -> None:
+    with pytest.raises(ModuleNotFoundError, match="No module named 'no_such'"), name_missing_extra():
+        import no_such  # noqa: F401
