@@ -35,9 +35,8 @@ def to_opset_17(path: Path) -> None:
     unused = [tensor for tensor in model.graph.initializer if tensor.name not in used]
     for tensor in unused:
         model.graph.initializer.remove(tensor)
-    for opset in model.opset_import:
-        if opset.domain == "":
-            opset.version = 17
+    del model.opset_import[:]  # older exporters name domains of which nothing is left
+    model.opset_import.append(onnx.helper.make_opsetid("", 17))
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

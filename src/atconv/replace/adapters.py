@@ -173,7 +173,7 @@ class ATConvAdapter(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = self.call
-        inputs = dict(zip(call.arguments, args, strict=False)) | kwargs
+        inputs = dict(zip(call.arguments[: len(args)], args, strict=True)) | kwargs
         x = inputs[call.arguments[0]]
         for name in call.self_attention:
             if inputs.get(name) is not None and inputs[name] is not x:
