@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import errno
-import io
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 from atconv.extras import name_missing_extra
 from atconv.ops.allocator import tune_allocator
+from atconv.terminal import fail, log_to_terminal, quiet_libraries
 
 try:
     with name_missing_extra():
@@ -31,8 +31,6 @@ try:
             add_function,
             add_options,
             add_positional,
-            fail,
-            printable,
         )
         from atconv.engine.tables import Table
         from atconv.tasks import (
@@ -51,7 +49,7 @@ except ImportError as error:
     print(f"atconv: {error}", file=sys.stderr)
     raise SystemExit(2) from None
 
-__all__ = ["list_models", "run"]
+__all__ = ["run"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +69,8 @@ def run(arguments: Sequence[str], commands: Mapping[str, str], tools: Tools) -> 
         tools: those of groups.
     """
     tune_allocator()
-    _log_to_terminal()
-    _quiet_libraries()
+    log_to_terminal()
+    quiet_libraries()
     try:
         if any(argument == "" or re.fullmatch(r"--[a-z-]+=", argument) for argument in arguments):
             raise ValueError("an argument is empty: give a value, or leave it out (. is this folder)")
@@ -131,35 +129,6 @@ def _command_for(error: Exception) -> str:
     alone = "; to use the images alone, give their folder" if needed == "labels" else ""
     joint = ", and" if found.advice else ":" if needed == "labels" else ", or"
     return f"{joint} use `atconv {command}`{alone}"
-
-
-class _TerminalHandler(logging.Handler):
-    """Information to stdout, warnings to stderr, as they are. Looks both up at each line: bars redirect
-    them."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        stream = sys.stderr if record.levelno > logging.INFO else sys.stdout
-        print(printable(record.getMessage()), file=stream, flush=True)
-
-
-def _quiet_libraries() -> None:
-    """What libraries log is for developers, and hides the one line about bad input."""
-    if os.environ.get("ATCONV_DEBUG", "0") == "0" and not sys.warnoptions:
-        for name in ("torch", "timm", "accelerate"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # read when those are imported
-            os.environ.setdefault(name, "error")
-
-
-def _log_to_terminal() -> None:
-    logger = logging.getLogger("atconv")
-    for stream in (sys.stdout, sys.stderr):  # names of files and classes may not fit the locale
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    main_process = os.environ.get("RANK", "0") == "0"
-    logger.setLevel(logging.INFO if main_process else logging.WARNING)
-    if not any(isinstance(handler, _TerminalHandler) for handler in logger.handlers):
-        logger.addHandler(_TerminalHandler())
 
 
 def _train(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
@@ -311,29 +280,6 @@ def _check_task(spec: TaskSpec, name: str, tool: str) -> None:
     raise ValueError(f"{name} is a {other.name} run, not a {spec.name} run: use {command}{fitting}")
 
 
-def list_models() -> None:
-    """The AttNet family."""
-    import torch
-
-    from atconv.models.attnet import VARIANTS, AttNet
-    from atconv.models.published import PUBLISHED_TOP1
-
-    rows = []
-    for name in VARIANTS:
-        with torch.device("meta"):
-            model = AttNet(**VARIANTS[name])
-        count = sum(p.numel() for p in model.parameters())
-        top1 = f"{PUBLISHED_TOP1[name]:.1f} %" if name in PUBLISHED_TOP1 else "–"
-        rows.append((name, f"{count:,}", f"{model.macs(224, 224) / 1e9:.3f}", "3 × 224 × 224", top1))
-    logger.info(
-        Table("AttNet", ("model", "parameters", "GMACs", "input", "ImageNet-1K top-1, published"), rows)
-    )
-    logger.info(
-        "GMACs: multiply-adds of convolutions and linear layers for one image. Published: by the paper's "
-        "authors (arXiv 2510.20092), not measured by this project."
-    )
-
-
 def _export(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
     from atconv.tasks.classification.export import export
 
@@ -408,7 +354,7 @@ def _function(path: str, *positional: str, task: str = "", **fixed: Any) -> Fill
 def _fills() -> dict[str, Fill]:
     """What fills the parser of each command, by its name."""
     fills: dict[str, Fill] = {
-        "models": _function("atconv.cli:list_models"),
+        "models": _function("atconv.tasks.classification.family:list_models"),
         "data lmdb": _function("atconv.data.pack:pack_folder", "folder", "out"),
         "study": _function("atconv.tasks.classification.study:study", "config", train=train_or_resume),
         "analyze": _function(

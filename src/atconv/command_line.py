@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -16,6 +15,7 @@ from docstring_parser import parse, parse_from_object
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from atconv.engine.options import check_value, describe, did_you_mean, rule_of
+from atconv.terminal import fail
 
 __all__ = [
     "Fill",
@@ -23,14 +23,9 @@ __all__ = [
     "add_function",
     "add_options",
     "add_positional",
-    "fail",
     "flag",
-    "printable",
 ]
 
-_CONTROLS = (
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"  # of terminals and of bidirectional text
-)
 _PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", dict: "{NAME: VALUE}"}
 
 
@@ -125,17 +120,6 @@ class Parser(ArgumentParser):
         elif text.startswith("unrecognized arguments: "):
             text += ": give it before the options"
         fail(f"{self.prog}: {text} (see {self.prog} --help)")
-
-
-def fail(line: str, code: int = 2) -> NoReturn:
-    """End with a line on stderr."""
-    print(printable(line), file=sys.stderr)
-    raise SystemExit(code)
-
-
-def printable(text: str) -> str:
-    """Text whose control characters, such as those in names of files, are escaped."""
-    return re.sub(_CONTROLS, lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True)
