@@ -18,8 +18,9 @@ def to_opset_17(path: Path) -> None:
         ValueError: an operator has no form in opset 17.
     """
     import onnx
+    import onnx.inliner
 
-    model = onnx.load(path)
+    model = onnx.inliner.inline_local_functions(onnx.load(path))  # of older exporters
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     constants |= {
         node.output[0]: node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"
@@ -35,7 +36,7 @@ def to_opset_17(path: Path) -> None:
     unused = [tensor for tensor in model.graph.initializer if tensor.name not in used]
     for tensor in unused:
         model.graph.initializer.remove(tensor)
-    del model.opset_import[:]  # older exporters name domains of which nothing is left
+    del model.opset_import[:]
     model.opset_import.append(onnx.helper.make_opsetid("", 17))
     try:
         onnx.checker.check_model(model, full_check=True)
