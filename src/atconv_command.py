@@ -70,9 +70,13 @@ def _answer(arguments: list[str]) -> None:
         if os.environ.get("ATCONV_DEBUG", "0") == "0" and not sys.warnoptions:
             warnings.simplefilter("ignore")  # they are for developers, and hide the one line about bad input
         try:
-            from atconv.cli import run
+            from atconv.extras import name_missing_extra
+
+            with name_missing_extra():
+                from atconv.cli import run
         except (ValueError, ImportError) as error:
-            if "ATCONV_BACKEND" not in str(error):  # the environment asks for what is not there
+            # An extra is missing, or the environment asks for what is not there.
+            if not any(word in str(error) for word in ("pip install", "ATCONV_BACKEND")):
                 raise
             print(f"atconv: {error}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -17,37 +17,15 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import yaml
+
+from atconv.command_line import Fill, Parser, add_function, add_options, add_positional
+from atconv.engine.tables import Table
 from atconv.extras import name_missing_extra
 from atconv.ops.allocator import tune_allocator
+from atconv.tasks import TASKS, TaskSpec, get_task, load, open_run, task_for, task_of, train, train_or_resume
+from atconv.tasks import resume as resume_run
 from atconv.terminal import fail, log_to_terminal, quiet_libraries
-
-try:
-    with name_missing_extra():
-        import yaml
-
-        from atconv.command_line import (
-            Fill,
-            Parser,
-            add_function,
-            add_options,
-            add_positional,
-        )
-        from atconv.engine.tables import Table
-        from atconv.tasks import (
-            TASKS,
-            TaskSpec,
-            get_task,
-            load,
-            open_run,
-            task_for,
-            task_of,
-            train,
-            train_or_resume,
-        )  # fmt: skip
-        from atconv.tasks import resume as resume_run
-except ImportError as error:
-    print(f"atconv: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
 
 __all__ = ["run"]
 
