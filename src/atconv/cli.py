@@ -121,17 +121,16 @@ def _train(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Callable
     for name in names:
         recipe |= spec.read_recipe(name)
     shipped, prog = ", ".join(spec.recipe_names()), parser.prog
-    parser.usage = (
-        f"{prog} DATA [--config RECIPE] [--out RUN] [--OPTION VALUE ...]\n       {prog} --resume RUN"
-    )
+    usage = f"{prog} DATA [--config RECIPE] [--out RUN [--overwrite]] [--OPTION VALUE ...]"
+    parser.usage = f"{usage}\n       {prog} --resume RUN"
     parser.description = (
         f"DATA is {spec.data}. RECIPE is a YAML file or one of {shipped} (default: {spec.default_recipe}). "
-        "--resume continues an interrupted run exactly, as it was configured."
+        "--resume continues an interrupted run exactly, as it was configured; --overwrite starts it again."
     )
     add_positional(parser, "data", argparse.SUPPRESS, optional=True)  # the description says it
     parser.add_argument("--config", metavar="RECIPE", type=str, help="a YAML file or a recipe's name")
     parser.add_argument("--out", metavar="RUN", type=str, help="folder of the run (default: runs/DATA-MODEL)")
-    parser.add_argument("--overwrite", action="store_true", help="start again in --out, the folder of a run")
+    parser.add_argument("--overwrite", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--resume", metavar="RUN", type=str, help=argparse.SUPPRESS)
     parser.add_argument("--print-config", action="store_true", help="print the configuration and stop")
     add_options(parser, spec.config, skip={"data"}, everything="--help-all" in arguments)
