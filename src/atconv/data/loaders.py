@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
@@ -20,7 +21,15 @@ from atconv.data.timm_sources import Stream
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.rng import derive_seed, seed_generators, seeded
 
-__all__ = ["EpochBatches", "SampleKey", "SeededItems", "eval_loader", "stream_loader", "train_loader"]
+__all__ = [
+    "EpochBatches",
+    "SampleKey",
+    "SeededItems",
+    "eval_loader",
+    "readable_loader",
+    "stream_loader",
+    "train_loader",
+]
 
 T = TypeVar("T")
 Transform = Callable[[Image.Image], Tensor]
@@ -99,6 +108,23 @@ class _Images(Dataset[tuple[Tensor, int]]):
         return self.transform(image), label
 
 
+class _ReadableImages(_Images):
+    """The same; in place of an image that cannot be read, why."""
+
+    def __getitem__(self, position: int) -> Any:
+        try:
+            return super().__getitem__(position)
+        except (OSError, ValueError) as error:
+            return str(error).partition("\n")[0], position
+
+
+def _collate_readable(items: list[Any]) -> tuple[Tensor, Tensor, list[tuple[str, int]]]:
+    readable = [item for item in items if isinstance(item[0], Tensor)]
+    images = torch.stack([image for image, _ in readable]) if readable else torch.empty(0)
+    unreadable = [item for item in items if not isinstance(item[0], Tensor)]
+    return images, torch.tensor([label for _, label in readable], dtype=torch.int64), unreadable
+
+
 class _StreamImages(IterableDataset[tuple[Tensor, int]]):
     def __init__(self, stream: Stream, transform: Transform, in_chans: int) -> None:
         self.stream, self.transform = stream, transform
@@ -127,6 +153,15 @@ def eval_loader(
 ) -> DataLoader[Any]:
     """Batches of a split in its order. `pin` as for `train_loader`."""
     return DataLoader(_Images(split, transform, in_chans), batch_size, num_workers=workers, pin_memory=pin)
+
+
+def readable_loader(
+    split: Split, transform: Transform, in_chans: int, batch_size: int, workers: int, pin: bool = False
+) -> DataLoader[Any]:
+    """As `eval_loader`; each batch holds the images that can be read, their labels, and for the others why
+    not and their positions. A batch may have no image."""
+    dataset = _ReadableImages(split, transform, in_chans)
+    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin, collate_fn=_collate_readable)
 
 
 def stream_loader(

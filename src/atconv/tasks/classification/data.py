@@ -10,15 +10,22 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atconv.data.checking import SkippedFile, in_threads, log_skipped
+from atconv.data.checking import SkippedFile, log_skipped
 from atconv.data.config import log_unused_fractions, reject_options
 from atconv.data.folders import choose_split
 from atconv.data.formats import open_sources
-from atconv.data.loaders import EpochBatches, Transform, eval_loader, stream_loader, train_loader
+from atconv.data.loaders import (
+    EpochBatches,
+    Transform,
+    eval_loader,
+    readable_loader,
+    stream_loader,
+    train_loader,
+)
 from atconv.data.splits import Split, Splits, load_splits, open_splits
 from atconv.data.timm_sources import Stream, is_stream
 from atconv.engine.batch_plan import BatchPlan
@@ -28,9 +35,11 @@ from atconv.tasks.classification.config import ClassificationConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
 __all__ = [
     "IndexedData",
+    "ReadableBatches",
     "StreamData",
     "data_config",
     "eval_batch_size",
@@ -186,15 +195,6 @@ def data_config(config: ClassificationConfig) -> dict[str, Any]:
     }
 
 
-class EvalSplit(NamedTuple):
-    """A split to evaluate on."""
-
-    name: str
-    images: Split
-    skipped: list[dict[str, str]]
-    """files that are left out, as skipped.csv lists them"""
-
-
 def open_split(
     run: Run,
     config: ClassificationConfig | None,
@@ -202,13 +202,12 @@ def open_split(
     data: str | None,
     split: str,
     data_root: str | None,
-) -> EvalSplit:
-    """A split of DATA by name, "auto" for the one to evaluate: the run's own where DATA is the run's or not
-    given, else what DATA comes with. Unreadable files are left out.
+) -> tuple[str, Split]:
+    """A split of DATA by name, "auto" for the one to evaluate, and its name: the run's own where DATA is the
+    run's or not given, else what DATA comes with.
 
     Raises:
         ValueError: DATA has no such split, is a stream, or names other classes.
-        TooManyUnreadable: of more files than `max_skipped` of the run allows.
     """
     if data is None:
         if config is None:
@@ -232,30 +231,46 @@ def open_split(
     if all(part.source is parts[0].source for part in parts):
         splits["all"] = Split(parts[0].source, np.sort(np.concatenate([part.indices for part in parts])))
     name = choose_split(splits, split, data)
-    return _readable(name, splits[name], (config or ClassificationConfig()).max_skipped)
+    return name, splits[name]
 
 
-def _readable(name: str, split: Split, limit: float) -> EvalSplit:
-    """A split without unreadable files."""
-    if not split.source.checkable:
-        return EvalSplit(name, split, [])
+class ReadableBatches:
+    """Batches of the images of a split that can be read, in its order. Once they have been gone through,
+    `split` holds those images, and `skipped` the files that are left out.
 
-    def unreadable(position: int) -> str | None:
-        try:
-            split.read(position, "RGB")
-        except (OSError, ValueError) as error:
-            return str(error).partition("\n")[0]
-        return None
+    Raises:
+        TooManyUnreadable: at the end, of more files than `max_skipped` of the run's configuration allows.
+    """
 
-    reasons = list(in_threads(unreadable, len(split), "checking images"))
-    skipped = [
-        SkippedFile(name, split.name(position), reason)
-        for position, reason in enumerate(reasons)
-        if reason is not None
-    ]
-    log_skipped(skipped, len(split), limit)
-    readable = [reason is None for reason in reasons]
-    return EvalSplit(name, Split(split.source, split.indices[readable]), [file._asdict() for file in skipped])
+    def __init__(
+        self,
+        name: str,
+        split: Split,
+        transform: Any,
+        batch_size: int,
+        workers: int,
+        config: Any,
+        pin: bool = False,
+    ) -> None:
+        self.name, self.split = name, split
+        self.limit: float = (config or ClassificationConfig()).max_skipped
+        self.skipped: list[SkippedFile] = []
+        in_chans = transform.input_size[0]
+        self._loader = readable_loader(split, transform, in_chans, batch_size, workers, pin)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        split, unreadable = self.split, []
+        for images, labels, failed in self._loader:
+            unreadable += failed
+            if len(labels):
+                yield images, labels
+        self.skipped = [SkippedFile(self.name, split.name(place), reason) for reason, place in unreadable]
+        log_skipped(self.skipped, len(split), self.limit)
+        if unreadable:
+            self.split = Split(split.source, np.delete(split.indices, [place for _, place in unreadable]))
 
 
 def _same_data(config: ClassificationConfig, data: str, data_root: str | None) -> bool:

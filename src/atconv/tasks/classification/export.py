@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from atconv import deploy
-from atconv.data.loaders import eval_loader
 from atconv.data.splits import Split
 from atconv.deploy.timing import ROUNDS, median_seconds
 from atconv.engine.predictor import Predictor
@@ -25,7 +24,7 @@ from atconv.engine.reading import read_json
 from atconv.engine.tables import Table
 from atconv.io import file_digest
 from atconv.models.attnet import AttNet
-from atconv.tasks.classification.data import open_split
+from atconv.tasks.classification.data import ReadableBatches, open_split
 from atconv.tasks.classification.export_files import DESCRIPTION, Call, Written, staged, write_all
 from atconv.tasks.classification.metrics import predict_batches
 
@@ -148,7 +147,7 @@ def export(
     with staged(folder, stale) as staging:
         written = write_all(folded, model, format, images, staging, opset)
         if splits is not None:
-            int8_file, accuracy = _write_int8(written[0], splits, predictor.transform, batch_size)
+            int8_file, accuracy = _write_int8(written[0], splits, predictor, batch_size)
             written.append(int8_file)
         milliseconds = _time(forms | {file.path.name: file.call for file in written}, images)
         report = ExportReport(
@@ -170,11 +169,12 @@ def export(
 
 
 def _write_int8(
-    source: Written, splits: tuple[Split, Split], transform: Any, batch_size: int
+    source: Written, splits: tuple[Split, Split], predictor: Predictor[Any, Any], batch_size: int
 ) -> tuple[Written, Int8Accuracy]:
     """The int8 file, and how it changes predictions."""
     calibration, measured = (
-        eval_loader(split, transform, transform.input_size[0], batch_size, workers=0) for split in splits
+        ReadableBatches(name, split, predictor.transform, batch_size, 0, predictor.config)
+        for name, split in zip(("calibration", "measured"), splits, strict=True)
     )
     path = source.path.with_name("model-int8.onnx")
     logger.info("writing %s, calibrated on %d images", path.name, len(splits[0]))
@@ -203,8 +203,8 @@ def _int8_splits(
     """Images to calibrate on and images to measure on: training and test split, or two parts of one split."""
     config: Any = predictor.config
     choose = functools.partial(open_split, predictor.run, config, predictor.classes, data)
-    name, measured, _ = choose("auto", data_root)
-    pool = measured if name in ("all", "train") else choose("train", data_root).images
+    name, measured = choose("auto", data_root)
+    pool = measured if name in ("all", "train") else choose("train", data_root)[1]
     order = np.random.default_rng(0).permutation(len(pool))
     calibration = Split(pool.source, [pool.indices[i] for i in order[:count]])
     if pool is measured:

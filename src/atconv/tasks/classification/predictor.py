@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from PIL import Image
 from typing_extensions import Self
 
 from atconv.data.images import open_image
-from atconv.data.loaders import eval_loader, stream_loader
+from atconv.data.loaders import stream_loader
 from atconv.data.splits import Split
 from atconv.data.timm_sources import KeptImages, Stream
 from atconv.data.transforms import EvalTransform
@@ -28,7 +28,7 @@ from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
 from atconv.tasks.classification.config import ClassificationConfig
-from atconv.tasks.classification.data import open_split
+from atconv.tasks.classification.data import ReadableBatches, open_split
 from atconv.tasks.classification.metrics import ClassificationMetrics, compute_metrics, predict_batches
 
 __all__ = ["Classification", "ClassificationPredictor"]
@@ -129,31 +129,34 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
         """
         config: Any = self.config
-        name, images, skipped = open_split(self.run, config, self.classes, data, split, data_root)
-        return replace(self.evaluate_on(images, name, batch_size, workers), skipped=skipped)
+        name, images = open_split(self.run, config, self.classes, data, split, data_root)
+        return self.evaluate_on(images, name, batch_size, workers)
 
     def evaluate_on(
         self, images: Split | Stream, name: str, batch_size: int = 64, workers: int = 2
     ) -> ClassificationMetrics:
-        """Metrics on images that are open already."""
-        in_chans = self.transform.input_size[0]
-        batches: Iterable[Any]
+        """Metrics on images that are open already. Those that cannot be read are left out, up to a limit.
+
+        Raises:
+            TooManyUnreadable: of more files than `max_skipped` of the run allows.
+        """
+        batches: Any
         if isinstance(images, Stream):
             # In this process: positions then mean the same when the stream is read again.
+            in_chans = self.transform.input_size[0]
             batches = stream_loader(images, self.transform, in_chans, batch_size, workers=0, drop_last=False)
-            total = None
         else:
             pin = self.device.type == "cuda"
-            batches = eval_loader(images, self.transform, in_chans, batch_size, workers, pin)
-            total = len(batches)
+            batches = ReadableBatches(name, images, self.transform, batch_size, workers, self.config, pin)
         started = time.perf_counter()
-        shown = progress(batches, "evaluating", total)
+        shown = progress(batches, "evaluating", None if isinstance(images, Stream) else len(batches))
         probabilities, labels = predict_batches(self.model, shown, self.device)
         speed = len(labels) / (time.perf_counter() - started)
-        source: Any = images
         if isinstance(images, Stream):
-            source = KeptImages(images, worst_mistakes(probabilities, labels).tolist())
-        return compute_metrics(probabilities, labels, self.classes, speed, name, source)
+            source: Any = KeptImages(images, worst_mistakes(probabilities, labels).tolist())
+            return compute_metrics(probabilities, labels, self.classes, speed, name, source)
+        metrics = compute_metrics(probabilities, labels, self.classes, speed, name, batches.split)
+        return replace(metrics, skipped=[file._asdict() for file in batches.skipped])
 
     def save_evaluation(
         self, metrics: ClassificationMetrics, folder: Path, about: dict[str, Any] | None = None
