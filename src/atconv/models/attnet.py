@@ -1,7 +1,6 @@
 """AttNet: image backbones whose token mixer is ATConv, registered with timm.
 
-Source: "Attentive Convolution", arXiv 2510.20092. Numerically compatible with the authors' checkpoints,
-which `atconv.load_release` reads.
+Source: "Attentive Convolution", arXiv 2510.20092. `atconv.load_release` reads the authors' checkpoints.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
