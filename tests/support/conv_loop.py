@@ -1,4 +1,4 @@
-"""The dynamic depthwise convolution and its gradients as loops over taps in float64, to judge kernels by."""
+"""The dynamic depthwise convolution and its gradients as loops over taps in float64, for comparison."""
 
 from __future__ import annotations
 

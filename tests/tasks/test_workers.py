@@ -1,4 +1,4 @@
-"""Workers of all tasks start by forking a server or anew, as on macOS and from Python 3.14 on."""
+"""Workers of all tasks start as new processes or forks of a server, as on macOS and from Python 3.14 on."""
 
 from __future__ import annotations
 

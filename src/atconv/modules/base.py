@@ -46,39 +46,14 @@ class ATConv(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        name, axes = type(self).__name__, self.axes
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
-        self.kernel_size, self.padding_mode = kernel_size, padding_mode
-        self.routing, self.inhibition, self.context_grid = routing, inhibition, context_grid
         self.kernel_groups = in_channels if kernel_groups is None else kernel_groups
-        if min(in_channels, self.out_channels) < 1:
-            raise ValueError(
-                f"{name}: in_channels and out_channels must be at least 1, got {in_channels} and "
-                f"{self.out_channels}"
-            )
-        if padding_mode not in PADDING_MODES:
-            modes = ", ".join(PADDING_MODES)
-            raise ValueError(f"{name}: padding_mode must be one of {modes}, got {padding_mode!r}")
-        if self.kernel_groups < 1 or in_channels % self.kernel_groups:
-            raise ValueError(f"{name}: kernel_groups must divide {in_channels} channels, got {kernel_groups}")
-        if not projections and self.out_channels != in_channels:
-            raise ValueError(
-                f"{name}: without projections there are {in_channels} channels, not {out_channels}"
-            )
-        self._sizes = [kernel_size] * axes if isinstance(kernel_size, int) else list(kernel_size)
-        if len(self._sizes) != axes or any(size < 1 or size % 2 == 0 for size in self._sizes):
-            raise ValueError(
-                f"{name}: kernel_size must be odd so that the map keeps its size, got {kernel_size}; "
-                "use 3, 5 or 7"
-            )
-        self.stride = _per_axis(stride, axes, f"{name}: stride")
-        self.dilation = _per_axis(dilation, axes, f"{name}: dilation")
+        self.routing, self.inhibition, self.context_grid = routing, inhibition, context_grid
+        self.padding_mode = padding_mode
+        self._check_options(projections)
+        self._set_sizes(kernel_size, stride, dilation, context_bins)
         weights = math.prod(self._sizes)
-        self.context_bins = weights if context_bins is None else context_bins
-        if self.context_bins < 1:
-            raise ValueError(f"{name}: context_bins must be at least 1, got {context_bins}")
-        self._grid = _grid(self._sizes, context_bins) if context_grid else None
         groups = self.kernel_groups
         self.context_proj: nn.Linear | None = None
         self.kernel_gen: nn.Linear | None = None
@@ -101,6 +76,48 @@ class ATConv(nn.Module):
         identity = nn.Identity()
         self.value_proj = self._projection(in_channels, in_channels, bias, **dd) if projections else identity
         self.proj = self._projection(in_channels, self.out_channels, bias, **dd) if projections else identity
+
+    def _check_options(self, projections: bool) -> None:
+        name, channels = type(self).__name__, self.in_channels
+        if min(channels, self.out_channels) < 1:
+            raise ValueError(
+                f"{name}: in_channels and out_channels must be at least 1, got {channels} and "
+                f"{self.out_channels}"
+            )
+        if self.padding_mode not in PADDING_MODES:
+            modes = ", ".join(PADDING_MODES)
+            raise ValueError(f"{name}: padding_mode must be one of {modes}, got {self.padding_mode!r}")
+        if self.kernel_groups < 1 or channels % self.kernel_groups:
+            raise ValueError(
+                f"{name}: kernel_groups must divide {channels} channels, got {self.kernel_groups}"
+            )
+        if not projections and self.out_channels != channels:
+            raise ValueError(
+                f"{name}: without projections there are {channels} channels, not {self.out_channels}"
+            )
+
+    def _set_sizes(
+        self,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        dilation: int | Sequence[int],
+        context_bins: int | None,
+    ) -> None:
+        """What has a number for each axis, and the bins."""
+        name, axes = type(self).__name__, self.axes
+        self.kernel_size = kernel_size
+        self._sizes = [kernel_size] * axes if isinstance(kernel_size, int) else list(kernel_size)
+        if len(self._sizes) != axes or any(size < 1 or size % 2 == 0 for size in self._sizes):
+            raise ValueError(
+                f"{name}: kernel_size must be odd so that the map keeps its size, got {kernel_size}; "
+                "use 3, 5 or 7"
+            )
+        self.stride = _per_axis(stride, axes, f"{name}: stride")
+        self.dilation = _per_axis(dilation, axes, f"{name}: dilation")
+        self.context_bins = math.prod(self._sizes) if context_bins is None else context_bins
+        if self.context_bins < 1:
+            raise ValueError(f"{name}: context_bins must be at least 1, got {context_bins}")
+        self._grid = _grid(self._sizes, context_bins) if self.context_grid else None
 
     def _projection(self, dim: int, out: int, bias: bool, **dd: Any) -> nn.Module:
         return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.axes - 1](dim, out, 1, bias=bias, **dd)
