@@ -406,7 +406,7 @@ def test_attention_that_does_not_run_counts_nothing() -> None:
 def test_nothing_stays_half_replaced_whatever_goes_wrong(error: BaseException) -> None:
     model: Any = vit()
     before = list(model.modules())
-    with mock.patch("atconv.replace.api.ReplacementReport", side_effect=error), pytest.raises(type(error)):
+    with mock.patch("atconv.replace.swap.ReplacementReport", side_effect=error), pytest.raises(type(error)):
         replace_attention(model)
     assert list(model.modules()) == before
     assert not model.patch_embed._forward_pre_hooks

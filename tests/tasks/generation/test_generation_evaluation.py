@@ -354,7 +354,7 @@ def test_samples_are_compared_with_the_images_of_data(tmp_path: Path) -> None:
         (unconditional_run, ["--guidance=2"], "set guidance to 1"),
         (generation_run, ["--images=3"], "got 3 samples"),
         (generation_run, ["--split=tests"], "split"),
-        (trained_run, [], "is not a generation run"),
+        (trained_run, [], "is a classification run, not a generation run: use atconv evaluate"),
         (generation_run, ["--images=0"], "images, real_images and batch_size must be at least 1"),
         (generation_run, ["--batch-size=0"], "images, real_images and batch_size must be at least 1"),
         (generation_run, ["--features=GENERATION_RUN"], "is a generation run: it has no classifier"),

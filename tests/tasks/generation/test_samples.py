@@ -377,7 +377,7 @@ def test_images_of_another_size_are_sampled(tmp_path: Path) -> None:
         (generation_run, ["--sampler=ddim"], "no sampler 'ddim'"),
         (generation_run, ["--per-class=0"], "per_class and batch_size must be at least 1"),
         (unconditional_run, ["--guidance=2"], "set guidance to 1"),
-        (trained_run, [], "is not a generation run: it was not made by atconv generate train"),
+        (trained_run, [], "is a classification run, not a generation run: use atconv"),
         (lambda: Path("/nowhere/run"), [], "no such run folder: /nowhere/run"),
     ],
 )
