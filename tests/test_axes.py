@@ -201,7 +201,7 @@ def test_gradients(axes: int, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("reset_compiler")
-@pytest.mark.parametrize(("axes", "options"), [OPTIONS[i] for i in (1, 2, 3, 4, 8, 9)], ids=str)
+@pytest.mark.parametrize(("axes", "options"), [OPTIONS[i] for i in (1, 3, 8)], ids=str)
 @torch.no_grad()
 def test_one_trace_serves_all_sizes(axes: int, options: dict[str, Any]) -> None:
     module = build(axes, options).float()
@@ -213,7 +213,7 @@ def test_one_trace_serves_all_sizes(axes: int, options: dict[str, Any]) -> None:
             assert_close(compiled(x), module(x), 1e-5)
 
 
-@every_option
+@pytest.mark.parametrize(("axes", "options"), [OPTIONS[i] for i in (2, 4, 5, 7, 9)], ids=str)
 @torch.no_grad()
 def test_exported_programs_take_other_sizes(axes: int, options: dict[str, Any]) -> None:
     module = build(axes, options).eval()

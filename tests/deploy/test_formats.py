@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,7 +91,7 @@ def test_an_exported_attnet_accepts_any_size(
     assert_close(call(x), model(x), 1e-5)
 
 
-@pytest.mark.parametrize("format", FAST_FORMATS)
+@pytest.mark.parametrize("format", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_fixed_sizes_are_fixed(format: str, tmp_path: Path) -> None:
     model = tiny_attnet()
@@ -102,6 +103,18 @@ def test_fixed_sizes_are_fixed(format: str, tmp_path: Path) -> None:
         assert deploy.largest_error(call, model, [accepted]) <= 1e-5  # type: ignore[list-item]
         with pytest.raises(Exception):  # noqa: B017, PT011  (each runtime has its own types)
             call(torch.randn(rejected))
+
+
+@torch.no_grad()
+def test_an_older_opset_has_no_gelu(tmp_path: Path) -> None:
+    model = nn.Sequential(randomize(ATConv2d(3)), nn.GELU()).eval()
+    path = deploy.export_onnx(model, tmp_path / "old.onnx", torch.randn(2, 3, 9, 8), opset=17)
+    graph = onnx.load(path)
+    assert [(each.domain, each.version) for each in graph.opset_import] == [("", 17)]
+    assert not [node for node in graph.graph.node if node.op_type == "Gelu"]
+    read = {name for node in graph.graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.graph.initializer} <= read
+    assert deploy.largest_error(deploy.open_onnx(path), model, [(3, 3, 19, 12)]) <= 1e-4
 
 
 @pytest.mark.slow

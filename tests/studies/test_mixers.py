@@ -34,6 +34,7 @@ MIXERS = {
 }
 
 
+@pytest.mark.slow
 def test_parameters_agree_within_two_percent(tmp_path: Path) -> None:
     recipe = dict(data="digits", model="attnet_xxs", image_size=28, in_chans=1,
                   model_args=dict(stem_stride=2, depths=[1, 1, 3, 1], dims=[32, 64, 96, 128]))  # fmt: skip

@@ -170,7 +170,8 @@ class Sized(torch.nn.Module):
         return x.mean((2, 3))
 
 
-def test_an_older_opset_has_no_gelu(run: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_is_exported_for_an_older_opset(run: Path, tmp_path: Path) -> None:
     predictor = load(run)
     predictor.export(opset=17, out=str(tmp_path / "old"))
     graph = onnx.load(tmp_path / "old" / "model.onnx")
