@@ -107,6 +107,17 @@ class Parser(ArgumentParser):
         except (TypeError, KeyError, ValueError) as error:
             self.error(str(error))
 
+    def _fail_of_missing(self, name: str) -> None:
+        """End with what the command lacks: `name` is that of its argument behind those of the commands."""
+        *commands, name = name.split(".")
+        parser = self
+        for command in commands:
+            parser = parser.commands[command]
+        for action in parser._actions:
+            if action.dest == name and not action.option_strings:
+                text = f"{action.metavar} is missing: give {action.help}"
+                fail(f"{parser.prog}: {text} (see {parser.prog} --help)")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())[:600]
         if wrong := re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', text):
@@ -118,7 +129,9 @@ class Parser(ArgumentParser):
         elif wrong := re.match(r"unrecognized arguments: (--[\w-]+)", text):
             text += did_you_mean(wrong[1], map(flag, self.kinds))
         elif text.startswith("unrecognized arguments: "):
-            text += ": give it before the options"
+            text += ": a command's arguments come before its options, and no others are taken"
+        elif wrong := re.search(r"arguments are required: ([\w.]+)", text):
+            self._fail_of_missing(wrong[1])
         fail(f"{self.prog}: {text} (see {self.prog} --help)")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from atconv.engine.run import Run
-from atconv.tasks import train
+from atconv.tasks import task_of, train
 from support.tiny import (
     KillAt,
     atconv,
@@ -41,7 +41,8 @@ def test_everything_that_a_run_writes_is_set_aside(tmp_path: Path, made: object)
     assert callable(made)
     shutil.copytree(made(), tmp_path / "run")
     before = contents(tmp_path / "run")
-    Run(tmp_path / "run").set_aside()
+    spec = task_of(Run(tmp_path / "run"))
+    Run(tmp_path / "run").set_aside(spec.writes, spec.evaluation_writes)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".overwritten"]
     assert contents(tmp_path / "run" / ".overwritten") == before
     Run(tmp_path / "run").bring_back()

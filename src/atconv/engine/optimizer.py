@@ -1,4 +1,4 @@
-"""What moves the weights, as a recipe asks for it: the optimizer, its schedule, and their moving average."""
+"""A recipe's optimizer, its schedule, and the moving average of the weights."""
 
 from __future__ import annotations
 

@@ -31,15 +31,11 @@ except ModuleNotFoundError:  # Windows has none
 __all__ = ["Run", "next_run_dir", "run_lock", "run_log"]
 
 _LEFT_BEHIND = {"skipped.csv"}  # what a rejected run may leave in its folder
-_WRITTEN = (  # what training and evaluation write, and nothing else does
-    "config.yaml", "split.json", "skipped.csv", "log.txt", "checkpoints/step-*/*", "tracking/events.out.*",
-    "metrics.csv", "inhibition.csv", "metrics.json", "per_class.csv", "predictions.csv",
-    "curves.png", "confusion.png", "mistakes.png", "predictions.png", "samples.png", "samples/epoch-*.png",
-    "config.json", "model.safetensors", "model_index.json", "pipeline.py", "scheduler/scheduler_config.json",
-    "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors",
-    "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
-    "evaluation/*/metrics.json", "evaluation/*/per_class.csv", "evaluation/*/predictions.csv",
-    "evaluation/*/confusion.png", "evaluation/*/mistakes.png", "evaluation/*/predictions.png",
+_EVALUATION = ("metrics.json", "per_class.csv", "skipped.csv")
+# What runs of every task write, and nothing else does.
+_WRITTEN = (
+    "config.yaml", "split.json", "log.txt", "checkpoints/step-*/*", "tracking/events.out.*", "metrics.csv",
+    "curves.png", "config.json", "model.safetensors", *_EVALUATION,
 )  # fmt: skip
 
 
@@ -144,16 +140,22 @@ class Run:
         if not keep_folder and not any(self.path.iterdir()):
             self.path.rmdir()
 
-    def set_aside(self) -> None:
+    def set_aside(self, written: Collection[str], evaluation: Collection[str]) -> None:
         """Move what the run has written into a hidden folder in its own, so that another can start there.
         Other files stay as they are.
+
+        Args:
+            written: globs of what its task writes besides what all tasks do.
+            evaluation: those that evaluations write too, each in its own folder.
 
         Raises:
             ValueError: another process trains in it.
         """
         self.bring_back()  # what a killed process had set aside
         with run_lock(self):
-            for file in [file for pattern in _WRITTEN for file in self.path.glob(pattern)]:
+            in_evaluations = (f"evaluation/*/{name}" for name in (*_EVALUATION, *evaluation))
+            patterns = (*_WRITTEN, *written, *evaluation, *in_evaluations)
+            for file in [file for pattern in patterns for file in self.path.glob(pattern)]:
                 _move(file, self.aside / file.relative_to(self.path), self.path)
 
     def bring_back(self) -> None:

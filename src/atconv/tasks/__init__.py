@@ -240,8 +240,9 @@ def _discard(run: Run, before: Collection[str] | None, error: Exception) -> None
 def _set_aside(path: Path) -> None:
     """Make place for a new run in the folder of an earlier one."""
     run = open_run(path)
-    task_of(run).read_config(run)  # raises where config.yaml is not of a run: the files are then not ours
-    run.set_aside()
+    spec = task_of(run)
+    spec.read_config(run)  # raises where config.yaml is not of a run: the files are then not ours
+    run.set_aside(spec.writes, spec.evaluation_writes)
 
 
 def _fit(

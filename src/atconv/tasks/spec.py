@@ -42,6 +42,10 @@ class TaskSpec:
     default_recipe: str = "small"
     tools: tuple[str, ...] = ("train", "evaluate", "predict")
     """its commands"""
+    writes: tuple[str, ...] = ("inhibition.csv",)
+    """globs of files in its runs, besides those of every run: what `--overwrite` sets aside"""
+    evaluation_writes: tuple[str, ...] = ()
+    """files of its evaluations, which stand in a run too"""
 
     def recipe_names(self) -> list[str]:
         """Recipes that ship with the task, selectable by name."""

@@ -14,5 +14,6 @@ SPEC = TaskSpec(
     config=ClassificationConfig,
     data="an image folder, an LMDB file, a timm dataset name (torch/..., hfds/..., wds/...) or digits",
     inherit_config=inherit_config,
+    evaluation_writes=("predictions.csv", "confusion.png", "mistakes.png"),
     tools=("train", "evaluate", "predict", "study", "analyze", "export"),
 )

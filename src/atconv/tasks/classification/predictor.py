@@ -36,7 +36,7 @@ __all__ = ["Classification", "ClassificationPredictor"]
 
 @dataclass(frozen=True, kw_only=True)
 class Classification(Result):
-    """The most probable classes of one image, the first first."""
+    """The most probable classes of one image, in order."""
 
     classes: list[str] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)

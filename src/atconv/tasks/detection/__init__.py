@@ -15,4 +15,5 @@ SPEC = TaskSpec(
     config=DetectionConfig,
     data="a folder with images/ and train.json, val.json (COCO's format), or annotations.json",
     inherit_config=inherit_config,
+    evaluation_writes=("predictions.png",),
 )

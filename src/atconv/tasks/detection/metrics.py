@@ -42,8 +42,8 @@ class DetectionMetrics(AnnotatedMetrics):
         rows += [("images", str(self.images)), ("speed", speed_text(self.images_per_second))]
         columns = [name for name in self.per_class[0] if name != "class"]
         cells = [[row["class"], *(_percent(row[name]) for name in columns)] for row in self.per_class]
-        heads = ("class", *map(metric_name, columns))
-        return [Table(title, ("metric", "value"), rows), Table("classes", heads, cells)]
+        headers = ("class", *map(metric_name, columns))
+        return [Table(title, ("metric", "value"), rows), Table("classes", headers, cells)]
 
 
 def mean_average_precision(

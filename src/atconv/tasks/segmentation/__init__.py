@@ -15,4 +15,5 @@ SPEC = TaskSpec(
     config=SegmentationConfig,
     data="a folder with images/, masks/ and classes.txt",
     inherit_config=inherit_config,
+    evaluation_writes=("confusion.png", "predictions.png"),
 )
