@@ -1,4 +1,4 @@
-"""The training loop beside its bare step, and how many images a core prepares for it."""
+"""The training loop compared with its bare step, and how many images a core prepares for it."""
 
 from __future__ import annotations
 

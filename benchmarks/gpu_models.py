@@ -1,4 +1,4 @@
-"""Models on a GPU: AttNet-T2 beside others of its size, and SiT with attention and with ATConv."""
+"""Models on a GPU: AttNet-T2 compared with others of its size, and SiT with attention and with ATConv."""
 
 from __future__ import annotations
 
