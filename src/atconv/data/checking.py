@@ -24,6 +24,7 @@ __all__ = [
     "TooManyUnreadable",
     "check_files",
     "in_threads",
+    "list_skipped",
     "log_skipped",
     "save_skipped",
 ]
@@ -119,6 +120,16 @@ def log_skipped(unreadable: Sequence[SkippedFile], total: int, limit: float) -> 
     for file in unreadable[:5]:
         logger.warning("left out %s: %s", file.file, file.reason)
     _reject_too_many(unreadable, total, limit)
+
+
+def list_skipped(files: Sequence[SkippedFile], folder: Path, run: Path) -> None:
+    """Write skipped.csv of an evaluation, in place of an earlier one's. In the folder of a run that is the
+    list of training, and stays."""
+    if folder == run:
+        return
+    path = folder / "skipped.csv"
+    path.unlink(missing_ok=True)
+    write_rows(path, [file._asdict() for file in files])
 
 
 def _reject_too_many(unreadable: Sequence[SkippedFile], total: int, limit: float, listed: str = "") -> None:

@@ -163,6 +163,10 @@ class Run:
         for file in [file for file in self.aside.rglob("*") if not file.is_dir()]:
             _move(file, self.path / file.relative_to(self.aside), self.path)
 
+    def no_model(self) -> ValueError:
+        """The error of a run that is opened before there is anything to open."""
+        return ValueError(f"{self.path} has no model yet, its first epoch has not finished: {self.ways_on}")
+
     def read_weights(self) -> dict[str, Tensor]:
         """The weights of the best model.
 
@@ -170,9 +174,7 @@ class Run:
             ValueError: no epoch has finished, or the file is damaged.
         """
         if not self.model_config.is_file() or not self.weights.is_file():
-            raise ValueError(
-                f"{self.path} has no model yet, its first epoch has not finished: {self.ways_on}"
-            )
+            raise self.no_model()
         try:
             return load_file(self.weights)
         except (SafetensorError, OSError) as error:

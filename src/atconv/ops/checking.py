@@ -36,7 +36,7 @@ def check_map(x: Tensor) -> None:
         )
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {x.dtype}; convert it with x.float()")
-    if any(size == 0 for size in x.shape[1:]):
+    if 0 in x.shape[1:]:
         raise ValueError(f"x must have at least one channel and one position, got {tuple(x.shape)}")
 
 

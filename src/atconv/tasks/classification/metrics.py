@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from atconv.data.checking import SkippedFile
 from atconv.engine.predictor import Metrics
 from atconv.engine.tables import Table, speed_text
 
@@ -45,8 +46,8 @@ class ClassificationMetrics(Metrics):
     probabilities: NDArray[np.float32]
     """images × classes"""
     labels: NDArray[np.int64]
-    skipped: list[dict[str, str]] = field(default_factory=list, repr=False)
-    """files that are unreadable and left out: split, file and reason"""
+    skipped: list[SkippedFile] = field(default_factory=list, repr=False)
+    """files that are unreadable and left out"""
     source: Any = field(default=None, repr=False)
     """where the images are read from, by position: `read(position, mode)` and `name(position)`"""
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typing_extensions import Self
 
+from atconv.data.checking import list_skipped
 from atconv.data.images import open_image
 from atconv.data.loaders import stream_loader
 from atconv.data.splits import Split
@@ -156,7 +157,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             source: Any = KeptImages(images, worst_mistakes(probabilities, labels).tolist())
             return compute_metrics(probabilities, labels, self.classes, speed, name, source)
         metrics = compute_metrics(probabilities, labels, self.classes, speed, name, batches.split)
-        return replace(metrics, skipped=[file._asdict() for file in batches.skipped])
+        return replace(metrics, skipped=batches.skipped)
 
     def save_evaluation(
         self, metrics: ClassificationMetrics, folder: Path, about: dict[str, Any] | None = None
@@ -168,9 +169,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         folder.mkdir(parents=True, exist_ok=True)
         classes, predicted = self.classes, metrics.probabilities.argmax(1)
         write_rows(folder / "per_class.csv", metrics.per_class)
-        if folder != self.run.path:  # where skipped.csv is that of training
-            (folder / "skipped.csv").unlink(missing_ok=True)
-            write_rows(folder / "skipped.csv", metrics.skipped)
+        list_skipped(metrics.skipped, folder, self.run.path)
         rows = [
             {
                 "image": metrics.source.name(i),

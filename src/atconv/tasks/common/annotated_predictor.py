@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from atconv.data.annotated import AnnotatedSplit, batches_of_equal_size
-from atconv.data.checking import SkippedFile, log_skipped
+from atconv.data.checking import SkippedFile, list_skipped, log_skipped
 from atconv.data.folders import SAVED_SPLIT, SPLITS, choose_split
 from atconv.data.formats import Annotation, annotated_splits
 from atconv.data.images import open_image
@@ -193,11 +193,8 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         """Write per_class.csv, predictions.png, skipped.csv where images were left out, and last
         metrics.json."""
         folder.mkdir(parents=True, exist_ok=True)
-        if folder != self.run.path:  # that of a run lists the images that training left out
-            (folder / "skipped.csv").unlink(missing_ok=True)
-            skipped = metrics.source.skipped
-            rows = [{"split": metrics.split, "file": file, "reason": reason} for file, reason in skipped]
-            write_rows(folder / "skipped.csv", rows)
+        skipped = [SkippedFile(metrics.split, *row) for row in metrics.source.skipped]
+        list_skipped(skipped, folder, self.run.path)
         write_rows(folder / "per_class.csv", metrics.per_class)
         self.plot_split(metrics.source, folder / "predictions.png")
         write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})

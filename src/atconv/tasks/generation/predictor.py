@@ -73,10 +73,7 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
             raise ValueError(f"{path} is not a generation run: it was not made by atconv generate train")
         read_json(path / "model_index.json", _MODEL_INDEX)
         if not (path / "transformer" / "diffusion_pytorch_model.safetensors").is_file():
-            raise ValueError(
-                f"{path} has no model yet: its first epoch has not finished. "
-                f"Continue it with atconv generate train --resume {path}"
-            )
+            raise run.no_model()
         disable_progress_bar()  # diffusers shows one for the files of a model
         with naming_damage(path):
             pipeline = SiTPipeline.from_pretrained(path)
