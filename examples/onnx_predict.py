@@ -30,7 +30,7 @@ def read(path: str, mode: str) -> Image.Image:
 
 
 def prepare(path: str, config: dict) -> np.ndarray:
-    """An image as the model expects it, C H W: the steps of export.json's input.preparation."""
+    """An image as the model expects it, C H W: the steps of export.json's inputs.images.preparation."""
     image = read(path, "L" if config["channels"] == 1 else "RGB")
     height, width = config["size"]
     shorter = int(min(height, width) / config["crop_pct"])
@@ -51,7 +51,7 @@ def main(folder: Path, paths: list[str]) -> None:
     readable = 0
     for path in paths:
         try:
-            image = prepare(path, description["input"])
+            image = prepare(path, description["inputs"]["images"])
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             print(f"{path}: not a readable image ({error})", file=sys.stderr)
             continue

@@ -258,14 +258,12 @@ def _check_task(spec: TaskSpec, name: str, tool: str) -> None:
 
 
 def _export(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
-    from atconv.tasks.classification.export import export
+    from atconv.tasks.common.export import export
 
-    parser.description = "Write a run's best model as a file for elsewhere."
     add_positional(parser, "run", "the run's folder")
-    add_function(parser, export, skip={"predictor"})
+    add_function(parser, export, skip={"exporter"})
 
     def write(run: str, **options: Any) -> None:
-        _check_task(get_task("classification"), run, "export")
         for table in load(run).export(**options).tables():
             logger.info(table)
 

@@ -2,6 +2,7 @@
 
 from atconv.deploy.fold import FoldedConvGLU, fold
 from atconv.deploy.formats import (
+    Call,
     Opset,
     SizeError,
     Sizes,
@@ -12,11 +13,16 @@ from atconv.deploy.formats import (
     open_aoti,
     open_onnx,
     open_torch,
+    relative_error,
 )
 from atconv.deploy.quantize import quantize_onnx
+from atconv.deploy.table import FORMATS, Format
 
 __all__ = [
+    "FORMATS",
+    "Call",
     "FoldedConvGLU",
+    "Format",
     "Opset",
     "SizeError",
     "Sizes",
@@ -29,4 +35,5 @@ __all__ = [
     "open_onnx",
     "open_torch",
     "quantize_onnx",
+    "relative_error",
 ]

@@ -1,6 +1,7 @@
 """A model as a file that runs without this package: ONNX, torch.export, AOTInductor.
 
-Each format has a function that writes the file and one that opens it as a function images → logits, on a CPU.
+Each format has a function that writes the file and one that opens it as a function of tensors, on a CPU: of
+images → logits, or of what the model takes and gives.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from atconv.deploy.opset import to_opset_17
 from atconv.extras import name_missing_extra
 
 __all__ = [
+    "Call",
+    "Inputs",
     "Opset",
     "SizeError",
     "Sizes",
+    "ensure_parent",
     "export_aoti",
     "export_onnx",
     "export_torch",
@@ -32,16 +36,24 @@ __all__ = [
     "open_aoti",
     "open_onnx",
     "open_torch",
+    "quiet",
+    "relative_error",
+    "trace",
+    "unpack",
 ]
 
-Call = Callable[[Tensor], Tensor]
-Sizes = Literal["any", "batch", "fixed"]
-"""What the file accepts: any batch, height and width; any batch of the traced size; only the traced shape."""
+Call = Callable[..., Any]
+"""What a file is opened as: tensors → a tensor, or a tuple of them where the model gives several"""
+Inputs = Tensor | tuple[Tensor, ...]
+"""What a model takes: images B C H W, or several tensors, all B …"""
+Sizes = Literal["any", "batch", "size", "fixed"]
+"""What the file accepts: any batch, height and width; any batch of the traced size; the traced batch of any
+size; only the traced shape. Height and width are axes of inputs B C H W."""
 
 Opset = Literal[17, 20]
 """Version of ONNX's operators: 20 has GELU; 17 is for older runtimes, GELU becomes its formula."""
 
-_BATCH, _HEIGHT, _WIDTH = 0, 2, 3
+_AXES: dict[Sizes, tuple[int, ...]] = {"any": (0, 2, 3), "batch": (0,), "size": (2, 3), "fixed": ()}
 
 
 class SizeError(ValueError):
@@ -50,16 +62,23 @@ class SizeError(ValueError):
 
 @name_missing_extra()
 def export_onnx(
-    model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes = "any", opset: Opset = 20
+    model: nn.Module,
+    path: str | Path,
+    inputs: Inputs,
+    sizes: Sizes = "any",
+    opset: Opset = 20,
+    input_names: Sequence[str] = ("images",),
+    output_names: Sequence[str] = ("logits",),
 ) -> Path:
-    """Write an ONNX file, with input "images" and output "logits".
+    """Write an ONNX file.
 
     Args:
         model: in eval mode.
         path: file to write.
-        images: an example, B C H W, B > 1 unless sizes are fixed.
+        inputs: an example, B > 1 where any batch is accepted.
         sizes: which other shapes the file accepts.
         opset: version of ONNX's operators.
+        input_names, output_names: of the model's tensors, in order.
 
     Returns:
         the file.
@@ -69,9 +88,9 @@ def export_onnx(
         SizeError: the model's graph depends on a size that should be dynamic.
         ValueError: the model is in training mode, or has an operator that opset 17 does not.
     """
-    path, program = _ensure_parent(path), _trace(model, images, sizes)
-    names: Any = {"input_names": ["images"], "output_names": ["logits"]}
-    with _quiet():
+    path, program = ensure_parent(path), trace(model, inputs, sizes)
+    names: Any = {"input_names": list(input_names), "output_names": list(output_names)}
+    with quiet():
         from onnxscript import optimizer
 
         # Torch's own optimization also looks for patterns, in time that grows with the square of the graph:
@@ -87,19 +106,19 @@ def export_onnx(
     return path
 
 
-def export_torch(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes = "any") -> Path:
+def export_torch(model: nn.Module, path: str | Path, inputs: Inputs, sizes: Sizes = "any") -> Path:
     """Write a .pt2 file, which `torch.export.load(path).module()` opens. As `export_onnx` otherwise.
 
     Images must be so large that the last map is more than one position high and wide: 33 pixels for a network
     that reduces 32 times.
     """
-    path, program = _ensure_parent(path), _trace(model, images, sizes)
-    with _quiet():
+    path, program = ensure_parent(path), trace(model, inputs, sizes)
+    with quiet():
         torch.export.save(program, path)
     return path
 
 
-def export_aoti(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes = "any") -> Path:
+def export_aoti(model: nn.Module, path: str | Path, inputs: Inputs, sizes: Sizes = "any") -> Path:
     """Compile to a .pt2 package for this machine's CPU; `torch._inductor.aoti_load_package(path)` opens it.
 
     The package reads images as contiguous float32 without a check. Compiling needs a C++ compiler, and takes
@@ -111,9 +130,9 @@ def export_aoti(model: nn.Module, path: str | Path, images: Tensor, sizes: Sizes
     """
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
-    path, program = _ensure_parent(path), _trace(model, images, sizes)
+    path, program = ensure_parent(path), trace(model, inputs, sizes)
     try:
-        with _quiet():
+        with quiet():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except (InvalidCxxCompiler, InductorError) as error:
         if InvalidCxxCompiler.__name__ not in str(error) and not isinstance(error, InvalidCxxCompiler):
@@ -135,8 +154,13 @@ def open_onnx(path: Path, threads: int | None = None) -> Call:
     # Threads that spin while they wait take the cores from whatever else the process does.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    names = [each.name for each in session.get_inputs()]
+
+    def call(*inputs: Tensor) -> Any:
+        fed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return unpack([torch.from_numpy(output) for output in session.run(None, fed)])
+
+    return call
 
 
 def open_torch(path: Path) -> Call:
@@ -146,43 +170,53 @@ def open_torch(path: Path) -> Call:
 
 def open_aoti(path: Path) -> Call:
     """A package of `export_aoti`."""
-    with _quiet():
+    with quiet():
         package = torch._inductor.aoti_load_package(str(path))
-    return lambda images: package(images.float().contiguous())
+    return lambda *inputs: package(*(each.contiguous() for each in inputs))
+
+
+def unpack(outputs: Sequence[Tensor]) -> Any:
+    """The one output of a file, or a tuple of several."""
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 @torch.inference_mode()
 def largest_error(call: Call, model: Call, shapes: Sequence[tuple[int, int, int, int]]) -> float:
-    """The largest difference of outputs on random images of the given shapes (B C H W), relative to the
-    largest output; infinite where an output is not finite or has another shape."""
+    """The largest `relative_error` on random images of the given shapes (B C H W)."""
     errors = []
     for seed, shape in enumerate(shapes):
         images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        expected = model(images)
-        actual = call(images)
-        error = torch.tensor(math.inf)
-        if actual.shape == expected.shape:
-            error = (actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
-        errors.append(float(error) if error.isfinite() else math.inf)
+        errors.append(relative_error(call(images), model(images)))
     return max(errors)
 
 
-def _ensure_parent(path: str | Path) -> Path:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected value; infinite where one is not finite or has
+    another shape."""
+    if actual.shape != expected.shape:
+        return math.inf
+    error = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return error if math.isfinite(error) else math.inf
+
+
+def ensure_parent(path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def _trace(model: nn.Module, images: Tensor, sizes: Sizes) -> ExportedProgram:
+def trace(model: nn.Module, inputs: Inputs, sizes: Sizes) -> ExportedProgram:
+    """The graph of a model. Raises as `export_onnx` does."""
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     if model.training:
         raise ValueError("an export takes a model in eval mode. Call model.eval()")
-    if sizes != "fixed" and len(images) < 2:
+    if sizes in ("any", "batch") and len(inputs[0]) < 2:
         raise ValueError("an export for any batch takes an example of 2 images or more: 1 would be fixed")
-    axes = {"any": (_BATCH, _HEIGHT, _WIDTH), "batch": (_BATCH,), "fixed": ()}[sizes]
-    dynamic = (dict.fromkeys(axes, Dim.DYNAMIC),) if axes else None
+    axes = _AXES[sizes]
+    dynamic = tuple({axis: Dim.DYNAMIC for axis in axes if axis < each.ndim} for each in inputs)
     try:
-        with torch.no_grad(), _quiet():
-            return torch.export.export(model, (images,), dynamic_shapes=dynamic)
+        with torch.no_grad(), quiet():
+            return torch.export.export(model, inputs, dynamic_shapes=dynamic if axes else None)
     except Exception as error:  # torch names its reasons in many types
         reason = str(error).strip().partition("\n")[0]
         kind = ValueError if sizes == "fixed" else SizeError
@@ -202,7 +236,7 @@ def log_level(name: str | None, level: int) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the warnings that torch's exporters give about torch itself."""
     with log_level("torch", logging.ERROR), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -147,7 +147,8 @@ class Predictor(ABC, Generic[R, M]):
         """Write tables, plots and last metrics.json, with `about` before the metrics in it."""
 
     def export(self, **options: Any) -> Any:
-        """Write the model as a file for elsewhere.
+        """Write the model as a file for elsewhere, compare it with the model and time it; options are those
+        of `atconv.tasks.common.export.export`.
 
         Raises:
             ValueError: there is no such file for this task.

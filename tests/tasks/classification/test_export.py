@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,8 +22,10 @@ from atconv.data.images import open_image
 from atconv.data.sources import DigitsSource
 from atconv.data.transforms import EvalTransform
 from atconv.io import file_digest
-from atconv.tasks.classification import export as module
-from atconv.tasks.classification import export_files as files
+from atconv.tasks.classification.export import ClassificationExporter
+from atconv.tasks.common import export as module
+from atconv.tasks.common import export_files as files
+from atconv.tasks.common.exporter import Exporter
 from support.tiny import Finished, atconv, image_folder, trained_run
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "onnx_predict.py"
@@ -60,7 +64,7 @@ def test_the_description_is_enough_to_use_the_files(
     _, folder = exported
     description, predictor = json.loads((folder / "export.json").read_text()), load(run)
     assert description["classes"] == predictor.classes
-    input_ = description["input"]
+    input_ = description["inputs"]["images"]
     assert (input_["channels"], input_["size"], input_["crop_mode"]) == (1, [8, 8], "center")
     prepare = runpy.run_path(str(EXAMPLE))["prepare"]
     for width, height in ((33, 33), (64, 43), (17, 13), (100, 37), (30, 22)):
@@ -149,18 +153,48 @@ def test_an_unreadable_file_does_not_end_the_example(
         main(exported[1], [str(bad)])
 
 
+class Bare(Exporter):
+    """A model alone, for images 1 × 32 × 32."""
+
+    output_names = ("out",)
+    fixed_batch = True
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model.eval()
+
+    @property
+    def graph(self) -> torch.nn.Module:
+        return self.model
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 1, 32, 32
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def images(self, data: str | None, data_root: str | None, count: int) -> list[Image.Image]:
+        return []
+
+    def agreement(self, call: deploy.Call, images: list[Image.Image]) -> dict[str, float]:
+        return {}
+
+
+def changed_format(name: str, **changes: Any) -> Any:
+    return mock.patch.dict(deploy.FORMATS, {name: replace(deploy.FORMATS[name], **changes)})
+
+
 def test_only_a_size_that_cannot_change_is_taken_as_such(tmp_path: Path) -> None:
     def full_disk(*args: Any, **options: Any) -> Path:
         raise RuntimeError("no space left")
 
-    full = files._FORMATS["torch"]._replace(write=full_disk)
-    images = torch.randn(2, 1, 32, 32)
-    with mock.patch.dict(files._FORMATS, torch=full), pytest.raises(RuntimeError, match=r"^no space left"):
-        files.write_all(Plain().eval(), Plain().eval(), "torch", images, tmp_path)
-    wrong = files._FORMATS["torch"]._replace(open=lambda path: lambda x: torch.zeros(len(x), 1))
-    with mock.patch.dict(files._FORMATS, torch=wrong), pytest.raises(RuntimeError, match="does not compute"):
-        files.write_all(Plain().eval(), Plain().eval(), "torch", images, tmp_path)
-    [written] = files.write_all(Sized().eval(), Sized().eval(), "torch", images, tmp_path)
+    plain = Bare(Plain())
+    with changed_format("torch", write=full_disk), pytest.raises(RuntimeError, match=r"^no space left"):
+        files.write_all(plain, "torch", 2, tmp_path)
+    wrong = changed_format("torch", open=lambda path: lambda x: torch.zeros(len(x), 1))
+    with wrong, pytest.raises(RuntimeError, match="does not compute"):
+        files.write_all(plain, "torch", 2, tmp_path)
+    [written] = files.write_all(Bare(Sized()), "torch", 2, tmp_path)
     assert written.accepts == "any batch of 32 × 32"
 
 
@@ -187,25 +221,28 @@ def test_a_run_is_exported_for_an_older_opset(run: Path, tmp_path: Path) -> None
 def test_the_command_shows_accuracy_and_speed(exported: tuple[Finished, Path], run: Path) -> None:
     ended, folder = exported
     assert "int8: top-1" in ended.out
-    _, measured = module._int8_splits(load(run), None, None, 64)
-    assert f" on {len(measured)} images: " in ended.out
+    exporter = ClassificationExporter(load(run))
+    exporter.prepare_int8(None, None, 64)
+    assert f" on {len(exporter.measured)} images: " in ended.out
     assert "calibrated on 64 images" in ended.out
     for name in ("eager", "model.onnx", "model-batch4.onnx", "model-int8.onnx"):
         assert name in ended.out
     assert str(folder) in ended.out
+    assert re.search(r"model\.onnx  +probability, 8 images  +\d\.\d+e-0[789]\n", ended.out), ended.out
     assert {path.name for path in folder.iterdir()} == {
         "export.json", "model.onnx", "model-batch4.onnx", "model-int8.onnx",
     }  # fmt: skip
 
 
 def test_other_images_calibrate_and_measure(run: Path, tmp_path: Path) -> None:
-    predictor = load(run)
-    images = image_folder(tmp_path / "images", dict.fromkeys(predictor.classes, 4))
-    calibration, measured = module._int8_splits(predictor, str(images), None, 15)
+    exporter = ClassificationExporter(load(run))
+    images = image_folder(tmp_path / "images", dict.fromkeys(exporter.predictor.classes, 4))
+    exporter.prepare_int8(str(images), None, 15)
+    calibration, measured = exporter.calibration, exporter.measured
     assert (len(calibration), len(measured)) == (15, 25)
     assert not set(calibration.indices) & set(measured.indices)
     with pytest.raises(ValueError, match=r"has 40 images, all of which --calibration-images 40 would take"):
-        module._int8_splits(predictor, str(images), None, 40)
+        exporter.prepare_int8(str(images), None, 40)
 
 
 def test_a_torch_program_is_written(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -254,10 +291,9 @@ def test_the_minimum_size_is_reported(run: Path, tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.max_pool2d(x, 3, 2, 1)[:, :, 1:].mean((2, 3)).repeat(1, 10)
 
-    images = torch.randn(2, 1, 32, 32)
-    [written] = files.write_all(Reducing().eval(), Reducing().eval(), "torch", images, tmp_path)
+    [written] = files.write_all(Bare(Reducing()), "torch", 2, tmp_path)
     assert written.accepts == "any batch, 5 pixels or more high and wide"
-    [written, _] = files.write_all(Plain().eval(), Plain().eval(), "onnx", images, tmp_path)
+    [written, _] = files.write_all(Bare(Plain()), "onnx", 2, tmp_path)
     assert written.accepts == "any batch and size"
 
 
@@ -278,9 +314,8 @@ def test_a_broken_description_is_named_before_any_work(run: Path, tmp_path: Path
 def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.pt2").write_text("the earlier one")
-    wrong = files._FORMATS["torch"]._replace(open=lambda path: lambda x: torch.zeros(len(x), 10))
     with (
-        mock.patch.dict(files._FORMATS, torch=wrong),
+        changed_format("torch", open=lambda path: lambda x: torch.zeros(len(x), 10)),
         pytest.raises(RuntimeError, match=r"does not compute what the model does: relative error 1\.0e"),
     ):
         load(run).export(format="torch", out=str(tmp_path / "out"))
@@ -294,7 +329,6 @@ def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
         (["--format=torch", "--opset=17"], "opset is for onnx, got --format torch"),
         (["--opset=9"], "opset"),
         (["--format=torch", "--int8"], "int8 is written as onnx only, got --format torch"),
-        (["--data=digits"], "are for int8: add --int8, or leave them out"),
         (["--calibration-images=8"], "are for int8: add --int8, or leave them out"),
         (["--batch-size=0"], "must be at least 1, got 0"),
         (["--format=tflite"], "tflite"),

@@ -186,11 +186,10 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
 
     def export(self, **options: Any) -> Any:
-        """Write the model as a file for elsewhere, compare it with the model and time it; see
-        `atconv.tasks.classification.export.export`."""
-        from atconv.tasks.classification.export import export
+        from atconv.tasks.classification.export import ClassificationExporter
+        from atconv.tasks.common.export import export
 
-        return export(self, **options)
+        return export(ClassificationExporter(self), **options)
 
 
 def worst_mistakes(
