@@ -13,8 +13,15 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from atconv.data.arrays import SharedIntegers, SharedItems
-from atconv.data.checking import CheckImages, SkippedFile, in_threads, save_skipped
+from atconv.data.arrays import SharedIntegers, SharedItems, SharedNames
+from atconv.data.checking import (
+    CheckImages,
+    SkippedFile,
+    content_digest,
+    hex_digest,
+    in_threads,
+    save_skipped,
+)
 from atconv.data.folders import SAVED_SPLIT, SPLITS
 from atconv.data.images import Mode, opened_image, read_image, upright
 from atconv.data.orientation import Exif, annotation_turn, turn_size
@@ -49,6 +56,8 @@ class _Inspection:
     orientation: int = 1
     labels: tuple[int, ...] = ()
     """that occur"""
+    digest: str = ""
+    """of the file"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +73,12 @@ class AnnotatedSplit(ABC):
     """the name and the annotations of each image"""
     geometry: SharedIntegers = field(default_factory=lambda: SharedIntegers(np.zeros((0, 3))))
     """of each image: the orientation by which its annotations are turned upright, its height, its width"""
+    digests: SharedNames = field(default_factory=lambda: SharedNames([]))
+    """of the files, "" where they were not checked"""
     skipped: Sequence[tuple[str, str]] = ()
     """images that were left out, and why"""
+    trained_on: int = 0
+    """how many of the images a run was trained on"""
 
     @staticmethod
     @abstractmethod
@@ -118,7 +131,8 @@ class AnnotatedSplit(ABC):
         """Some of its images."""
         items = type(self.items)(self.items[i] for i in positions)
         geometry = self.geometry.array[list(positions)] if len(self.geometry.array) else self.geometry.array
-        return replace(self, items=items, geometry=SharedIntegers(geometry))
+        digests = SharedNames(self.digests[i] for i in positions) if len(self.digests) else self.digests
+        return replace(self, items=items, geometry=SharedIntegers(geometry), digests=digests)
 
 
 S = TypeVar("S", bound=AnnotatedSplit)
@@ -145,7 +159,11 @@ def check_split(split: S, check: CheckImages, exif: Exif | None, skip: bool, tra
         usable = [i for i, result in enumerate(results) if result.unusable is None]
         skipped = [(names[i], reason) for i, reason in unusable]
         split, results = replace(split.take(usable), skipped=skipped), [results[i] for i in usable]
-    split = replace(split, geometry=SharedIntegers(_geometry(split, results, exif)))
+    split = replace(
+        split,
+        geometry=SharedIntegers(_geometry(split, results, exif)),
+        digests=SharedNames(result.digest for result in results),
+    )
     if check != "none":
         problems = [(i, r.wrong or _size_problem(split, i, r)) for i, r in enumerate(results)]
         raise_problems(split.where, [split.describe(i, text) for i, text in problems if text is not None])
@@ -169,9 +187,11 @@ def _inspect(split: AnnotatedSplit, check: CheckImages, exif: Exif | None, posit
             stored, orientation = image.size, image.getexif().get(0x0112, 1)
             if check == "decode":
                 upright(image, "L")
-    except ValueError as error:
+        digest = "" if check == "none" else hex_digest(content_digest(path.read_bytes()))
+    except (OSError, ValueError) as error:
         return unknown if check == "none" else _Inspection(str(error))
-    return replace(unknown, stored=stored, orientation=orientation if orientation in range(1, 9) else 1)
+    orientation = orientation if orientation in range(1, 9) else 1
+    return replace(unknown, stored=stored, orientation=orientation, digest=digest)
 
 
 def _geometry(split: AnnotatedSplit, results: Sequence[_Inspection], exif: Exif | None) -> list[list[int]]:
@@ -271,8 +291,9 @@ def save_or_check_split(path: Path, splits: Mapping[str, AnnotatedSplit]) -> Non
     content: dict[str, Any] = {name: split.names for name, split in splits.items()}
     content["annotations"] = {name: split.digest for name, split in splits.items()}
     if not path.is_file():
-        write_json(path, content)
-    elif read_json(path, {}) != content:
+        digests = {name: list(split.digests) for name, split in splits.items()}
+        write_json(path, {**content, "digests": digests})
+    elif {name: value for name, value in read_json(path, {}).items() if name != "digests"} != content:
         raise ValueError(
             f"the images or annotations are not those that {path.parent} started with ({path}): put them "
             "back, or start a new run"

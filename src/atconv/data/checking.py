@@ -23,6 +23,8 @@ __all__ = [
     "SkippedFile",
     "TooManyUnreadable",
     "check_files",
+    "content_digest",
+    "hex_digest",
     "in_threads",
     "list_skipped",
     "log_skipped",
@@ -55,6 +57,11 @@ class FileReport:
 
     reasons: list[str | None]
     digests: list[bytes | None]
+
+    @property
+    def hex_digests(self) -> list[str]:
+        """As split.json has them; "" where a digest was not taken."""
+        return ["" if digest is None else hex_digest(digest) for digest in self.digests]
 
 
 def check_files(source: ImageSource, how: CheckImages) -> FileReport:
@@ -89,7 +96,17 @@ def _check(source: ImageSource, index: int, decode: bool) -> tuple[str | None, b
                 upright(image, "RGB")
     except (OSError, ValueError) as error:
         return str(error).partition("\n")[0], None
-    return None, hashlib.blake2b(encoded, digest_size=16).digest()
+    return None, content_digest(encoded)
+
+
+def content_digest(encoded: bytes) -> bytes:
+    """What a file is known by, whatever its name."""
+    return hashlib.blake2b(encoded, digest_size=16).digest()
+
+
+def hex_digest(digest: bytes) -> str:
+    """The part of a digest that tells images of a data set apart."""
+    return digest[:8].hex()
 
 
 def save_skipped(

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,10 +38,10 @@ logger = logging.getLogger(__name__)
 
 
 class Split:
-    """Some of a source's images."""
+    """Some of a source's images; a run was trained on so many of them."""
 
-    def __init__(self, source: ImageSource, indices: ArrayLike) -> None:
-        self.source = source
+    def __init__(self, source: ImageSource, indices: ArrayLike, trained_on: int = 0) -> None:
+        self.source, self.trained_on = source, trained_on
         self._indices = SharedIntegers(indices)
 
     def __len__(self) -> int:
@@ -135,7 +135,14 @@ def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int =
     indices, message = _hold_out(usable, sources["train"], reports["train"], config, seed)
     splits = _with_sources(sources, indices, classes, message)
     names = {name: [split.name(i) for i in range(len(split))] for name, split in splits.by_name.items()}
-    write_json(run / "split.json", {"classes": classes, "message": message, **names})
+    content: dict[str, Any] = {"classes": classes, "message": message, **names}
+    digests = {name: report.hex_digests for name, report in reports.items() if any(report.digests)}
+    if digests:
+        content["digests"] = {
+            name: [digests[name if name in sources else "train"][i] for i in split.indices]
+            for name, split in splits.by_name.items()
+        }
+    write_json(run / "split.json", content)
     return splits
 
 

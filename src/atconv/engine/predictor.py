@@ -60,6 +60,8 @@ class Metrics:
     images: int
     images_per_second: float
     """reading, transform and model together"""
+    trained_on: int = 0
+    """how many of the images the model was trained on"""
     per_class: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,8 +137,9 @@ class Predictor(ABC, Generic[R, M]):
         """Metrics on a split of DATA, the run's own by default.
 
         Args:
-            data: DATA as in training. Where it is the run's own, its saved splits are used.
-            split: train, val, test; "auto" takes test, else val, else all.
+            data: DATA as in training. Of the run's own, or a copy or part of it, its saved splits are used.
+            split: train, val, test or all; "auto" takes test, else val, else all. Metrics say how many of the
+                images were trained on.
 
         Raises:
             FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.

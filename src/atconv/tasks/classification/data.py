@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from atconv.data.loaders import (
     stream_loader,
     train_loader,
 )
+from atconv.data.run_images import is_own_data, known_splits, log_trained_on, with_all
 from atconv.data.splits import Split, Splits, load_splits, open_splits
 from atconv.data.timm_sources import Stream, is_stream
 from atconv.engine.batch_plan import BatchPlan
@@ -215,23 +215,28 @@ def open_split(
         data = config.data
     if is_stream(data):
         raise ValueError(f"{data} is a stream: give an image folder, an LMDB, torch/…, hfds/… or digits")
-    if config is not None and run.split.is_file() and _same_data(config, data, data_root):
-        splits = load_splits(config, run.path).by_name
+    if is_own_data(config, data) and run.split.is_file() and data_root in (None, _root(config)):
+        splits = with_all(load_splits(config, run.path).by_name)  # type: ignore[arg-type]
+        name = choose_split(splits, split, data)
     else:
-        root = data_root or (config.data_root if config is not None and config.data == data else None)
+        root = data_root or (_root(config) if config is not None and config.data == data else None)
         sources = open_sources(ClassificationConfig(data=data, data_root=root))
         for source in sources.values():
             source.relabel(classes)
             for remark in source.remarks:
                 logger.warning(remark)
-        splits = {name: Split(source, range(len(source))) for name, source in sources.items()}
-        if list(splits) == ["train"]:
-            splits = {"all": splits["train"]}
-    parts = list(splits.values())
-    if all(part.source is parts[0].source for part in parts):
-        splits["all"] = Split(parts[0].source, np.sort(np.concatenate([part.indices for part in parts])))
-    name = choose_split(splits, split, data)
+        if list(sources) == ["train"]:
+            splits = known_splits(run, sources["train"])
+            name = choose_split(splits, split, data)
+        else:
+            name = choose_split(sources, split, data)
+            splits = {name: known_splits(run, sources[name])["all"]}
+    log_trained_on(data, splits[name].trained_on, len(splits[name]))
     return name, splits[name]
+
+
+def _root(config: ClassificationConfig | None) -> str | None:
+    return None if config is None else config.data_root
 
 
 class ReadableBatches:
@@ -271,9 +276,3 @@ class ReadableBatches:
         log_skipped(self.skipped, len(split), self.limit)
         if unreadable:
             self.split = Split(split.source, np.delete(split.indices, [place for _, place in unreadable]))
-
-
-def _same_data(config: ClassificationConfig, data: str, data_root: str | None) -> bool:
-    if config.data == data or (Path(data).exists() and Path(data).resolve() == Path(config.data).resolve()):
-        return data_root is None or config.data_root == data_root
-    return False

@@ -120,8 +120,9 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         """Metrics on a split of DATA, the run's own by default.
 
         Args:
-            data: DATA as in training. Where it is the run's own, its saved splits are used.
-            split: train, val, test or all; "auto" takes test, else val, else all.
+            data: DATA as in training. Of the run's own, or a copy or part of it, its saved splits are used.
+            split: train, val, test or all; "auto" takes test, else val, else all. Metrics say how many of the
+                images were trained on.
             data_root: folder of a named timm dataset, if not the run's.
             batch_size: images in one forward pass.
             workers: data-loading processes.
@@ -157,7 +158,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             source: Any = KeptImages(images, worst_mistakes(probabilities, labels).tolist())
             return compute_metrics(probabilities, labels, self.classes, speed, name, source)
         metrics = compute_metrics(probabilities, labels, self.classes, speed, name, batches.split)
-        return replace(metrics, skipped=batches.skipped)
+        return replace(metrics, skipped=batches.skipped, trained_on=images.trained_on)
 
     def save_evaluation(
         self, metrics: ClassificationMetrics, folder: Path, about: dict[str, Any] | None = None

@@ -7,6 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -20,6 +21,7 @@ from atconv.data.folders import SAVED_SPLIT, SPLITS, choose_split
 from atconv.data.formats import Annotation, annotated_splits
 from atconv.data.images import open_image
 from atconv.data.orientation import Exif
+from atconv.data.run_images import RunImages, is_own_data, log_trained_on
 from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result, check_batch_size
 from atconv.engine.progress import progress
 from atconv.engine.reading import naming_damage, read_json
@@ -156,8 +158,9 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         values = self.measure(split, batches, **settings)
         speed = len(split) / (time.perf_counter() - started)
         return self.metrics_class(
-            split=name, images=len(split), images_per_second=speed, source=split, **settings, **values
-        )
+            split=name, images=len(split), images_per_second=speed, trained_on=split.trained_on, source=split,
+            **settings, **values,
+        )  # fmt: skip
 
     def _settings(self, chosen: dict[str, Any]) -> dict[str, Any]:
         return self.configured() | {name: value for name, value in chosen.items() if value is not None}
@@ -165,29 +168,54 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
     def choose_split(
         self, data: str | None, split: str, images: str | None = None, **chosen: Any
     ) -> tuple[str, S]:
-        """The split to evaluate on and its name: of the run's DATA the saved one."""
+        """The split to evaluate on and its name: of the run's DATA, a copy or a part of it, the saved one."""
         config: Any = self.config
-        same = config is not None and Path(data or config.data).resolve() == Path(config.data).resolve()
+        same = is_own_data(config, data)
         settings = {**self._settings(chosen), "images": images or (config.images if same else None)}
         if same and self.run.split.is_file():
-            return self._saved_split(config.data, split, settings)
-        if data is None:
+            name, opened = self._saved_split(config.data, split, settings)
+        elif data is None:
             raise ValueError(f"{self.run.path} does not say what it was trained on: give DATA")
-        [(name, opened)] = self.open_split(data, split, **settings).items()
+        else:
+            name, opened = self._other_split(data, split, settings)
+        log_trained_on(data or config.data, opened.trained_on, len(opened))
         return name, opened
 
     def _saved_split(self, data: str, split: str, settings: dict[str, Any]) -> tuple[str, S]:
         """A split of the run's DATA and its name, as split.json says. What is gone since is left out."""
         saved = read_json(self.run.split, SAVED_SPLIT)
-        name = choose_split([name for name in SPLITS if name in saved], split, data)
-        source = name if name in annotated_splits(self.annotation, data, settings["images"]) else "train"
+        lists = {name: saved[name] for name in SPLITS if name in saved}
+        own = annotated_splits(self.annotation, data, settings["images"])
+        if list(own) == ["train"]:
+            lists["all"] = sorted(chain.from_iterable(lists.values()))
+        name = choose_split(lists, split, data)
+        source = name if name in own else "train"
         opened: Any = self.open_split(data, source, **settings)[source]
         positions = {image: position for position, image in enumerate(opened.names)}
-        reasons, images = dict(opened.skipped), saved[name]
+        reasons, images = dict(opened.skipped), lists[name]
         gone = f"no longer in {data}, where {self.run.split} has it"
         skipped = [(i, reasons.get(i, f"{i!r} is {gone}")) for i in images if i not in positions]
-        taken = opened.take([positions[image] for image in images if image in positions])
-        return name, replace(taken, skipped=skipped)
+        there = [image for image in images if image in positions]
+        trained = set(saved["train"]) if name in ("train", "all") else set()
+        taken = opened.take([positions[image] for image in there])
+        return name, replace(taken, skipped=skipped, trained_on=len(trained & set(there)))
+
+    def _other_split(self, data: str, split: str, settings: dict[str, Any]) -> tuple[str, S]:
+        """A split of DATA that is not the run's. Of a copy or part of the run's, its own."""
+        names = annotated_splits(self.annotation, data, settings["images"])
+        lone = list(names) == ["train"]
+        name = "train" if lone else choose_split(names, split, data)
+        [opened] = self.open_split(data, name, **settings).values()
+        known, images = RunImages(self.run), (opened.names, opened.digests)
+        opened = replace(opened, trained_on=known.count_trained(*images))
+        if not lone:
+            return name, opened
+        splits = {"all": opened}
+        for own, positions in (known.positions(*images) or {}).items():
+            trained_on = len(positions) if own == "train" else 0
+            splits |= {own: replace(opened.take(positions), trained_on=trained_on)} if positions else {}
+        name = choose_split(splits, split, data)
+        return name, splits[name]
 
     def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Write per_class.csv, predictions.png, skipped.csv where images were left out, and last

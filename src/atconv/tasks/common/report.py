@@ -58,7 +58,10 @@ def evaluate_run(predictor: Predictor[Any, M], data: str | None = None, **option
     data = data or str(getattr(predictor.config, "data", ""))
     name = f"{Path(data).resolve().name}-{metrics.split}"
     folder = free_path(predictor.run.path / "evaluation" / name, metrics, "metrics.json")
-    for table in metrics.tables(f"{predictor.run.path} on {data}, {metrics.split} split"):
+    title = f"{predictor.run.path} on {data}, {metrics.split} split"
+    if metrics.trained_on:
+        title += f", {metrics.trained_on} of {metrics.images} images trained on"
+    for table in metrics.tables(title):
         logger.info(table)
     folder.mkdir(parents=True, exist_ok=True)
     predictor.save_evaluation(metrics, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -117,7 +117,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
     def evaluate(  # type: ignore[override]
         self,
         data: str | None = None,
-        split: str = "auto",
+        split: Literal["auto", "train", "val", "test", "all"] = "auto",
         batch_size: PositiveInt = 8,
         bad_annotations: BadAnnotations | None = None,
         exif: Exif | None = None,
@@ -126,8 +126,9 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
         """COCO's metrics on a split of DATA, the run's own by default.
 
         Args:
-            data: DATA as in training. Where it is the run's own, its saved splits are used.
-            split: train, val or test; "auto" takes test, else val, else train.
+            data: DATA as in training. Of the run's own, or a copy or part of it, its saved splits are used.
+            split: train, val, test or all; "auto" takes test, else val, else all. Metrics say how many of the
+                images were trained on.
             batch_size: images in one forward pass.
             bad_annotations: reject annotations that are wrong, or skip them: they are named and left out;
                 default: as the run was configured.

@@ -12,7 +12,10 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
+from atconv.data.config import DataConfig
+from atconv.data.formats import open_sources
 from atconv.data.images import PrepareImage
+from atconv.data.run_images import is_own_data, known_splits
 from atconv.data.splits import Split, load_splits
 from atconv.diffusion.pipeline import Labels, SiTPipeline
 from atconv.engine.options import PositiveInt
@@ -160,18 +163,26 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         if data is None and trained is None:
             raise ValueError(f"{self.run.path} has no config.yaml that names its data: give data")
         data = trained.data if data is None and trained is not None else str(data)
-        shape, own = self.pipeline.image_shape, self._own_splits(data)
+        shape, own = self.pipeline.image_shape, self._own_splits(data, config.data_root)
         comparison = Comparison(data, shape, config, self.device, of_run=True, own=own)
         labels = [i % len(self.classes) for i in range(config.images)] if self.classes else None
         per_class = config.images if labels is None else 1
         samples = self.sample(labels, per_class, options, config.seed, config.batch_size)
         return comparison(samples, mirrored=trained is not None and trained.hflip > 0)
 
-    def _own_splits(self, data: str) -> dict[str, Split] | None:
-        """The splits of the run where DATA is what it was trained on."""
-        if self.config is None or Path(self.config.data).resolve() != Path(data).resolve():
+    def _own_splits(self, data: str, data_root: str | None) -> dict[str, Split] | None:
+        """The splits of the run where DATA is what it was trained on, a copy or a part of it."""
+        if self.config is not None and is_own_data(self.config, data):
+            splits = latent_splits(data) if is_latents(data) else load_splits(self.config, self.run.path)
+            return splits.by_name
+        if data.endswith(".npz") or is_latents(data):
             return None
-        return (latent_splits(data) if is_latents(data) else load_splits(self.config, self.run.path)).by_name
+        sources = open_sources(DataConfig(data=data, data_root=data_root))
+        if list(sources) != ["train"]:
+            return None
+        known = known_splits(self.run, sources["train"])
+        del known["all"]
+        return known or None
 
     def save_evaluation(
         self, metrics: GenerationMetrics, folder: Path, about: dict[str, Any] | None = None

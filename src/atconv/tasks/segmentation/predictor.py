@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
     def evaluate(  # type: ignore[override]
         self,
         data: str | None = None,
-        split: str = "auto",
+        split: Literal["auto", "train", "val", "test", "all"] = "auto",
         flip_tta: bool | None = None,
         batch_size: PositiveInt = 8,
         exif: Exif | None = None,
@@ -139,8 +139,9 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         """Metrics on a split of DATA, the run's own by default. Every image is evaluated at its own size.
 
         Args:
-            data: DATA as in training. Where it is the run's own, its saved splits are used.
-            split: train, val or test; "auto" takes test, else val, else train.
+            data: DATA as in training. Of the run's own, or a copy or part of it, its saved splits are used.
+            split: train, val, test or all; "auto" takes test, else val, else all. Metrics say how many of the
+                images were trained on.
             flip_tta: average predictions for every image and its mirror image; default: as the run was
                 configured.
             batch_size: images in one forward pass.
