@@ -66,7 +66,7 @@ def _compare(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, last: boo
     ours = {
         "forward": lambda: triton_conv.convolve(x, k, strength, False),
         "map gradient": lambda: triton_conv.convolve(g, k, strength, True),
-        "kernel gradient": lambda: triton_conv.correlate(x, g, size),
+        "kernel gradient": lambda: triton_conv.correlate(x, g, size, size),
         "pooling": lambda: triton_pool.pool(x, size**2),
     }
     moved = x.numel() * x.element_size()  # bytes of one map
@@ -133,7 +133,7 @@ def _tile(setup: Setup, program: str, shape: tuple[int, ...], last: bool, values
     k = torch.randn(*shape[:2], 3, 3, device=setup.device, dtype=torch.bfloat16)
     calls = {
         "convolve": lambda: triton_conv.convolve(x, k, None, False),
-        "correlate": lambda: triton_conv.correlate(x, x, 3),
+        "correlate": lambda: triton_conv.correlate(x, x, 3, 3),
     }
     before = triton_conv.TUNING[program]
     triton_conv.TUNING[program] = triton_conv.Tuning(values, warps)

@@ -157,17 +157,15 @@ def test_modules_equal_loops_with_any_options(data: st.DataObject) -> None:
     assert_close(module(x), torch.from_numpy(loop_operator(module, x)), 1e-11)
 
 
-@every_option
-def test_the_function_takes_every_option_of_the_modules(axes: int, options: dict[str, Any]) -> None:
-    module, x = build(axes, options), image(axes)
+def call_function(module: Any, x: Tensor, **options: Any) -> Tensor:
+    """`functional.atconv` with the weights and options of a module."""
     w = module.state_dict()
-    generator_bias = w.get("kernel_bias", w.get("kernel_gen.bias"))
-    y = functional.atconv(
+    return functional.atconv(
         x,
         w.get("context_proj.weight"),
         w.get("context_proj.bias"),
         w.get("kernel_gen.weight"),
-        generator_bias,
+        w.get("kernel_bias", w.get("kernel_gen.bias")),
         *(w.get(name) for name in ("alpha", "value_proj.weight", "value_proj.bias", "proj.weight")),
         w.get("proj.bias", w.get("bias")),
         static_kernel=w.get("static_kernel"),
@@ -176,8 +174,14 @@ def test_the_function_takes_every_option_of_the_modules(axes: int, options: dict
         stride=module.stride,
         dilation=module.dilation,
         padding_mode=module.padding_mode,
+        **options,
     )
-    assert_close(y, module(x), 1e-12)
+
+
+@every_option
+def test_the_function_takes_every_option_of_the_modules(axes: int, options: dict[str, Any]) -> None:
+    module, x = build(axes, options), image(axes)
+    assert_close(call_function(module, x), module(x), 1e-12)
 
 
 @every_option
@@ -380,6 +384,15 @@ def test_causal_mixers_equal_loops(options: dict[str, Any]) -> None:
 
 @every_causal
 @torch.no_grad()
+def test_the_function_is_causal_too(options: dict[str, Any]) -> None:
+    module, x = build(1, {"causal": True, **options}), image(1, size=11)
+    assert_close(call_function(module, x, causal=True, chunk=module.chunk), module(x), 1e-12)
+    with pytest.raises(ValueError, match="causal takes stride 1"):
+        functional.atconv(x, *[None] * 9, static_kernel=torch.ones(4, 3), causal=True, stride=2)
+
+
+@every_causal
+@torch.no_grad()
 def test_no_output_depends_on_the_future(options: dict[str, Any]) -> None:
     module, x = build(1, {"causal": True, **options}), image(1, size=13)
     y = module(x)
@@ -417,6 +430,29 @@ def test_causal_mixers_train_and_compile(options: dict[str, Any]) -> None:
     with torch.no_grad():
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         assert_close(compiled(x), module(x), 1e-12)
+
+
+EXPORTED = [CAUSAL[0], CAUSAL[2], CAUSAL[4]]
+
+
+@pytest.mark.parametrize("options", EXPORTED, ids=str)
+@torch.no_grad()
+def test_causal_mixers_export_for_every_length(options: dict[str, Any], tmp_path: Path) -> None:
+    module = build(1, {"causal": True, **options}).float().eval()
+    dims = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
+    x = image(1, size=12).float()
+    program = torch.export.export(module, (x,), dynamic_shapes=dims)
+    file = torch.onnx.export(program, dynamo=True, opset_version=20, verbose=False)
+    assert file is not None
+    file.save(tmp_path / "causal.onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(tmp_path / "causal.onnx")
+    for batch, size in [(3, 25), (1, 5)]:
+        x = image(1, batch, size=size).float()
+        expected = module(x)
+        assert_close(program.module()(x), expected, 1e-5)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert_close(torch.from_numpy(y), expected, 1e-5)
 
 
 @every_causal

@@ -20,7 +20,6 @@ Efficiency", arXiv 2510.20092, for two axes, stride 1 and as many bins as weight
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,9 +27,9 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 
-from atconv.ops import causal
+from atconv.ops import causal, checking
 from atconv.ops import dynamic_depthwise_conv as ops
-from atconv.ops.checking import check_alpha, check_kernel, check_map, check_padding, per_axis
+from atconv.ops.checking import per_axis
 from atconv.ops.context_pooling import pool
 from atconv.ops.layout import both_ends
 
@@ -42,6 +41,7 @@ __all__ = [
     "dynamic_depthwise_conv",
     "generate_kernel",
     "lateral_inhibition",
+    "mix_prefix",
     "pool_context",
     "project_channels",
 ]
@@ -68,14 +68,8 @@ def pool_context(x: Tensor, bins: int, grid: list[int] | None = None) -> Tensor:
         TypeError: `x` is not floating point.
     """
     if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
-        check_map(x)
-        if bins < 1:
-            raise ValueError(f"pool_context: bins must be at least 1, got {bins}")
-        if grid is not None and (len(grid) != x.ndim - 2 or math.prod(grid) != bins):
-            raise ValueError(
-                f"pool_context: {bins} bins of a map with {x.ndim - 2} axes take a grid of as many axes and "
-                f"cells, got {tuple(grid)}"
-            )
+        checking.check_map(x)
+        checking.check_bins(x, bins, grid)
     return pool(x, bins, grid)
 
 
@@ -107,24 +101,9 @@ def context_to_kernel(
     Raises:
         ValueError: the shapes do not fit together, or G does not fill a kernel of odd sizes.
     """
-    if context.ndim != 3:
-        raise ValueError(
-            f"context_to_kernel: context must be B C n, got shape {tuple(context.shape)}; "
-            "make it with pool_context(x, kernel_size**2)"
-        )
-    channels, bins = context.shape[1:]
     weights = generator_weight.shape[0]
     sizes = tuple(kernel_size) if kernel_size is not None else 2 * (round(int(weights) ** 0.5),)
-    if math.prod(sizes) != weights or any(size % 2 == 0 for size in sizes):
-        raise ValueError(
-            f"context_to_kernel: {weights} bins do not fill a kernel of odd size ({sizes}); "
-            "pool into 9, 25 or 49 bins for 3×3, 5×5 or 7×7, or give the kernel_size of each axis"
-        )
-    if weight.shape[1:] != (channels,) or generator_weight.shape[1:] != (bins,):
-        raise ValueError(
-            f"context_to_kernel: context {tuple(context.shape)} takes weight (D, {channels}) and "
-            f"generator_weight (K², {bins}), got {tuple(weight.shape)} and {tuple(generator_weight.shape)}"
-        )
+    checking.check_context(context, weight, generator_weight, sizes)
     # Contiguous: CPUs multiply strided bfloat16 many times slower.
     mixed = F.linear(context.transpose(1, 2).contiguous(), weight, bias)
     if generator_bias is None or generator_bias.ndim == 1:
@@ -165,7 +144,7 @@ def lateral_inhibition(kernel: Tensor, alpha: Tensor) -> Tensor:
         ValueError: `kernel` is not B C *K or `alpha` is not C.
     """
     if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
-        check_alpha(alpha, kernel)
+        checking.check_alpha(alpha, kernel)
     axes = list(range(2, kernel.ndim))
     strength = torch.sigmoid(alpha).reshape([-1] + [1] * len(axes))
     return kernel - strength * kernel.mean(dim=axes, keepdim=True)
@@ -203,19 +182,19 @@ def dynamic_depthwise_conv(
     """
     axes = x.ndim - 2
     if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
-        check_map(x)
-        check_kernel(kernel, x)
+        checking.check_map(x)
+        checking.check_kernel(kernel, x)
     strides, dilations = per_axis(stride, axes, "stride"), per_axis(dilation, axes, "dilation")
     padding = [dilations[i] * (kernel.shape[2 + i] // 2) for i in range(axes)]
     if padding_mode != "zeros":
         if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
-            check_padding(x, padding, padding_mode)
+            checking.check_padding(x, padding, padding_mode)
         x, padding = F.pad(x, both_ends(padding), padding_mode), [0] * axes
     if not torch.jit.is_scripting():
         by_triton = ops.triton_computes(x, kernel, strides, padding, dilations)
         if by_triton:
             if alpha is not None:
-                check_alpha(alpha, kernel)
+                checking.check_alpha(alpha, kernel)
             return ops.triton(x, kernel, alpha)
     if alpha is not None:
         kernel = lateral_inhibition(kernel, alpha)
@@ -243,7 +222,7 @@ def causal_context(x: Tensor, bins: int, chunk: int = 1) -> Tensor:
         ValueError: `x` is not B C N, or `bins` or `chunk` < 1.
         TypeError: `x` is not floating point.
     """
-    check_map(x)
+    checking.check_map(x)
     if x.ndim != 3:
         raise ValueError(f"causal_context takes a sequence B C N, got {tuple(x.shape)}")
     if bins < 1 or chunk < 1:
@@ -271,20 +250,26 @@ def causal_depthwise_conv(x: Tensor, kernel: Tensor, chunk: int = 1, dilation: i
         ValueError: the shapes do not fit together.
         TypeError: `x` is not floating point.
     """
-    check_map(x)
-    chunks = -(-x.shape[-1] // chunk) if chunk > 0 else 0
-    if (
-        x.ndim != 3
-        or kernel.ndim != 4
-        or x.shape[1] % kernel.shape[1]
-        or kernel.shape[2] not in (1, chunks)
-        or (kernel.shape[0] not in (1, x.shape[0]))
-    ):
-        raise ValueError(
-            f"causal_depthwise_conv: a sequence {tuple(x.shape)} in chunks of {chunk} takes kernels "
-            f"(B or 1, a divisor of C, {chunks} or 1, K), got {tuple(kernel.shape)}"
-        )
+    checking.check_map(x)
+    checking.check_causal_kernel(x, kernel, chunk)
     return causal.causal_depthwise_conv1d(x, ops.share_kernels(kernel, x).to(x.dtype), chunk, dilation)
+
+
+def mix_prefix(prefix: Tensor, routed: Tensor) -> Tensor:
+    """What class and register tokens, which have no place on the map, become: the mean over all values, their
+    own and those of the routed map.
+
+    Args:
+        prefix: values of P tokens, B P C.
+        routed: the routed map as tokens, B N C.
+
+    Returns:
+        B P C, the same for each of the P.
+    """
+    count, positions = prefix.shape[1], routed.shape[1]
+    share = count / (count + positions)  # of two means: sums of many tokens overflow half precision
+    mixed = share * prefix.mean(1, keepdim=True) + (1 - share) * routed.mean(1, keepdim=True)
+    return mixed.expand(-1, count, -1)
 
 
 def project_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -312,11 +297,15 @@ def atconv(
     stride: int | list[int] = 1,
     dilation: int | list[int] = 1,
     padding_mode: str = "zeros",
+    causal: bool = False,
+    chunk: int = 1,
 ) -> Tensor:
     """The full operator: pool, make the kernels, inhibit, convolve the values, project.
 
     Pools before it projects: both are affine and averaging weights sum to 1, so this equals
     projecting all N positions and pooling afterwards, for n·C² multiply-adds in place of N·C².
+    It takes every option of the modules for maps. `ATConvTokens` is the same on another layout, and
+    `mix_prefix` for the tokens that come before the map.
 
     Args:
         x: map, B C *S.
@@ -331,16 +320,28 @@ def atconv(
         kernel_size: as in `context_to_kernel`.
         context_grid: the grid of `pool_context`.
         stride, dilation, padding_mode: as in `dynamic_depthwise_conv`.
+        causal: by `causal_context` and `causal_depthwise_conv`, for a sequence, a `kernel_size` of one axis,
+            stride 1, padding with zeros, and no `context_grid`.
+        chunk: positions that share a kernel, of a causal operator.
 
     Returns:
         map, B D *S'.
 
     Raises:
         ValueError, TypeError: as the steps do; ValueError too unless either `static_kernel` is given, or
-            both `context_weight` and `generator_weight`.
+            both `context_weight` and `generator_weight`, and where `causal` meets an option it does not take.
     """
+    if causal:
+        checking.check_causal(per_axis(stride, 1, "stride"), padding_mode, context_grid)
+    chunks = 1
     if context_weight is not None and generator_weight is not None and static_kernel is None:
-        context = pool_context(x, generator_weight.shape[1], context_grid)
+        bins = generator_weight.shape[1]
+        if causal:
+            contexts = causal_context(x, bins, chunk)
+            chunks = contexts.shape[3]
+            context = contexts.permute(0, 3, 1, 2).flatten(0, 1)  # as of more samples
+        else:
+            context = pool_context(x, bins, context_grid)
         kernel = context_to_kernel(
             context,
             context_weight,
@@ -357,7 +358,12 @@ def atconv(
             "atconv: give context_weight and generator_weight for adaptive routing, or static_kernel alone"
         )
     value = x if value_weight is None else project_channels(x, value_weight, value_bias)
-    routed = dynamic_depthwise_conv(value, kernel, alpha, stride, dilation, padding_mode)
+    if causal:
+        kernel = kernel if alpha is None else lateral_inhibition(kernel, alpha)
+        kernel = kernel.unflatten(0, (-1, chunks)).transpose(1, 2)
+        routed = causal_depthwise_conv(value, kernel, chunk, per_axis(dilation, 1, "dilation")[0])
+    else:
+        routed = dynamic_depthwise_conv(value, kernel, alpha, stride, dilation, padding_mode)
     if output_weight is not None:
         return project_channels(routed, output_weight, output_bias)
     return routed if output_bias is None else routed + output_bias.reshape(-1, *[1] * (x.ndim - 2))

@@ -36,6 +36,15 @@ CASES = [
     (5, (1, 2, 3, 9), torch.float32, True),
     (7, (1, 2, 2, 4), torch.float32, False),
     (9, (1, 2, 3, 5), torch.float32, True),
+    ((3, 5), (2, 3, 4, 7), torch.float32, False),
+    ((1, 7), (1, 3, 3, 6), torch.float64, True),
+    ((5, 1), (1, 3, 7, 2), torch.float32, False),
+    ((1, 1), (1, 3, 2, 4), torch.bfloat16, False),
+    ((3,), (2, 3, 9), torch.float64, False),
+    ((3,), (2, 33, 70), torch.float32, True),
+    ((7,), (1, 3, 261), torch.float16, False),
+    ((13,), (2, 2, 5), torch.float32, True),
+    ((1,), (1, 1, 1), torch.float32, False),
 ]
 
 
@@ -47,7 +56,7 @@ def _triton() -> Iterator[None]:
 
 @pytest.mark.parametrize(("size", "shape", "dtype", "channels_last"), CASES)
 def test_kernels_equal_loops(
-    size: int, shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
+    size: int | tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
 ) -> None:
     *inputs, cotangent = make_inputs(shape, size, dtype, DEVICE, channels_last)
     y = functional.dynamic_depthwise_conv(*inputs)
@@ -96,6 +105,17 @@ def test_views_are_read_as_they_lie(view: Callable[[Tensor], Tensor]) -> None:
     assert max(errors(with_gradients(y, inputs, cotangent), expected)) < TOLERANCES[torch.float32]
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_groups_of_channels_share_kernels(groups: int) -> None:
+    x, kernel, alpha, cotangent = make_inputs((2, 4, 3, 5), 3, torch.float64, DEVICE, False)
+    inputs = (x, kernel, alpha)
+    shared = kernel[:, :groups], alpha[:groups]
+    actual = with_gradients(functional.dynamic_depthwise_conv(x, *shared), inputs, cotangent)
+    expanded = (t.repeat_interleave(4 // groups, t.ndim // 4) for t in shared)
+    expected = with_gradients(convolve_by_loops(x, *expanded), inputs, cotangent)
+    assert max(errors(actual, expected)) < TOLERANCES[torch.float64]
+
+
 def test_one_kernel_for_all_samples_gets_the_sum_of_gradients() -> None:
     x, kernel, alpha, cotangent = make_inputs((2, 3, 4, 5), 3, torch.float32, DEVICE, True)
     inputs = (x, kernel, alpha)
@@ -140,6 +160,8 @@ POOLED = [
     ((1, 33, 4, 5), True, 25, torch.float32),  # fewer positions than bins
     ((2, 2, 1, 2), False, 9, torch.float64),
     ((1, 1, 1, 1), True, 1, torch.float16),
+    ((2, 3, 23), False, 7, torch.float32),
+    ((1, 33, 5), True, 9, torch.float64),
 ]
 
 
@@ -172,7 +194,7 @@ def test_torch_accepts_the_operators() -> None:
     for operator, arguments in (
         (triton_conv.convolve, (x, kernel, alpha, False)),
         (triton_conv.convolve, (x, kernel, None, True)),
-        (triton_conv.correlate, (x, x.detach().clone().requires_grad_(), 3)),
+        (triton_conv.correlate, (x, x.detach().clone().requires_grad_(), 1, 3)),
         (triton_pool.pool, (x, 4)),
         (triton_pool.spread, (flat, 2, 3, True)),
     ):

@@ -20,7 +20,7 @@ SIZES = (1, 2, 3, 7, 8, 14, 15, 17, 31, 56, 57, 129)
 MAPS = list(itertools.product(SIZES, SIZES))
 WIDTHS = list(itertools.product((1, 3, 8, 40, 64, 129), (1, 2, 33)))  # channels, batch
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def _triton() -> Iterator[None]:
 
 
 def mismatches(
-    shapes: Iterable[Shape], size: int, dtype: torch.dtype, channels_last: bool
+    shapes: Iterable[Shape], size: int | tuple[int, ...], dtype: torch.dtype, channels_last: bool
 ) -> dict[Shape, list[float]]:
     """Errors of output and gradients at shapes where one is beyond the tolerance, or a second run differs."""
     wrong = {}
@@ -88,3 +88,18 @@ def test_pooling_of_every_map(bins: int, dtype: torch.dtype, channels_last: bool
         with use_backend("eager"):
             expected = with_gradients(functional.pool_context(x.double(), bins), [x], cotangent)
         assert all(error(a, e) < TOLERANCES[dtype] for a, e in zip(actual, expected, strict=True)), shape
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("size", [(1,), (3,), (7,), (31,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sequences(dtype: torch.dtype, size: tuple[int, ...], channels_last: bool) -> None:
+    lengths = (*SIZES, 63, 64, 65, 255, 256, 1000)
+    shapes = [(batch, channels, n) for n, (channels, batch) in zip(lengths, WIDTHS, strict=True)]
+    assert not mismatches(shapes, size, dtype, channels_last)
+
+
+@pytest.mark.parametrize("size", [(1, 3), (5, 1), (3, 7), (1, 13)])
+def test_a_kernel_size_for_each_axis(size: tuple[int, ...]) -> None:
+    shapes = [(2, 33, *hw) for hw in MAPS[::7]]
+    assert not mismatches(shapes, size, torch.float32, False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atconv import ATConv2d, ATConvTokens
+from atconv import ATConv1d, ATConv2d, ATConv3d, ATConvTokens
 from atconv.analysis.routing import collect_kernels, detach_kernels
 from atconv.ops.backend import Backend, use_backend
 from support.helpers import assert_close, randomize, tiny_attnet
@@ -24,6 +24,18 @@ MIXERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "tokens": (lambda: ATConvTokens(6, num_prefix_tokens=1), (2, 10, 6)),
     "static": (lambda: ATConv2d(6, routing=False), (2, 6, 3, 4)),
     "without inhibition": (lambda: ATConv2d(6, inhibition=False), (1, 6, 3, 4)),
+    "a kernel size for each axis": (lambda: ATConv2d(6, kernel_size=(1, 5)), (2, 6, 3, 4)),
+    "groups": (lambda: ATConv2d(6, kernel_groups=2, kernel_bias=True), (2, 6, 3, 4)),
+    "grid": (lambda: ATConv2d(6, context_grid=True), (2, 6, 3, 4)),
+    "sequence": (lambda: ATConv1d(6, kernel_size=5), (2, 6, 11)),
+    "sequence of tokens": (lambda: ATConvTokens(6, axes=1, num_prefix_tokens=1), (2, 8, 6)),
+}
+OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "volume": (lambda: ATConv3d(6), (1, 6, 2, 3, 4)),
+    "stride": (lambda: ATConv2d(6, stride=2), (1, 6, 3, 4)),
+    "dilation": (lambda: ATConv2d(6, dilation=2), (1, 6, 3, 4)),
+    "padding": (lambda: ATConv1d(6, padding_mode="reflect"), (1, 6, 9)),
+    "causal": (lambda: ATConv1d(6, causal=True), (1, 6, 9)),
 }
 
 
@@ -33,9 +45,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     programs: list[str] = []
     launch = triton_conv._launch
 
-    def counted(x: Tensor, size: int, program: str) -> Any:
+    def counted(x: Tensor, rows: int, columns: int, program: str) -> Any:
         programs.append(program)
-        return launch(x, size, program)
+        return launch(x, rows, columns, program)
 
     monkeypatch.setattr(triton_conv, "_launch", counted)
     with use_backend("triton"):
@@ -67,6 +79,15 @@ def test_mixers_equal_eager_ones(name: str, launches: list[str]) -> None:
     assert len(launches) == 3
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_pytorchs_operators_convolve_where_the_kernels_do_not(name: str, launches: list[str]) -> None:
+    make, shape = OTHERS[name]
+    mixer, x = randomize(make()).to(DEVICE).double(), torch.randn(shape, device=DEVICE, dtype=torch.float64)
+    for a, e in zip(results("triton", mixer, x), results("eager", mixer, x), strict=True):
+        assert_close(a, e, 1e-12)
+    assert launches == []
+
+
 def test_a_backbone_equals_the_eager_one(launches: list[str]) -> None:
     model = tiny_attnet(depths=(1, 1, 0, 0), dims=(4, 6, 6, 6)).to(DEVICE).double()
     x = torch.randn(1, 3, 24, 16, device=DEVICE, dtype=torch.float64)
@@ -91,7 +112,7 @@ def test_autocast_computes_in_half_precision(launches: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("reset_compiler")
-@pytest.mark.parametrize("name", ["map", "tokens"])
+@pytest.mark.parametrize("name", ["map", "tokens", "sequence"])
 def test_compiled_without_graph_break(name: str, launches: list[str]) -> None:
     mixer, x = mixer_and_input(name)
     compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")

@@ -20,7 +20,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, to
 def convolve_by_loops(
     x: Tensor, kernel: Tensor, alpha: Tensor | None = None, mistake: Mistake = "none"
 ) -> Tensor:
-    """y[b,c,p] = Σ_δ k̂[b,c,δ]·x[b,c,p+δ] tap by tap, in float64.
+    """y[b,c,p] = Σ_δ k̂[b,c,δ]·x[b,c,p+δ] tap by tap, in float64, for images and sequences.
 
     `mistake` makes one that kernels make: a tap that is its neighbor's, a border that repeats the map in
     place of zeros, or a last row that is not computed.
@@ -28,13 +28,16 @@ def convolve_by_loops(
     x, kernel = x.double(), kernel.double()
     if alpha is not None:
         kernel = lateral_inhibition(kernel, alpha.double())
-    size, (height, width) = kernel.shape[-1], x.shape[2:]
-    edges = (size // 2,) * 4
+    if x.ndim == 3:
+        return convolve_by_loops(x.unsqueeze(2), kernel.unsqueeze(2), mistake=mistake).squeeze(2)
+    (rows, columns), (height, width) = kernel.shape[2:], x.shape[2:]
+    edges = (columns // 2,) * 2 + (rows // 2,) * 2
     padded = F.pad(x, edges, mode="replicate") if mistake == "border" else F.pad(x, edges)
     y = torch.zeros_like(x)
-    for i in range(size):
-        for j in range(size):
-            tap = kernel[:, :, i, j - 1 if mistake == "tap" and i == j == size - 1 else j]
+    for i in range(rows):
+        for j in range(columns):
+            wrong = mistake == "tap" and (i, j) == (rows - 1, columns - 1)
+            tap = kernel[:, :, i, j - 1 if wrong else j]
             y = y + tap[:, :, None, None] * padded[..., i : i + height, j : j + width]
     return torch.cat([y[:, :, :-1], 0 * y[:, :, -1:]], 2) if mistake == "edge" else y
 
@@ -62,14 +65,18 @@ def errors(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
 
 
 def make_inputs(
-    shape: Sequence[int], size: int, dtype: torch.dtype, device: torch.device, channels_last: bool
+    shape: Sequence[int],
+    size: int | tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    channels_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A map, kernels and α that take gradients, and the gradient of the output."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x, cotangent = (
-        torch.randn(*shape, device=device).to(dtype).contiguous(memory_format=layout) for _ in range(2)
-    )
-    kernel = torch.randn(*shape[:2], size, size, device=device).to(dtype)
+    """A map or sequence, kernels and α that take gradients, and the gradient of the output."""
+    x, cotangent = (torch.randn(*shape, device=device).to(dtype) for _ in range(2))
+    if channels_last:
+        x, cotangent = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, cotangent))
+    sizes = (size,) * (len(shape) - 2) if isinstance(size, int) else size
+    kernel = torch.randn(*shape[:2], *sizes, device=device).to(dtype)
     # As autocast keeps it.
     alpha = torch.randn(shape[1], device=device, dtype=torch.promote_types(dtype, torch.float32))
     return x.requires_grad_(), kernel.requires_grad_(), alpha.requires_grad_(), cotangent

@@ -11,6 +11,7 @@ from torch import Tensor
 from atconv import functional
 from atconv.modules.base import ATConv
 from atconv.ops.causal import memory_decay
+from atconv.ops.checking import check_causal
 from atconv.ops.dynamic_depthwise_conv import share_kernels
 
 __all__ = ["ATConv1d", "ATConv2d", "ATConv3d", "CausalState"]
@@ -124,8 +125,8 @@ class ATConv1d(_ATConvMap):
         super().__init__(in_channels, out_channels, kernel_size, **options)
         if chunk < 1 or (chunk > 1 and not causal):
             raise ValueError(f"ATConv1d: chunk must be 1 or more, and 1 unless causal, got {chunk}")
-        if causal and (self.stride != [1] or self.padding_mode != "zeros" or self.context_grid):
-            raise ValueError("ATConv1d: causal takes stride 1, padding_mode zeros and no context_grid")
+        if causal:
+            check_causal(self.stride, self.padding_mode, self.context_grid)
         self.causal, self.chunk = causal, chunk
 
     def raw_kernels(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
+from atconv import functional
 from atconv.modules.base import ATConv
 from atconv.ops.layout import map_to_tokens, tokens_to_map
 
@@ -71,10 +72,7 @@ class ATConvTokens(ATConv):
         value = self.value_proj(x)
         routed = map_to_tokens(self._convolve(tokens_to_map(value[:, prefix:], grid), kernel, alpha))
         if prefix:
-            share = prefix / x.shape[1]
-            of_prefix, of_map = (tokens.mean(1, keepdim=True) for tokens in (value[:, :prefix], routed))
-            mixed = share * of_prefix + (1 - share) * of_map
-            routed = torch.cat((mixed.expand(-1, prefix, -1), routed), dim=1)
+            routed = torch.cat((functional.mix_prefix(value[:, :prefix], routed), routed), dim=1)
         return self.proj(routed) if self.bias is None else self.proj(routed) + self.bias
 
     def macs(self, *size: int) -> int:

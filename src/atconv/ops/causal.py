@@ -26,9 +26,15 @@ def running_weights(length: int, bins: int, like: Tensor) -> Tensor:
 def running_means(x: Tensor, bins: int) -> Tensor:
     """Means over positions up to each, in `bins` memories: B C N → B C n N.
 
-    Memory i weighs a position that lies t − s back by β_i^(t−s). Sums of 2, 4, 8, … positions are combined,
-    as many times as N has binary digits.
+    Memory i weighs a position that lies t − s back by β_i^(t−s).
     """
+    if isinstance(x.shape[2], int):
+        return _by_doubling(x, bins)
+    return _as_product(x, bins)
+
+
+def _by_doubling(x: Tensor, bins: int) -> Tensor:
+    """Sums of 2, 4, 8, … positions are combined, as many times as N has binary digits."""
     length = x.shape[2]
     decay = torch.tensor(memory_decay(bins)).to(x)[:, None]
     sums = x.unsqueeze(2).expand(-1, -1, bins, -1)
@@ -37,6 +43,17 @@ def running_means(x: Tensor, bins: int) -> Tensor:
         sums = sums + decay**step * F.pad(sums[..., :-step], (step, 0))
         step *= 2
     return sums / running_weights(length, bins, x)
+
+
+def _as_product(x: Tensor, bins: int) -> Tensor:
+    """One product with the weights of all pairs of positions, n × N × N: for export, where N is a symbol."""
+    position = torch.arange(x.shape[2], device=x.device)
+    back = position[:, None] - position
+    decay = torch.tensor(memory_decay(bins), device=x.device, dtype=x.dtype)[:, None, None]
+    weights = torch.where(back >= 0, decay ** back.clamp_min(0).to(x.dtype), 0)
+    shares = weights / weights.sum(-1, keepdim=True)
+    means = torch.matmul(shares, x.transpose(1, 2).unsqueeze(1))  # B n N C
+    return means.permute(0, 3, 1, 2)
 
 
 def causal_depthwise_conv1d(x: Tensor, kernel: Tensor, chunk: int, dilation: int) -> Tensor:
@@ -51,7 +68,15 @@ def causal_depthwise_conv1d(x: Tensor, kernel: Tensor, chunk: int, dilation: int
     """
     size, length = kernel.shape[-1], x.shape[2]
     padded = F.pad(x, ((size - 1) * dilation, 0))
-    if kernel.shape[2] > 1:
-        kernel = kernel.repeat_interleave(chunk, dim=2)[:, :, :length]
+    if not (isinstance(kernel.shape[2], int) and kernel.shape[2] == 1):  # in an export it may be a symbol
+        kernel = _of_positions(kernel, chunk, length)
     taps = [padded[..., i * dilation : i * dilation + length] * kernel[..., i] for i in range(size)]
     return torch.stack(taps).sum(0)
+
+
+def _of_positions(kernel: Tensor, chunk: int, length: int) -> Tensor:
+    """B C M K, a kernel a chunk → B C N K, a kernel a position."""
+    if isinstance(length, int):
+        return kernel.repeat_interleave(chunk, dim=2)[:, :, :length]
+    # Where N is a symbol, the slice would ask that chunks fill the sequence as the traced ones do.
+    return kernel.index_select(2, torch.arange(length, device=kernel.device) // chunk)

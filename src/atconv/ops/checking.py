@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from atconv.ops.dynamic_depthwise_conv import is_shared
 
-__all__ = ["PADDING_MODES", "check_alpha", "check_kernel", "check_map", "check_padding", "per_axis"]
+__all__ = [
+    "PADDING_MODES",
+    "check_alpha",
+    "check_bins",
+    "check_causal",
+    "check_causal_kernel",
+    "check_context",
+    "check_kernel",
+    "check_map",
+    "check_padding",
+    "per_axis",
+]
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -38,6 +52,55 @@ def check_map(x: Tensor) -> None:
         raise TypeError(f"x must be floating point, got {x.dtype}; convert it with x.float()")
     if 0 in x.shape[1:]:
         raise ValueError(f"x must have at least one channel and one position, got {tuple(x.shape)}")
+
+
+def check_bins(x: Tensor, bins: int, grid: list[int] | None) -> None:
+    if bins < 1:
+        raise ValueError(f"pool_context: bins must be at least 1, got {bins}")
+    if grid is not None and (len(grid) != x.ndim - 2 or math.prod(grid) != bins):
+        raise ValueError(
+            f"pool_context: {bins} bins of a map with {x.ndim - 2} axes take a grid of as many axes and "
+            f"cells, got {tuple(grid)}"
+        )
+
+
+def check_context(context: Tensor, weight: Tensor, generator_weight: Tensor, sizes: Sequence[int]) -> None:
+    if context.ndim != 3:
+        raise ValueError(
+            f"context_to_kernel: context must be B C n, got shape {tuple(context.shape)}; "
+            "make it with pool_context(x, kernel_size**2)"
+        )
+    (channels, bins), weights = context.shape[1:], generator_weight.shape[0]
+    if math.prod(sizes) != weights or any(size % 2 == 0 for size in sizes):
+        raise ValueError(
+            f"context_to_kernel: {weights} bins do not fill a kernel of odd size ({sizes}); "
+            "pool into 9, 25 or 49 bins for 3×3, 5×5 or 7×7, or give the kernel_size of each axis"
+        )
+    if weight.shape[1:] != (channels,) or generator_weight.shape[1:] != (bins,):
+        raise ValueError(
+            f"context_to_kernel: context {tuple(context.shape)} takes weight (D, {channels}) and "
+            f"generator_weight (K², {bins}), got {tuple(weight.shape)} and {tuple(generator_weight.shape)}"
+        )
+
+
+def check_causal(stride: list[int], padding_mode: str, context_grid: object) -> None:
+    if stride != [1] or padding_mode != "zeros" or context_grid:
+        raise ValueError("causal takes stride 1, padding_mode zeros and no context_grid")
+
+
+def check_causal_kernel(x: Tensor, kernel: Tensor, chunk: int) -> None:
+    chunks = -(-x.shape[-1] // chunk) if chunk > 0 else 0
+    if (
+        x.ndim != 3
+        or kernel.ndim != 4
+        or x.shape[1] % kernel.shape[1]
+        or kernel.shape[2] not in (1, chunks)
+        or (kernel.shape[0] not in (1, x.shape[0]))
+    ):
+        raise ValueError(
+            f"causal_depthwise_conv: a sequence {tuple(x.shape)} in chunks of {chunk} takes kernels "
+            f"(B or 1, a divisor of C, {chunks} or 1, K), got {tuple(kernel.shape)}"
+        )
 
 
 def check_alpha(alpha: Tensor, kernel: Tensor) -> None:

@@ -17,7 +17,7 @@ def pool(x: Tensor, bins: int, grid: list[int] | None) -> Tensor:
     """Choose a form; all are the same function. `grid` has the cells of each axis, `bins` of them."""
     # On MPS adaptive pooling takes only sizes that the bins divide (pytorch issue 96056).
     if not torch.jit.is_scripting():
-        by_triton = grid is None and x.ndim == 4 and uses_triton(x)
+        by_triton = (x.ndim == 3 or (x.ndim == 4 and grid is None)) and uses_triton(x)
         if by_triton:
             return _triton(x, bins)
         product = is_symbolic() or x.device.type == "mps"
@@ -29,7 +29,7 @@ def pool(x: Tensor, bins: int, grid: list[int] | None) -> Tensor:
 def _triton(x: Tensor, bins: int) -> Tensor:
     from atconv.ops import triton_pool  # Triton is not installed everywhere
 
-    return triton_pool.pool(x, bins)
+    return triton_pool.pool(x if x.ndim == 4 else x.unsqueeze(2), bins)
 
 
 def adaptive(x: Tensor, bins: int, grid: list[int] | None) -> Tensor:

@@ -126,21 +126,23 @@ def shifted(x: Tensor, kernel: Tensor, stride: list[int], padding: list[int], di
 def triton_computes(
     x: Tensor, kernel: Tensor, stride: list[int], padding: list[int], dilation: list[int]
 ) -> bool:
-    """Whether our own kernels take this case: images, square kernels of their own for each channel, and a map
-    that keeps its size."""
-    if x.ndim != 4 or not uses_triton(x):
+    """Whether our own kernels take this case: sequences and images that keep their size, without dilation."""
+    if x.ndim == 5 or not uses_triton(x):
         return False
-    size = kernel.shape[2]
-    same = stride == [1, 1] and dilation == [1, 1] and padding == [size // 2] * 2
-    return same and kernel.shape[1] == x.shape[1] and kernel.shape[3] == size
+    axes = x.ndim - 2
+    same = [size // 2 for size in kernel.shape[2:]]
+    return stride == [1] * axes and dilation == [1] * axes and padding == same
 
 
 def triton(x: Tensor, kernel: Tensor, alpha: Tensor | None) -> Tensor:
     """Our own kernels for GPUs. They inhibit as they load, and take `kernel` in any dtype."""
     from atconv.ops import triton_conv  # Triton is not installed everywhere
 
-    strength = None if alpha is None else torch.sigmoid(alpha)
-    return triton_conv.convolve(x, kernel.expand(x.shape[0], -1, -1, -1), strength, False)
+    strength = None if alpha is None else share_kernels(torch.sigmoid(alpha)[None], x)[0]
+    kernel = share_kernels(kernel, x).expand(x.shape[0], *[-1] * (x.ndim - 1))
+    if x.ndim == 4:
+        return triton_conv.convolve(x, kernel, strength, False)
+    return triton_conv.convolve(x.unsqueeze(2), kernel.unsqueeze(2), strength, False).squeeze(2)
 
 
 def _convolve(

@@ -1,6 +1,7 @@
 """Triton kernels of the dynamic depthwise convolution, with and without lateral inhibition.
 
-K × K taps for each sample and channel, shared by all positions. Two programs:
+KH × KW taps for each sample and channel, shared by all positions; a sequence is a map of one row. Two
+programs:
 
     convolve     y[b,c,p] = Σ_δ k̂[b,c,δ] · x[b,c,p+δ]       k̂ = k − λ·mean(k), made as k is loaded
     correlate    t[b,c,δ] = Σ_p g[b,c,p] · x[b,c,p+δ]        one sum for each tile, then over tiles
@@ -30,9 +31,9 @@ from atconv.ops.layout import lies_channels_last
 
 __all__ = ["TUNING", "Tuning", "convolve", "correlate", "empty_map", "sum_dtype", "tile_channels"]
 
-_UNROLLED = (
-    3  # sizes up to this one are unrolled as a whole, others by rows: 49 taps take a minute to compile
-)
+# Taps that are unrolled as a whole, and those of a row where rows are unrolled: 49 taps take a minute to
+# compile.
+_UNROLLED, _UNROLLED_ROW = 9, 11
 
 
 @dataclass
@@ -76,10 +77,10 @@ def _values(x, rows, columns, channels, C, H, W, sc, sh, sw):
 @triton.jit(do_not_specialize=["H", "W", "kb", "kc", "kt"])
 def _convolve_kernel(
     x, k, s, y, C, H, W, xb, xc, xh, xw, kb, kc, kt, yb, yc, yh, yw,
-    K: tl.constexpr, FLIP: tl.constexpr, INHIBIT: tl.constexpr, UNROLL: tl.constexpr, TYPE: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, FLIP: tl.constexpr, INHIBIT: tl.constexpr, UNROLL: tl.constexpr,
+    TYPE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    TAPS: tl.constexpr = K * K
+    TAPS: tl.constexpr = KH * KW
     sample, _, _, rows, columns, channels = _place(C, H, W, BLOCK_H, BLOCK_W, BLOCK_C)
     x += sample * xb
     k += sample * kb
@@ -92,7 +93,7 @@ def _convolve_kernel(
     for tap in tl.range(TAPS, loop_unroll_factor=UNROLL):
         place = TAPS - 1 - tap if FLIP else tap
         weight = tl.load(k + channels * kc + place * kt, mask=channels < C, other=0.0).to(TYPE) - mean
-        dy, dx = tap // K - K // 2, tap % K - K // 2
+        dy, dx = tap // KW - KH // 2, tap % KW - KW // 2
         values = _values(x, rows + dy, columns + dx, channels, C, H, W, xc, xh, xw)
         total += values.to(TYPE) * weight[None, :]
     mask = ((rows < H) & (columns < W))[:, None] & (channels < C)[None, :]
@@ -103,16 +104,16 @@ def _convolve_kernel(
 @triton.jit(do_not_specialize=["H", "W"])
 def _correlate_kernel(
     x, g, out, C, H, W, xb, xc, xh, xw, gb, gc, gh, gw,
-    K: tl.constexpr, UNROLL: tl.constexpr, TYPE: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, UNROLL: tl.constexpr, TYPE: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    TAPS: tl.constexpr = K * K
+    TAPS: tl.constexpr = KH * KW
     sample, tile, tiles, rows, columns, channels = _place(C, H, W, BLOCK_H, BLOCK_W, BLOCK_C)
     x += sample * xb
     gradient = _values(g + sample * gb, rows, columns, channels, C, H, W, gc, gh, gw).to(TYPE)
     out += (sample * tiles + tile) * TAPS * C
     for tap in tl.range(TAPS, loop_unroll_factor=UNROLL):
-        dy, dx = tap // K - K // 2, tap % K - K // 2
+        dy, dx = tap // KW - KH // 2, tap % KW - KW // 2
         values = _values(x, rows + dy, columns + dx, channels, C, H, W, xc, xh, xw)
         tl.store(out + tap * C + channels, tl.sum(values.to(TYPE) * gradient, axis=0), mask=channels < C)
 
@@ -123,7 +124,7 @@ def convolve(x: Tensor, kernel: Tensor, strength: Tensor | None, flip: bool) -> 
 
     Args:
         x: B C H W.
-        kernel: B C K K, of any floating dtype.
+        kernel: B C KH KW, of any floating dtype; KH and KW are odd.
         strength: λ, C: λ times the mean of a kernel is subtracted from its taps; None for none.
         flip: take the taps in reverse order.
 
@@ -131,7 +132,7 @@ def convolve(x: Tensor, kernel: Tensor, strength: Tensor | None, flip: bool) -> 
         B C H W, in the dtype and layout of `x`.
     """
     y, taps = empty_map(x), kernel.flatten(2)
-    grid, options = _launch(x, kernel.shape[-1], "convolve")
+    grid, options = _launch(x, kernel.shape[2], kernel.shape[3], "convolve")
     strengths = taps if strength is None else strength.contiguous()
     with torch.cuda.device_of(x):
         _convolve_kernel[grid](
@@ -142,49 +143,59 @@ def convolve(x: Tensor, kernel: Tensor, strength: Tensor | None, flip: bool) -> 
 
 
 @custom_op("atconv::correlate", mutates_args=())
-def correlate(x: Tensor, gradient: Tensor, size: int) -> Tensor:
-    """Products of two maps B C H W at size × size offsets, summed over positions.
+def correlate(x: Tensor, gradient: Tensor, rows: int, columns: int) -> Tensor:
+    """Products of two maps B C H W at rows × columns offsets, summed over positions.
 
     Returns:
-        B C size size in float32, or float64 for float64.
+        B C rows columns in float32, or float64 for float64.
     """
     batch, channels = x.shape[:2]
-    grid, options = _launch(x, size, "correlate")
+    grid, options = _launch(x, rows, columns, "correlate")
     tiles = grid[0] // (batch * triton.cdiv(channels, options["BLOCK_C"]))
-    partial = torch.empty(batch, tiles, size**2, channels, dtype=sum_dtype(x), device=x.device)
+    partial = torch.empty(batch, tiles, rows * columns, channels, dtype=sum_dtype(x), device=x.device)
     with torch.cuda.device_of(x):
         _correlate_kernel[grid](
             x, gradient, partial, *x.shape[1:], *x.stride(), *gradient.stride(), **options
         )
     taps = partial.sum(1) if tiles > 1 else partial[:, 0]
-    return taps.transpose(1, 2).reshape(batch, channels, size, size).contiguous()
+    return taps.transpose(1, 2).reshape(batch, channels, rows, columns).contiguous()
 
 
-def _launch(x: Tensor, size: int, program: str) -> tuple[tuple[int], dict[str, Any]]:
-    """The grid of programs that covers a map B C H W, and their constants.
-
-    Few shapes of tiles, since each is compiled: 8 × 8 positions of a channels-last map, whose channels lie
-    along memory; else as wide as the map's rows, and channels to fill it.
-    """
+def _launch(x: Tensor, rows: int, columns: int, program: str) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid of programs that covers a map B C H W with kernels of rows × columns, and their constants."""
     tuning, (batch, channels, height, width) = TUNING[program], x.shape
-    if lies_channels_last(x):
-        block_c = tile_channels(channels)
-        block_w = 8
-        block_h = tuning.values // (block_c * block_w)
-    else:
-        block_w = next((w for w in (8, 16) if w >= width), 64)
-        block_h = min(block_w, 16)
-        block_c = tuning.values // (block_h * block_w)
+    block_h, block_w, block_c = _tile(x, tuning.values)
     tiles = triton.cdiv(height, block_h) * triton.cdiv(width, block_w)
+    by_rows = columns if columns <= _UNROLLED_ROW else 1
     return (batch * tiles * triton.cdiv(channels, block_c),), {
-        "K": size,
-        "UNROLL": size**2 if size <= _UNROLLED else size,
+        "KH": rows,
+        "KW": columns,
+        "UNROLL": rows * columns if rows * columns <= _UNROLLED else by_rows,
         "TYPE": tl.float64 if x.dtype == torch.float64 else tl.float32,
         "BLOCK_H": block_h,
         "BLOCK_W": block_w,
         "BLOCK_C": block_c,
         "num_warps": tuning.warps,
     }
+
+
+def _tile(x: Tensor, values: int) -> tuple[int, int, int]:
+    """Rows, columns and channels of a tile.
+
+    Few shapes, since each is compiled: 8 × 8 positions of a channels-last map, whose channels lie along
+    memory; else as wide as the map's rows, and channels to fill it. A map of one row has tiles of one row.
+    """
+    height, width = x.shape[2:]
+    if lies_channels_last(x):
+        block_c = tile_channels(x.shape[1])
+        block_w = values // block_c if height == 1 else 8
+        return values // (block_c * block_w), block_w, block_c
+    if height == 1:
+        block_h, block_w = 1, 64 if width <= 64 else 256
+    else:
+        block_w = next((w for w in (8, 16) if w >= width), 64)
+        block_h = min(block_w, 16)
+    return block_h, block_w, values // (block_h * block_w)
 
 
 def tile_channels(channels: int) -> int:
@@ -209,8 +220,8 @@ def _(x: Tensor, kernel: Tensor, strength: Tensor | None, flip: bool) -> Tensor:
 
 
 @correlate.register_fake
-def _(x: Tensor, gradient: Tensor, size: int) -> Tensor:
-    return torch.empty(*x.shape[:2], size, size, dtype=sum_dtype(x), device=x.device)
+def _(x: Tensor, gradient: Tensor, rows: int, columns: int) -> Tensor:
+    return torch.empty(*x.shape[:2], rows, columns, dtype=sum_dtype(x), device=x.device)
 
 
 def _save_convolve(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -224,7 +235,7 @@ def _convolve_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]
     if ctx.needs_input_grad[0]:
         of_x = convolve(gradient, kernel, strength, not ctx.flip).to(x.dtype)
     if any(ctx.needs_input_grad[1:3]):
-        of_kernel = correlate(x, gradient, kernel.shape[-1])
+        of_kernel = correlate(x, gradient, kernel.shape[2], kernel.shape[3])
         if ctx.flip:
             of_kernel = of_kernel.flip(2, 3)
         if strength is not None:
@@ -243,7 +254,7 @@ def _correlate_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...
     x, other = ctx.saved_tensors
     of_x = convolve(other, gradient, None, True).to(x.dtype) if ctx.needs_input_grad[0] else None
     of_other = convolve(x, gradient, None, False).to(other.dtype) if ctx.needs_input_grad[1] else None
-    return of_x, of_other, None
+    return of_x, of_other, None, None
 
 
 register_autograd(convolve, _convolve_gradients, setup_context=_save_convolve)
