@@ -381,7 +381,8 @@ def test_an_option_that_is_on_or_off_needs_no_value(tmp_path: Path) -> None:
 
 
 def test_resuming_takes_no_other_option(tmp_path: Path) -> None:
-    assert "nothing else, got --epochs 5 too" in rejected("train", "--resume", tmp_path, "--epochs", "5")
+    line = rejected("train", "--resume", tmp_path, "--epochs", "5", "--lr", "1")
+    assert "--epochs and --patience, got --lr 1" in line
 
 
 def test_help_shows_the_defaults_that_a_run_has() -> None:

@@ -22,6 +22,7 @@ import yaml
 from atconv.command_line import Fill, Parser, add_function, add_options, add_positional
 from atconv.engine.tables import Table
 from atconv.extras import name_missing_extra
+from atconv.io import escape_controls, escape_row
 from atconv.ops.allocator import tune_allocator
 from atconv.tasks import TASKS, TaskSpec, get_task, load, open_run, task_for, task_of, train, train_or_resume
 from atconv.tasks import resume as resume_run
@@ -80,6 +81,8 @@ def _name(arguments: Sequence[str], tools: Tools) -> str:
 def _explain(command: str, error: Exception) -> None:
     """End with one line that says what was wrong, if it is the kind of error that users can do something
     about."""
+    if isinstance(error, MemoryError):
+        error = RuntimeError(f"not enough memory: {error or 'smaller sizes need less'}")
     line = f"atconv {command}: {' '.join(str(error).split())}{_command_for(error)}"
     if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
         fail(f"atconv {command}: {error.filename} is a file where a folder is needed: give another --out")
@@ -122,10 +125,11 @@ def _train(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Callable
         recipe |= spec.read_recipe(name)
     shipped, prog = ", ".join(spec.recipe_names()), parser.prog
     usage = f"{prog} DATA [--config RECIPE] [--out RUN [--overwrite]] [--OPTION VALUE ...]"
-    parser.usage = f"{usage}\n       {prog} --resume RUN"
+    parser.usage = f"{usage}\n       {prog} --resume RUN [--epochs N] [--patience N]"
     parser.description = (
         f"DATA is {spec.data}. RECIPE is a YAML file or one of {shipped} (default: {spec.default_recipe}). "
-        "--resume continues an interrupted run exactly, as it was configured; --overwrite starts it again."
+        "--resume continues an interrupted run exactly, as it was configured; with more --epochs it trains a "
+        "finished run longer. --overwrite starts a run again."
     )
     add_positional(parser, "data", argparse.SUPPRESS, optional=True)  # the description says it
     parser.add_argument("--config", metavar="RECIPE", type=str, help="a YAML file or a recipe's name")
@@ -152,12 +156,13 @@ def _start(
 ) -> None:
     chosen = parser.chosen()
     if resume is not None:
-        extra = [f"--{name} {value}" for name, value in chosen.items() if name != "resume"]
+        extends = {name: chosen[name] for name in ("epochs", "patience") if name in chosen}
+        extra = [f"--{name} {value}" for name, value in chosen.items() if name not in ("resume", *extends)]
         if extra:
-            text = f"got {' '.join(extra)} too: a run continues as it began"
-            parser.error(f"--resume takes a run's folder and nothing else, {text}")
+            text = f"got {' '.join(extra)} too: all else continues as it began"
+            parser.error(f"--resume takes a run's folder, --epochs and --patience, {text}")
         _check_task(spec, resume, "train --resume")
-        resume_run(resume)
+        resume_run(resume, **extends)
         return
     if options["data"] is None and not print_config:
         parser.error(f"DATA is missing: give {spec.data}")
@@ -233,7 +238,7 @@ def _print_predictions(
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(predictor.csv_columns)
-        writer.writerows(row for result in good for row in result.csv_rows())
+        writer.writerows(escape_row(row) for result in good for row in result.csv_rows())
     elif good:
         rows = [row for result in good for row in result.rows()]
         columns = good[0].columns()
@@ -242,7 +247,7 @@ def _print_predictions(
             logger.info("drawn in %s", folder)
     for result in done:
         if result.error is not None:
-            logger.error("%s: %s", parser.prog, result.error)
+            logger.error("%s: %s", parser.prog, escape_controls(result.error))
     if not good:
         fail(f"{parser.prog}: none of the images could be read")
 

@@ -6,7 +6,8 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 __all__ = [
     "count_of",
+    "escape_controls",
+    "escape_row",
     "file_digest",
     "first_few",
     "flush",
@@ -26,6 +29,8 @@ __all__ = [
     "write_rows",
     "write_tensors",
 ]
+
+_CONTROLS = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -53,7 +58,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV in UTF-8, in place of the file, atomically. The first row names the columns; bytes of
-    file names that are not UTF-8 are escaped."""
+    file names that are not UTF-8 are escaped, and control characters."""
     if not rows:
         return
 
@@ -61,7 +66,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(dict(zip(row, escape_row(row.values()), strict=True)) for row in rows)
 
     write_atomically(path, write)
 
@@ -82,6 +87,17 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from error
 
 
+def escape_controls(text: str, kept: str = "") -> str:
+    """Text in one line: control characters of terminals and of bidirectional text, such as those in names of
+    files, are escaped, but for those that are `kept`."""
+    return re.sub(_CONTROLS, lambda m: m[0] if m[0] in kept else m[0].encode("unicode_escape").decode(), text)
+
+
+def escape_row(row: Iterable[Any]) -> list[Any]:
+    """Values of a row in one line."""
+    return [escape_controls(value) if isinstance(value, str) else value for value in row]
+
+
 def count_of(count: int, noun: str, plural: str | None = None) -> str:
     """1 image, 2 images."""
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
@@ -90,7 +106,7 @@ def count_of(count: int, noun: str, plural: str | None = None) -> str:
 def first_few(items: Sequence[str], separator: str = ", ", count: int = 5) -> str:
     """The first of them in one line, and how many more there are."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
-    return separator.join(items[:count]) + more
+    return separator.join(escape_row(items[:count])) + more
 
 
 def file_digest(path: Path) -> str:

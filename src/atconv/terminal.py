@@ -5,15 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import sys
 from typing import NoReturn
 
-__all__ = ["fail", "log_to_terminal", "printable", "quiet_libraries"]
+from atconv.io import escape_controls
 
-_CONTROLS = (
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"  # of terminals and of bidirectional text
-)
+__all__ = ["fail", "log_to_terminal", "printable", "quiet_libraries"]
 
 
 def fail(line: str, code: int = 2) -> NoReturn:
@@ -24,7 +21,7 @@ def fail(line: str, code: int = 2) -> NoReturn:
 
 def printable(text: str) -> str:
     """Text whose control characters, such as those in names of files, are escaped."""
-    return re.sub(_CONTROLS, lambda match: match[0].encode("unicode_escape").decode(), text)
+    return escape_controls(text, kept="\t\n")
 
 
 class _TerminalHandler(logging.Handler):

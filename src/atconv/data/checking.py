@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TypeVar
 from atconv.data.images import opened_image, upright
 from atconv.data.sources import ImageSource
 from atconv.engine.progress import progress
-from atconv.io import count_of, write_rows
+from atconv.io import count_of, escape_row, write_rows
 
 __all__ = [
     "CheckImages",
@@ -135,7 +135,7 @@ def log_skipped(unreadable: Sequence[SkippedFile], total: int, limit: float) -> 
         TooManyUnreadable: they are more than a share of all files.
     """
     for file in unreadable[:5]:
-        logger.warning("left out %s: %s", file.file, file.reason)
+        logger.warning("left out %s: %s", *escape_row([file.file, file.reason]))
     _reject_too_many(unreadable, total, limit)
 
 

@@ -68,7 +68,9 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         rng = np.random.default_rng(derive_seed("order", self.seed, self.epoch))
-        order = np.repeat(rng.permutation(self.samples), self.repeats)[: self.samples]
+        different = -(-self.samples // self.repeats)
+        copies = min(self.repeats, self.samples)
+        order = np.repeat(rng.permutation(self.samples)[:different], copies)[: self.samples]
         total, micro = self.plan.global_batch_size, self.plan.micro_batch
         for index in range(self.start, self.start + len(self)):
             step, part = divmod(index, self.plan.accumulate)

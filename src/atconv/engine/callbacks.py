@@ -42,24 +42,27 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(Callback):
-    """Stops after `patience` epochs without a better score."""
+    """Stops after `patience` epochs without a better score, counted from where a run was extended."""
 
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
+    def __init__(self, patience: int, extended_at: int = 0) -> None:
+        self.patience, self.extended_at = patience, extended_at
 
     def stops(self, trainer: Trainer) -> bool:
         history = trainer.history
-        return bool(history.rows) and len(history.rows) - 1 - history.improved >= self.patience
+        since = max(history.improved + 1, self.extended_at)
+        return bool(history.rows) and len(history.rows) - since >= self.patience
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if trainer.epoch < trainer.config.epochs and self.stops(trainer):
             logger.info(
                 "stopped after epoch %d: none was better than epoch %d for %d epochs (equal scores do "
-                "not count). To train longer, start a run with --checkpoint %s, or with a larger --patience",
+                "not count); epoch %s is kept. To train longer: --resume %s --epochs %d",
                 trainer.epoch,
                 trainer.history.improved + 1,
                 self.patience,
+                trainer.history.kept,
                 trainer.run.path,
+                trainer.config.epochs,
             )
 
 
@@ -168,9 +171,15 @@ def epoch_line(row: Mapping[str, Any], epochs: int, mark: str = "") -> str:
     return f"epoch {row['epoch']:>3}/{epochs}  {metrics}  {speed_text(row['images_per_second'])}{mark}"
 
 
-def default_callbacks(patience: int | None, tracker: bool, main_process: bool) -> list[Callback]:
-    """The callbacks of every run: all processes track and stop, the main one shows and writes files."""
-    callbacks: list[Callback] = [EarlyStopping(patience)] if patience is not None else []
+def default_callbacks(
+    patience: int | None, tracker: bool, main_process: bool, extended_at: int = 0
+) -> list[Callback]:
+    """The callbacks of every run: all processes track and stop, the main one shows and writes files.
+
+    Args:
+        extended_at: the epoch that a run was extended at, from which patience counts.
+    """
+    callbacks: list[Callback] = [EarlyStopping(patience, extended_at)] if patience is not None else []
     callbacks += [TrackerLogger()] if tracker else []
     if main_process:
         callbacks += [BestModel(), CsvLogger(), ProgressBar()]

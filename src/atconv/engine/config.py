@@ -7,7 +7,16 @@ from typing import ClassVar, Literal
 
 from timm.optim import get_optimizer_info
 
-from atconv.engine.options import BelowOne, NonNegative, NonNegativeInt, Positive, PositiveInt, check_options
+from atconv.engine.options import (
+    BelowOne,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    PositiveShare,
+    Seed,
+    Workers,
+    check_options,
+)
 
 __all__ = ["TrainConfig"]
 
@@ -57,7 +66,7 @@ class TrainConfig:
     """denominator epsilon of the optimizer"""
     weight_decay: NonNegative = 0.05
     """decay of weight matrices; biases, norms, scales and alpha are exempt"""
-    layer_decay: Positive | None = None
+    layer_decay: PositiveShare | None = None
     """factor on the learning rate from each layer to the one before it, for fine-tuning"""
     clip_grad: Positive | None = None
     """gradient clipping; off by default"""
@@ -79,13 +88,13 @@ class TrainConfig:
     """stop after this many epochs without a better validation score"""
     checkpoint_steps: PositiveInt | None = None
     """also write a checkpoint every so many optimizer steps inside an epoch"""
-    workers: NonNegativeInt = 2
+    workers: Workers = 2
     """data-loading processes; 0 loads in the training process"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """where to train; auto takes an accelerator if there is one"""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """where else metrics are sent, besides metrics.csv"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of everything random"""
 
     def __post_init__(self) -> None:

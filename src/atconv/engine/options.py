@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,13 +21,22 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 
 __all__ = [
     "BelowOne",
+    "CropShare",
+    "Degrees",
+    "Factor",
     "Fraction",
     "NonNegative",
     "NonNegativeInt",
+    "Pixels",
     "Positive",
     "PositiveInt",
+    "PositiveShare",
     "Rule",
+    "Seed",
     "Share",
+    "Steps",
+    "Temperature",
+    "Workers",
     "check_options",
     "check_value",
     "describe",
@@ -44,15 +54,33 @@ class Rule:
     short: str
     """for help"""
     holds: Callable[[Any], bool]
+    at_most: float = math.inf
+    """no value above it makes sense, or would fit a machine"""
 
 
-PositiveInt: TypeAlias = Annotated[int, Rule("be at least 1", "≥ 1", lambda value: value >= 1)]
-NonNegativeInt: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: value >= 0)]
+def _between(low: float, high: float) -> Rule:
+    return Rule(f"lie in {low:g} … {high:g}", f"{low:g} … {high:g}", lambda value: low <= value <= high)
+
+
+_INT32 = 2**31 - 1
+PositiveInt: TypeAlias = Annotated[int, Rule("be at least 1", "≥ 1", lambda value: value >= 1, _INT32)]
+NonNegativeInt: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: value >= 0, _INT32)]
+Pixels: TypeAlias = Annotated[int, Rule("be at least 1", "≥ 1", lambda value: value >= 1, 2**14)]
+Steps: TypeAlias = Annotated[int, Rule("be at least 1", "≥ 1", lambda value: value >= 1, 10**5)]
+Workers: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: value >= 0, 1024)]
+Seed: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: value >= 0, 2**63 - 1)]
 Positive: TypeAlias = Annotated[float, Rule("be positive", "> 0", lambda value: value > 0)]
 NonNegative: TypeAlias = Annotated[float, Rule("not be negative", "≥ 0", lambda value: value >= 0)]
 Share: TypeAlias = Annotated[float, Rule("lie in 0 … 1", "0 … 1", lambda value: 0 <= value <= 1)]
 Fraction: TypeAlias = Annotated[float, Rule("lie between 0 and 1", "> 0, < 1", lambda value: 0 < value < 1)]
 BelowOne: TypeAlias = Annotated[float, Rule("lie in [0, 1)", "≥ 0, < 1", lambda value: 0 <= value < 1)]
+PositiveShare: TypeAlias = Annotated[
+    float, Rule("be positive and at most 1", "> 0, ≤ 1", lambda value: 0 < value <= 1)
+]
+CropShare: TypeAlias = Annotated[float, _between(0.1, 1)]
+Factor: TypeAlias = Annotated[float, _between(0.01, 100)]
+Degrees: TypeAlias = Annotated[float, _between(0, 180)]
+Temperature: TypeAlias = Annotated[float, _between(0.01, 1000)]
 
 _WORDS = {
     int: "a whole number",
@@ -65,10 +93,13 @@ _WORDS = {
 
 
 def check_options(config: Any) -> None:
-    """Raise ValueError where a field of a dataclass holds what its type does not allow."""
+    """Raise ValueError where a field of a dataclass holds what its type does not allow. Whole numbers become
+    floats where those are meant: libraries take them for another type."""
     hints = get_type_hints(type(config), include_extras=True)
     for field in fields(config):
-        check_value(field.name, getattr(config, field.name), hints[field.name])
+        value = getattr(config, field.name)
+        check_value(field.name, value, hints[field.name])
+        setattr(config, field.name, _as_floats(value, hints[field.name]))
 
 
 def check_value(name: str, value: Any, kind: Any) -> None:
@@ -79,6 +110,8 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     if rule and value is not None and not all(map(rule.holds, _numbers(value))):
         otherwise = ", or be null" if _fits(None, kind) else ""
         raise ValueError(f"{name} must {rule.words}{otherwise}, got {value!r}")
+    if rule and value is not None and max(_numbers(value), default=0) > rule.at_most:
+        raise ValueError(f"{name} must be at most {rule.at_most:,}, got {value!r}")
 
 
 def describe(kind: Any) -> str:
@@ -135,6 +168,17 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
+
+
+def _as_floats(value: Any, kind: Any) -> Any:
+    """A value whose whole numbers are floats where its type asks for these."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated or (origin in (Union, UnionType) and value is not None):
+        return _as_floats(value, arguments[0])
+    if origin is tuple and isinstance(value, tuple):
+        kinds = [arguments[0]] * len(value) if ... in arguments else arguments
+        return tuple(map(_as_floats, value, kinds))
+    return float(value) if kind is float else value
 
 
 def _numbers(value: Any) -> Sequence[Any]:

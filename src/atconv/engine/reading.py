@@ -27,6 +27,8 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or its aliases stand for more values than any configuration has.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: a YAML file is needed")
     try:
         return copy.deepcopy(_parse_yaml(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -10,13 +10,14 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from atconv.engine.options import check_value, did_you_mean
+from atconv.engine.options import NonNegativeInt, check_value, did_you_mean
 from atconv.engine.reading import read_yaml
 from atconv.engine.run import Run
 from atconv.io import write_atomically
 
 __all__ = [
     "read_config",
+    "read_extended_at",
     "read_options",
     "read_recipe",
     "recipe_names",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_EXTENDED = "extended_at"  # in config.yaml, besides the options
 
 
 def recipe_names(package: str) -> list[str]:
@@ -57,7 +59,7 @@ def read_recipe(path: Path, kind: type, task: str) -> dict[str, Any]:
     recipe = read_yaml(path)
     if not isinstance(recipe, dict):
         raise ValueError(f"the recipe {path} is not a mapping of options to values")
-    named = recipe.pop("task", task)
+    named, _ = recipe.pop("task", task), recipe.pop(_EXTENDED, 0)
     if named != task:
         raise ValueError(f"the recipe {path} is one of {named}, not of {task}")
     hints = get_type_hints(kind, include_extras=True)
@@ -69,10 +71,10 @@ def read_recipe(path: Path, kind: type, task: str) -> dict[str, Any]:
     return recipe
 
 
-def write_config(config: Any, task: str, run: Run) -> None:
+def write_config(config: Any, task: str, run: Run, extended_at: int = 0) -> None:
     """Save the task of a run and its complete configuration (a dataclass), re-runnable with
-    --config RUN/config.yaml."""
-    plain: dict[str, Any] = {"task": task}
+    --config RUN/config.yaml, and the epoch that it was extended at."""
+    plain: dict[str, Any] = {"task": task} | ({_EXTENDED: extended_at} if extended_at else {})
     plain |= {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     write_atomically(
         run.config, lambda temporary: temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
@@ -98,7 +100,7 @@ def read_config(run: Run, kind: type[T], task: str) -> T:
         ValueError: the run is of another task, or its config.yaml is damaged.
     """
     options = read_options(run)
-    named = options.pop("task", task)
+    named, _ = options.pop("task", task), options.pop(_EXTENDED, 0)
     if named != task:
         raise ValueError(f"{run.path} is a {named} run; a {task} run is needed here")
     if not set(options) <= {f.name for f in fields(kind)}:  # type: ignore[arg-type]
@@ -110,6 +112,17 @@ def read_config(run: Run, kind: type[T], task: str) -> T:
         return kind(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{run.config}: {error}") from error
+
+
+def read_extended_at(run: Run) -> int:
+    """The epoch that a run was last extended at; 0 where it never was.
+
+    Raises:
+        ValueError: config.yaml is damaged.
+    """
+    epoch: int = read_options(run).get(_EXTENDED, 0)
+    check_value(f"{_EXTENDED} in {run.config}", epoch, NonNegativeInt)
+    return epoch
 
 
 def reject_contradictions(config: Any, source: Any, names: Collection[str], chosen: Collection[str]) -> None:

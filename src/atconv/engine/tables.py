@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from atconv.io import escape_row
+
 __all__ = ["Table", "metric_name", "speed_text"]
 
 _WORDS = {"val": "validation", "map": "mAP", "mar": "mAR", "miou": "mIoU", "top1": "top-1", "top5": "top-5"}
@@ -33,7 +35,7 @@ class Table(NamedTuple):
     text_columns: int = 1
 
     def __str__(self) -> str:
-        cells = [list(self.columns), *(list(row) for row in self.rows)]
+        cells = [escape_row(self.columns), *map(escape_row, self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
 
         def line(row: Sequence[str]) -> str:

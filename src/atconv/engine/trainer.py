@@ -67,6 +67,12 @@ class History:
             return len(scores) - 1
         return max(range(len(scores)), key=lambda i: (scores[i], -i), default=-1)
 
+    @property
+    def kept(self) -> str:
+        """The epoch to keep, for people; where it equals an earlier one, that one too."""
+        best, improved = self.best + 1, self.improved + 1
+        return f"{best}" if best == improved else f"{best} (equal to epoch {improved})"
+
     def _scores(self) -> list[float]:
         return [0.0 if self.monitor is None else row[self.monitor] for row in self.rows]
 

@@ -14,12 +14,13 @@ import importlib
 import logging
 import shutil
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from atconv.engine.reading import read_json
-from atconv.engine.recipes import read_options, write_config
+from atconv.engine.recipes import read_extended_at, read_options, write_config
 from atconv.engine.run import Run, next_run_dir, run_lock, run_log
 from atconv.tasks.spec import TaskSpec
 
@@ -187,13 +188,27 @@ def train(
         release_accelerator(accelerator)
 
 
-def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
-    """Continue a run from its newest checkpoint, as it was configured. A finished run is left as it is.
+def resume(
+    run: str | Path,
+    callbacks: Sequence[Callback] = (),
+    *,
+    epochs: int | None = None,
+    patience: int | None = None,
+) -> Path:
+    """Continue a run from its newest checkpoint, as it was configured, or for longer.
 
-    `callbacks` are as in `train`.
+    A finished run is left as it is, unless it is extended by `epochs` or `patience`. The learning rate then
+    follows the schedule of a run of so many epochs, from where the run stands: after a cosine has ended it
+    rises again. Patience counts from there. A killed extension continues without these options.
+
+    Args:
+        callbacks: as in `train`.
+        epochs: of the run as a whole, more than it has behind it.
+        patience: another one.
 
     Raises:
-        FileNotFoundError, ValueError: no such run, or its data or checkpoint is damaged or changed.
+        FileNotFoundError, ValueError: no such run, its data or checkpoint is damaged or changed, or it has as
+            many epochs.
     """
     from atconv.engine.callbacks import check_callbacks
     from atconv.engine.distributed import make_accelerator, release_accelerator
@@ -202,9 +217,12 @@ def resume(run: str | Path, callbacks: Sequence[Callback] = ()) -> Path:
     folder = open_run(run)
     spec = task_of(folder)
     config = spec.read_config(folder)
+    changes = {"epochs": epochs, "patience": patience}
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    extends = any(value is not None for value in changes.values())
     accelerator = make_accelerator(config, str(folder.path))
     try:
-        return _fit(spec, config, folder, accelerator, callbacks)
+        return _fit(spec, config, folder, accelerator, callbacks, extends=extends)
     finally:
         release_accelerator(accelerator)
 
@@ -252,19 +270,22 @@ def _fit(
     accelerator: Accelerator,
     callbacks: Sequence[Callback],
     discard: Callable[[Exception], None] | None = None,
+    extends: bool = False,
 ) -> Path:
     """Train what is left to train in a run's folder, then report once. `discard` is called where a new run
-    fails before its first step."""
+    fails before its first step. One that `extends` is of another length than it was configured with."""
     from contextlib import ExitStack
 
     from atconv.engine.checkpoint import latest_checkpoint
+    from atconv.engine.extension import epochs_behind, save_extension
 
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(run_lock(run))
             stack.enter_context(run_log(run))
         try:
-            task, trainer = _prepare(spec, config, run, accelerator, callbacks)
+            extended_at = epochs_behind(run, config.epochs) if extends else read_extended_at(run)
+            task, trainer = _prepare(spec, config, run, accelerator, callbacks, extended_at)
         except Exception as error:
             if discard is not None and accelerator.is_main_process:
                 discard(error)
@@ -272,8 +293,15 @@ def _fit(
         if accelerator.is_main_process:
             shutil.rmtree(run.aside, ignore_errors=True)
         if trainer.finished and run.metrics.is_file():
-            logger.info("%s is finished already; its metrics are in %s", run.path, run.metrics)
+            logger.info(
+                "%s is finished already; its metrics are in %s. To train longer, give --epochs, more than %d",
+                run.path, run.metrics, trainer.epoch,
+            )  # fmt: skip
             return run.path
+        if accelerator.is_main_process:
+            run.metrics.unlink(missing_ok=True)  # of before the run was extended: it is written last
+            if extends:
+                save_extension(trainer, spec.name, extended_at)
         if trainer.step:
             logger.info("resuming at epoch %d, step %d", trainer.epoch + 1, trainer.step)
         try:
@@ -291,7 +319,12 @@ def _fit(
 
 
 def _prepare(
-    spec: TaskSpec, config: Any, run: Run, accelerator: Accelerator, callbacks: Sequence[Callback]
+    spec: TaskSpec,
+    config: Any,
+    run: Run,
+    accelerator: Accelerator,
+    callbacks: Sequence[Callback],
+    extended_at: int,
 ) -> tuple[Any, Any]:
     """Everything up to the first step: data, model, batches, checkpoint."""
     from atconv.engine.batch_plan import plan_batches
@@ -309,7 +342,7 @@ def _prepare(
         config, task.samples, accelerator.num_processes, even=task.pairs, min_batch=task.min_batch
     )
     main_process, tracker = accelerator.is_main_process, bool(accelerator.log_with)
-    used = default_callbacks(config.patience, tracker, main_process)
+    used = default_callbacks(config.patience, tracker, main_process, extended_at)
     if accelerator.is_main_process:
         logger.info(plan.message)
         task.save_config()

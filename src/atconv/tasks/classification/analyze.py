@@ -21,6 +21,7 @@ from atconv.analysis import (
 )
 from atconv.analysis.features import evenly_spaced
 from atconv.data.images import find_images, read_image
+from atconv.engine.options import PositiveInt
 from atconv.engine.progress import progress
 from atconv.io import read_rows, write_json
 from atconv.modules import ATConv2d, ATConvTokens, inhibition_strength
@@ -40,7 +41,7 @@ def analyze(
     images: Sequence[str],
     compare: Sequence[str] = (),
     out: str | None = None,
-    max_images: int = 64,
+    max_images: PositiveInt = 64,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> Path:
     """Show what the operator does: routing, inhibition, redundancy, receptive fields, explanations.

@@ -8,7 +8,17 @@ from typing import ClassVar, Literal
 
 from atconv.data.config import DataConfig
 from atconv.engine.config import TrainConfig
-from atconv.engine.options import NonNegative, Positive, PositiveInt, Share
+from atconv.engine.options import (
+    CropShare,
+    Degrees,
+    Factor,
+    NonNegative,
+    Pixels,
+    Positive,
+    PositiveInt,
+    Share,
+    Temperature,
+)
 from atconv.engine.recipes import read_config, reject_contradictions
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
@@ -26,7 +36,7 @@ class ClassifierOptions:
 
     use_ema: bool = False
     """take the EMA weights of the authors' file"""
-    image_size: PositiveInt = 224
+    image_size: Pixels = 224
     """height and width of the input"""
     drop_path_rate: Share = 0.0
     """stochastic depth of the last block"""
@@ -47,9 +57,9 @@ class AugmentationOptions:
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """min and max area of the random crop"""
-    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    crop_ratio: tuple[Factor, Factor] = (0.75, 1.3333)
     """min and max aspect ratio of the random crop"""
-    rotate: NonNegative = 0.0
+    rotate: Degrees = 0.0
     """random rotation up to this many degrees"""
     shift: Share = 0.0
     """random shift up to this share of the image size, with black moving in"""
@@ -57,7 +67,7 @@ class AugmentationOptions:
     """probability of a horizontal flip; 0 for digits and text"""
     vflip: Share = 0.0
     """probability of a vertical flip"""
-    color_jitter: NonNegative = 0.0
+    color_jitter: Share = 0.0
     """strength of color jitter; timm drops it when auto_augment is set"""
     auto_augment: str | None = None
     """automatic augmentation by timm's name, such as rand-m9-mstd0.5-inc1"""
@@ -67,7 +77,7 @@ class AugmentationOptions:
     """copies of an image in a batch, each augmented again; an epoch stays as long"""
     interpolation: Literal["nearest", "bilinear", "bicubic", "random"] = "bicubic"
     """resampling; random applies to training only"""
-    crop_pct: Share = 0.875
+    crop_pct: CropShare = 0.875
     """share of the resized image that the center crop of evaluation takes"""
     mean: tuple[float, ...] | None = None
     """mean of each channel; default: ImageNet's, or 0.5 for gray"""
@@ -111,7 +121,7 @@ class DistillationOptions:
     """weights file of a named teacher; default: timm's pretrained weights"""
     distill_weight: Share = 0.5
     """a in (1 − a)·loss + a·distillation, for soft and hard"""
-    distill_temperature: Positive | None = None
+    distill_temperature: Temperature | None = None
     """temperature; default 1, and 4 for dkd"""
     dkd_alpha: NonNegative = 1.0
     """weight of the target-class part of DKD"""

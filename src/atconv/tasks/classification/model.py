@@ -33,6 +33,14 @@ def check_model(config: ClassificationConfig, load_weights: bool) -> int:
     """
     with torch.device("meta"):
         model = make_model(config, 2, load_weights=False)
+    info: Any = getattr(model, "feature_info", None) or [{"reduction": 1}]
+    stride = info[-1]["reduction"]
+    if config.image_size < stride:
+        logger.warning(
+            "image_size %d is smaller than the stride of %s, %d: its last maps hold one value. Give larger "
+            "images, or a smaller stride, such as --model-args '{stem_stride: 1}' of AttNet",
+            config.image_size, config.model, stride,
+        )  # fmt: skip
     set_training_mode(model, config.freeze_bn)
     needed = min_batch(model, config.model, (config.in_chans, config.image_size, config.image_size))
     if config.checkpoint is not None and load_weights:

@@ -21,7 +21,7 @@ from atconv.data.loaders import stream_loader
 from atconv.data.splits import Split
 from atconv.data.timm_sources import KeptImages, Stream
 from atconv.data.transforms import EvalTransform
-from atconv.engine.options import NonNegativeInt, PositiveInt
+from atconv.engine.options import PositiveInt, Workers
 from atconv.engine.predictor import ImageLike, ImagePredictor, Result
 from atconv.engine.progress import progress
 from atconv.engine.reading import naming_damage, read_json
@@ -89,7 +89,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
 
     @torch.inference_mode()
     def infer(  # type: ignore[override]
-        self, images: Sequence[Image.Image], names: Sequence[str], top: int = 5
+        self, images: Sequence[Image.Image], names: Sequence[str], top: PositiveInt = 5
     ) -> list[Classification]:
         """The most probable classes of each image.
 
@@ -115,7 +115,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         split: Literal["auto", "train", "val", "test", "all"] = "auto",
         data_root: str | None = None,
         batch_size: PositiveInt = 64,
-        workers: NonNegativeInt = 2,
+        workers: Workers = 2,
     ) -> ClassificationMetrics:
         """Metrics on a split of DATA, the run's own by default.
 

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from PIL import Image
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
+from atconv.data.images import mode_for
 from atconv.data.transforms import EvalTransform
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
 from atconv.engine.progress import heartbeat
+from atconv.engine.rng import seeded
 from atconv.engine.run import Run
 from atconv.engine.task import Task
 from atconv.engine.trainer import History
@@ -141,7 +144,9 @@ def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
     new = latest_checkpoint(run.checkpoints) is None  # else weights come from there
     # Fail fast: what is wrong with an option is said before data is read.
     min_batch, teacher = check_model(config, load_weights=new), open_teacher(config)
-    train_transform(config)
+    for transform in (train_transform(config), EvalTransform(data_config(config))):
+        with seeded(config.seed):
+            transform(Image.new(mode_for(config.in_chans), (config.image_size, config.image_size)))
     data = open_data(config, run, accelerator)
     if new and isinstance(data, IndexedData) and accelerator.is_main_process:
         log_imbalance(config, data.classes, data.splits["train"].labels)

@@ -38,7 +38,7 @@ def report_run(
     best, column = history.rows[history.best], str(history.monitor)
     plot_curves(history.rows, panels, run.path / "curves.png", (column, best))
     rows = [
-        ("best epoch", f"{best['epoch']} of {len(history.rows)}"),
+        ("best epoch", f"{history.kept} of {len(history.rows)}"),
         (metric_name(column), f"{best[column]:.2f} %"),
         ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
         ("training time", f"{sum(row['seconds'] for row in history.rows):.0f} s"),

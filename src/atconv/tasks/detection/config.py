@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from atconv.engine.options import Positive, PositiveInt
+from atconv.engine.options import Factor, Pixels, PositiveInt
 from atconv.models.detectors import DetectorArchitecture, check_sizes
 from atconv.models.normalization import normalization
 from atconv.tasks.common.annotated_config import AnnotatedConfig
@@ -26,11 +26,11 @@ class DetectorOptions:
     """feature maps of the backbone, from the coarsest; default: 4, and 3 for RetinaNet"""
     channels: PositiveInt = 256
     """channels of the pyramid and the heads"""
-    anchor_scale: Positive | None = None
+    anchor_scale: Factor | None = None
     """size of an anchor by the stride of its map; default: 8, and 4 for RetinaNet"""
-    min_size: tuple[PositiveInt, ...] = (800,)
+    min_size: tuple[Pixels, ...] = (800,)
     """the shorter side is resized to it; of several, each training image takes one, evaluation the last"""
-    max_size: PositiveInt = 1333
+    max_size: Pixels = 1333
     """but the longer side is never longer than this"""
     bad_annotations: Literal["reject", "skip"] = "reject"
     """reject annotations that are wrong, or skip them: they are named and left out"""

@@ -15,7 +15,7 @@ from torchvision.models.detection import MaskRCNN
 from atconv.data.boxes import BadAnnotations, BoxSplit, decode_mask, encode_mask
 from atconv.data.formats import open_boxes
 from atconv.data.orientation import Exif
-from atconv.engine.options import PositiveInt
+from atconv.engine.options import PositiveInt, Share
 from atconv.models.detectors import detector
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
 from atconv.tasks.detection.config import DetectionConfig
@@ -86,7 +86,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
         return output | ({"masks": output["masks"][:, 0]} if self.masks else {})
 
     def infer(  # type: ignore[override]
-        self, images: Sequence[Image.Image], names: Sequence[str], threshold: float = 0.5
+        self, images: Sequence[Image.Image], names: Sequence[str], threshold: Share = 0.5
     ) -> list[Detections]:
         """The objects in each image.
 

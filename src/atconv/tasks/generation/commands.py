@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atconv.engine.devices import resolve_device
+from atconv.engine.options import Pixels, PositiveInt, Seed
 from atconv.engine.run import Run
 from atconv.io import write_json
 from atconv.tasks.common.report import evaluate_run, free_path
@@ -28,11 +29,11 @@ def sample_run(
     run: str | Path,
     out: str | None = None,
     classes: str = "all",
-    per_class: int = 10,
-    seed: int = 0,
-    height: int | None = None,
-    width: int | None = None,
-    batch_size: int = 64,
+    per_class: PositiveInt = 10,
+    seed: Seed = 0,
+    height: Pixels | None = None,
+    width: Pixels | None = None,
+    batch_size: PositiveInt = 64,
     device: Device = "auto",
     options: SamplerConfig | None = None,
 ) -> Path:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from atconv.data.config import DataConfig
 from atconv.engine.config import TrainConfig
-from atconv.engine.options import BelowOne, NonNegative, NonNegativeInt, PositiveInt, Share
+from atconv.engine.options import BelowOne, NonNegative, NonNegativeInt, Pixels, PositiveInt, Share
 from atconv.engine.recipes import read_config, reject_contradictions
 from atconv.tasks.common.model_options import ModelOptions
 
@@ -30,7 +30,7 @@ class GeneratorOptions(ModelOptions):
     """learn the classes; false trains without labels"""
     label_dropout: BelowOne = 0.1
     """share of labels replaced by the null label; guidance needs some"""
-    image_size: PositiveInt = 32
+    image_size: Pixels = 32
     """height and width of the images, where DATA is images; latents have their own"""
     hflip: Share = 0.0
     """probability of a horizontal flip; 0 for digits and text"""

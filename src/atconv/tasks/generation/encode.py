@@ -19,6 +19,7 @@ from tqdm import tqdm
 from atconv.data.splits import Split, Splits, load_splits, make_splits
 from atconv.diffusion.pipeline import pixels_per_latent
 from atconv.engine.devices import resolve_device
+from atconv.engine.options import Pixels, PositiveInt, Seed
 from atconv.io import file_digest, save_tensors, write_json
 from atconv.tasks.generation.data import SplitImages, scale_pixels
 from atconv.tasks.generation.latents import LatentInfo, is_latents, open_vae, save_vae, shard_is_complete
@@ -32,14 +33,14 @@ def encode(
     data: str,
     vae: str,
     out: str,
-    image_size: int = 256,
+    image_size: Pixels = 256,
     data_root: str | None = None,
     train_split: str = "train",
     val_split: str | None = None,
     flips: bool = True,
-    shard_size: int = 2048,
-    batch_size: int = 16,
-    seed: int = 0,
+    shard_size: PositiveInt = 2048,
+    batch_size: PositiveInt = 16,
+    seed: Seed = 0,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
 ) -> Path:
     """Encode the images of DATA with a VAE. Interrupted, the same command continues.

@@ -19,6 +19,7 @@ from atconv.data.folders import choose_split
 from atconv.data.formats import open_sources
 from atconv.data.sources import ImageSource
 from atconv.data.splits import Split, readable_split
+from atconv.engine.options import PositiveInt, Seed, check_options
 from atconv.tasks.generation.data import SplitImages
 from atconv.tasks.generation.features import open_features
 from atconv.tasks.generation.latents import is_latents, latent_splits
@@ -43,9 +44,9 @@ class EvaluationConfig:
     splits: all"""
     features: str = "inception"
     """inception, or the folder of a classification run whose features are used instead"""
-    images: int = 10_000
+    images: PositiveInt = 10_000
     """how many images a run makes, evenly over its classes"""
-    real_images: int = 50_000
+    real_images: PositiveInt = 50_000
     """compare with at most so many, chosen at random"""
     memorization: bool = False
     """look for copies of training images, too; for a run on images, and its own DATA"""
@@ -53,15 +54,13 @@ class EvaluationConfig:
     """folder of a named timm dataset, if not the run's"""
     inception_weights: str | None = None
     """file of the Inception network; default: torch.hub's, or a download"""
-    seed: int = 0
+    seed: Seed = 0
     """of the samples"""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """images at a time"""
 
     def __post_init__(self) -> None:
-        numbers = (self.images, self.real_images, self.batch_size)
-        if min(numbers) < 1:
-            raise ValueError(f"images, real_images and batch_size must be at least 1, got {numbers}")
+        check_options(self)
 
 
 class Comparison:

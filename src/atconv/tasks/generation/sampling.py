@@ -24,7 +24,7 @@ from atconv.diffusion.schedulers import (
     ODEScheduler,
     SDEScheduler,
 )
-from atconv.engine.options import Fraction, NonNegative, PositiveInt, check_options
+from atconv.engine.options import Fraction, NonNegative, Positive, PositiveInt, Steps, check_options
 from atconv.engine.rng import derive_seed
 from atconv.tasks.generation.samples import SampleSet
 
@@ -40,7 +40,7 @@ class SamplerConfig:
     sampler: str = "heun"
     """ODE: euler, midpoint, heun, heun3, rk4, explicit_adams, implicit_adams, or adaptive dopri5, dopri8,
     bosh3, fehlberg2, adaptive_heun; SDE: sde_euler (Euler–Maruyama), sde_heun"""
-    steps: PositiveInt = 50
+    steps: Steps = 50
     """steps of a fixed-step sampler; an SDE's last step comes on top"""
     guidance: float = 1.0
     """scale of classifier-free guidance; 1 is none"""
@@ -48,9 +48,9 @@ class SamplerConfig:
     """times (0 noise, 1 data) between which guidance acts"""
     guidance_channels: PositiveInt | None = None
     """guide only the first so many channels (the release: 3); default all"""
-    atol: float = 1e-6
+    atol: Positive = 1e-6
     """absolute tolerance of adaptive solvers"""
-    rtol: float = 1e-3
+    rtol: Positive = 1e-3
     """relative tolerance of adaptive solvers"""
     diffusion: Diffusion = "sigma"
     """w_t of the SDE dx = (v + w·score)dt + √(2w)dW"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from atconv.engine.options import Positive, PositiveInt
+from atconv.engine.options import Factor, Pixels
 from atconv.models.segmenters import DIVISOR, SegmenterArchitecture
 from atconv.tasks.common.annotated_config import AnnotatedConfig
 
@@ -23,11 +23,11 @@ class SegmenterOptions:
     """unet, fpn or upernet, of segmentation-models-pytorch"""
     segmenter_args: dict[str, Any] = field(default_factory=dict)
     """more arguments of it, such as {decoder_channels: [128, 64, 32, 16, 16]}"""
-    short_side: PositiveInt = 512
+    short_side: Pixels = 512
     """the shorter side of every image is resized to it"""
-    scales: tuple[Positive, Positive] = (0.5, 2.0)
+    scales: tuple[Factor, Factor] = (0.5, 2.0)
     """min and max factor on that size in training"""
-    crop: tuple[PositiveInt, PositiveInt] = (512, 512)
+    crop: tuple[Pixels, Pixels] = (512, 512)
     """height and width of the random crop of training, multiples of 32"""
     mask_values: tuple[int, ...] | None = None
     """what masks hold for each class, in the order of classes.txt, such as [0, 255]; default: its index"""
