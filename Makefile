@@ -24,10 +24,10 @@ demo-detect: $(VENV)/.dense
 demo-segment: $(VENV)/.dense
 	$(BIN)/python examples/demo_segment.py
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.web
 	$(PYTEST)
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.dev $(VENV)/.web
 	$(PYTEST) -m ""
 
 # The lowest versions that pyproject.toml allows, in an environment of their own.
@@ -88,6 +88,11 @@ $(VENV)/.dense: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[dev]'
 	touch $@ $(VENV)/.demo $(VENV)/.generate $(VENV)/.dense
+
+# What runs a model in a browser: npm fetches it once. Tests use no network, and skip the page where this failed.
+$(VENV)/.web: src/atconv/deploy/web.py | $(VENV)/.dev
+	@$(BIN)/python -c "from atconv.deploy.web import fetch_runtime; fetch_runtime()" 2> /dev/null && touch $@ \
+		|| echo "onnxruntime-web could not be fetched with npm: tests of the page in a browser are skipped"
 
 $(LOWEST)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)

@@ -15,6 +15,7 @@ from atconv.deploy.formats import (
     open_onnx,
     open_torch,
 )
+from atconv.deploy.web import page_files
 
 __all__ = ["FORMATS", "Format"]
 
@@ -33,12 +34,19 @@ class Format:
     """what `write` takes besides"""
     dynamic: bool = True
     """whether batch, height and width may be left open"""
+    folder: str = ""
+    """below RUN/export, of a format whose files stand by themselves"""
+    beside: Callable[[str | None], list[Path]] | None = None
+    """(folder of a runtime, if not the usual one) → files that lie beside the model, which takes one image"""
 
 
 _NAMES = ("input_names", "output_names")
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(".onnx", export_onnx, open_onnx, (*_NAMES, "opset")),
+    "web": Format(
+        ".onnx", export_onnx, open_onnx, (*_NAMES, "opset"), dynamic=False, folder="web", beside=page_files
+    ),
     "torch": Format(".pt2", export_torch, open_torch),
     "aoti": Format("-aoti.pt2", export_aoti, open_aoti),
 }

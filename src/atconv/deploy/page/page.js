@@ -34,7 +34,8 @@ function showResults(logits) {
     const row = element("li", ""), track = element("div", "track"), bar = element("div", "bar");
     bar.style.width = `${100 * shares[i]}%`;
     track.append(bar);
-    row.append(element("span", "name", about.classes[i]), element("span", "share", `${(100 * shares[i]).toFixed(1)} %`), track);
+    const share = element("span", "share", `${(100 * shares[i]).toFixed(1)} %`);
+    row.append(element("span", "name", about.classes[i]), share, track);
     return row;
   }));
 }
@@ -82,7 +83,9 @@ function take(files, otherwise) {
 function listen() {
   const drop = byId("drop"), file = byId("file");
   file.addEventListener("change", () => { take(file.files); file.value = ""; });
-  document.addEventListener("paste", (event) => take(event.clipboardData.files, "There is no image in the clipboard."));
+  document.addEventListener("paste", (event) => {
+    take(event.clipboardData.files, "There is no image in the clipboard.");
+  });
   document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
   document.addEventListener("drop", (event) => {
@@ -107,11 +110,11 @@ async function start() {
     about = await (await fetched("export.json")).json();
     byId("title").textContent = document.title = about.name;
     const [height, width] = about.inputs.images.size;
-    byId("about").textContent = `${about.architecture}, ${about.classes.length} classes, images of ${height} × ${width}`;
+    byId("about").textContent = `${about.classes.length} classes, images of ${height} × ${width} pixels`;
     byId("summary").textContent = `All ${about.classes.length} classes`;
     byId("classes").replaceChildren(...about.classes.map((name) => element("li", "", name)));
     ort.env.wasm.numThreads = 1; // more need headers that plain web servers do not send
-    ort.env.wasm.wasmPaths = new URL(".", import.meta.url).href;
+    ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href };
     session = await ort.InferenceSession.create(await (await fetched("model.onnx")).arrayBuffer());
     byId("file").disabled = false;
     byId("status").textContent = "Choose an image to see its classes.";

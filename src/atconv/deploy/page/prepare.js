@@ -67,7 +67,9 @@ function cubic(x) {
 function weigh(size, outputs, start, count, name) {
   const scale = size / outputs;
   if (name === "nearest") {
-    return Array.from({ length: count }, (_, i) => ({ first: Math.floor((start + i + 0.5) * scale), weights: [ONE] }));
+    const firsts = [];
+    for (let at = scale / 2; firsts.length < start + count; at += scale) firsts.push(Math.floor(at)); // rounds as Pillow
+    return firsts.slice(start).map((first) => ({ first, weights: [ONE] }));
   }
   const filter = FILTERS[name];
   if (!filter) throw new Error(`no resampling ${name}: there are nearest, ${Object.keys(FILTERS).join(", ")}`);

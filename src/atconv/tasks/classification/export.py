@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 class ClassificationExporter(Exporter):
     """Images, B C H W, as the predictor's transform gives them → logits."""
 
+    formats = tuple(deploy.FORMATS)
     int8_formats = ("onnx",)
     output_names = ("logits",)
     fixed_batch = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -86,7 +87,7 @@ class ExportReport:
 
 def export(
     exporter: Exporter,
-    format: Literal["onnx", "torch", "aoti"] = "onnx",
+    format: Literal["onnx", "web", "torch", "aoti"] = "onnx",
     int8: bool = False,
     data: str | None = None,
     data_root: str | None = None,
@@ -94,6 +95,7 @@ def export(
     batch_size: int = 8,
     opset: Literal[17, 20] = 20,
     out: str | None = None,
+    onnxruntime_web: str | None = None,
 ) -> ExportReport:
     """Write a model as a file that runs without this package, compare it with the model, and time it.
 
@@ -104,8 +106,8 @@ def export(
     Args:
         exporter: the run's model.
         format: onnx for ONNX Runtime and OpenVINO, a classifier in two files, for any batch and for one;
-            torch for a torch.export program; aoti for a package that AOTInductor compiled for this machine's
-            CPU.
+            web for a page that classifies images in a browser, to be served by any web server; torch for a
+            torch.export program; aoti for a package that AOTInductor compiled for this machine's CPU.
         int8: also write an int8 file, calibrated on training images, and measure its accuracy.
         data: images that the file is compared on, and that int8 is calibrated and measured on, DATA as in
             training; the run's own by default.
@@ -113,8 +115,9 @@ def export(
         calibration_images: how many of them calibrate int8, 256 by default.
         batch_size: images of the fixed batch, and of the timed one.
         opset: version of ONNX's operators; 17 for older runtimes, GELU is its formula there.
-        out: folder to write, RUN/export by default. Files of the same name are replaced, and files of other
-            weights that its export.json lists are removed.
+        out: folder to write, RUN/export by default and RUN/export/web for a page. Files of the same name are
+            replaced, and files of other weights that its export.json lists are removed.
+        onnxruntime_web: folder of onnxruntime-web for a page; npm fetches it by default.
 
     Returns:
         the files, also listed in export.json in the folder, with classes and what the input must look like.
@@ -125,14 +128,18 @@ def export(
         RuntimeError: the written file does not compute what the model does; it is not kept.
     """
     _check_options(exporter, format, int8, opset, calibration_images, batch_size)
+    if onnxruntime_web is not None and format != "web":
+        raise ValueError(f"onnxruntime_web is for web, got --format {format}: leave one of them out")
+    entry = FORMATS[format]
+    beside = entry.beside(onnxruntime_web) if entry.beside else []
     predictor = exporter.predictor
     count = 256 if calibration_images is None else calibration_images
     if int8:
         exporter.prepare_int8(data, data_root, count)
     images = _images(exporter, data, data_root)
-    if not exporter.any_batch:
+    if not exporter.any_batch or beside:
         batch_size = 1
-    folder = Path(out) if out is not None else predictor.run.path / "export"
+    folder = Path(out) if out is not None else predictor.run.path / "export" / entry.folder
     weights = file_digest(exporter.weights)
     kept, stale = _earlier_files(folder, weights)
     accuracy = None
@@ -163,7 +170,12 @@ def export(
         description = _describe(exporter, report, weights, kept)
         text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
         (staging / DESCRIPTION).write_text(text, encoding="utf-8")
+        for file in beside:
+            shutil.copy(file, staging)
     logger.info("everything is in %s", folder)
+    if beside:
+        serve = f"python -m http.server --directory {folder}"
+        logger.info("serve it, such as with %s, and open http://localhost:8000", serve)
     if stale:
         logger.info("removed, since they held other weights: %s", ", ".join(report.removed))
     return report
@@ -257,5 +269,6 @@ def _describe(exporter: Exporter, report: ExportReport, weights: str, kept: dict
         }
         for file in report.files
     }
-    about = {"task": exporter.predictor.task, "classes": exporter.predictor.classes}
+    predictor = exporter.predictor
+    about = {"task": predictor.task, "name": predictor.run.path.resolve().name, "classes": predictor.classes}
     return {**about, **exporter.describe(), "weights": weights, "files": kept | files}

@@ -41,7 +41,8 @@ def write_all(
     _, height, width = exporter.shape
     writer = _Writer(exporter, format, options)
     if not entry.dynamic:
-        return [writer.write(path, "fixed", (batch_size, height, width))]
+        accepts = f"one image of {height} × {width}" if batch_size == 1 else ""
+        return [writer.write(path, "fixed", (batch_size, height, width), accepts)]
     count, batch = (2, "any batch") if exporter.any_batch else (1, "one image")
     try:
         writer.write(path, "any" if exporter.any_batch else "size", (count, *exporter.traced))

@@ -51,7 +51,7 @@ class Exporter(ABC):
         predictor: from `atconv.load`.
     """
 
-    formats: ClassVar[tuple[str, ...]] = tuple(FORMATS)
+    formats: ClassVar[tuple[str, ...]] = tuple(name for name in FORMATS if name != "web")
     """formats that the graph can be written in"""
     why_not: ClassVar[str] = ""
     """why the others cannot be written"""
