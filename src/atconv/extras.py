@@ -14,6 +14,8 @@ PACKAGES = {
     ),
     "generation": ("diffusers", "torch_fidelity", "torchdiffeq"),
     "dense": ("faster_coco_eval", "segmentation_models_pytorch", "torchmetrics"),
+    "heif": ("pillow_heif",),
+    "tables": ("pyarrow",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
 }  # fmt: skip
 """modules that an extra brings, by its name"""

@@ -279,7 +279,7 @@ def test_classes_with_files_beside_them_are_not_taken_for_other_data(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("labels.csv", b"image,label\n0.jpg,dog\n", "is recognized as a table"),
+        ("labels.xlsx", b"image,label\n0.jpg,dog\n", "is recognized as a table: save labels as CSV"),
         (
             "train.json",
             b'{"images": [], "annotations": []}',
@@ -294,7 +294,7 @@ def test_files_of_other_kinds_are_recognized(tmp_path: Path, name: str, content:
 
 
 UNANNOTATED = "images without boxes or masks: for "
-TABLE = "a table: tables are not read: put each image"
+TABLE = "a table of labels: for "
 
 
 @pytest.mark.parametrize("command", ["detect", "segment"])

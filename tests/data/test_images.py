@@ -5,6 +5,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from atconv.data.images import PrepareImage, image_suffixes, mode_for, open_image, read_image
+from atconv.data.images import PrepareImage, image_suffixes, list_images, mode_for, open_image, read_image
 from atconv.data.sources import FolderSource
 
 RNG = np.random.default_rng(0)
@@ -256,3 +257,21 @@ def test_what_is_no_image_is_rejected(image: object, kind: str) -> None:
 def test_files_images_and_arrays_are_opened() -> None:
     for image in (encoded(Image.fromarray(NOISE)), Image.fromarray(NOISE), NOISE):
         np.testing.assert_array_equal(np.asarray(open_image(image)), NOISE)  # type: ignore[arg-type]
+
+
+def test_heic_is_read_where_its_plugin_is_installed_and_named_where_not(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(tmp_path / label / "0.HEIC")
+    assert list_images(tmp_path).images == ["a/0.HEIC", "b/0.HEIC"]
+    image = read_image(tmp_path / "a" / "0.HEIC")
+    assert image.size == (64, 48)
+    assert image.getpixel((9, 9))[0] > 200  # type: ignore[index]
+    Image.new("L", (4, 4)).save(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "2.heic").write_bytes(b"none")
+    others = image_suffixes() - {".heic", ".heif", ".hif"}
+    with mock.patch("atconv.data.images.image_suffixes", return_value=others):
+        assert "3 .heic; for .heic: pip install 'atconv[heif]'" in FolderSource(tmp_path).remarks[0]
+        with pytest.raises(ValueError, match=r"2.heic: .*; for .heic: pip install 'atconv\[heif\]'"):
+            read_image(tmp_path / "a" / "2.heic")

@@ -6,11 +6,11 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __all__ = ["SharedIntegers", "SharedItems", "SharedNames"]
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 class SharedIntegers:
     """Integers in a tensor, which PyTorch hands to its workers in shared memory."""
 
-    def __init__(self, values: ArrayLike) -> None:
-        self._tensor = torch.from_numpy(np.array(values, dtype=np.int64))
+    def __init__(self, values: ArrayLike, dtype: DTypeLike = np.int64) -> None:
+        self._tensor = torch.from_numpy(np.array(values, dtype=dtype))
 
     @property
-    def array(self) -> NDArray[np.int64]:
+    def array(self) -> NDArray[Any]:
         return self._tensor.numpy()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -19,10 +19,22 @@ class DataConfig:
     """Options that say which images there are and how they are divided into splits."""
 
     group: ClassVar[str] = "data"
-    common: ClassVar[tuple[str, ...]] = ("val_fraction",)
+    common: ClassVar[tuple[str, ...]] = ("val_fraction", "images", "label_column", "label_columns")
 
     data: str = ""
-    """image folder, LMDB, timm dataset name (torch/…, hfds/…, wds/…) or digits"""
+    """image folder, table of labels, LMDB, timm dataset name (torch/…, hfds/…, wds/…) or digits"""
+    images: str | None = None
+    """folder of the images that a table names, where they do not lie next to it"""
+    image_column: str | None = None
+    """column of a table that names the images; default: by its name"""
+    label_column: str | None = None
+    """column of a table that holds the labels; default: by its name"""
+    label_columns: Sequence[str] = ()
+    """columns of a table that hold 0 or 1, one for each class; default: all of that kind"""
+    label_separator: str | None = None
+    """what separates several labels in a cell, none: each holds one; default: ; or | or , if that fits"""
+    split_column: str | None = None
+    """column of a table that names the split; default: by its name"""
     data_root: str | None = None
     """folder that a named timm dataset lies in"""
     train_split: str = "train"
@@ -60,5 +72,5 @@ def log_unused_fractions(config: Any, names: Collection[str], reason: str) -> No
 def _without_effect(config: Any, names: Collection[str], reason: str) -> Iterator[str]:
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name in names and value != field.default:
+        if field.name in names and value != field.default and (value or field.default):
             yield f"--{field.name.replace('_', '-')} {value} has no effect: {reason}"

@@ -17,6 +17,7 @@ from atconv.data.checking import CheckImages
 from atconv.data.coco import coco_splits, is_coco, is_coco_file, read_coco
 from atconv.data.config import DataConfig, reject_options
 from atconv.data.folders import choose_split
+from atconv.data.label_tables import TABLE_OPTIONS, label_tables, open_tables
 from atconv.data.masks import MaskSplit, is_masks, mask_splits, read_mask_folder
 from atconv.data.orientation import Exif
 from atconv.data.sources import DigitsSource, ImageSource, lmdb_files, open_folder, open_lmdb
@@ -66,7 +67,7 @@ class LabelFormat(Format):
     annotation: Annotation | None = "labels"
     open: Callable[[DataConfig], Mapping[str, ImageSource]]
     """its splits by name; a lone "train" is all there is, to be split"""
-    unused: tuple[str, ...] = (*_TIMM_OPTIONS, *_STREAM_OPTIONS)
+    unused: tuple[str, ...] = (*_TIMM_OPTIONS, *_STREAM_OPTIONS, *TABLE_OPTIONS)
     """options of `DataConfig` that have no effect on it"""
 
 
@@ -101,7 +102,12 @@ FORMATS: tuple[Format, ...] = (
         recognizes=lambda path: str(path) == "digits" and not path.exists(),
         open=lambda config: {"train": DigitsSource()},
     ),
-    LabelFormat(name="a dataset of timm's", recognizes=is_timm_name, open=open_timm, unused=_STREAM_OPTIONS),
+    LabelFormat(
+        name="a dataset of timm's",
+        recognizes=is_timm_name,
+        open=open_timm,
+        unused=(*_STREAM_OPTIONS, *TABLE_OPTIONS),
+    ),
     Format(
         name="detection data in YOLO's format (images and labels)",
         recognizes=other.is_yolo,
@@ -146,11 +152,16 @@ FORMATS: tuple[Format, ...] = (
     LabelFormat(
         name="labeled images in LMDB files", recognizes=lambda path: bool(lmdb_files(path)), open=open_lmdb
     ),
+    LabelFormat(
+        name="a table of labels",
+        recognizes=lambda path: bool(label_tables(path)),
+        open=open_tables,
+        unused=(*_TIMM_OPTIONS, *_STREAM_OPTIONS),
+    ),
     Format(
         name="a table",
         recognizes=other.is_table,
-        advice="tables are not read: put each image into a folder named after its class, or convert boxes to "
-        "COCO's format, and give the folder",
+        advice="save labels as CSV or Parquet, or convert boxes to COCO's format, and give the folder",
     ),
     Format(name="a file of weights", recognizes=other.is_weights, advice="give a folder of images"),
     Format(name="an archive", recognizes=other.is_archive, advice="unpack it, and give the folder"),
@@ -184,8 +195,8 @@ def open_sources(config: DataConfig) -> dict[str, ImageSource]:
         raise UnfitData(path, found, "labels")
     state = "is in no format that is read here" if path.exists() else "does not exist"
     raise ValueError(
-        f"DATA {config.data!r} {state}: give an image folder, an LMDB file, a timm dataset name (torch/…, "
-        "hfds/…, wds/…) or digits"
+        f"DATA {config.data!r} {state}: give an image folder, a table of labels, an LMDB file, a timm "
+        "dataset name (torch/…, hfds/…, wds/…) or digits"
     )
 
 

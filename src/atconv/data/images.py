@@ -6,8 +6,8 @@ import functools
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -26,6 +26,7 @@ __all__ = [
     "list_images",
     "open_image",
     "opened_image",
+    "plugin_advice",
     "read_image",
     "scan",
     "upright",
@@ -34,6 +35,7 @@ __all__ = [
 Mode = Literal["RGB", "L"]
 
 # Files that Pillow opens without decoding them, and PostScript, for which it starts another program.
+_HEIF = {".heic", ".heif", ".hif"}
 _NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # What file managers, storage servers and Python leave in folders, in lower case.
 _TOOL_FOLDERS = {
@@ -65,6 +67,7 @@ def opened_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
         FileNotFoundError, ValueError: as `read_image` does.
     """
     try:
+        _load_plugins()
         with Image.open(file) as image:
             if image.format in _NO_IMAGES:
                 raise ValueError(f"{image.format} is not read: save it as PNG")
@@ -73,7 +76,8 @@ def opened_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
         name = "" if hasattr(file, "read") else f"{file}: "
-        raise ValueError(f"{name}not a readable image ({_reason(error)})") from error
+        advice = plugin_advice([Path(name.strip(": ")).suffix])
+        raise ValueError(f"{name}not a readable image ({_reason(error)}{advice})") from error
 
 
 def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB") -> Image.Image:
@@ -107,9 +111,25 @@ def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB")
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     """The suffixes, in lower case, of the image files that Pillow reads here."""
-    Image.init()
+    _load_plugins()
     formats = {*Image.OPEN, "MPO"} - _NO_IMAGES  # MPO is opened as JPEG
     return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in formats)
+
+
+@functools.cache
+def _load_plugins() -> None:
+    """Let Pillow read all that it can here, HEIC too where its plugin is installed."""
+    Image.init()
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+
+
+def plugin_advice(suffixes: Iterable[str]) -> str:
+    """How to read files of some suffixes that are not read here; empty where there is no way."""
+    missing = {suffix.lower() for suffix in suffixes} & _HEIF - image_suffixes()
+    return f"; for {', '.join(sorted(missing))}: pip install 'atconv[heif]'" if missing else ""
 
 
 def is_ignored(name: str) -> bool:

@@ -96,7 +96,7 @@ class SeededItems(Dataset[T]):
         return self.load(key.position)
 
 
-class _Images(Dataset[tuple[Tensor, int]]):
+class _Images(Dataset[tuple[Tensor, Any]]):
     """The images of a split, transformed, and their labels."""
 
     def __init__(self, split: Split, transform: Transform, in_chans: int) -> None:
@@ -105,7 +105,7 @@ class _Images(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[Tensor, Any]:
         image, label = self.split.item(position, self.mode)
         return self.transform(image), label
 
@@ -124,7 +124,7 @@ def _collate_readable(items: list[Any]) -> tuple[Tensor, Tensor, list[tuple[str,
     readable = [item for item in items if isinstance(item[0], Tensor)]
     images = torch.stack([image for image, _ in readable]) if readable else torch.empty(0)
     unreadable = [item for item in items if not isinstance(item[0], Tensor)]
-    return images, torch.tensor([label for _, label in readable], dtype=torch.int64), unreadable
+    return images, torch.from_numpy(np.array([label for _, label in readable])), unreadable
 
 
 class _StreamImages(IterableDataset[tuple[Tensor, int]]):

@@ -27,7 +27,7 @@ __all__ = [
 _IMAGE_FOLDERS = {"images", "jpegimages"}
 _MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "segmentationclass"}
 _MASK_ENDINGS = ("_masks", "_mask", "_labels", "_annotations", "_annot", "annot")
-_TABLES = {".csv", ".tsv", ".txt", ".xls", ".xlsx", ".parquet", ".json", ".jsonl"}
+_TABLES = {".xls", ".xlsx", ".json", ".jsonl"}
 _WEIGHTS = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx"}
 _LOOKED_AT = 1000  # files of a folder
 

@@ -9,15 +9,17 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from atconv.data.arrays import SharedIntegers, SharedNames
+from atconv.data.arrays import SharedNames
 from atconv.data.config import DataConfig
 from atconv.data.folders import inner_folder, paths_by_split, split_of, subfolders
-from atconv.data.images import Mode, as_mode, list_images, read_image
+from atconv.data.images import Mode, as_mode, list_images, plugin_advice, read_image
+from atconv.data.labels import make_labels
 from atconv.data.lmdb_format import LmdbReader, is_lmdb
 from atconv.io import first_few
 
@@ -33,14 +35,14 @@ __all__ = [
 
 
 class ImageSource(ABC):
-    """Labeled images by index."""
+    """Labeled images by index: a class index for each, or a matrix images × classes of 0 and 1."""
 
     checkable: bool = False
     """images are encoded files that may be unreadable"""
 
     def __init__(self, origin: str, classes: Sequence[str], labels: ArrayLike) -> None:
-        self.origin, self.classes = origin, list(classes)
-        self._labels = SharedIntegers(labels)
+        self.origin = origin
+        self._labels = make_labels(classes, labels)
         self.remarks: list[str] = []
         """what a person should know of it"""
 
@@ -48,9 +50,36 @@ class ImageSource(ABC):
         return len(self.labels)
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """Class index of every image."""
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return self._labels.classes
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """Class index of every image, or images × classes of 0 and 1 where an image may be of several."""
         return self._labels.array
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may be of several classes."""
+        return self._labels.multi_label
+
+    @property
+    def strata(self) -> NDArray[np.int64]:
+        """One class for every image, of which splits hold equal shares."""
+        return self._labels.strata
+
+    def target(self, index: int) -> Any:
+        """What a loss takes for an image: its class index, or 0 and 1 for each class."""
+        return self._labels.target(index)
+
+    def counts(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """How many of some images are of each class."""
+        return self._labels.counts(indices)
+
+    def to_multi_label(self) -> None:
+        """Let images be of several classes, for a model that was trained so."""
+        self._labels = self._labels.to_multi()
 
     def relabel(self, classes: Sequence[str], used: Sequence[int] | None = None) -> None:
         """Number the classes as `classes` does, matched by name.
@@ -62,14 +91,10 @@ class ImageSource(ABC):
         Raises:
             ValueError: images are of other classes.
         """
-        numbers = {name: number for number, name in enumerate(classes)}
-        renumbered = np.array([*(numbers.get(name, -1) for name in self.classes), -1])[self.labels]
-        own = self.labels if used is None else self.labels[used]
-        after = renumbered if used is None else renumbered[used]
-        unknown = sorted(self.classes[label] for label in np.unique(own[after < 0]))
+        renumbered, unknown = self._labels.renumber(classes, used)
         if unknown:
             raise ValueError(self._unknown_classes(unknown))
-        self.classes, self._labels = list(classes), SharedIntegers(renumbered)
+        self._labels = renumbered
 
     def _unknown_classes(self, names: Sequence[str]) -> str:
         return f"{self.origin} has classes that are not among the run's classes: {', '.join(names[:5])}"
@@ -111,7 +136,7 @@ class FolderSource(ImageSource):
             names, loose, classes = listing.images, 0, [only_class or root.resolve().name]
         others = ", ".join(
             f"{count} {suffix or 'without suffix'}" for suffix, count in listing.others.items()
-        )
+        ) + plugin_advice(listing.others)
         if not names:
             raise ValueError(
                 f"no images in {root}: expected one folder a class, as {root}/CLASS/image.jpg"

@@ -53,11 +53,22 @@ class Split:
 
     @property
     def labels(self) -> list[int]:
+        """Class index of every image. Raises ValueError where an image may be of several."""
+        if self.source.multi_label:
+            raise ValueError(
+                f"{self.source.origin} has several labels an image: one class each is needed here"
+            )
         return self.source.labels[self.indices].tolist()
 
-    def item(self, position: int, mode: Mode) -> tuple[Image.Image, int]:
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many images are of each class."""
+        return self.source.counts(self.indices)
+
+    def item(self, position: int, mode: Mode) -> tuple[Image.Image, Any]:
+        """An image, and what a loss takes for it; see `ImageSource.target`."""
         index = int(self.indices[position])
-        return self.source.read(index, mode), int(self.source.labels[index])
+        return self.source.read(index, mode), self.source.target(index)
 
     def read(self, position: int, mode: Mode) -> Image.Image:
         return self.item(position, mode)[0]
@@ -123,14 +134,15 @@ def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int =
     for line in _oddities(sources["train"], usable["train"], reports["train"]):
         logger.info(line)
     train = sources["train"]
-    classes = [train.classes[label] for label in np.unique(train.labels[usable["train"]])]
+    classes = [train.classes[label] for label in np.flatnonzero(train.counts(usable["train"]))]
     for name, source in sources.items():
         source.relabel(classes, usable[name])
-    if len(classes) < min_classes:
+    if len(classes) < (1 if train.multi_label else min_classes):
         inner = inner_folder(Path(config.data)) if Path(config.data).is_dir() else None
         raise ValueError(
             f"{config.data} has {count_of(len(classes), 'class', 'classes')}: classification needs two or "
-            "more, a folder each" + (f"; the folders are in {inner}: give that" if inner else "")
+            "more, a folder each or in a table of labels"
+            + (f"; the folders are in {inner}: give that" if inner else "")
         )
     indices, message = _hold_out(usable, sources["train"], reports["train"], config, seed)
     splits = _with_sources(sources, indices, classes, message)
@@ -173,7 +185,7 @@ def load_splits(config: DataConfig, run: Path) -> Splits:
             source.relabel(saved["classes"], of_it)
         except ValueError as error:
             raise ValueError(f"{error} ({run / 'split.json'})") from error
-    if len(np.unique(sources["train"].labels[indices["train"]])) < len(saved["classes"]):
+    if not sources["train"].counts(indices["train"]).all():
         raise ValueError(f"{run / 'split.json'} is damaged: it has classes without training images")
     return _with_sources(sources, indices, saved["classes"], saved["message"])
 
@@ -222,7 +234,7 @@ def _drop_copies(sources: dict[str, ImageSource], reports: dict[str, FileReport]
 
 def _oddities(train: ImageSource, indices: list[int], report: FileReport) -> list[str]:
     """What a person should know of the data before hours are spent on it."""
-    counts = np.bincount(train.labels[indices], minlength=len(train.classes))
+    counts = train.counts(indices)
     lines = []
     for count, what in ((0, "no images"), (1, "one image, which is never tested,")):
         names = [name for label, name in enumerate(train.classes) if counts[label] == count]
@@ -232,7 +244,7 @@ def _oddities(train: ImageSource, indices: list[int], report: FileReport) -> lis
     twice = []
     for i in indices:
         digest = report.digests[i]
-        if digest is not None and train.labels[owner.setdefault(digest, i)] != train.labels[i]:
+        if digest is not None and np.any(train.labels[owner.setdefault(digest, i)] != train.labels[i]):
             twice.append(f"{train.name(i)} is {train.name(owner[digest])}")
     if twice:
         verb = "lies" if len(twice) == 1 else "lie"
@@ -252,7 +264,7 @@ def _hold_out(
     log_unused_fractions(config, {"val_fraction", "test_fraction"} - taken, reason)
     for split, fraction in missing:
         indices["train"], indices[split] = stratified_holdout(
-            indices["train"], train.labels.tolist(), report.digests, fraction, derive_seed(split, seed)
+            indices["train"], train.strata.tolist(), report.digests, fraction, derive_seed(split, seed)
         )
     for split, of_it in indices.items():
         if not of_it:

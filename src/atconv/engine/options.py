@@ -123,8 +123,8 @@ def describe(kind: Any) -> str:
         return " or ".join(dict.fromkeys(map(describe, arguments)))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
-    if origin in (tuple, list):
-        count = "" if origin is list or ... in arguments else f"{len(arguments)} "
+    if origin in (tuple, list, Sequence):
+        count = "" if origin is not tuple or ... in arguments else f"{len(arguments)} "
         return f"a list of {count}{_WORDS[_base(arguments[0])].split(maxsplit=1)[-1]}s"
     return _WORDS.get(origin or kind, "something else")
 
@@ -151,8 +151,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, each) for each in arguments)
     if origin is Literal:
         return any(type(value) is type(each) and value == each for each in arguments)
-    if origin in (tuple, list):
-        several = origin is list or ... in arguments
+    if origin in (tuple, list, Sequence):
+        several = origin is not tuple or ... in arguments
         each_kind = [arguments[0]] * len(value) if several and _is_list(value) else arguments
         return _is_list(value) and len(value) == len(each_kind) and all(map(_fits, value, each_kind))
     if origin is dict or kind is dict:
