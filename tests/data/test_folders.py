@@ -150,10 +150,10 @@ def test_all_suffixes_that_pillow_reads_are_used_and_others_counted(
     for i, suffix in enumerate(used):
         image.putpixel((0, 0), (i, 0, 0))
         image.save(data / "a" / f"x{suffix.upper()}")
-    for name in ("y.heic", "z.HEIC", "photo.cr2"):
+    for name in ("y.nef", "z.NEF", "photo.cr2"):
         (data / "b" / name).write_bytes(b"x")
     assert sum(sizes(split(data, tmp_path / "run")).values()) == 8 + len(used)
-    assert [m for m in caplog.messages if "not read" in m and "2 .heic" in m and "1 .cr2" in m]
+    assert [m for m in caplog.messages if "not read" in m and "2 .nef" in m and "1 .cr2" in m]
 
 
 def test_postscript_is_not_run(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_masks_and_boxes_name_each_others_command(tmp_path: Path) -> None:
     [
         ("bad.png", "one image: give a folder"),
         ("model.safetensors", "a file of weights: give a folder of images"),
-        ("notes.md", "is in no format that is read here: give an image folder, an LMDB file"),
+        ("notes.md", "is in no format that is read here: give an image folder, a table of labels, an LMDB"),
         ("bad.lmdb", "bad.lmdb is not an LMDB file"),
     ],
 )

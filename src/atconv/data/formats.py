@@ -152,12 +152,6 @@ FORMATS: tuple[Format, ...] = (
     LabelFormat(
         name="labeled images in LMDB files", recognizes=lambda path: bool(lmdb_files(path)), open=open_lmdb
     ),
-    LabelFormat(
-        name="a table of labels",
-        recognizes=lambda path: bool(label_tables(path)),
-        open=open_tables,
-        unused=(*_TIMM_OPTIONS, *_STREAM_OPTIONS),
-    ),
     Format(
         name="a table",
         recognizes=other.is_table,
@@ -171,6 +165,12 @@ FORMATS: tuple[Format, ...] = (
         advice="give a folder of images, with a folder for each class or with annotations",
     ),
     Format(name="the folder of a run", recognizes=other.is_run, advice="give a folder of images"),
+    LabelFormat(
+        name="a table of labels",
+        recognizes=lambda path: bool(label_tables(path)),
+        open=open_tables,
+        unused=(*_TIMM_OPTIONS, *_STREAM_OPTIONS),
+    ),
     _FOLDER,
 )
 
