@@ -267,7 +267,7 @@ def test_a_split_without_images_is_rejected(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_says_what_data_may_be(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"does not exist: give an image folder, a table of labels, an LMDB file, .* or digits"):
+    with pytest.raises(ValueError, match=r"does not exist: give an image folder, .* or digits"):
         split(tmp_path / "none", tmp_path / "run")
 
 
