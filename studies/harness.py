@@ -50,8 +50,8 @@ def main(
     Args:
         doc: of the study, for --help.
         folder: of its committed rows; --out names another one.
-        plan: the rows to make and their jobs. It gets the options `data`, `device` (a torch.device), `out`
-            (folder of the tables) and `runs` (folder of the runs).
+        plan: the rows to make and their jobs. It gets the options `data`, `device` (a torch.device),
+            `workers` (None: the recipe's), `out` (folder of the tables) and `runs` (folder of the runs).
         report: makes tables and plots of the rows in `out`.
         stages: further commands by name, such as time and pilot.
         data_stages: the commands that take data.
@@ -63,6 +63,9 @@ def main(
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="make only the rows of these variants")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument(
+        "--workers", type=int, help="data-loading processes of each run; default: the recipe's"
+    )
     parser.add_argument("--out", type=Path, help="folder of tables and runs, in place of the committed rows")
     args = parser.parse_args()
     if args.stage in data_stages and args.data is None:

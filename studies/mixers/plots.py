@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from atconv.plots import plt, save
 from atconv.tasks.classification.study_report import Summary
 
-__all__ = ["compare_variants"]
+__all__ = ["compare_variants", "plot_inhibition"]
 
 
 def compare_variants(summaries: Sequence[Summary], reference: str, title: str, path: Path) -> None:
@@ -51,6 +51,28 @@ def compare_variants(summaries: Sequence[Summary], reference: str, title: str, p
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.suptitle(title, fontsize=11)
+    save(figure, path)
+
+
+def plot_inhibition(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """λ, the mean over layers and channels, after each epoch: a line for each run, a color for each variant.
+
+    Args:
+        rows: of results.csv.
+        path: PNG to write.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    colors = plt.get_cmap("tab10")
+    runs = [row for row in rows if row["inhibition_by_epoch"]]
+    for place, variant in enumerate(dict.fromkeys(row["variant"] for row in runs)):
+        for number, row in enumerate(row for row in runs if row["variant"] == variant):
+            means = [float(mean) for mean in row["inhibition_by_epoch"].split()]
+            label = variant if number == 0 else None
+            axis.plot(range(1, len(means) + 1), means, color=colors(place), alpha=0.7, label=label)
+    axis.axhline(0.5, color="gray", linewidth=1, linestyle=":")
+    axis.set(xlabel="epoch", ylabel="λ = sigmoid(α), mean of all channels", title="Strength of inhibition")
+    axis.grid(alpha=0.3)
+    axis.legend()
     save(figure, path)
 
 

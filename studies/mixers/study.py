@@ -5,8 +5,10 @@
     python -m studies.mixers.study run SET        # every row that is missing, in any number of steps
     python -m studies.mixers.study report SET     # table and plot of the rows that are there
 
-SET is fashion_mnist or cued_garments: SET.yaml says what is compared, as `atconv study` reads it. Dims are
-adjusted until each variant has the reference's parameters to 2 %.
+    python -m studies.mixers.study recipes natural    # choose the recipe, by a static 7×7
+
+SET is fashion_mnist, cued_garments, natural or natural_alone: SET.yaml says what is compared, as `atconv
+study` reads it. Dims are adjusted until each variant has the parameters of the reference to 2 %.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import logging
 import statistics
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,9 @@ from atconv.tasks.common.sweep import Job, Sweep
 from studies import harness
 from studies.mixers.costs import pilot_study, time_study
 from studies.mixers.matching import match_dims
-from studies.mixers.plots import compare_variants
+from studies.mixers.plots import compare_variants, plot_inhibition
+from studies.mixers.recipes import try_recipes
+from studies.mixers.routing import top1_with_averaged_kernels
 
 HERE = Path(__file__).parent
 
@@ -41,29 +45,36 @@ def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
 def described(args: Namespace) -> Study:
     """What SET.yaml says, on the device that was asked for."""
     study = read_study(HERE / f"{args.data}.yaml")
-    return replace(study, recipe=replace(study.recipe, device=args.device.type))
+    workers = study.recipe.workers if args.workers is None else args.workers
+    return replace(study, recipe=replace(study.recipe, device=args.device.type, workers=workers))
 
 
 def make_sweep(study: Study, out: Path, runs: Path) -> Sweep:
-    """The study's runs. Their rows also have λ."""
+    """The study's runs. Their rows also have λ, and what the model is worth with averaged kernels."""
     sweep = prepare_sweep(study, out, train_or_resume, runs)
-    return replace(sweep, make_row=partial(_add_inhibition, sweep.make_row))
+    return replace(sweep, make_row=partial(_add_explanation, sweep.make_row, study.recipe.device))
 
 
-def _add_inhibition(make_row: Any, job: Job, run: Path) -> dict[str, Any]:
+def _add_explanation(make_row: Any, device: str, job: Job, run: Path) -> dict[str, Any]:
     columns = make_row(job, run)
-    mean, deviation = inhibition_of(run)
-    return columns | {"inhibition": mean, "inhibition_spread": deviation}
+    means, deviation = inhibition_of(run)
+    return columns | {
+        "inhibition": means[-1] if means else None,
+        "inhibition_spread": deviation,
+        "inhibition_by_epoch": " ".join(f"{mean:.4f}" for mean in means),
+        "top1_averaged_kernels": top1_with_averaged_kernels(run, device),
+    }
 
 
-def inhibition_of(run: Path) -> tuple[float | None, float | None]:
-    """Mean and standard deviation of λ over the channels of all layers after a run's last epoch."""
-    rows = read_rows(run / "inhibition.csv")
-    last = [row["channels"].split() for row in rows if row["epoch"] == rows[-1]["epoch"]]
-    values = [int(channel) / 1000 for channels in last for channel in channels]  # the file has thousandths
-    if not values:
-        return None, None
-    return round(statistics.mean(values), 4), round(statistics.pstdev(values), 4)
+def inhibition_of(run: Path) -> tuple[list[float], float | None]:
+    """Mean of λ over the channels of all layers after each epoch, and its deviation after the last."""
+    by_epoch: dict[str, list[float]] = {}
+    for row in read_rows(run / "inhibition.csv"):  # the file has thousandths
+        by_epoch.setdefault(row["epoch"], []).extend(int(each) / 1000 for each in row["channels"].split())
+    if not by_epoch:
+        return [], None
+    means = [round(statistics.mean(values), 4) for values in by_epoch.values()]
+    return means, round(statistics.pstdev(list(by_epoch.values())[-1]), 4)
 
 
 def time(args: Namespace) -> None:
@@ -79,6 +90,16 @@ def pilot(args: Namespace) -> None:
     print(f"{len(study.jobs)} runs, {hours:.1f} hours; smallest difference: at 80 % power, 5 % level")
 
 
+def recipes(args: Namespace) -> None:
+    """What a static 7×7 reaches on held-out training images with each recipe of SET_recipes.yaml."""
+    study = match_dims(described(args))
+    sweep, jobs = try_recipes(
+        study, HERE / f"{args.data}_recipes.yaml", args.out / args.data, args.runs / args.data
+    )
+    harness.run_side_by_side(sweep, harness.select_jobs(jobs, args.seeds, args.only), args.jobs)
+    print(sweep.table.read_text())
+
+
 def report(args: Namespace) -> None:
     """Write results.md and results.png next to the rows."""
     study, out = described(args), args.out / args.data
@@ -91,13 +112,29 @@ def report(args: Namespace) -> None:
         for verb, kind in (("train on", "training_step"), ("infer", "inference_batch"))
         if times
     }
+    rows = read_rows(out / "results.csv")
+    extra |= {
+        header: cells
+        for header, column in (("top-1, kernels averaged", "top1_averaged_kernels"), ("λ", "inhibition"))
+        if (cells := _means(rows, column))
+    }
     summaries = report_study(out, study.variants, study.reference, extra)
     title = f"{args.data}: one network, {study.recipe.epochs} epochs, a token mixer in every block"
     compare_variants(summaries, study.reference, title, out / "results.png")
+    if any(row.get("inhibition_by_epoch") for row in rows):
+        plot_inhibition(rows, out / "inhibition.png")
+
+
+def _means(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, str]:
+    """Mean ± deviation of a column over the seeds of each variant that has it."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get(column):
+            values.setdefault(row["variant"], []).append(float(row[column]))
+    return {name: harness.mean_and_deviation(each, ".4g", ".2g") for name, each in values.items()}
 
 
 if __name__ == "__main__":
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
-    harness.main(
-        __doc__, HERE, plan, report, {"time": time, "pilot": pilot}, ("run", "report", "time", "pilot")
-    )
+    stages = {"time": time, "pilot": pilot, "recipes": recipes}
+    harness.main(__doc__, HERE, plan, report, stages, ("run", "report", *stages))

@@ -50,6 +50,14 @@ def test_other_mixers_stay(mixer: str, options: dict[str, Any]) -> None:
         assert_close(fold(model)(images), model(images), 1e-5)
 
 
+def test_channel_mixers_without_convolution_fold_too() -> None:
+    model: Any = tiny_attnet(glu_conv=False)
+    images = torch.randn(IMAGES)
+    with torch.no_grad():
+        assert_close(fold(model)(images), model(images), 1e-5)
+    assert not any(name.endswith("dwconv.weight") for name in model.state_dict())
+
+
 def test_projections_without_bias_fold_too() -> None:
     model: Any = tiny_attnet(mixer_args={"bias": False})
     images = torch.randn(IMAGES)
@@ -111,8 +119,9 @@ def test_hooks_stay_or_are_rejected_and_pruned_weights_are_taken() -> None:
         fold(model)
 
 
-def test_macs_are_those_of_the_model() -> None:
-    model: Any = tiny_attnet(glu_norm=True)
+@pytest.mark.parametrize("glu_conv", [True, False])
+def test_macs_are_those_of_the_model(glu_conv: bool) -> None:
+    model: Any = tiny_attnet(glu_norm=True, glu_conv=glu_conv)
     assert fold(model).macs(64, 96) == model.macs(64, 96)
 
 

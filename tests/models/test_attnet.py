@@ -110,6 +110,7 @@ def test_reference_stages_and_logits(name: str, memory_format: torch.memory_form
         {},
         {"stem_stride": 1},
         {"num_classes": 0},
+        {"glu_conv": False},
         {"mixer_args": [{"kernel_size": size} for size in (3, 5, 7, 3)]},
     ],
 )

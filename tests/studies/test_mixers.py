@@ -9,19 +9,28 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
+import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
 
+import atconv as atconv_package
 from atconv.io import read_rows, write_rows
+from atconv.modules import ATConv2d
 from atconv.tasks import train_or_resume
+from atconv.tasks.classification.data import open_split
 from atconv.tasks.classification.study import prepare_sweep, read_study
 from atconv.tasks.classification.study_report import read_results, summarize
 from atconv.tasks.common.sweep import Job
 from studies.harness import smallest_difference
 from studies.mixers.costs import pilot_study, time_study
 from studies.mixers.matching import match_dims
-from studies.mixers.plots import _spread_out, compare_variants
+from studies.mixers.plots import _spread_out, compare_variants, plot_inhibition
+from studies.mixers.recipes import try_recipes
+from studies.mixers.routing import top1_with_averaged_kernels
 from studies.mixers.study import inhibition_of, make_sweep
-from support.tiny import reset_accelerate
+from support.tiny import reset_accelerate, tiny_config
 from support.tiny_study import TWO, result, study_file, write_results
 
 STUDIES = Path(__file__).parents[2] / "studies" / "mixers"
@@ -51,7 +60,7 @@ def test_parameters_agree_within_two_percent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fashion_mnist", "cued_garments"])
+@pytest.mark.parametrize("name", ["fashion_mnist", "cued_garments", "natural", "natural_alone"])
 def test_the_committed_studies_match_parameters_and_heads(name: str) -> None:
     described = read_study(STUDIES / f"{name}.yaml")
     vars(described)["num_classes"] = 10  # without the data
@@ -61,9 +70,10 @@ def test_the_committed_studies_match_parameters_and_heads(name: str) -> None:
     rows = {row.variant: row.dims for row in read_results(STUDIES / name / "results.csv")}
     for variant in matched.variants.values():
         assert abs(matched.cost(variant)[0] / target - 1) <= 0.02, variant.name
-        assert " ".join(map(str, matched.dims(variant))) == rows[variant.name]
+        assert not rows or " ".join(map(str, matched.dims(variant))) == rows[variant.name]
         heads = [getattr(m, "num_heads", None) for m in matched.build(variant).modules()]
-        assert [h for h in heads if h] in ([], [1, 2, 3, 3, 3, 4]), variant.name
+        expected = [1, 1, 4, 4, 4, 3] if "natural" in name else [1, 2, 3, 3, 3, 4]
+        assert [h for h in heads if h] in ([], expected), variant.name
         shifts = [m.shift for m in matched.build(variant).modules() if hasattr(m, "shift")]
         assert variant.token_mixer != "window_attention" or any(shifts)
 
@@ -71,10 +81,10 @@ def test_the_committed_studies_match_parameters_and_heads(name: str) -> None:
 def test_rows_have_the_inhibition_after_the_last_epoch(tmp_path: Path) -> None:
     channels = [(1, "900 100"), (1, "900"), (2, "200 400"), (2, "600")]
     write_rows(tmp_path / "inhibition.csv", [{"epoch": e, "layer": "x", "channels": c} for e, c in channels])
-    mean, deviation = inhibition_of(tmp_path)
-    assert mean == pytest.approx(0.4)
+    means, deviation = inhibition_of(tmp_path)
+    assert means == pytest.approx([1.9 / 3, 0.4], abs=1e-4)
     assert deviation == pytest.approx(math.sqrt((0.04 + 0 + 0.04) / 3), abs=1e-4)
-    assert inhibition_of(tmp_path / "no run") == (None, None)
+    assert inhibition_of(tmp_path / "no run") == ([], None)
 
 
 def test_only_variants_with_inhibition_have_it_in_their_rows(tmp_path: Path) -> None:
@@ -85,6 +95,61 @@ def test_only_variants_with_inhibition_have_it_in_their_rows(tmp_path: Path) -> 
     assert pooling["inhibition"] == pooling["inhibition_spread"] == ""
     assert abs(float(atconv["inhibition"]) - 0.5) < 0.1
     assert 0 < float(atconv["inhibition_spread"]) < 0.1
+    assert atconv["inhibition_by_epoch"] == f"{float(atconv['inhibition']):.4f}"
+    plot_inhibition([atconv, pooling], tmp_path / "inhibition.png")
+    assert Image.open(tmp_path / "inhibition.png").width > 400
+    assert pooling["top1_averaged_kernels"] == ""
+
+
+def test_averaged_kernels_are_those_of_all_test_images(tmp_path: Path) -> None:
+    reset_accelerate()
+    trained = tmp_path / "run"
+    train_or_resume(tiny_config(), trained)
+    weights = load_file(trained / "model.safetensors")
+    torch.manual_seed(0)
+    save_file(
+        {name: torch.randn_like(each) if "weight" in name else each for name, each in weights.items()},
+        trained / "model.safetensors",
+    )
+    predictor = atconv_package.load(trained)
+    routed = predictor.evaluate(split="test").top1
+    _, split = open_split(predictor.run, predictor.config, predictor.classes, None, "test", None)
+    images = torch.stack([predictor.transform(split.read(i, "L")) for i in range(len(split))])
+    layers = [each for each in predictor.model.modules() if isinstance(each, ATConv2d)]
+    kernels: dict[nn.Module, torch.Tensor] = {}
+
+    def keep(layer: Any, inputs: Any, output: torch.Tensor) -> None:
+        kernels[layer] = layer.raw_kernels(inputs[0])[0].mean(0)
+
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    with torch.inference_mode():
+        predictor.model(images)
+        for handle, layer in zip(handles, layers, strict=True):
+            handle.remove()
+            layer.routing, layer.static_kernel = False, nn.Parameter(kernels[layer])
+        right = predictor.model(images).argmax(1) == torch.as_tensor(split.labels)
+    averaged = top1_with_averaged_kernels(trained)
+    assert averaged == pytest.approx(100 * right.double().mean().item(), abs=0.4)  # an image of 269
+    assert abs(averaged - routed) > 1
+
+
+def test_recipes_are_tried_with_a_static_kernel_on_held_out_images(tmp_path: Path) -> None:
+    variants = {"ATConv": {"token_mixer": "atconv"}, "depthwise 7×7": {"token_mixer": "depthwise"}}
+    described = read_study(study_file(tmp_path / "study.yaml", seeds=1, variants=variants))
+    recipes = {"as it is": {}, "more": {"mixup": 0.2, "model_args": {"stem_stride": 2}}}
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(recipes))
+    reset_accelerate()
+    sweep, jobs = try_recipes(described, tmp_path / "recipes.yaml", tmp_path, tmp_path / "runs")
+    sweep.run(jobs)
+    rows = read_rows(tmp_path / "recipes.csv")
+    assert [row["recipe"] for row in rows] == ["as it is", "more"]
+    for row, mixup, stride in zip(rows, (0.0, 0.2), (1, 2), strict=True):
+        run = tmp_path / "runs" / "recipes" / Job(row["recipe"], 0).folder
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["mixup"] == mixup
+        assert config["model_args"]["stem_stride"] == stride
+        assert config["model_args"]["token_mixer"] == "depthwise"
+        assert row["val_top1"] == read_rows(run / "metrics.csv")[0]["val_top1"]
 
 
 def test_seconds_are_measured_for_every_variant(tmp_path: Path) -> None:

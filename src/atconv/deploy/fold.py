@@ -81,7 +81,8 @@ class FoldedConvGLU(nn.Module):
 
     def macs(self, height: int, width: int) -> int:
         hidden, channels = self.gate_proj.out_channels, self.proj.out_channels
-        return height * width * hidden * (3 * channels + 9)
+        taps = 0 if isinstance(self.dwconv, nn.Identity) else 9
+        return height * width * hidden * (3 * channels + taps)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)

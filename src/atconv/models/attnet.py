@@ -58,16 +58,19 @@ class Stem(nn.Module):
 class ConvGLU(nn.Module):
     """The channel mixer: a gated linear unit whose gate sees its 3×3 neighborhood. B C H W → same.
 
-    u = GELU(DWConv3×3(gate)) · value, optionally RMS-normalized over channels, then 1×1 back to C.
+    u = GELU(DWConv3×3(gate)) · value, optionally RMS-normalized over channels, then 1×1 back to C. Without
+    `conv` the gate sees its own position only, and the token mixer alone mixes space.
     """
 
-    def __init__(self, dim: int, mlp_ratio: float, norm: bool, **dd: Any) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, norm: bool, conv: bool = True, **dd: Any) -> None:
         super().__init__()
         self.hidden = hidden = 2 * int(dim * mlp_ratio) // 3
         # A layer each: halves of a common output would be copied before they are used.
         self.gate_proj = nn.Conv2d(dim, hidden, 1, **dd)
         self.value_proj = nn.Conv2d(dim, hidden, 1, **dd)
-        self.dwconv = DepthwiseConv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd)
+        self.dwconv: nn.Module = nn.Identity()
+        if conv:
+            self.dwconv = DepthwiseConv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd)
         self.act = GELU()
         self.norm = RmsNorm2d(hidden, eps=1e-6, **dd) if norm else nn.Identity()
         self.proj = nn.Conv2d(hidden, dim, 1, **dd)
@@ -82,7 +85,8 @@ class ConvGLU(nn.Module):
         return self.proj(self.norm(self.act(gate) * value))
 
     def macs(self, height: int, width: int) -> int:
-        return height * width * self.hidden * (3 * self.proj.out_channels + 9)
+        taps = 0 if isinstance(self.dwconv, nn.Identity) else 9
+        return height * width * self.hidden * (3 * self.proj.out_channels + taps)
 
 
 class AttNetBlock(nn.Module):
@@ -94,6 +98,7 @@ class AttNetBlock(nn.Module):
         token_mixer: nn.Module,
         mlp_ratio: float,
         glu_norm: bool,
+        glu_conv: bool,
         ls_init_value: float | None,
         drop_path_rate: float,
         **dd: Any,
@@ -104,7 +109,7 @@ class AttNetBlock(nn.Module):
         self.ls1 = _layer_scale(dim, ls_init_value, **dd)
         self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
         self.norm2 = LayerNorm2d(dim, eps=1e-6, **dd)
-        self.channel_mixer = ConvGLU(dim, mlp_ratio, glu_norm, **dd)
+        self.channel_mixer = ConvGLU(dim, mlp_ratio, glu_norm, glu_conv, **dd)
         self.ls2 = _layer_scale(dim, ls_init_value, **dd)
         self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
@@ -151,6 +156,7 @@ class AttNet(nn.Module):
         token_mixer: a name of `atconv.mixers`, or one for each stage.
         mixer_args: options of that mixer, such as {"kernel_size": 5}, or one mapping for each stage.
         glu_norm: RMS-normalize the gated product of every channel mixer.
+        glu_conv: the 3×3 convolution of every channel mixer; without it only token mixers mix space.
         ls_init_value: initial LayerScale, None for no LayerScale.
         stem_stride: total stride of the stem: 4, or 2 or 1 for small images.
         drop_rate: dropout before the classifier.
@@ -171,6 +177,7 @@ class AttNet(nn.Module):
         token_mixer: str | Sequence[str] = "atconv",
         mixer_args: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         glu_norm: bool = True,
+        glu_conv: bool = True,
         ls_init_value: float | None = 1e-6,
         stem_stride: int = 4,
         drop_rate: float = 0.0,
@@ -193,7 +200,8 @@ class AttNet(nn.Module):
             blocks: list[nn.Module] = []
             for block in range(depths[i]):
                 mixer = create_mixer(mixers[i], dim, block, **dd, **options[i])
-                blocks += [AttNetBlock(dim, mixer, mlp_ratios[i], glu_norm, ls_init_value, next(rates), **dd)]
+                glu = (mlp_ratios[i], glu_norm, glu_conv)
+                blocks += [AttNetBlock(dim, mixer, *glu, ls_init_value, next(rates), **dd)]
             self.stages.append(AttNetStage(dims[max(i - 1, 0)], dim, i > 0, blocks, **dd))
             self.feature_info += [dict(num_chs=dim, reduction=stem_stride * 2**i, module=f"stages.{i}")]
         norm = partial(LayerNorm2d, eps=1e-5)
