@@ -1,4 +1,4 @@
-"""Classify images with an exported model: onnxruntime, numpy and Pillow, nothing else.
+"""Classify, detect or segment with an exported model: onnxruntime, numpy and Pillow, nothing else.
 
 atconv export runs/demo
 python examples/onnx_predict.py runs/demo/export runs/demo/scans/*.png
@@ -7,6 +7,7 @@ python examples/onnx_predict.py runs/demo/export runs/demo/scans/*.png
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,40 @@ def read(path: str, mode: str) -> Image.Image:
 def prepare(path: str, config: dict) -> np.ndarray:
     """An image as the model expects it, C H W: the steps of export.json's inputs.images.preparation."""
     image = read(path, "L" if config["channels"] == 1 else "RGB")
+    if "size" in config:  # a classifier; other models resize and normalize themselves
+        image = cut(image, config)
+    pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1) / 255
+    if "mean" in config:
+        pixels = (pixels - np.float32(config["mean"])) / np.float32(config["std"])
+    return pixels.transpose(2, 0, 1)
+
+
+def cut(image: Image.Image, config: dict) -> Image.Image:
+    """Resized, and cut from the center."""
     height, width = config["size"]
     shorter = int(min(height, width) / config["crop_pct"])
     scaled = tuple(int(shorter * length / min(image.size)) for length in image.size)
     image = image.resize(scaled, Image.Resampling[config["interpolation"].upper()])
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32) / 255
-    pixels = pixels.reshape(height, width, -1)
-    normalized = (pixels - np.float32(config["mean"])) / np.float32(config["std"])
-    return normalized.transpose(2, 0, 1)
+    return image.crop((left, top, left + width, top + height))
+
+
+def describe(outputs: dict, classes: list[str]) -> Iterator[str]:
+    """What a model says of one image, line by line."""
+    if "logits" in outputs:
+        logits = outputs["logits"][0]
+        exponentials = np.exp(logits - logits.max())
+        probabilities = exponentials / exponentials.sum()
+        best = probabilities.argmax()
+        yield f"{classes[best]} {100 * probabilities[best]:.1f} %"
+    elif "boxes" in outputs:
+        for box, score, label in zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True):
+            if score >= 0.5:
+                yield f"{classes[label]} {score:.2f}, {' '.join(f'{x:.0f}' for x in box)}"
+    else:
+        labels, counts = np.unique(outputs["mask"], return_counts=True)
+        for i in np.argsort(-counts, kind="stable"):
+            yield f"{classes[labels[i]]} {100 * counts[i] / counts.sum():.1f} % of the image"
 
 
 def main(folder: Path, paths: list[str]) -> None:
@@ -48,6 +74,7 @@ def main(folder: Path, paths: list[str]) -> None:
     if "model.onnx" not in description["files"]:
         sys.exit(f"{folder} holds no model.onnx: write it with atconv export RUN")
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
     readable = 0
     for path in paths:
         try:
@@ -56,11 +83,9 @@ def main(folder: Path, paths: list[str]) -> None:
             print(f"{path}: not a readable image ({error})", file=sys.stderr)
             continue
         readable += 1
-        logits = session.run(None, {"images": image[None]})[0][0]
-        exponentials = np.exp(logits - logits.max())
-        probabilities = exponentials / exponentials.sum()
-        best = probabilities.argmax()
-        print(f"{path}: {description['classes'][best]} {100 * probabilities[best]:.1f} %")
+        outputs = dict(zip(names, session.run(None, {"images": image[None]}), strict=True))
+        for line in describe(outputs, description["classes"]):
+            print(f"{path}: {line}")
     if not readable:
         sys.exit("none of the images could be read")
 

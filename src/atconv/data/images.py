@@ -27,6 +27,7 @@ __all__ = [
     "open_image",
     "opened_image",
     "plugin_advice",
+    "preparation",
     "read_image",
     "scan",
     "upright",
@@ -257,6 +258,17 @@ class PrepareImage:
 
     def __repr__(self) -> str:
         return f"PrepareImage({self.mode})"
+
+
+def preparation(mode: Mode) -> list[str]:
+    """What `read_image` does, step by step, for programs that must do the same."""
+    return [
+        "turn the image upright by its EXIF orientation",
+        "16-bit and 32-bit gray to 8 bits, rounded: integers are 0…65535; floats 0…1, 0…255 or "
+        "0…65535, whichever is the smallest that holds them",
+        "lay transparent pixels on white, those of palettes too",
+        f"convert to {mode} as Pillow does, also from CMYK, palette and gray",
+    ]
 
 
 def mode_for(in_chans: int) -> Mode:

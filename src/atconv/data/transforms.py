@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
-from atconv.data.images import PrepareImage
+from atconv.data.images import PrepareImage, preparation
 
 __all__ = ["EvalTransform"]
 
@@ -33,11 +33,7 @@ class EvalTransform:
         channels, height, width = self.input_size
         shorter = math.floor(min(height, width) / self.data["crop_pct"])
         steps = [
-            "turn the image upright by its EXIF orientation",
-            "16-bit and 32-bit gray to 8 bits, rounded: integers are 0…65535; floats 0…1, 0…255 or "
-            "0…65535, whichever is the smallest that holds them",
-            "lay transparent pixels on white, those of palettes too",
-            f"convert to {self.prepare.mode} as Pillow does, also from CMYK, palette and gray",
+            *preparation(self.prepare.mode),
             f"resize the shorter side to {shorter} and the longer in proportion, rounded down, by Pillow's "
             f"{self.data['interpolation']} filter",
             f"cut {height} × {width} from the center, offsets rounded, halves to even",

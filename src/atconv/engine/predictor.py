@@ -149,17 +149,14 @@ class Predictor(ABC, Generic[R, M]):
     def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
         """Write tables, plots and last metrics.json, with `about` before the metrics in it."""
 
+    @abstractmethod
     def export(self, **options: Any) -> Any:
         """Write the model as a file for elsewhere, compare it with the model and time it; options are those
         of `atconv.tasks.common.export.export`.
 
         Raises:
-            ValueError: there is no such file for this task.
+            ValueError: there is no such file for this model.
         """
-        raise ValueError(
-            f"{self.run.path} is a {self.task} run, which has no export; its model.safetensors opens with "
-            "atconv.load"
-        )
 
 
 class ImagePredictor(Predictor[R, M]):

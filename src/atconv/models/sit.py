@@ -184,7 +184,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
         patch = self.patch_size
         pixels = tokens.unflatten(2, (patch, patch, self.out_channels))[..., : self.in_channels]
         pixels = pixels.unflatten(1, grid_size).permute(0, 5, 1, 3, 2, 4)
-        return pixels.reshape(len(tokens), self.in_channels, grid_size[0] * patch, grid_size[1] * patch)
+        return pixels.reshape(tokens.shape[0], self.in_channels, grid_size[0] * patch, grid_size[1] * patch)
 
     def _check_input(self, x: Tensor, t: Tensor, labels: Tensor | None) -> None:
         patch = self.patch_size
@@ -197,12 +197,12 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
                 f"{height} × {width}: crop or pad to {height // patch * patch or patch} × "
                 f"{width // patch * patch or patch}"
             )
-        if t.shape != (len(x),):
+        if t.shape != x.shape[:1]:  # len() would fix the batch of an export
             raise ValueError(f"SiT takes one t for each of {len(x)} samples, got shape {tuple(t.shape)}")
         if self.label_embed is None:
             if labels is not None:
                 raise ValueError("this SiT has no classes: leave labels out")
-        elif labels is None or labels.shape != (len(x),):
+        elif labels is None or labels.shape != x.shape[:1]:
             given = "none" if labels is None else f"shape {tuple(labels.shape)}"
             raise ValueError(f"SiT takes one label for each of {len(x)} samples, got {given}")
         elif labels.is_floating_point():

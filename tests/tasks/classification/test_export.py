@@ -26,6 +26,7 @@ from atconv.tasks.classification.export import ClassificationExporter
 from atconv.tasks.common import export as module
 from atconv.tasks.common import export_files as files
 from atconv.tasks.common.exporter import Exporter
+from support.image_files import KINDS, saved_image
 from support.tiny import Finished, atconv, image_folder, trained_run
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "onnx_predict.py"
@@ -77,53 +78,7 @@ def test_the_description_is_enough_to_use_the_files(
     assert all(file["milliseconds"] > 0 and file["batch_size"] == 4 for file in description["files"].values())
 
 
-def _saved(kind: str, folder: Path) -> Path:
-    """An image file of a kind, 37 × 29."""
-    noise = np.random.default_rng(0)
-    color = Image.fromarray(noise.integers(0, 256, (29, 37, 3), dtype=np.uint8))
-    alpha = Image.fromarray(noise.integers(0, 256, (29, 37), dtype=np.uint8))
-    sixteen = noise.integers(0, 65536, (29, 37), dtype=np.uint16)
-    palette, name, options = color.quantize(16), f"{kind}.png", {}
-    if kind.startswith("exif"):
-        exif = Image.Exif()
-        exif[0x0112] = int(kind[-1])
-        name, options = f"{kind}.jpg", {"exif": exif}
-    with_alpha = color.copy()
-    with_alpha.putalpha(alpha)
-    images = {
-        "rgba": with_alpha,
-        "gray-alpha": with_alpha.convert("LA"),
-        "16-bit": Image.fromarray(sixteen),
-        "palette": palette,
-        "palette-transparent": palette,
-        "rgb-transparent": color,
-        "gray": alpha,
-        "bits": alpha.convert("1"),
-        "cmyk": color.convert("CMYK"),
-        "float-0-1": Image.fromarray(noise.random((29, 37), dtype=np.float32)),
-        "float-0-255": Image.fromarray(255 * noise.random((29, 37), dtype=np.float32)),
-        "float-0-65535": Image.fromarray(65535 * noise.random((29, 37), dtype=np.float32)),
-        "32-bit": Image.fromarray(sixteen.astype(np.int32)),
-    }
-    if kind == "palette-transparent":
-        options = {"transparency": bytes(range(0, 256, 16))}
-    if kind == "rgb-transparent":
-        options = {"transparency": color.getpixel((3, 3))}
-    if kind == "cmyk":
-        name = f"{kind}.jpg"
-    if kind.startswith(("float", "32-bit")):
-        name = f"{kind}.tif"
-    images.get(kind, color).save(folder / name, **options)
-    return folder / name
-
-
-_KINDS = [
-    *(f"exif-{i}" for i in range(1, 9)), "rgba", "gray-alpha", "16-bit", "palette", "palette-transparent",
-    "rgb-transparent", "gray", "bits", "cmyk", "float-0-1", "float-0-255", "float-0-65535", "32-bit",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_example_prepares_every_kind_of_file_as_predict_does(
     kind: str, channels: int, tmp_path: Path
@@ -131,7 +86,7 @@ def test_the_example_prepares_every_kind_of_file_as_predict_does(
     transform = EvalTransform(
         {"input_size": (channels, 16, 16), "mean": (0.4,) * channels, "std": (0.3,) * channels}
     )
-    path, prepare = _saved(kind, tmp_path), runpy.run_path(str(EXAMPLE))["prepare"]
+    path, prepare = saved_image(kind, tmp_path), runpy.run_path(str(EXAMPLE))["prepare"]
     expected = transform(open_image(path, transform.prepare.mode)).numpy()
     assert np.ptp(expected) > 0.1
     assert np.allclose(prepare(str(path), transform.describe()), expected, atol=1e-6)
@@ -140,9 +95,9 @@ def test_the_example_prepares_every_kind_of_file_as_predict_does(
 def test_an_unreadable_file_does_not_end_the_example(
     exported: tuple[Finished, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, bad, cut = _saved("gray", tmp_path), tmp_path / "bad.png", tmp_path / "cut.jpg"
+    good, bad, cut = saved_image("gray", tmp_path), tmp_path / "bad.png", tmp_path / "cut.jpg"
     bad.write_text("text")
-    cut.write_bytes(_saved("exif-6", tmp_path).read_bytes()[:700])
+    cut.write_bytes(saved_image("exif-6", tmp_path).read_bytes()[:700])
     main = runpy.run_path(str(EXAMPLE))["main"]
     main(exported[1], [str(bad), str(cut), str(tmp_path / "none.png"), str(good)])
     shown = capsys.readouterr()

@@ -67,7 +67,7 @@ class ClassificationExporter(Exporter):
         return {f"probability, {len(images)} images": largest}
 
     def _open(self, split: str, data: str | None, data_root: str | None) -> tuple[str, Split]:
-        predictor: Any = self.predictor
+        predictor = self.predictor
         return open_split(predictor.run, predictor.config, predictor.classes, data, split, data_root)
 
     def prepare_int8(self, data: str | None, data_root: str | None, count: int) -> None:
@@ -78,7 +78,7 @@ class ClassificationExporter(Exporter):
         self.calibration = Split(pool.source, [pool.indices[i] for i in order[:count]])
         if pool is measured:
             if len(pool) <= count:
-                config: Any = self.predictor.config
+                config = self.predictor.config
                 raise ValueError(
                     f"{data or config.data} has {len(pool)} images, all of which --calibration-images "
                     f"{count} would take: give fewer, or more data"
@@ -112,5 +112,5 @@ class ClassificationExporter(Exporter):
         return written, Int8Accuracy(len(before), top1[0], top1[1], wrong, right)
 
     def _batches(self, name: str, split: Split, batch_size: int) -> ReadableBatches:
-        predictor: Any = self.predictor
+        predictor = self.predictor
         return ReadableBatches(name, split, predictor.transform, batch_size, 0, predictor.config)

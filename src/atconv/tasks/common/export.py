@@ -213,7 +213,7 @@ def _images(exporter: Exporter, data: str | None, data_root: str | None) -> list
     try:
         return exporter.images(data, data_root, _COMPARED)
     except (FileNotFoundError, ValueError) as error:
-        if data is not None:
+        if (data, data_root) != (None, None):
             raise
         reason = str(error).partition("\n")[0]
         logger.info("not compared with predict on images, but on noise: %s (--data names others)", reason)

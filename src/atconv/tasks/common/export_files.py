@@ -21,7 +21,6 @@ __all__ = ["DESCRIPTION", "staged", "write_all"]
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "export.json"
-_TOLERANCE = 1e-4
 
 Size = tuple[int, int, int]
 """batch, height and width"""
@@ -102,7 +101,7 @@ class _Writer:
         """Minimum height and width of images: torch.export assumes that no map has a single position."""
         for size in (self.exporter.step * each for each in (1, 2, 3, 5, 9, 17, 33, 65)):
             with suppress(Exception):  # each runtime has its own types
-                if self._error(call, (1, size, size)) <= _TOLERANCE:
+                if self._error(call, (1, size, size)) <= self.exporter.tolerance:
                     return size
         return min(self.exporter.traced)
 
@@ -119,10 +118,10 @@ class _Writer:
         except Exception as problem:  # each runtime has its own types
             reason = str(problem).strip().partition("\n")[0]
             raise RuntimeError(f"{path.name} does not run: {reason}") from problem
-        if not error <= _TOLERANCE:
+        if not error <= self.exporter.tolerance:
             raise RuntimeError(
                 f"{path.name} does not compute what the model does: relative error {error:.1e}, at most "
-                f"{_TOLERANCE:.0e} is accepted"
+                f"{self.exporter.tolerance:.0e} is accepted"
             )
         return Written(path, accepts, call, error)
 

@@ -63,13 +63,15 @@ class Exporter(ABC):
     """whether ONNX is written a second time, for one batch and size, which is faster for single images"""
     input_names: Sequence[str] = ("images",)
     output_names: Sequence[str]
+    tolerance: ClassVar[float] = 1e-4
+    """largest `error` of a file"""
     step: int = 1
     """pixels: what divides height and width of inputs"""
     traced: tuple[int, int] = (128, 160)
     """height and width of the example: no map may be one position high or wide, which would be a constant"""
 
     def __init__(self, predictor: Predictor[Any, Any]) -> None:
-        self.predictor = predictor
+        self.predictor: Any = predictor
         self.model: nn.Module = copy.deepcopy(predictor.model).cpu()
 
     @property

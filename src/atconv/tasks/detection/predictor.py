@@ -144,6 +144,12 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
             data, split, images, batch_size, bad_annotations=bad_annotations, exif=exif
         )
 
+    def export(self, **options: Any) -> Any:
+        from atconv.tasks.common.export import export
+        from atconv.tasks.detection.export import DetectionExporter
+
+        return export(DetectionExporter(self), **options)
+
     def configured(self) -> dict[str, Any]:
         return super().configured() | {"bad_annotations": getattr(self.config, "bad_annotations", "reject")}
 

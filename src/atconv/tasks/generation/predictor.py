@@ -170,6 +170,12 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         samples = self.sample(labels, per_class, options, config.seed, config.batch_size)
         return comparison(samples, mirrored=trained is not None and trained.hflip > 0)
 
+    def export(self, **options: Any) -> Any:
+        from atconv.tasks.common.export import export
+        from atconv.tasks.generation.export import GenerationExporter
+
+        return export(GenerationExporter(self), **options)
+
     def _own_splits(self, data: str, data_root: str | None) -> dict[str, Split] | None:
         """The splits of the run where DATA is what it was trained on, a copy or a part of it."""
         if self.config is not None and is_own_data(self.config, data):

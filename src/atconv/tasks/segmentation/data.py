@@ -18,9 +18,18 @@ from atconv.models.normalization import normalization
 from atconv.models.segmenters import DIVISOR
 from atconv.tasks.segmentation.config import SegmentationConfig
 
-__all__ = ["Classify", "SegmentationTransform", "TrainExamples", "augmentation", "predictions", "resized"]
+__all__ = [
+    "MAX_RATIO",
+    "Classify",
+    "SegmentationTransform",
+    "TrainExamples",
+    "augmentation",
+    "predictions",
+    "resized",
+]
 
-_MAX_RATIO = 10  # of the longer side to the shorter side, after resizing
+MAX_RATIO = 10
+"""of the longer side to the shorter side, after resizing"""
 
 Classify = Callable[[Tensor, tuple[int, int]], Tensor]
 """Inputs of images of one size (B C H W), and this size → class indices, B height width"""
@@ -36,14 +45,17 @@ class SegmentationTransform:
         self.short_side, self.prepare = short_side, PrepareImage(in_chans)
         self.mode = self.prepare.mode
         self.mean, self.std = normalization(in_chans, mean, std)
-        self.steps = v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """C H W in 0…1, as large as the image."""
+        return v2.functional.to_dtype(
+            v2.functional.pil_to_tensor(self.prepare(image)), torch.float32, scale=True
         )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        x = v2.functional.pil_to_tensor(self.prepare(image))
-        size = list(resized(x.shape[-2:], self.short_side))
-        x = self.steps(v2.functional.resize(x, size, antialias=True))
+        x = self.pixels(image)
+        x = v2.functional.resize(x, list(resized(x.shape[-2:], self.short_side)), antialias=True)
+        x = v2.functional.normalize(x, list(self.mean), list(self.std))
         height, width = x.shape[-2:]
         return F.pad(x, (0, -width % DIVISOR, 0, -height % DIVISOR))
 
@@ -56,7 +68,7 @@ class SegmentationTransform:
 def resized(size: Sequence[int], short_side: int) -> tuple[int, int]:
     """Height and width of an image whose shorter side becomes `short_side`; but its longer side never becomes
     more than ten times that."""
-    short = max(min(size), -(-max(size) // _MAX_RATIO))
+    short = max(min(size), -(-max(size) // MAX_RATIO))
     height, width = (max(1, short_side * length // short) for length in size)
     return height, width
 

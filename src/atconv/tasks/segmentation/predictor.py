@@ -155,6 +155,12 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         """
         return self.evaluate_split(data, split, images, batch_size, flip_tta=flip_tta, exif=exif)
 
+    def export(self, **options: Any) -> Any:
+        from atconv.tasks.common.export import export
+        from atconv.tasks.segmentation.export import SegmentationExporter
+
+        return export(SegmentationExporter(self), **options)
+
     def configured(self) -> dict[str, Any]:
         return super().configured() | {"flip_tta": self.flip_tta}
 

@@ -1,0 +1,198 @@
+"""Detectors and segmenters as files say of every image what `predict` says."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from atconv import load
+from atconv.data.boxes import decode_mask
+from atconv.tasks.detection.export import DetectionExporter, _compare
+from atconv.tasks.segmentation.data import resized
+from atconv.tasks.segmentation.export import SegmentationExporter, _filter, _resized
+from support.image_files import saved_image
+from support.tiny import atconv
+from support.tiny_dense import detect, detection_run, segment, segmentation_run
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "onnx_predict.py"
+FILES = ["exif-6", "exif-7", "rgba", "16-bit", "palette-transparent", "cmyk", "float-0-1", "wide", "high"]
+
+
+def image_file(kind: str, folder: Path) -> Path:
+    if kind not in ("wide", "high"):
+        return saved_image(kind, folder)
+    noise = np.random.default_rng(0).integers(0, 256, (12, 170, 3), dtype=np.uint8)
+    Image.fromarray(noise if kind == "wide" else noise.transpose(1, 0, 2)).save(folder / "long.png")
+    return folder / "long.png"
+
+
+def exported(run: Path, folder: Path) -> tuple[Any, Any]:
+    """Predictor of a run, and a function of the example: image file → outputs by name."""
+    predictor = load(run)
+    report = predictor.export(out=str(folder))
+    [file] = report.files
+    assert file.agreement, "not compared with predict"
+    example = runpy.run_path(str(EXAMPLE))
+    description = json.loads((folder / "export.json").read_text())
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert names == list(description["outputs"])
+    assert description["classes"] == predictor.classes
+
+    def outputs(path: Path) -> dict[str, Any]:
+        image = example["prepare"](str(path), description["inputs"]["images"])
+        return dict(zip(names, session.run(None, {"images": image[None]}), strict=True))
+
+    return predictor, outputs
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return exported(detection_run(), tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return exported(segmentation_run(), tmp_path_factory.mktemp("segmenter"))
+
+
+def check_detections(predictor: Any, outputs: dict[str, Any], path: Path) -> None:
+    [expected] = predictor(str(path), threshold=0.0)
+    assert expected.classes
+    assert [predictor.classes[label] for label in outputs["labels"]] == expected.classes
+    np.testing.assert_allclose(outputs["boxes"], expected.boxes, atol=1e-2)
+    np.testing.assert_allclose(outputs["scores"], expected.scores, atol=1e-4)
+    if expected.masks is not None:
+        masks = [decode_mask(mask, *mask["size"]) for mask in expected.masks]
+        assert ((outputs["masks"] > 0.5) != np.stack(masks)).mean() < 1e-3
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_detector_detects_as_predict_does(detector: tuple[Any, Any], kind: str, tmp_path: Path) -> None:
+    predictor, outputs = detector
+    path = image_file(kind, tmp_path)
+    check_detections(predictor, outputs(path), path)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_segmenter_segments_as_predict_does(segmenter: tuple[Any, Any], kind: str, tmp_path: Path) -> None:
+    predictor, outputs = segmenter
+    path = image_file(kind, tmp_path)
+    [expected] = predictor(str(path))
+    mask = outputs(path)["mask"]
+    assert mask.shape[1:] == expected.mask.shape
+    assert (mask[0] != expected.mask).mean() <= 2e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["mask_rcnn", "retinanet"])
+@pytest.mark.parametrize("opset", [17, 20])
+def test_other_detectors_are_exported(architecture: Any, opset: Any, tmp_path: Path) -> None:
+    options = {"detector_args": {"score_thresh": 0.0}} if architecture == "retinanet" else {}
+    run = detect(tmp_path / "run", architecture=architecture, **options)
+    predictor, outputs = exported(run, tmp_path / "out")
+    for kind in FILES:
+        path = image_file(kind, tmp_path)
+        check_detections(predictor, outputs(path), path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["fpn", "upernet"])
+def test_other_segmenters_are_exported(architecture: Any, tmp_path: Path) -> None:
+    run = segment(tmp_path / "run", architecture=architecture, segmenter_args={}, flip_tta=True)
+    predictor, outputs = exported(run, tmp_path / "out")
+    for kind in FILES:
+        path = image_file(kind, tmp_path)
+        [expected] = predictor(str(path))
+        assert (outputs(path)["mask"][0] != expected.mask).mean() <= 2e-3
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_the_filter_is_antialiased_interpolation(length: int, size: int) -> None:
+    x = torch.rand(1, 1, 1, length)
+    expected = F.interpolate(x, (1, size), mode="bilinear", antialias=True)
+    torch.testing.assert_close(x @ _filter(length, size).T, expected, rtol=0, atol=1e-5)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 600))
+def test_open_sizes_are_the_sizes_of_the_transform(height: int, width: int, short_side: int) -> None:
+    assert _resized(height, width, short_side) == resized((height, width), short_side)
+
+
+def test_a_file_that_detects_something_else_is_rejected() -> None:
+    exporter = DetectionExporter(load(detection_run()))
+    images = exporter.images(None, None, 2)
+    assert len(images) == 2
+
+    def changed(**changes: float) -> Any:
+        def call(images: torch.Tensor) -> Any:
+            boxes, scores, labels = exporter.graph(images)
+            keep = slice(int(changes.get("lost", 0)), None)
+            shifted, scored = boxes + changes.get("box", 0), scores + changes.get("score", 0)
+            return shifted[keep], scored[keep], labels[keep]
+
+        return call
+
+    with torch.inference_mode():
+        assert max(exporter.agreement(changed(), images).values()) < 1e-4
+        for changes in ({"box": 0.2}, {"score": 0.01}, {"lost": 1}):
+            with pytest.raises(ValueError, match=r"objects .* are missing or new"):
+                exporter.agreement(changed(**changes), images)
+
+
+def test_objects_are_matched_whatever_their_order() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [20, 20, 40, 40.5]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.8]), torch.tensor([0, 1, 1])
+    order = [2, 0, 1]
+    assert _compare((boxes[order], scores[order], labels[order]), (boxes, scores, labels))[:3] == (0, 0, 0)
+    lost = _compare((boxes[:1], scores[:1], 1 - labels[:1]), (boxes[:1], scores[:1], labels[:1]))
+    assert lost.lost == 2
+
+
+def test_a_file_that_segments_something_else_is_rejected() -> None:
+    exporter = SegmentationExporter(load(segmentation_run()))
+    images = exporter.images(None, None, 2)
+    with torch.inference_mode():
+        assert max(exporter.agreement(exporter.graph, images).values()) <= 2e-3
+        with pytest.raises(ValueError, match="pixels have another class"):
+            exporter.agreement(lambda x: 2 - exporter.graph(x), images)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format=torch"], "a detection run is written as onnx, got --format torch"),
+        (["--int8"], "int8 is for classification runs, this is a detection run"),
+        (["--data-root=x"], "data_root is for classification runs"),
+        (["--data=none"], "none"),
+    ],
+)
+def test_bad_options_get_one_line(options: list[str], message: str, tmp_path: Path) -> None:
+    ended = atconv("export", detection_run(), *options, f"--out={tmp_path / 'out'}")
+    assert ended.code == 2
+    assert message in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_exported_where_its_data_are_gone(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(detection_run(), tmp_path / "run"))
+    text = (run / "config.yaml").read_text()
+    data = load(run).config.data
+    (run / "config.yaml").write_text(text.replace(data, str(tmp_path / "gone")))
+    ended = atconv("export", run)
+    assert ended.code == 0, ended.err
+    assert "not compared with predict on images" in ended.out
