@@ -231,12 +231,16 @@ def roboflow_coco(root: Path) -> None:
     (root / "train" / "_annotations.coco.json").write_text(json.dumps({"info": {}, "images": []}))
 
 
-def masks(root: Path) -> None:
-    image_folder(root, {"images": 3, "masks": 3})
+def masks(root: Path, images: str = "images", labels: str = "masks") -> None:
+    image_folder(root, {images: 3})
+    (root / labels).mkdir()
+    for i in range(3):
+        Image.fromarray(np.eye(8, k=i, dtype=np.uint8)).save(root / labels / f"{i}.png")
 
 
 def camvid(root: Path) -> None:
-    image_folder(root, {"train": 3, "train_labels": 3, "val": 3, "val_labels": 3})
+    masks(root, "train", "train_labels")
+    masks(root, "val", "val_labels")
 
 
 def refused(data: Path, *command: str) -> str:
@@ -257,7 +261,7 @@ def refused(data: Path, *command: str) -> str:
         (coco, "COCO's format: use `atconv detect train`"),
         (roboflow_coco, "COCO's format: use `atconv detect train`"),
         (masks, "images with masks: use `atconv segment train`"),
-        (camvid, "images with masks in .*: name them images/ and masks/.* use `atconv segment train`"),
+        (camvid, "images with masks: use `atconv segment train`"),
     ],
 )
 def test_data_of_other_tasks_are_recognized(tmp_path: Path, make, fits: str) -> None:
@@ -305,13 +309,12 @@ TABLE = "a table of labels: for "
         (lambda root: image_folder(root, {"train/a": 3}), UNANNOTATED),
         (yolo, "YOLO's format (images and labels): convert them to COCO's format"),
         (voc, "Pascal VOC's format (images and XML files): convert them to COCO's format"),
-        (camvid, "images with masks in folders of other names: name them images/ and masks/"),
         (lambda root: pack_folder(image_folder(root.parent / "x", {"a": 2}), root), "LMDB files: for "),
         (lambda root: root.write_text("image,label\n"), TABLE),
         (lambda root: Image.new("L", (4, 4)).save(root, "PNG"), "one image: give a folder of images"),
         (train_tiny, "the folder of a run: give a folder of images"),
     ],
-    ids=["classes", "splits", "yolo", "voc", "masks", "lmdb", "table", "image", "run"],
+    ids=["classes", "splits", "yolo", "voc", "lmdb", "table", "image", "run"],
 )
 def test_detection_and_segmentation_recognize_what_is_not_theirs(
     tmp_path: Path, make, message: str, command: str
@@ -329,9 +332,11 @@ def test_detection_and_segmentation_recognize_what_is_not_theirs(
 
 def test_masks_and_boxes_name_each_others_command(tmp_path: Path) -> None:
     masks(tmp_path / "masks")
+    camvid(tmp_path / "camvid")
     coco(tmp_path / "coco")
     message = "images with masks: for boxes, give a folder with images/.*, or use `atconv segment train`\n"
     assert re.search(message, refused(tmp_path / "masks", "detect", "train"))
+    assert re.search(message, refused(tmp_path / "camvid", "detect", "train"))
     message = "in COCO's format: for masks, give a folder with images/.*, or use `atconv detect train`\n"
     assert re.search(message, refused(tmp_path / "coco", "segment", "train"))
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atconv.data.config import MaskOptions
 from atconv.data.formats import open_masks
-from atconv.data.masks import read_mask
+from atconv.data.mask_classes import read_mask
 from support.tiny_dense import annotated_folder, shared_data
 
 
@@ -46,15 +47,21 @@ def write(path: Path, value: int, size: tuple[int, int] = (40, 56), mode: str = 
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "class": (lambda data: write(mask_of(data), 3), r"masks/train: 1.png holds 3: classes.txt names 0 … 2"),
+    "class": (
+        lambda data: write(mask_of(data), 3),
+        r"masks/train: 1.png holds 3 \(2240 pixels\): classes.txt names 0 … 2",
+    ),
     "size": (
         lambda data: write(mask_of(data), 1, (40, 55)),
         r"1.png is 40 × 56 pixels and not 40 × 55 as its mask",
     ),
-    "colors": (lambda data: write(mask_of(data), 1, mode="RGB"), "1.png has the mode RGB: a mask is"),
+    "colors": (
+        lambda data: write(mask_of(data), 1, mode="RGB"),
+        "1.png holds the colors #010000, and .*classes.txt has none: write the color",
+    ),
     "missing": (
         lambda data: mask_of(data).unlink(),
-        "masks/train: .*images/train/1.png has no mask .*masks/train/1.png: add it",
+        "masks/train: .*images/train/1.png has no mask in .*masks/train: add it",
     ),
     "broken mask": (
         lambda data: mask_of(data).write_text("text"),
@@ -108,10 +115,10 @@ def test_images_without_a_mask_are_left_out_as_unreadable_ones_are(tmp_path: Pat
         assert split.names == expected.names
         assert [split.size(i) for i in range(2)] == [expected.size(i) for i in range(2)]
         assert all(np.array_equal(split.mask(i), expected.mask(i)) for i in range(2))
-        assert [(name, reason.split(":")[0].split("/")[-1]) for name, reason in split.skipped] == [
-            ("1.png", "1.png"),
-            ("3.png", "3.png"),
-        ]
+        (missing, no_mask), (damaged, no_image) = split.skipped
+        assert (missing, damaged) == ("1.png", "3.png")
+        assert no_mask.startswith(f"{data}/images/train/1.png has no mask")
+        assert no_image.startswith(f"{data}/images/train/3.png: not a readable image")
 
 
 def test_images_may_lie_outside_the_folder_of_masks(tmp_path: Path) -> None:
@@ -133,7 +140,7 @@ def test_empty_and_missing_folders_and_other_classes_raise(tmp_path: Path) -> No
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
     (tmp_path / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(ValueError, match="no images in"):
+    with pytest.raises(ValueError, match="has no masks in a format that is read here"):
         open_masks(tmp_path)
     with pytest.raises(ValueError, match="names ground, dark, bright and not a, b as the run does"):
         open_masks(shared_data(), classes=["a", "b"])
@@ -210,7 +217,7 @@ def test_an_unknown_class_is_named_where_nothing_was_checked(tmp_path: Path) -> 
     data = annotated_folder(tmp_path)
     write(mask_of(data), 3)
     split = open_masks(data, "none")["train"]
-    with pytest.raises(ValueError, match=r"1\.png holds 3: classes.txt names 0 … 2"):
+    with pytest.raises(ValueError, match=r"1\.png holds 3 \(2240 pixels\): classes.txt names 0 … 2"):
         split.mask(split.names.index("1.png"))
 
 
@@ -221,7 +228,7 @@ def test_masks_of_other_values_are_read(tmp_path: Path) -> None:
         Image.fromarray(np.array([0, 128, 255], np.uint8)[read_mask(path)]).save(path)
     with pytest.raises(ValueError, match=r"holds 128.*such as --mask-values '\[0, 255\]'"):
         open_masks(data)
-    split = open_masks(data, values=[0, 128, 255])["train"]
+    split = open_masks(data, options=MaskOptions(mask_values=(0, 128, 255)))["train"]
     assert all(np.array_equal(split.mask(i), mask) for i, mask in enumerate(expected))
     with pytest.raises(ValueError, match=r"mask_values are 2, and .* names 3 classes"):
-        open_masks(data, values=[0, 255])
+        open_masks(data, options=MaskOptions(mask_values=(0, 255)))

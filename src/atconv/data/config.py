@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from atconv.engine.options import Fraction, PositiveInt, Share
 
-__all__ = ["DataConfig", "log_unused_fractions", "reject_options"]
+__all__ = ["DataConfig", "MaskOptions", "log_unused_fractions", "reject_options"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,36 @@ class DataConfig:
     """classes of a stream that does not name them"""
     max_skipped: Share = 0.05
     """largest share of unreadable files that are left out; more stops the run"""
+
+
+@dataclass(kw_only=True)
+class MaskOptions:
+    """Options that say where masks lie and what they hold."""
+
+    group: ClassVar[str] = "masks"
+    common: ClassVar[tuple[str, ...]] = ("mask_values", "class_table")
+
+    masks: str | None = None
+    """folder of the masks in DATA, such as gtCoarse; default: found by its name or by what masks look like"""
+    mask_ending: str | None = None
+    """what names of masks have after those of images, such as _labelIds for x_labelIds.png; default: found"""
+    class_table: str | None = None
+    """file of the classes, and of their colors or values; default: classes.txt, class_dict.csv or the like in
+    DATA"""
+    mask_values: tuple[int, ...] | None = None
+    """what masks hold for each class, in the order of the table, such as [0, 255]; default: its index"""
+    ignored_values: tuple[int, ...] = (255,)
+    """what masks hold where pixels are left out, in training and in metrics"""
+
+    def check_masks(self) -> None:
+        """Raise ValueError where values are no values of masks."""
+        for name in ("mask_values", "ignored_values"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values) or not set(values) <= set(range(256)):
+                raise ValueError(f"{name} must be different numbers in 0 … 255, got {list(values)}")
+        both = sorted({*(self.mask_values or ())} & {*self.ignored_values} - {255})
+        if both:
+            raise ValueError(f"mask_values and ignored_values both have {both}: leave it out of one")
 
 
 def reject_options(config: Any, names: Collection[str], reason: str) -> None:

@@ -15,10 +15,11 @@ from atconv.data.annotated import AnnotatedSplit, check_split
 from atconv.data.boxes import BadAnnotations, BoxSplit
 from atconv.data.checking import CheckImages
 from atconv.data.coco import coco_splits, is_coco, is_coco_file, read_coco
-from atconv.data.config import DataConfig, reject_options
+from atconv.data.config import DataConfig, MaskOptions, reject_options
 from atconv.data.folders import choose_split
 from atconv.data.label_tables import TABLE_OPTIONS, label_tables, open_tables
-from atconv.data.masks import MaskSplit, is_masks, mask_splits, read_mask_folder
+from atconv.data.mask_layouts import has_masks
+from atconv.data.masks import MaskSplit, mask_splits, read_mask_folder
 from atconv.data.orientation import Exif
 from atconv.data.sources import DigitsSource, ImageSource, lmdb_files, open_folder, open_lmdb
 from atconv.data.timm_sources import is_timm_name, open_timm
@@ -77,8 +78,11 @@ class AnnotatedFormat(Format):
 
     expected: str
     """what to give, for messages"""
-    splits: Callable[[Path, Path | None], Sequence[str]]
-    """(folder, its folder of images if that was given) → names of splits, none where it is not this"""
+    splits: Callable[..., Sequence[str]]
+    """(folder, its folder of images if that was given, **options that say where files lie) → names of splits,
+    none where it is not this"""
+    places: tuple[str, ...] = ()
+    """the options of the task that `splits` takes"""
     read: Callable[..., AnnotatedSplit]
     """(folder, split, classes, images, **options of the task) → a split of the annotations as the files have
     them: images are checked, and annotations turned, for all formats alike"""
@@ -137,17 +141,13 @@ FORMATS: tuple[Format, ...] = (
     ),
     AnnotatedFormat(
         name="images with masks",
-        recognizes=lambda path: is_masks(path) and other.has_masks(path),
+        recognizes=has_masks,
         annotation="masks",
-        expected="a folder with images/, masks/ and classes.txt",
+        expected="a folder with images/, masks/ and classes.txt, or with images and masks of the same names "
+        "in other folders",
         splits=mask_splits,
+        places=("options",),
         read=read_mask_folder,
-    ),
-    Format(
-        name="images with masks in folders of other names",
-        recognizes=other.has_masks,
-        annotation="masks",
-        advice="name them images/ and masks/, with a folder for each split in both, and write classes.txt",
     ),
     LabelFormat(
         name="labeled images in LMDB files", recognizes=lambda path: bool(lmdb_files(path)), open=open_lmdb
@@ -218,12 +218,12 @@ def open_boxes(
 def open_masks(
     data: str | Path,
     check_images: CheckImages = "decode",
-    values: Sequence[int] | None = None,
-    **options: Any,
+    options: MaskOptions | None = None,
+    **rest: Any,
 ) -> dict[str, MaskSplit]:
-    """Splits with a mask for each image, checked. `values` are what masks hold for each class; default: its
-    index. `options` are those of `open_annotated`."""
-    return open_annotated("masks", data, check_images, values=values, **options)
+    """Splits with a mask for each image, checked. `options` say where masks lie and what they hold; the rest
+    are those of `open_annotated`."""
+    return open_annotated("masks", data, check_images, options=options or MaskOptions(), **rest)
 
 
 def open_annotated(
@@ -256,7 +256,7 @@ def open_annotated(
     data, images = Path(data), None if images is None else Path(images)
     if images is not None and not images.is_dir():
         raise ValueError(f"the folder of images {images} does not exist")
-    known, names = _annotated_format(annotation, data, images)
+    known, names = _annotated_format(annotation, data, images, own)
     splits: dict[str, AnnotatedSplit] = {}
     for name in names if split is None else [choose_split(names, split, data)]:
         opened = known.read(data, name, classes, images, **own)
@@ -267,19 +267,19 @@ def open_annotated(
 
 
 def annotated_splits(
-    annotation: Annotation, data: str | Path, images: str | Path | None = None
+    annotation: Annotation, data: str | Path, images: str | Path | None = None, **own: Any
 ) -> Sequence[str]:
     """The names of the splits of DATA."""
-    return _annotated_format(annotation, Path(data), None if images is None else Path(images))[1]
+    return _annotated_format(annotation, Path(data), None if images is None else Path(images), own)[1]
 
 
 def _annotated_format(
-    annotation: Annotation, data: Path, images: Path | None
+    annotation: Annotation, data: Path, images: Path | None, own: Mapping[str, Any]
 ) -> tuple[AnnotatedFormat, Sequence[str]]:
     """The format of DATA, and the names of its splits."""
     formats = [f for f in FORMATS if isinstance(f, AnnotatedFormat) and f.annotation == annotation]
     for known in formats:
-        names = known.splits(data, images)
+        names = known.splits(data, images, **{name: own[name] for name in known.places})
         if names:
             return known, names
     expected = ", or ".join(known.expected for known in formats)

@@ -1,73 +1,92 @@
 """Images with a mask each that holds the class of every pixel.
 
-DATA/images/SPLIT/x.jpg, or DATA/images/x.jpg    images
-DATA/masks/SPLIT/x.png, or DATA/masks/x.png      gray or palette PNG, class indices; 255 is ignored
-DATA/classes.txt                                 names, one on each line, the first for index 0
-
-SPLIT is train, val or test, or training, valid or validation.
+`mask_layouts` finds them, such as DATA/images/SPLIT/x.jpg and DATA/masks/SPLIT/x.png; `mask_classes` reads
+what they hold for the classes, which a table names, such as DATA/classes.txt.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atconv.data.annotated import AnnotatedSplit, raise_problems
-from atconv.data.arrays import SharedNames
-from atconv.data.folders import split_folder, split_folders
-from atconv.data.images import list_images, opened_image
+from atconv.data.annotated import AnnotatedSplit
+from atconv.data.arrays import SharedItems
+from atconv.data.config import MaskOptions
+from atconv.data.images import images_in, opened_image
+from atconv.data.mask_classes import (
+    IGNORED,
+    MaskClasses,
+    find_table,
+    is_jpeg,
+    missing_table,
+    read_classes,
+    read_mask,
+)
+from atconv.data.mask_layouts import MaskLayout, find_masks
+from atconv.data.mask_pairs import MaskFolders
 from atconv.data.orientation import turn_mask
-from atconv.io import first_few
+from atconv.io import count_of, first_few
 
-__all__ = ["IGNORED", "MaskSplit", "is_masks", "mask_splits", "read_mask", "read_mask_folder"]
+__all__ = ["IGNORED", "MaskSplit", "mask_splits", "read_mask_folder"]
 
 logger = logging.getLogger(__name__)
 
-IGNORED = 255
+_LOOKED_AT = 16  # masks, to say what they hold
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSplit(AnnotatedSplit):
-    """The images and masks of one split. `items` are names of images; `where` is the folder of masks."""
+    """The images and masks of one split. `items` are the names of an image and its mask, "" where one is
+    missing; `where` is the folder of masks."""
 
-    values: tuple[int, ...] | None = None
-    """what masks hold for each class; None: its index"""
+    codes: MaskClasses
+    """what masks hold for each class"""
 
     @staticmethod
-    def name_of(item: str) -> str:
-        return item
+    def name_of(item: tuple[str, str]) -> str:
+        return item[0] or item[1]
+
+    def describe(self, position: int, problem: str) -> str:
+        image, mask = self.items[position]
+        if image:
+            return problem
+        return f"{self.where / mask} has no image in {self.folder}: add it, or remove the mask"
 
     def annotations(self, position: int, check: bool) -> tuple[tuple[int, int], Sequence[int], str | None]:
         path = self.mask_path(position)
-        if not path.is_file():
-            raise ValueError(f"{self.path(position)} has no mask {path}: add it, or remove the image")
+        if not self.items[position][1]:
+            raise ValueError(
+                f"{self.path(position)} has no mask in {self.where}: add it, or remove the image"
+            )
         if not check:
             with opened_image(path) as mask:
                 return mask.size, (), None
-        indices = read_mask(path)
+        pixels = read_mask(path, self.codes.colored)
+        size = (pixels.shape[1], pixels.shape[0])
         try:
-            labels = np.unique(self._labels(indices, path)).tolist()
+            labels = np.unique(self.codes.indices(pixels, path)).tolist()
         except ValueError as error:
-            return indices.shape[::-1], (), str(error)
-        return indices.shape[::-1], [label for label in labels if label != IGNORED], None
+            return size, (), str(error)
+        return size, [label for label in labels if label != IGNORED], None
 
     def check_labels(self, labels: set[int], training: bool) -> None:
+        ignored = self.codes.describe(self.codes.ignored)
         if not labels:
-            raise ValueError(f"{self.where}: every pixel is {IGNORED}, which is ignored: no class is labeled")
+            raise ValueError(f"{self.where}: every pixel is {ignored}, which is ignored: no class is labeled")
         if not training:
             return
         if len(labels) == 1:
             only = next(iter(labels))
+            held = self.codes.describe([self.codes.codes[only]])
             raise ValueError(
-                f"{self.where}: every labeled pixel is {only}, {self.classes[only]}: there is nothing to "
-                f"tell apart. {IGNORED} is ignored; where it stands for a class, say so, such as "
+                f"{self.where}: every labeled pixel is {held}, {self.classes[only]}: there is nothing to "
+                f"tell apart. {ignored} is ignored; where it stands for a class, say so, such as "
                 "--mask-values '[0, 255]', or write that class's index instead"
             )
         absent = [name for index, name in enumerate(self.classes) if index not in labels]
@@ -79,10 +98,11 @@ class MaskSplit(AnnotatedSplit):
         """Of the masks' sizes in bytes: reading all of them takes long, and few changes keep a PNG's size."""
         paths = map(self.mask_path, range(len(self)))
         sizes = [(path.name, path.stat().st_size) for path in paths]
-        return hashlib.sha256(repr((self.classes, sizes)).encode()).hexdigest()
+        codes = (self.codes.names, self.codes.codes, self.codes.ignored)
+        return hashlib.sha256(repr((codes, sizes)).encode()).hexdigest()
 
     def mask_path(self, position: int) -> Path:
-        return self.where / PurePosixPath(self.items[position]).with_suffix(".png")
+        return self.where / self.items[position][1]
 
     def mask(self, position: int) -> NDArray[np.uint8]:
         """H W of class indices, 255 where pixels are ignored.
@@ -90,112 +110,64 @@ class MaskSplit(AnnotatedSplit):
         Raises:
             ValueError: it cannot be read, or holds an index that is no class.
         """
-        path = self.mask_path(position)
-        return turn_mask(self._labels(read_mask(path), path), self.turn(position))
-
-    def _labels(self, mask: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
-        """Class indices for what a mask holds."""
-        known = list(self.values or range(len(self.classes)))
-        unknown = sorted({*np.unique(mask).tolist()} - {*known, IGNORED})
-        if unknown:
-            names = (
-                f"classes.txt names 0 … {len(known) - 1}" if self.values is None else f"classes are {known}"
-            )
-            raise ValueError(
-                f"{path.name} holds {first_few(list(map(str, unknown)))}: {names}, and {IGNORED} is ignored. "
-                "Where masks hold other values for the classes, list them in their order, such as "
-                "--mask-values '[0, 255]'"
-            )
-        table = np.full(IGNORED + 1, IGNORED, np.uint8)
-        table[known] = range(len(known))
-        return table[mask]
+        return turn_mask(self.codes.read(self.mask_path(position)), self.turn(position))
 
 
-def is_masks(path: Path) -> bool:
-    """Whether a folder holds images and masks."""
-    return (path / "images").is_dir() and (path / "masks").is_dir()
-
-
-def mask_splits(data: Path, images: Path | None) -> list[str]:
+def mask_splits(data: Path, images: Path | None, options: MaskOptions) -> list[str]:
     """The splits that have a folder of their own, or a lone "train"; none where there are no masks."""
-    images = images or data / "images"
-    if not images.is_dir() or not (data / "masks").is_dir():
-        return []
-    return list(split_folders(images)) or ["train"]
+    return list(_layout(data, images, options).splits)
 
 
 def read_mask_folder(
-    data: Path,
-    split: str,
-    classes: Sequence[str] | None,
-    images: Path | None,
-    values: Sequence[int] | None,
+    data: Path, split: str, classes: Sequence[str] | None, images: Path | None, options: MaskOptions
 ) -> MaskSplit:
     """A split.
 
     Args:
-        classes: the names that classes.txt must have.
-        images: the folder of images; default: DATA/images.
-        values: what masks hold for each class; default: its index.
+        classes: the names that the table of classes must have.
+        images: the folder of images; default: found in DATA.
 
     Raises:
-        ValueError: there are no images, two share a mask, or classes.txt is wrong.
+        ValueError: two images share a mask, or the table of classes is missing or wrong.
     """
-    own = _read_classes(data / "classes.txt")
-    if classes is not None and own != list(classes):
-        raise ValueError(
-            f"{data / 'classes.txt'} names {', '.join(own[:10])} and not {', '.join(classes[:10])} as the "
-            "run does"
-        )
-    if values is not None and len(values) != len(own):
-        raise ValueError(
-            f"mask_values are {len(values)}, and {data / 'classes.txt'} names {len(own)} classes: give one "
-            "for each"
-        )
-    folder = split_folder(images or data / "images", split)
-    names = list_images(folder).images
-    if not names:
-        raise ValueError(f"no images in {folder}")
-    stems = Counter(PurePosixPath(name).with_suffix("") for name in names)
-    raise_problems(folder, [f"{stem} names two images: rename one" for stem, n in stems.items() if n > 1])
+    layout = _layout(data, images, options)
+    found = layout.splits[split]
+    codes = _classes(data, found, options)
+    if classes is None:
+        _report(layout, found)
+    elif codes.names != list(classes):
+        names, known = ", ".join(codes.names[:10]), ", ".join(classes[:10])
+        raise ValueError(f"{codes.table} names {names} and not {known} as the run does")
     return MaskSplit(
-        where=split_folder(data / "masks", split),
-        folder=folder,
-        classes=own,
-        items=SharedNames(names),
-        values=None if values is None else tuple(values),
+        where=found.masks,
+        folder=found.images,
+        classes=codes.names,
+        items=SharedItems(found.pairs),
+        codes=codes,
     )
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """The class indices of a mask file, H W.
-
-    Raises:
-        ValueError: it is unreadable, or has colors instead of indices.
-    """
-    with opened_image(path) as image:
-        mode, mask = image.mode, np.array(image)
-    if mode not in ("1", "L", "P"):
-        raise ValueError(f"{path} has the mode {mode}: a mask is a gray or palette PNG of class indices")
-    return mask.astype(np.uint8)
+def _layout(data: Path, images: Path | None, options: MaskOptions) -> MaskLayout:
+    return find_masks(data, images, options.masks, options.mask_ending)
 
 
-def _read_classes(path: Path) -> list[str]:
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except OSError:
-        raise ValueError(
-            f"{path} does not exist: write the name of a class on each line, the first for index 0"
-        ) from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8: save it as such") from None
-    if "" in names:
-        raise ValueError(
-            f"line {1 + names.index('')} of {path} is blank, and each line stands for an index: name it, or "
-            "remove it if no mask holds its index"
-        )
-    if len(names) < 2 or len(set(names)) < len(names) or len(names) > IGNORED:
-        raise ValueError(
-            f"{path} must have 2 … {IGNORED} names, no two alike; it has {', '.join(names[:10]) or 'none'}"
-        )
-    return names
+def _classes(data: Path, found: MaskFolders, options: MaskOptions) -> MaskClasses:
+    """The classes that the table in DATA, or next to its folders of masks, names."""
+    if options.class_table is not None:
+        return read_classes(Path(options.class_table), options)
+    table = find_table([data, found.masks.parent, found.masks])
+    if table is None:
+        masks = [found.masks / mask for _, mask in found.pairs if mask][:_LOOKED_AT]
+        raise ValueError(missing_table(data / "classes.txt", masks))
+    return read_classes(table, options)
+
+
+def _report(layout: MaskLayout, found: MaskFolders) -> None:
+    """Say where masks were found, and which images are without."""
+    image, mask = next((pair for pair in found.pairs if all(pair)), found.pairs[0])
+    logger.info("the mask of %s is %s", found.images / image, found.masks / mask)
+    if layout.unused:
+        names = [f"{folder} ({count_of(len(images_in(folder)), 'image')})" for folder in layout.unused]
+        logger.warning("not used, folders of images without masks: %s", first_few(names))
+    if is_jpeg(Path(mask)):
+        logger.warning("masks are JPEG files, which changes values: save them as PNG where you can")

@@ -14,7 +14,6 @@ from atconv.data.images import image_suffixes
 
 __all__ = [
     "has_image",
-    "has_masks",
     "is_archive",
     "is_image",
     "is_run",
@@ -25,8 +24,6 @@ __all__ = [
 ]
 
 _IMAGE_FOLDERS = {"images", "jpegimages"}
-_MASK_FOLDERS = {"masks", "mask", "labels", "annotations", "segmentationclass"}
-_MASK_ENDINGS = ("_masks", "_mask", "_labels", "_annotations", "_annot", "annot")
 _TABLES = {".xls", ".xlsx", ".json", ".jsonl"}
 _WEIGHTS = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx"}
 _LOOKED_AT = 1000  # files of a folder
@@ -47,16 +44,6 @@ def is_voc(path: Path) -> bool:
         not _IMAGE_FOLDERS.isdisjoint(inner) and "annotations" in inner and _has(inner["annotations"], ".xml")
         for inner in _places(path)
     )
-
-
-def has_masks(path: Path) -> bool:
-    """Whether a folder holds images and masks by their usual names, or such folders for each split."""
-    for inner in _places(path):
-        names = _MASK_FOLDERS & set(inner) if not _IMAGE_FOLDERS.isdisjoint(inner) else set()
-        names |= {name + end for name in inner for end in _MASK_ENDINGS if name + end in inner}
-        if any(_has(inner[name], ".png") for name in names):
-            return True
-    return False
 
 
 def _places(path: Path) -> list[dict[str, Path]]:

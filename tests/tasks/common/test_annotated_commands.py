@@ -100,9 +100,7 @@ def test_evaluation_leaves_out_unreadable_images_up_to_the_limit(
     assert metrics.images == 2
     predictor.save_evaluation(metrics, tmp_path / "out")
     listed = read_rows(tmp_path / "out" / "skipped.csv")
-    # Without an annotation that names it, nothing says that there was an image.
-    expected = ["1.png", "2.png"] if own or run is detection_run else ["1.png"]
-    assert [(row["split"], row["file"]) for row in listed] == [("val", name) for name in expected]
+    assert [(row["split"], row["file"]) for row in listed] == [("val", "1.png"), ("val", "2.png")]
     assert all(str(data) in row["reason"] for row in listed)
     strict = load(copied(run(), tmp_path / "strict", max_skipped=0.2, **options))
     with pytest.raises(ValueError, match=r"files are unreadable, more than max_skipped \(20%\) allows"):

@@ -102,6 +102,10 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         """The options that metrics depend on, as the run was configured."""
         return {"exif": getattr(self.config, "exif", None)}
 
+    def data_options(self) -> dict[str, Any]:
+        """The task's own options of its formats, as the run was configured."""
+        return {}
+
     @abstractmethod
     def measure(self, split: S, batches: Iterable[list[int]], **settings: Any) -> dict[str, Any]:
         """The fields of the metrics that are this task's own, from batches of positions."""
@@ -185,7 +189,7 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         """A split of the run's DATA and its name, as split.json says. What is gone since is left out."""
         saved = read_json(self.run.split, SAVED_SPLIT)
         lists = {name: saved[name] for name in SPLITS if name in saved}
-        own = annotated_splits(self.annotation, data, settings["images"])
+        own = annotated_splits(self.annotation, data, settings["images"], **self.data_options())
         if list(own) == ["train"]:
             lists["all"] = sorted(chain.from_iterable(lists.values()))
         name = choose_split(lists, split, data)
@@ -202,7 +206,7 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
 
     def _other_split(self, data: str, split: str, settings: dict[str, Any]) -> tuple[str, S]:
         """A split of DATA that is not the run's. Of a copy or part of the run's, its own."""
-        names = annotated_splits(self.annotation, data, settings["images"])
+        names = annotated_splits(self.annotation, data, settings["images"], **self.data_options())
         lone = list(names) == ["train"]
         name = "train" if lone else choose_split(names, split, data)
         [opened] = self.open_split(data, name, **settings).values()

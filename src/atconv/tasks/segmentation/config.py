@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from atconv.data.config import MaskOptions
 from atconv.engine.options import Factor, Pixels
 from atconv.models.segmenters import DIVISOR, SegmenterArchitecture
 from atconv.tasks.common.annotated_config import AnnotatedConfig
@@ -17,7 +18,7 @@ class SegmenterOptions:
     """The segmenter on the backbone, and the sizes of its images."""
 
     group: ClassVar[str] = "segmenter"
-    common: ClassVar[tuple[str, ...]] = ("architecture", "short_side", "crop", "mask_values", "flip_tta")
+    common: ClassVar[tuple[str, ...]] = ("architecture", "short_side", "crop", "flip_tta")
 
     architecture: SegmenterArchitecture = "unet"
     """unet, fpn or upernet, of segmentation-models-pytorch"""
@@ -29,15 +30,13 @@ class SegmenterOptions:
     """min and max factor on that size in training"""
     crop: tuple[Pixels, Pixels] = (512, 512)
     """height and width of the random crop of training, multiples of 32"""
-    mask_values: tuple[int, ...] | None = None
-    """what masks hold for each class, in the order of classes.txt, such as [0, 255]; default: its index"""
     flip_tta: bool = False
     """test-time augmentation: average the predictions for every image and its mirror image, at twice the
     cost; epochs are compared without it"""
 
 
 @dataclass(kw_only=True)
-class SegmentationConfig(SegmenterOptions, AnnotatedConfig):
+class SegmentationConfig(MaskOptions, SegmenterOptions, AnnotatedConfig):
     """Options of `atconv segment train`."""
 
     extra_args = "segmenter_args"
@@ -48,9 +47,7 @@ class SegmentationConfig(SegmenterOptions, AnnotatedConfig):
             raise ValueError(f"scales must be two factors, 0 < min ≤ max, got {self.scales}")
         if any(size % DIVISOR for size in self.crop):
             raise ValueError(f"crop must be height and width, multiples of {DIVISOR}, got {self.crop}")
-        values = self.mask_values
-        if values is not None and (len(set(values)) < len(values) or not set(values) <= set(range(256))):
-            raise ValueError(f"mask_values must be different numbers in 0 … 255, got {list(values)}")
+        self.check_masks()
         if self.batch_size < self.min_batch:
             raise ValueError(
                 "batch_size must be at least 2 here: the coarsest map of one image is one value, of which "

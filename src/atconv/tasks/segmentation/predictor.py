@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from atconv.data.config import MaskOptions
 from atconv.data.formats import open_masks
 from atconv.data.masks import MaskSplit
 from atconv.data.orientation import Exif
@@ -164,12 +165,15 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
     def configured(self) -> dict[str, Any]:
         return super().configured() | {"flip_tta": self.flip_tta}
 
+    def data_options(self) -> dict[str, Any]:
+        return {"options": self.config or MaskOptions()}
+
     def open_split(self, data: str, split: str, **settings: Any) -> dict[str, MaskSplit]:
         return open_masks(
             data,
             classes=self.classes,
             split=split,
-            values=getattr(self.config, "mask_values", None),
+            **self.data_options(),
             exif=settings["exif"],
             images=settings["images"],
             skip_unreadable=True,

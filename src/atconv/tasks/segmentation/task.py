@@ -43,7 +43,7 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         return open_masks(
             config.data,
             check,
-            values=config.mask_values,
+            config,
             exif=config.exif,
             images=config.images,
             skip_unreadable=True,
