@@ -184,7 +184,7 @@ def rejected(*arguments: str | Path) -> str:
         (["train", "digits", "--model-args={stem_stride: 3}"], "stem_stride"),
         (["train", "digits", "--checkpoint=none.pth"], "none.pth"),
         (["train", "digits", "--distill=soft"], "teacher"),
-        (["train", "digits", "--class-weights=balanced", "--mixup=0.1"], "do not go together"),
+        (["train", "digits", "--class-weights=inverse", "--mixup=0.1"], "do not go together"),
         (["train", "digits", "--warmup-epochs=90"], "warmup_epochs"),
         (["train", "digits", "--mean=[0.1,0.2]"], "mean"),
         (["train", "digits", "--schedule=nosuch"], "nosuch"),

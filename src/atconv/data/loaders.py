@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
@@ -46,8 +47,9 @@ class EpochBatches(Sampler[list[SampleKey]]):
     """One process's micro-batches of an epoch, from the `start`-th on.
 
     The order of an epoch is a permutation seeded by (seed, epoch); with `repeats` copies follow each
-    other in it and it is cut to the same length. Processes take every `processes`-th image of each
-    total batch, so a batch holds the same images however many processes share it.
+    other in it and it is cut to the same length. With `weights` an image stands in it as often as its share
+    of them says, rounded up or down by chance. Processes take every `processes`-th image of each total
+    batch, so a batch holds the same images however many processes share it.
     """
 
     def __init__(
@@ -59,26 +61,35 @@ class EpochBatches(Sampler[list[SampleKey]]):
         rank: int = 0,
         repeats: int = 1,
         start: int = 0,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         self.samples, self.plan, self.seed, self.epoch = samples, plan, seed, epoch
-        self.rank, self.repeats, self.start = rank, repeats, start
+        self.rank, self.repeats, self.start, self.weights = rank, repeats, start, weights
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch * self.plan.accumulate - self.start
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        rng = np.random.default_rng(derive_seed("order", self.seed, self.epoch))
-        different = -(-self.samples // self.repeats)
-        copies = min(self.repeats, self.samples)
-        order = np.repeat(rng.permutation(self.samples)[:different], copies)[: self.samples]
+        order = self._order(np.random.default_rng(derive_seed("order", self.seed, self.epoch)))
         total, micro = self.plan.global_batch_size, self.plan.micro_batch
         for index in range(self.start, self.start + len(self)):
             step, part = divmod(index, self.plan.accumulate)
             mine = range(step * total + self.rank, (step + 1) * total, self.plan.processes)
             yield [self._key(place, int(order[place])) for place in mine[part * micro : (part + 1) * micro]]
 
+    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        order = rng.permutation(self.samples)
+        if self.weights is None:
+            different, copies = -(-self.samples // self.repeats), min(self.repeats, self.samples)
+            return np.repeat(order[:different], copies)[: self.samples]
+        ends = np.cumsum(self.weights[order])
+        ends = np.floor(ends * (self.samples / ends[-1]) + rng.random())
+        ends[-1] = self.samples  # whatever rounding says
+        return rng.permutation(np.repeat(order, np.diff(ends, prepend=0).astype(np.int64)))
+
     def _key(self, place: int, position: int) -> SampleKey:
-        copy = place % self.repeats
+        # An image that weights show more than once is augmented anew each time.
+        copy = place % self.repeats if self.weights is None else place
         return SampleKey(position, derive_seed("sample", self.seed, self.epoch, position, copy))
 
 

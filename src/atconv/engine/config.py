@@ -33,6 +33,7 @@ class TrainConfig:
         "weight_decay",
         "precision",
         "compile",
+        "sampler",
         "patience",
         "workers",
         "device",
@@ -84,6 +85,11 @@ class TrainConfig:
     """split weights, gradients and optimizer state over the processes (FSDP); needs ema_decay"""
     freeze_bn: bool = False
     """keep BatchNorm statistics as they are"""
+    sampler: Literal["shuffle", "balanced", "repeat_factor"] = "shuffle"
+    """which images an epoch shows: each once; each class equally often; or those of rare classes more often,
+    by the root of their rarity (LVIS)"""
+    repeat_threshold: PositiveShare | None = None
+    """share of images below which repeat_factor repeats a class; default: 1 / number of classes"""
     patience: PositiveInt | None = None
     """stop after this many epochs without a better validation score"""
     checkpoint_steps: PositiveInt | None = None

@@ -143,7 +143,7 @@ def test_a_damaged_configuration_is_a_value_error(tmp_path: Path, text: str) -> 
         ({"repeats": 0}, "repeats must be at least 1"),
         ({"distill": "soft"}, "distillation needs both"),
         ({"teacher": "resnet50"}, "distillation needs both"),
-        ({"class_weights": "balanced", "mixup": 0.1}, "do not go together"),
+        ({"class_weights": "inverse", "mixup": 0.1}, "do not go together"),
         ({"mean": (0.1, 0.2)}, "mean must have one value, or one for each of 1 channels"),
     ],
 )

@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import atconv  # noqa: F401  (registers the models with timm)
+from atconv.data.imbalance import Occurrences, log_classes
 from atconv.data.sources import DigitsSource
 from atconv.data.splits import Split
 from atconv.engine import devices
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from atconv.tasks.classification.config import inherit_config
-from atconv.tasks.classification.data import log_imbalance
+from atconv.tasks.classification.data import imbalance_advice
 from atconv.tasks.classification.model import make_model
 from support.tiny import (
     TINY,
@@ -153,10 +154,10 @@ def test_imbalance_is_said_and_the_best_epoch_follows_the_weights(
     images = image_folder(tmp_path / "images", {"cat": 30, "dog": 6, "owl": 6})
     changes: dict[str, Any] = {"data": str(images), "epochs": 3, "num_classes": None}
     plain = train_tiny(tmp_path / "plain", **changes)
-    assert re.search(r"imbalanced: \d+ cat, \d+ dog, \d+ owl\. .*--class-weights balanced", caplog.text)
+    assert re.search(r"imbalanced: \d+ cat, \d+ dog, \d+ owl\. .*--class-weights inverse", caplog.text)
     assert "validation top-1" in caplog.text
     caplog.clear()
-    run = train_tiny(tmp_path / "weighted", class_weights="balanced", **changes)
+    run = train_tiny(tmp_path / "weighted", class_weights="inverse", **changes)
     assert "the best epoch is picked by balanced accuracy" in caplog.text
     assert "validation balanced accuracy" in caplog.text
     rows = read_rows(run / "metrics.csv")
@@ -170,15 +171,16 @@ def test_imbalance_is_said_and_the_best_epoch_follows_the_weights(
 
 
 def test_balanced_classes_are_not_remarked_on(caplog: pytest.LogCaptureFixture) -> None:
-    log_imbalance(tiny_config(), ["a", "b"], [0] * 10 + [1] * 5)
+    log_classes({"train": Occurrences.of_labels(["a", "b"], [0] * 20 + [1] * 10)}, "")
     assert not caplog.text
-    log_imbalance(tiny_config(mixup=0.1), ["a", "b", "c"], [0] * 10 + [1] * 5)
+    advice = imbalance_advice(tiny_config(mixup=0.1))
+    log_classes({"train": Occurrences.of_labels(["a", "b", "c"], [0] * 10 + [1] * 5)}, advice)
     assert "10 a, 5 b, 0 c" in caplog.text
     assert "without mixup and cutmix" in caplog.text
 
 
 def test_balanced_class_weights_train(tmp_path: Path, plain: Path) -> None:
-    assert changed(last_weights(train_tiny(tmp_path / "run", class_weights="balanced")), last_weights(plain))
+    assert changed(last_weights(train_tiny(tmp_path / "run", class_weights="inverse")), last_weights(plain))
 
 
 def test_patience_ends_a_run_that_does_not_improve(tmp_path: Path) -> None:

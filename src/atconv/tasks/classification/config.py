@@ -22,6 +22,7 @@ from atconv.engine.options import (
 from atconv.engine.recipes import read_config, reject_contradictions
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
+from atconv.tasks.common.class_weights import ClassWeightOptions
 from atconv.tasks.common.model_options import ModelOptions
 
 __all__ = ["ClassificationConfig", "inherit_config"]
@@ -86,11 +87,11 @@ class AugmentationOptions:
 
 
 @dataclass(kw_only=True)
-class LossOptions:
+class LossOptions(ClassWeightOptions):
     """What training minimizes."""
 
     group: ClassVar[str] = "loss"
-    common: ClassVar[tuple[str, ...]] = ("mixup", "label_smoothing", "class_weights")
+    common: ClassVar[tuple[str, ...]] = ("mixup", "label_smoothing")
 
     mixup: NonNegative = 0.0
     """Mixup alpha"""
@@ -102,8 +103,6 @@ class LossOptions:
     """probability of CutMix where both are on"""
     label_smoothing: Share = 0.1
     """label smoothing"""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced weighs each class by the inverse of its frequency"""
 
 
 @dataclass(kw_only=True)
@@ -152,6 +151,8 @@ class ClassificationConfig(
             raise ValueError(
                 "distillation needs both: distill (soft, hard or dkd) and teacher (a timm name or a run)"
             )
+        if self.sampler != "shuffle" and self.repeats > 1:
+            raise ValueError("sampler and repeats do not go together: both say how often an image is shown")
         if self.class_weights != "none" and self.mixes:
             raise ValueError(
                 "class_weights and mixup/cutmix do not go together: a mixed image has no one class"
@@ -161,6 +162,11 @@ class ClassificationConfig(
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel of the input."""
         return normalization(self.in_chans, self.mean, self.std)
+
+    @property
+    def evens_out(self) -> bool:
+        """Whether classes count alike however many images they have."""
+        return self.class_weights != "none" or self.sampler != "shuffle"
 
     @property
     def mixes(self) -> bool:

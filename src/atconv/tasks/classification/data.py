@@ -7,8 +7,7 @@ is evaluated on.
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from atconv.data.checking import SkippedFile, log_skipped
 from atconv.data.config import log_unused_fractions, reject_options
 from atconv.data.folders import choose_split
 from atconv.data.formats import open_sources
+from atconv.data.imbalance import Occurrences, image_weights, log_classes
 from atconv.data.loaders import (
     EpochBatches,
     Transform,
@@ -43,7 +43,8 @@ __all__ = [
     "StreamData",
     "data_config",
     "eval_batch_size",
-    "log_imbalance",
+    "imbalance_advice",
+    "log_labels",
     "open_data",
     "open_split",
 ]
@@ -51,7 +52,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _MIN_EVAL_BATCH = 32
-_IMBALANCED = 3  # times as many images in the largest class as in the smallest
 
 
 class IndexedData:
@@ -61,13 +61,17 @@ class IndexedData:
         self.config, self.splits, self.accelerator = config, splits, accelerator
         self.classes, self.samples = splits.classes, len(splits["train"])
         self.labels = splits["train"].labels if config.class_weights != "none" else None
+        train = _occurrences(splits["train"])
+        self.weights = image_weights(train, config.sampler, config.repeat_threshold)
         self.transform = train_transform(config)
         self.final_name = "test" if "test" in splits.by_name else "val"
         self.final: Split | Stream = splits[self.final_name]
 
     def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         config, rank = self.config, self.accelerator.process_index
-        batches = EpochBatches(self.samples, plan, config.seed, epoch, rank, config.repeats, start)
+        batches = EpochBatches(
+            self.samples, plan, config.seed, epoch, rank, config.repeats, start, self.weights
+        )
         pin = self.accelerator.device.type == "cuda"
         train = self.splits["train"]
         return iter(train_loader(train, self.transform, config.in_chans, batches, config.workers, pin))
@@ -105,7 +109,7 @@ class StreamData:
                 f"{config.data} is a stream: nothing can be held out of it; name its --val-split"
             )
         reason = f"DATA {config.data} is a stream, which is read once, in its order"
-        reject_options(config, ("check_images", "max_skipped", "repeats"), reason)
+        reject_options(config, ("check_images", "max_skipped", "repeats", "sampler"), reason)
         log_unused_fractions(config, ("val_fraction", "test_fraction"), reason)
         self.config = config
         self.train = self._open(config.train_split, training=True)
@@ -164,23 +168,26 @@ def eval_batch_size(config: ClassificationConfig) -> int:
     return max(config.batch_size, _MIN_EVAL_BATCH)
 
 
-def log_imbalance(config: ClassificationConfig, classes: Sequence[str], labels: Sequence[int]) -> None:
-    """Say how many training images each class has, where some have far more than others."""
-    counts = Counter(labels)
-    ranked = sorted(range(len(classes)), key=lambda i: -counts[i])
-    if not classes or counts[ranked[0]] < _IMBALANCED * counts[ranked[-1]]:
-        return
-    shown = [f"{counts[i]} {classes[i]}" for i in ranked]
-    if len(shown) > 10:
-        shown[5:-5] = ["…"]
-    advice = "weighted by the inverse of its frequency, the best epoch is picked by balanced accuracy"
-    if config.class_weights == "none":
-        without = ", without mixup and cutmix," if config.mixes else ""
-        advice = (
-            "counted as it is; look at balanced accuracy and macro F1. --class-weights balanced"
-            f"{without} weighs rare classes more and picks the best epoch by balanced accuracy"
-        )
-    logger.warning("training images are imbalanced: %s. Each class is %s", ", ".join(shown), advice)
+def log_labels(config: ClassificationConfig, splits: Splits) -> None:
+    """Say how many images each class has."""
+    counts = {name: _occurrences(split) for name, split in splits.by_name.items()}
+    log_classes(counts, imbalance_advice(config))
+
+
+def imbalance_advice(config: ClassificationConfig) -> str:
+    """What is done about imbalanced classes, or can be."""
+    if config.evens_out:
+        return "Classes are evened out, and the best epoch is picked by balanced accuracy"
+    without = ", without mixup and cutmix," if config.mixes else ""
+    return (
+        "Each image counts as it is; look at balanced accuracy and macro F1. --sampler balanced, or "
+        f"--class-weights inverse{without} weighs rare classes more and picks the best epoch by balanced "
+        "accuracy"
+    )
+
+
+def _occurrences(split: Split) -> Occurrences:
+    return Occurrences.of_labels(split.source.classes, split.source.labels[split.indices])
 
 
 def data_config(config: ClassificationConfig) -> dict[str, Any]:

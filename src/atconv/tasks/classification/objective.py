@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from timm.data import Mixup, resolve_data_config
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
+from atconv.data.imbalance import Occurrences, class_weights
 from atconv.engine.rng import seeded
 from atconv.engine.run import Run
 from atconv.models.attnet import AttNet
@@ -76,7 +76,7 @@ class Objective(nn.Module):
     Args:
         config: loss, mixing and distillation options.
         classes: names of the classes.
-        labels: class index of every training image, for balanced class weights; None where not known.
+        labels: class index of every training image, for class weights; None where not known.
         teacher: from `open_teacher`.
     """
 
@@ -105,15 +105,12 @@ class Objective(nn.Module):
             else None
         )
         weights = None
-        if config.class_weights == "balanced":
+        if config.class_weights != "none":
             if labels is None:
-                raise ValueError(
-                    "class_weights balanced needs labels that are known beforehand; a stream's are not"
-                )
-            counts = np.bincount(labels, minlength=len(classes))
-            shares = len(labels) / (len(classes) * np.maximum(counts, 1))
-            weights = torch.tensor(shares, dtype=torch.float32)
-        self.register_buffer("weights", weights)
+                raise ValueError("class_weights needs labels that are known beforehand; a stream's are not")
+            occurrences = Occurrences.of_labels(classes, labels)
+            weights = class_weights(occurrences, config.class_weights, config.class_weight_beta)
+        self.register_buffer("weights", None if weights is None else torch.tensor(weights).float())
         self.teacher = None if teacher is None else match_teacher(config, teacher, classes)
 
     def forward(

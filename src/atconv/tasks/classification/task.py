@@ -32,7 +32,7 @@ from atconv.tasks.classification.data import (
     StreamData,
     data_config,
     eval_batch_size,
-    log_imbalance,
+    log_labels,
     open_data,
 )
 from atconv.tasks.classification.model import check_model, make_model
@@ -44,8 +44,8 @@ __all__ = ["ClassificationTask", "make_task"]
 
 
 class ClassificationTask(Task):
-    """Training of a classifier. The best epoch is picked by top-1, where classes are weighted by balanced
-    accuracy."""
+    """Training of a classifier. The best epoch is picked by top-1, where classes are evened out by
+    balanced accuracy."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ClassificationTask(Task):
     ) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
         self.data, self.model, self.min_batch = data, model, min_batch
-        self.monitor = "val_top1" if config.class_weights == "none" else "val_balanced_accuracy"
+        self.monitor = "val_balanced_accuracy" if config.evens_out else "val_top1"
         self.samples, self.pairs = data.samples, config.mixes
         self.streams = isinstance(data, StreamData)
         self.transform = EvalTransform(data_config(config))
@@ -121,7 +121,7 @@ class ClassificationTask(Task):
 
     def report(self, history: History) -> None:
         accuracy = {"train, augmented": "train_top1", "validation": "val_top1"}
-        if self.config.class_weights != "none":
+        if self.config.evens_out:
             accuracy["validation, balanced"] = "val_balanced_accuracy"
         panels = [
             Panel("Loss", "cross-entropy", {"train, augmented": "train_loss", "validation": "val_loss"}),
@@ -149,6 +149,6 @@ def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
             transform(Image.new(mode_for(config.in_chans), (config.image_size, config.image_size)))
     data = open_data(config, run, accelerator)
     if new and isinstance(data, IndexedData) and accelerator.is_main_process:
-        log_imbalance(config, data.classes, data.splits["train"].labels)
+        log_labels(config, data.splits)
     model = make_model(config, len(data.classes), load_weights=new)
     return ClassificationTask(config, run, accelerator, data, model, teacher, min_batch)

@@ -24,6 +24,7 @@ from atconv.data.annotated import (
 )
 from atconv.data.checking import CheckImages
 from atconv.data.config import log_unused_fractions
+from atconv.data.imbalance import Occurrences, image_weights, log_classes
 from atconv.data.loaders import EpochBatches, SeededItems
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
@@ -62,8 +63,11 @@ class AnnotatedTask(Task, Generic[C, S]):
 
     def __init__(self, config: C, run: Run, accelerator: Accelerator) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
-        with torch.device("meta"):  # fail fast: what is wrong with the model, before the data is read
+        new = latest_checkpoint(run.checkpoints) is None  # else weights come from there
+        # Fail fast: what is wrong with the model or its weights is said before the data is read.
+        with torch.device("meta"):
             self.predictor.build_model(config.model_arguments(2))
+        state_dict = _starting_weights(config) if new and config.checkpoint is not None else None
         # The main process checks the files while the others wait.
         with accelerator.main_process_first():
             check = config.check_images if accelerator.is_main_process else "none"
@@ -81,7 +85,10 @@ class AnnotatedTask(Task, Generic[C, S]):
         self.samples, self.classes = len(self.splits["train"]), self.splits["train"].classes
         counts = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
         logger.info("%d classes, images: %s", len(self.classes), counts)
-        state_dict = _starting_weights(config, run)
+        self.occurrences = self._count(new)
+        self.weights = None
+        if self.occurrences is not None:
+            self.weights = image_weights(self.occurrences, config.sampler, config.repeat_threshold)
         with seeded(derive_seed("init", config.seed)):
             arguments = config.model_arguments(len(self.classes))
             self.model = self.predictor.build_model(arguments, state_dict)
@@ -89,6 +96,24 @@ class AnnotatedTask(Task, Generic[C, S]):
     @abstractmethod
     def open_data(self, check: CheckImages) -> Mapping[str, S]:
         """The splits of DATA by name."""
+
+    @abstractmethod
+    def count_classes(self, split: S) -> Occurrences:
+        """How much of each class is in each image."""
+
+    def _count(self, new: bool) -> Occurrences | None:
+        """What there is of each class to train on, where a loss or sampler asks for it; the main process of a
+        new run tells it."""
+        evens_out = (
+            self.config.sampler != "shuffle" or getattr(self.config, "class_weights", "none") != "none"
+        )
+        tells = new and self.accelerator.is_main_process
+        names = list(self.splits) if tells else ["train"] if evens_out else []
+        counts = {name: self.count_classes(self.splits[name]) for name in names}
+        if tells:
+            option = "--sampler repeat_factor shows images of rare classes more often"
+            log_classes(counts, "They are evened out" if evens_out else option)
+        return counts["train"] if evens_out else None
 
     def check_splits(self) -> None:
         """Raise ValueError where splits cannot be trained on."""
@@ -109,7 +134,9 @@ class AnnotatedTask(Task, Generic[C, S]):
 
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         rank = self.accelerator.process_index
-        keys: Any = EpochBatches(self.samples, plan, self.config.seed, epoch, rank, start=start)
+        keys: Any = EpochBatches(
+            self.samples, plan, self.config.seed, epoch, rank, start=start, weights=self.weights
+        )
         loader = DataLoader(
             SeededItems(self.examples),
             batch_sampler=keys,
@@ -148,11 +175,9 @@ class AnnotatedTask(Task, Generic[C, S]):
         report_run(self.run, self.model, history, panels, predictor, metrics)
 
 
-def _starting_weights(config: AnnotatedConfig, run: Run) -> dict[str, Tensor] | None:
+def _starting_weights(config: AnnotatedConfig) -> dict[str, Tensor]:
     """Weights of the classifier that a new run's backbone starts from."""
-    if config.checkpoint is None or latest_checkpoint(run.checkpoints) is not None:
-        return None
-    path = Path(config.checkpoint)
+    path = Path(str(config.checkpoint))
     if path.is_dir():
         state_dict = Run.open(path).read_weights()
     else:
@@ -161,5 +186,8 @@ def _starting_weights(config: AnnotatedConfig, run: Run) -> dict[str, Tensor] | 
             raise ValueError(f"weights for {config.model} come from a run's folder; {path} is not one")
         load_release(model, path)
         state_dict = model.state_dict()
-    logger.info("the backbone, %s, starts from %s", config.model, path)
+    logger.info(
+        "the backbone, %s with in_chans %d, starts from %s; all else is newly initialized",
+        *(config.model, config.in_chans, path),
+    )
     return state_dict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from atconv.data.boxes import BoxSplit
 from atconv.data.checking import CheckImages
 from atconv.data.formats import open_boxes
+from atconv.data.imbalance import Occurrences
 from atconv.engine.run import Run
 from atconv.io import first_few
 from atconv.tasks.common.annotated_task import AnnotatedTask
@@ -57,7 +59,6 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
                     "to be evaluated on. Annotate more, or hold out more with --val-fraction"
                 )
         train = self.splits["train"]
-        logger.info("%d boxes to train on", train.objects)
         single, crowds = train.count_boxes(crowd=False), train.count_boxes(crowd=True)
         if crowds:
             counts = ", ".join(f"{n} of {name}" for name, n in crowds.items())
@@ -65,6 +66,10 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
         untaught = [name for name in train.classes if name not in single]
         if untaught:
             logger.warning("no box of a single object teaches %s", first_few(untaught))
+
+    def count_classes(self, split: BoxSplit) -> Occurrences:
+        boxes = (Counter(b.label - 1 for b in image.boxes if not b.crowd) for image in split.items)
+        return Occurrences.of_counts(split.classes, boxes, "box")
 
     def model_config(self) -> dict[str, Any]:
         arguments = self.config.model_arguments(len(self.classes))

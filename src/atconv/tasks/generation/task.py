@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from atconv.data.config import DataConfig, log_unused_fractions, reject_options
+from atconv.data.imbalance import Occurrences, image_weights, log_classes
 from atconv.data.loaders import EpochBatches, SampleKey
 from atconv.data.splits import open_splits
 from atconv.data.timm_sources import is_stream
@@ -66,6 +67,10 @@ class GenerationTask(Task):
         self.config, self.run, self.accelerator, self.sit, self.vae = config, run, accelerator, sit, vae
         self.train, self.val, self.classes = splits["train"], splits["val"], classes
         self.samples = len(self.train)
+        occurrences = {n: Occurrences.of_labels(classes, splits[n].labels) for n in ("train", "val")}
+        self.weights = image_weights(occurrences["train"], config.sampler, config.repeat_threshold)
+        if accelerator.is_main_process and latest_checkpoint(run.checkpoints) is None:
+            log_classes(occurrences, "--sampler balanced shows each class equally often")
         self.interpolant = make_interpolant(config.interpolant)
         if config.hflip and isinstance(self.train, Latents) and not self.train.info.flips:
             raise ValueError("hflip needs latents of mirrored images: encode again with --flips")
@@ -84,7 +89,7 @@ class GenerationTask(Task):
 
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         config, rank = self.config, self.accelerator.process_index
-        keys = EpochBatches(self.samples, plan, config.seed, epoch, rank, start=start)
+        keys = EpochBatches(self.samples, plan, config.seed, epoch, rank, start=start, weights=self.weights)
         return iter(self._loader(self.train, keys, config.workers, config.label_dropout, config.hflip))
 
     def loss(self, model: nn.Module, batch: Example, seed: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 
-from atconv.data.checking import CheckImages
+from atconv.data.checking import CheckImages, in_threads
 from atconv.data.formats import open_masks
+from atconv.data.imbalance import Occurrences, class_weights
 from atconv.data.masks import IGNORED, MaskSplit
 from atconv.engine.run import Run
 from atconv.tasks.common.annotated_task import AnnotatedTask
@@ -36,6 +38,11 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         self.transform = SegmentationTransform(config.in_chans, config.short_side, config.mean, config.std)
         self.examples = TrainExamples(self.splits["train"], config)
         self.min_batch = config.min_batch
+        self.class_weights: Tensor | None = None
+        if self.occurrences is not None:
+            weights = class_weights(self.occurrences, config.class_weights, config.class_weight_beta)
+            if weights is not None:
+                self.class_weights = torch.tensor(weights).float().to(accelerator.device)
         self.dice = DiceLoss("multiclass", ignore_index=IGNORED)
 
     def open_data(self, check: CheckImages) -> dict[str, MaskSplit]:
@@ -48,6 +55,13 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
             images=config.images,
             skip_unreadable=True,
         )
+
+    def count_classes(self, split: MaskSplit) -> Occurrences:
+        def count(position: int) -> dict[int, int]:
+            labels, pixels = np.unique(split.mask(position), return_counts=True)
+            return {int(i): int(n) for i, n in zip(labels, pixels, strict=True) if i != IGNORED}
+
+        return Occurrences.of_counts(split.classes, in_threads(count, len(split), "counting pixels"), "pixel")
 
     def model_config(self) -> dict[str, Any]:
         """`smp.from_pretrained(RUN)` opens it too, where atconv is imported: it skips names that begin
@@ -75,7 +89,10 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         inputs, masks = batch
         logits = model(inputs).float()
         labeled = (masks != IGNORED).sum().clamp(min=1)  # a crop may hold nothing else
-        entropy = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / labeled
+        entropy = (
+            F.cross_entropy(logits, masks, self.class_weights, ignore_index=IGNORED, reduction="sum")
+            / labeled
+        )
         dice = self.dice(logits, masks)
         return entropy + dice, {"entropy": entropy, "dice": dice}
 

@@ -1,0 +1,101 @@
+"""Samplers and class weights in training: every task takes them, and a killed run continues exactly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from atconv.engine.trainer import Callback
+from atconv.tasks import resume, train
+from atconv.tasks.generation import GenerationConfig
+from atconv.tasks.segmentation import SegmentationConfig
+from atconv.tasks.segmentation.task import SegmentationTask
+from support.tiny import no_plots, reset_accelerate, tiny_config, train_tiny
+from support.tiny_dense import SEGMENT, detect, segment, shared_data
+from support.tiny_sit import TINY_RUN
+
+
+@pytest.fixture(autouse=True)
+def _no_plots() -> Any:
+    with no_plots():
+        yield
+
+
+class FailAt(Callback):
+    def on_step_end(self, trainer: Any, metrics: dict[str, float]) -> None:
+        if trainer.step == 7:
+            raise KeyError(trainer.step)
+
+
+def generate(run: Path, **changes: Any) -> Path:
+    reset_accelerate()
+    return train(GenerationConfig(**(TINY_RUN | changes)), run)
+
+
+def test_a_sampled_run_continues_exactly(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"sampler": "balanced", "checkpoint_steps": 4}
+    plain = train_tiny(tmp_path / "plain", **options)
+    with pytest.raises(KeyError):
+        train(tiny_config(**options), tmp_path / "run", callbacks=[FailAt()])
+    resume(tmp_path / "run")
+    for name in ("model.safetensors", "checkpoints/step-10/state.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (plain / name).read_bytes(), name
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (detect, "2 classes, 12 boxes each"),
+        (segment, "3 classes, pixels to train on: "),
+        (generate, "10 classes, images to train on: "),
+        (train_tiny, "10 classes, images to train on: "),
+    ],
+    ids=["detection", "segmentation", "generation", "classification"],
+)
+def test_every_task_tells_its_classes_and_takes_a_sampler(
+    make: Callable[..., Path], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "atconv"):
+        run = make(tmp_path / "run", epochs=1, sampler="repeat_factor", repeat_threshold=0.9)
+    assert any(line.startswith(told) for line in lines(caplog)), lines(caplog)
+    assert list((run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["inverse", "effective"])
+def test_segmentation_weighs_classes_in_its_cross_entropy(kind: str, tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    from atconv.engine.run import Run
+
+    reset_accelerate()
+    accelerator = Accelerator(cpu=True)
+    config = SegmentationConfig(data=str(shared_data()), **SEGMENT, class_weights=kind)  # type: ignore[arg-type]
+    task = SegmentationTask(config, Run.create(tmp_path / "run"), accelerator)
+    weights, counts = task.class_weights, task.occurrences
+    assert weights is not None
+    assert counts is not None
+    totals = torch.tensor(counts.totals)
+    assert float((weights * totals).sum() / totals.sum()) == pytest.approx(1, rel=1e-5)
+    masks = torch.randint(0, 3, (2, 32, 64))
+    logits = torch.randn(2, 3, 32, 64)
+    loss = task.loss(lambda x: logits, (None, masks), 0)[1]["entropy"]  # type: ignore[arg-type]
+    by_pixel = torch.nn.functional.cross_entropy(logits, masks, reduction="none") * weights[masks]
+    assert float(loss) == pytest.approx(float(by_pixel.mean()), rel=1e-5)
+    reset_accelerate()
+
+
+def test_a_sampled_classifier_is_picked_by_balanced_accuracy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sampler and repeats do not go together"):
+        tiny_config(sampler="balanced", repeats=2)
+    config = tiny_config(sampler="balanced")
+    assert config.evens_out
+    assert not tiny_config().evens_out
