@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from atconv.data.images import Mode, opened_image, read_image, upright
 from atconv.data.orientation import Exif, annotation_turn, turn_size
 from atconv.engine.reading import read_json
 from atconv.engine.rng import derive_seed
-from atconv.io import first_few, write_json
+from atconv.io import count_of, first_few, write_json
 
 __all__ = [
     "AnnotatedSplit",
@@ -40,6 +41,8 @@ __all__ = [
     "train_val_test_split",
 ]
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class _Inspection:
@@ -49,8 +52,8 @@ class _Inspection:
     """why the image is left out"""
     wrong: str | None = None
     """what is wrong with its annotations"""
-    annotated: tuple[int, int] = (0, 0)
-    """width and height that annotations are for"""
+    annotated: tuple[int, int] | None = None
+    """width and height that annotations are for, where they say"""
     stored: tuple[int, int] = (0, 0)
     """width and height of the image as stored"""
     orientation: int = 1
@@ -86,8 +89,11 @@ class AnnotatedSplit(ABC):
         """The name of an image, relative to the folder of images."""
 
     @abstractmethod
-    def annotations(self, position: int, check: bool) -> tuple[tuple[int, int], Sequence[int], str | None]:
-        """Width and height that annotations are for, the labels that occur, and what is wrong with them.
+    def annotations(
+        self, position: int, check: bool
+    ) -> tuple[tuple[int, int] | None, Sequence[int], str | None]:
+        """Width and height that annotations are for (None: they do not say), the labels that occur, and what
+        is wrong with them.
 
         Raises:
             ValueError: they cannot be read, so that the image is left out.
@@ -101,6 +107,10 @@ class AnnotatedSplit(ABC):
     def describe(self, position: int, problem: str) -> str:
         """A problem with an image, under the name that the annotations have for it."""
         return problem
+
+    def has_objects(self, position: int) -> bool:
+        """Whether there is something to learn in an image."""
+        return True
 
     def check_labels(self, labels: set[int], training: bool) -> None:  # noqa: B027  (there may be no rule)
         """Raise ValueError where the labels that occur cannot be trained on."""
@@ -179,8 +189,9 @@ def _inspect(split: AnnotatedSplit, check: CheckImages, exif: Exif | None, posit
         annotated, labels, wrong = split.annotations(position, check != "none")
     except ValueError as error:
         return _Inspection(str(error))
-    unknown = _Inspection(None, wrong, annotated, annotated, 1, tuple(labels))
-    if check == "none" and exif == "upright":
+    unknown = _Inspection(None, wrong, annotated, annotated or (0, 0), 1, tuple(labels))
+    trusted = check == "none" and annotated is not None
+    if trusted and exif == "upright":
         return unknown
     try:
         with opened_image(path) as image:
@@ -189,7 +200,7 @@ def _inspect(split: AnnotatedSplit, check: CheckImages, exif: Exif | None, posit
                 upright(image, "L")
         digest = "" if check == "none" else hex_digest(content_digest(path.read_bytes()))
     except (OSError, ValueError) as error:
-        return unknown if check == "none" else _Inspection(str(error))
+        return unknown if trusted else _Inspection(str(error))
     orientation = orientation if orientation in range(1, 9) else 1
     return replace(unknown, stored=stored, orientation=orientation, digest=digest)
 
@@ -201,15 +212,37 @@ def _geometry(split: AnnotatedSplit, results: Sequence[_Inspection], exif: Exif 
         turn = annotation_turn(result.annotated, result.stored, result.orientation, exif)
         if turn is None:
             unclear.append(f"{split.path(i).name} ({result.orientation})")
-        width, height = turn_size(result.annotated, turn or 1)
+        if result.annotated is None:
+            width, height = turn_size(result.stored, result.orientation)
+        else:
+            width, height = turn_size(result.annotated, turn or 1)
         rows.append([turn or 1, height, width])
     if unclear:
         raise ValueError(
-            f"{len(unclear)} images carry an EXIF orientation, and their annotations may belong to the "
-            f"pixels as stored or to the image turned upright: {first_few(unclear)}. Look at one and give "
-            "--exif stored or --exif upright"
+            f"{split.where}: {len(unclear)} images carry an EXIF orientation, and their annotations may "
+            f"belong to the pixels as stored or to the image turned upright: {first_few(unclear)}. Look at "
+            "one and give --exif stored or --exif upright"
         )
+    _log_turns(split.where, results, rows, exif)
     return rows
+
+
+def _log_turns(
+    where: Path, results: Sequence[_Inspection], rows: Sequence[Sequence[int]], exif: Exif | None
+) -> None:
+    """Say how many images carry an EXIF orientation, and what was decided."""
+    turns = [row[0] for row, result in zip(rows, results, strict=True) if result.orientation != 1]
+    if turns:
+        turned = sum(turn != 1 for turn in turns)
+        logger.info(
+            "%s: %s an EXIF orientation; annotations are taken to lie on the stored pixels of %d, and on the "
+            "upright image of %d (%s)",
+            where,
+            count_of(len(turns), "image carries", "images carry"),
+            turned,
+            len(turns) - turned,
+            "as sizes tell" if exif is None else f"--exif {exif}",
+        )
 
 
 def _size_problem(split: AnnotatedSplit, position: int, result: _Inspection) -> str | None:
@@ -251,7 +284,7 @@ def batches_of_equal_size(
 
 def train_val_test_split(splits: Mapping[str, S], fraction: float, seed: int) -> dict[str, S]:
     """The splits of DATA, with a validation split: where there is none, some training images, chosen by the
-    seed.
+    seed, of those with and of those without objects.
 
     Raises:
         ValueError: there is no training split, or it has only one image.
@@ -262,13 +295,18 @@ def train_val_test_split(splits: Mapping[str, S], fraction: float, seed: int) ->
         )
     if "val" in splits:
         return dict(splits)
-    count = len(splits["train"])
-    if count < 2:
+    everything = splits["train"]
+    if len(everything) < 2:
         raise ValueError("one training image cannot be split into training and validation: give more")
-    order = np.random.default_rng(derive_seed("split", seed)).permutation(count)
-    held_out = max(1, min(count - 1, round(fraction * count)))
-    train, val = sorted(order[held_out:].tolist()), sorted(order[:held_out].tolist())
-    return {**splits, "train": splits["train"].take(train), "val": splits["train"].take(val)}
+    rng, val = np.random.default_rng(derive_seed("split", seed)), []
+    positions = range(len(everything))
+    full = [i for i in positions if everything.has_objects(i)]
+    for group in (full, sorted({*positions} - {*full})):
+        count = len(group)
+        held_out = max(int(group is full), min(count - 1, round(fraction * count)))
+        val += [group[i] for i in rng.permutation(count)[: max(0, held_out)]]
+    train = sorted({*positions} - {*val})
+    return {**splits, "train": everything.take(train), "val": everything.take(sorted(val))}
 
 
 def read_saved_split(path: Path, splits: Mapping[str, S]) -> dict[str, S]:

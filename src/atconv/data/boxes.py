@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atconv.data.annotated import AnnotatedSplit
-from atconv.data.orientation import turn_corners, turn_mask
+from atconv.data.orientation import turn_corners, turn_mask, turn_size
 from atconv.io import first_few
 
 __all__ = [
@@ -41,13 +41,23 @@ class Box:
     label: int
     """1 … number of classes"""
     corners: tuple[float, float, float, float]
-    """left, top, right, bottom in pixels, inside the image"""
+    """left, top, right, bottom inside the image, in pixels, or in 0 … 1 where its size is not known"""
     area: float | None = None
     """in pixels, where the file has it"""
     crowd: bool = False
     """stands for many objects; not trained on, and no detection inside it counts as wrong"""
     segmentation: Any = None
-    """COCO's: polygons or run lengths"""
+    """COCO's: polygons, in the unit of `corners`, or run lengths"""
+
+    def scaled(self, width: int, height: int) -> Box:
+        """In pixels, from 0 … 1."""
+        left, top, right, bottom = self.corners
+        polygons = self.segmentation and [
+            [value * (height if i % 2 else width) for i, value in enumerate(polygon)]
+            for polygon in self.segmentation
+        ]
+        corners = (left * width, top * height, right * width, bottom * height)
+        return replace(self, corners=corners, segmentation=polygons)
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class BoxImage:
     """relative to the folder of images"""
     width: int
     height: int
-    """that boxes are for"""
+    """that boxes are for; 0 where the annotations do not say: boxes are then in 0 … 1"""
     boxes: tuple[Box, ...]
 
 
@@ -71,9 +81,14 @@ class BoxSplit(AnnotatedSplit):
     def name_of(item: BoxImage) -> str:
         return item.name
 
-    def annotations(self, position: int, check: bool) -> tuple[tuple[int, int], Sequence[int], str | None]:
+    def annotations(
+        self, position: int, check: bool
+    ) -> tuple[tuple[int, int] | None, Sequence[int], str | None]:
         image = self.items[position]
-        return (image.width, image.height), (), None
+        return (image.width, image.height) if image.width else None, (), None
+
+    def has_objects(self, position: int) -> bool:
+        return any(not box.crowd for box in self.items[position].boxes)
 
     def describe(self, position: int, problem: str) -> str:
         return f"image {self.items[position].id}: {problem}"
@@ -95,15 +110,19 @@ class BoxSplit(AnnotatedSplit):
 
     def boxes(self, position: int) -> list[Box]:
         """The boxes of an image, upright."""
-        image, turn = self.items[position], self.turn(position)
-        size = (image.width, image.height)
-        return [replace(box, corners=turn_corners(box.corners, size, turn)) for box in image.boxes]
+        turn, (boxes, size) = self.turn(position), self._in_pixels(position)
+        return [replace(box, corners=turn_corners(box.corners, size, turn)) for box in boxes]
 
     def masks(self, position: int) -> list[NDArray[np.uint8]]:
         """The mask of each box of an image, upright, H W of 0 and 1."""
-        image = self.items[position]
-        decoded = [decode_mask(box.segmentation, image.height, image.width) for box in image.boxes]
+        boxes, (width, height) = self._in_pixels(position)
+        decoded = [decode_mask(box.segmentation, height, width) for box in boxes]
         return [turn_mask(mask, self.turn(position)) for mask in decoded]
+
+    def _in_pixels(self, position: int) -> tuple[Sequence[Box], tuple[int, int]]:
+        """The boxes of an image as annotated, and width and height that they are for."""
+        image, size = self.items[position], turn_size(self.size(position)[::-1], self.turn(position))
+        return image.boxes if image.width else [box.scaled(*size) for box in image.boxes], size
 
 
 def check_classes(where: Path, names: Sequence[str], classes: Sequence[str] | None) -> list[str]:

@@ -5,7 +5,8 @@
     DATA/annotations.json                     instead, where there are no splits
 
 or as COCO itself comes: DATA/annotations/instances_train2017.json and DATA/train2017/; or as Roboflow exports
-it: DATA/train/_annotations.coco.json among the images. val may be called valid or validation, train training.
+it: DATA/train/_annotations.coco.json among the images; or one file alone, as CVAT and Label Studio export it.
+Names may be in any case; val may be called valid or validation, train training.
 
 Category ids may be any numbers; labels count the categories from 1, in the order of their ids.
 """
@@ -13,6 +14,8 @@ Category ids may be any numbers; labels count the categories from 1, in the orde
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,38 +23,47 @@ from typing import Any
 
 from atconv.data.annotated import raise_problems
 from atconv.data.arrays import SharedItems
+from atconv.data.box_files import clip_corners
 from atconv.data.boxes import BadAnnotations, Box, BoxImage, BoxSplit, check_classes, report_bad
 from atconv.data.checking import in_threads
 from atconv.data.coco_checks import (
     annotation_problem,
     category_problems,
-    clip_box,
+    corners_of,
     image_problems,
     is_id,
     leaves_folder,
 )
-from atconv.data.folders import SPLIT_NAMES, SPLITS, split_folder, split_of, subfolders
+from atconv.data.folders import IMAGE_FOLDERS, SPLITS, split_folder, split_of, subfolders
+from atconv.data.images import image_suffixes, scan
 
 __all__ = ["coco_splits", "is_coco", "is_coco_file", "read_coco"]
 
-_ROBOFLOW = "_annotations.coco.json"
 _START = 4096  # bytes of a JSON file in which a COCO file names its parts
+# What tools call a file alone, likeliest first.
+_USUAL = ("annotations", "instances_default", "result", "_annotations.coco")
+# What they write around the name of a split: instances_train2017, train_annotations, coco_val.
+_AROUND = {"annotation", "annotations", "annot", "bbox", "coco", "dataset", "instances", "labels"}
 
 
 def is_coco(path: Path) -> bool:
-    """Whether a folder holds COCO files: by their usual names, or next to a folder of images."""
-    splits = [folder for folder in subfolders(path) if split_of(folder.name)]
-    for place in [path, *splits]:
-        inner = {folder.name.lower(): folder for folder in subfolders(place)}
+    """Whether a folder holds COCO files: by their usual names, or next to images."""
+    if not path.is_dir():
+        return False
+    files = _json_files(path)
+    if not _has_images(path):
         files = [
-            *place.glob("*.json"),
-            *(inner["annotations"].glob("*.json") if "annotations" in inner else ()),
+            f for f in files if f.parent != path or f.stem.lower() in _USUAL or "instances_" in f.stem.lower()
         ]
-        usual = [f for f in files if f.name == _ROBOFLOW or f.name.startswith("instances_")]
-        with_images = place != path or not {"images", "jpegimages"}.isdisjoint(inner)
-        if any(map(is_coco_file, files if with_images else usual)):
-            return True
-    return False
+    return any(map(is_coco_file, files))
+
+
+def _has_images(path: Path) -> bool:
+    """Whether images lie in a folder itself, or in one that is called so."""
+    return any(
+        entry.name.lower() in IMAGE_FOLDERS or os.path.splitext(entry.name)[1].lower() in image_suffixes()
+        for entry in scan(path)
+    )
 
 
 def is_coco_file(path: Path) -> bool:
@@ -65,36 +77,59 @@ def is_coco_file(path: Path) -> bool:
     )
 
 
+def _json_files(data: Path) -> list[Path]:
+    """The JSON files of a folder, of its annotations/ and of its splits."""
+    folders = [f for f in subfolders(data) if f.name.lower() == "annotations" or split_of(f.name)]
+    return [
+        folder / entry.name
+        for folder in (data, *folders)
+        for entry in scan(folder)
+        if entry.name.lower().endswith(".json") and entry.is_file()
+    ]
+
+
 def _coco_files(data: Path) -> dict[str, Path]:
-    """The file of each split: SPLIT.json, in annotations/ too; or as COCO itself comes,
-    annotations/instances_SPLIT….json; or as Roboflow exports it; or one file alone, as CVAT and Label Studio
-    export it.
+    """The file of each split: named after it, as train.json or annotations/instances_train2017.json are, or
+    in its folder, as Roboflow's are; or one file alone, as CVAT and Label Studio export it.
 
     Raises:
-        ValueError: there are several for a split.
+        ValueError: there are several for a split, or several that are named after none.
     """
-    jsons = sorted(data.glob("*.json")) + sorted((data / "annotations").glob("*.json"))
-    instances = [path for path in jsons if path.name.startswith("instances_") and path.parent != data]
-    roboflow = [folder / _ROBOFLOW for folder in subfolders(data) if (folder / _ROBOFLOW).is_file()]
+    if not data.is_dir():
+        return {}
+    jsons = _json_files(data)
+    by_split: dict[str, dict[int, list[Path]]] = {}
+    for path in jsons:
+        split, rank = _split_of_file(path, data)
+        if split is not None and (rank == 0 or is_coco_file(path)):
+            by_split.setdefault(split, {}).setdefault(rank, []).append(path)
     files: dict[str, Path] = {}
-    for split in SPLITS:
-        existing = [path for path in jsons if split_of(path.stem) == split]
-        existing += [path for path in roboflow if split_of(path.parent.name) == split]
-        existing += [path for path in instances if _year(path).lower().startswith(SPLIT_NAMES[split])]
-        if len(existing) > 1:
-            names = ", ".join(str(path.relative_to(data)) for path in existing)
+    for split in (split for split in SPLITS if split in by_split):
+        paths = by_split[split][min(by_split[split])]
+        if len(paths) > 1:
+            names = ", ".join(str(path.relative_to(data)) for path in paths)
             raise ValueError(f"{data} has several annotation files for {split}: {names}; leave one")
-        if existing:
-            files[split] = existing[0]
+        files[split] = paths[0]
     if files:
         return files
-    if len(instances) > 1:
-        names = ", ".join(path.name for path in instances)
-        raise ValueError(
-            f"{data / 'annotations'} has {names}, none named after a split: leave one, or rename"
-        )
-    alone = [data / "annotations.json", *instances, data / "result.json", data / _ROBOFLOW]
-    return next(({"train": path} for path in alone if path.is_file()), {})
+    usual = [path for path in jsons if path.stem.lower() in _USUAL]
+    alone = sorted(usual, key=lambda path: _USUAL.index(path.stem.lower()))[:1]
+    alone = alone or [path for path in jsons if is_coco_file(path)]
+    if len(alone) > 1:
+        names = ", ".join(path.name for path in alone)
+        raise ValueError(f"{data} has {names}, none named after a split: leave one, or rename")
+    return {"train": alone[0]} if alone else {}
+
+
+def _split_of_file(path: Path, data: Path) -> tuple[str | None, int]:
+    """The split that a file is named after or that its folder is of, and how sure that is, from 0."""
+    stem = path.stem.lower()
+    if split := split_of(stem) or split_of(_year(path).rstrip("0123456789")):
+        return split, 0
+    if path.parent != data and (split := split_of(path.parent.name)):
+        return split, int(stem != "_annotations.coco")
+    words = [word for word in re.split(r"[\W_\d]+", stem) if word and word not in _AROUND]
+    return split_of("_".join(words)), 2
 
 
 def coco_splits(data: Path, images: Path | None) -> list[str]:
@@ -104,7 +139,7 @@ def coco_splits(data: Path, images: Path | None) -> list[str]:
 
 def _year(instances: Path) -> str:
     """train2017 of instances_train2017.json."""
-    return instances.stem.removeprefix("instances_")
+    return re.sub("^instances_", "", instances.stem, flags=re.IGNORECASE)
 
 
 def read_coco(
@@ -119,7 +154,7 @@ def read_coco(
 
     Args:
         classes: names that the categories must have; default: those of the file.
-        images: the folder of images, which file names may lead anywhere in; default: DATA's own.
+        images: the folder of images, which file names may lead anywhere in; default: one in DATA.
         masks: every box needs its mask.
         bad_annotations: "skip" leaves out those that are wrong, and logs which.
 
@@ -131,7 +166,8 @@ def read_coco(
     entries = content["images"]
     raise_problems(file, [*category_problems(content["categories"]), *image_problems(entries)])
     folder = _folder_of(entries, _image_folders(data, split, file, images))
-    raise_problems(file, [problem for entry in entries if (problem := leaves_folder(entry, folder, images))])
+    leaving = (leaves_folder(entry, folder, data, images) for entry in entries)
+    raise_problems(file, [problem for problem in leaving if problem])
     categories = sorted(_without_roots(content), key=lambda category: category["id"])
     classes = check_classes(file, [str(category["name"]) for category in categories], classes)
     labels = {category["id"]: 1 + classes.index(str(category["name"])) for category in categories}
@@ -163,12 +199,14 @@ def read_coco(
 def _image_folders(data: Path, split: str, file: Path, images: Path | None) -> list[Path]:
     """Folders that file names may be relative to, likeliest first. For annotations/instances_train2017.json,
     train2017/ or images/train2017/; Label Studio's names start with images/."""
-    if images is None and file.name == _ROBOFLOW:
-        return [file.parent]
     root = images or data
-    folders = [root / _year(file), root / "images" / _year(file)] if file.parent != data else []
-    folders += [split_folder(root / "images", split), split_folder(root, split), root]
-    return [folder for folder in [*folders, images or file.parent] if folder.is_dir()]
+    inner = subfolders(root)
+    pools = [folder for folder in inner if folder.name.lower() in IMAGE_FOLDERS]
+    folders = [place / _year(file) for place in (root, *pools)] if file.parent != data else []
+    folders += [*(split_folder(pool, split) for pool in pools), split_folder(root, split), root]
+    if images is None and file.parent != data:
+        folders = [file.parent, *folders] if split_of(file.parent.name) else [*folders, file.parent]
+    return [folder for folder in [*folders, *pools, *inner] if folder.is_dir()]
 
 
 def _folder_of(images: Sequence[dict[str, Any]], folders: Sequence[Path]) -> Path:
@@ -178,15 +216,19 @@ def _folder_of(images: Sequence[dict[str, Any]], folders: Sequence[Path]) -> Pat
 
 
 def _without_roots(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Categories without those that only stand above others, as Roboflow's first: no annotation has them."""
+    """Categories without those that no annotation has and that only stand above others, as Roboflow's first,
+    or that are there under the same name again."""
     numbers = [annotation.get("category_id") for annotation in content["annotations"]]
     used = {number for number in numbers if is_id(number)}
+    categories = [(c, str(c["name"]), str(c.get("supercategory"))) for c in content["categories"]]
+    names, above = Counter(name for _, name, _ in categories), Counter(parent for _, _, parent in categories)
+    taken = {name for category, name, _ in categories if category["id"] in used}
 
-    def is_root(category: dict[str, Any]) -> bool:
-        others = [other for other in content["categories"] if other is not category]
-        return category["id"] not in used and category["name"] in [o.get("supercategory") for o in others]
+    def is_root(category: dict[str, Any], name: str, parent: str) -> bool:
+        twice = names[name] > 1 and name in taken
+        return category["id"] not in used and (twice or above[name] > (name == parent))
 
-    return [category for category in content["categories"] if not is_root(category)]
+    return [category for category, name, parent in categories if not is_root(category, name, parent)]
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -223,10 +265,11 @@ def _names(annotations: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _box(annotation: dict[str, Any], images: dict[Any, dict[str, Any]], labels: dict[Any, int]) -> Box:
+    image = images[annotation["image_id"]]
     return Box(
         annotation.get("id", 0),
         labels[annotation["category_id"]],
-        clip_box(annotation["bbox"], images[annotation["image_id"]]),
+        clip_corners(corners_of(annotation["bbox"]), (image["width"], image["height"])),
         None if annotation.get("area") is None else float(annotation["area"]),
         bool(annotation.get("iscrowd")),
         annotation.get("segmentation"),

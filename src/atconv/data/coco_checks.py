@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from atconv.data.box_files import FIX, as_seen, box_problem, leads_outside
 from atconv.data.boxes import decode_mask
 
 __all__ = [
     "annotation_problem",
     "category_problems",
-    "clip_box",
+    "corners_of",
     "image_problems",
     "is_id",
     "leaves_folder",
@@ -25,8 +23,6 @@ __all__ = [
 _SLACK = 1.0  # pixels that a box may reach over its image: annotations are rounded
 
 _TOO_LARGE = 1e9  # pixels; 32-bit floats still represent them
-
-_FIX = "fix it or remove it"
 
 
 def category_problems(categories: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -57,20 +53,13 @@ def image_problems(images: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"image {image['id']}: width and height must be whole numbers, at least 1"
 
 
-def leaves_folder(image: dict[str, Any], folder: Path, root: Path | None) -> str | None:
-    """Whether an image lies outside the folder of images, or outside `root` if that is given."""
-    name = image["file_name"]
-    inside = not os.path.isabs(name) and not PureWindowsPath(name).drive
-    if inside and ".." not in re.split(r"[/\\]", name):
+def leaves_folder(image: dict[str, Any], folder: Path, data: Path, images: Path | None) -> str | None:
+    """Whether an image lies outside DATA, or outside the folder of images where that is given."""
+    name, root = image["file_name"], images or data
+    if not leads_outside(name, folder, root):
         return None
-    if root is not None and (folder / name).resolve().is_relative_to(root.resolve()):
-        return None
-    fix = (
-        "give a path inside it"
-        if root
-        else "give a path inside it, or the folder that holds all with --images"
-    )
-    return f"image {image['id']}: its file_name {name!r} leaves the folder of images, {root or folder}: {fix}"
+    fix = "" if images else ", or the folder that holds all with --images"
+    return f"image {image['id']}: its file_name {name!r} leads out of {root}: give a path inside it{fix}"
 
 
 def annotation_problem(
@@ -85,17 +74,17 @@ def annotation_problem(
     """
     missing = [name for name in ("image_id", "category_id", "bbox") if name not in annotation]
     if missing:
-        return f"{', '.join(missing)} missing: {_FIX}"
+        return f"{', '.join(missing)} missing: {FIX}"
     image_id, category_id = annotation["image_id"], annotation["category_id"]
     image = images.get(image_id) if is_id(image_id) else None
     if image is None:
-        return f"no image has the id {image_id}: {_FIX}"
+        return f"no image has the id {image_id}: {FIX}"
     if not is_id(category_id) or category_id not in labels:
         known = ", ".join(map(repr, list(labels)[:10]))
-        return f"no category has the id {category_id!r} (there are {known}): {_FIX}"
+        return f"no category has the id {category_id!r} (there are {known}): {FIX}"
     area, crowd = annotation.get("area"), annotation.get("iscrowd")
     if not (area is None or _is_number(area)) or crowd not in (None, 0, 1):
-        return f"its area must be a number and its iscrowd 0 or 1: {_FIX}"
+        return f"its area must be a number and its iscrowd 0 or 1: {FIX}"
     problem = _box_problem(annotation["bbox"], image)
     if problem is None and masks:
         problem = _mask_problem(annotation.get("segmentation"), annotation["bbox"], image)
@@ -105,21 +94,7 @@ def annotation_problem(
 def _box_problem(box: Any, image: dict[str, Any]) -> str | None:
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
         return f"its box is {box}: give left, top, width, height in pixels"
-    left, top, width, height = box
-    if width <= 0 or height <= 0:
-        return f"its box {box} has no extent: {_FIX}"
-    if (
-        min(left, top) < -_SLACK
-        or left + width > image["width"] + _SLACK
-        or top + height > image["height"] + _SLACK
-        or left >= image["width"]
-        or top >= image["height"]
-    ):
-        return f"its box {box} reaches out of its image of {_extent(image)} pixels: {_FIX}"
-    corners = _corners(box, image)
-    if (corners[:2] >= corners[2:]).any():
-        return f"nothing of its box {box} lies in its image: {_FIX}"
-    return None
+    return box_problem(corners_of(box), (image["width"], image["height"]), _SLACK, str(box))
 
 
 def _mask_problem(segmentation: Any, box: Sequence[float], image: dict[str, Any]) -> str | None:
@@ -132,14 +107,14 @@ def _mask_problem(segmentation: Any, box: Sequence[float], image: dict[str, Any]
 
 def _runs_problem(segmentation: dict[str, Any], size: list[int]) -> str | None:
     if segmentation.get("size") != size or "counts" not in segmentation:
-        return f"its run lengths are of the size {segmentation.get('size')}, its image of {size}: {_FIX}"
+        return f"its run lengths are of the size {segmentation.get('size')}, its image of {size}: {FIX}"
     counts = segmentation["counts"]
     if not isinstance(counts, list):
         return None
     if not all(_is_whole(run, 0) for run in counts):
-        return f"its run lengths are not whole numbers from 0 on: {_FIX}"
+        return f"its run lengths are not whole numbers from 0 on: {FIX}"
     if sum(counts) != size[0] * size[1]:
-        return f"its run lengths add up to {sum(counts)}, not to {size[0]} × {size[1]}: {_FIX}"
+        return f"its run lengths add up to {sum(counts)}, not to {size[0]} × {size[1]}: {FIX}"
     return None
 
 
@@ -154,7 +129,8 @@ def _polygons_problem(polygons: Any, image: dict[str, Any]) -> str | None:
         for values, size in ((polygon[0::2], image["width"]), (polygon[1::2], image["height"])):
             # Before it is rasterized: that takes memory for every pixel between its points.
             if min(values) < -_SLACK or max(values) > size + _SLACK:
-                return f"a polygon reaches out of its image of {_extent(image)} pixels: {_FIX}"
+                extent = f"{image['width']} × {image['height']} pixels"
+                return f"a polygon reaches out of its image of {extent}: {FIX}"
     return None
 
 
@@ -164,34 +140,20 @@ def _coverage_problem(segmentation: Any, box: Sequence[float], image: dict[str, 
     except ImportError:
         raise
     except Exception:  # whatever the decoder raises
-        return f"its segmentation cannot be decoded: {_FIX}"
+        return f"its segmentation cannot be decoded: {FIX}"
     if not mask.any():
-        return f"its segmentation covers no pixel: {_FIX}"
-    corners = _corners(box, image)
+        return f"its segmentation covers no pixel: {FIX}"
+    corners = as_seen(corners_of(box), (image["width"], image["height"]))
     (left, top), (right, bottom) = np.floor(corners[:2]).astype(int), np.ceil(corners[2:]).astype(int)
     if not mask[top:bottom, left:right].any():
-        return f"its segmentation lies outside its box: {_FIX}"
+        return f"its segmentation lies outside its box: {FIX}"
     return None
 
 
-def clip_box(box: Sequence[float], image: dict[str, Any]) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of COCO's box, clipped to the image."""
+def corners_of(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of COCO's left, top, width, height."""
     left, top, width, height = map(float, box)
-    return (
-        max(0.0, left),
-        max(0.0, top),
-        min(left + width, float(image["width"])),
-        min(top + height, float(image["height"])),
-    )
-
-
-def _corners(box: Sequence[float], image: dict[str, Any]) -> NDArray[np.float32]:
-    """As the detector sees them."""
-    return np.array(clip_box(box, image), dtype=np.float32)
-
-
-def _extent(image: dict[str, Any]) -> str:
-    return f"{image['width']} × {image['height']}"
+    return left, top, left + width, top + height
 
 
 def is_id(value: Any) -> bool:

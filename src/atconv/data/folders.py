@@ -11,6 +11,7 @@ from atconv.data.images import image_suffixes, images_in, is_ignored, scan
 from atconv.io import first_few
 
 __all__ = [
+    "IMAGE_FOLDERS",
     "SAVED_SPLIT",
     "SPLITS",
     "SPLIT_NAMES",
@@ -23,6 +24,7 @@ __all__ = [
     "subfolders",
 ]
 
+IMAGE_FOLDERS = ("images", "jpegimages", "imgs", "img")  # in lower case
 SPLITS = ("train", "val", "test")
 SAVED_SPLIT = {"train": list[str], "val": list[str], "test": list[str] | None}  # in split.json
 SPLIT_NAMES = {

@@ -23,6 +23,10 @@ from atconv.data.masks import MaskSplit, mask_splits, read_mask_folder
 from atconv.data.orientation import Exif
 from atconv.data.sources import DigitsSource, ImageSource, lmdb_files, open_folder, open_lmdb
 from atconv.data.timm_sources import is_timm_name, open_timm
+from atconv.data.voc import read_voc
+from atconv.data.voc_files import is_voc, voc_splits
+from atconv.data.yolo import read_yolo
+from atconv.data.yolo_files import is_yolo, is_yolo_config, yolo_splits
 from atconv.extras import name_missing_extra
 
 __all__ = [
@@ -98,7 +102,7 @@ class UnfitData(ValueError):
 
 
 _FOLDER = LabelFormat(name="images without boxes or masks", recognizes=other.has_image, open=open_folder)
-_CONVERT = "convert them to COCO's format"
+_CONVERT = "convert it to COCO's, YOLO's or Pascal VOC's format"
 
 FORMATS: tuple[Format, ...] = (
     LabelFormat(
@@ -112,24 +116,32 @@ FORMATS: tuple[Format, ...] = (
         open=open_timm,
         unused=(*_STREAM_OPTIONS, *TABLE_OPTIONS),
     ),
-    Format(
-        name="detection data in YOLO's format (images and labels)",
-        recognizes=other.is_yolo,
-        annotation="boxes",
-        advice=_CONVERT,
+    Format(name="the folder of a run", recognizes=other.is_run, advice="give a folder of images"),
+    *(
+        Format(name=f"detection data in {name}", recognizes=recognizes, annotation="boxes", advice=_CONVERT)
+        for name, recognizes in other.UNREAD_BOXES.items()
     ),
-    Format(
-        name="detection data in Pascal VOC's format (images and XML files)",
-        recognizes=other.is_voc,
+    AnnotatedFormat(
+        name="detection data in YOLO's format (images and labels)",
+        recognizes=is_yolo,
         annotation="boxes",
-        advice=_CONVERT,
+        expected="images and labels in YOLO's format",
+        splits=yolo_splits,
+        read=read_yolo,
+    ),
+    AnnotatedFormat(
+        name="detection data in Pascal VOC's format (images and XML files)",
+        recognizes=is_voc,
+        annotation="boxes",
+        expected="images and XML files of Pascal VOC",
+        splits=voc_splits,
+        read=read_voc,
     ),
     AnnotatedFormat(
         name="detection data in COCO's format",
         recognizes=is_coco,
         annotation="boxes",
-        expected="a folder with images/ and train.json, val.json, or annotations.json; or COCO's own, with "
-        "annotations/ and train2017/",
+        expected="a folder with images/ and train.json, val.json, or annotations.json (COCO's format)",
         splits=coco_splits,
         read=read_coco,
     ),
@@ -138,6 +150,12 @@ FORMATS: tuple[Format, ...] = (
         recognizes=is_coco_file,
         annotation="boxes",
         advice="give the folder that holds them",
+    ),
+    Format(
+        name="the configuration of data in YOLO's format",
+        recognizes=is_yolo_config,
+        annotation="boxes",
+        advice="give the folder that holds it and the images",
     ),
     AnnotatedFormat(
         name="images with masks",
@@ -164,7 +182,6 @@ FORMATS: tuple[Format, ...] = (
         recognizes=other.is_image,
         advice="give a folder of images, with a folder for each class or with annotations",
     ),
-    Format(name="the folder of a run", recognizes=other.is_run, advice="give a folder of images"),
     LabelFormat(
         name="a table of labels",
         recognizes=lambda path: bool(label_tables(path)),
@@ -282,7 +299,7 @@ def _annotated_format(
         names = known.splits(data, images, **{name: own[name] for name in known.places})
         if names:
             return known, names
-    expected = ", or ".join(known.expected for known in formats)
+    expected = ", or ".join(known.expected for known in reversed(formats))
     found = recognize(data)
     if found is not None:
         raise UnfitData(data, found, annotation, expected)

@@ -26,19 +26,19 @@ _TURNS = {
 
 
 def annotation_turn(
-    annotated: tuple[int, int], stored: tuple[int, int], orientation: int, exif: Exif | None
+    annotated: tuple[int, int] | None, stored: tuple[int, int], orientation: int, exif: Exif | None
 ) -> int | None:
     """The orientation by which annotations are turned to lie on the upright image, 1 where they already do,
     None where sizes do not tell.
 
     Args:
-        annotated: width and height that the annotations are for.
+        annotated: width and height that the annotations are for; None where they do not say.
         stored: width and height of the image as stored.
         orientation: the image's.
         exif: what annotations belong to; None lets sizes decide where the two differ.
     """
     turned = turn_size(stored, orientation)
-    if exif is None and orientation != 1 and turned == stored:
+    if exif is None and orientation != 1 and (annotated is None or turned == stored):
         return None
     return orientation if exif == "stored" or (exif is None and annotated == stored != turned) else 1
 

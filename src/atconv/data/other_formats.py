@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zipfile
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
 from atconv.data.folders import split_of, subfolders
-from atconv.data.images import image_suffixes
+from atconv.data.images import image_suffixes, scan
 
 __all__ = [
+    "UNREAD_BOXES",
     "has_image",
     "is_archive",
     "is_image",
     "is_run",
     "is_table",
-    "is_voc",
     "is_weights",
-    "is_yolo",
 ]
 
 _IMAGE_FOLDERS = {"images", "jpegimages"}
 _TABLES = {".xls", ".xlsx", ".json", ".jsonl"}
 _WEIGHTS = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx"}
 _LOOKED_AT = 1000  # files of a folder
-
-
-def is_yolo(path: Path) -> bool:
-    """Whether a folder holds images/ and labels/ with text files, or such folders for each split."""
-    return any(
-        not _IMAGE_FOLDERS.isdisjoint(inner) and "labels" in inner and _has(inner["labels"], ".txt")
-        for inner in _places(path)
-    )
-
-
-def is_voc(path: Path) -> bool:
-    """Whether a folder holds images and XML files: in Annotations/, or next to them in each split."""
-    splits = [folder for folder in subfolders(path) if split_of(folder.name) and not subfolders(folder)]
-    return any(_has(folder, ".xml") for folder in splits) or any(
-        not _IMAGE_FOLDERS.isdisjoint(inner) and "annotations" in inner and _has(inner["annotations"], ".xml")
-        for inner in _places(path)
-    )
 
 
 def _places(path: Path) -> list[dict[str, Path]]:
@@ -91,3 +75,64 @@ def has_image(path: Path) -> bool:
     """Whether a folder holds an image, at any depth."""
     files = (file for file in path.rglob("*") if file.suffix.lower() in image_suffixes())
     return path.is_dir() and any(file.is_file() for file in files)
+
+
+def _is_kitti(path: Path) -> bool:
+    """Whether labels lie in label_2/ next to image_2/, or begin with a name and 14 numbers."""
+    if any("label_2" in inner and "image_2" in inner for inner in _places(path)):
+        return True
+    folders = [
+        path,
+        *(folder for inner in _places(path) for name, folder in inner.items() if name == "labels"),
+    ]
+    return any(_is_kitti_file(file) for folder in folders for file in _first(folder, ".txt"))
+
+
+def _is_kitti_file(path: Path) -> bool:
+    with path.open("rb") as file:
+        name, *numbers = file.readline(_LOOKED_AT).split() or [b""]
+    return name.isalpha() and len(numbers) in (14, 15) and all(re.fullmatch(rb"-?[\d.]+", n) for n in numbers)
+
+
+def _first(folder: Path, ending: str) -> list[Path]:
+    """Some of the files in a folder whose names end so."""
+    entries = islice(scan(folder), _LOOKED_AT) if folder.is_dir() else ()
+    return [folder / entry.name for entry in entries if entry.name.endswith(ending) and entry.is_file()][:20]
+
+
+def _is_labelme(path: Path) -> bool:
+    return any(b'"shapes"' in _start(file) for file in _first(path, ".json"))
+
+
+def _start(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(4096)
+
+
+def _is_supervisely(path: Path) -> bool:
+    return (path / "meta.json").is_file() and any(
+        "ann" in inner and "img" in inner for inner in _inside(path)
+    )
+
+
+def _inside(path: Path) -> list[dict[str, Path]]:
+    return [{f.name: f for f in subfolders(place)} for place in [path, *subfolders(path)]]
+
+
+def _has_file(*names: str) -> Callable[[Path], bool]:
+    """Whether a folder, or one of its splits, holds a file of such a name."""
+    return lambda path: any((place / name).is_file() for place in [path, *subfolders(path)] for name in names)
+
+
+UNREAD_BOXES: dict[str, Callable[[Path], bool]] = {
+    "KITTI's format": _is_kitti,
+    "LabelMe's format": _is_labelme,
+    "Supervisely's format": _is_supervisely,
+    "CreateML's format": _has_file("_annotations.createml.json"),
+    "VGG Image Annotator's format": _has_file("via_region_data.json", "via_project.json"),
+    "CVAT's own format": lambda path: any(
+        b"<annotations>" in _start(f) for f in _first(path, "annotations.xml")
+    ),
+    "Roboflow's CSV format": _has_file("_annotations.csv"),
+}
+"""formats of boxes that are recognized and not read"""

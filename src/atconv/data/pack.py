@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from atconv.data.formats import LabelFormat, UnfitData, recognize
 from atconv.data.lmdb_format import build_lmdb
 from atconv.data.sources import FolderSource
 from atconv.data.splits import readable_split
@@ -34,6 +35,9 @@ def pack_folder(folder: Path, out: Path) -> Path:
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
+    found = recognize(folder)
+    if found is not None and not isinstance(found, LabelFormat):
+        raise UnfitData(folder, found, "labels")
     source = FolderSource(folder)
     for remark in source.remarks:
         logger.warning(remark)

@@ -1,0 +1,89 @@
+"""What readers of box files share: text, names of images, and what may be wrong with a box."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FIX", "as_seen", "box_problem", "clip_corners", "leads_outside", "path_inside", "read_lines"]
+
+FIX = "fix it or remove it"
+
+Corners = tuple[float, float, float, float]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        ValueError: it cannot be read, or is not UTF-8: the line is named.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: it is not UTF-8: save it as such") from error
+
+
+def leads_outside(name: str, folder: Path, root: Path) -> bool:
+    """Whether the name of an image, relative to a folder, leads out of `root` by itself: it is absolute, or
+    has "..". Links that lie in a folder are its owner's, and followed."""
+    upwards = ".." in re.split(r"[/\\]", name)
+    if not upwards and not os.path.isabs(name) and not PureWindowsPath(name).drive:
+        return False
+    path = folder / name
+    inside = not upwards and Path(os.path.abspath(path)).is_relative_to(root.absolute())
+    return not inside and not path.resolve().is_relative_to(root.resolve())
+
+
+def path_inside(name: str, roots: Sequence[Path]) -> Path | None:
+    """What exists in one of the folders under the longest end of a path: train/images for ../train/images or
+    for /content/street/train/images, which are what tools write. It never leads out of them."""
+    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
+    start = max((i + 1 for i, part in enumerate(parts) if part == ".."), default=0)
+    ends = [parts[i:] for i in range(start, len(parts))] or [[]]  # of "." and ".." nothing is left
+    candidates = (root.joinpath(*end) for end in ends for root in roots)
+    return next((path for path in candidates if os.path.exists(path)), None)
+
+
+def box_problem(corners: Corners, size: tuple[int, int], slack: float, given: str) -> str | None:
+    """What is wrong with a box, or None.
+
+    Args:
+        corners: left, top, right, bottom.
+        size: width and height of the image; (1, 1) for boxes in 0 … 1.
+        slack: how far it may reach over its image, since annotations are rounded.
+        given: the box as the file has it.
+    """
+    left, top, right, bottom = corners
+    width, height = size
+    if right <= left or bottom <= top:
+        return f"its box {given} has no extent: {FIX}"
+    over = right > width + slack or bottom > height + slack or left >= width or top >= height
+    if over or min(left, top) < -slack:
+        pixels = "" if size == (1, 1) else f" of {width} × {height} pixels"
+        return f"its box {given} reaches out of its image{pixels}: {FIX}"
+    seen = as_seen(corners, size)
+    if (seen[:2] >= seen[2:]).any():
+        return f"nothing of its box {given} lies in its image: {FIX}"
+    return None
+
+
+def clip_corners(corners: Corners, size: tuple[int, int]) -> Corners:
+    """A box, clipped to its image of a width and height."""
+    left, top, right, bottom = corners
+    return max(0.0, left), max(0.0, top), min(right, float(size[0])), min(bottom, float(size[1]))
+
+
+def as_seen(corners: Corners, size: tuple[int, int]) -> NDArray[np.float32]:
+    """The clipped box, as a detector sees it."""
+    return np.array(clip_corners(corners, size), dtype=np.float32)
