@@ -83,7 +83,7 @@ def _explain(command: str, error: Exception) -> None:
     about."""
     if isinstance(error, MemoryError):
         error = RuntimeError(f"not enough memory: {error or 'smaller sizes need less'}")
-    line = f"atconv {command}: {' '.join(str(error).split())}{_command_for(error)}"
+    line = f"atconv {command}: {' '.join(str(error).split())}{_command_for(error, command)}"
     if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
         fail(f"atconv {command}: {error.filename} is a file where a folder is needed: give another --out")
     if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, BrokenPipeError)):
@@ -96,8 +96,8 @@ def _explain(command: str, error: Exception) -> None:
     raise error
 
 
-def _command_for(error: Exception) -> str:
-    """The command that fits DATA which is recognized as something else than was needed."""
+def _command_for(error: Exception, command: str) -> str:
+    """What fits DATA which a command recognizes as something else than it needs."""
     if "timm cannot open torch/fashion_mnist" in str(error):
         return " (python -m studies.datasets.fashion_mnist ROOT, in a checkout, unpacks Debian's files)"
     formats = sys.modules.get("atconv.data.formats")  # where it is not loaded, the error is not from there
@@ -106,7 +106,14 @@ def _command_for(error: Exception) -> str:
     found, needed = error.found, error.needed
     if found.annotation in (None, needed):
         return ""
-    command = f"{task_for(found.annotation).command} train".strip()
+    fitting, tool = task_for(found.annotation), command.split()[-1]
+    if tool == "lmdb":
+        return ": images in a folder for each class are packed, and nothing else"
+    if tool not in ("train", "study", "encode"):
+        other = f"atconv {fitting.command} {tool}".replace("  ", " ")
+        own = task_for(needed).name
+        return f"; the run is a {own} run, and `{other}` takes {fitting.name} runs and such data"
+    command = f"{fitting.command} train".strip()
     alone = "; to use the images alone, give their folder" if needed == "labels" else ""
     joint = ", and" if found.advice else ":" if needed == "labels" else ", or"
     return f"{joint} use `atconv {command}`{alone}"

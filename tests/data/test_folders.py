@@ -215,6 +215,35 @@ def roboflow_yolo(root: Path) -> None:
     yolo(root / "train")
 
 
+def flat_yolo(root: Path) -> None:
+    image_folder(root.parent, {root.name: 3})
+    (root / "0.txt").write_text("0 0.5 0.5 0.2 0.2")
+
+
+def flat_voc(root: Path) -> None:
+    image_folder(root.parent, {root.name: 3})
+    (root / "0.xml").write_text("<annotation><object/></annotation>")
+
+
+KITTI = "Car 0.00 0 1.85 387.63 181.54 423.81 203.12 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
+
+
+def kitti(root: Path) -> None:
+    image_folder(root, {"training/image_2": 3})
+    (root / "training" / "label_2").mkdir()
+    (root / "training" / "label_2" / "0.txt").write_text(KITTI)
+
+
+def flat_kitti(root: Path) -> None:
+    image_folder(root.parent, {root.name: 3})
+    (root / "0.txt").write_text(KITTI)
+
+
+def labelme(root: Path) -> None:
+    image_folder(root.parent, {root.name: 3})
+    (root / "0.json").write_text(json.dumps({"version": "5.0.1", "shapes": []}))
+
+
 def voc(root: Path) -> None:
     image_folder(root, {"JPEGImages": 3})
     (root / "Annotations").mkdir()
@@ -255,9 +284,14 @@ def refused(data: Path, *command: str) -> str:
 @pytest.mark.parametrize(
     ("make", "fits"),
     [
-        (yolo, "YOLO's format .*: convert them to COCO's format, and use `atconv detect train`"),
-        (roboflow_yolo, "YOLO's format .*: convert them to COCO's format, and use `atconv detect train`"),
-        (voc, "Pascal VOC's format .*: convert them to COCO's format, and use `atconv detect train`"),
+        (yolo, "YOLO's format .*: use `atconv detect train`"),
+        (roboflow_yolo, "YOLO's format .*: use `atconv detect train`"),
+        (flat_yolo, "YOLO's format .*: use `atconv detect train`"),
+        (voc, "Pascal VOC's format .*: use `atconv detect train`"),
+        (flat_voc, "Pascal VOC's format .*: use `atconv detect train`"),
+        (kitti, "KITTI's format: convert it to .*, and use `atconv detect train`"),
+        (flat_kitti, "KITTI's format: convert it to .*, and use `atconv detect train`"),
+        (labelme, "LabelMe's format: convert it to .*, and use `atconv detect train`"),
         (coco, "COCO's format: use `atconv detect train`"),
         (roboflow_coco, "COCO's format: use `atconv detect train`"),
         (masks, "images with masks: use `atconv segment train`"),
@@ -307,14 +341,13 @@ TABLE = "a table of labels: for "
     [
         (lambda root: image_folder(root, {"a": 3, "b": 3}), UNANNOTATED),
         (lambda root: image_folder(root, {"train/a": 3}), UNANNOTATED),
-        (yolo, "YOLO's format (images and labels): convert them to COCO's format"),
-        (voc, "Pascal VOC's format (images and XML files): convert them to COCO's format"),
+        (kitti, "KITTI's format: convert it to COCO's, YOLO's or Pascal VOC's format"),
         (lambda root: pack_folder(image_folder(root.parent / "x", {"a": 2}), root), "LMDB files: for "),
         (lambda root: root.write_text("image,label\n"), TABLE),
         (lambda root: Image.new("L", (4, 4)).save(root, "PNG"), "one image: give a folder of images"),
         (train_tiny, "the folder of a run: give a folder of images"),
     ],
-    ids=["classes", "splits", "yolo", "voc", "lmdb", "table", "image", "run"],
+    ids=["classes", "splits", "kitti", "lmdb", "table", "image", "run"],
 )
 def test_detection_and_segmentation_recognize_what_is_not_theirs(
     tmp_path: Path, make, message: str, command: str
@@ -326,8 +359,40 @@ def test_detection_and_segmentation_recognize_what_is_not_theirs(
     assert message in err
     if "for " in message:
         assert re.search(r"give a folder with images/.*, or use `atconv train`\n", err)
-    if command == "segment" and "YOLO" in message:
-        assert "convert them to COCO's format, and use `atconv detect train`" in err
+    if command == "segment" and "KITTI" in message:
+        assert "and use `atconv detect train`" in err
+
+
+@pytest.mark.parametrize(
+    "make", [yolo, roboflow_yolo, flat_yolo, voc, flat_voc, kitti, coco, masks, train_tiny]
+)
+def test_data_of_other_tasks_are_not_packed(tmp_path: Path, make) -> None:
+    make(tmp_path / "data")
+    ended = atconv("data", "lmdb", tmp_path / "data", tmp_path / "out.lmdb")
+    assert ended.code == 2
+    assert re.search(r"data is recognized as .*\n", ended.err)
+    assert not (tmp_path / "out.lmdb").exists()
+
+
+@pytest.mark.parametrize("make", [yolo, voc, coco, masks, kitti])
+def test_an_evaluation_says_what_the_run_and_the_data_are(tmp_path: Path, make) -> None:
+    make(tmp_path / "data")
+    run = train_tiny(tmp_path / "run")
+    ended = atconv("evaluate", run, tmp_path / "data")
+    assert ended.code == 2
+    assert re.search(
+        "is recognized as .*; the run is a classification run, and `atconv (detect|segment) evaluate`",
+        ended.err,
+    )
+    assert "train`" not in ended.err
+    ended = atconv("evaluate", tmp_path / "data")
+    assert re.search(r"is not a run: it is recognized as ", ended.err)
+
+
+@pytest.mark.parametrize(("make", "command"), [(yolo, "detect"), (masks, "segment")])
+def test_a_wrapper_names_the_folder_inside(tmp_path: Path, make, command: str) -> None:
+    make(tmp_path / "data" / "archive")
+    assert "data/archive has: give that folder" in refused(tmp_path / "data", command, "train")
 
 
 def test_masks_and_boxes_name_each_others_command(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def leads_outside(name: str, folder: Path, root: Path) -> bool:
     upwards = ".." in re.split(r"[/\\]", name)
     if not upwards and not os.path.isabs(name) and not PureWindowsPath(name).drive:
         return False
-    path = folder / name
+    if PureWindowsPath(name).drive and os.name != "nt":
+        return True
+    path = folder / name.replace("\\", "/")
     inside = not upwards and Path(os.path.abspath(path)).is_relative_to(root.absolute())
     return not inside and not path.resolve().is_relative_to(root.resolve())
 

@@ -16,7 +16,7 @@ from atconv.data.boxes import BadAnnotations, BoxSplit
 from atconv.data.checking import CheckImages
 from atconv.data.coco import coco_splits, is_coco, is_coco_file, read_coco
 from atconv.data.config import DataConfig, MaskOptions, reject_options
-from atconv.data.folders import choose_split
+from atconv.data.folders import choose_split, subfolders
 from atconv.data.label_tables import TABLE_OPTIONS, label_tables, open_tables
 from atconv.data.mask_layouts import has_masks
 from atconv.data.masks import MaskSplit, mask_splits, read_mask_folder
@@ -301,6 +301,9 @@ def _annotated_format(
             return known, names
     expected = ", or ".join(known.expected for known in reversed(formats))
     found = recognize(data)
+    inner = [f for f in subfolders(data) if any(known.recognizes(f) for known in formats)]
+    if inner and found in (None, _FOLDER):
+        raise ValueError(f"{data} has no {annotation}, and {inner[0]} has: give that folder")
     if found is not None:
         raise UnfitData(data, found, annotation, expected)
     state = f"has no {annotation} in a format that is read here" if data.exists() else "does not exist"

@@ -24,7 +24,6 @@ __all__ = [
     "is_weights",
 ]
 
-_IMAGE_FOLDERS = {"images", "jpegimages"}
 _TABLES = {".xls", ".xlsx", ".json", ".jsonl"}
 _WEIGHTS = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx"}
 _LOOKED_AT = 1000  # files of a folder
@@ -34,11 +33,6 @@ def _places(path: Path) -> list[dict[str, Path]]:
     """The folders in a folder, and in each of its splits, by name in lower case."""
     splits = [folder for folder in subfolders(path) if split_of(folder.name)]
     return [{folder.name.lower(): folder for folder in subfolders(place)} for place in [path, *splits]]
-
-
-def _has(folder: Path, suffix: str) -> bool:
-    """Whether such files are among the first in a folder."""
-    return any(path.suffix.lower() == suffix for path in islice(folder.rglob("*"), _LOOKED_AT))
 
 
 def is_run(path: Path) -> bool:

@@ -74,13 +74,13 @@ def read_voc(
         ]
         names |= {name for item in others if item[1].is_file() for name, _ in _read(*item, None).objects}
     where = place.annotations
-    known = check_classes(where, sorted(names) or list(classes or ()), classes)
     report_bad(where, [problem for each in read for problem in each.problems], bad_annotations)
+    known = check_classes(where, sorted(names) or list(classes or ()), classes)
     unused = index.names - {each.image for each in read} if place.names is None else set()
     unused |= {name for name, path in files if not path.is_file()}
     if unused:
-        what = count_of(len(unused), "image has", "images have")
-        logger.warning("%s: %s no XML file and are left out: %s", where, what, first_few(sorted(unused)))
+        what = count_of(len(unused), "image is left out, it has", "images are left out, they have")
+        logger.warning("%s: %s no XML file: %s", where, what, first_few(sorted(unused)))
     numbers = {name: 1 + known.index(name) for name in known}
     items = SharedItems(
         BoxImage(

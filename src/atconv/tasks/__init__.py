@@ -109,7 +109,7 @@ def _instead_of_a_run(path: Path) -> str:
     if found is None:
         return "it has neither config.yaml nor config.json"
     text = f"it is recognized as {found.name}; give the folder that a run was trained in"
-    if found.annotation is None:
+    if found.annotation is None or found.advice:
         return text
     command = f"atconv {task_for(found.annotation).command}".strip()
     return f"{text}, or train one on it: {command} train {path}"
