@@ -17,7 +17,7 @@ from atconv.data.images import image_suffixes, list_images, read_image
 from atconv.data.pack import pack_folder
 from atconv.data.sources import DigitsSource, FolderSource
 from atconv.data.splits import Splits, load_splits, make_splits
-from support.tiny import atconv, image_folder, read_rows, tiny_config, tiny_options, train_tiny
+from support.tiny import atconv, image_folder, read_rows, tiny_config, tiny_options, train_tiny, trained_run
 
 
 def split(data: Path, run: Path, min_classes: int = 2) -> Splits:
@@ -260,6 +260,10 @@ def roboflow_coco(root: Path) -> None:
     (root / "train" / "_annotations.coco.json").write_text(json.dumps({"info": {}, "images": []}))
 
 
+def a_run(root: Path) -> None:
+    shutil.copytree(trained_run(), root)
+
+
 def masks(root: Path, images: str = "images", labels: str = "masks") -> None:
     image_folder(root, {images: 3})
     (root / labels).mkdir()
@@ -345,7 +349,7 @@ TABLE = "a table of labels: for "
         (lambda root: pack_folder(image_folder(root.parent / "x", {"a": 2}), root), "LMDB files: for "),
         (lambda root: root.write_text("image,label\n"), TABLE),
         (lambda root: Image.new("L", (4, 4)).save(root, "PNG"), "one image: give a folder of images"),
-        (train_tiny, "the folder of a run: give a folder of images"),
+        (a_run, "the folder of a run: give a folder of images"),
     ],
     ids=["classes", "splits", "kitti", "lmdb", "table", "image", "run"],
 )
@@ -377,8 +381,7 @@ def test_data_of_other_tasks_are_not_packed(tmp_path: Path, make) -> None:
 @pytest.mark.parametrize("make", [yolo, voc, coco, masks, kitti])
 def test_an_evaluation_says_what_the_run_and_the_data_are(tmp_path: Path, make) -> None:
     make(tmp_path / "data")
-    run = train_tiny(tmp_path / "run")
-    ended = atconv("evaluate", run, tmp_path / "data")
+    ended = atconv("evaluate", trained_run(), tmp_path / "data")
     assert ended.code == 2
     assert re.search(
         "is recognized as .*; the run is a classification run, and `atconv (detect|segment) evaluate`",

@@ -295,10 +295,13 @@ def _annotated_format(
 ) -> tuple[AnnotatedFormat, Sequence[str]]:
     """The format of DATA, and the names of its splits."""
     formats = [f for f in FORMATS if isinstance(f, AnnotatedFormat) and f.annotation == annotation]
-    for known in formats:
-        names = known.splits(data, images, **{name: own[name] for name in known.places})
-        if names:
-            return known, names
+    for known in FORMATS:
+        if isinstance(known, AnnotatedFormat) and known.annotation == annotation:
+            names = known.splits(data, images, **{name: own[name] for name in known.places})
+            if names:
+                return known, names
+        elif type(known) is Format and known.annotation in (None, annotation) and known.recognizes(data):
+            break
     expected = ", or ".join(known.expected for known in reversed(formats))
     found = recognize(data)
     inner = [f for f in subfolders(data) if any(known.recognizes(f) for known in formats)]
