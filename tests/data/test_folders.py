@@ -392,10 +392,10 @@ def test_an_evaluation_says_what_the_run_and_the_data_are(tmp_path: Path, make) 
     assert re.search(r"is not a run: it is recognized as ", ended.err)
 
 
-@pytest.mark.parametrize(("make", "command"), [(yolo, "detect"), (masks, "segment")])
-def test_a_wrapper_names_the_folder_inside(tmp_path: Path, make, command: str) -> None:
+@pytest.mark.parametrize("make", [yolo, voc, coco])
+def test_a_wrapper_names_the_folder_inside(tmp_path: Path, make) -> None:
     make(tmp_path / "data" / "archive")
-    assert "data/archive has: give that folder" in refused(tmp_path / "data", command, "train")
+    assert "data/archive has: give that folder" in refused(tmp_path / "data", "detect", "train")
 
 
 def test_masks_and_boxes_name_each_others_command(tmp_path: Path) -> None:
