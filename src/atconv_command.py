@@ -18,6 +18,7 @@ COMMANDS = {
     "study": "compare token mixers on your data: same network, recipe and budget",
     "analyze": "see what the operator does with images: a page of plots",
     "export": "write a trained model as ONNX (int8 too), torch.export or AOTInductor, checked and timed",
+    "publish": "a folder or repository that timm, diffusers and atconv.load open, with a model card",
     "generate": "diffusion models: train, sample, evaluate, encode",
     "detect": "boxes and masks of objects: train, evaluate, predict",
     "segment": "a class for every pixel: train, evaluate, predict",

@@ -348,6 +348,7 @@ def _fills() -> dict[str, Fill]:
             "atconv.tasks.classification.analyze:analyze", "run", "images", task="classification"
         ),
         "export": _export,
+        "publish": _function("atconv.tasks.publish:publish", "run"),
         "generate sample": _sample,
         "generate evaluate": _evaluate_samples,
         "generate encode": _function("atconv.tasks.generation.encode:encode", "data"),

@@ -99,6 +99,9 @@ class Parser(ArgumentParser):
         return {name: value for name, value in given.items() if value is not None or name in self.kinds}
 
     def _check(self, parsed: Namespace) -> None:
+        for action in self._actions:
+            if action.required and action.option_strings and parsed[action.dest] is None:
+                self.error(f"{action.option_strings[0]} is missing: give {action.help}")
         try:
             self.validate(parsed)  # here, where names of options have no prefix yet
             for name, value in parsed.as_dict().items():

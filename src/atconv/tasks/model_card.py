@@ -156,9 +156,9 @@ def _metrics(content: CardContent) -> str:
         rows = [(metric, text) for metric, _, _, text in content.rows(metrics)]
         if rows:
             split, images = metrics.get("split", "validation"), metrics.get("images")
-            where = f"{name}: " if name else ""
+            where = f"{_escape(name)}: " if name else ""
             counted = f", {images:,} images" if images else ""
-            parts.append(f"{_escape(where)}{split} split{counted}\n\n{_table(('metric', 'value'), rows)}")
+            parts.append(f"{where}{split} split{counted}\n\n{_table(('metric', 'value'), rows)}")
     if any("[" in part for part in parts):
         parts.append("In brackets: 95 % Wilson intervals, which count chance in the choice of images alone.")
     return "\n\n".join(parts) or "Not measured."
@@ -189,7 +189,7 @@ def _recall(row: Mapping[str, Any]) -> Iterator[str]:
 
 def _limits(content: CardContent) -> str:
     metrics, about = content.metrics, content.spec.publication
-    texts = [f"Trained on {_escape(content.dataset)} alone; images of other origin were not tried."]
+    texts = [f"Trained on **{_escape(content.dataset)}** alone; images of other origin were not tried."]
     if metrics.get("split") == "val":
         texts.append("No test split: the images that it was measured on also chose the best epoch.")
     if isinstance(metrics.get("calibration_error"), float):
@@ -203,7 +203,12 @@ def _limits(content: CardContent) -> str:
 
 def _reproduce(content: CardContent) -> str:
     command = f"atconv {content.spec.command}".strip()
-    names = ("atconv", "torch", "timm", *(("diffusers",) if content.spec.publication.library == "diffusers" else ()))
+    names = (
+        "atconv",
+        "torch",
+        "timm",
+        *(("diffusers",) if content.spec.publication.library == "diffusers" else ()),
+    )
     versions = [f"{name} {version(name)}" for name in names]
     return (
         f"```bash\n{command} train DATA --config recipe.yaml\n```\n\n"

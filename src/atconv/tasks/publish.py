@@ -30,13 +30,6 @@ logger = logging.getLogger(__name__)
 _HUB = "hub:"
 _OWN = ("README.md", "recipe.yaml", "per_class.csv")
 _OF_THIS_MACHINE = ("data", "data_root", "images")  # options that say where DATA lies
-_TITLES = {
-    "confusion.png": "Confusion matrix",
-    "curves.png": "Learning curves",
-    "samples.png": "Samples",
-    "mistakes.png": "Worst mistakes",
-    "predictions.png": "Predictions",
-}
 
 
 def publish(
@@ -48,10 +41,10 @@ def publish(
     private: bool = False,
     overwrite: bool = False,
 ) -> str:
-    """Publish a run's best model: weights and configuration that timm, transformers, diffusers or atconv.load
-    open, and a model card with data, metrics, limits and how to train it again.
+    """Publish a run's best model with a model card: data, metrics, limits, how to train it again.
 
-    Paths of this machine and images of the data are left out.
+    timm, transformers, smp or diffusers open it, depending on the task, and so does `atconv.load`. Paths of
+    this machine and images of the data are left out.
 
     Args:
         run: the run's folder.
@@ -112,7 +105,9 @@ def _check(
     if folder.resolve() == run.path.resolve():
         raise ValueError(f"{folder} is the run itself: name another folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"{folder} is not empty: give --overwrite to replace a model there, or another folder")
+        raise ValueError(
+            f"{folder} is not empty: give --overwrite to replace a model there, or another folder"
+        )
 
 
 def _write(
@@ -126,7 +121,7 @@ def _write(
 ) -> None:
     """All files of a publication."""
     predictor, about = load(run.path), spec.publication
-    plots = [*about.plots, *(about.image_plots if with_images else ())]
+    plots = {**about.plots, **(about.image_plots if with_images else {})}
     for pattern in (*about.files, *plots, "per_class.csv"):
         for file in run.path.glob(pattern):
             target = folder / file.relative_to(run.path)
@@ -146,7 +141,7 @@ def _write(
             sizes=_split_sizes(run),
             metrics=read_json(run.metrics, {}) if run.metrics.is_file() else {},
             evaluations=list(_evaluations(run)),
-            plots={file: _TITLES[file] for file in plots if (folder / file).is_file()},
+            plots={file: title for file, title in plots.items() if (folder / file).is_file()},
         )
     )
     (folder / "README.md").write_text(card.content, encoding="utf-8", errors="backslashreplace")
@@ -157,7 +152,6 @@ def _copy(file: Path, target: Path) -> None:
     if file.suffix != ".json":
         shutil.copyfile(file, target)
         return
-    content = read_json(file, {})
     content = json.loads(file.read_text(encoding="utf-8"))
     content.pop("_name_or_path", None)
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -184,7 +178,7 @@ def _portable(value: Any) -> Any:
 def _data_name(run: Run) -> str:
     """What the data are called: a name of timm's without its prefix, or that of a file or folder."""
     data = str(read_options(run).get("data") or "") if run.config.is_file() else ""
-    for prefix in ("hfds/", "torch/", "tfds/", "wds/"):
+    for prefix in ("hfds/", "torch/", "tfds/"):
         if data.startswith(prefix):
             return data.removeprefix(prefix)
     return ntpath.basename(data.rstrip("/\\")) or "unnamed data"

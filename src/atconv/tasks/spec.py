@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,31 @@ if TYPE_CHECKING:
     from atconv.engine.predictor import Predictor
     from atconv.engine.task import Task
 
-__all__ = ["TaskSpec"]
+__all__ = ["Publication", "TaskSpec"]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What leaves with a run that is published, and what its model card says of any run of the task."""
+
+    pipeline_tag: str = "other"
+    """Hugging Face's name of the task"""
+    library: str = "atconv"
+    """Hugging Face's name of the library that opens it"""
+    files: tuple[str, ...] = ("config.json", "model.safetensors")
+    """globs of the model's files"""
+    plots: Mapping[str, str] = field(default_factory=lambda: {"curves.png": "Learning curves"})
+    """titles of plots that show no image of the data, by file"""
+    image_plots: Mapping[str, str] = field(default_factory=dict)
+    """titles of plots that show some"""
+    metrics: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """the main ones in metrics.json: Hugging Face's name, and the unit"""
+    call: str = 'results = predictor("image.jpg")'
+    """a line of Python that uses the `predictor`"""
+    libraries: tuple[str, ...] = ()
+    """lines of Python that open "{name}" in other libraries"""
+    limits: tuple[str, ...] = ()
+    """what to know before using it"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,8 @@ class TaskSpec:
     """globs of files in its runs, besides those of every run: what `--overwrite` sets aside"""
     evaluation_writes: tuple[str, ...] = ()
     """files of its evaluations, which stand in a run too"""
+    publication: Publication = Publication()
+    """what `atconv publish` takes"""
 
     def recipe_names(self) -> list[str]:
         """Recipes that ship with the task, selectable by name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atconv.tasks.classification.config import ClassificationConfig, inherit_config
-from atconv.tasks.spec import TaskSpec
+from atconv.tasks.spec import Publication, TaskSpec
 
 __all__ = ["SPEC", "ClassificationConfig"]
 
@@ -16,4 +16,24 @@ SPEC = TaskSpec(
     inherit_config=inherit_config,
     evaluation_writes=("predictions.csv", "confusion.png", "mistakes.png"),
     tools=("train", "evaluate", "predict", "study", "analyze", "export"),
+    publication=Publication(
+        pipeline_tag="image-classification",
+        library="timm",
+        plots={"confusion.png": "Confusion matrix", "curves.png": "Learning curves"},
+        image_plots={"mistakes.png": "Worst mistakes"},
+        metrics={
+            "top1": ("accuracy", " %"),
+            "top5": ("top_5_accuracy", " %"),
+            "balanced_accuracy": ("balanced_accuracy", " %"),
+            "macro_f1": ("f1", " %"),
+            "calibration_error": ("expected_calibration_error", " %"),
+        },
+        libraries=(
+            "import atconv, timm  # atconv registers AttNet with timm\n\n"
+            'model = timm.create_model("hf-hub:{name}", pretrained=True).eval()',
+            "import atconv\nfrom transformers import AutoModelForImageClassification\n\n"
+            'model = AutoModelForImageClassification.from_pretrained("{name}")',
+        ),
+        limits=("It gives one of its classes for every image, also where none fits.",),
+    ),
 )

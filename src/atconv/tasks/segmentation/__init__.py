@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from atconv.tasks.common.annotated_config import inherit_config
 from atconv.tasks.segmentation.config import SegmentationConfig
-from atconv.tasks.spec import TaskSpec
+from atconv.tasks.spec import Publication, TaskSpec
 
 __all__ = ["SPEC", "SegmentationConfig"]
 
@@ -16,4 +16,16 @@ SPEC = TaskSpec(
     data="a folder with images/, masks/ and classes.txt",
     inherit_config=inherit_config,
     evaluation_writes=("confusion.png", "predictions.png"),
+    publication=Publication(
+        pipeline_tag="image-segmentation",
+        library="segmentation-models-pytorch",
+        plots={"confusion.png": "Confusion matrix", "curves.png": "Learning curves"},
+        image_plots={"predictions.png": "Predictions"},
+        metrics={"miou": ("mean_iou", " %"), "pixel_accuracy": ("accuracy", " %")},
+        libraries=(
+            "import atconv\nimport segmentation_models_pytorch as smp\n\n"
+            'model = smp.from_pretrained("{name}").eval()  # logits of normalized images',
+        ),
+        limits=("Every pixel gets one of its classes, also where none fits.",),
+    ),
 )
