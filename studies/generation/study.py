@@ -52,14 +52,19 @@ def make_sweep(args: Namespace, table: Path, runs: Path, options: dict[str, Any]
 
 def make_row(recipe: dict[str, Any], device: torch.device, job: Job, run: Path) -> dict[str, Any]:
     """Train, sample and evaluate."""
-    train_or_resume(GenerationConfig(**recipe, model=FAMILIES[job.variant], seed=job.seed), run)
+    return train_and_evaluate(recipe | {"model": FAMILIES[job.variant], "seed": job.seed}, device, run)
+
+
+def train_and_evaluate(recipe: dict[str, Any], device: torch.device, run: Path) -> dict[str, Any]:
+    """Make the run of a recipe, or continue it, sample and evaluate. Returns the columns of its row."""
+    train_or_resume(GenerationConfig(**recipe), run)
     metrics = atconv.load(run).to(device).evaluate(
         recipe["data"],
         split="test",
         features=str(CLASSIFIER),
         images=SAMPLES,
         batch_size=100,
-        seed=job.seed,
+        seed=recipe["seed"],
         options=SamplerConfig(sampler="heun", steps=STEPS, guidance=GUIDANCE),
     )  # fmt: skip
     training, evaluation = json.loads((run / "metrics.json").read_text()), metrics.to_dict()

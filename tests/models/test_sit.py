@@ -213,6 +213,34 @@ def test_only_models_with_positions_know_where_a_patch_is(family: str) -> None:
     model = tiny_sit(token_mixer=family)
     assert model.has_positions == (family != "atconv") == hasattr(model, "positions")
     assert "positions" not in model.state_dict()
+    chosen = tiny_sit(token_mixer=family, position_embedding=family == "atconv")
+    assert chosen.has_positions != model.has_positions
+    assert chosen.state_dict().keys() == model.state_dict().keys()
+
+
+@torch.no_grad()
+def test_a_channel_gate_scales_what_atconv_gives() -> None:
+    model = tiny_sit(token_mixer="hybrid", channel_gate=True, mixer_args={"kernel_size": 5})
+    attention, atconv_block = model.blocks
+    assert attention.gate is None
+    assert atconv_block.mixer.kernel_size == 5
+    x, condition = torch.randn(2, 12, 32), torch.randn(2, 32)
+    gated = atconv_block(x, condition, (3, 4))
+    gate, atconv_block.gate = atconv_block.gate, None
+    mixed: list[Tensor] = []
+    atconv_block.mixer.register_forward_hook(lambda _, inputs, output: mixed.append(output))
+    atconv_block(x, condition, (3, 4))
+    shares = torch.sigmoid(mixed[0].mean(1) @ gate.weight.T + gate.bias)
+    atconv_block.mixer.register_forward_hook(lambda _, inputs, output: output * shares[:, None])
+    assert_close(atconv_block(x, condition, (3, 4)), gated, 1e-5)
+
+
+def test_further_options_are_saved(tmp_path: Path) -> None:
+    model = tiny_sit(channel_gate=True, position_embedding=True, mixer_args={"context_grid": True})
+    model.save_pretrained(tmp_path)
+    again, inputs = SiT.from_pretrained(tmp_path), inputs_of(model)
+    assert torch.equal(again(*inputs), model(*inputs))
+    assert all(block.mixer.context_grid for block in again.blocks)
 
 
 def test_position_table_is_sines_then_cosines() -> None:
@@ -332,7 +360,7 @@ def test_a_saved_model_opens_with_identical_outputs(family: str, tmp_path: Path)
 def test_macs_equal_the_count_of_torch(
     family: str, height: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny_sit(token_mixer=family)
+    model = tiny_sit(token_mixer=family, channel_gate=True)
     # torch counts a grouped convolution, and not the shifted products that channels-last maps go through.
     monkeypatch.setattr("atconv.ops.dynamic_depthwise_conv.is_channels_last", lambda x: False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import pytest
 import torch
 import yaml
 
-from atconv.io import read_rows
+from atconv.io import read_rows, write_rows
+from atconv.models.sit import create_sit
 from atconv.tasks.common.sweep import Job, Sweep
+from atconv.tasks.generation.config import GenerationConfig
 from studies.datasets import scenes
 from studies.datasets.garments import Garments
+from studies.depth import study as depth
 from studies.detection import study as detection
 from studies.generation import study as generation
 from support.tiny import reset_accelerate, trained_run
@@ -58,3 +62,48 @@ def test_a_generation_run_adds_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert ["family", "seed", *row] == list(committed[0])
     assert row["evaluations_per_image"] == 4
     assert all(np.isfinite(value) for value in row.values())
+
+
+def test_depths_have_equal_parameters() -> None:
+    variants, _ = depth.read_variants()
+    sizes = {}
+    for name, options in variants.items():
+        arguments = generation.read_recipe()["model_args"] | options
+        with torch.device("meta"):
+            model = create_sit("sit_s_2", in_channels=1, num_classes=10, learn_sigma=False, **arguments)
+        sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+        assert len(model.blocks) == options["depth"]
+    assert max(sizes.values()) < 1.14 * min(sizes.values())
+    committed = {row["family"]: int(row["parameters"]) for row in read_rows(generation.HERE / "results.csv")}
+    assert {family: sizes[f"{family}, 6 blocks"] for family in committed} == committed
+
+
+def test_a_row_of_depth_is_one_of_the_generation_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depth, "train_and_evaluate", lambda recipe, device, run: recipe)
+    recipe = depth.make_row(
+        generation.read_recipe(), depth.read_variants()[0], CPU, Job("channel gate", 2), tmp_path
+    )
+    expected = generation.read_recipe() | {"model": "sit_s_2", "seed": 2}
+    assert recipe.pop("model_args") == {
+        "patch_size": 2, "depth": 6, "hidden_size": 64, "num_heads": 4, "token_mixer": "atconv",
+        "channel_gate": True,
+    }  # fmt: skip
+    assert recipe == {name: value for name, value in expected.items() if name != "model_args"}
+    GenerationConfig(**recipe)
+
+
+def test_the_report_of_depth_names_all_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    variants, seeds = depth.read_variants()
+    rows = [
+        {"variant": name, "seed": seed, "parameters": 1, "macs": 10**7,
+         "frechet_distance": 5.0 + place + seed, "classifier_accuracy": 50.0, "val_loss": 0.3}
+        for place, name in enumerate(variants) for seed in range(seeds)
+    ]  # fmt: skip
+    write_rows(tmp_path / "results.csv", rows)
+    depth.report(Namespace(out=tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(variants)
+    assert "+10 ± 0" in lines[-1]  # the thirteenth row minus the third, in every seed
+    assert (tmp_path / "results.png").stat().st_size > 10_000

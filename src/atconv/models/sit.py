@@ -49,6 +49,11 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
         mixer_act: activation in ATConv; "silu" in the release's REPA variant.
         time_reversed: the weights were trained with t = 0 as data (the release's REPA variant); inputs and
             outputs keep this project's convention.
+        mixer_args: options of `ATConvTokens`, such as {"kernel_size": 5}. This and the next two are ours, not
+            the paper's.
+        position_embedding: add the position embedding; default: as the family does.
+        channel_gate: scale what ATConv gives by a gate of its mean over positions, as DiCo does
+            (arXiv 2505.11196).
 
     Raises:
         ValueError: sizes that do not fit together.
@@ -73,6 +78,9 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
         token_mixer: MixerFamily = "atconv",
         mixer_act: Literal["gelu_tanh", "silu"] = "gelu_tanh",
         time_reversed: bool = False,
+        mixer_args: dict[str, Any] | None = None,
+        position_embedding: bool | None = None,
+        channel_gate: bool = False,
     ) -> None:
         super().__init__()
         _check_sizes(patch_size, in_channels, hidden_size, depth, num_heads, num_classes, label_dropout)
@@ -81,7 +89,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
         self.patch_size, self.in_channels, self.num_classes = patch_size, in_channels, num_classes
         self.hidden_size, self.mlp_hidden_size = hidden_size, int(hidden_size * mlp_ratio)
         self.time_reversed = time_reversed
-        self.has_positions = token_mixer != "atconv"
+        self.has_positions = token_mixer != "atconv" if position_embedding is None else position_embedding
         self.null_label = num_classes if num_classes and label_dropout > 0 else None
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         self.gradient_checkpointing = False
@@ -90,10 +98,15 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
         self.time_embed = TimestepEmbedding(hidden_size)
         labels = num_classes + (self.null_label is not None)
         self.label_embed = nn.Embedding(labels, hidden_size) if labels else None
-        self.blocks = nn.ModuleList(
-            SiTBlock(hidden_size, num_heads, self.mlp_hidden_size, _uses_atconv(token_mixer, i), mixer_act)
-            for i in range(depth)
-        )
+        act: type[nn.Module] = nn.SiLU if mixer_act == "silu" else GELUTanh
+        self.blocks = nn.ModuleList()
+        for i in range(depth):
+            if _uses_atconv(token_mixer, i):
+                mixer: nn.Module = ATConvTokens(hidden_size, act_layer=act, **mixer_args or {})
+                gate = nn.Linear(hidden_size, hidden_size) if channel_gate else None
+            else:
+                mixer, gate = Attention(hidden_size, num_heads=num_heads, qkv_bias=True), None
+            self.blocks.append(SiTBlock(hidden_size, mixer, gate, self.mlp_hidden_size))
         self.head = SiTHead(hidden_size, patch_size**2 * self.out_channels)
         if self.has_positions:
             table = position_table(_TABLE_LENGTH, hidden_size)
@@ -164,7 +177,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
         mixing = 0
         for block in self.blocks:
             if isinstance(block.mixer, ATConvTokens):
-                mixing += block.mixer.macs(rows, columns)
+                mixing += block.mixer.macs(rows, columns) + (0 if block.gate is None else dim * dim)
             else:
                 mixing += 4 * positions * dim * dim + 2 * positions**2 * dim
         return ends + modulation + mlp + mixing
@@ -253,13 +266,10 @@ class TimestepEmbedding(nn.Module):
 class SiTBlock(nn.Module):
     """Token mixer and MLP, each normalized, shifted and scaled before, gated after (adaLN-Zero)."""
 
-    def __init__(self, dim: int, heads: int, mlp_hidden_size: int, atconv: bool, mixer_act: str) -> None:
+    def __init__(self, dim: int, mixer: nn.Module, gate: nn.Module | None, mlp_hidden_size: int) -> None:
         super().__init__()
-        act: type[nn.Module] = nn.SiLU if mixer_act == "silu" else GELUTanh
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.mixer = (
-            ATConvTokens(dim, act_layer=act) if atconv else Attention(dim, num_heads=heads, qkv_bias=True)
-        )
+        self.mixer, self.gate = mixer, gate
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.mlp = Mlp(dim, mlp_hidden_size, act_layer=GELUTanh)
         self.modulation = nn.Linear(dim, 6 * dim)
@@ -268,6 +278,8 @@ class SiTBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=2)
         mixed = modulate(self.norm1(x), shift1, scale1)
         mixed = self.mixer(mixed, grid_size) if isinstance(self.mixer, ATConvTokens) else self.mixer(mixed)
+        if self.gate is not None:
+            mixed = mixed * torch.sigmoid(self.gate(mixed.mean(1, keepdim=True)))
         x = torch.addcmul(x, gate1, mixed)
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 

@@ -1,0 +1,98 @@
+"""Why is ATConv behind attention in a small SiT? Deeper networks of equal size, and one change at a time.
+
+    python -m studies.depth.study run DATA_ROOT      # every row that is missing, in any number of steps
+    python -m studies.depth.study report             # table and plot of the rows that are there
+
+Recipe, samples and classifier are those of the generation study, and so is DATA_ROOT. variants.yaml says what
+is compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from atconv.io import read_rows
+from atconv.plots import plt, save
+from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed
+from studies import harness
+from studies.generation.report import COLORS
+from studies.generation.setup import read_recipe
+from studies.generation.study import train_and_evaluate
+
+HERE = Path(__file__).parent
+CHANGED = "ATConv, 6 blocks"
+COLUMNS = ("frechet_distance", "classifier_accuracy", "val_loss")
+
+
+def read_variants() -> tuple[dict[str, dict[str, Any]], int]:
+    """Arguments of the model by variant, and the seeds of each."""
+    content = yaml.safe_load((HERE / "variants.yaml").read_text())
+    return content["depth"] | content["change"], content["seeds"]
+
+
+def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
+    variants, seeds = read_variants()
+    recipe = read_recipe() | {"data_root": args.data, "device": args.device.type}
+    if args.workers is not None:
+        recipe["workers"] = args.workers
+    make = partial(make_row, recipe, variants, args.device)
+    sweep = Sweep(args.out / "results.csv", args.runs, make, args.device, recipe["precision"])
+    return sweep, seed_by_seed(dict.fromkeys(variants, seeds))
+
+
+def make_row(
+    recipe: dict[str, Any], variants: dict[str, dict[str, Any]], device: torch.device, job: Job, run: Path
+) -> dict[str, Any]:
+    model_args = recipe["model_args"] | variants[job.variant]
+    options = {"model": "sit_s_2", "model_args": model_args, "seed": job.seed}
+    return train_and_evaluate(recipe | options, device, run)
+
+
+def report(args: Namespace) -> None:
+    """Print a table with differences paired by seed, and plot results.png."""
+    rows = read_rows(args.out / "results.csv")
+    if not rows:
+        raise ValueError("results.csv has no rows yet: start with the stage run")
+    names = [name for name in read_variants()[0] if any(row["variant"] == name for row in rows)]
+    print("| | seeds | parameters | MACs (M) | " + " | ".join(COLUMNS) + f" | distance − {CHANGED}'s |")
+    print("| --- |" + " ---: |" * (len(COLUMNS) + 4))
+    for name in names:
+        own = [row for row in rows if row["variant"] == name]
+        difference = harness.paired_difference(rows, "frechet_distance", name, CHANGED)
+        cells = [
+            str(len(own)),
+            f"{int(own[0]['parameters']):,}",
+            f"{int(own[0]['macs']) / 1e6:.1f}",
+            *(harness.mean_and_deviation([float(row[column]) for row in own]) for column in COLUMNS),
+            "" if name == CHANGED else difference or "",
+        ]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    plot_distances(rows, names, args.out / "results.png")
+
+
+def plot_distances(rows: Sequence[dict[str, str]], names: Sequence[str], path: Path) -> None:
+    """Fréchet distance of each variant: a point for each run, a bar at the mean."""
+    figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.35 * len(names)), layout="constrained")
+    for place, name in enumerate(names):
+        distances = [float(row["frechet_distance"]) for row in rows if row["variant"] == name]
+        color = COLORS.get(name.split(",")[0], COLORS["ATConv"])
+        axis.scatter(distances, [place] * len(distances), color=color, alpha=0.5, s=24)
+        axis.scatter(statistics.mean(distances), place, marker="|", s=300, color=color)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_xlabel("Fréchet distance in the classifier's features (bar: mean of the seeds)")
+    axis.grid(alpha=0.3, axis="x")
+    save(figure, path)
+
+
+if __name__ == "__main__":
+    harness.main(__doc__, HERE, plan, report)
