@@ -423,6 +423,22 @@ def test_running_means_stay_exact_on_long_sequences() -> None:
     assert torch.equal(context[:, :, 0], x)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_long_sequences_in_half_precision_keep_their_means(dtype: torch.dtype) -> None:
+    module, x = build(1, {"causal": True}).float(), 2 + image(1, batch=1, size=400).float()
+    expected = module(x)
+    module, x = module.to(dtype), x.to(dtype)
+    state = module.initial_state(1)
+    for t in range(400):
+        y, state = module.step(x[..., t], state)
+    assert_close(y, expected[..., -1], 3e-2)
+    assert_close(module(x), expected, 3e-2)
+    assert_close(state.sums[..., -1], x.double().sum(2), 1e-5)
+    means = functional.causal_context(torch.full((1, 1, 70_000), 2.0, dtype=dtype), 1)
+    assert torch.equal(means, torch.full_like(means, 2.0))
+
+
 @every_causal
 def test_causal_mixers_train_and_compile(options: dict[str, Any]) -> None:
     module, x = build(1, {"causal": True, **options}), image(1, batch=1, size=6).requires_grad_()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atconv import functional
 from atconv.modules.base import ATConv
-from atconv.ops.causal import memory_decay
+from atconv.ops.causal import memory_decay, sum_dtype
 from atconv.ops.checking import check_causal
 from atconv.ops.dynamic_depthwise_conv import share_kernels
 
@@ -159,21 +159,21 @@ class ATConv1d(_ATConvMap):
         like, reach = next(self.parameters()), (self._sizes[0] - 1) * self.dilation[0]
         return CausalState(
             0,
-            like.new_zeros(batch, self.in_channels, self.context_bins),
-            like.new_zeros(self.context_bins),
+            like.new_zeros(batch, self.in_channels, self.context_bins, dtype=sum_dtype(like)),
+            like.new_zeros(self.context_bins, dtype=sum_dtype(like)),
             like.new_zeros(batch, self.in_channels, reach),
             like.new_zeros(batch, self.kernel_groups, self._sizes[0]),
         )
 
     def step(self, x: Tensor, state: CausalState) -> tuple[Tensor, CausalState]:
         """The next position: B C → B C', and the state after it."""
-        decay = torch.tensor(memory_decay(self.context_bins)).to(x)
+        decay = torch.tensor(memory_decay(self.context_bins)).to(state.sums)
         sums, weights = decay * state.sums + x[..., None], decay * state.weights + 1
         kernel = state.kernel
         if not self.routing:
             kernel = self._inhibit(self.static_kernel[None])
         elif state.position % self.chunk == 0:
-            kernel = self._inhibit(self._context_to_kernel(sums / weights))
+            kernel = self._inhibit(self._context_to_kernel((sums / weights).to(x.dtype)))
         values = torch.cat([state.values, self.value_proj(x[..., None])], dim=2)
         taps = values[..., :: self.dilation[0]] * share_kernels(kernel, x)
         y = self.proj(taps.sum(-1, keepdim=True))[..., 0]

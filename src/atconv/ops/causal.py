@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["causal_depthwise_conv1d", "memory_decay", "running_means", "running_weights"]
+__all__ = ["causal_depthwise_conv1d", "memory_decay", "running_means", "running_weights", "sum_dtype"]
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Of running sums: in half precision they would stand still after some hundred positions."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def memory_decay(bins: int) -> list[float]:
@@ -28,9 +33,8 @@ def running_means(x: Tensor, bins: int) -> Tensor:
 
     Memory i weighs a position that lies t − s back by β_i^(t−s).
     """
-    if isinstance(x.shape[2], int):
-        return _by_doubling(x, bins)
-    return _as_product(x, bins)
+    means = _by_doubling if isinstance(x.shape[2], int) else _as_product
+    return means(x.to(sum_dtype(x)), bins).to(x.dtype)
 
 
 def _by_doubling(x: Tensor, bins: int) -> Tensor:

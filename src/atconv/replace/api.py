@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,6 +12,7 @@ from atconv.replace.counting import Example
 from atconv.replace.families import find_sites
 from atconv.replace.install import build
 from atconv.replace.saving import record
+from atconv.replace.start import fit_kernels
 from atconv.replace.swap import ReplacementReport, Where, check_arguments, choose, swap
 
 __all__ = ["replace_attention", "replace_convolution"]
@@ -25,17 +25,20 @@ def replace_attention(
     blocks: Collection[int] | None = None,
     kernel_size: int = 3,
     example: Example | None = None,
+    start: Example | None = None,
 ) -> ReplacementReport:
     """Replace the self-attention of a model by ATConv, in place.
 
     >>> vit = timm.create_model("deit_small_patch16_224", pretrained=True)
     >>> print(atconv.replace_attention(vit))
+    >>> print(atconv.replace_attention(vit, start=images))
 
     Value and output projections are taken over where their shapes allow, and kernels start near local
-    averages. What the attention routed is lost until it is learned: fine-tune the model. Cross-attention,
-    and attention that mixes text with images, is kept, and the report says so. Where `where` asks for one
-    that cannot be replaced, nothing is. Make optimizers and compile after the call. The model's config holds
-    what was replaced, so that `atconv.replace.from_pretrained` opens what the model's own library saves.
+    averages, or with `start` at those nearest to what the attention does. What the attention routed beyond
+    them is lost until it is learned: fine-tune the model. Cross-attention, and attention that mixes text
+    with images, is kept, and the report says so. Where `where` asks for one that cannot be replaced, nothing
+    is. Make optimizers and compile after the call. The model's config holds what was replaced, so that
+    `atconv.replace.from_pretrained` opens what the model's own library saves.
 
     Args:
         model: timm's ViT, DeiT, BEiT, EVA, Swin, PVTv2, CoAtNet, MaxViT; torchvision's ViT and Swin;
@@ -48,6 +51,9 @@ def replace_attention(
         kernel_size: odd size of ATConv's kernels.
         example: an input of the model (a tensor, positional or named arguments) to count multiply-adds for;
             by default an image of the size it was made for. diffusers' models take more than an image.
+        start: inputs of the model, such as a batch of training images. Each channel of each attention then
+            starts at the static kernel that comes nearest, by least squares, to what the attention answers
+            for them, with routing at zero. The report says how near.
 
     Returns:
         what was replaced, and what was kept and why.
@@ -58,14 +64,17 @@ def replace_attention(
         TypeError: an argument is of another kind.
     """
     check_arguments(model, where, example, "replace_attention")
+    check_arguments(model, where, start, "replace_attention")
     _check_numbers(every, blocks)
     sites = find_sites(model)
     if not sites:
         raise ValueError(f"{type(model).__name__} has no attention that could be replaced")
     chosen = choose(model, sites, where, "attentions", every, blocks)
-    builds = [partial(build, model, site, kernel_size) for site in chosen]
+    adapters = [build(model, site, kernel_size, kernel_bias=start is not None) for site in chosen]
+    if start is not None:
+        fit_kernels(model, chosen, adapters, start)
     note = "value and output projections are newly initialized in"
-    report = swap(model, sites, chosen, builds, example, note)
+    report = swap(model, sites, chosen, adapters, example, note)
     record(model)
     return report
 
@@ -106,7 +115,7 @@ def replace_convolution(
     if not chosen:
         raise ValueError(f"nothing was replaced. {sites[0].name}: {sites[0].reason or 'it sees the image'}")
     note = "the start is the nearest separable kernel, another function, in"
-    report = swap(model, sites, chosen, [site.make for site in chosen if site.make], example, note)
+    report = swap(model, sites, chosen, [site.make() for site in chosen if site.make], example, note)
     record(model)
     return report
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from atconv.modules import ATConv2d
 from atconv.ops.depthwise_conv import DepthwiseConv2d
 from atconv.ops.plain import is_plain
+from atconv.replace.start import start_at
 
 __all__ = ["ATConvConvolution", "ConvolutionSite", "convolution_sites", "default_convolutions"]
 
@@ -28,6 +29,7 @@ class ConvolutionSite:
     """ATConv computes the same at first"""
     reason: str = ""
     hooks: tuple[()] = ()
+    explained: None = None
 
 
 class ATConvConvolution(ATConv2d):
@@ -81,15 +83,13 @@ def _empty(conv: Any, projections: bool) -> ATConvConvolution:
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )
-    assert mixer.kernel_gen is not None
-    nn.init.zeros_(mixer.kernel_gen.weight)
     return mixer.train(conv.training)
 
 
 @torch.no_grad()
 def _from_depthwise(conv: Any) -> ATConvConvolution:
     mixer: Any = _empty(conv, projections=False)
-    _start(mixer, conv.weight[:, 0].flatten(1))
+    start_at(mixer, conv.weight[:, 0].flatten(1))
     if conv.bias is not None:
         mixer.bias.copy_(conv.bias)
     return mixer
@@ -102,14 +102,9 @@ def _from_dense(conv: Any) -> ATConvConvolution:
     of_inputs = conv.weight.flatten(2).transpose(0, 1)  # in out K²
     if not of_inputs.is_meta:
         outputs, sizes, kernels = torch.linalg.svd(of_inputs.float(), full_matrices=False)
-        _start(mixer, kernels[:, 0])
+        start_at(mixer, kernels[:, 0])
         mixer.proj.weight.copy_((outputs[..., 0] * sizes[:, :1]).T[..., None, None])
         nn.init.dirac_(mixer.value_proj.weight)
     nn.init.zeros_(mixer.value_proj.bias)
     mixer.proj.bias.zero_() if conv.bias is None else mixer.proj.bias.copy_(conv.bias)
     return mixer
-
-
-def _start(mixer: Any, kernels: Tensor) -> None:
-    """Begin with kernels that are C K² after inhibition: λ starts at 1/2, which leaves half of their mean."""
-    mixer.kernel_bias.copy_(kernels + kernels.mean(1, keepdim=True))

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Example", "example_of", "macs"]
+__all__ = ["Example", "arguments_of", "example_of", "macs"]
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -30,10 +30,7 @@ def macs(model: nn.Module, example: Example) -> dict[str, int]:
     Raises:
         TypeError: the model holds what cannot be copied, such as a lock or an open file.
     """
-    args: tuple[Any, ...] = example if isinstance(example, tuple) else ()
-    kwargs: dict[str, Any] = dict(example) if isinstance(example, Mapping) else {}
-    if isinstance(example, Tensor):
-        args = (example,)
+    args, kwargs = arguments_of(example)
     # The memo holds parameters already, since their own way of copying clones the data.
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
@@ -53,6 +50,13 @@ def macs(model: nn.Module, example: Example) -> dict[str, int]:
         for name, by_operator in counter.get_flop_counts().items()
     }
     return counts | {"": counts["Global"]}
+
+
+def arguments_of(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (example if isinstance(example, tuple) else (example,)), {}
 
 
 class _CopiesOnMeta(TorchFunctionMode):

@@ -58,6 +58,8 @@ class Site:
     num_prefix_tokens: int = 0
     dropout: float = 0.0
     """behind the output projection"""
+    explained: float | None = None
+    """as in `Replacement`"""
 
     @property
     def copied(self) -> bool:

@@ -18,21 +18,22 @@ __all__ = ["build", "installed"]
 
 
 @torch.no_grad()
-def build(model: nn.Module, site: Site, kernel_size: Any) -> ATConvAdapter:
+def build(model: nn.Module, site: Site, kernel_size: Any, kernel_bias: bool = False) -> ATConvAdapter:
     """The module for a site, of the attention's device, dtype and mode.
 
     It takes over the attention's projections. Kernels start near 1/K² everywhere after inhibition, and leave
-    that as the content teaches them.
+    that as the content teaches them. With `kernel_bias` each channel has a kernel of its own to start from.
     """
     if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be an odd whole number, got {kernel_size!r}")
     assert site.make is not None
     old = model.get_submodule(site.name)
     like = next(old.parameters())
-    mixer: Any = ATConvTokens(site.dim, kernel_size, num_prefix_tokens=site.num_prefix_tokens)
+    mixer: Any = ATConvTokens(site.dim, kernel_size, site.num_prefix_tokens, kernel_bias=kernel_bias)
     mixer.to(like.device, like.dtype)
     nn.init.normal_(mixer.kernel_gen.weight, std=0.02)
-    nn.init.constant_(mixer.kernel_gen.bias, 2 / kernel_size**2)  # λ starts at 1/2, which leaves half of it
+    bias = mixer.kernel_bias if kernel_bias else mixer.kernel_gen.bias
+    nn.init.constant_(bias, 2 / kernel_size**2)  # λ starts at 1/2, which leaves half of it
     if site.projections is not None:
         for layer, (weight, bias) in zip((mixer.value_proj, mixer.proj), site.projections, strict=True):
             layer.weight.copy_(weight)

@@ -1,6 +1,7 @@
 """What was replaced is saved with the model, by the model's own library, and opened again.
 
-A description is plain: {"blocks.0.attn": {"kernel_size": 3}, "stem.conv": {"convolution": True}, …}. It is in
+A description is plain: {"blocks.0.attn": {"kernel_size": 3}, "stem.conv": {"convolution": True}, …}. An
+attention with a kernel of each channel to start from has "kernel_bias": True as well. The description is in
 the config of a transformers or diffusers model under `atconv_replacement`, and among the notes of a timm
 model's `pretrained_cfg`.
 """
@@ -26,10 +27,9 @@ __all__ = ["apply", "describe", "from_pretrained", "record"]
 Description = Mapping[str, Mapping[str, Any]]
 KEY = "atconv_replacement"
 NOTE = f"{KEY}="
-# What tells what was replaced among saved weights: an attention by its generator, K² K², a convolution by the
-# bias of its kernels.
-WEIGHT = ".mixer.kernel_gen.weight"
-BIAS = ".kernel_bias"
+# What tells what was replaced among saved weights: the generator, of an attention next to projections of
+# tokens, of a convolution next to the bias of its kernels.
+GENERATOR, VALUE, BIAS = ".kernel_gen.weight", ".value_proj.weight", ".kernel_bias"
 CONVOLUTION = {"convolution": True}
 
 
@@ -45,15 +45,21 @@ def describe(source: nn.Module | Mapping[str, Tensor]) -> dict[str, dict[str, An
     if isinstance(source, nn.Module):
         for name, module in source.named_modules():
             if isinstance(module, ATConvAdapter):
-                description[name] = {"kernel_size": module.mixer.kernel_size}
+                bias = {} if module.mixer.kernel_bias is None else {"kernel_bias": True}
+                description[name] = {"kernel_size": module.mixer.kernel_size, **bias}
             elif isinstance(module, ATConvConvolution):
                 description[name] = CONVOLUTION
         return description
     for name, weight in source.items():
-        if name.endswith(WEIGHT):
-            description[name.removesuffix(WEIGHT)] = {"kernel_size": math.isqrt(len(weight))}
-        elif name.endswith(BIAS):
-            description[name.removesuffix(BIAS)] = CONVOLUTION
+        mixer, values = name.removesuffix(GENERATOR), source.get(name.replace(GENERATOR, VALUE))
+        if mixer == name:
+            continue
+        biased = mixer + BIAS in source
+        if mixer.endswith(".mixer") and values is not None and values.ndim == 2:
+            bias = {"kernel_bias": True} if biased else {}
+            description[mixer.removesuffix(".mixer")] = {"kernel_size": math.isqrt(len(weight)), **bias}
+        elif biased:
+            description[mixer] = CONVOLUTION
     return description
 
 
@@ -77,7 +83,7 @@ def apply(model: nn.Module, description: Description) -> None:
     sites = convolutions | {site.name: site for site in find_sites(model)}
     chosen: list[Any] = [_site(model, sites, name) for name in description]
     modules = [
-        site.make() if site.name in convolutions else build(model, site, _kernel_size(options))
+        site.make() if site.name in convolutions else build(model, site, **_options(options))
         for site, options in zip(chosen, description.values(), strict=True)
     ]
     with installed(model, chosen, modules):
@@ -95,10 +101,11 @@ def _site(model: Any, sites: Mapping[str, Any], name: str) -> Any:
     return site
 
 
-def _kernel_size(options: Any) -> int:
-    if not isinstance(options, Mapping) or set(options) != {"kernel_size"}:
+def _options(options: Any) -> dict[str, Any]:
+    known = isinstance(options, Mapping) and {"kernel_size"} <= set(options) <= {"kernel_size", "kernel_bias"}
+    if not known or type(options.get("kernel_bias", True)) is not bool:
         raise ValueError(f"the options of an attention are such as {{'kernel_size': 3}}, got {options!r}")
-    return options["kernel_size"]
+    return dict(options)
 
 
 def record(model: Any) -> None:

@@ -29,6 +29,9 @@ class Replacement:
     """before and after; None where the model's input is not known"""
     copied: bool
     """its weights were taken over: the projections of an attention, the kernel of a convolution"""
+    explained: float | None = None
+    """where ATConv starts from what an attention answered: the share of that, before the output projection,
+    that it answers too. 1 is the same function on these inputs"""
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,13 @@ class ReplacementReport:
 
     def __str__(self) -> str:
         model = Replacement("full model", self.parameters, self.macs, copied=True)
-        rows = [("replaced", "parameters", "GMACs"), *map(_row, (*self.replaced, model))]
-        name_width, parameters_width, macs_width = (
-            max(map(len, column)) for column in zip(*rows, strict=True)
-        )
+        started = any(replacement.explained is not None for replacement in self.replaced)
+        rows = [("replaced", "parameters", "GMACs", "start" * started)]
+        rows += map(_row, (*self.replaced, model))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
-            f"{name:<{name_width}}  {parameters:>{parameters_width}}  {count:>{macs_width}}".rstrip()
-            for name, parameters, count in rows
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+            for row in rows
         ]
         if self.macs is None:
             lines.append("not run: give `example`, an input of the model, to try it and count GMACs")
@@ -63,21 +66,22 @@ class ReplacementReport:
         return "\n".join(lines)
 
 
-def _row(replacement: Replacement) -> tuple[str, str, str]:
-    before, after = replacement.parameters
-    counts = replacement.macs or ()
-    return replacement.name, f"{before:,} → {after:,}", " → ".join(f"{count / 1e9:.3g}" for count in counts)
+def _row(replacement: Replacement) -> tuple[str, str, str, str]:
+    (before, after), explained = replacement.parameters, replacement.explained
+    counts = " → ".join(f"{count / 1e9:.3g}" for count in replacement.macs or ())
+    start = "" if explained is None else "exact" if explained > 1 - 1e-6 else f"{min(explained, 0.999):.1%}"
+    return replacement.name, f"{before:,} → {after:,}", counts, start
 
 
 def swap(
     model: nn.Module,
     sites: Sequence[Any],
     chosen: Sequence[Any],
-    builds: Sequence[Callable[[], nn.Module]],
+    modules: Sequence[nn.Module],
     example: Example | None,
     note: str,
 ) -> ReplacementReport:
-    """Put what `builds` make at the chosen sites, all or none, and count before and after."""
+    """Put modules at the chosen sites, all or none, and count before and after."""
     if example is None:
         example, before = _count_image(model)
     else:
@@ -85,7 +89,6 @@ def swap(
         before = _count(model, example, "does not take the example", fix)
     parameters = _parameters(model)
     sizes = [_parameters(model.get_submodule(site.name)) for site in chosen]
-    modules = [build() for build in builds]  # may fail: the model is still untouched
     with installed(model, chosen, modules):
         after = None if example is None else _count(model, example, "does not run with ATConv in it")
         replaced = [
@@ -94,6 +97,7 @@ def swap(
                 (size, _parameters(module)),
                 _macs(before, after, site.name),
                 site.copied,
+                site.explained,
             )
             for site, size, module in zip(chosen, sizes, modules, strict=True)
         ]

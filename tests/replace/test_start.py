@@ -1,0 +1,151 @@
+"""Replaced attention that starts from what the trained one answers: exactly where it is a convolution."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atconv import replace_attention
+from atconv.replace import apply, describe
+from atconv.replace.adapters import ATConvAdapter
+from replace.test_replace import VISION, vit
+from support.helpers import assert_close, randomize
+
+
+def without_content(model: nn.Module) -> nn.Module:
+    """Queries are zero: attention depends on positions alone."""
+    for module in model.modules():
+        qkv: Any = getattr(module, "qkv", None)
+        if isinstance(qkv, nn.Linear):
+            qkv.weight.data[: len(qkv.weight) // 3] = 0
+            if qkv.bias is not None:
+                qkv.bias.data[: len(qkv.bias) // 3] = 0
+        if hasattr(module, "q_bias"):
+            module.q_bias.data.zero_()
+    return model
+
+
+def uniform_vit() -> nn.Module:
+    """Uniform attention on 2 × 2 tokens: a 3 × 3 kernel of 1/4 reaches all of them."""
+    return without_content(randomize(vit(img_size=16, class_token=False, global_pool="avg")))
+
+
+def uniform_swin() -> nn.Module:
+    """The map is one window of 2 × 2."""
+    options = {"window_size": 2, "embed_dim": 8, "depths": (2,), "num_heads": (2,)}
+    model = without_content(
+        randomize(timm.create_model("swin_tiny_patch4_window7_224", img_size=8, **options))
+    )
+    for name, parameter in model.named_parameters():
+        if "relative_position_bias" in name:
+            parameter.data.zero_()
+    return model
+
+
+def self_seeing_vit() -> nn.Module:
+    """Position biases that leave each token itself alone, on a map of any size: the identity."""
+    options = {"img_size": (24, 40), "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    model = timm.create_model("vit_relpos_small_patch16_224", rel_pos_type="bias", **options)
+    model = without_content(randomize(model))
+    for block in model.blocks:
+        table = block.attn.rel_pos.relative_position_bias_table.data
+        table.zero_()
+        table[len(table) // 2] = 200.0
+    return model
+
+
+def silent_vit() -> nn.Module:
+    """Output projections that are zero, as where a branch of a network starts as nothing."""
+    model = randomize(vit())
+    for block in model.blocks:
+        nn.init.zeros_(block.attn.proj.weight)
+    return model
+
+
+EXACT = {
+    "uniform": (uniform_vit, (16, 16)),
+    "uniform in a window": (uniform_swin, (8, 8)),
+    "itself alone": (self_seeing_vit, (24, 40)),
+    "silent": (silent_vit, (32, 32)),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+@torch.no_grad()
+def test_the_start_is_exact_where_attention_is_a_convolution(name: str) -> None:
+    make, size = EXACT[name]
+    original = make().eval()
+    model = copy.deepcopy(original)
+    report = replace_attention(model, start=torch.randn(3, 3, *size))
+    assert len(report.replaced) == 2
+    assert all(replacement.explained == pytest.approx(1, abs=1e-7) for replacement in report.replaced)
+    assert str(report).count("exact") == 2
+    others = torch.randn(3, 3, *size)
+    expected = original(others)
+    assert_close(model(others), expected, 1e-5)
+    adapters = [module for module in model.modules() if isinstance(module, ATConvAdapter)]
+    assert all(adapter.mixer.kernel_bias.abs().sum() > 0 for adapter in adapters)
+
+
+@torch.no_grad()
+def test_the_start_is_the_nearest_static_kernel_of_each_channel() -> None:
+    """Against a solver of least squares, from what goes into the output projection of the attention."""
+    model: Any = randomize(vit(depth=1, reg_tokens=1)).double().eval()
+    attention, size = model.blocks[0].attn, (4, 4)
+    seen: dict[str, Tensor] = {}
+    attention.register_forward_pre_hook(lambda m, args: seen.update(tokens=args[0]))
+    attention.proj.register_forward_pre_hook(lambda m, args: seen.update(mixed=args[0]))
+    images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    model(images)
+    values = attention.qkv(seen["tokens"]).chunk(3, dim=-1)[2][:, 2:].mT.unflatten(2, size)
+    answers = seen["mixed"][:, 2:]
+    (replacement,) = replace_attention(model, start=images).replaced
+    kernels = model.blocks[0].attn.mixer.kernels(torch.zeros_like(values))
+    left = total = 0.0
+    for channel in range(16):
+        windows = F.unfold(values[:, channel, None], 3, padding=1).mT.flatten(0, 1)
+        mixed = answers[..., channel].flatten()
+        best = torch.linalg.lstsq(windows, mixed[:, None]).solution[:, 0]
+        assert_close(kernels[0, channel].flatten(), best, 1e-6)
+        left += float((mixed - windows @ best).square().sum())
+        total += float(mixed.square().sum())
+    assert replacement.explained == pytest.approx(1 - left / total, abs=1e-8)
+    assert 0 < replacement.explained < 0.999
+
+
+@pytest.mark.parametrize("name", VISION)
+@torch.no_grad()
+def test_every_family_starts_from_its_attention_and_is_saved(name: str) -> None:
+    make, size, count = VISION[name]
+    model, images = randomize(make()).train(), torch.randn(2, 3, *size)
+    opened = copy.deepcopy(model)
+    report = replace_attention(model, start=images)
+    assert len(report.replaced) == count
+    assert all(
+        0 <= replacement.explained <= 1 + 1e-9 for replacement in report.replaced if replacement.copied
+    )
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert describe(model.state_dict()) == describe(model)
+    apply(opened, describe(model))
+    opened.load_state_dict(model.state_dict())
+    assert torch.equal(opened.eval()(images), model.eval()(images))
+
+
+def test_what_does_not_fit_is_rejected_and_nothing_is_touched() -> None:
+    model = vit()
+    state = [id(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=r"nothing was replaced\. VisionTransformer does not run on `start`"):
+        replace_attention(model, start=torch.randn(1, 3, 8, 8))
+    with pytest.raises(TypeError, match="an example is a tensor"):
+        replace_attention(model, start="images")
+    assert [id(module) for module in model.modules()] == state
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(ValueError, match="options of an attention"):
+        apply(model, {"blocks.0.attn": {"kernel_size": 3, "kernel_bias": 1}})
