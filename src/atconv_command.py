@@ -17,6 +17,7 @@ COMMANDS = {
     "data": "prepare data: lmdb",
     "study": "compare token mixers on your data: same network, recipe and budget",
     "analyze": "see what the operator does with images: a page of plots",
+    "app": "a web page to try runs in a browser, or a Hugging Face Space of it",
     "export": "write a trained model as ONNX (int8 too), torch.export or AOTInductor, checked and timed",
     "publish": "a folder or repository that timm, diffusers and atconv.load open, with a model card",
     "generate": "diffusion models: train, sample, evaluate, encode",

@@ -347,6 +347,7 @@ def _fills() -> dict[str, Fill]:
         "analyze": _function(
             "atconv.tasks.classification.analyze:analyze", "run", "images", task="classification"
         ),
+        "app": _function("atconv.app.server:app", "runs"),
         "export": _export,
         "publish": _function("atconv.tasks.publish:publish", "run"),
         "generate sample": _sample,

@@ -16,6 +16,7 @@ PACKAGES = {
     "dense": ("faster_coco_eval", "segmentation_models_pytorch", "torchmetrics"),
     "heif": ("pillow_heif",),
     "tables": ("pyarrow",),
+    "app": ("gradio", "safehttpx"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
 }  # fmt: skip
 """modules that an extra brings, by its name"""

@@ -3,7 +3,13 @@
 `plots` and `image_plots` plot them with matplotlib, and `atconv analyze` puts them on one page.
 """
 
-from atconv.analysis.explanation import Explanation, class_activation, explain, explanation_layer
+from atconv.analysis.explanation import (
+    Explanation,
+    attention_support,
+    class_activation,
+    explain,
+    explanation_layer,
+)
 from atconv.analysis.features import collect_outputs, mixer_layers, stage_layers
 from atconv.analysis.measures import (
     KernelShape,
@@ -25,6 +31,7 @@ __all__ = [
     "Redundancy",
     "RoutingVariance",
     "StageField",
+    "attention_support",
     "before_inhibition",
     "class_activation",
     "collect_attention",

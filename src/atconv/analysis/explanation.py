@@ -9,9 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atconv.analysis.features import collect_outputs, eval_mode, run_hooked, stage_layers
+from atconv.analysis.features import (
+    as_map,
+    collect_outputs,
+    eval_mode,
+    prefix_tokens,
+    run_hooked,
+    stage_layers,
+)
+from atconv.analysis.rollout import collect_attention, rollout
 
-__all__ = ["Explanation", "class_activation", "explain", "explanation_layer"]
+__all__ = ["Explanation", "attention_support", "class_activation", "explain", "explanation_layer"]
 
 _MIN_MAP_SIZE = 7
 
@@ -59,6 +67,28 @@ def class_activation(model: nn.Module, images: Tensor, classes: Tensor, layer: s
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
+def attention_support(model: nn.Module, images: Tensor) -> Tensor:
+    """Where the answer of a timm ViT comes from, whatever its class: attention rollout from the class token,
+    or from all tokens where there is none, to the patches.
+
+    Args:
+        model: images → logits.
+        images: B in H W.
+
+    Returns:
+        B h w, not negative; the maximum of each is 1.
+
+    Raises:
+        ValueError: the model has no global self-attention, or no grid of patches.
+    """
+    shares, prefix = rollout(list(collect_attention(model, images).values())), prefix_tokens(model)
+    of_answer = shares[:, 0] if prefix else shares.mean(1)
+    maps = as_map(model, of_answer[:, :, None], (images.shape[2], images.shape[3]))
+    if maps is None:
+        raise ValueError("the model has no grid of patches: its tokens cannot be shown as a map")
+    return maps[:, 0] / maps.amax((2, 3))[:, :, None]
+
+
 @dataclass(frozen=True)
 class Explanation:
     """A classifier's prediction for one image, and which places support it."""
@@ -66,14 +96,22 @@ class Explanation:
     predicted: str
     probability: float
     map: Tensor
-    """h w, 0…1, from `class_activation`"""
+    """h w, 0…1, from `class_activation` or `attention_support`"""
 
 
-def explain(model: nn.Module, images: Tensor, classes: Sequence[str], layer: str) -> list[Explanation]:
-    """Explain the predicted class of each image, B in H W, at a layer (see `explanation_layer`)."""
+def explain(model: nn.Module, images: Tensor, classes: Sequence[str], layer: str | None) -> list[Explanation]:
+    """Explain the predicted class of each image, B in H W, at a layer (see `explanation_layer`); by attention
+    rollout where that is None.
+
+    Raises:
+        ValueError: there is neither such a layer nor global self-attention.
+    """
     with torch.no_grad(), eval_mode(model):
         probabilities, predicted = model(images).float().softmax(1).max(1)
-    maps = class_activation(model, images, predicted, layer).cpu()
+    if layer is None:
+        maps = attention_support(model, images).cpu()
+    else:
+        maps = class_activation(model, images, predicted, layer).cpu()
     rows = zip(predicted.tolist(), probabilities.tolist(), maps, strict=True)
     return [Explanation(classes[index], probability, support) for index, probability, support in rows]
 

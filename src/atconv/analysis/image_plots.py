@@ -146,7 +146,7 @@ def plot_receptive_fields(fields: Mapping[str, Sequence[StageField]]) -> Figure:
 
 @literal_text
 def plot_explanations(
-    images: Sequence[Pixels], explanations: Sequence[Explanation], labels: Sequence[str], layer: str
+    images: Sequence[Pixels], explanations: Sequence[Explanation], labels: Sequence[str], layer: str | None
 ) -> Figure:
     """Each image above the places that support its predicted class.
 
@@ -154,12 +154,13 @@ def plot_explanations(
         images: H W or H W 3 each, as the model sees them.
         explanations: from `explain`.
         labels: the true class of each.
-        layer: the end of a stage, to which the predictions were traced.
+        layer: the end of a stage, to which the predictions were traced; None for attention rollout.
     """
     columns = min(len(explanations), _MAX_EXPLAINED)
     lines = -(-len(explanations) // columns)
+    traced = "attention rollout" if layer is None else f"after {stage_label(layer)}"
     figure, axes = grid(
-        f"What supports the prediction (after {stage_label(layer)}: "
+        f"What supports the prediction ({traced}: "
         f"{' × '.join(map(str, explanations[0].map.shape))} positions)",
         2 * lines, columns, (max(5.6, 1.5 * columns + 1.1), 0.75 + 3.0 * lines),
     )  # fmt: skip

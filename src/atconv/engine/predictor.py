@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 from typing_extensions import Self
 
+from atconv.analysis.features import evenly_spaced
 from atconv.engine.config import TrainConfig
 from atconv.engine.devices import resolve_device
 from atconv.engine.run import Run
@@ -208,6 +209,24 @@ class ImagePredictor(Predictor[R, M]):
             return str(error)
 
     @abstractmethod
+    def choose_split(self, data: str | None, split: str) -> tuple[str, Any]:
+        """A split of DATA, the run's own by default, and its name. `read(position, mode)` gives its images.
+
+        Raises:
+            FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
+        """
+
+    def examples(self, count: int, split: str = "val") -> list[Image.Image]:
+        """Some images of a split of the run's own data, evenly spaced, in color, without unreadable ones.
+
+        Raises:
+            FileNotFoundError, ValueError: the data or the split is not there.
+        """
+        _, images = self.choose_split(None, split)
+        read = (_read(images, i) for i in evenly_spaced(range(len(images)), count))
+        return [image for image in read if image is not None]
+
+    @abstractmethod
     def open_image(self, image: ImageLike) -> Image.Image:
         """Read an image as the model was trained to see it: upright, RGB or gray."""
 
@@ -245,6 +264,14 @@ def check_batch_size(batch_size: int) -> None:
     """Raise ValueError where it is no number of images."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def _read(images: Any, position: int) -> Image.Image | None:
+    try:
+        image: Image.Image = images.read(position, "RGB")
+        return image
+    except (OSError, ValueError):
+        return None
 
 
 def _names(images: Sequence[ImageLike], start: int = 0) -> list[str]:

@@ -22,6 +22,7 @@ from atconv.analysis import (
 from atconv.analysis.features import evenly_spaced
 from atconv.data.images import find_images, read_image
 from atconv.engine.options import PositiveInt
+from atconv.engine.predictor import ImageLike
 from atconv.engine.progress import progress
 from atconv.io import read_rows, write_json
 from atconv.modules import ATConv2d, ATConvTokens, inhibition_strength
@@ -111,10 +112,15 @@ class Probe:
                 f"{run} has no token mixer to analyze (it holds a {type(model).__name__}): give the run of "
                 "an AttNet, or of another model with ATConv or timm's attention"
             )
-        images = torch.stack([predictor.transform(predictor.open_image(path)) for path in paths])
-        images = images.to(predictor.device)
+        return cls.show(predictor, paths)
+
+    @classmethod
+    def show(cls, predictor: ClassificationPredictor, images: Sequence[ImageLike]) -> Probe:
+        """Show images to an open model."""
+        inputs = torch.stack([predictor.transform(predictor.open_image(image)) for image in images])
+        inputs = inputs.to(predictor.device)
         with torch.inference_mode():
-            return cls(predictor, images, model(images).argmax(1).cpu())
+            return cls(predictor, inputs, predictor.model(inputs).argmax(1).cpu())
 
     def labels(self, folders: Sequence[str]) -> tuple[Tensor, int]:
         """The class of each image: its folder's name where that is a class, else the prediction; and the

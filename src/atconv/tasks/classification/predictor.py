@@ -87,6 +87,10 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
     def open_image(self, image: ImageLike) -> Image.Image:
         return open_image(image, self.transform.prepare.mode)
 
+    def choose_split(self, data: str | None, split: str, data_root: str | None = None) -> tuple[str, Split]:
+        config: Any = self.config
+        return open_split(self.run, config, self.classes, data, split, data_root)
+
     @torch.inference_mode()
     def infer(  # type: ignore[override]
         self, images: Sequence[Image.Image], names: Sequence[str], top: PositiveInt = 5
@@ -130,8 +134,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         Raises:
             FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
         """
-        config: Any = self.config
-        name, images = open_split(self.run, config, self.classes, data, split, data_root)
+        name, images = self.choose_split(data, split, data_root)
         return self.evaluate_on(images, name, batch_size, workers)
 
     def evaluate_on(

@@ -1,0 +1,179 @@
+"""What each run shows on the page, by its task."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from atconv.app.describe import card
+from atconv.engine.predictor import Predictor, Result
+
+__all__ = ["GenerationPanel", "ImageOptions", "ImagePanel", "SampleOptions", "image_panel"]
+
+_MIN_SIDE = 256  # pixels: smaller images are enlarged
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What people choose for the results of an image."""
+
+    top: int = 5
+    threshold: float = 0.5
+    explain: bool = False
+    examples: Sequence[Image.Image] = ()
+    """other images, to compare kernels with"""
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What people choose for new images."""
+
+    label: str | None
+    """name of a class; None for one image of each, or of a model without classes"""
+    count: int
+    steps: int
+    guidance: float
+    seed: int
+
+
+@dataclass
+class _Panel:
+    name: str
+    predictor: Any
+    outputs: list[Any] = field(default_factory=list)
+    """the components that `results` are for"""
+
+    def build(self) -> None:
+        """Add the panel to the page, where the caller is."""
+        with gr.Column(min_width=320, elem_classes="panel"):
+            gr.HTML(card(self.name, self.predictor))
+            self.outputs = self.make_outputs()
+
+    def make_outputs(self) -> list[Any]:
+        raise NotImplementedError
+
+    def empty(self) -> list[Any]:
+        """Values of the outputs where there is no result."""
+        return [None] * len(self.outputs)
+
+
+class ImagePanel(_Panel, ABC):
+    """What a run says of an image."""
+
+    @abstractmethod
+    def results(self, image: Image.Image, options: ImageOptions) -> list[Any]:
+        """Values of the outputs."""
+
+
+class ClassificationPanel(ImagePanel):
+    """Classes with their probabilities; where the prediction comes from, and the kernels."""
+
+    def make_outputs(self) -> list[Any]:
+        return [
+            gr.Label(label="Classes"),
+            gr.Image(label="What supports the class", visible=False, **_PLOT),
+            gr.Image(label="Kernels that the operator made", visible=False, **_PLOT),
+        ]
+
+    def empty(self) -> list[Any]:
+        return [None, gr.update(value=None, visible=False), gr.update(value=None, visible=False)]
+
+    def results(self, image: Image.Image, options: ImageOptions) -> list[Any]:
+        [result] = self.predictor(image, top=options.top)
+        classes = dict(zip(result.classes, result.probabilities, strict=True))
+        if not options.explain:
+            return [classes, *self.empty()[1:]]
+        from atconv.tasks.classification.explain import draw_kernels, draw_support
+
+        plots = [
+            draw_support(self.predictor, image),
+            draw_kernels(self.predictor, [image, *options.examples]),
+        ]
+        return [classes, *(gr.update(value=plot, visible=plot is not None) for plot in plots)]
+
+
+class DrawnPanel(ImagePanel):
+    """The image with what was found in it, and a table."""
+
+    def make_outputs(self) -> list[Any]:
+        return [gr.Image(label="Result", **_PLOT), self.make_table()]
+
+    def make_table(self) -> Any:
+        return gr.Dataframe(label="Objects", interactive=False, wrap=True, show_row_numbers=False)
+
+    def results(self, image: Image.Image, options: ImageOptions) -> list[Any]:
+        chosen = {"threshold": options.threshold} if self.predictor.task == "detection" else {}
+        [result] = self.predictor(image, **chosen)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "drawn.png"
+            self.predictor.save_prediction(result, self.predictor.open_image(image), file)
+            drawn = Image.open(file)
+            drawn.load()
+        return [drawn, self.table(result)]
+
+    def table(self, result: Result) -> Any:
+        columns = [name.capitalize() for name in result.columns()[1:]]
+        return {"headers": columns, "data": [row[1:] for row in result.rows()]}
+
+
+class SegmentationPanel(DrawnPanel):
+    """The image with the classes of its pixels, and their shares."""
+
+    def make_table(self) -> Any:
+        return gr.Label(label="Share of the image")
+
+    def table(self, result: Any) -> Any:
+        return result.shares
+
+
+class GenerationPanel(_Panel):
+    """New images."""
+
+    def make_outputs(self) -> list[Any]:
+        gallery = gr.Gallery(
+            label="New images",
+            columns=5,
+            height="auto",
+            object_fit="contain",
+            format="png",
+            buttons=["download"],
+        )
+        return [gallery]
+
+    def results(self, options: SampleOptions) -> list[Any]:
+        from atconv.tasks.generation.sampling import SamplerConfig
+
+        sampler = SamplerConfig(steps=options.steps, guidance=options.guidance)
+        each = options.label is None and self.predictor.classes
+        labels = None if options.label is None else [options.label]
+        made = self.predictor(
+            labels, per_class=1 if each else options.count, options=sampler, seed=options.seed
+        )
+        return [[(_enlarged(image.pixels), image.label) for image in made]]
+
+
+_PLOT: dict[str, Any] = {
+    "format": "png", "interactive": False, "show_label": False, "buttons": ["download", "fullscreen"],
+}  # fmt: skip
+_PANELS: dict[str, type[ImagePanel]] = {
+    "classification": ClassificationPanel,
+    "detection": DrawnPanel,
+    "segmentation": SegmentationPanel,
+}
+
+
+def image_panel(name: str, predictor: Predictor[Any, Any]) -> ImagePanel:
+    """The panel of a run whose model says something of images."""
+    return _PANELS[predictor.task](name, predictor)
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    factor = max(1, -(-_MIN_SIDE // max(image.size)))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
