@@ -37,7 +37,8 @@ CSS = """
 .run p { margin: .1rem 0 0; font-size: .85rem; overflow-wrap: anywhere }
 .note { font-size: .9rem; min-height: 1.4em; overflow-wrap: anywhere }
 .note.error { color: var(--error-text-color); font-weight: 600 }
-.panel :is(h2, dt, .label, .text) { overflow-wrap: anywhere; white-space: normal }
+.upload .image-frame img { width: 100%; height: 100%; object-fit: contain }
+:is(.output-class, dt.text, td, th) { overflow-wrap: anywhere; white-space: normal }
 """
 
 
@@ -94,7 +95,7 @@ def _add_images(panels: Sequence[ImagePanel], examples: Sequence[Image.Image], m
         with gr.Column(scale=1, min_width=320):
             image = gr.Image(
                 label="Image", type="filepath", image_mode=None, format="png", height=320,
-                placeholder="Drop an image here, paste one, or click to choose a file",
+                placeholder="Drop an image here, paste one, or click to choose a file", elem_classes="upload",
             )  # fmt: skip
             note = gr.HTML(_note(_HINT))
             if examples:
@@ -106,16 +107,12 @@ def _add_images(panels: Sequence[ImagePanel], examples: Sequence[Image.Image], m
                 info="what supports the class, and the kernels that were made for the image",
                 visible="classification" in tasks,
             )
-            with gr.Accordion("Options", open=False):
+            with gr.Accordion("Options", open=False, visible=tasks != {"segmentation"}):
                 most = max(len(panel.predictor.classes) for panel in panels)
                 top = gr.Slider(
-                    1,
-                    min(most, 20),
-                    min(5, most),
-                    step=1,
-                    label="Classes shown",
+                    1, min(most, 20), min(5, most), step=1, label="Classes shown",
                     visible="classification" in tasks,
-                )
+                )  # fmt: skip
                 threshold = gr.Slider(
                     0, 1, 0.5, step=0.05, label="Lowest score of an object", visible="detection" in tasks
                 )

@@ -52,7 +52,7 @@ class _Panel:
 
     def build(self) -> None:
         """Add the panel to the page, where the caller is."""
-        with gr.Column(min_width=320, elem_classes="panel"):
+        with gr.Column(min_width=320):
             gr.HTML(card(self.name, self.predictor))
             self.outputs = self.make_outputs()
 
@@ -106,7 +106,10 @@ class DrawnPanel(ImagePanel):
         return [gr.Image(label="Result", **_PLOT), self.make_table()]
 
     def make_table(self) -> Any:
-        return gr.Dataframe(label="Objects", interactive=False, wrap=True, show_row_numbers=False)
+        return gr.Dataframe(label="Objects", interactive=False, wrap=True, visible=False)
+
+    def empty(self) -> list[Any]:
+        return [None, gr.update(value=None, visible=False)]
 
     def results(self, image: Image.Image, options: ImageOptions) -> list[Any]:
         chosen = {"threshold": options.threshold} if self.predictor.task == "detection" else {}
@@ -120,14 +123,18 @@ class DrawnPanel(ImagePanel):
 
     def table(self, result: Result) -> Any:
         columns = [name.capitalize() for name in result.columns()[1:]]
-        return {"headers": columns, "data": [row[1:] for row in result.rows()]}
+        rows = {"headers": columns, "data": [row[1:] for row in result.rows()]}
+        return gr.update(value=rows, visible=True)
 
 
 class SegmentationPanel(DrawnPanel):
     """The image with the classes of its pixels, and their shares."""
 
     def make_table(self) -> Any:
-        return gr.Label(label="Share of the image")
+        return gr.Label(label="Share of the image", show_heading=False)
+
+    def empty(self) -> list[Any]:
+        return [None, None]
 
     def table(self, result: Any) -> Any:
         return result.shares
@@ -137,15 +144,7 @@ class GenerationPanel(_Panel):
     """New images."""
 
     def make_outputs(self) -> list[Any]:
-        gallery = gr.Gallery(
-            label="New images",
-            columns=5,
-            height="auto",
-            object_fit="contain",
-            format="png",
-            buttons=["download"],
-        )
-        return [gallery]
+        return [gr.Gallery(show_label=False, columns=5, height="auto", format="png", buttons=["download"])]
 
     def results(self, options: SampleOptions) -> list[Any]:
         from atconv.tasks.generation.sampling import SamplerConfig

@@ -117,8 +117,9 @@ def running_page(
             logger.warning("whoever knows the link can use this page, for a week or until it is closed")
         page.launch(
             server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True,
-            inline=False, max_file_size=int(max_upload_mb * 1e6), allowed_paths=[], footer_links=[],
-            run_history=False, ssr_mode=False, pwa=False, mcp_server=False, theme=page_theme(), css=CSS,
+            inline=False, max_file_size=int(max_upload_mb * 2**20), allowed_paths=[], footer_links=[],
+            run_history=False, ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False,
+            theme=page_theme(), css=CSS,
         )  # fmt: skip
         try:
             yield page
