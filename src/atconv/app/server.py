@@ -16,7 +16,7 @@ from atconv.app.describe import Runs, unique_names
 from atconv.app.examples import validation_images
 from atconv.app.space import write_space
 from atconv.data.images import images_in, read_image
-from atconv.engine.options import NonNegativeInt, Positive, PositiveInt
+from atconv.engine.options import NonNegativeInt, Port, Positive
 from atconv.engine.predictor import Predictor
 from atconv.extras import name_missing_extra
 from atconv.tasks import load
@@ -31,7 +31,7 @@ _EXAMPLES = 8
 def app(
     runs: Sequence[str],
     host: str = "127.0.0.1",
-    port: PositiveInt | None = None,
+    port: Port | None = None,
     share: bool = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     examples: NonNegativeInt | None = None,
@@ -75,7 +75,6 @@ def serve(runs: Runs, **options: Any) -> None:
 
 
 @contextmanager
-@name_missing_extra()
 def running_page(
     runs: Runs,
     *,
@@ -109,7 +108,8 @@ def running_page(
     predictors = {name: load(run).to(device) for name, run in unique_names(runs).items()}
     shown = _examples(predictors, examples)
     with tempfile.TemporaryDirectory(prefix="atconv-app-") as folder, _sealed(folder):
-        from atconv.app.page import CSS, build_page, page_theme
+        with name_missing_extra():
+            from atconv.app.page import CSS, build_page, page_theme
 
         page = build_page(predictors, shown, max_megapixels)
         page.queue(max_size=64)
@@ -131,7 +131,8 @@ def running_page(
 def _sealed(folder: str) -> Iterator[None]:
     """Gradio reports nothing, keeps uploads in a folder, and fetches nothing from links that visitors send in
     place of files."""
-    import safehttpx  # what it fetches with
+    with name_missing_extra():
+        import safehttpx  # what it fetches with
 
     async def refuse(hostname: str) -> str:
         raise ValueError(f"this page takes files, no links such as to {hostname}")
@@ -151,7 +152,7 @@ def _sealed(folder: str) -> Iterator[None]:
     finally:
         safehttpx.async_validate_url = validate
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 

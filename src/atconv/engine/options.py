@@ -28,6 +28,7 @@ __all__ = [
     "NonNegative",
     "NonNegativeInt",
     "Pixels",
+    "Port",
     "Positive",
     "PositiveInt",
     "PositiveShare",
@@ -69,6 +70,7 @@ Pixels: TypeAlias = Annotated[int, Rule("be at least 1", "≥ 1", lambda value: 
 Steps: TypeAlias = Annotated[int, Rule("be at least 1", "≥ 1", lambda value: value >= 1, 10**5)]
 Workers: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: value >= 0, 1024)]
 Seed: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: value >= 0, 2**63 - 1)]
+Port: TypeAlias = Annotated[int, _between(1, 65535)]
 Positive: TypeAlias = Annotated[float, Rule("be positive", "> 0", lambda value: value > 0)]
 NonNegative: TypeAlias = Annotated[float, Rule("not be negative", "≥ 0", lambda value: value >= 0)]
 Share: TypeAlias = Annotated[float, Rule("lie in 0 … 1", "0 … 1", lambda value: 0 <= value <= 1)]
