@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atconv.data.config import MaskOptions
 from atconv.data.formats import UnfitData, open_masks, open_sources, recognize
 from atconv.data.mask_layouts import has_masks
 from atconv.data.mask_looks import look_at
-from support.tiny import tiny_config
+from atconv.tasks.segmentation import SegmentationConfig
+from support.tiny import atconv, tiny_config
+from support.tiny_dense import SEGMENT, options
 
 SIZE = (20, 24)
 
@@ -68,6 +73,8 @@ LAYOUTS = {
     "pets": ("images/{i}.jpg", "annotations/trimaps/{i}.png"),
     "ISIC": ("Task1_Input/ISIC_{i}.jpg", "Task1_GroundTruth/ISIC_{i}_segmentation.png"),
     "CVC": ("PNG/Original/{i}.png", "PNG/Ground Truth/{i}.png"),
+    "words before": ("images/img_{i}.jpg", "masks/mask_{i}.png"),
+    "words before, next to each other": ("sat_{i}.jpg", "gt_{i}.png"),
     "no usual names": ("x/{i}.png", "y/{i}.png"),
     "no usual names, splits": ("{s}/x/{i}.png", "{s}/y/{i}.png"),
 }
@@ -199,3 +206,120 @@ def test_masks_of_all_kinds_are_recognized(kind: str, tmp_path: Path) -> None:
     found = recognize(tmp_path)
     assert found
     assert found.annotation == "masks"
+
+
+def test_of_several_masks_one_kind_is_taken_or_chosen(tmp_path: Path) -> None:
+    for split, count in COUNTS.items():
+        for i in range(count):
+            photo(tmp_path / f"leftImg8bit/{split}/a/a_{i}_leftImg8bit.png", i)
+            for kind in ("gtFine", "gtCoarse"):
+                start = tmp_path / f"{kind}/{split}/a/a_{i}_{kind}"
+                for name, values in (("labelIds", (0, 7)), ("labelTrainIds", (0, 1)), ("color", (9, 8))):
+                    mask(start.with_name(f"{start.name}_{name}.png"), i, values)
+    (tmp_path / "classes.txt").write_text("ground\nfigure\n")
+    splits = open_masks(tmp_path)
+    assert [len(splits[split]) for split in COUNTS] == list(COUNTS.values())
+    assert splits["val"].mask_path(0) == tmp_path / "gtFine/val/a/a_0_gtFine_labelTrainIds.png"
+    options = MaskOptions(masks="gtCoarse", mask_names="*_gtCoarse_labelIds", mask_values=(0, 7))
+    splits = open_masks(tmp_path, options=options)
+    assert splits["val"].mask_path(0) == tmp_path / "gtCoarse/val/a/a_0_gtCoarse_labelIds.png"
+    with pytest.raises(ValueError, match=r"the folder of masks .*none does not exist"):
+        open_masks(tmp_path, options=MaskOptions(masks="none"))
+    with pytest.raises(ValueError, match=r"have no names in common, such as a_0_leftImg8bit.png and a_0_gt"):
+        open_masks(tmp_path, options=MaskOptions(mask_names="*_other"))
+
+
+def test_masks_in_two_places_are_asked_about(tmp_path: Path) -> None:
+    for i in range(3):
+        photo(tmp_path / f"images/{i}.jpg", i)
+        mask(tmp_path / f"masks/{i}.png", i)
+        mask(tmp_path / f"labels/{i}.png", i)
+    (tmp_path / "classes.txt").write_text("ground\nfigure\n")
+    with pytest.raises(
+        ValueError, match=r"have masks in labels, masks: choose one, such as --masks 'labels'"
+    ):
+        open_masks(tmp_path)
+    assert open_masks(tmp_path, options=MaskOptions(masks="masks"))["train"].where == tmp_path / "masks"
+
+
+def test_names_that_images_and_masks_do_not_share_are_told(tmp_path: Path) -> None:
+    for i in range(3):
+        photo(tmp_path / f"images/x{i}.jpg", i)
+        mask(tmp_path / f"masks/m-x{i}.png", i)
+    (tmp_path / "classes.txt").write_text("ground\nfigure\n")
+    with pytest.raises(ValueError, match=r"no names in common, such as x0.jpg and m-x0.png: .* --mask-names"):
+        open_masks(tmp_path)
+    assert len(open_masks(tmp_path, options=MaskOptions(mask_names="m-*"))["train"]) == 3
+    with pytest.raises(ValueError, match=r"mask_names must have one \* .*, got 'm-'"):
+        SegmentationConfig(mask_names="m-")
+
+
+def test_lone_images_and_masks_are_left_out_alike(tmp_path: Path) -> None:
+    build(tmp_path, "Carvana")
+    (tmp_path / "train" / "1.jpg").unlink()
+    (tmp_path / "train_masks" / "3_mask.gif").unlink()
+    with pytest.raises(
+        ValueError, match=r"3.jpg has no mask in .*train_masks.*1_mask.gif has no image in .*train: add it"
+    ):
+        open_masks(tmp_path)
+    split = open_masks(tmp_path, skip_unreadable=True)["train"]
+    assert split.names == ["0.jpg", "2.jpg", "4.jpg"]
+    assert [name for name, _ in split.skipped] == ["3.jpg", "1_mask.gif"]
+
+
+def test_folders_of_images_without_masks_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(tmp_path, "Carvana")
+    build(tmp_path / "b", "own")
+    for folder in (tmp_path / "test", tmp_path / "b" / "images" / "test"):
+        photo(folder / "x.jpg")
+    with caplog.at_level(logging.INFO):
+        assert list(open_masks(tmp_path / "b")) == ["train", "val"]
+        assert f"not used, folders of images without masks: {tmp_path}/b/images/test (1 image)" in caplog.text
+        shutil.rmtree(tmp_path / "b")
+        assert list(open_masks(tmp_path)) == ["train"]
+        assert f"without masks: {tmp_path}/test (1 image)" in caplog.text
+        assert f"the mask of {tmp_path}/train/0.jpg is {tmp_path}/train_masks/0_mask.gif" in caplog.text
+
+
+def test_pascal_voc_lists_its_splits(tmp_path: Path) -> None:
+    for i in range(6):
+        photo(tmp_path / f"JPEGImages/{i}.jpg", i)
+        photo(tmp_path / f"JPEGImages/not-segmented-{i}.jpg", 10 + i)
+        (tmp_path / f"Annotations/{i}.xml").parent.mkdir(exist_ok=True)
+        (tmp_path / f"Annotations/{i}.xml").write_text("<annotation/>")
+        mask(tmp_path / f"SegmentationClass/{i}.png", i)
+        mask(tmp_path / f"SegmentationObject/{i}.png", i, (0, 3))
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for name, of_it in {"train": "0 1 3", "val": "2 4", "trainval": "0 1 2 3 4", "test": "9"}.items():
+        (lists / f"{name}.txt").write_text("\n".join(of_it.split()))
+    (tmp_path / "classes.txt").write_text("ground\nfigure\n")
+    splits = open_masks(tmp_path)
+    assert {name: split.names for name, split in splits.items()} == {
+        "train": ["0.jpg", "1.jpg", "3.jpg"],
+        "val": ["2.jpg", "4.jpg"],
+    }
+
+
+def test_runs_on_masks_of_colors_in_other_folders_are_evaluated_resumed_and_predict(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    colors = np.array([(0, 0, 0), (128, 64, 128)], np.uint8)
+    for path, files in build(data, "CamVid with labels").items():
+        for image, indices in files.items():
+            name = Path(image).stem
+            Image.fromarray(colors[indices]).save(data / f"{path}_labels" / f"{name}_L.png")
+    (data / "classes.txt").unlink()
+    (data / "class_dict.csv").write_text("name,r,g,b\nground,0,0,0\nfigure,128,64,128\nunicorn,9,9,9\n")
+    given = options(SEGMENT, epochs=1, in_chans=3)
+    ended = atconv("segment", "train", data, *given, f"--out={tmp_path / 'run'}")
+    assert ended.code == 0, ended.err
+    assert "no mask in" in ended.out + ended.err
+    assert "holds unicorn" in ended.out + ended.err
+    (tmp_path / "run" / "metrics.json").unlink()
+    ended = atconv("segment", "train", "--resume", tmp_path / "run")
+    assert ended.code == 0, ended.err
+    for extra in ([], [data], [data, "--split=train"]):
+        ended = atconv("segment", "evaluate", tmp_path / "run", *extra)
+        assert ended.code == 0, ended.err
+    ended = atconv("segment", "predict", tmp_path / "run", data / "val" / "0.png")
+    assert ended.code == 0, ended.err

@@ -52,6 +52,23 @@ def _annotated(folder: Path) -> None:
     annotated_folder(folder, train=8, val=4)
 
 
+def _camvid(folder: Path) -> None:
+    """The same in other folders, masks with colors."""
+    _annotated(folder)
+    colors = np.array([(0, 0, 0), (128, 64, 128), (70, 130, 180)], np.uint8)
+    for split in ("train", "val"):
+        (folder / "images" / split).rename(folder / split)
+        (folder / f"{split}_labels").mkdir()
+        for mask in (folder / "masks" / split).iterdir():
+            pixels = colors[np.asarray(Image.open(mask))]
+            Image.fromarray(pixels).save(folder / f"{split}_labels" / f"{mask.stem}_L.png")
+    for name in ("images", "masks"):
+        shutil.rmtree(folder / name)
+    (folder / "classes.txt").rename(folder / "class_dict.csv")
+    rows = ["name,r,g,b", "ground,0,0,0", "dark,128,64,128", "bright,70,130,180"]
+    (folder / "class_dict.csv").write_text("\n".join(rows))
+
+
 def _scan(path: Path) -> None:
     Image.fromarray((load_digits().images[0] * 15).astype(np.uint8)).save(path)
 
@@ -81,6 +98,7 @@ SAMPLES: dict[str, Callable[[Path], None]] = {
     "more": _images,
     "street": _annotated,
     "fields": _annotated,
+    "camvid": _camvid,
     "scan.png": _scan,
     "AttNet_T2.pth": _release,
     "runs/demo": _digits,

@@ -66,8 +66,8 @@ class MaskOptions:
 
     masks: str | None = None
     """folder of the masks in DATA, such as gtCoarse; default: found by its name or by what masks look like"""
-    mask_ending: str | None = None
-    """what names of masks have after those of images, such as _labelIds for x_labelIds.png; default: found"""
+    mask_names: str | None = None
+    """how masks are named, with * for what is in the name of their image too, such as *_gt; default: found"""
     class_table: str | None = None
     """file of the classes, and of their colors or values; default: classes.txt, class_dict.csv or the like in
     DATA"""
@@ -82,6 +82,11 @@ class MaskOptions:
             values = getattr(self, name) or ()
             if len(set(values)) < len(values) or not set(values) <= set(range(256)):
                 raise ValueError(f"{name} must be different numbers in 0 … 255, got {list(values)}")
+        if self.mask_names is not None and self.mask_names.count("*") != 1:
+            raise ValueError(
+                f"mask_names must have one * for the name of an image, such as *_mask, got "
+                f"{self.mask_names!r}"
+            )
         both = sorted({*(self.mask_values or ())} & {*self.ignored_values} - {255})
         if both:
             raise ValueError(f"mask_values and ignored_values both have {both}: leave it out of one")

@@ -23,6 +23,7 @@ __all__ = [
     "image_suffixes",
     "images_in",
     "is_ignored",
+    "leads_down",
     "list_images",
     "open_image",
     "opened_image",
@@ -185,7 +186,7 @@ def _list_into(listing: Listing, folder: str, prefix: str, suffixes: frozenset[s
         elif is_ignored(name):
             if not name.startswith(".") and entry.is_dir(follow_symlinks=False):
                 listing.tool_folders.append(prefix + name)
-        elif entry.is_dir(follow_symlinks=False) or (not prefix and _leads_down(entry, folder)):
+        elif entry.is_dir(follow_symlinks=False) or (not prefix and leads_down(entry, folder)):
             _list_into(listing, entry.path, f"{prefix}{name}/", suffixes)
         elif not os.path.isdir(entry.path):  # a broken link is listed, and then found unreadable
             suffix = os.path.splitext(name)[1].lower()
@@ -195,7 +196,7 @@ def _list_into(listing: Listing, folder: str, prefix: str, suffixes: frozenset[s
                 listing.others[suffix] += 1
 
 
-def _leads_down(link: os.DirEntry[str], folder: str) -> bool:
+def leads_down(link: os.DirEntry[str], folder: str) -> bool:
     """Whether an entry of a folder is a link to another folder, and not to one that the folder lies in."""
     target, here = os.path.realpath(link.path), os.path.realpath(folder)
     return os.path.isdir(target) and os.path.commonpath([target, here]) != target

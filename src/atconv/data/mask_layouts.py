@@ -1,6 +1,6 @@
 """Which masks belong to which images, in the folders that people have: found by the names of files.
 
-An image and its mask have one name but for suffixes and usual endings, such as x.jpg and x_mask.png. They lie
+An image and its mask have one name but for suffixes and usual words, such as x.jpg and x_mask.png. They lie
 in one folder, or in two whose paths differ in one place, such as images/train and masks/train. Where names do
 not say which is which, the files must look it.
 """
@@ -11,12 +11,19 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import islice, product, takewhile
 from pathlib import Path, PurePosixPath
 
-from atconv.data.images import image_suffixes, is_ignored
+from atconv.data.images import image_suffixes, is_ignored, leads_down
 from atconv.data.mask_looks import Look, look_at
-from atconv.data.mask_names import find_ending, is_image_ending, names_images, names_masks, rank
+from atconv.data.mask_names import (
+    common_part,
+    find_pattern,
+    is_image_pattern,
+    names_images,
+    names_masks,
+    rank,
+)
 from atconv.data.mask_pairs import MaskFolders, pair_splits
 from atconv.io import first_few
 
@@ -57,10 +64,10 @@ class _Match:
 
     images: _Folder
     masks: _Folder
-    endings: tuple[str, str]
-    """of the stems of images and of masks"""
+    patterns: tuple[str, str]
+    """how stems of images and of masks are written"""
     cores: list[str]
-    """what is left of stems that match"""
+    """what they have in common"""
     share: float
     """of the masks looked at that have an image"""
     named: bool
@@ -81,17 +88,17 @@ class _Match:
         left, right = str(self.images.path), str(self.masks.path)
         name = left if self.beside else _own_part(self.images, self.masks)
         alike = _common(left, right) + _common(left[::-1], right[::-1])
-        return not names_masks(name), names_images(name), alike, self.share, -rank(self.endings[1])
+        return not names_masks(name), names_images(name), alike, self.share, -rank(self.patterns[1])
 
 
 def has_masks(path: Path) -> bool:
     """Whether a folder holds images and masks that look it."""
     folders = list(islice(_folders(path, _MAX_CHILDREN), _MAX_FOLDERS)) if path.is_dir() else []
-    return any(map(_look_it, _matches(folders, folders, None)))
+    return any(map(_look_it, _matches(folders, folders)))
 
 
 def find_masks(
-    data: Path, images: Path | None = None, masks: str | None = None, ending: str | None = None
+    data: Path, images: Path | None = None, masks: str | None = None, pattern: str | None = None
 ) -> MaskLayout:
     """Where images and masks lie; no splits where there are none.
 
@@ -99,7 +106,7 @@ def find_masks(
         data: the folder.
         images: the folder of images, where it is not in DATA.
         masks: the folder of masks in DATA; default: found by its name or looks.
-        ending: what the names of masks have after those of images, before the suffix; default: a usual one.
+        pattern: how stems of masks are written, such as *_labelIds; default: as is usual.
 
     Raises:
         ValueError: masks may lie in several folders, or splits are mixed with other folders.
@@ -111,22 +118,26 @@ def find_masks(
     inside = list(_folders(data))
     left = inside if images is None else list(_folders(images))
     right = [f for f in inside if masks is None or f.full.is_relative_to(data / masks)]
-    matches = list(_matches(left, right, ending))
-    if masks is None and ending is None:
+    chosen = masks is not None or pattern is not None
+    matches = list(_matches(left, right, pattern, chosen))
+    if not chosen:
         named = [match for match in matches if match.named and not match.beside]
         matches = named or [match for match in matches if _look_it(match)]
     roots = _roots(matches, data)
     if not roots:
+        _check_names(left, right)
         return MaskLayout()
     votes: Counter[tuple[str, str]] = Counter()
     for match in matches:
-        votes[match.endings] += len(match.cores)
-    endings = max(votes, key=lambda each: (votes[each], -rank(each[1])))
-    splits = pair_splits(roots, endings, images or data, data)
+        if any(match.roots == pair or _inside(match.roots, pair) for pair in roots):
+            votes[match.patterns] += len(match.cores)
+    patterns = max(votes, key=lambda each: (votes[each], -rank(each[1])))
+    splits = pair_splits(roots, patterns, images or data, data)
     used = {folder for pair in roots for folder in pair}
     unused = [f.full for f in left if not any(f.full.is_relative_to(root) for root in used)]
-    unused += [part.images for part in splits.values() if not any(mask for _, mask in part.pairs)]
-    return MaskLayout({name: part for name, part in splits.items() if part.images not in unused}, unused)
+    bare = [name for name, part in splits.items() if not any(mask for _, mask in part.pairs)]
+    unused += [splits.pop(name).images for name in bare]
+    return MaskLayout(splits, unused)
 
 
 def _folders(base: Path, max_children: int | None = None) -> Iterator[_Folder]:
@@ -140,60 +151,65 @@ def _folders(base: Path, max_children: int | None = None) -> Iterator[_Folder]:
                     entries = sorted((e for e in listing if not is_ignored(e.name)), key=lambda e: e.name)
             except OSError:  # it is named where its images are listed
                 continue
-            inner = [Path(e.path) for e in entries if e.is_dir(follow_symlinks=folder == base)]
+            inner = [
+                Path(e.path)
+                for e in entries
+                if e.is_dir(follow_symlinks=False) or (folder == base and leads_down(e, os.fspath(base)))
+            ]
             children += inner[:max_children]
             stems = (os.path.splitext(entry.name) for entry in entries)
             names = {stem: stem + suffix for stem, suffix in stems if suffix.lower() in suffixes}
             if names:
                 yield _Folder(base, PurePosixPath(folder.relative_to(base)), names)
-        waiting = children
+        waiting = children if max_children is None else children[:_MAX_FOLDERS]
 
 
-def _matches(left: Sequence[_Folder], right: Sequence[_Folder], ending: str | None) -> Iterator[_Match]:
-    """For each folder that may hold masks the one that holds their images."""
+def _matches(
+    left: Sequence[_Folder], right: Sequence[_Folder], pattern: str | None = None, chosen: bool = False
+) -> Iterator[_Match]:
+    """For each folder that may hold masks the one that holds their images. `chosen`: a person says where."""
     by_stem: dict[str, list[_Folder]] = defaultdict(list)
-    endings = {""}
+    patterns = {"*"}
     for folder in left:
         for stem in folder.names:
             by_stem[stem].append(folder)
-        endings |= {ending for ending in map(find_ending, _sample(folder)) if is_image_ending(ending)}
+        patterns |= {found for found in map(find_pattern, _sample(folder)) if is_image_pattern(found)}
     for masks in right:
-        candidates = list(_candidates(masks, by_stem, sorted(endings), ending))
-        named = [match for match in candidates if match.named or match.beside]
+        candidates = list(_candidates(masks, by_stem, sorted(patterns), pattern))
+        named = [match for match in candidates if match.named or match.beside or chosen]
         if named or 0 < len({match.images for match in candidates if _siblings(match)}) <= _MAX_RIVALS:
             yield max(named or candidates, key=_Match.preference)
 
 
 def _candidates(
-    masks: _Folder, by_stem: Mapping[str, list[_Folder]], image_endings: Sequence[str], ending: str | None
+    masks: _Folder, by_stem: Mapping[str, list[_Folder]], image_patterns: Sequence[str], pattern: str | None
 ) -> Iterator[_Match]:
     """The folders that hold images of at least half of the masks looked at."""
-    for mask_ending, cores in _cores(masks, ending).items():
-        for image_ending in image_endings:
-            shared: dict[_Folder, list[str]] = defaultdict(list)
-            for core in cores:
-                for folder in by_stem.get(core + image_ending, ()):
-                    shared[folder].append(core)
-            for images, common in shared.items():
-                if 2 * len(common) >= len(cores) and (
-                    images is not masks or mask_ending not in ("", image_ending)
-                ):
-                    own, theirs = _own_part(masks, images), _own_part(images, masks)
-                    named = names_masks(mask_ending) or (names_masks(own) and not names_masks(theirs))
-                    share, endings = len(common) / len(cores), (image_ending, mask_ending)
-                    yield _Match(images, masks, endings, common, share, named)
+    cores = _cores(masks, pattern)
+    for mask_pattern, image_pattern in product(cores, image_patterns):
+        found: dict[_Folder, list[str]] = defaultdict(list)
+        for core in cores[mask_pattern]:
+            for folder in by_stem.get(image_pattern.replace("*", core), ()):
+                found[folder].append(core)
+        for images, common in found.items():
+            share = len(common) / len(cores[mask_pattern])
+            if share < 0.5 or (images is masks and mask_pattern in ("*", image_pattern)):
+                continue
+            own, theirs = _own_part(masks, images), _own_part(images, masks)
+            named = names_masks(mask_pattern) or (names_masks(own) and not names_masks(theirs))
+            yield _Match(images, masks, (image_pattern, mask_pattern), common, share, named)
 
 
-def _cores(masks: _Folder, ending: str | None) -> dict[str, list[str]]:
-    """What is left of the first stems without an ending, by ending."""
-    if ending is not None:
-        stems = sorted(stem for stem in masks.names if stem.endswith(ending))[:_SAMPLE]
-        return {ending: [stem.removesuffix(ending) for stem in stems]} if stems else {}
-    cores = defaultdict(list, {"": _sample(masks)})
+def _cores(masks: _Folder, pattern: str | None) -> dict[str, list[str]]:
+    """What some stems may have in common with those of images, by how they are written."""
+    if pattern is not None:
+        found = [core for stem in sorted(masks.names) if (core := common_part(stem, pattern))]
+        return {pattern: found[:_SAMPLE]} if found else {}
+    cores = defaultdict(list, {"*": _sample(masks)})
     for stem in _sample(masks):
-        found = find_ending(stem)
-        if not is_image_ending(found):
-            cores[found].append(stem.removesuffix(found))
+        written = find_pattern(stem)
+        if not is_image_pattern(written):
+            cores[written].append(common_part(stem, written) or stem)
     return cores
 
 
@@ -207,8 +223,8 @@ def _look_it(match: _Match) -> bool:
     looks: list[tuple[Look, Look]] = []
     for core in match.cores[:: -(-len(match.cores) // _LOOKED_AT)]:
         image, mask = (
-            look_at(folder.full / folder.names[core + ending])
-            for folder, ending in zip((match.images, match.masks), match.endings, strict=True)
+            look_at(folder.full / folder.names[pattern.replace("*", core)])
+            for folder, pattern in zip((match.images, match.masks), match.patterns, strict=True)
         )
         if image and mask:
             looks.append((image, mask))
@@ -227,15 +243,32 @@ def _roots(matches: Sequence[_Match], data: Path) -> list[tuple[Path, Path]]:
         ValueError: there are several for the same images.
     """
     every = {match.roots for match in matches}
-    roots = sorted(pair for pair in every if not any(_inside(pair, other) for other in every))
-    for images in {image for image, _ in roots}:
-        several = [str(mask.relative_to(data)) for image, mask in roots if image == images]
-        if len(several) > 1:
+    by_images: dict[Path, list[Path]] = defaultdict(list)
+    for images, masks in sorted(pair for pair in every if not any(_inside(pair, other) for other in every)):
+        by_images[images].append(masks)
+    for images, several in by_images.items():
+        preferred = [path for path in several if names_masks(path.name)] or several
+        if len(preferred) > 1:
+            names = [path.relative_to(data).as_posix() for path in preferred]
             raise ValueError(
-                f"the images in {images} have masks in {first_few(several)}: choose one, as --masks "
-                f"{several[0]!r}"
+                f"the images in {images} have masks in {first_few(names)}: choose one, such as --masks "
+                f"{names[0]!r}"
             )
-    return roots
+        by_images[images] = preferred
+    return [(images, masks) for images, [masks] in by_images.items()]
+
+
+def _check_names(left: Sequence[_Folder], right: Sequence[_Folder]) -> None:
+    """Raise ValueError where folders are called images and masks, and their files have no names in common."""
+    masks = [folder for folder in right if names_masks(str(folder.path))]
+    images = [folder for folder in left if folder not in masks and names_images(str(folder.path))]
+    if masks and images:
+        names = [next(iter(folder.names.values())) for folder in (images[0], masks[0])]
+        raise ValueError(
+            f"images in {images[0].full} and masks in {masks[0].full} have no names in common, such as "
+            f"{names[0]} and {names[1]}: give both the same name, or say how masks are named, such as "
+            "--mask-names '*_mask'"
+        )
 
 
 def _inside(pair: tuple[Path, Path], other: tuple[Path, Path]) -> bool:

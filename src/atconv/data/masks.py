@@ -148,7 +148,7 @@ def read_mask_folder(
 
 
 def _layout(data: Path, images: Path | None, options: MaskOptions) -> MaskLayout:
-    return find_masks(data, images, options.masks, options.mask_ending)
+    return find_masks(data, images, options.masks, options.mask_names)
 
 
 def _classes(data: Path, found: MaskFolders, options: MaskOptions) -> MaskClasses:
