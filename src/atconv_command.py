@@ -35,7 +35,7 @@ TOOLS = {
         "encode": "images to latents of a VAE, once",
     },
     "detect": {
-        "train": "train a detector on boxes or masks in COCO's format",
+        "train": "train a detector on boxes or masks (COCO, YOLO, Pascal VOC)",
         "evaluate": "mean average precision, by class, and plots",
         "predict": "find objects in images, and draw them",
     },

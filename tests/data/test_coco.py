@@ -22,7 +22,7 @@ from PIL import Image
 
 from atconv.data.annotated import save_or_check_split, train_val_test_split
 from atconv.data.boxes import decode_mask, encode_mask
-from atconv.data.formats import open_boxes, open_masks
+from atconv.data.formats import open_boxes, open_masks, recognize
 from atconv.engine.run import Run
 from atconv.tasks.detection.data import load_target
 from studies.datasets.scenes import _run_lengths
@@ -498,3 +498,84 @@ def test_a_category_above_others_is_no_class(tmp_path: Path) -> None:
     (data / "val.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="two of one name"):
         open_boxes(data, False)
+
+
+NAMES_OF_TOOLS = {
+    "instances_Train.json instances_Val.json": "images/train images/val",
+    "Annotations/Instances_Train2017.JSON Annotations/Instances_Val2017.JSON": "Images/train Images/val",
+    "train_annotations.json val_annotations.json": "images/train images/val",
+    "annotations/annotations_train.coco.json annotations/coco_valid.json": "images/train images/val",
+    "train/_Annotations.coco.json valid/_Annotations.coco.json": "train valid",
+    "train/annotations.json val/labels.json": "train/images val/images",
+    "train.json val.json": "photos/train photos/val",
+    "Train.json Dev.json": "train dev",
+}
+
+
+@pytest.mark.parametrize("files", NAMES_OF_TOOLS)
+def test_files_are_found_under_any_usual_name(files: str, tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    expected = {name: annotations(split) for name, split in open_boxes(data, False).items()}
+    shutil.rmtree(data / "masks")
+    (data / "images").rename(data / "kept")
+    for split, file, folder in zip(
+        ("train", "val"), files.split(), NAMES_OF_TOOLS[files].split(), strict=True
+    ):
+        (data / folder).parent.mkdir(parents=True, exist_ok=True)
+        (data / "kept" / split).rename(data / folder)
+        (data / file).parent.mkdir(parents=True, exist_ok=True)
+        (data / f"{split}.json").rename(data / file)
+    (data / "kept").rmdir()
+    assert {name: annotations(split) for name, split in open_boxes(data, False).items()} == expected
+    found = recognize(data)
+    assert found is not None
+    assert found.annotation == "boxes"
+
+
+def test_keypoints_and_captions_beside_instances_are_passed_over(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    (data / "annotations").mkdir()
+    for split in ("train", "val"):
+        file = (data / f"{split}.json").rename(data / "annotations" / f"instances_{split}2017.json")
+        for other in ("person_keypoints", "captions", "stuff"):
+            shutil.copy(file, data / "annotations" / f"{other}_{split}2017.json")
+    assert [split.where.name[:9] for split in open_boxes(data, False).values()] == ["instances"] * 2
+
+
+@pytest.mark.parametrize(
+    "roots",
+    [
+        [("things", "none", "things")],
+        [("dark", "none", "")],
+        [("dark", "dark", "dark")],
+        [("all", "", ""), ("some", "all", "some")],
+    ],
+    ids=["above", "same name", "above itself", "two levels"],
+)
+def test_root_categories_are_no_classes_in_any_split(
+    roots: list[tuple[str, str, str]], tmp_path: Path
+) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    for split in ("train", "val"):
+        content = json.loads((data / f"{split}.json").read_text())
+        for i, (name, parent, above) in enumerate(roots):
+            for category in content["categories"] if above else []:
+                category["supercategory"] = (
+                    above if category["name"] in CLASSES else category["supercategory"]
+                )
+            content["categories"].insert(0, {"id": 90 + i, "name": name, "supercategory": parent})
+        (data / f"{split}.json").write_text(json.dumps(content))
+    assert [split.classes for split in open_boxes(data, False).values()] == [["bright", "dark"]] * 2
+
+
+def test_images_that_are_held_out_have_objects(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=12, val=1)
+    content = json.loads((data / "train.json").read_text())
+    for entry in content["annotations"]:
+        entry["iscrowd"] = int(entry["image_id"] not in (104, 107))
+    (data / "train.json").write_text(json.dumps(content))
+    train = {"train": open_boxes(data, False)["train"]}
+    for seed in range(20):
+        splits = train_val_test_split(train, 0.25, seed)
+        assert [split.objects for split in splits.values()] == [2, 2]
+        assert sorted(splits["train"].names + splits["val"].names) == sorted(train["train"].names)

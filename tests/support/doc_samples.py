@@ -69,6 +69,18 @@ def _camvid(folder: Path) -> None:
     (folder / "class_dict.csv").write_text("\n".join(rows))
 
 
+def _yolo(folder: Path) -> None:
+    from support.box_formats import yolo_folder
+
+    yolo_folder(folder, train=8, val=4)
+
+
+def _voc(folder: Path) -> None:
+    from support.box_formats import voc_folder
+
+    voc_folder(folder, "VOC", train=8, val=4)
+
+
 def _scan(path: Path) -> None:
     Image.fromarray((load_digits().images[0] * 15).astype(np.uint8)).save(path)
 
@@ -99,6 +111,8 @@ SAMPLES: dict[str, Callable[[Path], None]] = {
     "street": _annotated,
     "fields": _annotated,
     "camvid": _camvid,
+    "garden": _yolo,
+    "yard": _voc,
     "scan.png": _scan,
     "AttNet_T2.pth": _release,
     "runs/demo": _digits,

@@ -50,8 +50,8 @@ def is_coco(path: Path) -> bool:
     """Whether a folder holds COCO files: by their usual names, or next to images."""
     if not path.is_dir():
         return False
-    files = _json_files(path)
-    if not _has_images(path):
+    files, splits = _json_files(path), {split_of(folder.name) for folder in subfolders(path)} - {None}
+    if not _has_images(path) and not any(split_of(f.stem) in splits and is_coco_file(f) for f in files):
         files = [
             f for f in files if f.parent != path or f.stem.lower() in _USUAL or "instances_" in f.stem.lower()
         ]
@@ -206,7 +206,9 @@ def _image_folders(data: Path, split: str, file: Path, images: Path | None) -> l
     folders += [*(split_folder(pool, split) for pool in pools), split_folder(root, split), root]
     if images is None and file.parent != data:
         folders = [file.parent, *folders] if split_of(file.parent.name) else [*folders, file.parent]
-    return [folder for folder in [*folders, *pools, *inner] if folder.is_dir()]
+    inner += subfolders(file.parent)
+    folders += [*pools, *inner, *(split_folder(folder, split) for folder in inner)]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def _folder_of(images: Sequence[dict[str, Any]], folders: Sequence[Path]) -> Path:

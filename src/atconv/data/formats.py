@@ -5,6 +5,7 @@ A new format is one file and one entry in `FORMATS`; see "Add a data format" in 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ __all__ = [
     "open_sources",
     "recognize",
 ]
+logger = logging.getLogger(__name__)
 
 Annotation = Literal["labels", "boxes", "masks"]
 
@@ -274,6 +276,7 @@ def open_annotated(
     if images is not None and not images.is_dir():
         raise ValueError(f"the folder of images {images} does not exist")
     known, names = _annotated_format(annotation, data, images, own)
+    logger.info("%s is recognized as %s", data, known.name)
     splits: dict[str, AnnotatedSplit] = {}
     for name in names if split is None else [choose_split(names, split, data)]:
         opened = known.read(data, name, classes, images, **own)

@@ -100,8 +100,14 @@ def _listed_names(data: Path) -> dict[str, list[str]]:
     for stem in ("trainval", "default"):
         if stem in files:
             named.setdefault("train", files[stem])
-    lines = {split: [line.strip() for line in read_lines(path)] for split, path in named.items()}
-    return {split: [line for line in own if line] for split, own in lines.items()}
+    listed = {}
+    for split, path in named.items():
+        lines = [(number, line.strip()) for number, line in enumerate(read_lines(path), 1) if line.strip()]
+        for number, line in lines:
+            if leads_outside(line, data, data):
+                raise ValueError(f"{path}, line {number}: {line!r} leads out of {data}: remove it")
+        listed[split] = [line for _, line in lines]
+    return listed
 
 
 def xml_files(place: Place) -> dict[str, Path]:
@@ -112,9 +118,6 @@ def xml_files(place: Place) -> dict[str, Path]:
     files = {}
     for line in place.names:
         name = line if (place.annotations / f"{line}.xml").is_file() else line.split()[0]  # "000005  1"
-        if leads_outside(name, place.annotations, place.annotations):
-            where = place.annotations
-            raise ValueError(f"ImageSets names {name!r}, which leads out of {where}: remove it")
         files[name] = place.annotations / f"{name}.xml"
     return files
 

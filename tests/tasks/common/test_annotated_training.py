@@ -248,7 +248,7 @@ def test_crowds_and_classes_without_boxes_are_named(tmp_path: Path, caplog: pyte
         entry["iscrowd"] = int(entry["category_id"] == 7)
     (data / "train.json").write_text(json.dumps(content))
     detect(tmp_path / "run", data, epochs=1)
-    assert "crowds (iscrowd 1) are left out of training: 12 of dark" in caplog.text
+    assert "crowds (iscrowd 1, or difficult) are left out of training: 12 of dark" in caplog.text
     assert "no box of a single object teaches dark" in caplog.text
 
 

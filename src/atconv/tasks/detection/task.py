@@ -62,7 +62,7 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
         single, crowds = train.count_boxes(crowd=False), train.count_boxes(crowd=True)
         if crowds:
             counts = ", ".join(f"{n} of {name}" for name, n in crowds.items())
-            logger.warning("crowds (iscrowd 1) are left out of training: %s", counts)
+            logger.warning("crowds (iscrowd 1, or difficult) are left out of training: %s", counts)
         untaught = [name for name in train.classes if name not in single]
         if untaught:
             logger.warning("no box of a single object teaches %s", first_few(untaught))
