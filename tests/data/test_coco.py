@@ -507,7 +507,6 @@ NAMES_OF_TOOLS = {
     "annotations/annotations_train.coco.json annotations/coco_valid.json": "images/train images/val",
     "train/_Annotations.coco.json valid/_Annotations.coco.json": "train valid",
     "train/annotations.json val/labels.json": "train/images val/images",
-    "train.json val.json": "photos/train photos/val",
     "Train.json Dev.json": "train dev",
 }
 

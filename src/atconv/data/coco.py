@@ -50,12 +50,13 @@ def is_coco(path: Path) -> bool:
     """Whether a folder holds COCO files: by their usual names, or next to images."""
     if not path.is_dir():
         return False
-    files, splits = _json_files(path), {split_of(folder.name) for folder in subfolders(path)} - {None}
-    if not _has_images(path) and not any(split_of(f.stem) in splits and is_coco_file(f) for f in files):
-        files = [
-            f for f in files if f.parent != path or f.stem.lower() in _USUAL or "instances_" in f.stem.lower()
-        ]
+    near = _has_images(path)
+    files = (f for f in _json_files(path) if near or f.parent != path or _is_usual(f.stem.lower()))
     return any(map(is_coco_file, files))
+
+
+def _is_usual(stem: str) -> bool:
+    return stem in _USUAL or "instances_" in stem or split_of(stem) is not None
 
 
 def _has_images(path: Path) -> bool:
@@ -200,15 +201,16 @@ def _image_folders(data: Path, split: str, file: Path, images: Path | None) -> l
     """Folders that file names may be relative to, likeliest first. For annotations/instances_train2017.json,
     train2017/ or images/train2017/; Label Studio's names start with images/."""
     root = images or data
-    inner = subfolders(root)
-    pools = [folder for folder in inner if folder.name.lower() in IMAGE_FOLDERS]
+    near = [] if images or file.parent == data else [file.parent]
+    pools = [folder for place in (root, *near) for folder in subfolders(place) if _is_pool(folder)]
     folders = [place / _year(file) for place in (root, *pools)] if file.parent != data else []
     folders += [*(split_folder(pool, split) for pool in pools), split_folder(root, split), root]
-    if images is None and file.parent != data:
-        folders = [file.parent, *folders] if split_of(file.parent.name) else [*folders, file.parent]
-    inner += subfolders(file.parent)
-    folders += [*pools, *inner, *(split_folder(folder, split) for folder in inner)]
-    return [folder for folder in folders if folder.is_dir()]
+    folders = [*near, *folders] if near and split_of(file.parent.name) else [*folders, *near]
+    return [folder for folder in [*folders, *pools] if folder.is_dir()]
+
+
+def _is_pool(folder: Path) -> bool:
+    return folder.name.lower() in IMAGE_FOLDERS
 
 
 def _folder_of(images: Sequence[dict[str, Any]], folders: Sequence[Path]) -> Path:
