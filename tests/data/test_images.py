@@ -65,6 +65,20 @@ def test_exif_orientation_is_applied(orientation: int, upright, kind: str) -> No
     np.testing.assert_array_equal(read(file), upright(NOISE))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_file_is_read_as_its_bytes_are(tmp_path: Path, orientation: int) -> None:
+    """Pillow reads uncompressed ones in another way by their path."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)).save(tmp_path / "scan.tif", exif=exif)
+    read, expected = (
+        read_image(tmp_path / "scan.tif"),
+        read_image(io.BytesIO((tmp_path / "scan.tif").read_bytes())),
+    )
+    assert read.size == expected.size == ((8, 6) if orientation < 5 else (6, 8))
+    assert read.tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("alpha", [0, 255, 100])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparent_pixels_lie_on_white(mode: str, alpha: int) -> None:

@@ -7,7 +7,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -70,7 +70,7 @@ def opened_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
     """
     try:
         _load_plugins()
-        with Image.open(file) as image:
+        with _stream(file) as stream, Image.open(stream) as image:
             if image.format in _NO_IMAGES:
                 raise ValueError(f"{image.format} is not read: save it as PNG")
             yield image
@@ -80,6 +80,12 @@ def opened_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
         name = "" if hasattr(file, "read") else f"{file}: "
         advice = plugin_advice([Path(name.strip(": ")).suffix])
         raise ValueError(f"{name}not a readable image ({_reason(error)}{advice})") from error
+
+
+def _stream(file: str | Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    """An open file: by its path, Pillow (12.3) maps an uncompressed TIFF into memory, and mixes up the rows of
+    one that lies on its side."""
+    return Path(file).open("rb") if isinstance(file, (str, Path)) else nullcontext(file)
 
 
 def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB") -> Image.Image:
