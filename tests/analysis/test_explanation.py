@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
-from atconv.analysis.explanation import class_activation
+from atconv.analysis.explanation import attention_support, class_activation, explain
 
 
 class Linear(nn.Module):
@@ -49,3 +53,19 @@ def test_missing_layers_and_layers_without_a_map_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"must put out a map B C h w, got \(1, 4\)"):
         class_activation(model, images, classes, "fc")
     assert not model.fc._forward_hooks
+
+
+def test_attention_that_looks_at_one_patch_puts_all_support_there() -> None:
+    """Keys are zero but for one patch, which queries of all tokens match."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3).eval()
+    attention: Any = model.blocks[0].attn
+    with mock.patch("atconv.analysis.rollout._weights") as weights:
+        share = torch.zeros(1, attention.num_heads, 5, 5)
+        share[..., 1 + 2] = 1.0  # behind the class token, the third patch
+        weights.return_value = share
+        maps = attention_support(model, torch.randn(1, 3, 32, 32))
+    torch.testing.assert_close(maps, torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]))
+    [explanation] = explain(model, torch.randn(1, 3, 32, 32), ["a", "b", "c"], None)
+    assert explanation.map.shape == (2, 2)
+    with pytest.raises(ValueError, match="no self-attention"):
+        attention_support(Linear(), torch.randn(1, 1, 5, 6))

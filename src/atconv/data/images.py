@@ -83,8 +83,8 @@ def opened_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
 
 
 def _stream(file: str | Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
-    """An open file: by its path, Pillow (12.3) maps an uncompressed TIFF into memory, and mixes up the rows of
-    one that lies on its side."""
+    """An open file. By its path, Pillow (12.3) maps an uncompressed TIFF into memory, and mixes up the rows
+    of one that lies on its side."""
     return Path(file).open("rb") if isinstance(file, (str, Path)) else nullcontext(file)
 
 
