@@ -148,7 +148,7 @@ def test_jpeg_masks_take_the_nearest_of_values_that_are_far_apart(tmp_path: Path
     binary = read_classes(table(tmp_path, "a\nb\n"), MaskOptions(mask_values=(0, 255)))
     assert np.array_equal(binary.read(tmp_path / "x.jpg"), pixels // 255)
     with pytest.raises(
-        ValueError, match=r"x.jpg holds .* JPEG changes values: save masks as PNG: classes.txt names 0 … 1"
+        ValueError, match=r"x.jpg holds .* JPEG changes values, save masks as PNG; classes.txt names 0 … 1"
     ):
         read_classes(tmp_path / "classes.txt", MaskOptions()).read(tmp_path / "x.jpg")
     colored = read_classes(table(tmp_path, "a 0 0 0\nb 255 255 255\n"), MaskOptions())

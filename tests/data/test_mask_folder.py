@@ -57,7 +57,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "colors": (
         lambda data: write(mask_of(data), 1, mode="RGB"),
-        "1.png holds the colors #010000, and .*classes.txt has none: write the color",
+        "1.png holds the colors #010000: .*classes.txt has none; write the color",
     ),
     "missing": (
         lambda data: mask_of(data).unlink(),
@@ -232,3 +232,17 @@ def test_masks_of_other_values_are_read(tmp_path: Path) -> None:
     assert all(np.array_equal(split.mask(i), mask) for i, mask in enumerate(expected))
     with pytest.raises(ValueError, match=r"mask_values are 2, and .* names 3 classes"):
         open_masks(data, options=MaskOptions(mask_values=(0, 255)))
+
+
+def test_what_is_wrong_with_many_masks_is_explained_once(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path, train=3, val=1)
+    for i in range(3):
+        mask = np.array(Image.open(data / f"masks/train/{i}.png"))
+        mask[0, i] = 7 + i
+        Image.fromarray(mask).save(data / f"masks/train/{i}.png")
+    message = (
+        r"train: 0.png holds 7 \(1 pixel\); 1.png holds 8 \(1 pixel\); 2.png holds 9 \(1 pixel\): classes.txt"
+    )
+    with pytest.raises(ValueError, match=message) as raised:
+        open_masks(data)
+    assert str(raised.value).count("--ignored-values") == 1

@@ -152,6 +152,14 @@ def test_classes_whose_files_have_the_same_names_stay_classes(
     assert open_sources(tiny_config(data=str(tmp_path)))["train"].classes == sorted(CLASSES[name])
 
 
+def test_plain_images_with_plain_masks_are_recognized_by_names_and_kinds(tmp_path: Path) -> None:
+    for i in range(3):
+        flat(tmp_path / f"images/{i}.png", i)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.new("L", SIZE, i).save(tmp_path / f"masks/{i}.png")
+    assert has_masks(tmp_path)
+
+
 def test_left_and_right_in_names_are_no_endings_of_masks(tmp_path: Path) -> None:
     for i, (label, end) in enumerate(itertools.product(("room", "hall"), ("", "_l", "_r", "_gt", "_label"))):
         photo(tmp_path / label / f"1{end}.jpg", i)

@@ -262,9 +262,15 @@ def check_skipped(splits: Mapping[str, AnnotatedSplit], limit: float, path: Path
 
 
 def raise_problems(where: Path, problems: Sequence[str]) -> None:
-    """Raise ValueError that names the first few problems, if there are any."""
-    if problems:
-        raise ValueError(f"{where}: {first_few(problems, '; ')}")
+    """Raise ValueError that names the first few problems, if there are any. What follows a colon in all of
+    them is said once."""
+    if not problems:
+        return
+    parts = [problem.partition(": ") for problem in problems]
+    advice = {tail for _, _, tail in parts}
+    if len(problems) > 1 and len(advice) == 1 and "" not in advice:
+        raise ValueError(f"{where}: {first_few([head for head, _, _ in parts], '; ')}: {advice.pop()}")
+    raise ValueError(f"{where}: {first_few(problems, '; ')}")
 
 
 def batches_of_equal_size(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,8 @@ class MaskClasses:
         if pixels.ndim == 3 and not self.colored:
             found = _describe(np.unique(_pack(pixels)), True)
             raise ValueError(
-                f"{path.name} holds the colors {found}, and {self.table} has none: write the color of each "
-                "class after its name there, such as road 128 64 128 or road #804080"
+                f"{path.name} holds the colors {found}: {self.table} has none; write the color of each class "
+                "after its name there, such as road 128 64 128 or road #804080"
             )
         known = np.array([*self.codes, *self.ignored])
         indices = np.array([*range(len(self.codes)), *[IGNORED] * len(self.ignored)], np.uint8)
@@ -97,8 +98,8 @@ class MaskClasses:
     def _unknown(self, path: Path, codes: NDArray[np.int32]) -> str:
         values, counts = np.unique(codes, return_counts=True)
         found = self.describe(values[np.argsort(-counts, kind="stable")])
-        jpeg = "; JPEG changes values: save masks as PNG" if is_jpeg(path) else ""
-        start = f"{path.name} holds {found} ({count_of(len(codes), 'pixel')}){jpeg}: "
+        jpeg = "JPEG changes values, save masks as PNG; " if is_jpeg(path) else ""
+        start = f"{path.name} holds {found} ({count_of(len(codes), 'pixel')}): {jpeg}"
         if self.colored:
             return (
                 f"{start}{self.table.name} has other colors. Add them there, called void where pixels are "
@@ -161,22 +162,22 @@ def find_table(folders: Iterable[Path]) -> Path | None:
 
 def missing_table(path: Path, masks: Sequence[Path]) -> str:
     """What to write in a table of classes, by what some masks hold."""
-    found: set[int] = set()
+    counts: Counter[int] = Counter()
     colored = False
     for mask in masks:
-        pixels = read_mask(mask, False)
+        pixels = read_mask(mask)
         colored = colored or pixels.ndim == 3
-        found |= {*np.unique(_pack(pixels)).tolist()}
-    values = sorted(found if colored else found - {IGNORED})
+        values, numbers = np.unique(_pack(pixels), return_counts=True)
+        enough = numbers > (0.05 * pixels.size if is_jpeg(mask) else 0)  # JPEG adds others
+        counts.update(values[enough].tolist())
+    found = sorted(counts)
     text = f"{path} does not exist: write the name of a class on each line"
-    held = f"{_describe(values, colored)}, which {count_of(len(masks), 'mask')} looked at hold"
+    held = f"{_describe(found, colored, 20)}, which {count_of(len(masks), 'mask')} looked at hold"
     if colored:
         return f"{text} and its color after it, as name r g b or name #rrggbb, for {held}"
-    if values == list(range(len(values))) and len(values) > 1:
-        return f"{text}, the first for index 0: {held}"
-    return (
-        f"{text}, and what masks hold for each as --mask-values '{sorted(found)}': {held} besides {IGNORED}"
-    )
+    if {*found} - {IGNORED} == {*range(max(2, len({*found} - {IGNORED})))}:
+        return f"{text}, the first for index 0: {held} ({IGNORED} is ignored)"
+    return f"{text}, and what masks hold for each as --mask-values '{found[:20]}': {held}"
 
 
 def read_mask(path: Path, colored: bool = False) -> NDArray[np.int32]:
@@ -285,5 +286,5 @@ def _unpack(codes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1)
 
 
-def _describe(codes: Iterable[int], colored: bool) -> str:
-    return first_few([f"#{int(code):06x}" if colored else str(int(code)) for code in codes])
+def _describe(codes: Iterable[int], colored: bool, count: int = 5) -> str:
+    return first_few([f"#{int(code):06x}" if colored else str(int(code)) for code in codes], count=count)

@@ -232,7 +232,7 @@ def _look_it(match: _Match) -> bool:
         return False
     varied = any(mask.values > 1 for _, mask in looks)
     if all(image.flat for image, _ in looks):
-        return match.named and varied
+        return match.named and (varied or all(mask.gray and not image.gray for image, mask in looks))
     return match.named or (varied and all(sorted(image.size) == sorted(mask.size) for image, mask in looks))
 
 

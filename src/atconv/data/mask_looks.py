@@ -25,6 +25,8 @@ class Look:
     """it may be a mask"""
     values: int
     """how many it has"""
+    gray: bool
+    """or a palette, and no colors"""
     size: tuple[int, int]
 
 
@@ -35,16 +37,17 @@ def look_at(path: Path) -> Look | None:
             shades = image.format == "JPEG"
             pixels = np.asarray(image.convert("RGB") if image.mode not in ("1", "L", "P") else image)
             size = image.size
+            gray = image.mode in ("1", "L", "P") or image.mode.startswith("I;16")
     except (OSError, ValueError):
         return None
     step = -(-max(size) // _MAX_SIDE)
     pixels = pixels[::step, ::step].astype(np.int32)
     if shades:
-        return Look(_flat_jpeg(pixels), len(np.unique(pixels // 64)), size)
+        return Look(_flat_jpeg(pixels), len(np.unique(pixels // 64)), gray, size)
     values = pixels if pixels.ndim == 2 else pixels @ np.array([1 << 16, 1 << 8, 1], np.int32)
     counts = np.sort(np.unique(values, return_counts=True)[1])[::-1]
     most = 1 + int(np.searchsorted(counts.cumsum(), 0.97 * counts.sum()))
-    return Look(most <= min(_FEW, max(2, counts.sum() // 4)), len(counts), size)
+    return Look(most <= min(_FEW, max(2, counts.sum() // 4)), len(counts), gray, size)
 
 
 def _flat_jpeg(pixels: NDArray[np.int32]) -> bool:
