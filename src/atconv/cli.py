@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import errno
 import json
 import logging
 import os
@@ -21,10 +20,11 @@ import yaml
 
 from atconv.command_line import Fill, Parser, add_function, add_options, add_positional
 from atconv.engine.tables import Table
+from atconv.error_lines import explain
 from atconv.extras import name_missing_extra
 from atconv.io import escape_controls, escape_row
 from atconv.ops.allocator import tune_allocator
-from atconv.tasks import TASKS, TaskSpec, get_task, load, open_run, task_for, task_of, train, train_or_resume
+from atconv.tasks import TASKS, TaskSpec, get_task, load, open_run, task_of, train, train_or_resume
 from atconv.tasks import resume as resume_run
 from atconv.terminal import fail, log_to_terminal, quiet_libraries
 
@@ -58,7 +58,7 @@ def run(arguments: Sequence[str], commands: Mapping[str, str], tools: Tools) -> 
     except Exception as error:
         if os.environ.get("ATCONV_DEBUG", "0") != "0":  # show tracebacks
             raise
-        _explain(_name(arguments, tools), error)
+        explain(_name(arguments, tools), error)
     except KeyboardInterrupt:
         fail(f"atconv {_name(arguments, tools)}: interrupted", code=130)
 
@@ -76,47 +76,6 @@ def _parser(commands: Mapping[str, str], tools: Tools) -> Parser:
 def _name(arguments: Sequence[str], tools: Tools) -> str:
     """The name of a command in its arguments."""
     return " ".join(arguments[: 2 if arguments[0] in tools else 1])
-
-
-def _explain(command: str, error: Exception) -> None:
-    """End with one line that says what was wrong, if it is the kind of error that users can do something
-    about."""
-    if isinstance(error, MemoryError):
-        error = RuntimeError(f"not enough memory: {error or 'smaller sizes need less'}")
-    line = f"atconv {command}: {' '.join(str(error).split())}{_command_for(error, command)}"
-    if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
-        fail(f"atconv {command}: {error.filename} is a file where a folder is needed: give another --out")
-    if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, BrokenPipeError)):
-        full = error.errno == errno.ENOSPC or "No space left" in str(error)
-        fail(line + (": free some space; complete checkpoints are untouched" if full else ""))
-    if isinstance(
-        error, (ValueError, TypeError, FileNotFoundError, FloatingPointError, RuntimeError, ImportError)
-    ):
-        fail(line)
-    raise error
-
-
-def _command_for(error: Exception, command: str) -> str:
-    """What fits DATA which a command recognizes as something else than it needs."""
-    if "timm cannot open torch/fashion_mnist" in str(error):
-        return " (python -m studies.datasets.fashion_mnist ROOT, in a checkout, unpacks Debian's files)"
-    formats = sys.modules.get("atconv.data.formats")  # where it is not loaded, the error is not from there
-    if formats is None or not isinstance(error, formats.UnfitData):
-        return ""
-    found, needed = error.found, error.needed
-    if found.annotation in (None, needed):
-        return ""
-    fitting, tool = task_for(found.annotation), command.split()[-1]
-    if tool == "lmdb":
-        return ": images in a folder for each class are packed, and nothing else"
-    if tool not in ("train", "study", "encode"):
-        other = f"atconv {fitting.command} {tool}".replace("  ", " ")
-        own = task_for(needed).name
-        return f"; the run is a {own} run, and `{other}` takes {fitting.name} runs and such data"
-    command = f"{fitting.command} train".strip()
-    alone = "; to use the images alone, give their folder" if needed == "labels" else ""
-    joint = ", and" if found.advice else ":" if needed == "labels" else ", or"
-    return f"{joint} use `atconv {command}`{alone}"
 
 
 def _train(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:

@@ -71,12 +71,30 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, write)
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none where it is not there."""
+def read_rows(path: Path, columns: Mapping[str, Callable[[str], Any]] | None = None) -> list[dict[str, Any]]:
+    """Rows of a CSV file; none where it is not there.
+
+    Args:
+        columns: those that each row must have, and what makes a value of their text.
+
+    Raises:
+        ValueError: it is no such table; the message names the line.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        for line, row in enumerate(rows, 2):
+            for name, make in (columns or {}).items():
+                try:
+                    row[name] = make(row[name])
+                except (KeyError, TypeError, ValueError):
+                    got = repr(row.get(name))[:50]
+                    raise ValueError(f"line {line} has no usable {name}, but {got}") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return rows
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -23,7 +23,7 @@ from atconv.data.mask_layouts import has_masks
 from atconv.data.masks import MaskSplit, mask_splits, read_mask_folder
 from atconv.data.orientation import Exif
 from atconv.data.sources import DigitsSource, ImageSource, lmdb_files, open_folder, open_lmdb
-from atconv.data.timm_sources import is_timm_name, open_timm
+from atconv.data.timm_sources import UnopenedDataset, is_timm_name, open_timm
 from atconv.data.voc import read_voc
 from atconv.data.voc_files import is_voc, voc_splits
 from atconv.data.yolo import read_yolo
@@ -37,6 +37,7 @@ __all__ = [
     "Format",
     "LabelFormat",
     "UnfitData",
+    "UnopenedDataset",
     "annotated_splits",
     "open_annotated",
     "open_boxes",

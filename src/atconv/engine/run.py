@@ -163,6 +163,11 @@ class Run:
         for file in [file for file in self.aside.rglob("*") if not file.is_dir()]:
             _move(file, self.path / file.relative_to(self.aside), self.path)
 
+    def recover(self) -> None:
+        """Undo a `set_aside` that was killed before another run started."""
+        if not self.config.is_file():
+            self.bring_back()
+
     def no_model(self) -> ValueError:
         """The error of a run that is opened before there is anything to open."""
         return ValueError(f"{self.path} has no model yet, its first epoch has not finished: {self.ways_on}")

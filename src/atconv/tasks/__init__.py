@@ -214,6 +214,8 @@ def resume(
     from atconv.engine.distributed import make_accelerator, release_accelerator
 
     check_callbacks(callbacks)
+    if run:
+        Run(Path(run)).recover()
     folder = open_run(run)
     spec = task_of(folder)
     config = spec.read_config(folder)
@@ -293,10 +295,8 @@ def _fit(
         if accelerator.is_main_process:
             shutil.rmtree(run.aside, ignore_errors=True)
         if trainer.finished and run.metrics.is_file():
-            logger.info(
-                "%s is finished already; its metrics are in %s. To train longer, give --epochs, more than %d",
-                run.path, run.metrics, trainer.epoch,
-            )  # fmt: skip
+            longer = f"To train longer, give --epochs, more than {trainer.epoch}"
+            logger.info("%s is finished already; its metrics are in %s. %s", run.path, run.metrics, longer)
             return run.path
         if accelerator.is_main_process:
             run.metrics.unlink(missing_ok=True)  # of before the run was extended: it is written last

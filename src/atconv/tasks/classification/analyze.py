@@ -168,10 +168,12 @@ def _measure(probes: dict[str, Probe], paths: Sequence[Path]) -> ReportData:
 def _inhibition_history(run: Path) -> dict[str, dict[int, list[float]]]:
     """λ of each channel by layer and epoch, from the run's inhibition.csv; empty where there is none."""
     history: dict[str, dict[int, list[float]]] = {}
-    for row in read_rows(run / "inhibition.csv"):
-        if "channels" in row:
-            strengths = [int(value) / 1000 for value in row["channels"].split()]
-            history.setdefault(row["layer"], {})[int(row["epoch"])] = strengths
+
+    def strengths(channels: str) -> list[float]:
+        return [int(value) / 1000 for value in channels.split()]
+
+    for row in read_rows(run / "inhibition.csv", {"epoch": int, "layer": str, "channels": strengths}):
+        history.setdefault(row["layer"], {})[row["epoch"]] = row["channels"]
     return history
 
 

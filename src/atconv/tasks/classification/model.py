@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import timm
 import torch
 from torch import nn
 
+from atconv.engine.reading import read_json
+from atconv.engine.recipes import read_config
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.trainer import set_training_mode
+from atconv.io import first_few
 from atconv.models.attnet import AttNet
 from atconv.models.backbone import check_model_name, min_batch
 from atconv.models.release import load_release
 from atconv.tasks.classification.config import ClassificationConfig
+from atconv.tasks.common.model_options import log_start
 
-__all__ = ["check_model", "make_model"]
+__all__ = ["check_model", "log_other_classes", "make_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +96,26 @@ def _load_weights(model: nn.Module, config: ClassificationConfig) -> None:
         other = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
         state.update({name: own[name] for name in other})
         model.load_state_dict(state)
-        logger.info("%s starts from %s, with its arguments, channels and normalization", config.model, path)
-        if other:
-            logger.info("other classes than in %s: %s newly initialized", path, ", ".join(other))
+        source = read_config(run, ClassificationConfig, "classification")
+        log_start(config, source, len(state) - len(other), other)
     elif isinstance(model, AttNet):
         load_release(model, path, config.use_ema)
     else:
         raise ValueError(f"a checkpoint for {config.model} is a run's folder; {path} is not one")
+
+
+def log_other_classes(config: ClassificationConfig, classes: Sequence[str]) -> None:
+    """Warn where a head is kept that was trained on as many classes, but others or in another order."""
+    run = config.source_run()
+    if run is None:
+        return
+    there = read_json(run.model_config, {"label_names": list[str] | None}).get("label_names", [])
+    if len(there) == len(classes) and list(there) != list(classes):
+        logger.warning(
+            "%s was trained on as many classes, but others or in another order: %s there, %s here. Its head "
+            "is kept as a start",
+            *(run.path, first_few(there), first_few(classes)),
+        )
 
 
 def _freeze_backbone(model: Any) -> None:

@@ -218,7 +218,7 @@ def _make_row(
         "top1": read_json(run / "metrics.json", {"top1": float})["top1"],
         "parameters": parameters,
         "macs": macs,
-        "seconds": round(sum(float(epoch["seconds"]) for epoch in read_rows(run / "metrics.csv"))),
+        "seconds": round(sum(row["seconds"] for row in read_rows(run / "metrics.csv", {"seconds": float}))),
         "dims": _joined(study.dims(variant)),
     }
 

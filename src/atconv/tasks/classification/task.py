@@ -35,7 +35,7 @@ from atconv.tasks.classification.data import (
     log_labels,
     open_data,
 )
-from atconv.tasks.classification.model import check_model, make_model
+from atconv.tasks.classification.model import check_model, log_other_classes, make_model
 from atconv.tasks.classification.objective import Objective, open_teacher
 from atconv.tasks.classification.predictor import ClassificationPredictor
 from atconv.tasks.common.report import report_run
@@ -151,4 +151,6 @@ def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
     if new and isinstance(data, IndexedData) and accelerator.is_main_process:
         log_labels(config, data.splits)
     model = make_model(config, len(data.classes), load_weights=new)
+    if new and config.checkpoint is not None and accelerator.is_main_process:
+        log_other_classes(config, data.classes)
     return ClassificationTask(config, run, accelerator, data, model, teacher, min_batch)

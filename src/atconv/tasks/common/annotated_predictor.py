@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 from PIL import Image
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from atconv.data.formats import Annotation, annotated_splits
 from atconv.data.images import open_image
 from atconv.data.orientation import Exif
 from atconv.data.run_images import RunImages, is_own_data, log_trained_on
+from atconv.engine.options import check_value
 from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result, check_batch_size
 from atconv.engine.progress import progress
 from atconv.engine.reading import naming_damage, read_json
@@ -129,6 +130,7 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         content = read_json(run.model_config, {"label_names": list[str]}, inside="_atconv")
         if content.get("task") != cls.task:
             raise ValueError(f"{run.path} is not a run of {cls.command}")
+        cls._check_model_config(run.model_config, content)
         with naming_damage(run.path):
             model, transform = cls.build(content)
             model.load_state_dict(state_dict)
@@ -136,6 +138,17 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         predictor = cls(run, model, transform, content["label_names"], config)
         predictor.model_config = content
         return predictor
+
+    @classmethod
+    def _check_model_config(cls, path: Path, content: dict[str, Any]) -> None:
+        """Raise ValueError where config.json has values that the options of its names would not take."""
+        hints = get_type_hints(cls.config_class, include_extras=True)
+        parts = [content, *(part for part in content.values() if isinstance(part, dict))]
+        try:
+            for name, value in (item for part in parts for item in part.items() if item[0] in hints):
+                check_value(name, value, hints[name])
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
 
     def open_image(self, image: ImageLike) -> Image.Image:
         return open_image(image, self.transform.mode)

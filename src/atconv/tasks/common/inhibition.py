@@ -20,7 +20,9 @@ class InhibitionLogger(FileWriter):
 
     def write(self, trainer: Trainer) -> None:
         path = trainer.run.path / "inhibition.csv"
-        rows: list[dict[str, Any]] = [row for row in read_rows(path) if int(row["epoch"]) < trainer.epoch]
+        rows: list[dict[str, Any]] = [
+            row for row in read_rows(path, {"epoch": int}) if row["epoch"] < trainer.epoch
+        ]
         rows += [
             {
                 "epoch": trainer.epoch,

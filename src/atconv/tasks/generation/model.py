@@ -9,6 +9,7 @@ from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.models.release import load_release, read_checkpoint
 from atconv.models.sit import SiT, create_sit
+from atconv.tasks.common.model_options import log_start
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.predictor import GenerationPredictor
 
@@ -28,7 +29,7 @@ def make_model(
     with seeded(derive_seed("init", config.seed)):
         sit = build_sit(config, classes, shape)
     if config.checkpoint is not None and load_weights:
-        _load_weights(sit, Path(config.checkpoint))
+        _load_weights(sit, config)
     if config.grad_checkpointing:
         sit.enable_gradient_checkpointing()
     return sit
@@ -63,14 +64,15 @@ def check_weights(path: Path) -> None:
         read_checkpoint(path)
 
 
-def _load_weights(sit: SiT, path: Path) -> None:
+def _load_weights(sit: SiT, config: GenerationConfig) -> None:
+    path = Path(str(config.checkpoint))
     if not path.is_dir():
         load_release(sit, path)
         return
-    source = GenerationPredictor.open(Run.open(path)).pipeline.transformer.state_dict()
+    predictor = GenerationPredictor.open(Run.open(path))
+    source = predictor.pipeline.transformer.state_dict()
     own = sit.state_dict()
     new = [name for name, tensor in source.items() if name in own and tensor.shape != own[name].shape]
     source.update({name: own[name] for name in new})
     sit.load_state_dict(source)
-    note = f"; of other sizes there, {', '.join(new)} are newly initialized" if new else ""
-    logger.info("starts from %s%s", path, note)
+    log_start(config, predictor.config or config, len(source) - len(new), new)

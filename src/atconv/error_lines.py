@@ -1,0 +1,57 @@
+"""The line that a command ends with where something is wrong that its user can do something about."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+from atconv.tasks import task_for
+from atconv.terminal import fail
+
+__all__ = ["explain"]
+
+
+def explain(command: str, error: Exception) -> None:
+    """End with one line that says what was wrong, if it is the kind of error that users can do something
+    about."""
+    kinds = (ValueError, TypeError, OSError, FloatingPointError, RuntimeError, ImportError, MemoryError)
+    if isinstance(error, BrokenPipeError) or not isinstance(error, kinds):
+        raise error
+    fail(f"atconv {command}: {_reason(error)}{_command_for(error, command)}")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {text or 'smaller sizes need less'}"
+    if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
+        return f"{error.filename} is a file where a folder is needed: give another --out"
+    if isinstance(error, IsADirectoryError) and error.filename:
+        return f"{error.filename} is a folder where a file is needed"
+    full = isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in text)
+    return text + (": free some space; complete checkpoints are untouched" if full else "")
+
+
+def _command_for(error: Exception, command: str) -> str:
+    """What fits DATA which a command recognizes as something else than it needs."""
+    formats = sys.modules.get("atconv.data.formats")  # where it is not loaded, the error is not from there
+    if formats is None:
+        return ""
+    if isinstance(error, formats.UnopenedDataset) and error.dataset == "torch/fashion_mnist":
+        return " (python -m studies.datasets.fashion_mnist ROOT, in a checkout, unpacks Debian's files)"
+    if not isinstance(error, formats.UnfitData):
+        return ""
+    found, needed = error.found, error.needed
+    if found.annotation in (None, needed):
+        return ""
+    fitting, tool = task_for(found.annotation), command.split()[-1]
+    if tool == "lmdb":
+        return ": images in a folder for each class are packed, and nothing else"
+    if tool not in ("train", "study", "encode"):
+        other = f"atconv {fitting.command} {tool}".replace("  ", " ")
+        own = task_for(needed).name
+        return f"; the run is a {own} run, and `{other}` takes {fitting.name} runs and such data"
+    command = f"{fitting.command} train".strip()
+    alone = "; to use the images alone, give their folder" if needed == "labels" else ""
+    joint = ", and" if found.advice else ":" if needed == "labels" else ", or"
+    return f"{joint} use `atconv {command}`{alone}"
