@@ -19,7 +19,7 @@ class DataConfig:
     """Options that say which images there are and how they are divided into splits."""
 
     group: ClassVar[str] = "data"
-    common: ClassVar[tuple[str, ...]] = ("val_fraction", "images", "label_column", "label_columns")
+    common: ClassVar[tuple[str, ...]] = ("val_fraction", "label_column")
 
     data: str = ""
     """image folder, table of labels, LMDB, timm dataset name (torch/…, hfds/…, wds/…) or digits"""

@@ -33,7 +33,6 @@ class TrainConfig:
         "weight_decay",
         "precision",
         "compile",
-        "sampler",
         "patience",
         "workers",
         "device",

@@ -24,7 +24,7 @@ class AnnotatedDataOptions:
     """Which images there are."""
 
     group: ClassVar[str] = "data"
-    common: ClassVar[tuple[str, ...]] = ("val_fraction", "exif")
+    common: ClassVar[tuple[str, ...]] = ("val_fraction",)
 
     data: str = ""
     """folder with images and annotations"""

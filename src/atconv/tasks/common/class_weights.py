@@ -16,7 +16,7 @@ class ClassWeightOptions:
     """What a class weighs in the loss."""
 
     group: ClassVar[str] = "loss"
-    common: ClassVar[tuple[str, ...]] = ("class_weights",)
+    common: ClassVar[tuple[str, ...]] = ()
 
     class_weights: ClassWeights = "none"
     """weight of each class: inverse to its images or pixels, or to their effective number (Cui et al.)"""

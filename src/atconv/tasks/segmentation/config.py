@@ -19,7 +19,7 @@ class SegmenterOptions:
     """The segmenter on the backbone, and the sizes of its images."""
 
     group: ClassVar[str] = "segmenter"
-    common: ClassVar[tuple[str, ...]] = ("architecture", "short_side", "crop", "flip_tta")
+    common: ClassVar[tuple[str, ...]] = ("architecture", "short_side", "crop")
 
     architecture: SegmenterArchitecture = "unet"
     """unet, fpn or upernet, of segmentation-models-pytorch"""
