@@ -94,7 +94,7 @@ def _train(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Callable
     parser.usage = f"{usage}\n       {prog} --resume RUN [--epochs N] [--patience N]"
     parser.description = (
         f"DATA is {spec.data}. RECIPE is a YAML file or one of {shipped} (default: {spec.default_recipe}). "
-        "--resume continues a run exactly, and trains it longer with more --epochs; --overwrite starts it again."
+        "--resume continues a run exactly, and with more --epochs trains it longer; --overwrite starts again."
     )
     add_positional(parser, "data", argparse.SUPPRESS, optional=True)  # the description says it
     parser.add_argument("--config", metavar="RECIPE", type=str, help="a YAML file or a recipe's name")

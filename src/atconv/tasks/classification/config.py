@@ -71,7 +71,7 @@ class AugmentationOptions:
     color_jitter: Share = 0.0
     """strength of color jitter; timm drops it when auto_augment is set"""
     auto_augment: str | None = None
-    """automatic augmentation by timm's name, such as rand-m9-mstd0.5-inc1"""
+    """automatic augmentation by timm's name"""
     erase_prob: Share = 0.0
     """probability of random erasing"""
     repeats: PositiveInt = 1
