@@ -41,10 +41,12 @@ ADDED = {
 def run_line(words: list[str], slow: bool) -> None:
     """Run one line of a block, or check what cannot be run inside a test.
 
-    An export takes half a minute: unless `slow`, only its options are checked.
+    An export takes half a minute: unless `slow`, only its options are checked. So are those of a
+    page, which stays open.
     """
     program, *arguments = words
-    if program == "atconv" and arguments[0] == "export" and not slow:
+    stays_open = arguments[0] == "app" and "--export" not in arguments
+    if program == "atconv" and (stays_open or (arguments[0] == "export" and not slow)):
         check_options(arguments)
     elif program == "atconv":
         run_atconv(_expanded(arguments))

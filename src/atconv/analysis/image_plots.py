@@ -160,9 +160,9 @@ def plot_explanations(
     lines = -(-len(explanations) // columns)
     traced = "attention rollout" if layer is None else f"after {stage_label(layer)}"
     figure, axes = grid(
-        f"What supports the prediction ({traced}: "
+        f"What supports the prediction\n({traced}: "
         f"{' × '.join(map(str, explanations[0].map.shape))} positions)",
-        2 * lines, columns, (max(5.6, 1.5 * columns + 1.1), 0.75 + 3.0 * lines),
+        2 * lines, columns, (max(3.6, 1.5 * columns + 1.1), 0.95 + 3.0 * lines),
     )  # fmt: skip
     for axis in axes.flat:
         axis.axis("off")
