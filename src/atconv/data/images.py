@@ -36,8 +36,8 @@ __all__ = [
 
 Mode = Literal["RGB", "L"]
 
-# Files that Pillow opens without decoding them, and PostScript, for which it starts another program.
 _HEIF = {".heic", ".heif", ".hif"}
+# Files that Pillow opens without decoding them, and PostScript, for which it starts another program.
 _NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # What file managers, storage servers and Python leave in folders, in lower case.
 _TOOL_FOLDERS = {

@@ -147,6 +147,8 @@ def open_tables(config: DataConfig) -> dict[str, ImageSource]:
         split: part.open(classes, own, config.images)
         for split, part, own in zip(splits, parts, labels, strict=True)
     }
+    if sources["train"].multi_label:
+        remarks.append("an image may have several labels (--label-separator none: one each)")
     sources["train"].remarks[:0] = remarks
     return sources
 

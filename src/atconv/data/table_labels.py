@@ -97,9 +97,12 @@ def _find_separator(cells: Sequence[Any]) -> str:
     for separator in (";", "|", ","):
         used = {text for text in texts if separator in text}
         names = {name for text in used for name in _split(text, separator)}
-        # A name may hold a comma itself; labels come again, alone or next to others.
-        again = bool(names & texts) or len(names | (texts - used)) < len(texts) + (separator != ",")
-        if used and (again or (separator != "," and used < texts)):
+        # A name may hold a comma itself: such a part stands alone, too, or there are fewer of them.
+        if used and separator != ",":
+            parts = sum(len(set(_split(text, separator))) for text in used)
+            if used < texts or len(names) < parts:
+                return separator
+        elif used and (names & texts or len(names | (texts - used)) < len(texts)):
             return separator
     return "none"
 

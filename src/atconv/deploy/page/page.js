@@ -28,8 +28,10 @@ function element(tag, className, text = "") {
 }
 
 function showResults(logits) {
-  const shares = softmax(logits);
-  const best = shares.map((_, i) => i).sort((a, b) => shares[b] - shares[a]).slice(0, TOP);
+  const { activation, thresholds } = about.outputs.logits; // thresholds: an image may be of several classes
+  const shares = activation === "sigmoid" ? logits.map((x) => 1 / (1 + Math.exp(-x))) : softmax(logits);
+  const ranked = shares.map((_, i) => i).sort((a, b) => shares[b] - shares[a]);
+  const best = thresholds ? ranked.filter((i) => shares[i] >= thresholds[i]) : ranked.slice(0, TOP);
   byId("results").replaceChildren(...best.map((i) => {
     const row = element("li", ""), track = element("div", "track"), bar = element("div", "bar");
     bar.style.width = `${100 * shares[i]}%`;

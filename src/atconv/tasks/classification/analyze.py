@@ -106,6 +106,8 @@ class Probe:
         predictor = load(run)
         if not isinstance(predictor, ClassificationPredictor):
             raise ValueError(f"{run} is a {predictor.task} run: only classification runs are analyzed")
+        if predictor.multi_label:
+            raise ValueError(f"{run} gives several labels an image: only runs of one class each are analyzed")
         model = predictor.to(device).model
         if not mixer_layers(model):
             raise ValueError(

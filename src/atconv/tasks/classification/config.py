@@ -25,7 +25,10 @@ from atconv.models.normalization import normalization
 from atconv.tasks.common.class_weights import ClassWeightOptions
 from atconv.tasks.common.model_options import ModelOptions
 
-__all__ = ["ClassificationConfig", "inherit_config"]
+__all__ = ["MULTI_LABEL", "ClassificationConfig", "inherit_config"]
+
+MULTI_LABEL = "multi_label_classification"
+"""`problem_type` in config.json, as transformers calls it, of runs of several labels an image"""
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from atconv.data.config import log_unused_fractions, reject_options
 from atconv.data.folders import choose_split
 from atconv.data.formats import open_sources
 from atconv.data.imbalance import Occurrences, image_weights, log_classes
+from atconv.data.label_tables import TABLE_OPTIONS, label_tables
 from atconv.data.loaders import (
     EpochBatches,
     Transform,
@@ -60,9 +62,11 @@ class IndexedData:
     def __init__(self, config: ClassificationConfig, splits: Splits, accelerator: Accelerator) -> None:
         self.config, self.splits, self.accelerator = config, splits, accelerator
         self.classes, self.samples = splits.classes, len(splits["train"])
-        self.labels = splits["train"].labels if config.class_weights != "none" else None
-        train = _occurrences(splits["train"])
-        self.weights = image_weights(train, config.sampler, config.repeat_threshold)
+        train = splits["train"]
+        self.multi_label = train.source.multi_label
+        self.labels = train.source.labels[train.indices] if config.class_weights != "none" else None
+        self.weights = image_weights(_occurrences(train), config.sampler, config.repeat_threshold)
+        self.val: Split | Stream = splits["val"]
         self.transform = train_transform(config)
         self.final_name = "test" if "test" in splits.by_name else "val"
         self.final: Split | Stream = splits[self.final_name]
@@ -92,6 +96,7 @@ class StreamData:
     """Images in the order that a stream gives. One process; resume restarts the epoch it was in."""
 
     labels = None
+    multi_label = False
     final_name = "val"
 
     def __init__(self, config: ClassificationConfig, accelerator: Accelerator) -> None:
@@ -114,6 +119,7 @@ class StreamData:
         self.config = config
         self.train = self._open(config.train_split, training=True)
         self.final: Split | Stream = self._open(config.val_split, training=False)
+        self.val = self.final
         self.classes, self.samples = self.train.classes, self.train.samples
         self.transform = train_transform(config)
 
@@ -171,11 +177,13 @@ def eval_batch_size(config: ClassificationConfig) -> int:
 def log_labels(config: ClassificationConfig, splits: Splits) -> None:
     """Say how many images each class has."""
     counts = {name: _occurrences(split) for name, split in splits.by_name.items()}
-    log_classes(counts, imbalance_advice(config))
+    log_classes(counts, imbalance_advice(config, splits["train"].source.multi_label))
 
 
-def imbalance_advice(config: ClassificationConfig) -> str:
+def imbalance_advice(config: ClassificationConfig, multi_label: bool = False) -> str:
     """What is done about imbalanced classes, or can be."""
+    if multi_label:
+        return "Look at average precision by class; --class-weights and --sampler weigh rare classes more"
     if config.evens_out:
         return "Classes are evened out, and the best epoch is picked by balanced accuracy"
     without = ", without mixup and cutmix," if config.mixes else ""
@@ -208,7 +216,9 @@ def open_split(
     classes: list[str],
     data: str | None,
     split: str,
-    data_root: str | None,
+    data_root: str | None = None,
+    images: str | None = None,
+    multi_label: bool = False,
 ) -> tuple[str, Split]:
     """A split of DATA by name, "auto" for the one to evaluate, and its name: the run's own where DATA is the
     run's or not given, else what DATA comes with.
@@ -222,13 +232,19 @@ def open_split(
         data = config.data
     if is_stream(data):
         raise ValueError(f"{data} is a stream: give an image folder, an LMDB, torch/…, hfds/… or digits")
-    if is_own_data(config, data) and run.split.is_file() and data_root in (None, _root(config)):
+    elsewhere = images is not None or data_root not in (None, _root(config))
+    if is_own_data(config, data) and run.split.is_file() and not elsewhere:
         splits = with_all(load_splits(config, run.path).by_name)  # type: ignore[arg-type]
         name = choose_split(splits, split, data)
     else:
         root = data_root or (_root(config) if config is not None and config.data == data else None)
-        sources = open_sources(ClassificationConfig(data=data, data_root=root))
+        options = _table_options(config, data, images)
+        sources = open_sources(ClassificationConfig(data=data, data_root=root, **options))
         for source in sources.values():
+            if multi_label:
+                source.to_multi_label()
+            elif source.multi_label:
+                raise ValueError(f"{data} has several labels an image, and {run.path} gives one class each")
             source.relabel(classes)
             for remark in source.remarks:
                 logger.warning(remark)
@@ -240,6 +256,14 @@ def open_split(
             splits = {name: known_splits(run, sources[name])["all"]}
     log_trained_on(data, splits[name].trained_on, len(splits[name]))
     return name, splits[name]
+
+
+def _table_options(config: ClassificationConfig | None, data: str, images: str | None) -> dict[str, Any]:
+    """Options for a table that is not the run's: those that the run's was read with."""
+    if images is None and not label_tables(Path(data)):
+        return {}
+    options = {} if config is None else {name: getattr(config, name) for name in TABLE_OPTIONS}
+    return options if images is None else options | {"images": images}
 
 
 def _root(config: ClassificationConfig | None) -> str | None:

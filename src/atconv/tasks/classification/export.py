@@ -15,8 +15,9 @@ from atconv import deploy
 from atconv.data.splits import Split
 from atconv.engine.progress import progress
 from atconv.models.attnet import AttNet
-from atconv.tasks.classification.data import ReadableBatches, open_split
+from atconv.tasks.classification.data import ReadableBatches
 from atconv.tasks.classification.metrics import predict_batches
+from atconv.tasks.classification.predictor import ClassificationPredictor
 from atconv.tasks.common.exporter import Agreement, Exporter, Int8Accuracy, Written
 
 __all__ = ["ClassificationExporter"]
@@ -28,6 +29,7 @@ class ClassificationExporter(Exporter):
     """Images, B C H W, as the predictor's transform gives them → logits."""
 
     formats = tuple(deploy.FORMATS)
+    predictor: ClassificationPredictor
     int8_formats = ("onnx",)
     output_names = ("logits",)
     fixed_batch = True
@@ -49,31 +51,30 @@ class ClassificationExporter(Exporter):
         images = {"dtype": "float32", "axes": "batch channels height width"}
         return {
             "inputs": {"images": images | self.predictor.transform.describe()},
-            "outputs": {"logits": {"axes": "batch classes"}},
+            "outputs": {"logits": {"axes": "batch classes", **self.predictor.describe_outputs()}},
         }
 
     def images(self, data: str | None, data_root: str | None, count: int) -> list[Image.Image]:
-        _, split = self._open("auto", data, data_root)
+        _, split = self.predictor.choose_split(data, "auto", data_root)
         return [split.read(i, self.predictor.transform.prepare.mode) for i in range(min(count, len(split)))]
 
     def agreement(self, call: deploy.Call, images: list[Image.Image]) -> Agreement:
         if not images:
             return {}
+        activation = self.predictor.activation
         inputs = [self.predictor.transform(image)[None] for image in images]
-        pairs = [(call(each).softmax(1), self.model(each).softmax(1)) for each in inputs]
+        pairs = [(activation(call(each)), activation(self.model(each))) for each in inputs]
         largest = max(float((a - b).abs().max()) for a, b in pairs)
         if not largest <= 1e-4:
             raise ValueError(f"probabilities differ by {largest:.1e}")
         return {f"probability, {len(images)} images": largest}
 
-    def _open(self, split: str, data: str | None, data_root: str | None) -> tuple[str, Split]:
-        predictor = self.predictor
-        return open_split(predictor.run, predictor.config, predictor.classes, data, split, data_root)
-
     def prepare_int8(self, data: str | None, data_root: str | None, count: int) -> None:
         """Training images to calibrate on and test images to measure on, or two parts of one split."""
-        name, measured = self._open("auto", data, data_root)
-        pool = measured if name in ("all", "train") else self._open("train", data, data_root)[1]
+        name, measured = self.predictor.choose_split(data, "auto", data_root)
+        pool = measured
+        if name not in ("all", "train"):
+            _, pool = self.predictor.choose_split(data, "train", data_root)
         order = np.random.default_rng(0).permutation(len(pool))
         self.calibration = Split(pool.source, [pool.indices[i] for i in order[:count]])
         if pool is measured:
@@ -100,14 +101,14 @@ class ClassificationExporter(Exporter):
             shown = progress(
                 self._batches("measured", self.measured, batch_size), f"measuring {file.path.name}"
             )
-            probabilities, labels = predict_batches(call, shown, torch.device("cpu"))
-            correct.append(probabilities.argmax(1) == labels)
+            device, activation = torch.device("cpu"), self.predictor.activation
+            correct.append(self.predictor.right(*predict_batches(call, shown, device, activation)))
         before, after = correct
         top1 = [100 * float(hits.mean()) for hits in correct]
         wrong, right = int((before & ~after).sum()), int((after & ~before).sum())
         logger.info(
-            "int8: top-1 %.2f → %.2f %% on %d images: %d became wrong, %d became right",
-            *top1, len(before), wrong, right,
+            "int8: %s %.2f → %.2f %% on %d images: %d became wrong, %d became right",
+            self.predictor.right_name, *top1, len(before), wrong, right,
         )  # fmt: skip
         return written, Int8Accuracy(len(before), top1[0], top1[1], wrong, right)
 

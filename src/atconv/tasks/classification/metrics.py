@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,15 @@ from atconv.engine.predictor import Metrics
 from atconv.engine.tables import Table, speed_text
 
 __all__ = [
+    "Activation",
     "ClassificationMetrics",
     "compute_metrics",
     "expected_calibration_error",
     "predict_batches",
     "wilson_interval",
 ]
+
+Activation = Callable[[Tensor], Tensor]
 
 _MAX_CLASSES_SHOWN = 30
 
@@ -87,12 +90,16 @@ class ClassificationMetrics(Metrics):
 
 @torch.inference_mode()
 def predict_batches(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    activation: Activation,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Class probabilities (images × classes) and labels of all batches."""
+    """Class probabilities (images × classes) and labels of all batches; `activation` makes probabilities of
+    logits."""
     probabilities, labels = [], []
     for images, targets in batches:
-        probabilities.append(model(images.to(device, non_blocking=True)).float().softmax(1).cpu())
+        probabilities.append(activation(model(images.to(device, non_blocking=True)).float()).cpu())
         labels.append(targets)
     return torch.cat(probabilities).numpy(), torch.cat(labels).numpy()
 

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
 from timm.data import Mixup, resolve_data_config
 from timm.models import load_checkpoint
 from torch import Tensor, nn
 
 from atconv.data.imbalance import Occurrences, class_weights
+from atconv.engine.progress import heartbeat
 from atconv.engine.rng import seeded
 from atconv.engine.run import Run
 from atconv.models.attnet import AttNet
 from atconv.models.release import load_release
+from atconv.plots import Panel
 from atconv.tasks.classification.config import ClassificationConfig
 
-__all__ = ["Objective", "Teacher", "distillation_loss", "dkd_loss", "match_teacher", "open_teacher"]
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from atconv.data.splits import Split
+    from atconv.data.timm_sources import Stream
+
+__all__ = [
+    "Objective",
+    "Teacher",
+    "distillation_loss",
+    "dkd_loss",
+    "make_mixup",
+    "match_teacher",
+    "open_teacher",
+    "predict_logits",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +89,9 @@ class Teacher(nn.Module):
 
 
 class Objective(nn.Module):
-    """Loss of a batch: mixing, cross-entropy, distillation. (model, images, labels, seed) → scalars.
+    """What a run minimizes and which metric picks its best epoch, for images of one class each.
+
+    Loss of a batch: mixing, cross-entropy, distillation. (model, images, labels, seed) → scalars.
 
     Args:
         config: loss, mixing and distillation options.
@@ -81,37 +101,33 @@ class Objective(nn.Module):
     """
 
     weights: Tensor | None
+    monitor: str
+    """metric of `validate` that picks the best epoch"""
 
     def __init__(
         self,
         config: ClassificationConfig,
         classes: Sequence[str],
-        labels: Sequence[int] | None,
+        labels: ArrayLike | None,
         teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.classes = config, len(classes)
+        self.monitor = "val_balanced_accuracy" if config.evens_out else "val_top1"
         self.smoothing = 0.0 if config.mixes else config.label_smoothing  # Mixup smooths itself
-        self.mixup = (
-            Mixup(
-                mixup_alpha=config.mixup,
-                cutmix_alpha=config.cutmix,
-                prob=config.mix_prob,
-                switch_prob=config.mix_switch_prob,
-                label_smoothing=config.label_smoothing,
-                num_classes=len(classes),
-            )
-            if config.mixes
-            else None
-        )
+        self.mixup = make_mixup(config, len(classes)) if config.mixes else None
         weights = None
         if config.class_weights != "none":
             if labels is None:
                 raise ValueError("class_weights needs labels that are known beforehand; a stream's are not")
-            occurrences = Occurrences.of_labels(classes, labels)
-            weights = class_weights(occurrences, config.class_weights, config.class_weight_beta)
+            weights = self.class_weights(np.asarray(labels), classes)
         self.register_buffer("weights", None if weights is None else torch.tensor(weights).float())
         self.teacher = None if teacher is None else match_teacher(config, teacher, classes)
+
+    def class_weights(self, labels: NDArray[Any], classes: Sequence[str]) -> Any:
+        """What each class weighs in the loss."""
+        occurrences = Occurrences.of_labels(classes, labels)
+        return class_weights(occurrences, self.config.class_weights, self.config.class_weight_beta)
 
     def forward(
         self, model: nn.Module, images: Tensor, labels: Tensor, seed: int
@@ -138,6 +154,72 @@ class Objective(nn.Module):
         )
         share = self.config.distill_weight
         return (1 - share) * base + share * extra, metrics
+
+    @torch.inference_mode()
+    def validate(
+        self, model: nn.Module, batches: Iterable[Any], accelerator: Accelerator
+    ) -> dict[str, float]:
+        """val_loss, val_top1, val_top5 (of more than five classes) and val_balanced_accuracy, over all
+        processes."""
+        device = accelerator.device
+        sums = torch.zeros(2, device=device)  # loss, top-5 hits
+        right, images_of = torch.zeros(2, self.classes, device=device)  # by class
+        for logits, labels in predict_logits(model, batches, accelerator):
+            hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums += torch.stack([loss, hits.sum()])
+            right.index_add_(0, labels, hits[:, 0].float())
+            images_of.index_add_(0, labels, torch.ones_like(hits[:, 0], dtype=torch.float32))
+        reduced = accelerator.reduce(torch.cat([sums, right, images_of]), reduction="sum").double()
+        (loss_sum, top5), (right, images_of) = reduced[:2].tolist(), reduced[2:].view(2, -1)
+        count = int(images_of.sum())
+        if count == 0:
+            raise ValueError("the validation split has no images")
+        metrics = {"val_loss": loss_sum / count, "val_top1": 100 * float(right.sum()) / count}
+        if self.classes > 5:
+            metrics["val_top5"] = 100 * top5 / count
+        recalls = right[images_of > 0] / images_of[images_of > 0]
+        return metrics | {"val_balanced_accuracy": 100 * float(recalls.mean())}
+
+    def panels(self) -> list[Panel]:
+        """The learning curves of loss and score."""
+        accuracy = {"train, augmented": "train_top1", "validation": "val_top1"}
+        if self.monitor == "val_balanced_accuracy":
+            accuracy["validation, balanced"] = "val_balanced_accuracy"
+        loss = {"train, augmented": "train_loss", "validation": "val_loss"}
+        return [Panel("Loss", "cross-entropy", loss), Panel("Accuracy", "top-1 (%)", accuracy)]
+
+    def model_config(self, run: Run) -> dict[str, Any]:
+        """What config.json says of the outputs, besides the names of the classes."""
+        return {}
+
+    def finish(self, predictor: Any, val: Split | Stream) -> None:
+        """After the last epoch, before the run is evaluated: choose what its predictions depend on."""
+
+
+def make_mixup(config: ClassificationConfig, classes: int, multi_label: bool = False) -> Mixup:
+    """timm's Mixup and CutMix, as a configuration says. Of several labels it smooths each towards ½."""
+    return Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        prob=config.mix_prob,
+        switch_prob=config.mix_switch_prob,
+        label_smoothing=config.label_smoothing,
+        num_classes=classes,
+        multi_label=multi_label,
+    )
+
+
+def predict_logits(model: nn.Module, batches: Iterable[Any], accelerator: Accelerator) -> Iterator[Any]:
+    """Logits and labels of each batch, with the model in eval mode until the last one."""
+    was_training = model.training
+    model.eval()
+    for images, labels in heartbeat(batches, "validating"):
+        images, labels = (part.to(accelerator.device, non_blocking=True) for part in (images, labels))
+        with accelerator.autocast():
+            logits = model(images)
+        yield logits.float(), labels
+    model.train(was_training)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, kind: str, temperature: float = 1.0) -> Tensor:
@@ -196,7 +278,10 @@ def open_teacher(config: ClassificationConfig) -> nn.Module | None:
     if Path(name).is_dir():
         from atconv.tasks.classification.predictor import ClassificationPredictor
 
-        model = ClassificationPredictor.open(Run.open(name)).model
+        predictor = ClassificationPredictor.open(Run.open(name))
+        if predictor.multi_label:
+            raise ValueError(f"teacher {name!r} gives several labels an image: take one of one class each")
+        model = predictor.model
     else:
         try:
             model = timm.create_model(name, pretrained=config.teacher_weights is None)

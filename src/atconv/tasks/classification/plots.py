@@ -11,9 +11,11 @@ import numpy as np
 from atconv.data.images import Mode
 from atconv.plots import plt, save, shorten
 from atconv.tasks.classification.metrics import ClassificationMetrics
+from atconv.tasks.classification.multi_label_metrics import MultiLabelMetrics
 
-__all__ = ["plot_confusion_matrix", "plot_mistakes"]
+__all__ = ["plot_class_scores", "plot_confusion_matrix", "plot_mistakes", "plot_multi_label_mistakes"]
 
+_MAX_BARS = 40  # classes
 _MAX_NUMBERED = 20  # classes up to which a confusion matrix shows its numbers
 _MAX_NAMED = 60  # and the names of its classes
 
@@ -52,25 +54,71 @@ def plot_mistakes(metrics: ClassificationMetrics, worst: Sequence[int], mode: Mo
     """The wrong predictions at the positions `worst`, with the names of both classes."""
     classes, labels = metrics.classes, metrics.labels
     predicted, confidence = metrics.probabilities.argmax(1), metrics.probabilities.max(1)
-    wrong = int((predicted != labels).sum())
+    captions = [
+        f"is {shorten(classes[labels[i]])}\ntaken for {shorten(classes[predicted[i]], 13)}, "
+        f"{100 * confidence[i]:.0f} %"
+        for i in worst
+    ]
+    _plot_images(metrics, worst, captions, int((predicted != labels).sum()), mode, path)
+
+
+def plot_multi_label_mistakes(metrics: MultiLabelMetrics, mode: Mode, path: Path, count: int = 20) -> None:
+    """The images with the labels that are most confidently wrong, given or left out."""
+    wrong = metrics.predicted != (metrics.labels > 0)
+    gaps = np.where(wrong, np.abs(metrics.probabilities - metrics.labels), 0.0)
+    order = np.argsort(-gaps.max(1), kind="stable")[: min(count, int(wrong.any(1).sum()))]
+    captions = []
+    for image in order:
+        named = np.argsort(-gaps[image], kind="stable")[: min(2, int(wrong[image].sum()))]
+        lines = (
+            f"{'is' if metrics.labels[image, i] else 'is not'} {shorten(metrics.classes[i], 13)}, "
+            f"{100 * metrics.probabilities[image, i]:.0f} %"
+            for i in named
+        )
+        captions.append("\n".join(lines))
+    _plot_images(metrics, order.tolist(), captions, int(wrong.any(1).sum()), mode, path)
+
+
+def plot_class_scores(metrics: MultiLabelMetrics, path: Path) -> None:
+    """Average precision and F1 of each class, of many those with the lowest."""
+    known = sorted((row for row in metrics.per_class if row["ap"] is not None), key=lambda row: row["ap"])
+    rows = known[:_MAX_BARS][::-1]
+    figure, axis = plt.subplots(figsize=(6.5, 1.4 + 0.3 * max(len(rows), 3)), layout="constrained")
+    places = np.arange(len(rows))
+    for offset, name, label in ((0.2, "ap", "average precision"), (-0.2, "f1", "F1 at its threshold")):
+        axis.barh(places + offset, [row[name] for row in rows], 0.38, label=label)
+    axis.set_yticks(places, [f"{shorten(row['class'])} ({row['images']})" for row in rows])
+    axis.set(xlim=(0, 100), xlabel="%")
+    axis.grid(axis="x", alpha=0.3)
+    few = f", the {len(rows)} lowest of {len(known)}" if len(known) > len(rows) else ""
+    figure.suptitle(f"Classes (images): mAP {metrics.map:.2f} %{few}", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    save(figure, path)
+
+
+def _plot_images(
+    metrics: ClassificationMetrics | MultiLabelMetrics,
+    worst: Sequence[int],
+    captions: Sequence[str],
+    wrong: int,
+    mode: Mode,
+    path: Path,
+) -> None:
+    """Images by their positions, with their files' names and captions."""
     columns = min(5, max(3, len(worst)))  # three leave room for the title
     rows = max(1, -(-len(worst) // columns))
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.2 * columns, 2.7 * rows + 0.7), layout="constrained", squeeze=False
     )
     figure.suptitle(
-        f"Worst mistakes: {len(worst)} of {wrong} wrong among\n{len(labels)} images, most confident first"
+        f"Worst mistakes: {len(worst)} of {wrong} wrong among\n{metrics.images} images, most confident first"
         if wrong
-        else f"No mistakes among {len(labels)} images"
+        else f"No mistakes among {metrics.images} images"
     )
     for axis in axes.flat:
         axis.axis("off")
-    for axis, index in zip(axes.flat, worst, strict=False):
+    for axis, index, caption in zip(axes.flat, worst, captions, strict=False):
         axis.imshow(metrics.source.read(int(index), mode), cmap="gray" if mode == "L" else None)
         file = Path(metrics.source.name(int(index))).name
-        axis.set_title(
-            f"{shorten(file, 24)}\nis {shorten(classes[labels[index]])}\n"
-            f"taken for {shorten(classes[predicted[index]], 13)}, {100 * confidence[index]:.0f} %",
-            fontsize=9,
-        )
+        axis.set_title(f"{shorten(file, 24)}\n{caption}", fontsize=9)
     save(figure, path)

@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from typing_extensions import Self
 
 from atconv.data.checking import list_skipped
@@ -21,18 +22,24 @@ from atconv.data.loaders import stream_loader
 from atconv.data.splits import Split
 from atconv.data.timm_sources import KeptImages, Stream
 from atconv.data.transforms import EvalTransform
-from atconv.engine.options import PositiveInt, Workers
+from atconv.engine.options import PositiveInt, Share, Workers
 from atconv.engine.predictor import ImageLike, ImagePredictor, Result
 from atconv.engine.progress import progress
 from atconv.engine.reading import naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
-from atconv.tasks.classification.config import ClassificationConfig
+from atconv.tasks.classification.config import MULTI_LABEL, ClassificationConfig
 from atconv.tasks.classification.data import ReadableBatches, open_split
-from atconv.tasks.classification.metrics import ClassificationMetrics, compute_metrics, predict_batches
+from atconv.tasks.classification.metrics import (
+    ClassificationMetrics,
+    compute_metrics,
+    predict_batches,
+)
 
 __all__ = ["Classification", "ClassificationPredictor"]
+
+_TOP = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,8 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
 
     task = "classification"
     csv_columns = ("image", "rank", "class", "probability")
+    multi_label: ClassVar[bool] = False
+    """whether it gives an image several classes"""
 
     @classmethod
     def open(cls, run: Run) -> Self:
@@ -68,7 +77,10 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             ValueError: no epoch of it has finished, or its weights are damaged.
         """
         state = run.read_weights()
-        content = read_json(run.model_config, {"label_names": list[str] | None})
+        content = read_json(
+            run.model_config,
+            {"label_names": list[str] | None, "problem_type": str | None, "thresholds": list[Share] | None},
+        )
         classes = content.get("label_names")
         if not classes:
             raise ValueError(f"{run.path} is not a classification run: its config.json names no classes")
@@ -82,33 +94,67 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             if model.num_classes != len(classes):
                 raise ValueError(f"{len(classes)} label_names for {model.num_classes} outputs")
         config = read_config(run, ClassificationConfig, "classification") if run.config.is_file() else None
-        return cls(run, model, transform, classes, config)
+        if content.get("problem_type") != MULTI_LABEL:
+            return cls(run, model, transform, classes, config)
+        return cls._open_multi_label(content.get("thresholds"), run, model, transform, classes, config)
+
+    @classmethod
+    def _open_multi_label(cls, thresholds: list[float] | None, run: Run, *args: Any) -> Any:
+        from atconv.tasks.classification.multi_label_predictor import MultiLabelPredictor
+
+        predictor = MultiLabelPredictor(run, *args)
+        predictor.thresholds = thresholds or [0.5] * len(predictor.classes)
+        if len(predictor.thresholds) != len(predictor.classes):
+            raise ValueError(
+                f"{run.model_config} is damaged: {len(predictor.thresholds)} thresholds for "
+                f"{len(predictor.classes)} classes"
+            )
+        return predictor
 
     def open_image(self, image: ImageLike) -> Image.Image:
         return open_image(image, self.transform.prepare.mode)
 
-    def choose_split(self, data: str | None, split: str, data_root: str | None = None) -> tuple[str, Split]:
+    def choose_split(
+        self, data: str | None, split: str, data_root: str | None = None, images: str | None = None
+    ) -> tuple[str, Split]:
         config: Any = self.config
-        return open_split(self.run, config, self.classes, data, split, data_root)
+        return open_split(self.run, config, self.classes, data, split, data_root, images, self.multi_label)
 
-    @torch.inference_mode()
+    def activation(self, logits: Tensor) -> Tensor:
+        """Probabilities of logits, both B classes."""
+        return logits.softmax(1)
+
     def infer(  # type: ignore[override]
-        self, images: Sequence[Image.Image], names: Sequence[str], top: PositiveInt = 5
+        self,
+        images: Sequence[Image.Image],
+        names: Sequence[str],
+        top: PositiveInt | None = None,
+        threshold: Share | None = None,
     ) -> list[Classification]:
-        """The most probable classes of each image.
+        """The most probable classes of each image; of several labels an image, those above their thresholds.
 
         Args:
-            top: classes shown for each image.
+            top: classes shown for each image; default: 5, or all above their thresholds.
+            threshold: probability from which on a class is shown, for runs of several labels an image;
+                default: that of each class which gave the highest F1 on validation images.
         """
-        if top < 1:
+        if threshold is not None:
+            raise ValueError(
+                f"threshold is for several labels an image, and {self.run.path} gives one class each"
+            )
+        if top is not None and top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
-        inputs = torch.stack([self.transform(image) for image in images]).to(self.device)
-        probabilities = self.model(inputs).float().cpu().softmax(1)
-        values, indices = probabilities.topk(min(top, len(self.classes)), dim=1)
+        values, indices = self.infer_all(images).topk(min(top or _TOP, len(self.classes)), dim=1)
         return [
             Classification(image=name, classes=[self.classes[i] for i in best], probabilities=shares)
             for name, best, shares in zip(names, indices.tolist(), values.tolist(), strict=True)
         ]
+
+    @torch.inference_mode()
+    def infer_all(self, images: Sequence[Image.Image]) -> Tensor:
+        """The probability of every class, B classes, of images from `open_image`."""
+        inputs = torch.stack([self.transform(image) for image in images]).to(self.device)
+        return self.activation(self.model(inputs).float().cpu())
 
     def unreadable(self, name: str, error: str) -> Classification:
         return Classification(image=name, error=error)
@@ -118,6 +164,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         data: str | None = None,
         split: Literal["auto", "train", "val", "test", "all"] = "auto",
         data_root: str | None = None,
+        images: str | None = None,
         batch_size: PositiveInt = 64,
         workers: Workers = 2,
     ) -> ClassificationMetrics:
@@ -128,14 +175,15 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             split: train, val, test or all; "auto" takes test, else val, else all. Metrics say how many of the
                 images were trained on.
             data_root: folder of a named timm dataset, if not the run's.
+            images: folder of the images that a table names, if they are neither next to it nor in the run's.
             batch_size: images in one forward pass.
             workers: data-loading processes.
 
         Raises:
             FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
         """
-        name, images = self.choose_split(data, split, data_root)
-        return self.evaluate_on(images, name, batch_size, workers)
+        name, opened = self.choose_split(data, split, data_root, images)
+        return self.evaluate_on(opened, name, batch_size, workers)
 
     def evaluate_on(
         self, images: Split | Stream, name: str, batch_size: int = 64, workers: int = 2
@@ -155,25 +203,47 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             batches = ReadableBatches(name, images, self.transform, batch_size, workers, self.config, pin)
         started = time.perf_counter()
         shown = progress(batches, "evaluating", None if isinstance(images, Stream) else len(batches))
-        probabilities, labels = predict_batches(self.model, shown, self.device)
+        probabilities, labels = predict_batches(self.model, shown, self.device, self.activation)
         speed = len(labels) / (time.perf_counter() - started)
         if isinstance(images, Stream):
             source: Any = KeptImages(images, worst_mistakes(probabilities, labels).tolist())
-            return compute_metrics(probabilities, labels, self.classes, speed, name, source)
-        metrics = compute_metrics(probabilities, labels, self.classes, speed, name, batches.split)
+            return self.measure(probabilities, labels, speed, name, source)
+        metrics = self.measure(probabilities, labels, speed, name, batches.split)
         return replace(metrics, skipped=batches.skipped, trained_on=images.trained_on)
+
+    right_name: ClassVar[str] = "top-1"
+    """what the share of `right` images is called"""
+
+    def right(self, probabilities: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether each image is predicted right."""
+        return probabilities.argmax(1) == labels
+
+    def describe_outputs(self) -> dict[str, Any]:
+        """What a program must do with logits."""
+        return {"activation": "softmax"}
+
+    def measure(
+        self, probabilities: NDArray[np.float32], labels: NDArray[Any], speed: float, split: str, source: Any
+    ) -> ClassificationMetrics:
+        """Metrics from probabilities and labels of images; `source` reads and names them by position."""
+        return compute_metrics(probabilities, labels, self.classes, speed, split, source)
 
     def save_evaluation(
         self, metrics: ClassificationMetrics, folder: Path, about: dict[str, Any] | None = None
     ) -> None:
         """Write per_class.csv, predictions.csv, confusion.png, mistakes.png, and last metrics.json; and
         skipped.csv where files were left out."""
-        from atconv.tasks.classification import plots
-
         folder.mkdir(parents=True, exist_ok=True)
-        classes, predicted = self.classes, metrics.probabilities.argmax(1)
         write_rows(folder / "per_class.csv", metrics.per_class)
         list_skipped(metrics.skipped, folder, self.run.path)
+        self.save_results(metrics, folder)
+        write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
+
+    def save_results(self, metrics: ClassificationMetrics, folder: Path) -> None:
+        """Write predictions.csv, confusion.png and mistakes.png."""
+        from atconv.tasks.classification import plots
+
+        classes, predicted = self.classes, metrics.probabilities.argmax(1)
         rows = [
             {
                 "image": metrics.source.name(i),
@@ -187,7 +257,6 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         plots.plot_confusion_matrix(metrics, folder / "confusion.png")
         worst = worst_mistakes(metrics.probabilities, metrics.labels).tolist()
         plots.plot_mistakes(metrics, worst, self.transform.prepare.mode, folder / "mistakes.png")
-        write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
 
     def export(self, **options: Any) -> Any:
         from atconv.tasks.classification.export import ClassificationExporter

@@ -71,8 +71,13 @@ class Study:
 
     @cached_property
     def num_classes(self) -> int:
-        """Of the data."""
-        return len(next(iter(open_sources(self.recipe).values())).classes)
+        """Of the data. Raises ValueError where an image may have several labels."""
+        source = next(iter(open_sources(self.recipe).values()))
+        if source.multi_label:
+            raise ValueError(
+                f"{self.recipe.data} has several labels an image: a study compares top-1 of one each"
+            )
+        return len(source.classes)
 
     @property
     def jobs(self) -> list[Job]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from timm.models._hub import save_config_for_hf
@@ -18,7 +17,7 @@ from atconv.data.images import mode_for
 from atconv.data.transforms import EvalTransform
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
-from atconv.engine.progress import heartbeat
+from atconv.engine.reading import read_json
 from atconv.engine.rng import seeded
 from atconv.engine.run import Run
 from atconv.engine.task import Task
@@ -26,7 +25,7 @@ from atconv.engine.trainer import History
 from atconv.io import save_tensors, write_atomically
 from atconv.plots import Panel
 from atconv.tasks.classification.augmentation import train_transform
-from atconv.tasks.classification.config import ClassificationConfig
+from atconv.tasks.classification.config import MULTI_LABEL, ClassificationConfig
 from atconv.tasks.classification.data import (
     IndexedData,
     StreamData,
@@ -36,11 +35,14 @@ from atconv.tasks.classification.data import (
     open_data,
 )
 from atconv.tasks.classification.model import check_model, log_other_classes, make_model
+from atconv.tasks.classification.multi_label import MultiLabelObjective
 from atconv.tasks.classification.objective import Objective, open_teacher
 from atconv.tasks.classification.predictor import ClassificationPredictor
 from atconv.tasks.common.report import report_run
 
 __all__ = ["ClassificationTask", "make_task"]
+
+logger = logging.getLogger(__name__)
 
 
 class ClassificationTask(Task):
@@ -59,11 +61,12 @@ class ClassificationTask(Task):
     ) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
         self.data, self.model, self.min_batch = data, model, min_batch
-        self.monitor = "val_balanced_accuracy" if config.evens_out else "val_top1"
         self.samples, self.pairs = data.samples, config.mixes
         self.streams = isinstance(data, StreamData)
         self.transform = EvalTransform(data_config(config))
-        self.objective = Objective(config, data.classes, data.labels, teacher).to(accelerator.device)
+        kind = MultiLabelObjective if data.multi_label else Objective
+        self.objective = kind(config, data.classes, data.labels, teacher).to(accelerator.device)
+        self.monitor = self.objective.monitor
 
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         return self.data.train_batches(plan, epoch, start)
@@ -72,45 +75,17 @@ class ClassificationTask(Task):
         images, labels = batch
         return self.objective(model, images, labels, seed)
 
-    @torch.inference_mode()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """val_loss, val_top1, val_top5 (of more than five classes) and val_balanced_accuracy, over all
-        processes."""
-        was_training = model.training
-        model.eval()
-        device = self.accelerator.device
-        sums = torch.zeros(2, device=device)  # loss, top-5 hits
-        right, images_of = torch.zeros(2, len(self.data.classes), device=device)  # by class
         batches = self.data.val_batches(self.transform, eval_batch_size(self.config))
-        for images, labels in heartbeat(batches, "validating"):
-            images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
-            with self.accelerator.autocast():
-                logits = model(images)
-            logits = logits.float()
-            hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums += torch.stack([loss, hits.sum()])
-            right.index_add_(0, labels, hits[:, 0].float())
-            images_of.index_add_(0, labels, torch.ones_like(hits[:, 0], dtype=torch.float32))
-        model.train(was_training)
-        reduced = self.accelerator.reduce(torch.cat([sums, right, images_of]), reduction="sum").double()
-        (loss_sum, top5), (right, images_of) = reduced[:2].tolist(), reduced[2:].view(2, -1)
-        count = int(images_of.sum())
-        if count == 0:
-            raise ValueError("the validation split has no images")
-        metrics = {"val_loss": loss_sum / count, "val_top1": 100 * float(right.sum()) / count}
-        if len(self.data.classes) > 5:
-            metrics["val_top5"] = 100 * top5 / count
-        recalls = right[images_of > 0] / images_of[images_of > 0]
-        return metrics | {"val_balanced_accuracy": 100 * float(recalls.mean())}
+        return self.objective.validate(model, batches, self.accelerator)
 
     def save_config(self) -> None:
         """config.json for timm and transformers: architecture, arguments, input, label names."""
         write_atomically(self.run.model_config, self._write_config)
 
     def _write_config(self, path: Path) -> None:
-        labels, data = {"label_names": self.data.classes}, data_config(self.config)
-        save_config_for_hf(self.model, str(path), model_config=labels, data_config=data)
+        about = {"label_names": self.data.classes, **self.objective.model_config(self.run)}
+        save_config_for_hf(self.model, str(path), model_config=about, data_config=data_config(self.config))
         content = json.loads(path.read_text())
         # It stands outside the arguments too, and transformers would give it to the model twice.
         content.get("model_args", {}).pop("num_classes", None)
@@ -120,19 +95,13 @@ class ClassificationTask(Task):
         save_tensors(model.state_dict(), self.run.weights)
 
     def report(self, history: History) -> None:
-        accuracy = {"train, augmented": "train_top1", "validation": "val_top1"}
-        if self.config.evens_out:
-            accuracy["validation, balanced"] = "val_balanced_accuracy"
-        panels = [
-            Panel("Loss", "cross-entropy", {"train, augmented": "train_loss", "validation": "val_loss"}),
-            Panel("Accuracy", "top-1 (%)", accuracy),
-            Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"}),
-        ]
         predictor = ClassificationPredictor.open(self.run).to(self.accelerator.device)
+        self.objective.finish(predictor, self.data.val)
         metrics = predictor.evaluate_on(
             self.data.final, self.data.final_name, eval_batch_size(self.config), self.config.workers
         )
-        report_run(self.run, self.model, history, panels, predictor, metrics)
+        lr = Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"})
+        report_run(self.run, self.model, history, [*self.objective.panels(), lr], predictor, metrics)
 
 
 def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> ClassificationTask:
@@ -153,4 +122,16 @@ def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
     model = make_model(config, len(data.classes), load_weights=new)
     if new and config.checkpoint is not None and accelerator.is_main_process:
         log_other_classes(config, data.classes)
+        _log_other_kind(config, data.multi_label)
     return ClassificationTask(config, run, accelerator, data, model, teacher, min_batch)
+
+
+def _log_other_kind(config: ClassificationConfig, multi_label: bool) -> None:
+    """Say that weights come from a run with another number of labels an image."""
+    source = config.source_run()
+    if source is None:
+        return
+    problem = read_json(source.model_config, {"problem_type": str | None}).get("problem_type")
+    if (problem == MULTI_LABEL) != multi_label:
+        kinds = ("one label", "several labels") if multi_label else ("several labels", "one label")
+        logger.info("%s was trained for %s an image, this run is for %s", config.checkpoint, *kinds)

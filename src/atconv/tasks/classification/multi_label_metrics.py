@@ -1,0 +1,181 @@
+"""How good a classifier of several labels an image is, and from which probability on it gives each label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atconv.data.checking import SkippedFile
+from atconv.engine.predictor import Metrics
+from atconv.engine.tables import Table, speed_text
+
+__all__ = [
+    "MultiLabelMetrics",
+    "choose_thresholds",
+    "compute_multi_label_metrics",
+    "mean_average_precision",
+    "micro_f1",
+]
+
+_MAX_CLASSES_SHOWN = 30
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MultiLabelMetrics(Metrics):
+    """Metrics of one classifier of several labels an image on one split. Percentages are 0…100."""
+
+    map: float
+    """mean average precision of the classes that have images"""
+    macro_f1: float
+    """mean F1 of the classes that have images or were predicted"""
+    micro_f1: float
+    """F1 over all labels of all images"""
+    exact_match: float
+    """images with all labels right, and no other"""
+    classes: list[str]
+    thresholds: list[float]
+    """probability from which on each class is predicted"""
+    probabilities: NDArray[np.float32]
+    """images × classes"""
+    labels: NDArray[np.uint8]
+    """images × classes of 0 and 1"""
+    skipped: list[SkippedFile] = field(default_factory=list, repr=False)
+    """files that are unreadable and left out"""
+    source: Any = field(default=None, repr=False)
+    """where the images are read from, by position: `read(position, mode)` and `name(position)`"""
+
+    @property
+    def predicted(self) -> NDArray[np.bool_]:
+        """images × classes, at the thresholds"""
+        return self.probabilities >= np.array(self.thresholds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the arrays and lists of files and classes, for JSON."""
+        hidden = ("probabilities", "labels", "skipped", "source", "classes", "thresholds")
+        return {name: value for name, value in vars(self).items() if name not in hidden}
+
+    def tables(self, title: str) -> list[Table]:
+        """Scores; and metrics by class, of many classes only those with the lowest average precision."""
+        rows = [
+            ("mAP", f"{self.map:.2f} %"),
+            ("macro F1", f"{self.macro_f1:.2f} %"),
+            ("micro F1", f"{self.micro_f1:.2f} %"),
+            ("all labels right", f"{self.exact_match:.2f} %"),
+            ("images", str(self.images)),
+            ("speed", speed_text(self.images_per_second)),
+        ]
+        many = len(self.classes) > _MAX_CLASSES_SHOWN
+        ranked = sorted(self.per_class, key=lambda row: row["ap"] or 0.0) if many else self.per_class
+        columns = ("ap", "precision", "recall", "f1")
+        cells = [
+            (
+                row["class"],
+                str(row["images"]),
+                *("–" if row[name] is None else f"{row[name]:.1f} %" for name in columns),
+                f"{row['threshold']:.3f}",
+            )
+            for row in ranked[:_MAX_CLASSES_SHOWN]
+        ]
+        heading = f"the {_MAX_CLASSES_SHOWN} classes with the lowest AP" if many else "classes"
+        names = ("class", "images", "AP", "precision", "recall", "F1", "threshold")
+        return [Table(title, ("metric", "value"), rows), Table(heading, names, cells)]
+
+
+def compute_multi_label_metrics(
+    probabilities: NDArray[np.float32],
+    labels: NDArray[Any],
+    classes: Sequence[str],
+    thresholds: Sequence[float],
+    images_per_second: float,
+    split: str = "",
+    source: Any = None,
+) -> MultiLabelMetrics:
+    """All metrics from probabilities and labels, both images × classes."""
+    labels, predicted = labels > 0, probabilities >= np.array(thresholds)
+    per_class = _per_class(probabilities, labels, predicted, classes, thresholds)
+    seen = np.flatnonzero(labels.any(0) | predicted.any(0))
+    return MultiLabelMetrics(
+        split=split,
+        images=len(labels),
+        map=100 * mean_average_precision(probabilities, labels),
+        macro_f1=float(np.mean([per_class[i]["f1"] for i in seen])) if len(seen) else 0.0,
+        micro_f1=100 * float(micro_f1(predicted, labels)),
+        exact_match=100 * float((predicted == labels).all(1).mean()),
+        images_per_second=images_per_second,
+        per_class=per_class,
+        classes=list(classes),
+        thresholds=list(thresholds),
+        probabilities=probabilities,
+        labels=labels.astype(np.uint8),
+        source=source,
+    )
+
+
+def average_precisions(scores: NDArray[Any], labels: NDArray[Any]) -> list[float | None]:
+    """Average precision of each class, 0…1; None where no image is of it."""
+    from sklearn.metrics import average_precision_score
+
+    return [
+        float(average_precision_score(own, score)) if own.any() else None
+        for own, score in zip((labels > 0).T, scores.T, strict=True)
+    ]
+
+
+def mean_average_precision(scores: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Mean of the average precisions of the classes that have images, 0…1; 0 where none has."""
+    known = [value for value in average_precisions(scores, labels) if value is not None]
+    return float(np.mean(known)) if known else 0.0
+
+
+def micro_f1(predicted: Any, labels: Any) -> Any:
+    """F1 over all labels of all images, 0…1, of boolean arrays or tensors; 1 where there is none to find and
+    none was predicted."""
+    hits, total = (predicted & labels).sum(), predicted.sum() + labels.sum()
+    none = total == 0
+    return (2 * hits + none) / (total + none)
+
+
+def choose_thresholds(probabilities: NDArray[Any], labels: NDArray[Any]) -> list[float]:
+    """For each class the probability from which on predicting it gives the highest F1, halfway to the next
+    lower one among these images; ½ where none is of the class."""
+    from sklearn.metrics import precision_recall_curve
+
+    thresholds = []
+    for own, scores in zip((labels > 0).T, probabilities.T.astype(np.float64), strict=True):
+        if not own.any():
+            thresholds.append(0.5)
+            continue
+        precision, recall, values = precision_recall_curve(own, scores)
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        best = int(f1[:-1].argmax())
+        below = scores[scores < values[best]]
+        thresholds.append(float((values[best] + (below.max() if len(below) else 0.0)) / 2))
+    return thresholds
+
+
+def _per_class(
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.bool_],
+    predicted: NDArray[np.bool_],
+    classes: Sequence[str],
+    thresholds: Sequence[float],
+) -> list[dict[str, Any]]:
+    hits = (predicted & labels).sum(0)
+    images, given = labels.sum(0), predicted.sum(0)
+    precisions = average_precisions(probabilities, labels)
+    return [
+        {
+            "class": name,
+            "images": int(images[i]),
+            "ap": None if precisions[i] is None else 100 * float(precisions[i] or 0),
+            "precision": 100 * float(hits[i] / max(given[i], 1)),
+            "recall": 100 * float(hits[i] / max(images[i], 1)),
+            "f1": 100 * float(2 * hits[i] / max(images[i] + given[i], 1)),
+            "threshold": float(thresholds[i]),
+        }
+        for i, name in enumerate(classes)
+    ]

@@ -1,0 +1,125 @@
+"""A trained classifier of several labels an image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from atconv.data.splits import Split
+from atconv.engine.options import PositiveInt, Share
+from atconv.io import write_json, write_rows
+from atconv.tasks.classification.multi_label_metrics import (
+    MultiLabelMetrics,
+    choose_thresholds,
+    compute_multi_label_metrics,
+)
+from atconv.tasks.classification.predictor import Classification, ClassificationPredictor
+
+__all__ = ["MultiLabelClassification", "MultiLabelPredictor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelClassification(Classification):
+    """The classes of one image above their thresholds, the most probable first; there may be none."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    """probability of every class"""
+
+    def columns(self) -> Sequence[str]:
+        return ["image", "labels"]
+
+    def rows(self) -> list[Sequence[str]]:
+        pairs = zip(self.classes, self.probabilities, strict=True)
+        return [[self.image, ", ".join(f"{name} {100 * share:.1f} %" for name, share in pairs) or "none"]]
+
+    def csv_rows(self) -> list[Sequence[Any]]:
+        return super().csv_rows() or [[self.image, "", "", ""]]
+
+
+class MultiLabelPredictor(ClassificationPredictor):
+    """A trained classifier of several labels an image. `predictor(images)` gives the classes whose
+    probability reaches their threshold."""
+
+    multi_label = True
+    thresholds: list[float]
+    """of each class, chosen on validation images after training; ½ before"""
+
+    def activation(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def infer(  # type: ignore[override]
+        self,
+        images: Sequence[Image.Image],
+        names: Sequence[str],
+        top: PositiveInt | None = None,
+        threshold: Share | None = None,
+    ) -> list[MultiLabelClassification]:
+        least = torch.tensor(self.thresholds if threshold is None else [threshold] * len(self.classes))
+        return [self._result(*pair, least, top) for pair in zip(names, self.infer_all(images), strict=True)]
+
+    def _result(self, name: str, shares: Tensor, least: Tensor, top: int | None) -> MultiLabelClassification:
+        order = [i for i in shares.argsort(descending=True).tolist() if shares[i] >= least[i]][:top]
+        return MultiLabelClassification(
+            image=name,
+            classes=[self.classes[i] for i in order],
+            probabilities=[float(shares[i]) for i in order],
+            scores=dict(zip(self.classes, shares.tolist(), strict=True)),
+        )
+
+    def unreadable(self, name: str, error: str) -> MultiLabelClassification:
+        return MultiLabelClassification(image=name, error=error)
+
+    def evaluate(self, *args: Any, **options: Any) -> MultiLabelMetrics:  # type: ignore[override]
+        return super().evaluate(*args, **options)  # type: ignore[return-value]
+
+    right_name = "all labels right"
+
+    def right(self, probabilities: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.bool_]:
+        return ((probabilities >= np.array(self.thresholds)) == (labels > 0)).all(1)
+
+    def describe_outputs(self) -> dict[str, Any]:
+        return {"activation": "sigmoid", "thresholds": self.thresholds}
+
+    def measure(  # type: ignore[override]
+        self, probabilities: NDArray[np.float32], labels: NDArray[Any], speed: float, split: str, source: Any
+    ) -> MultiLabelMetrics:
+        return compute_multi_label_metrics(
+            probabilities, labels, self.classes, self.thresholds, speed, split, source
+        )
+
+    def choose_thresholds(self, images: Split, batch_size: int, workers: int) -> None:
+        """Choose the threshold of each class for the highest F1 on images, and keep them in config.json."""
+        metrics: Any = self.evaluate_on(images, "val", batch_size, workers)
+        self.thresholds = choose_thresholds(metrics.probabilities, metrics.labels)
+        content = json.loads(self.run.model_config.read_text(encoding="utf-8"))
+        write_json(self.run.model_config, content | {"thresholds": self.thresholds})
+
+    def save_results(self, metrics: MultiLabelMetrics, folder: Path) -> None:  # type: ignore[override]
+        """Write predictions.csv, classes.png and mistakes.png."""
+        from atconv.tasks.classification import plots
+
+        predicted, shares = metrics.predicted, metrics.probabilities
+        rows = [
+            {
+                "image": metrics.source.name(i),
+                "labels": self._names(metrics.labels[i]),
+                "predicted": self._names(predicted[i]),
+                "probabilities": "; ".join(f"{share:.4f}" for share in shares[i][predicted[i]]),
+            }
+            for i in range(metrics.images)
+        ]
+        write_rows(folder / "predictions.csv", rows)
+        plots.plot_class_scores(metrics, folder / "classes.png")
+        plots.plot_multi_label_mistakes(metrics, self.transform.prepare.mode, folder / "mistakes.png")
+
+    def _names(self, flags: NDArray[Any]) -> str:
+        return "; ".join(self.classes[i] for i in np.flatnonzero(flags))
