@@ -223,7 +223,8 @@ def run_command(
 @contextmanager
 def no_plots() -> Iterator[None]:
     """Leave out the plots at the end of a run, which take longer than a tiny run itself."""
-    names = ("classification.plots.plot_confusion_matrix", "classification.plots.plot_mistakes")
+    plots = ("confusion_matrix", "mistakes", "class_scores", "multi_label_mistakes")
+    names = [f"classification.plots.plot_{name}" for name in plots]
     with ExitStack() as stack:
         for name in (*names, "common.report.plot_curves"):
             stack.enter_context(mock.patch(f"atconv.tasks.{name}"))

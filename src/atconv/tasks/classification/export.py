@@ -79,7 +79,7 @@ class ClassificationExporter(Exporter):
         self.calibration = Split(pool.source, [pool.indices[i] for i in order[:count]])
         if pool is measured:
             if len(pool) <= count:
-                config = self.predictor.config
+                config: Any = self.predictor.config
                 raise ValueError(
                     f"{data or config.data} has {len(pool)} images, all of which --calibration-images "
                     f"{count} would take: give fewer, or more data"
