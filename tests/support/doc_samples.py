@@ -39,11 +39,23 @@ def _photos(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / label / f"{i}.jpg")
 
 
-def _images(folder: Path) -> None:
-    folder.mkdir()
+def _pets(folder: Path) -> None:
+    _images(folder, 24, "pictures")
+    rows = (f"{i},{'cat' if i % 2 else 'dog'},{('train', 'train', 'val')[i % 3]}\n" for i in range(1, 25))
+    (folder / "labels.csv").write_text("id,animal,split\n" + "".join(rows))
+
+
+def _scenes(folder: Path) -> None:
+    _images(folder, 24, "images")
+    rows = (f"{i}.jpg,{'beach;' * (i % 2)}{'sunset' * (i % 3 > 0)}\n" for i in range(1, 25))
+    (folder / "tags.csv").write_text("image,tags\n" + "".join(rows))
+
+
+def _images(folder: Path, count: int = 2, inner: str = "") -> None:
+    (folder / inner).mkdir(parents=True)
     rng = np.random.default_rng(1)
-    for i in (1, 2):
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+    for i in range(1, count + 1):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / inner / f"{i}.jpg")
 
 
 def _annotated(folder: Path) -> None:
@@ -106,6 +118,8 @@ def _digits(folder: Path) -> None:
 
 SAMPLES: dict[str, Callable[[Path], None]] = {
     "photos": _photos,
+    "pets": _pets,
+    "scenes": _scenes,
     "new": _images,
     "more": _images,
     "street": _annotated,

@@ -12,20 +12,27 @@ SPEC = TaskSpec(
     name="classification",
     command="",
     config=ClassificationConfig,
-    data="an image folder, an LMDB file, a timm dataset name (torch/..., hfds/..., wds/...) or digits",
+    data="an image folder, a table of labels, an LMDB file, a timm dataset name (torch/..., hfds/..., "
+    "wds/...) or digits",
     inherit_config=inherit_config,
     evaluation_writes=("predictions.csv", "confusion.png", "mistakes.png", "classes.png"),
     tools=("train", "evaluate", "predict", "study", "analyze", "export"),
     publication=Publication(
         pipeline_tag="image-classification",
         library="timm",
-        plots={"confusion.png": "Confusion matrix", "curves.png": "Learning curves"},
+        plots={
+            "confusion.png": "Confusion matrix",
+            "classes.png": "Average precision and F1 by class",
+            "curves.png": "Learning curves",
+        },
         image_plots={"mistakes.png": "Worst mistakes"},
         metrics={
             "top1": ("accuracy", " %"),
             "top5": ("top_5_accuracy", " %"),
+            "map": ("mean_average_precision", " %"),
             "balanced_accuracy": ("balanced_accuracy", " %"),
             "macro_f1": ("f1", " %"),
+            "micro_f1": ("f1", " %"),
             "calibration_error": ("expected_calibration_error", " %"),
         },
         libraries=(
@@ -34,6 +41,6 @@ SPEC = TaskSpec(
             "import atconv\nfrom transformers import AutoModelForImageClassification\n\n"
             'model = AutoModelForImageClassification.from_pretrained("{name}")',
         ),
-        limits=("It gives one of its classes for every image, also where none fits.",),
+        limits=("A classifier of one class an image gives one for every image, also where none fits.",),
     ),
 )

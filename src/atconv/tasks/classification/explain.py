@@ -19,7 +19,9 @@ __all__ = ["draw_kernels", "draw_support"]
 
 def draw_support(predictor: ClassificationPredictor, image: ImageLike) -> Image.Image | None:
     """The image above the places that support its predicted class: by Grad-CAM, or by attention rollout for a
-    ViT. None for a model that has neither maps nor global self-attention."""
+    ViT. None for a model that has neither maps nor global self-attention, or of several labels an image."""
+    if predictor.multi_label:
+        return None
     probe = Probe.show(predictor, [image])
     layer = explanation_layer(predictor.model, probe.images)
     try:
