@@ -190,6 +190,23 @@ def test_of_equal_epochs_the_last_is_kept_and_the_first_counts_as_better(
     assert (history(*scores).best, history(*scores).improved) == (best, improved)
 
 
+def test_the_epoch_that_is_kept_is_told_with_the_one_that_it_equals(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert history(1.0, 3.0, 2.0).kept == "2"
+    assert history(1.0, 3.0, 2.0, 3.0).kept == "4 (equal to epoch 2)"
+    trainer: Any = SimpleNamespace(
+        history=history(1.0, 3.0, 2.0, 3.0),
+        epoch=4,
+        config=SimpleNamespace(epochs=9),
+        run=SimpleNamespace(path="runs/mine"),
+    )
+    with caplog.at_level(logging.INFO, "atconv"):
+        EarlyStopping(2).on_fit_end(trainer)
+    assert "none was better than epoch 2 for 2 epochs" in caplog.text
+    assert "epoch 4 (equal to epoch 2) is kept. To train longer: --resume runs/mine --epochs 9" in caplog.text
+
+
 def test_without_a_metric_to_monitor_the_last_epoch_is_kept() -> None:
     last = history(3.0, 2.0, 1.0, monitor=None)
     assert (last.best, last.improved) == (2, 2)

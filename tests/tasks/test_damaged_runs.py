@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import atconv
 from atconv.data.splits import load_splits
+from atconv.io import read_rows
 from support.tiny import trained_run
 from support.tiny_dense import detection_run, segmentation_run
 from support.tiny_sit import generation_run
@@ -109,6 +111,44 @@ def test_a_value_of_another_kind_is_read_or_named(
     content = damaged(content, place, data.draw(st.sampled_from([*VALUES, KeyError])))
     text = yaml.safe_dump(content) if is_yaml else json.dumps(content)
     check(use, copies[task], file, text.encode("utf-8", "surrogateescape"))
+
+
+@pytest.mark.parametrize(
+    ("task", "place", "value"),
+    [
+        ("detection", ("detector", "mean"), "x"),
+        ("detection", ("detector", "mean"), ["x"]),
+        ("detection", ("detector", "min_size"), [0]),
+        ("detection", ("detector", "in_chans"), 2),
+        ("detection", ("detector", "detector_args"), 3),
+        ("segmentation", ("_atconv", "transform", "std"), [0.0]),
+        ("segmentation", ("_atconv", "transform", "short_side"), "wide"),
+        ("segmentation", ("_atconv", "flip_tta"), "x"),
+        ("segmentation", ("_atconv", "segmenter", "architecture"), "vnet"),
+    ],
+    ids=str,
+)
+def test_a_damaged_option_of_a_model_names_its_file(
+    copies: dict[str, Path], task: str, place: tuple[str, ...], value: Any
+) -> None:
+    file = copies[task] / "config.json"
+    original = file.read_bytes()
+    file.write_text(json.dumps(damaged(json.loads(original), place, value)))
+    try:
+        with pytest.raises(ValueError, match=f"{re.escape(str(file))} is damaged: |model in {copies[task]}"):
+            atconv.load(copies[task])
+    finally:
+        file.write_bytes(original)
+
+
+@pytest.mark.parametrize(
+    "content", [b"epoch\nmany\n", b"layer\nx\n", b"epoch\n\x00\n", b"epoch\n\xff\n", b"epoch,b\n\n,2\n"]
+)
+def test_a_damaged_table_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is damaged: "):
+        read_rows(path, {"epoch": int})
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(run: Path) -> tuple[Finished, Path]:
-    ended = atconv("export", run, "--int8", "--calibration-images=64", "--batch-size=4")
+    ended = atconv("export", "--int8", run, "--calibration-images=64", "--batch-size=4")
     assert ended.code == 0, ended.err
     return ended, run / "export"
 

@@ -23,7 +23,7 @@ from atconv.engine import devices
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from atconv.tasks.classification.config import inherit_config
 from atconv.tasks.classification.data import imbalance_advice
-from atconv.tasks.classification.model import make_model
+from atconv.tasks.classification.model import check_model, log_other_classes, make_model
 from support.tiny import (
     TINY,
     TINY_ARGS,
@@ -275,6 +275,21 @@ def test_weights_of_another_run_with_other_classes_start_with_a_new_head(
     assert {"head.fc.weight", "head.fc.bias"} <= differing
     assert all(name.startswith("head.") for name in differing)
     assert re.search(r"newly initialized, being of another shape there: head\.fc\.(bias|weight)", caplog.text)
+
+
+def test_a_head_that_is_kept_for_other_classes_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny_config(checkpoint=str(trained_run()))
+    log_other_classes(config, [str(i) for i in range(10)])
+    assert not caplog.text
+    log_other_classes(config, [f"class {i}" for i in range(10)])
+    assert "as many classes, but others or in another order: 0, 1, 2, 3, 4 and 5 more there" in caplog.text
+
+
+def test_an_image_smaller_than_the_stride_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    check_model(tiny_config(), load_weights=True)
+    assert not caplog.text
+    check_model(tiny_config(image_size=7), load_weights=True)
+    assert "image_size 7 is smaller than the stride of attnet_xxs, 8" in caplog.text
 
 
 def test_a_run_gives_its_model_channels_and_normalization_with_its_weights(tmp_path: Path) -> None:
