@@ -379,12 +379,13 @@ def test_instances_are_named_after_splits_in_any_case(tmp_path: Path) -> None:
         open_boxes(data, False)
 
 
-def test_file_names_may_start_at_the_data_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["images/train/", "images\\train\\"])
+def test_file_names_may_start_at_the_data_folder(prefix: str, tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
     expected = np.asarray(open_boxes(data, False)["train"].read(1, "L"))
     content = json.loads((data / "train.json").read_text())
     for entry in content["images"]:
-        entry["file_name"] = f"images/train/{entry['file_name']}"
+        entry["file_name"] = prefix + entry["file_name"]
     (data / "train.json").write_text(json.dumps(content))
     assert np.array_equal(np.asarray(open_boxes(data, False)["train"].read(1, "L")), expected)
 

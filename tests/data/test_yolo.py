@@ -16,6 +16,7 @@ from PIL import Image
 from atconv.data.boxes import BoxSplit
 from atconv.data.formats import open_boxes, recognize
 from atconv.data.yolo import _parse
+from atconv.tasks import resume
 from support.box_formats import LAYOUTS, NAMES, yolo_folder
 from support.tiny_dense import detect
 
@@ -262,5 +263,9 @@ def test_a_run_trains_and_is_evaluated_on_its_saved_split(tmp_path: Path) -> Non
     shutil.rmtree(data / "val")
     (data / "data.yaml").write_text("train: train/images\nnames: [bright, dark]")
     run = detect(tmp_path / "run", data, epochs=1, val_fraction=0.4, architecture="mask_rcnn")
+    resume(run)
     metrics = atconv.load(run).evaluate()
     assert (metrics.split, metrics.images) == ("val", 2)
+    (data / "train" / "labels" / "0.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.3")
+    with pytest.raises(ValueError, match="the images or annotations are not those that"):
+        resume(run)

@@ -166,6 +166,7 @@ def read_coco(
     content = _read_json(file)
     entries = content["images"]
     raise_problems(file, [*category_problems(content["categories"]), *image_problems(entries)])
+    entries = [{**entry, "file_name": entry["file_name"].replace("\\", "/")} for entry in entries]  # Windows
     folder = _folder_of(entries, _image_folders(data, split, file, images))
     leaving = (leaves_folder(entry, folder, data, images) for entry in entries)
     raise_problems(file, [problem for problem in leaving if problem])

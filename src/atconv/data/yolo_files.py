@@ -72,7 +72,7 @@ def _is_labeled(data: Path, source: Path) -> bool:
     names = sorted(entry.name for entry in islice(scan(source), _LOOKED_AT))
     stems = {Path(name).stem for name in names if _is_image(name)}
     texts = [source / name for name in names if name.endswith(".txt") and name[:-4] in stems]
-    return any(map(_holds_boxes, texts[:20]))
+    return any(map(_holds_boxes, texts))
 
 
 def _is_image(name: str) -> bool:
@@ -80,14 +80,14 @@ def _is_image(name: str) -> bool:
 
 
 def _holds_boxes(path: Path) -> bool:
-    """Whether a text file begins with a class number and four or more numbers."""
+    """Whether a text file begins with a class number and other numbers, be they too few."""
     with path.open("rb") as file:
         first = file.readline(_LOOKED_AT).split()
     try:
         numbers = list(map(float, first))
     except ValueError:
         return False
-    return len(numbers) >= 5 and numbers[0].is_integer()
+    return len(numbers) >= 4 and numbers[0].is_integer()
 
 
 def find_config(data: Path) -> tuple[Path, dict[str, Any]] | None:
