@@ -1,4 +1,4 @@
-"""AttNet-T2 as files: ONNX Runtime, OpenVINO, torch.export and AOTInductor, compared with eager PyTorch."""
+"""AttNet-T2 and ConvNeXt-T as files of every format that runs here, compared with eager PyTorch."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from torch import Tensor
 from atconv import deploy
 from atconv.deploy.timing import median_seconds
 from machine import dtypes
-from models import attnet, images
+from models import OTHERS, attnet, images, other
 
 __all__ = ["deployed"]
 
 Call = Callable[[Tensor], Tensor]
 BATCHES = (1, 8)
-COARSE = ("ONNX Runtime, int8", "OpenVINO, bfloat16")
+COARSE = ("ONNX Runtime, int8", "OpenVINO, bfloat16", "OpenVINO, int8")
+EAGER = "PyTorch"
 
 
 def deployed() -> list[dict[str, Any]]:
-    """Seconds of batches of 1 and 8 in every format, interleaved; and seconds to write the file."""
-    model = deploy.fold(attnet())
-    rows: dict[str, dict[str, Any]] = {"PyTorch, folded": {"file": "PyTorch, folded"}}
-    calls: dict[str, Call] = {"PyTorch, folded": model}
-    with tempfile.TemporaryDirectory() as name:
-        for form, (write, read) in _formats().items():
-            path = Path(name) / form.replace(" ", "-").replace(",", "")
-            path = path.with_suffix(".pt2" if form in ("torch.export", "AOTInductor") else ".onnx")
+    """Seconds of batches of 1 and 8 of both models in every format, interleaved; and seconds to write the
+    file."""
+    models = {"AttNet-T2": deploy.fold(attnet()), "ConvNeXt-T": other(OTHERS["ConvNeXt-T"])}
+    return [row for name, model in models.items() for row in _measured(name, model)]
+
+
+def _measured(name: str, model: Any) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {EAGER: {"model": name, "file": EAGER}}
+    calls: dict[str, Call] = {EAGER: model}
+    with tempfile.TemporaryDirectory() as folder:
+        for form, (suffix, write, read) in _formats().items():
+            path = (Path(folder) / form.replace(" ", "-").replace(",", "")).with_suffix(suffix)
             started = time.perf_counter()
             write(model, path)
-            rows[form] = {"file": form, "writing": time.perf_counter() - started}
+            rows[form] = {"model": name, "file": form, "writing": time.perf_counter() - started}
             calls[form] = read(path)
             rows[form] |= _checked(form, calls[form], model)
         seconds = {batch: _seconds(calls, batch) for batch in BATCHES}
@@ -72,46 +77,48 @@ def _checked(form: str, call: Call, model: Call) -> dict[str, float]:
     return {"error": error}
 
 
-def _formats() -> dict[str, tuple[Callable[[Any, Path], object], Callable[[Path], Call]]]:
-    """How each is written and opened."""
+Write = Callable[[Any, Path], object]
+Read = Callable[[Path], Call]
+
+
+def _formats() -> dict[str, tuple[str, Write, Read]]:
+    """Suffix, and how each is written and opened."""
     pair = images(2)
+
+    def write_onnx(model: Any, path: Path) -> None:
+        deploy.export_onnx(model, path, pair)
 
     def write_int8(model: Any, path: Path) -> None:
         plain = deploy.export_onnx(model, path.with_name("float.onnx"), pair)
         deploy.quantize_onnx(plain, path, images(16).split(4))
 
-    def write_any(model: Any, path: Path) -> None:
-        deploy.export_onnx(model, path, pair)
-
     def write_fixed(batch: int, model: Any, path: Path) -> None:
         deploy.export_onnx(model, path, images(batch), "fixed")
 
-    formats: dict[str, tuple[Callable[[Any, Path], object], Callable[[Path], Call]]] = {
-        "ONNX Runtime, any size": (write_any, deploy.open_onnx),
+    formats: dict[str, tuple[str, Write, Read]] = {
+        "ONNX Runtime, any size": (".onnx", write_onnx, deploy.open_onnx),
         **{
-            f"ONNX Runtime, fixed to {batch}": (partial(write_fixed, batch), deploy.open_onnx)
+            f"ONNX Runtime, fixed to {batch}": (".onnx", partial(write_fixed, batch), deploy.open_onnx)
             for batch in BATCHES
         },
-        "ONNX Runtime, int8": (write_int8, deploy.open_onnx),
-        "torch.export": (lambda model, path: deploy.export_torch(model, path, pair), deploy.open_torch),
-        "AOTInductor": (lambda model, path: deploy.export_aoti(model, path, pair), deploy.open_aoti),
+        "ONNX Runtime, int8": (".onnx", write_int8, deploy.open_onnx),
+        "torch.export": (".pt2", lambda m, path: deploy.export_torch(m, path, pair), deploy.open_torch),
+        "AOTInductor": (".pt2", lambda m, path: deploy.export_aoti(m, path, pair), deploy.open_aoti),
     }
-    if importlib.util.find_spec("openvino") is not None:
-        formats["OpenVINO, any size"] = (write_any, partial(_open_openvino, precision="f32"))
-        if torch.bfloat16 in dtypes():  # then it is what OpenVINO takes by default
-            formats["OpenVINO, bfloat16"] = (write_any, partial(_open_openvino, precision="bf16"))
-    else:
-        print("OpenVINO is left out: pip install openvino")
+    if importlib.util.find_spec("nncf") is None:
+        print("OpenVINO is left out: pip install 'atconv[openvino]'")
+        return formats
+
+    def write_openvino(model: Any, path: Path) -> None:
+        deploy.export_openvino(model, path, pair)
+
+    def write_openvino_int8(model: Any, path: Path) -> None:
+        plain = deploy.export_openvino(model, path.with_name("float.xml"), pair)
+        deploy.quantize_openvino(plain, path, images(16).split(4))
+
+    formats["OpenVINO"] = (".xml", write_openvino, deploy.open_openvino)
+    formats["OpenVINO, int8"] = (".xml", write_openvino_int8, deploy.open_openvino)
+    if torch.bfloat16 in dtypes():
+        read_bf16 = partial(deploy.open_openvino, precision="bf16")
+        formats["OpenVINO, bfloat16"] = (".xml", write_openvino, read_bf16)
     return formats
-
-
-def _open_openvino(path: Path, precision: str) -> Call:
-    import openvino
-
-    options = {
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": precision,
-    }
-    compiled = openvino.compile_model(str(path), "CPU", options)
-    return lambda x: torch.from_numpy(compiled(x.numpy())[0])

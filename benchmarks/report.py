@@ -185,11 +185,13 @@ def _operators(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
 
 def _deployed(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
     yield "## As a file\n"
-    yield "AttNet-T2 at 224², float32 but for int8. Errors are relative to PyTorch's largest logit; what int8"
-    yield "costs in accuracy `atconv export --int8` reports for a trained model.\n"
+    yield "At 224², AttNet-T2 folded, float32 but for int8. Errors are relative to PyTorch's largest logit;"
+    yield "what int8 costs in accuracy `atconv export --int8` reports for a trained model.\n"
     cells = []
-    for file in dict.fromkeys(row["file"] for row in rows.get("deployed", [])):
-        by_batch = {row["batch"]: row for row in rows["deployed"] if row["file"] == file}
+    for model, file in dict.fromkeys((row["model"], row["file"]) for row in rows.get("deployed", [])):
+        by_batch = {
+            row["batch"]: row for row in rows["deployed"] if (row["model"], row["file"]) == (model, file)
+        }
         worst = [
             f"{max(row[key] for row in by_batch.values()):{digits}}"
             if all(key in row for row in by_batch.values())
@@ -197,8 +199,8 @@ def _deployed(rows: dict[str, Rows], folder: Path) -> Iterator[str]:
             for key, digits in (("error", ".0e"), ("writing", ".0f"))
         ]
         times = [_ms(by_batch[batch]["seconds"]) if batch in by_batch else "–" for batch in (1, 8)]
-        cells.append((file, *times, *worst))
-    yield from _table(("form", "ms, batch 1", "ms, batch 8", "error", "seconds to write"), cells)
+        cells.append((model, file, *times, *worst))
+    yield from _table(("model", "form", "ms, batch 1", "ms, batch 8", "error", "seconds to write"), cells)
 
 
 def _table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -18,6 +18,9 @@ PACKAGES = {
     "tables": ("pyarrow",),
     "app": ("gradio", "safehttpx"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("nncf", "openvino"),
+    "executorch": ("executorch",),
+    "coreml": ("coremltools",),
 }  # fmt: skip
 """modules that an extra brings, by its name"""
 

@@ -15,6 +15,9 @@ from atconv.deploy.formats import (
     open_onnx,
     open_torch,
 )
+from atconv.deploy.mobile import export_coreml, export_executorch, open_executorch
+from atconv.deploy.openvino_format import export_openvino, open_openvino, quantize_openvino
+from atconv.deploy.quantize import quantize_onnx
 from atconv.deploy.web import page_files
 
 __all__ = ["FORMATS", "Format"]
@@ -33,7 +36,11 @@ class Format:
     options: tuple[str, ...] = ()
     """what `write` takes besides"""
     dynamic: bool = True
-    """whether batch, height and width may be left open"""
+    """whether batch, height and width may be left open; otherwise it takes one image"""
+    folded: bool = True
+    """whether an AttNet is folded first"""
+    quantize: Callable[..., Path] | None = None
+    """(file, file to write, batches) → the same in int8"""
     folder: str = ""
     """below RUN/export, of a format whose files stand by themselves"""
     beside: Callable[[str | None], list[Path]] | None = None
@@ -43,10 +50,13 @@ class Format:
 _NAMES = ("input_names", "output_names")
 
 FORMATS: dict[str, Format] = {
-    "onnx": Format(".onnx", export_onnx, open_onnx, (*_NAMES, "opset")),
+    "onnx": Format(".onnx", export_onnx, open_onnx, (*_NAMES, "opset"), quantize=quantize_onnx),
     "web": Format(
         ".onnx", export_onnx, open_onnx, (*_NAMES, "opset"), dynamic=False, folder="web", beside=page_files
     ),
     "torch": Format(".pt2", export_torch, open_torch),
     "aoti": Format("-aoti.pt2", export_aoti, open_aoti),
+    "openvino": Format(".xml", export_openvino, open_openvino, (*_NAMES, "fp16"), quantize=quantize_openvino),
+    "executorch": Format(".pte", export_executorch, open_executorch, dynamic=False, folded=False),
+    "coreml": Format(".mlpackage", export_coreml, None, (*_NAMES, "fp16"), dynamic=False),
 }

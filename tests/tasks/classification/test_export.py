@@ -173,6 +173,24 @@ def test_a_run_is_exported_for_an_older_opset(run: Path, tmp_path: Path) -> None
     assert deploy.largest_error(call, predictor.model, [shape]) <= 1e-4
 
 
+@pytest.mark.slow
+def test_a_run_is_exported_for_openvino(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    options = ["--format=openvino", f"--out={tmp_path / 'out'}", "--calibration-images=64"]
+    with mock.patch.object(module, "cpu_has_int8", return_value=False):
+        ended = atconv("export", run, "--int8", *options)
+    assert ended.code == 0, ended.err
+    assert "this CPU has no instructions for int8 products (VNNI, AMX)" in ended.err + ended.out
+    assert "int8: top-1" in ended.out
+    assert "trained on" not in ended.out
+    names = ["model.xml", "model.bin", "model-int8.xml", "model-int8.bin", "export.json"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(names)
+    size = (tmp_path / "out" / "model.bin").stat().st_size
+    ended = atconv("export", run, "--fp16", *options[:2])
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "out" / "model.bin").stat().st_size < 0.7 * size
+
+
 def test_the_command_shows_accuracy_and_speed(exported: tuple[Finished, Path], run: Path) -> None:
     ended, folder = exported
     assert "int8: top-1" in ended.out
@@ -241,6 +259,30 @@ def test_files_of_other_weights_are_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run.yaml"]
 
 
+def test_files_that_belong_together_are_replaced_together(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / "model.mlpackage").mkdir(parents=True)
+    for name in (
+        "model.mlpackage/Manifest.json",
+        "model.mlpackage/old",
+        "model.xml",
+        "model.bin",
+        "notes.bin",
+    ):
+        (folder / name).write_text("old")
+    earlier = {"weights": "others", "files": {"model.mlpackage": {}, "model.xml": {}}}
+    (folder / "export.json").write_text(json.dumps(earlier))
+    _, stale = module._earlier_files(folder, "these")
+    with files.staged(folder, stale) as staging:
+        (staging / "export.json").write_text("new")
+    assert {path.name for path in folder.iterdir()} == {"export.json", "notes.bin"}
+    for content in ("first", "second"):
+        with files.staged(folder, []) as staging:
+            (staging / "model.mlpackage").mkdir()
+            (staging / "model.mlpackage" / "Manifest.json").write_text(content)
+    assert (folder / "model.mlpackage" / "Manifest.json").read_text() == "second"
+
+
 def test_the_minimum_size_is_reported(run: Path, tmp_path: Path) -> None:
     class Reducing(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -283,7 +325,8 @@ def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
     [
         (["--format=torch", "--opset=17"], "opset is for onnx, got --format torch"),
         (["--opset=9"], "opset"),
-        (["--format=torch", "--int8"], "int8 is written as onnx only, got --format torch"),
+        (["--fp16"], "fp16 is for openvino and coreml, got --format onnx"),
+        (["--format=torch", "--int8"], "int8 is written as onnx or openvino only, got --format torch"),
         (["--calibration-images=8"], "are for int8: add --int8, or leave them out"),
         (["--batch-size=0"], "must be at least 1, got 0"),
         (["--format=tflite"], "tflite"),

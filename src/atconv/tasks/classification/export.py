@@ -13,6 +13,7 @@ from torch import nn
 
 from atconv import deploy
 from atconv.data.splits import Split
+from atconv.deploy.formats import log_level
 from atconv.engine.progress import progress
 from atconv.models.attnet import AttNet
 from atconv.tasks.classification.data import ReadableBatches
@@ -30,13 +31,16 @@ class ClassificationExporter(Exporter):
 
     formats = tuple(deploy.FORMATS)
     predictor: ClassificationPredictor
-    int8_formats = ("onnx",)
+    int8_formats = tuple(name for name, entry in deploy.FORMATS.items() if entry.quantize)
     output_names = ("logits",)
     fixed_batch = True
 
     @functools.cached_property
     def graph(self) -> nn.Module:
         return deploy.fold(self.model) if isinstance(self.model, AttNet) else self.model
+
+    def module(self, entry: deploy.Format) -> nn.Module:
+        return self.graph if entry.folded else self.model
 
     @property
     def forms(self) -> dict[str, deploy.Call]:
@@ -65,7 +69,7 @@ class ClassificationExporter(Exporter):
         inputs = [self.predictor.transform(image)[None] for image in images]
         pairs = [(activation(call(each)), activation(self.model(each))) for each in inputs]
         largest = max(float((a - b).abs().max()) for a, b in pairs)
-        if not largest <= 1e-4:
+        if not largest <= self.tolerance:
             raise ValueError(f"probabilities differ by {largest:.1e}")
         return {f"probability, {len(images)} images": largest}
 
@@ -74,7 +78,8 @@ class ClassificationExporter(Exporter):
         name, measured = self.predictor.choose_split(data, "auto", data_root)
         pool = measured
         if name not in ("all", "train"):
-            _, pool = self.predictor.choose_split(data, "train", data_root)
+            with log_level("atconv.data", logging.ERROR):  # nothing is measured on training images
+                _, pool = self.predictor.choose_split(data, "train", data_root)
         order = np.random.default_rng(0).permutation(len(pool))
         self.calibration = Split(pool.source, [pool.indices[i] for i in order[:count]])
         if pool is measured:
@@ -87,14 +92,18 @@ class ClassificationExporter(Exporter):
             measured = Split(pool.source, [pool.indices[i] for i in order[count:]])
         self.measured = measured
 
-    def write_int8(self, source: Written, batch_size: int) -> tuple[Written, Int8Accuracy]:
+    def write_int8(
+        self, source: Written, entry: deploy.Format, batch_size: int
+    ) -> tuple[Written, Int8Accuracy]:
         """The int8 file, and how it changes predictions."""
         path = source.path.with_name(f"model-int8{source.path.suffix}")
         logger.info("writing %s, calibrated on %d images", path.name, len(self.calibration))
         batches = self._batches("calibration", self.calibration, batch_size)
         shown = progress(batches, "calibrating")
-        deploy.quantize_onnx(source.path, path, (images for images, _ in shown))
-        written = Written(path, source.accepts, deploy.open_onnx(path), None)
+        assert entry.quantize
+        assert entry.open
+        entry.quantize(source.path, path, (images for images, _ in shown))
+        written = Written(path, source.accepts, entry.open(path), None)
         correct = []
         for file in (source, written):
             call: Any = file.call

@@ -19,6 +19,7 @@ from atconv.deploy.timing import ROUNDS, median_seconds
 from atconv.engine.reading import read_json
 from atconv.engine.tables import Table
 from atconv.io import file_digest
+from atconv.ops.processor import cpu_has_int8
 from atconv.tasks.common.export_files import DESCRIPTION, staged, write_all
 from atconv.tasks.common.exporter import Agreement, Exporter, Int8Accuracy, Written
 
@@ -27,6 +28,7 @@ __all__ = ["ExportReport", "ExportedFile", "export"]
 logger = logging.getLogger(__name__)
 
 _COMPARED = 8  # images of the run's data
+_HALF = 2e-2  # tolerance of half precision
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,14 @@ class ExportReport:
 
 def export(
     exporter: Exporter,
-    format: Literal["onnx", "web", "torch", "aoti"] = "onnx",
+    format: Literal["onnx", "web", "openvino", "torch", "aoti", "executorch", "coreml"] = "onnx",
     int8: bool = False,
     data: str | None = None,
     data_root: str | None = None,
     calibration_images: int | None = None,
     batch_size: int = 8,
     opset: Literal[17, 20] = 20,
+    fp16: bool = False,
     out: str | None = None,
     onnxruntime_web: str | None = None,
 ) -> ExportReport:
@@ -105,9 +108,11 @@ def export(
 
     Args:
         exporter: the run's model.
-        format: onnx for ONNX Runtime and OpenVINO, a classifier in two files, for any batch and for one;
-            web for a page that classifies images in a browser, to be served by any web server; torch for a
-            torch.export program; aoti for a package that AOTInductor compiled for this machine's CPU.
+        format: onnx for ONNX Runtime, a classifier in two files, for any batch and for one; web for a page
+            that classifies images in a browser, to be served by any web server; openvino for OpenVINO; torch
+            for a torch.export program; aoti for a package that AOTInductor compiled for this machine's CPU;
+            executorch for a .pte file for phones, on XNNPACK; coreml for Apple's systems. The last two and a
+            page take one image of the run's size.
         int8: also write an int8 file, calibrated on training images, and measure its accuracy.
         data: images that the file is compared on, and that int8 is calibrated and measured on, DATA as in
             training; the run's own by default.
@@ -115,6 +120,7 @@ def export(
         calibration_images: how many of them calibrate int8, 256 by default.
         batch_size: images of the fixed batch, and of the timed one.
         opset: version of ONNX's operators; 17 for older runtimes, GELU is its formula there.
+        fp16: half precision, for openvino (of the stored weights) and coreml (of all it computes).
         out: folder to write, RUN/export by default and RUN/export/web for a page. Files of the same name are
             replaced, and files of other weights that its export.json lists are removed.
         onnxruntime_web: folder of onnxruntime-web for a page; npm fetches it by default.
@@ -127,28 +133,35 @@ def export(
             format than it has, a folder whose export.json is not of an export.
         RuntimeError: the written file does not compute what the model does; it is not kept.
     """
-    _check_options(exporter, format, int8, opset, calibration_images, batch_size)
+    _check_options(exporter, format, int8, opset, fp16, calibration_images, batch_size)
     if onnxruntime_web is not None and format != "web":
         raise ValueError(f"onnxruntime_web is for web, got --format {format}: leave one of them out")
     entry = FORMATS[format]
     beside = entry.beside(onnxruntime_web) if entry.beside else []
     predictor = exporter.predictor
     count = 256 if calibration_images is None else calibration_images
+    if fp16:
+        exporter.tolerance = _HALF
     if int8:
         exporter.prepare_int8(data, data_root, count)
+        if not cpu_has_int8():
+            logger.warning(
+                "this CPU has no instructions for int8 products (VNNI, AMX): the file becomes smaller, and "
+                "hardly faster here"
+            )
     images = _images(exporter, data, data_root)
-    if not exporter.any_batch or beside:
+    if not exporter.any_batch or not entry.dynamic:
         batch_size = 1
     folder = Path(out) if out is not None else predictor.run.path / "export" / entry.folder
     weights = file_digest(exporter.weights)
     kept, stale = _earlier_files(folder, weights)
     accuracy = None
     with staged(folder, stale) as staging:
-        options = {"opset": opset}
+        options = {"opset": opset, "fp16": fp16}
         written = write_all(exporter, format, batch_size, staging, **options)
         agreements = [_agreement(exporter, file, images) for file in written]
         if int8:
-            int8_file, accuracy = exporter.write_int8(written[0], batch_size)
+            int8_file, accuracy = exporter.write_int8(written[0], entry, batch_size)
             written.append(int8_file)
             agreements.append({})
         milliseconds = _time(
@@ -182,7 +195,13 @@ def export(
 
 
 def _check_options(
-    exporter: Exporter, format: str, int8: bool, opset: int, calibration_images: int | None, batch_size: int
+    exporter: Exporter,
+    format: str,
+    int8: bool,
+    opset: int,
+    fp16: bool,
+    calibration_images: int | None,
+    batch_size: int,
 ) -> None:
     """Fail fast: raise ValueError for options that do not fit together."""
     task = exporter.predictor.task
@@ -200,6 +219,8 @@ def _check_options(
         )
     if opset != 20 and "opset" not in FORMATS[format].options:
         raise ValueError(f"opset is for onnx, got --format {format}: leave one of them out")
+    if fp16 and "fp16" not in FORMATS[format].options:
+        raise ValueError(f"fp16 is for openvino and coreml, got --format {format}: leave one of them out")
     if not int8 and calibration_images is not None:
         raise ValueError("calibration_images are for int8: add --int8, or leave them out")
     if batch_size < 1 or (calibration_images or 1) < 1:
@@ -249,7 +270,7 @@ def _earlier_files(folder: Path, weights: str) -> tuple[dict[str, Any], list[Pat
         content = read_json(path, {"files": dict[str, dict], "weights": str})
     except ValueError:
         raise ValueError(f"{path} describes no export: move it away, or write to another folder") from None
-    files = {name: about for name, about in content["files"].items() if (folder / Path(name).name).is_file()}
+    files = {name: about for name, about in content["files"].items() if (folder / Path(name).name).exists()}
     if content["weights"] == weights:
         return files, []
     return {}, [folder / Path(name).name for name in files]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -109,6 +110,7 @@ class _Writer:
         """Open a file and compare it with the model on random inputs of the given sizes."""
         opener = FORMATS[self.format].open
         if opener is None:
+            logger.info("%s does not run on this system: it is not compared with the model", path.name)
             return Written(path, accepts, None, None)
         try:
             call = opener(path)
@@ -143,6 +145,18 @@ def staged(folder: Path, stale: list[Path]) -> Iterator[Path]:
         yield Path(name)
         folder.mkdir(exist_ok=True)
         for path in (folder / DESCRIPTION, *stale):
-            path.unlink(missing_ok=True)
+            _remove(path)
         for path in sorted(Path(name).iterdir(), key=lambda path: path.name == DESCRIPTION):
+            if path.is_dir():
+                _remove(folder / path.name)
             os.replace(path, folder / path.name)
+
+
+def _remove(path: Path) -> None:
+    """A file of an earlier export: Core ML's is a folder, OpenVINO's has its weights in another."""
+    if (path / "Manifest.json").is_file():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    if path.suffix == ".xml":
+        path.with_suffix(".bin").unlink(missing_ok=True)

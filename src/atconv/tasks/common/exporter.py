@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from atconv.deploy import FORMATS, Call, relative_error
+from atconv.deploy import FORMATS, Call, Format, relative_error
 from atconv.engine.predictor import Predictor
 
 __all__ = ["Agreement", "Exporter", "Int8Accuracy", "Written"]
@@ -51,7 +51,7 @@ class Exporter(ABC):
         predictor: from `atconv.load`.
     """
 
-    formats: ClassVar[tuple[str, ...]] = tuple(name for name in FORMATS if name != "web")
+    formats: ClassVar[tuple[str, ...]] = ("onnx", "torch", "aoti", "openvino")
     """formats that the graph can be written in"""
     why_not: ClassVar[str] = ""
     """why the others cannot be written"""
@@ -63,7 +63,7 @@ class Exporter(ABC):
     """whether ONNX is written a second time, for one batch and size, which is faster for single images"""
     input_names: Sequence[str] = ("images",)
     output_names: Sequence[str]
-    tolerance: ClassVar[float] = 1e-4
+    tolerance: float = 1e-4
     """largest `error` of a file"""
     step: int = 1
     """pixels: what divides height and width of inputs"""
@@ -83,6 +83,10 @@ class Exporter(ABC):
     @abstractmethod
     def graph(self) -> nn.Module:
         """What is written, in eval mode."""
+
+    def module(self, entry: Format) -> nn.Module:
+        """What is written in a format."""
+        return self.graph
 
     @property
     def forms(self) -> dict[str, Call]:
@@ -112,7 +116,7 @@ class Exporter(ABC):
         entry = FORMATS[format]
         options |= {"input_names": self.input_names, "output_names": self.output_names}
         chosen = {name: options[name] for name in entry.options if name in options}
-        entry.write(self.graph, path, inputs, sizes, **chosen)
+        entry.write(self.module(entry), path, inputs, sizes, **chosen)
 
     @abstractmethod
     def images(self, data: str | None, data_root: str | None, count: int) -> list[Image.Image]:
@@ -138,6 +142,6 @@ class Exporter(ABC):
         """
         raise NotImplementedError
 
-    def write_int8(self, source: Written, batch_size: int) -> tuple[Written, Int8Accuracy]:
+    def write_int8(self, source: Written, entry: Format, batch_size: int) -> tuple[Written, Int8Accuracy]:
         """Write a file in int8, and measure how it changes predictions."""
         raise NotImplementedError

@@ -106,7 +106,7 @@ class GenerationExporter(Exporter):
             ahead = call(x + (end - start) * slope, end.expand(len(x)), *labels)
             x = x + (end - start) / 2 * (slope + ahead)
         error = relative_error(x, expected)
-        if not error <= 1e-3:
+        if not error <= max(1e-3, self.tolerance):
             raise ValueError(f"samples differ by {error:.1e}, relative to the largest value")
         return {f"sample after {_STEPS} steps, relative": error}
 
