@@ -57,8 +57,9 @@ def uses_triton(x: Tensor) -> bool:
     """Whether the Triton kernels compute a function of this map."""
     if _backend != "triton" or x.dtype not in _DTYPES:
         return False
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-        return False  # files hold PyTorch's operators alone
+    # Files hold PyTorch's operators alone. The flag itself: is_exporting() is true in torch.compile up to 2.11.
+    if torch.compiler._is_exporting_flag or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return False
     if not torch.compiler.is_compiling() and _is_transformed():
         return False
     runs = x.is_cuda or (x.device.type == "cpu" and _INTERPRETED)
