@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from diffusers.hooks import apply_layerwise_casting
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
@@ -122,6 +123,8 @@ def test_torchao_activations_of_eight_bits(name: str) -> None:
 @torch.no_grad()
 def test_quantization_of_an_exported_graph(name: str) -> None:
     """PT2E for Inductor on x86: calibrated on the inputs, within a tenth of the output."""
+    if Version(torch.__version__) < Version("2.12"):
+        pytest.skip("up to torch 2.11 PT2E finds nothing to quantize, in ResNet either")
     model, inputs = network(name)
     graph = torch.export.export(model, inputs).module()
     quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())

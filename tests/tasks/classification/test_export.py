@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
 
 from atconv import deploy, load
@@ -289,7 +290,10 @@ def test_the_minimum_size_is_reported(run: Path, tmp_path: Path) -> None:
             return torch.nn.functional.max_pool2d(x, 3, 2, 1)[:, :, 1:].mean((2, 3)).repeat(1, 10)
 
     [written] = files.write_all(Bare(Reducing()), "torch", 2, tmp_path)
-    assert written.accepts == "any batch, 5 pixels or more high and wide"
+    older = Version(torch.__version__) < Version("2.12")  # takes one size of such a network
+    assert written.accepts == (
+        "any batch of 32 × 32" if older else "any batch, 5 pixels or more high and wide"
+    )
     [written, _] = files.write_all(Bare(Plain()), "onnx", 2, tmp_path)
     assert written.accepts == "any batch and size"
 
