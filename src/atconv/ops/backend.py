@@ -57,7 +57,7 @@ def uses_triton(x: Tensor) -> bool:
     """Whether the Triton kernels compute a function of this map."""
     if _backend != "triton" or x.dtype not in _DTYPES:
         return False
-    # Files hold PyTorch's operators alone. The flag itself: is_exporting() is true in torch.compile up to 2.11.
+    # Files hold PyTorch's operators alone. The flag: up to 2.11, is_exporting() is true in torch.compile too.
     if torch.compiler._is_exporting_flag or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return False
     if not torch.compiler.is_compiling() and _is_transformed():
