@@ -326,7 +326,7 @@ def test_runs_on_masks_of_colors_in_other_folders_are_evaluated_resumed_and_pred
     (tmp_path / "run" / "metrics.json").unlink()
     ended = atconv("segment", "train", "--resume", tmp_path / "run")
     assert ended.code == 0, ended.err
-    for extra in ([], [data], [data, "--split=train"]):
+    for extra in ([], [data, "--split=train"]):
         ended = atconv("segment", "evaluate", tmp_path / "run", *extra)
         assert ended.code == 0, ended.err
     ended = atconv("segment", "predict", tmp_path / "run", data / "val" / "0.png")

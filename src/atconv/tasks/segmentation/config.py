@@ -37,7 +37,7 @@ class SegmenterOptions:
 
 
 @dataclass(kw_only=True)
-class SegmentationConfig(MaskOptions, SegmenterOptions, ClassWeightOptions, AnnotatedConfig):
+class SegmentationConfig(SegmenterOptions, MaskOptions, ClassWeightOptions, AnnotatedConfig):
     """Options of `atconv segment train`."""
 
     extra_args = "segmenter_args"
