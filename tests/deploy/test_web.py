@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from support.browser import browser, served, skip_or_fail
 from support.helpers import randomize
 from support.tiny import TINY_ARGS
 from support.tiny import atconv as command
+from support.tiny_dense import detect, segmentation_run, shared_data
 
 CLASSES = [
     "cat",
@@ -115,13 +117,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return classifier(tmp_path_factory.mktemp("web") / "birds & <cats>")
 
 
-@pytest.fixture(scope="module")
-def page(run: Path) -> Iterator[Any]:
-    """The exported page, open in a browser."""
+@contextmanager
+def opened_page(run: Path, folder: Path) -> Iterator[Any]:
+    """The page of a run, open in a browser."""
     if not (web.cached_runtime() / "ort.wasm.bundle.min.mjs").is_file():
         skip_or_fail("onnxruntime-web is not there: make test fetches it where npm is installed")
-    atconv.load(run).export(format="web")
-    with served(run / "export" / "web") as address, browser() as chromium:
+    atconv.load(run).export(format="web", out=str(folder))
+    with served(folder) as address, browser() as chromium:
         opened = chromium.new_page(viewport={"width": 1280, "height": 800})
         opened.requests, opened.problems = [], []
         opened.on("request", lambda request: opened.requests.append(request.url))
@@ -131,6 +133,12 @@ def page(run: Path) -> Iterator[Any]:
         opened.wait_for_selector("body[data-ready]")
         assert opened.inner_text("#error") == "", opened.problems
         opened.address = address
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Iterator[Any]:
+    with opened_page(run, run / "export" / "web") as opened:
         yield opened
 
 
@@ -151,7 +159,7 @@ def test_the_page_says_what_predict_says(run: Path, page: Any, tmp_path: Path) -
         logits = page.evaluate(
             "async (data) => { const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));"
             "  const { predict } = await import('./page.js');"
-            "  return (await predict(new File([bytes], 'image'))).logits; }",
+            "  return Array.from((await predict(new File([bytes], 'image'))).outputs.logits.data); }",
             data,
         )
         torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-3, rtol=0, msg=path.name)
@@ -236,10 +244,46 @@ def test_a_folder_of_the_runtime_is_taken_where_it_is_one(run: Path, tmp_path: P
     assert f"{dist.parent} does not have ort.wasm.bundle.min.mjs and ort-wasm-simd-threaded.wasm" in ended.err
     for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
         (dist / name).write_text(name)
-    own = {"index.html", "page.js", "prepare.js"}
+    own = {"index.html", "page.js", "prepare.js", "views.js"}
     for folder in (dist, dist.parent):
         files = web.page_files(folder)
         assert all(path.is_file() for path in files)
         assert {path.name for path in files} == own | {path.name for path in dist.iterdir()}
     ended = command("export", run, "--onnxruntime-web=x")
     assert "onnxruntime_web is for web, got --format onnx" in ended.err
+
+
+@pytest.mark.slow
+def test_the_page_of_a_segmenter_shows_what_predict_says(tmp_path: Path) -> None:
+    run = shutil.copytree(segmentation_run(), tmp_path / "run")
+    with opened_page(run, tmp_path / "page") as page:
+        for path in sorted((shared_data() / "images" / "val").iterdir())[:3]:
+            page.set_input_files("#file", path)
+            await_text(page, "#name", path.name)
+            [result] = atconv.load(run)([path])
+            assert page.locator("#results .name").all_text_contents() == list(result.shares)
+            texts = page.locator("#results .share").all_text_contents()
+            assert [float(text.split()[0]) for text in texts] == pytest.approx(
+                [100 * share for share in result.shares.values()], abs=0.2
+            )
+        assert page.problems == []
+
+
+@pytest.mark.slow
+def test_the_page_of_a_detector_shows_what_predict_says(tmp_path: Path) -> None:
+    run = detect(tmp_path / "run", architecture="mask_rcnn", epochs=6, lr=4e-3)
+    with opened_page(run, tmp_path / "page") as page:
+        page.fill("#threshold", "0.15")
+        found = 0
+        for path in sorted((shared_data() / "images" / "val").iterdir()):
+            page.set_input_files("#file", path)
+            await_text(page, "#name", path.name)
+            [result] = atconv.load(run)([path], threshold=0.15)
+            found += len(result.classes)
+            assert page.locator("#results .name").all_text_contents() == result.classes
+            shown = page.locator("#results .share").all_text_contents()
+            assert [float(score) for score in shown] == pytest.approx(result.scores, abs=0.006)
+            if not result.classes:
+                assert page.inner_text("#status") == "No objects of this score."
+        assert found
+        assert page.problems == []

@@ -1,4 +1,4 @@
-"""The page that runs a classifier in a browser: its own files, and onnxruntime-web, fetched once by npm."""
+"""The page that runs a model in a browser: its own files, and onnxruntime-web, fetched once by npm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUNTIME_VERSION = "1.30.0"
 _PACKAGE = f"onnxruntime-web@{RUNTIME_VERSION}"
 _SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 _RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
-_PAGE = ("index.html", "page.js", "prepare.js")
+_PAGE = ("index.html", "page.js", "prepare.js", "views.js")
 _SECONDS = 600  # of npm
 _OTHERWISE = "or name a folder that has its files with --onnxruntime-web"
 

@@ -1,23 +1,16 @@
 import * as ort from "./ort.wasm.bundle.min.mjs";
-import { decode, prepare } from "./prepare.js";
+import { decode } from "./prepare.js";
+import { VIEWS } from "./views.js";
 
-const TOP = 5;
+const SMALL = 480, LARGE = 1600; // pixels of the longer side that is drawn
 const byId = (id) => document.getElementById(id);
-let about, session, latest = 0;
+let about, view, session, latest = 0, shown = null;
 
-/** Class scores of an image file, before softmax, and its pixels. */
+/** Outputs of the model for an image file, and its pixels. */
 export async function predict(file) {
   const pixels = await decode(file);
-  const input = about.inputs.images, shape = [1, input.channels, ...input.size];
-  const images = new ort.Tensor("float32", prepare(pixels, input), shape);
-  const { logits } = await session.run({ images });
-  return { logits: Array.from(logits.data), pixels };
-}
-
-function softmax(logits) {
-  const top = Math.max(...logits), powers = logits.map((x) => Math.exp(x - top));
-  const total = powers.reduce((a, b) => a + b, 0);
-  return powers.map((x) => x / total);
+  const [data, shape] = view.input(pixels, about.inputs.images);
+  return { outputs: await session.run({ images: new ort.Tensor("float32", data, shape) }), pixels };
 }
 
 function element(tag, className, text = "") {
@@ -27,27 +20,46 @@ function element(tag, className, text = "") {
   return made;
 }
 
-function showResults(logits) {
-  const { activation, thresholds } = about.outputs.logits; // thresholds: an image may be of several classes
-  const shares = activation === "sigmoid" ? logits.map((x) => 1 / (1 + Math.exp(-x))) : softmax(logits);
-  const ranked = shares.map((_, i) => i).sort((a, b) => shares[b] - shares[a]);
-  const best = thresholds ? ranked.filter((i) => shares[i] >= thresholds[i]) : ranked.slice(0, TOP);
-  byId("results").replaceChildren(...best.map((i) => {
-    const row = element("li", ""), track = element("div", "track"), bar = element("div", "bar");
-    bar.style.width = `${100 * shares[i]}%`;
-    track.append(bar);
-    const share = element("span", "share", `${(100 * shares[i]).toFixed(1)} %`);
-    row.append(element("span", "name", about.classes[i]), share, track);
-    return row;
-  }));
+function row({ name, share, text, color }) {
+  const made = element("li", ""), track = element("div", "track"), bar = element("div", "bar");
+  bar.style.width = `${100 * share}%`;
+  if (color) bar.style.background = color;
+  track.append(bar);
+  made.append(element("span", "name", name), element("span", "share", text), track);
+  return made;
 }
 
-function showImage({ width, height, data }, name) {
-  const canvas = byId("preview");
-  Object.assign(canvas, { width, height, hidden: false });
-  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(data), width, height), 0, 0);
-  canvas.setAttribute("aria-label", name);
-  byId("name").textContent = `${name}, ${width} × ${height}`;
+async function draw({ width, height, data }, boxes) {
+  const canvas = byId("preview"), context = canvas.getContext("2d"), longer = Math.max(width, height);
+  const factor = longer < SMALL ? Math.ceil(SMALL / longer) : Math.min(1, LARGE / longer);
+  canvas.width = Math.max(1, Math.round(factor * width));
+  canvas.height = Math.max(1, Math.round(factor * height));
+  const bitmap = await createImageBitmap(new ImageData(new Uint8ClampedArray(data), width, height));
+  context.imageSmoothingEnabled = factor < 1;
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const unit = Math.max(canvas.width, canvas.height) / 240;
+  context.lineWidth = unit;
+  context.font = `${8 * unit}px system-ui, sans-serif`;
+  context.textBaseline = "top";
+  for (const { box, name, color } of boxes) {
+    const [left, top, right, bottom] = box.map((value) => factor * value);
+    context.strokeStyle = context.fillStyle = color;
+    context.strokeRect(left, top, right - left, bottom - top);
+    context.fillRect(left, top, context.measureText(name).width + 2 * unit, 10 * unit);
+    context.fillStyle = "#000";
+    context.fillText(name, left + unit, top + unit);
+  }
+  canvas.hidden = false;
+}
+
+async function show() {
+  const { outputs, pixels, name } = shown;
+  const result = view.show(outputs, pixels, about, Number(byId("threshold").value));
+  await draw(result.pixels, result.boxes ?? []);
+  byId("preview").setAttribute("aria-label", name);
+  byId("name").textContent = `${name}, ${pixels.width} × ${pixels.height}`;
+  byId("results").replaceChildren(...result.rows.map(row));
+  byId("status").textContent = result.rows.length ? "" : result.none;
 }
 
 function clear(status = "") {
@@ -56,40 +68,46 @@ function clear(status = "") {
   byId("results").replaceChildren();
 }
 
-async function classify(file) {
+async function open(file) {
   const turn = ++latest;
-  clear("Classifying …");
+  clear("Looking at the image …");
   await new Promise((resolve) => setTimeout(resolve, 20)); // the browser shows that first
   try {
-    const { logits, pixels } = await predict(file);
+    const predicted = await predict(file);
     if (turn !== latest) return;
-    showImage(pixels, file.name);
-    showResults(logits);
-    byId("status").textContent = "";
+    shown = { ...predicted, name: file.name };
+    await show();
   } catch (error) {
     if (turn !== latest) return;
+    shown = null;
     clear();
     byId("preview").hidden = true;
     byId("name").textContent = "";
     byId("error").textContent = error instanceof DOMException
       ? `${file.name} is not an image that this browser reads. PNG, JPEG, WebP, GIF and AVIF files are.`
-      : `${file.name} could not be classified: ${error.message}`;
+      : `${file.name} was read, but the model failed: ${error.message}`;
   }
 }
 
 function take(files, otherwise) {
-  if (files.length) classify(files[0]);
+  if (files.length) open(files[0]);
   else if (otherwise) byId("error").textContent = otherwise;
 }
 
 function listen() {
-  const drop = byId("drop"), file = byId("file");
+  const drop = byId("drop"), file = byId("file"), threshold = byId("threshold");
   file.addEventListener("change", () => { take(file.files); file.value = ""; });
+  threshold.addEventListener("input", () => {
+    byId("lowest").textContent = Number(threshold.value).toFixed(2);
+    if (shown) show();
+  });
   document.addEventListener("paste", (event) => {
     take(event.clipboardData.files, "There is no image in the clipboard.");
   });
   document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) drop.classList.remove("over");
+  });
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
@@ -103,23 +121,29 @@ async function fetched(name) {
   return response;
 }
 
+function describe() {
+  const { name, classes } = about, size = view.describe?.(about);
+  byId("title").textContent = document.title = name;
+  byId("about").textContent = [`${classes.length} classes`, size].filter(Boolean).join(", ");
+  byId("heading").textContent = view.heading;
+  byId("scores").hidden = !view.threshold;
+  byId("summary").textContent = `All ${classes.length} classes`;
+  byId("classes").replaceChildren(...classes.map((each) => element("li", "", each)));
+}
+
 async function start() {
   byId("notice").remove();
   byId("main").hidden = false;
-  byId("file").disabled = true;
   byId("status").textContent = "Loading the model …";
   try {
     about = await (await fetched("export.json")).json();
-    byId("title").textContent = document.title = about.name;
-    const [height, width] = about.inputs.images.size;
-    byId("about").textContent = `${about.classes.length} classes, images of ${height} × ${width} pixels`;
-    byId("summary").textContent = `All ${about.classes.length} classes`;
-    byId("classes").replaceChildren(...about.classes.map((name) => element("li", "", name)));
+    view = VIEWS[about.task];
+    describe();
     ort.env.wasm.numThreads = 1; // more need headers that plain web servers do not send
     ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", import.meta.url).href };
     session = await ort.InferenceSession.create(await (await fetched("model.onnx")).arrayBuffer());
     byId("file").disabled = false;
-    byId("status").textContent = "Choose an image to see its classes.";
+    byId("status").textContent = view.hint;
     listen();
   } catch (error) {
     byId("status").textContent = "";

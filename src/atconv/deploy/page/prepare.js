@@ -116,6 +116,14 @@ export function resample(image, outputs, window, name) {
   return { width: window.width, height: window.height, channels, data };
 }
 
+/** RGBA → C H W of float32 in 0…1, as large as the image. */
+export function scale(pixels, channels) {
+  const { data } = flatten(pixels, channels), size = pixels.width * pixels.height;
+  const values = new Float32Array(data.length);
+  for (let i = 0; i < size; i++) for (let c = 0; c < channels; c++) values[c * size + i] = data[i * channels + c] / 255;
+  return values;
+}
+
 function roundHalfToEven(x) {
   return x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x);
 }

@@ -32,7 +32,8 @@ SPEC = TaskSpec(
             "map": ("mean_average_precision", " %"),
             "balanced_accuracy": ("balanced_accuracy", " %"),
             "macro_f1": ("f1", " %"),
-            "micro_f1": ("f1", " %"),
+            "micro_f1": ("micro_f1", " %"),
+            "exact_match": ("exact_match", " %"),
             "calibration_error": ("expected_calibration_error", " %"),
         },
         libraries=(

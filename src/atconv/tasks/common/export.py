@@ -109,10 +109,10 @@ def export(
     Args:
         exporter: the run's model.
         format: onnx for ONNX Runtime, a classifier in two files, for any batch and for one; web for a page
-            that classifies images in a browser, to be served by any web server; openvino for OpenVINO; torch
+            that runs the model in a browser, to be served by any web server; openvino for OpenVINO; torch
             for a torch.export program; aoti for a package that AOTInductor compiled for this machine's CPU;
-            executorch for a .pte file for phones, on XNNPACK; coreml for Apple's systems. The last two and a
-            page take one image of the run's size.
+            executorch for a .pte file for phones, on XNNPACK; coreml for Apple's systems. The last two and
+            the page of a classifier take one image of the run's size.
         int8: also write an int8 file, calibrated on training images, and measure its accuracy.
         data: images that the file is compared on, and that int8 is calibrated and measured on, DATA as in
             training; the run's own by default.
@@ -150,7 +150,7 @@ def export(
                 "hardly faster here"
             )
     images = _images(exporter, data, data_root)
-    if not exporter.any_batch or not entry.dynamic:
+    if not exporter.any_batch or not entry.dynamic or beside:
         batch_size = 1
     folder = Path(out) if out is not None else predictor.run.path / "export" / entry.folder
     weights = file_digest(exporter.weights)

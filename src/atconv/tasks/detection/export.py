@@ -32,7 +32,7 @@ _MAX_LOST = 0.02  # share of objects that rounding may move over a threshold
 class DetectionExporter(AnnotatedExporter):
     """What the file gives has been through non-maximum suppression, and is in pixels of the image."""
 
-    formats = ("onnx",)
+    formats = ("onnx", "web")
     why_not = "which boxes it keeps depends on their values, which the other formats do not take"
     any_batch = False
 
