@@ -27,18 +27,24 @@ def skip_or_fail(reason: str) -> None:
     pytest.skip(reason)
 
 
+_opened: list[Any] = []
+
+
 @contextmanager
 def browser() -> Iterator[Any]:
-    """Headless Chromium."""
+    """Headless Chromium: the one that is open, since a process can only have one."""
     from playwright.sync_api import sync_playwright
 
+    if _opened:
+        yield _opened[0]
+        return
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         skip_or_fail("chromium is not installed")
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=_OPTIONS.split())
-        yield opened
-        opened.close()
+        _opened.append(playwright.chromium.launch(executable_path=program, args=_OPTIONS.split()))
+        yield _opened[0]
+        _opened.pop().close()
 
 
 class _Handler(SimpleHTTPRequestHandler):
