@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from atconv.deploy import FORMATS, Call
+from atconv.deploy import Call
 from atconv.models.segmenters import DIVISOR
 from atconv.tasks.common.annotated_exporter import AnnotatedExporter
 from atconv.tasks.common.exporter import Agreement
@@ -24,7 +24,7 @@ class SegmentationExporter(AnnotatedExporter):
     transform does, and brings logits to the size of the images; where the run averages over mirror images, so
     does the file."""
 
-    formats = tuple(FORMATS)
+    formats = (*AnnotatedExporter.formats, "web")
     output_names = ("mask",)
     tolerance = 2e-3
 
