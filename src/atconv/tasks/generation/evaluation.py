@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_type_hints
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from atconv.data.folders import choose_split
 from atconv.data.formats import open_sources
 from atconv.data.sources import ImageSource
 from atconv.data.splits import Split, readable_split
-from atconv.engine.options import PositiveInt, Seed, check_options
+from atconv.engine.options import PositiveInt, Seed, check_value, rule_of
 from atconv.tasks.generation.data import SplitImages
 from atconv.tasks.generation.features import open_features
 from atconv.tasks.generation.latents import is_latents, latent_splits
@@ -60,7 +60,9 @@ class EvaluationConfig:
     """images at a time"""
 
     def __post_init__(self) -> None:
-        check_options(self)
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            if rule_of(kind):  # names of splits are those of DATA
+                check_value(name, getattr(self, name), kind)
 
 
 class Comparison:

@@ -87,8 +87,7 @@ class GenerationMetrics(Metrics):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; options and cost of sampling among them."""
-        hidden = ("per_class", "trained_on", "memorization", "sampling")
-        values = {k: v for k, v in vars(self).items() if k not in hidden}
+        values = {k: v for k, v in vars(self).items() if k not in ("per_class", "memorization", "sampling")}
         values |= self.sampling or {}
         return values | ({} if self.memorization is None else {"memorization": self.memorization.to_dict()})
 
