@@ -269,6 +269,19 @@ def test_splits_of_several_labels_hold_every_class(images: Path, tmp_path: Path)
         _ = made["train"].labels
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_table_of_few_images_is_split_and_every_class_is_trained(
+    images: Path, tmp_path: Path, seed: int
+) -> None:
+    rows = "".join(f"{i},{flags}\n" for i, flags in enumerate(("0,1", "1,0", "0,0", "1,1", "0,0", "0,0")))
+    made = split(table(images, f"id,cat,dog\n{rows}"), tmp_path / "few", seed=seed)
+    assert all(map(len, made.by_name.values()))
+    assert (made["train"].counts > 0).all()
+    rows = "".join(f"{i},{'a;' * (i < 10)}{'b;' * (i >= 10)}{'rare' * (i == 3)}\n" for i in range(20))
+    made = split(table(images, f"id,tags\n{rows}"), tmp_path / "rare", seed=seed)
+    assert made["train"].counts[made.classes.index("rare")] == 1
+
+
 def test_a_run_of_several_labels_takes_data_of_one(images: Path) -> None:
     source = opened(table(images, "image,label\n0.png,b\n1.png,a\n2.png,b\n"))
     source.to_multi_label()

@@ -89,10 +89,13 @@ class MultiLabels(Labels):
 
     @property
     def strata(self) -> NDArray[np.int64]:
-        """The rarest class of each image; one more for images of no class."""
+        """The rarest class of each image, one more for images of no class; those of fewer than three images,
+        one for each split, are counted to the most frequent."""
         frequency = self.array.sum(0, dtype=np.int64)
         cost = np.where(self.array > 0, frequency, len(self.array) + 1)
-        return np.where(self.array.any(1), cost.argmin(1), len(self.classes))
+        strata = np.where(self.array.any(1), cost.argmin(1), len(self.classes))
+        sizes = np.bincount(strata)
+        return np.where(sizes[strata] < 3, sizes.argmax(), strata)
 
     def target(self, index: int) -> NDArray[np.float32]:
         return self.array[index].astype(np.float32)

@@ -10,6 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -266,6 +267,7 @@ def _hold_out(
         indices["train"], indices[split] = stratified_holdout(
             indices["train"], train.strata.tolist(), report.digests, fraction, derive_seed(split, seed)
         )
+        _return_lone_classes(train, indices["train"], indices[split], report.digests)
     for split, of_it in indices.items():
         if not of_it:
             raise ValueError(
@@ -277,6 +279,24 @@ def _hold_out(
         names = " and ".join(split for split, _ in missing)
         message += f"; {names} held out of train, stratified, seed {seed}"
     return indices, message
+
+
+def _return_lone_classes(
+    train: ImageSource, kept: list[int], held: list[int], digests: Sequence[bytes | None]
+) -> None:
+    """Take back into training an image, and its copies, of each class that would have none there: of several
+    labels an image only one is stratified by."""
+    for label in np.flatnonzero((train.counts(kept) == 0) & (train.counts(held) > 0)):
+        own = next(i for i in held if train.counts([i])[label])
+        for i in [i for i in held if i == own or (digests[i] is not None and digests[i] == digests[own])]:
+            held.remove(i)
+            kept.append(i)
+    if not held:  # of few images another can be spared
+        counts, known = train.counts(kept), [d for d in digests if d is not None]
+        spare = (i for i in kept if (counts - train.counts([i]))[counts > 0].all())
+        held += list(islice((i for i in spare if known.count(digests[i] or b"") <= 1), 1))
+        kept[:] = [i for i in kept if i not in held]
+    kept.sort()
 
 
 def stratified_holdout(
