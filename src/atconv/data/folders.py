@@ -74,7 +74,8 @@ def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones and those of tools; none where it is no folder."""
     if not folder.is_dir():
         return []
-    entries = (entry for entry in scan(folder) if not is_ignored(entry.name))
+    # A file is told apart without asking the disk: there may be a million.
+    entries = (e for e in scan(folder) if not e.is_file(follow_symlinks=False) and not is_ignored(e.name))
     return [folder / entry.name for entry in entries if os.path.isdir(entry.path)]
 
 

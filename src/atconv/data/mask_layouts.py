@@ -154,7 +154,8 @@ def _folders(base: Path, max_children: int | None = None) -> Iterator[_Folder]:
             inner = [
                 Path(e.path)
                 for e in entries
-                if e.is_dir(follow_symlinks=False) or (folder == base and leads_down(e, os.fspath(base)))
+                if e.is_dir(follow_symlinks=False)
+                or (folder == base and e.is_symlink() and leads_down(e, os.fspath(base)))
             ]
             children += inner[:max_children]
             stems = (os.path.splitext(entry.name) for entry in entries)
