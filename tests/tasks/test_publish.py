@@ -96,24 +96,23 @@ def test_nothing_of_this_machine_or_of_the_data_leaves(published: tuple[Path, Pa
     assert recipe == {k: v for k, v in options.items() if k not in ("task", "data", "data_root", "images")}
 
 
-@torch.no_grad()
 def test_libraries_open_a_folder(tmp_path: Path) -> None:
     import segmentation_models_pytorch as smp
     from transformers import AutoModelForImageClassification
 
-    folders = {}
-    for task, run in RUNS.items():
-        folders[task] = publish(run(), str(tmp_path / task), license="mit")
-    expected: Any = atconv.load(trained_run()).model
+    runs = {task: RUNS[task]() for task in ("classification", "segmentation", "generation")}
+    folders = {task: publish(run, str(tmp_path / task), license="mit") for task, run in runs.items()}
     images = torch.randn(2, 1, 8, 8)
-    opened = timm.create_model(f"local-dir:{folders['classification']}", pretrained=True).eval()
-    assert torch.equal(opened(images), expected(images))
-    opened = AutoModelForImageClassification.from_pretrained(folders["classification"]).eval()
-    torch.testing.assert_close(opened(images).logits, expected(images))
-    images = torch.randn(1, 1, 64, 64)
-    opened = smp.from_pretrained(folders["segmentation"]).eval()
-    torch.testing.assert_close(opened(images), atconv.load(segmentation_run()).model(images))
-    pipes = [SiTPipeline.from_pretrained(place) for place in (generation_run(), folders["generation"])]
+    with torch.no_grad():
+        expected = atconv.load(runs["classification"]).model(images)
+        opened = timm.create_model(f"local-dir:{folders['classification']}", pretrained=True).eval()
+        assert torch.equal(opened(images), expected)
+        opened = AutoModelForImageClassification.from_pretrained(folders["classification"]).eval()
+        torch.testing.assert_close(opened(images).logits, expected)
+        images = torch.randn(1, 1, 64, 64)
+        opened = smp.from_pretrained(folders["segmentation"]).eval()
+        torch.testing.assert_close(opened(images), atconv.load(runs["segmentation"]).model(images))
+    pipes = [SiTPipeline.from_pretrained(place) for place in (runs["generation"], folders["generation"])]
     first, second = (
         p([3], generator=torch.Generator().manual_seed(0), num_inference_steps=2, output_type="pt").images
         for p in pipes
