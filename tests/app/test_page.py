@@ -93,7 +93,7 @@ def test_a_prediction_is_explained(tab: Any, digit: Path) -> None:
     pictures = panel(tab, "digits").locator("img")
     pictures.nth(1).wait_for()
     assert pictures.count() == 2  # support and kernels
-    assert min(pictures.nth(i).evaluate("image => image.naturalWidth") for i in (0, 1)) > 500
+    assert min(pictures.nth(i).evaluate("image => image.naturalWidth") for i in (0, 1)) > 350
     tab.get_by_label("Explain").uncheck()
     pictures.first.wait_for(state="hidden")
 
