@@ -18,6 +18,7 @@ import atconv
 from support.tiny_app import MEGABYTES
 
 PATIENCE = 20_000  # milliseconds
+WIDTH = "image => image.decode().then(() => image.naturalWidth)"
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +81,9 @@ def test_an_image_goes_through_all_runs(tab: Any, digit: Path, runs: dict[str, P
         assert shown.locator("h2[data-testid=label-output-value]").inner_text() == result.classes[0]
         assert f"{100 * result.probabilities[0]:.0f}%" in shown.inner_text()
     assert "faster_rcnn on attnet_xxs" in panel(tab, "boxes").inner_text()
-    assert panel(tab, "boxes").locator("img").evaluate("image => image.naturalWidth") == 480
+    assert panel(tab, "boxes").locator("img").evaluate(WIDTH) == 480
     assert panel(tab, "boxes").locator("table").first.is_visible()
-    assert panel(tab, "masks").locator("img").evaluate("image => image.naturalWidth") > 480
+    assert panel(tab, "masks").locator("img").evaluate(WIDTH) > 480
     assert "ground" in panel(tab, "masks").inner_text()
     assert "mIoU" in panel(tab, "masks").inner_text()
 
@@ -93,7 +94,7 @@ def test_a_prediction_is_explained(tab: Any, digit: Path) -> None:
     pictures = panel(tab, "digits").locator("img")
     pictures.nth(1).wait_for()
     assert pictures.count() == 2  # support and kernels
-    assert min(pictures.nth(i).evaluate("image => image.naturalWidth") for i in (0, 1)) > 350
+    assert min(pictures.nth(i).evaluate(WIDTH) for i in (0, 1)) > 350
     tab.get_by_label("Explain").uncheck()
     pictures.first.wait_for(state="hidden")
 
@@ -147,7 +148,7 @@ def test_images_are_generated(tab: Any) -> None:
     images = panel(tab, "new digits").locator("img")
     images.nth(9).wait_for()
     assert images.count() == 10  # one of each class
-    assert images.first.evaluate("image => image.naturalWidth") == 256
+    assert images.first.evaluate(WIDTH) == 256
 
 
 def test_nothing_is_loaded_from_elsewhere(tab: Any, requests: list[str], server: Any) -> None:
