@@ -305,6 +305,9 @@ def _fills() -> dict[str, Fill]:
         "analyze": _function(
             "atconv.tasks.classification.analyze:analyze", "run", "images", task="classification"
         ),
+        "embed": _function("atconv.tasks.classification.embedding:embed", "model", "images"),
+        "neighbors": _function("atconv.tasks.classification.neighbors:neighbors", "model", "images"),
+        "probe": _function("atconv.tasks.classification.probing:probe", "model", "data"),
         "app": _function("atconv.app.server:app", "runs"),
         "export": _export,
         "publish": _function("atconv.tasks.publish:publish", "run"),

@@ -19,6 +19,7 @@ __all__ = [
     "eval_mode",
     "evenly_spaced",
     "mixer_layers",
+    "pooled_features",
     "prefix_tokens",
     "run_hooked",
     "stage_layers",
@@ -76,6 +77,27 @@ def as_map(model: nn.Module, output: Tensor, image_size: tuple[int, int]) -> Ten
 def prefix_tokens(model: nn.Module) -> int:
     """Number of class and register tokens that a timm ViT puts before its patches."""
     return int(getattr(model, "num_prefix_tokens", 0))
+
+
+def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
+    """What the classifier of a timm model is given: pooled features, B D, of its input, B C H W.
+
+    Raises:
+        ValueError: the model gives no such features.
+    """
+    timm_model: Any = model
+    try:
+        features: Tensor = timm_model.forward_head(timm_model.forward_features(images), pre_logits=True)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"a {type(model).__name__} gives no features before its classifier: {error}"
+        ) from error
+    if features.ndim != 2:
+        raise ValueError(
+            f"a {type(model).__name__} gives features {tuple(features.shape)} before its classifier, not one "
+            "vector an image: its global_pool is off"
+        )
+    return features
 
 
 def collect_outputs(model: nn.Module, images: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:

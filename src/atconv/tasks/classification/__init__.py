@@ -16,7 +16,7 @@ SPEC = TaskSpec(
     "wds/...) or digits",
     inherit_config=inherit_config,
     evaluation_writes=("predictions.csv", "confusion.png", "mistakes.png", "classes.png"),
-    tools=("train", "evaluate", "predict", "study", "analyze", "export"),
+    tools=("train", "evaluate", "predict", "study", "analyze", "embed", "neighbors", "probe", "export"),
     publication=Publication(
         pipeline_tag="image-classification",
         library="timm",

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import load_checkpoint
 from torch import nn
 
 from atconv.engine.reading import read_json
@@ -16,13 +17,13 @@ from atconv.engine.recipes import read_config
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.trainer import set_training_mode
 from atconv.io import first_few
-from atconv.models.attnet import AttNet
+from atconv.models.attnet import VARIANTS, AttNet
 from atconv.models.backbone import check_model_name, min_batch
 from atconv.models.release import load_release
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.common.model_options import log_start
 
-__all__ = ["check_model", "log_other_classes", "make_model"]
+__all__ = ["check_model", "log_other_classes", "make_model", "open_named_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,26 @@ def make_model(config: ClassificationConfig, classes: int, load_weights: bool = 
             model.set_grad_checkpointing()
         except AssertionError as error:
             raise ValueError(f"{config.model} has no gradient checkpointing: {error}") from error
+    return model
+
+
+def open_named_model(name: str, weights: str | None = None) -> Any:
+    """A model by timm's name, with trained weights: timm's, or those of a file. Nothing is unpickled.
+
+    Raises:
+        ValueError: no such model or weights, or they do not fit.
+    """
+    check_model_name(name)
+    if weights is None and name in VARIANTS:
+        raise ValueError(f"{name} has no weights of its own in timm: give a file of them, or a run's folder")
+    try:
+        model: Any = timm.create_model(name, pretrained=weights is None)
+        if isinstance(model, AttNet):
+            load_release(model, str(weights))
+        elif weights is not None:
+            load_checkpoint(model, weights, weights_only=True)
+    except Exception as error:  # no network, a wrong file: timm raises many kinds
+        raise ValueError(f"{name} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
     return model
 
 

@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from timm.data import Mixup, resolve_data_config
-from timm.models import load_checkpoint
 from torch import Tensor, nn
 
 from atconv.data.imbalance import Occurrences, class_weights
 from atconv.engine.progress import heartbeat
 from atconv.engine.rng import seeded
 from atconv.engine.run import Run
-from atconv.models.attnet import AttNet
-from atconv.models.release import load_release
 from atconv.plots import Panel
 from atconv.tasks.classification.config import ClassificationConfig
+from atconv.tasks.classification.model import open_named_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -285,15 +282,9 @@ def open_teacher(config: ClassificationConfig) -> nn.Module | None:
         model = predictor.model
     else:
         try:
-            model = timm.create_model(name, pretrained=config.teacher_weights is None)
-            if isinstance(model, AttNet):
-                load_release(model, str(config.teacher_weights))
-            elif config.teacher_weights is not None:
-                load_checkpoint(model, config.teacher_weights)
-        except Exception as error:  # an unknown name, no network, a wrong file: timm raises many kinds
-            raise ValueError(
-                f"teacher {name!r} cannot be loaded: {str(error).partition(chr(10))[0]}"
-            ) from error
+            model = open_named_model(name, config.teacher_weights)
+        except ValueError as error:
+            raise ValueError(f"teacher {name!r} cannot be loaded: {error}") from error
     channels = resolve_data_config({}, model=model)["input_size"][0]
     if channels != config.in_chans:
         raise ValueError(f"teacher {name!r} reads {channels} channels, the student {config.in_chans}")
