@@ -14,7 +14,7 @@ COMMANDS = {
     "evaluate": "accuracy, calibration, per-class metrics and plots of a trained model",
     "predict": "classify images",
     "models": "the AttNet family: parameters, multiply-adds, published accuracy",
-    "data": "prepare data: lmdb",
+    "data": "look at data and prepare it: check, lmdb",
     "study": "compare token mixers on your data: same network, recipe and budget",
     "analyze": "see what the operator does with images: a page of plots",
     "embed": "images as vectors: the features of a run or of any timm model",
@@ -30,7 +30,10 @@ COMMANDS = {
 
 # Commands that are groups of commands.
 TOOLS = {
-    "data": {"lmdb": "pack an image folder into one LMDB file"},
+    "data": {
+        "check": "copies, wrong labels, boxes, masks: a page of what to look at before training",
+        "lmdb": "pack an image folder into one LMDB file",
+    },
     "generate": {
         "train": "train a SiT on images or latents",
         "sample": "sample images: a grid, PNG files or an .npz file",

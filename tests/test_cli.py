@@ -164,8 +164,8 @@ def rejected(*arguments: str | Path) -> str:
         (["fly"], "no command 'fly'; there are train, evaluate"),
         (["trian", "digits"], "no command 'trian'; there are train"),
         (["trian", "digits"], "did you mean train?"),
-        (["data", "fly"], "atconv data: no command 'fly'; there are lmdb"),
-        (["data"], "atconv data: no command given; there are lmdb"),
+        (["data", "fly"], "atconv data: no command 'fly'; there are check, lmdb"),
+        (["data"], "atconv data: no command given; there are check, lmdb"),
         (
             ["detect", "evaluat"],
             "atconv detect: no command 'evaluat'; there are train, evaluate, predict",
@@ -173,6 +173,7 @@ def rejected(*arguments: str | Path) -> str:
         (["train", "digits", "--epoch=3"], "did you mean --epochs?"),
         (["train"], "DATA is missing"),
         (["predict", "run"], "atconv predict: IMAGE is missing: give image files, folders or globs"),
+        (["data", "check"], "atconv data check: DATA is missing: give DATA as in training, of any task"),
         (["data", "lmdb", "photos"], "atconv data lmdb: OUT is missing: give the file to write"),
         (["generate", "sample"], "RUN is missing: give the run's folder (see atconv generate sample --help)"),
         (["train", "digits", "more"], "more: a command's arguments come before its options"),

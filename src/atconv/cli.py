@@ -240,6 +240,20 @@ def _export(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
     return write
 
 
+def _check_data(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
+    from atconv.tasks.check import CheckOptions, check
+
+    unused = {"val_fraction", "test_fraction", "check_images", "max_skipped", "epoch_samples", "num_classes"}
+    add_positional(parser, "data", "DATA as in training, of any task")
+    add_options(parser, CheckOptions, skip={"data", *unused}, everything="--help-all" in arguments)
+    add_function(parser, check, skip={"options"})
+
+    def call(out: str | None, **options: Any) -> None:
+        check(CheckOptions(**options), out)
+
+    return call
+
+
 def _sample(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
     from atconv.tasks.generation.commands import sample_run
     from atconv.tasks.generation.sampling import SamplerConfig
@@ -300,6 +314,7 @@ def _fills() -> dict[str, Fill]:
     """What fills the parser of each command, by its name."""
     fills: dict[str, Fill] = {
         "models": _function("atconv.tasks.classification.family:list_models"),
+        "data check": _check_data,
         "data lmdb": _function("atconv.data.pack:pack_folder", "folder", "out"),
         "study": _function("atconv.tasks.classification.study:study", "config", train=train_or_resume),
         "analyze": _function(

@@ -47,6 +47,8 @@ def _command_for(error: Exception, command: str) -> str:
     fitting, tool = task_for(found.annotation), command.split()[-1]
     if tool == "lmdb":
         return ": images in a folder for each class are packed, and nothing else"
+    if tool == "check":  # it takes what any task does
+        return ""
     if tool not in ("train", "study", "encode"):
         other = f"atconv {fitting.command} {tool}".replace("  ", " ")
         own = task_for(needed).name

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -82,6 +82,8 @@ class AnnotatedSplit(ABC):
     """images that were left out, and why"""
     trained_on: int = 0
     """how many of the images a run was trained on"""
+    checkable: ClassVar[bool] = True
+    """images are encoded files that may be unreadable"""
 
     @staticmethod
     @abstractmethod
@@ -123,7 +125,14 @@ class AnnotatedSplit(ABC):
         return [self.name_of(item) for item in self.items]
 
     def path(self, position: int) -> Path:
-        return self.folder / self.name_of(self.items[position])
+        return self.folder / self.name(position)
+
+    def name(self, position: int) -> str:
+        return self.name_of(self.items[position])
+
+    def encoded(self, position: int) -> bytes:
+        """The bytes of the image's file."""
+        return self.path(position).read_bytes()
 
     def read(self, position: int, mode: Mode) -> Image.Image:
         return read_image(self.path(position), mode)

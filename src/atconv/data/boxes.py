@@ -77,6 +77,9 @@ class BoxImage:
 class BoxSplit(AnnotatedSplit):
     """The images of one split. `items` are `BoxImage`s; labels count `classes` from 1."""
 
+    bad: Sequence[tuple[str, str]] = ()
+    """annotations that were left out: the name of the image, "" where it is not known, and what is wrong"""
+
     @staticmethod
     def name_of(item: BoxImage) -> str:
         return item.name
@@ -142,12 +145,13 @@ def check_classes(where: Path, names: Sequence[str], classes: Sequence[str] | No
     return list(classes or names)
 
 
-def report_bad(where: Path, problems: Sequence[str], bad_annotations: BadAnnotations) -> None:
-    """Name annotations that are wrong and left out.
+def report_bad(where: Path, bad: Sequence[tuple[str, str]], bad_annotations: BadAnnotations) -> None:
+    """Name annotations that are wrong and left out; see `BoxSplit.bad`.
 
     Raises:
         ValueError: they are to be rejected.
     """
+    problems = [problem for _, problem in bad]
     if problems and bad_annotations == "reject":
         raise ValueError(f"{where}: {first_few(problems, '; ')} (--bad-annotations skip leaves these out)")
     if problems:

@@ -178,7 +178,7 @@ def read_coco(
         for image in entries
     }
     boxes: dict[Any, list[Box]] = {number: [] for number in by_id}
-    problems = []
+    bad: list[tuple[str, str]] = []
     annotations = content["annotations"]
 
     def check(position: int) -> str | None:
@@ -189,13 +189,15 @@ def read_coco(
         if problem is None:
             boxes[annotation["image_id"]].append(_box(annotation, by_id, labels))
         else:
-            problems.append(f"annotation {name}: {problem}")
-    report_bad(file, problems, bad_annotations)
+            number = annotation.get("image_id")
+            image = by_id.get(number, {}) if is_id(number) else {}
+            bad.append((image.get("file_name", ""), f"annotation {name}: {problem}"))
+    report_bad(file, bad, bad_annotations)
     items = SharedItems(
         BoxImage(number, image["file_name"], image["width"], image["height"], tuple(boxes[number]))
         for number, image in by_id.items()
     )
-    return BoxSplit(where=file, folder=folder, classes=classes, items=items)
+    return BoxSplit(where=file, folder=folder, classes=classes, items=items, bad=bad)
 
 
 def _image_folders(data: Path, split: str, file: Path, images: Path | None) -> list[Path]:

@@ -6,7 +6,7 @@ A new format is one file and one entry in `FORMATS`; see "Add a data format" in 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,7 @@ __all__ = [
     "open_boxes",
     "open_masks",
     "open_sources",
+    "read_annotated",
     "recognize",
 ]
 logger = logging.getLogger(__name__)
@@ -273,18 +274,31 @@ def open_annotated(
     Raises:
         ValueError: no such folder or files, or annotations that are wrong: each is named.
     """
+    return {
+        name: check_split(opened, check_images, exif, skip_unreadable, name == "train" and split is None)
+        for name, opened in read_annotated(annotation, data, classes, split, images, **own)
+    }
+
+
+def read_annotated(
+    annotation: Annotation,
+    data: str | Path,
+    classes: Sequence[str] | None = None,
+    split: str | None = None,
+    images: str | Path | None = None,
+    **own: Any,
+) -> Iterator[tuple[str, Any]]:
+    """The splits of `open_annotated` one after the other, with annotations as the files have them: images are
+    not opened."""
     data, images = Path(data), None if images is None else Path(images)
     if images is not None and not images.is_dir():
         raise ValueError(f"the folder of images {images} does not exist")
     known, names = _annotated_format(annotation, data, images, own)
     logger.info("%s is recognized as %s", data, known.name)
-    splits: dict[str, AnnotatedSplit] = {}
     for name in names if split is None else [choose_split(names, split, data)]:
         opened = known.read(data, name, classes, images, **own)
         classes = classes or opened.classes
-        training = name == "train" and split is None
-        splits[name] = check_split(opened, check_images, exif, skip_unreadable, training)
-    return splits
+        yield name, opened
 
 
 def annotated_splits(

@@ -74,7 +74,8 @@ def read_voc(
         ]
         names |= {name for item in others if item[1].is_file() for name, _ in _read(*item, None).objects}
     where = place.annotations
-    report_bad(where, [problem for each in read for problem in each.problems], bad_annotations)
+    bad = [(each.image, problem) for each in read for problem in each.problems]
+    report_bad(where, bad, bad_annotations)
     known = check_classes(where, sorted(names) or list(classes or ()), classes)
     unused = index.names - {each.image for each in read} if place.names is None else set()
     unused |= {name for name, path in files if not path.is_file()}
@@ -92,7 +93,7 @@ def read_voc(
         for each in read
         if each.image
     )
-    return BoxSplit(where=where, folder=place.images, classes=known, items=items)
+    return BoxSplit(where=where, folder=place.images, classes=known, items=items, bad=bad)
 
 
 def _read(name: str, path: Path, index: ImageIndex | None) -> _Annotation:

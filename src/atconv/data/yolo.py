@@ -82,16 +82,18 @@ def read_yolo(
     classes = check_classes(where, names, classes)
     for remark in remarks if split == "train" else []:
         logger.warning(remark)
-    report_bad(where, [problem for each in labels for problem in each.problems], bad_annotations)
-    _log_unlabeled(f"{split} split of {data}", pairs, labels)
     root, numbers = images or data, [1 + classes.index(name) for name in names]
+    paths = [path for path, _ in pairs]
+    files = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in paths]
+    bad = [(file, problem) for file, each in zip(files, labels, strict=True) for problem in each.problems]
+    report_bad(where, bad, bad_annotations)
+    _log_unlabeled(f"{split} split of {data}", pairs, labels)
     items = SharedItems(
         BoxImage(name, name, 0, 0, tuple(replace(box, label=numbers[box.label]) for box in each.boxes))
-        for (path, _), each in zip(pairs, labels, strict=True)
+        for name, each in zip(files, labels, strict=True)
         if each.state != "unreadable"
-        for name in [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)]
     )
-    return BoxSplit(where=where, folder=root, classes=classes, items=items)
+    return BoxSplit(where=where, folder=root, classes=classes, items=items, bad=bad)
 
 
 def _log_unlabeled(where: str, pairs: Sequence[tuple[Path, Path]], labels: Sequence[_LabelFile]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -16,24 +15,13 @@ from torch import Tensor, nn
 from atconv.analysis import Explanation, LayerMeasures, StageField, image_plots, plots
 from atconv.analysis.probe import has_routing
 from atconv.engine.progress import progress
+from atconv.html_page import embedded_image, html_table, write_page
 from atconv.modules import inhibition_strength
 from atconv.plots import save
 
 __all__ = ["ReportData", "write_report"]
 
 _MIN_SAMPLES = 10  # values per channel from which redundancy is hardly due to chance
-
-_STYLE = """
-body { margin: 0 auto; max-width: 66rem; padding: 1.5rem; font: 16px/1.5 system-ui, sans-serif;
-  color: #1b1b1f; background: #fff }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.25rem; margin: 2.4rem 0 .4rem }
-p { max-width: 46rem } nav a { margin-right: 1rem } img { max-width: 100%; height: auto; display: block }
-table { border-collapse: collapse; margin: .8rem 0; font-size: .8rem; display: block; overflow-x: auto }
-th, td { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #ddd }
-td { white-space: nowrap } th { vertical-align: bottom }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
-.finding { border-left: 4px solid #3b6ea8; padding-left: .8rem }
-"""
 
 
 @dataclass(frozen=True)
@@ -86,42 +74,15 @@ def write_report(data: ReportData, folder: Path) -> Path:
     for section in sections:
         for name, figure in section.figures.items():
             save(figure, folder / name)
-    title = escape(f"What the operator does: {data.run}")
-    links = "".join(f'<a href="#s{i}">{escape(s.title)}</a> ' for i, s in enumerate(sections, 1))
-    page = [
-        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<style>{_STYLE}</style></head><body>",
-        f"<h1>{title}</h1><p>{escape(_introduction(data))}</p><nav>{links}</nav>",
-        *(_html(i, section, folder) for i, section in enumerate(sections, 1)),
-        "</body></html>",
-    ]
-    (folder / "index.html").write_text("\n".join(page), encoding="utf-8", errors="backslashreplace")
-    return folder / "index.html"
+    title = f"What the operator does: {data.run}"
+    parts = [(section.title, _html(section, folder)) for section in sections]
+    return write_page(folder / "index.html", title, _introduction(data), parts)
 
 
-def _html(number: int, section: Section, folder: Path) -> str:
+def _html(section: Section, folder: Path) -> str:
     finding = f"<p class='finding'>{escape(section.finding)}</p>" if section.finding else ""
-    images = ""
-    for name in section.figures:
-        content = base64.b64encode((folder / name).read_bytes()).decode()
-        images += f"<img alt='{escape(section.title)}' src='data:image/png;base64,{content}'>"
-    return (
-        f"<section id='s{number}'><h2>{number}. {escape(section.title)}</h2>"
-        f"<p>{escape(section.text)}</p>{finding}{images}{_table(section.table)}</section>"
-    )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table, whose first row is the header; empty for no rows."""
-    if not rows:
-        return ""
-    header, *body = (
-        "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
-        for tag, row in zip(["th", *["td"] * len(rows)], rows, strict=False)
-    )
-    lines = "".join(f"<tr>{row}</tr>" for row in body)
-    return f"<table><thead><tr>{header}</tr></thead><tbody>{lines}</tbody></table>"
+    images = "".join(embedded_image((folder / name).read_bytes(), section.title) for name in section.figures)
+    return f"<p>{escape(section.text)}</p>{finding}{images}{html_table(section.table, text_columns=2)}"
 
 
 def _introduction(data: ReportData) -> str:

@@ -1,0 +1,161 @@
+"""`atconv data check`: a look at DATA before training, with embeddings of any timm model or run."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+
+from atconv.data.check import check_data, open_data
+from atconv.data.check_images import Images
+from atconv.data.check_page import MARKER, write_report
+from atconv.data.config import DataConfig, MaskOptions
+from atconv.data.imbalance import log_classes
+from atconv.data.transforms import EvalTransform
+from atconv.engine.devices import resolve_device
+from atconv.engine.options import PositiveInt, Share
+from atconv.engine.progress import progress
+from atconv.io import count_of
+from atconv.models.release import read_checkpoint
+from atconv.tasks import load, open_run, task_of
+
+__all__ = ["CheckOptions", "check"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class EmbeddingOptions:
+    """What says which images are alike."""
+
+    group: ClassVar[str] = "embeddings"
+
+    model: str | None = None
+    """model by timm's name, or the folder of a run of atconv train; without it no wrong labels are found"""
+    weights: str | None = None
+    """file of the model's weights; default: timm's pretrained ones"""
+    min_similarity: Share = 0.95
+    """cosine similarity of embeddings, around their mean, from which on images are near copies"""
+    batch_size: PositiveInt = 32
+    """images in one forward pass"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """where the model runs"""
+
+
+@dataclass(kw_only=True)
+class CheckOptions(EmbeddingOptions, MaskOptions, DataConfig):
+    """Options of `atconv data check`."""
+
+
+def check(options: CheckOptions, out: str | None = None) -> Path:
+    """Look at DATA before training: counts, unreadable files, copies, likely wrong labels, boxes, masks.
+
+    Args:
+        options: DATA and what to look at it with.
+        out: folder for index.html, findings.csv and check.json (default: runs/check-DATA).
+
+    Returns:
+        index.html.
+
+    Raises:
+        FileNotFoundError, ValueError: no such data, model or run, or the folder holds something else or lies
+            in DATA.
+    """
+    folder = _folder(options.data, out)
+    embed = None if options.model is None else Embedder(options)
+    masks = MaskOptions(**{field.name: getattr(options, field.name) for field in fields(MaskOptions)})
+    splits = open_data(options, masks)
+    report = check_data(options.data, splits, options.min_similarity, embed)
+    logger.info(report.table())
+    if "train" in report.occurrences:
+        log_classes(report.occurrences, "--sampler and --class-weights of training even that out")
+    for line in report.lines():
+        logger.info(line)
+    if embed is None:
+        logger.info("wrong labels were not looked for: give a --model whose embeddings say what is alike")
+    page = write_report(report, folder)
+    logger.info("%s, with thumbnails in %s", count_of(len(report.findings), "finding"), page)
+    return page
+
+
+class Embedder:
+    """Features before the classifier of a timm model or of a run; see `Embed`."""
+
+    def __init__(self, options: CheckOptions) -> None:
+        self.device, self.batch_size = resolve_device(options.device), options.batch_size
+        self.model: Any
+        self.transform: EvalTransform
+        self.model, self.transform = _open_model(str(options.model), options.weights)
+        self.model.to(self.device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, split: str, images: Images, positions: NDArray[np.int64]) -> NDArray[np.float16]:
+        batches = [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
+        mode = self.transform.prepare.mode
+        embeddings: NDArray[np.float16] = np.zeros((0, 0), np.float16)
+        done = 0
+        with ThreadPoolExecutor(4) as pool:
+            for batch in progress(batches, f"embedding {split}"):
+                inputs = torch.stack(
+                    list(pool.map(lambda i: self.transform(images.read(int(i), mode)), batch))
+                )
+                maps = self.model.forward_features(inputs.to(self.device))
+                features = self.model.forward_head(maps, pre_logits=True).flatten(1)
+                features /= features.norm(dim=1, keepdim=True).clamp(min=1e-12)  # halves have a small range
+                if not done:
+                    embeddings = np.zeros((len(positions), features.shape[1]), np.float16)
+                embeddings[done : done + len(batch)] = features.float().cpu().numpy()
+                done += len(batch)
+        return embeddings
+
+
+def _open_model(name: str, weights: str | None) -> tuple[Any, EvalTransform]:
+    """A model and the transform of its images.
+
+    Raises:
+        ValueError: it is neither timm's nor a run's, or there are no weights that fit.
+    """
+    if Path(name).is_dir():
+        task = task_of(open_run(name)).name
+        if task != "classification" or weights is not None:
+            wrong = f"a {task} run" if task != "classification" else "a run, which has its own weights"
+            raise ValueError(f"--model {name} is {wrong}: give a run of atconv train, without --weights")
+        predictor: Any = load(name)
+        return predictor.model, predictor.transform
+    if not timm.is_model(name):
+        raise ValueError(f"--model {name} is neither a folder of a run nor a model of timm's")
+    overlay = None
+    if weights is not None:
+        state: Any = read_checkpoint(weights)
+        overlay = {"state_dict": state.get("model", state)}
+    try:
+        model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # no network, a hub without the file, weights of another model
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"the weights of {name} cannot be had: {reason}; give a file with --weights"
+        ) from error
+    return model, EvalTransform(model.pretrained_cfg)
+
+
+def _folder(data: str, out: str | None) -> Path:
+    """Where to write.
+
+    Raises:
+        ValueError: it lies in DATA, or holds something that is no earlier check.
+    """
+    folder = Path(out) if out is not None else Path("runs") / f"check-{Path(data).resolve().name}"
+    if Path(data).is_dir() and folder.resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(f"{folder} lies in DATA, where nothing is written: name another folder with --out")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+        raise ValueError(f"{folder} holds something that is no check: name another folder with --out")
+    return folder
