@@ -135,6 +135,8 @@ def _start(
         # A recipe's warm-up gives way to fewer epochs: it keeps its share of them.
         share = options["warmup_epochs"] / recipe.get("epochs", spec.config.epochs)
         options["warmup_epochs"] = round(share * options["epochs"], 3)
+    if recipe.get("head_epochs") and "head_epochs" not in chosen:
+        options["head_epochs"] = min(options["head_epochs"], options["epochs"] - 1)
     configuration = spec.config(**options | {"data": options["data"] or ""})
     if print_config:
         print(yaml.safe_dump(json.loads(json.dumps(asdict(configuration))), sort_keys=False), end="")

@@ -102,6 +102,11 @@ class TrainConfig:
     seed: Seed = 0
     """seed of everything random"""
 
+    @property
+    def unfreezes(self) -> bool:
+        """Whether some parameters are frozen in some epochs."""
+        return False
+
     def __post_init__(self) -> None:
         check_options(self)
         try:

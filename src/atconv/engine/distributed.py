@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -66,7 +66,10 @@ def make_accelerator(config: TrainConfig, tracking_folder: str) -> Accelerator:
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=tracking_folder,
         # The first process checks all image files while the others wait.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+            DistributedDataParallelKwargs(find_unused_parameters=config.unfreezes),
+        ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:

@@ -40,6 +40,9 @@ class Task(ABC):
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         """This process's micro-batches of an epoch, from the `start`-th on."""
 
+    def prepare_epoch(self, epoch: int) -> None:  # noqa: B027  (most tasks need nothing)
+        """Before an epoch, counted from 0, or what a resumed run has left of it: freeze what stays."""
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of a micro-batch on the device, and other means to show (scalars). `seed` is for random

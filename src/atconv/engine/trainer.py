@@ -189,6 +189,7 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """Train what is left of the current epoch, evaluate, and make the epoch final with a checkpoint."""
+        self.task.prepare_epoch(self.epoch)
         set_training_mode(self.network, self.config.freeze_bn)
         first, started, images = self.step_in_epoch, time.perf_counter(), 0
         batches = self.task.batches(self.plan, self.epoch, first * self.plan.accumulate)

@@ -13,6 +13,7 @@ from atconv.engine.options import (
     Degrees,
     Factor,
     NonNegative,
+    NonNegativeInt,
     Pixels,
     Positive,
     PositiveInt,
@@ -48,6 +49,10 @@ class ClassifierOptions:
     """dropout before the classifier"""
     freeze_backbone: bool = False
     """train the head alone"""
+    head_epochs: NonNegativeInt = 0
+    """train the head alone in so many first epochs, then all"""
+    unfreeze_epochs: PositiveInt | None = None
+    """after head_epochs add a stage every so many epochs, from the last to the first; default: all at once"""
     grad_checkpointing: bool = False
     """less memory for more time"""
 
@@ -161,10 +166,23 @@ class ClassificationConfig(
                 "class_weights and mixup/cutmix do not go together: a mixed image has no one class"
             )
         self.normalization()  # fail fast
+        if self.head_epochs >= self.epochs:
+            raise ValueError(
+                f"head_epochs must be less than epochs ({self.epochs}), got {self.head_epochs}; to train the "
+                "head alone, set freeze_backbone"
+            )
+        if self.unfreeze_epochs is not None and not self.head_epochs:
+            raise ValueError("unfreeze_epochs adds stages after head_epochs: set head_epochs too")
+        if self.unfreezes and self.shard:
+            raise ValueError("head_epochs and shard do not go together: shards are made once, of all weights")
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel of the input."""
         return normalization(self.in_chans, self.mean, self.std)
+
+    @property
+    def unfreezes(self) -> bool:
+        return self.head_epochs > 0 and not self.freeze_backbone
 
     @property
     def evens_out(self) -> bool:

@@ -21,6 +21,7 @@ from atconv.models.attnet import VARIANTS, AttNet
 from atconv.models.backbone import check_model_name, min_batch
 from atconv.models.release import load_release
 from atconv.tasks.classification.config import ClassificationConfig
+from atconv.tasks.classification.unfreezing import head_of
 from atconv.tasks.common.model_options import log_start
 
 __all__ = ["check_model", "log_other_classes", "make_model", "open_named_model"]
@@ -142,5 +143,4 @@ def log_other_classes(config: ClassificationConfig, classes: Sequence[str]) -> N
 def _freeze_backbone(model: Any) -> None:
     """Leave only the head trainable; frozen BatchNorm keeps its statistics too."""
     model.requires_grad_(False)
-    head = model.head if isinstance(model, AttNet) else model.get_classifier()
-    head.requires_grad_(True)
+    head_of(model).requires_grad_(True)

@@ -38,6 +38,7 @@ from atconv.tasks.classification.model import check_model, log_other_classes, ma
 from atconv.tasks.classification.multi_label import MultiLabelObjective
 from atconv.tasks.classification.objective import Objective, open_teacher
 from atconv.tasks.classification.predictor import ClassificationPredictor
+from atconv.tasks.classification.unfreezing import Unfreezing
 from atconv.tasks.common.report import report_run
 
 __all__ = ["ClassificationTask", "make_task"]
@@ -67,6 +68,15 @@ class ClassificationTask(Task):
         kind = MultiLabelObjective if data.multi_label else Objective
         self.objective = kind(config, data.classes, data.labels, teacher).to(accelerator.device)
         self.monitor = self.objective.monitor
+        self.unfreezing: Unfreezing | None = None
+        if config.unfreezes:
+            self.unfreezing = Unfreezing(model, config.head_epochs, config.unfreeze_epochs)
+            if accelerator.is_main_process:
+                logger.info(self.unfreezing.describe())
+
+    def prepare_epoch(self, epoch: int) -> None:
+        if self.unfreezing is not None:
+            self.unfreezing.apply(epoch)
 
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         return self.data.train_batches(plan, epoch, start)
