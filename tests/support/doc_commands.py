@@ -29,7 +29,7 @@ DETECTOR = '{"rpn_post_nms_top_n_test":20,"rpn_post_nms_top_n_train":20,"box_det
 LOOP = "--epochs 1 --warmup-epochs 0 --batch-size 8 --workers 0 --device cpu --tracker none"
 ADDED = {
     "train digits": f'{LOOP} --model-args {{"stem_stride":1}}',
-    "train photos/ --checkpoint runs/": f"{LOOP} --image-size 32 --epochs 4",  # in stages
+    "train photos/ --checkpoint runs/photos-attnet_xxs": f"{LOOP} --image-size 32 --epochs 4",  # in stages
     "train": f"{LOOP} --image-size 32",
     "detect train": f"{LOOP} --min-size [64] --max-size 96 --channels 16 --detector-args {DETECTOR}",
     "segment train": f"{LOOP} --short-side 64 --crop [64,64]",
