@@ -17,6 +17,7 @@ from atconv.data.check_annotations import _twice
 from atconv.data.check_neighbors import neighbors, unit_vectors
 from atconv.data.config import DataConfig, MaskOptions
 from support.box_formats import voc_folder, yolo_folder
+from support.doc_commands import small
 from support.tiny_dense import annotated_folder
 
 CLASSES = ("cat", "dog", "fox")
@@ -148,8 +149,17 @@ def test_a_split_without_a_readable_image(photos: Path) -> None:
 
 
 def test_arrays_are_looked_at_too() -> None:
-    report = look(Path("digits"))
-    assert report.table().rows[0][:3] == ["train", "1797", "0"]
+    with small():
+        report = look(Path("digits"))
+    assert report.table().rows[0] == ["train", "300", "0", "8 × 8", "8 × 8", "8 × 8", "300 gray"]
+    assert len(report.findings) < 3  # scans of one digit are alike, and no copies
+
+
+def test_what_is_not_read_is_said(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (photos / "train" / "cat" / "notes.doc").touch()
+    look(photos)
+    assert "files of other kinds" in caplog.text
+    assert "1 .doc" in caplog.text
 
 
 @pytest.fixture
@@ -244,6 +254,9 @@ def test_neighbors_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = unit_vectors({"a": rng.normal(size=(23, 6)).astype(np.float16)})["a"]
     monkeypatch.setattr("atconv.data.check_neighbors._BLOCK", 7)
     products = vectors.astype(np.float32) @ vectors.astype(np.float32).T
+    _, similar, places = next(neighbors(vectors, vectors, 2, own=True, above=1.0))
+    assert (places == -1).all()
+    assert (similar == 1).all()
     for own in (True, False):
         expected = products - 3 * np.eye(23) * own
         order = np.argsort(-expected, 1)[:, :4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from atconv.data.check_neighbors import (
 from atconv.data.config import DataConfig, MaskOptions
 from atconv.data.formats import AnnotatedFormat, open_sources, read_annotated, recognize
 from atconv.data.imbalance import Occurrences
+from atconv.data.timm_sources import is_stream
 from atconv.engine.tables import Table
 from atconv.io import first_few
 
@@ -62,6 +64,9 @@ FINDINGS = {
 
 Embed = Callable[[str, Images, NDArray[np.int64]], NDArray[np.float16]]
 """(split, its images, positions of some) → a vector of each"""
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,8 @@ def open_data(config: DataConfig, masks: MaskOptions) -> dict[str, Images]:
     Raises:
         ValueError: DATA is in no format that is read here, or its files of annotations are damaged.
     """
+    if is_stream(config.data):
+        raise ValueError(f"{config.data} is a stream, whose images have no positions: give files to look at")
     found = recognize(Path(config.data))
     annotation = found.annotation if isinstance(found, AnnotatedFormat) else None
     if masks != MaskOptions() or annotation == "masks":
@@ -141,6 +148,8 @@ def check_data(
     facts: dict[str, ImageFacts] = {}
     occurrences: dict[str, Occurrences] = {}
     for name, images in splits.items():
+        for remark in getattr(images, "remarks", ()):
+            logger.warning(remark)
         facts[name], found = inspect_images(name, images)
         findings += found
         if isinstance(images, AnnotatedSplit):

@@ -129,7 +129,9 @@ def _inspect(images: Images, index: int) -> _Facts:
     try:
         if not images.checkable:
             image = images.read(index, "RGB")
-            return _facts(image, content_digest(image.tobytes()))
+            pixels = np.asarray(image)
+            gray = bool((pixels == pixels[..., :1]).all())
+            return _facts(image.convert("L") if gray else image, content_digest(pixels.tobytes()))
         encoded = images.encoded(index)
         with opened_image(io.BytesIO(encoded)) as image:
             return _facts(image, content_digest(encoded))

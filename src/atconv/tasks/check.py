@@ -13,6 +13,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
+from atconv.data.annotated import AnnotatedSplit
 from atconv.data.check import check_data, open_data
 from atconv.data.check_images import Images
 from atconv.data.check_page import MARKER, write_report
@@ -78,7 +79,7 @@ def check(options: CheckOptions, out: str | None = None) -> Path:
         log_classes(report.occurrences, "--sampler and --class-weights of training even that out")
     for line in report.lines():
         logger.info(line)
-    if embed is None:
+    if embed is None and not any(isinstance(images, AnnotatedSplit) for images in splits.values()):
         logger.info("wrong labels were not looked for: give a --model whose embeddings say what is alike")
     page = write_report(report, folder)
     logger.info("%s, with thumbnails in %s", count_of(len(report.findings), "finding"), page)
