@@ -24,10 +24,15 @@ def turn(path: Path, orientation: int) -> None:
     Image.open(path).save(path, exif=exif)
 
 
-def turned_folder(root: Path, orientation: int) -> Path:
-    data = annotated_folder(root, train=3, val=1)
+def turned_folder(root: Path, orientation: int, suffix: str = ".png", train: int = 3) -> Path:
+    data = annotated_folder(root, train=train, val=1)
     for path in (data / "images").rglob("*.png"):
-        turn(path, orientation)
+        image = Image.open(path)
+        path.unlink()
+        image.save(path.with_suffix(suffix))
+        turn(path.with_suffix(suffix), orientation)
+    for path in data.glob("*.json"):
+        path.write_text(path.read_text().replace(".png", suffix))
     return data
 
 
@@ -45,18 +50,24 @@ def test_masks_and_boxes_turn_as_images_do(orientation: int) -> None:
     assert upright.sum() == (bottom - top) * (right - left)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_annotations_of_stored_pixels_lie_on_the_objects(orientation: int, tmp_path: Path) -> None:
-    data = turned_folder(tmp_path, orientation)
+def test_annotations_of_stored_pixels_lie_on_the_objects(
+    orientation: int, suffix: str, tmp_path: Path
+) -> None:
+    data = turned_folder(tmp_path, orientation, suffix, train=2)  # neither square
     boxes, masks = open_boxes(data, True, exif="stored")["train"], open_masks(data, exif="stored")["train"]
     for i in range(len(boxes)):
         pixels = np.asarray(boxes.read(i, "L"))
         assert boxes.size(i) == masks.size(i) == masks.mask(i).shape == pixels.shape
-        assert (pixels[masks.mask(i) == 2] == 240).all()
+        assert (pixels[masks.mask(i) == 2] > 200).mean() > 0.95  # of JPEG and WebP, edges are blurred
         target = load_target(boxes, i, masks=True)
         left, top, right, bottom = target["boxes"][1].int().tolist()
         assert target["masks"][1, top:bottom, left:right].all()
-        assert (pixels[target["masks"][1].bool().numpy()] == 240).all()
+        assert (pixels[target["masks"][1].bool().numpy()] > 200).mean() > 0.95
+    if orientation > 4:
+        assert annotations(open_boxes(data, True)["train"]) == annotations(boxes)  # as sizes tell
+        assert all(np.array_equal(a.mask(0), b.mask(0)) for a, b in [(open_masks(data)["train"], masks)])
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS[1:])

@@ -24,7 +24,7 @@ from atconv.data.checking import (
     save_skipped,
 )
 from atconv.data.folders import SAVED_SPLIT, SPLITS
-from atconv.data.images import Mode, opened_image, read_image, upright
+from atconv.data.images import Mode, opened_image, read_image, stored_geometry, upright
 from atconv.data.orientation import Exif, annotation_turn, turn_size
 from atconv.engine.reading import read_json
 from atconv.engine.rng import derive_seed
@@ -204,13 +204,12 @@ def _inspect(split: AnnotatedSplit, check: CheckImages, exif: Exif | None, posit
         return unknown
     try:
         with opened_image(path) as image:
-            stored, orientation = image.size, image.getexif().get(0x0112, 1)
+            stored, orientation = stored_geometry(image)
             if check == "decode":
                 upright(image, "L")
         digest = "" if check == "none" else hex_digest(content_digest(path.read_bytes()))
     except (OSError, ValueError) as error:
         return unknown if trusted else _Inspection(str(error))
-    orientation = orientation if orientation in range(1, 9) else 1
     return replace(unknown, stored=stored, orientation=orientation, digest=digest)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from atconv.data.checking import content_digest, in_threads
 from atconv.data.folders import SPLITS
-from atconv.data.images import Mode, opened_image, upright
+from atconv.data.images import Mode, opened_image, stored_geometry, upright
 
 __all__ = ["KINDS", "Finding", "ImageFacts", "Images", "copies", "inspect_images", "unusual_images"]
 
@@ -142,14 +142,13 @@ def _inspect(images: Images, index: int) -> _Facts:
 
 
 def _facts(image: Image.Image, digest: bytes) -> _Facts:
-    orientation = image.getexif().get(0x0112, 1)
+    size, orientation = stored_geometry(image)
     kind = _OF_MODE.get(image.mode, 3 if image.mode.startswith("I;16") else 6)
     if "transparency" in image.info:
         kind = {1: 2, 6: 7}.get(kind, kind)
-    size = image.size
     small = np.asarray(upright(image, "L").resize((9, 8), Image.Resampling.BOX))
     steps = np.packbits(small[:, 1:] > small[:, :-1]).tobytes()
-    return _Facts(None, size, orientation if orientation in range(1, 9) else 1, kind, digest, steps)
+    return _Facts(None, size, orientation, kind, digest, steps)
 
 
 def copies(facts: Mapping[str, ImageFacts], labels: Mapping[str, NDArray[Any]]) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 __all__ = [
     "Listing",
@@ -31,12 +32,14 @@ __all__ = [
     "preparation",
     "read_image",
     "scan",
+    "stored_geometry",
     "upright",
 ]
 
 Mode = Literal["RGB", "L"]
 
 _HEIF = {".heic", ".heif", ".hif"}
+_ORIENTATION = 0x0112  # in EXIF
 # Files that Pillow opens without decoding them, and PostScript, for which it starts another program.
 _NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # What file managers, storage servers and Python leave in folders, in lower case.
@@ -247,6 +250,16 @@ def as_mode(image: Image.Image, mode: Mode) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
+
+
+def stored_geometry(image: Image.Image) -> tuple[tuple[int, int], int]:
+    """Width and height as stored, and the EXIF orientation, 1 to 8, of an image that is not decoded yet."""
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    width, height = image.size
+    # Pillow turns a TIFF itself, and gives its size turned from the start.
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_ORIENTATION) in range(5, 9):
+        width, height = height, width
+    return (width, height), orientation if orientation in range(1, 9) else 1
 
 
 def upright(image: Image.Image, mode: Mode) -> Image.Image:

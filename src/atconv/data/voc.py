@@ -23,7 +23,7 @@ from atconv.data.arrays import SharedItems
 from atconv.data.box_files import box_problem, clip_corners
 from atconv.data.boxes import BadAnnotations, Box, BoxImage, BoxSplit, check_classes, report_bad
 from atconv.data.checking import in_threads
-from atconv.data.images import opened_image
+from atconv.data.images import opened_image, stored_geometry
 from atconv.data.voc_files import ImageIndex, find_places, xml_files
 from atconv.io import count_of, first_few
 
@@ -164,10 +164,10 @@ def _size(size: Element | None, image: Path) -> tuple[int, int]:
         raise ValueError(f"its size is {' × '.join(texts)[:40]}: give width and height in whole pixels")
     try:
         with opened_image(image) as opened:
-            stored, orientation = opened.size, opened.getexif().get(0x0112, 1)
+            stored, orientation = stored_geometry(opened)
     except (OSError, ValueError):  # said when images are checked
         return 0, 0
-    if orientation in range(2, 9):
+    if orientation != 1:
         raise ValueError("it has no size, and its image is turned by EXIF: write the size that boxes are for")
     return stored
 
