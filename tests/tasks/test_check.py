@@ -112,10 +112,10 @@ def test_check_with_a_model_of_timm(scans: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "no_such_model"], "neither a folder of a run nor a model of timm's"),
-        (["--model", "test_resnet.r160_in1k"], "cannot be had"),
-        (["--model", "resnet18", "--weights", "no.pth"], "no such checkpoint file"),
-        (["--model", "RUN", "--weights", "w.pth"], "without --weights"),
+        (["--model", "no_such_model"], "timm knows no model 'no_such_model'"),
+        (["--model", "test_resnet.r160_in1k"], "cannot be loaded"),
+        (["--model", "resnet18", "--weights", "no.pth"], "resnet18 cannot be loaded: no such file: no.pth"),
+        (["--model", "RUN", "--weights", "w.pth"], "is a run, which has weights"),
         (["--out", "DATA/look"], "lies in DATA"),
         (["--out", "OTHER"], "holds something that is no check"),
         (["--mask-values", "[1, 1]"], "mask_values must be different numbers"),

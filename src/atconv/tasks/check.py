@@ -6,26 +6,23 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 
+from atconv.analysis.features import pooled_features
 from atconv.data.annotated import AnnotatedSplit
 from atconv.data.check import check_data, open_data
 from atconv.data.check_images import Images
 from atconv.data.check_page import MARKER, write_report
 from atconv.data.config import DataConfig, MaskOptions
 from atconv.data.imbalance import log_classes
-from atconv.data.transforms import EvalTransform
-from atconv.engine.devices import resolve_device
 from atconv.engine.options import PositiveInt, Share
 from atconv.engine.progress import progress
 from atconv.io import count_of
-from atconv.models.release import read_checkpoint
-from atconv.tasks import load, open_run, task_of
+from atconv.tasks.classification.embedding import Backbone
 
 __all__ = ["CheckOptions", "check"]
 
@@ -90,60 +87,26 @@ class Embedder:
     """Features before the classifier of a timm model or of a run; see `Embed`."""
 
     def __init__(self, options: CheckOptions) -> None:
-        self.device, self.batch_size = resolve_device(options.device), options.batch_size
-        self.model: Any
-        self.transform: EvalTransform
-        self.model, self.transform = _open_model(str(options.model), options.weights)
-        self.model.to(self.device).eval()
+        self.backbone = Backbone.open(str(options.model), options.weights, options.device)
+        self.batch_size = options.batch_size
 
     @torch.inference_mode()
     def __call__(self, split: str, images: Images, positions: NDArray[np.int64]) -> NDArray[np.float16]:
         batches = [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
-        mode = self.transform.prepare.mode
+        transform = self.backbone.transform
+        mode = transform.prepare.mode
         embeddings: NDArray[np.float16] = np.zeros((0, 0), np.float16)
         done = 0
         with ThreadPoolExecutor(4) as pool:
             for batch in progress(batches, f"embedding {split}"):
-                inputs = torch.stack(
-                    list(pool.map(lambda i: self.transform(images.read(int(i), mode)), batch))
-                )
-                maps = self.model.forward_features(inputs.to(self.device))
-                features = self.model.forward_head(maps, pre_logits=True).flatten(1)
+                inputs = torch.stack(list(pool.map(lambda i: transform(images.read(int(i), mode)), batch)))
+                features = pooled_features(self.backbone.model, inputs.to(self.backbone.device))
                 features /= features.norm(dim=1, keepdim=True).clamp(min=1e-12)  # halves have a small range
                 if not done:
                     embeddings = np.zeros((len(positions), features.shape[1]), np.float16)
                 embeddings[done : done + len(batch)] = features.float().cpu().numpy()
                 done += len(batch)
         return embeddings
-
-
-def _open_model(name: str, weights: str | None) -> tuple[Any, EvalTransform]:
-    """A model and the transform of its images.
-
-    Raises:
-        ValueError: it is neither timm's nor a run's, or there are no weights that fit.
-    """
-    if Path(name).is_dir():
-        task = task_of(open_run(name)).name
-        if task != "classification" or weights is not None:
-            wrong = f"a {task} run" if task != "classification" else "a run, which has its own weights"
-            raise ValueError(f"--model {name} is {wrong}: give a run of atconv train, without --weights")
-        predictor: Any = load(name)
-        return predictor.model, predictor.transform
-    if not timm.is_model(name):
-        raise ValueError(f"--model {name} is neither a folder of a run nor a model of timm's")
-    overlay = None
-    if weights is not None:
-        state: Any = read_checkpoint(weights)
-        overlay = {"state_dict": state.get("model", state)}
-    try:
-        model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as error:  # no network, a hub without the file, weights of another model
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"the weights of {name} cannot be had: {reason}; give a file with --weights"
-        ) from error
-    return model, EvalTransform(model.pretrained_cfg)
 
 
 def _folder(data: str, out: str | None) -> Path:

@@ -100,6 +100,8 @@ def open_named_model(name: str, weights: str | None = None) -> Any:
     if weights is None and name in VARIANTS:
         raise ValueError(f"{name} has no weights of its own in timm: give a file of them, or a run's folder")
     try:
+        if weights is not None and not Path(weights).is_file():
+            raise FileNotFoundError(f"no such file: {weights}")  # timm's error has no text
         model: Any = timm.create_model(name, pretrained=weights is None)
         if isinstance(model, AttNet):
             load_release(model, str(weights))
