@@ -1,18 +1,24 @@
-"""What a classifier's training images go through."""
+"""What a classifier's training images go through, and what its test images may."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeAlias
 
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import Compose, RandomAffine
 from torchvision.transforms.functional import InterpolationMode
 
 from atconv.tasks.classification.config import ClassificationConfig
 
-__all__ = ["train_transform"]
+__all__ = ["Tta", "test_time_views", "train_transform"]
+
+Tta: TypeAlias = Literal["none", "flip", "crops"]
+"""test-time augmentation"""
+_SHARES = (1.0, 0.9, 0.8)
 
 
 def train_transform(config: ClassificationConfig) -> Callable[[Image.Image], Tensor]:
@@ -46,3 +52,17 @@ def train_transform(config: ClassificationConfig) -> Callable[[Image.Image], Ten
         config.rotate, (config.shift, config.shift), interpolation=InterpolationMode.BILINEAR
     )
     return Compose([affine, transform])
+
+
+def test_time_views(images: Tensor, tta: Tta) -> Iterator[Tensor]:
+    """The images of a batch, B C H W, as a model is shown them: as they are; and mirrored (flip); and both of
+    their center crops of 90 and 80 % of the sides, resized back (crops)."""
+    height, width = images.shape[2:]
+    for share in _SHARES if tta == "crops" else (1.0,):
+        top, left = round((1 - share) / 2 * height), round((1 - share) / 2 * width)
+        crop = images[..., top : height - top, left : width - left]
+        if crop.shape != images.shape:
+            crop = interpolate(crop, (height, width), mode="bilinear", align_corners=False)
+        yield crop
+        if tta != "none":
+            yield crop.flip(3)

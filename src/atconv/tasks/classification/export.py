@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from atconv import deploy
 from atconv.data.splits import Split
@@ -110,8 +111,11 @@ class ClassificationExporter(Exporter):
             shown = progress(
                 self._batches("measured", self.measured, batch_size), f"measuring {file.path.name}"
             )
-            device, activation = torch.device("cpu"), self.predictor.activation
-            correct.append(self.predictor.right(*predict_batches(call, shown, device, activation)))
+            correct.append(
+                self.predictor.right(
+                    *predict_batches(partial(self._probabilities, call), shown, torch.device("cpu"))
+                )
+            )
         before, after = correct
         top1 = [100 * float(hits.mean()) for hits in correct]
         wrong, right = int((before & ~after).sum()), int((after & ~before).sum())
@@ -120,6 +124,9 @@ class ClassificationExporter(Exporter):
             self.predictor.right_name, *top1, len(before), wrong, right,
         )  # fmt: skip
         return written, Int8Accuracy(len(before), top1[0], top1[1], wrong, right)
+
+    def _probabilities(self, call: Any, images: Tensor) -> Tensor:
+        return self.predictor.activation(call(images).float())
 
     def _batches(self, name: str, split: Split, batch_size: int) -> ReadableBatches:
         predictor = self.predictor

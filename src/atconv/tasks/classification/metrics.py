@@ -9,22 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from atconv.data.checking import SkippedFile
 from atconv.engine.predictor import Metrics
 from atconv.engine.tables import Table, speed_text
+from atconv.tasks.classification.augmentation import Tta
 
 __all__ = [
-    "Activation",
     "ClassificationMetrics",
     "compute_metrics",
     "expected_calibration_error",
     "predict_batches",
     "wilson_interval",
 ]
-
-Activation = Callable[[Tensor], Tensor]
 
 _MAX_CLASSES_SHOWN = 30
 
@@ -49,6 +47,8 @@ class ClassificationMetrics(Metrics):
     probabilities: NDArray[np.float32]
     """images × classes"""
     labels: NDArray[np.int64]
+    tta: Tta = "none"
+    """test-time augmentation"""
     skipped: list[SkippedFile] = field(default_factory=list, repr=False)
     """files that are unreadable and left out"""
     source: Any = field(default=None, repr=False)
@@ -58,6 +58,9 @@ class ClassificationMetrics(Metrics):
         """All but the arrays and lists of files and classes, for JSON."""
         hidden = ("probabilities", "labels", "skipped", "source", "classes")
         return {name: value for name, value in vars(self).items() if name not in hidden}
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"tta": self.tta}
 
     def tables(self, title: str) -> list[Table]:
         """Accuracy; and metrics by class, of many classes only those with the lowest recall."""
@@ -70,6 +73,7 @@ class ClassificationMetrics(Metrics):
             ("calibration error", f"{self.calibration_error:.2f} %"),
             ("images", str(self.images)),
             ("speed", speed_text(self.images_per_second)),
+            *([("test-time augmentation", self.tta)] if self.tta != "none" else []),
         ]
         many = len(self.classes) > _MAX_CLASSES_SHOWN
         shown = sorted(self.per_class, key=lambda row: row["recall"]) if many else self.per_class
@@ -90,16 +94,13 @@ class ClassificationMetrics(Metrics):
 
 @torch.inference_mode()
 def predict_batches(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device,
-    activation: Activation,
+    predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Class probabilities (images × classes) and labels of all batches; `activation` makes probabilities of
-    logits."""
+    """Class probabilities (images × classes) and labels of all batches; `predict` makes probabilities of
+    images on the device."""
     probabilities, labels = [], []
     for images, targets in batches:
-        probabilities.append(activation(model(images.to(device, non_blocking=True)).float()).cpu())
+        probabilities.append(predict(images.to(device, non_blocking=True)).cpu())
         labels.append(targets)
     return torch.cat(probabilities).numpy(), torch.cat(labels).numpy()
 

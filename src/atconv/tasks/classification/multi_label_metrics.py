@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from atconv.data.checking import SkippedFile
 from atconv.engine.predictor import Metrics
 from atconv.engine.tables import Table, speed_text
+from atconv.tasks.classification.augmentation import Tta
 
 __all__ = [
     "MultiLabelMetrics",
@@ -43,6 +44,8 @@ class MultiLabelMetrics(Metrics):
     """images × classes"""
     labels: NDArray[np.uint8]
     """images × classes of 0 and 1"""
+    tta: Tta = "none"
+    """test-time augmentation"""
     skipped: list[SkippedFile] = field(default_factory=list, repr=False)
     """files that are unreadable and left out"""
     source: Any = field(default=None, repr=False)
@@ -58,6 +61,9 @@ class MultiLabelMetrics(Metrics):
         hidden = ("probabilities", "labels", "skipped", "source", "classes", "thresholds")
         return {name: value for name, value in vars(self).items() if name not in hidden}
 
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"tta": self.tta}
+
     def tables(self, title: str) -> list[Table]:
         """Scores; and metrics by class, of many classes only those with the lowest average precision."""
         rows = [
@@ -67,6 +73,7 @@ class MultiLabelMetrics(Metrics):
             ("all labels right", f"{self.exact_match:.2f} %"),
             ("images", str(self.images)),
             ("speed", speed_text(self.images_per_second)),
+            *([("test-time augmentation", self.tta)] if self.tta != "none" else []),
         ]
         many = len(self.classes) > _MAX_CLASSES_SHOWN
         ranked = sorted(self.per_class, key=lambda row: row["ap"] or 0.0) if many else self.per_class

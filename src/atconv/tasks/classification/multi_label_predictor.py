@@ -17,6 +17,7 @@ from torch import Tensor
 from atconv.data.splits import Split
 from atconv.engine.options import PositiveInt, Share
 from atconv.io import write_json, write_rows
+from atconv.tasks.classification.augmentation import Tta
 from atconv.tasks.classification.multi_label_metrics import (
     MultiLabelMetrics,
     choose_thresholds,
@@ -62,9 +63,12 @@ class MultiLabelPredictor(ClassificationPredictor):
         names: Sequence[str],
         top: PositiveInt | None = None,
         threshold: Share | None = None,
+        tta: Tta = "none",
     ) -> list[MultiLabelClassification]:
         least = torch.tensor(self.thresholds if threshold is None else [threshold] * len(self.classes))
-        return [self._result(*pair, least, top) for pair in zip(names, self.infer_all(images), strict=True)]
+        return [
+            self._result(*pair, least, top) for pair in zip(names, self.infer_all(images, tta), strict=True)
+        ]
 
     def _result(self, name: str, shares: Tensor, least: Tensor, top: int | None) -> MultiLabelClassification:
         order = [i for i in shares.argsort(descending=True).tolist() if shares[i] >= least[i]][:top]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +30,7 @@ from atconv.engine.reading import naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
+from atconv.tasks.classification.augmentation import Tta, test_time_views
 from atconv.tasks.classification.config import MULTI_LABEL, ClassificationConfig
 from atconv.tasks.classification.data import ReadableBatches, open_split
 from atconv.tasks.classification.metrics import (
@@ -130,6 +132,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         names: Sequence[str],
         top: PositiveInt | None = None,
         threshold: Share | None = None,
+        tta: Tta = "none",
     ) -> list[Classification]:
         """The most probable classes of each image; of several labels an image, those above their thresholds.
 
@@ -137,6 +140,8 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             top: classes shown for each image; default: 5, or all above their thresholds.
             threshold: probability from which on a class is shown, for runs of several labels an image;
                 default: that of each class which gave the highest F1 on validation images.
+            tta: test-time augmentation: average probabilities of the image and its mirror image (flip), and
+                of both in center crops of 90 and 80 % of the sides (crops).
         """
         if threshold is not None:
             raise ValueError(
@@ -144,17 +149,23 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             )
         if top is not None and top < 1:
             raise ValueError(f"top must be at least 1, got {top}")
-        values, indices = self.infer_all(images).topk(min(top or _TOP, len(self.classes)), dim=1)
+        values, indices = self.infer_all(images, tta).topk(min(top or _TOP, len(self.classes)), dim=1)
         return [
             Classification(image=name, classes=[self.classes[i] for i in best], probabilities=shares)
             for name, best, shares in zip(names, indices.tolist(), values.tolist(), strict=True)
         ]
 
     @torch.inference_mode()
-    def infer_all(self, images: Sequence[Image.Image]) -> Tensor:
+    def infer_all(self, images: Sequence[Image.Image], tta: Tta = "none") -> Tensor:
         """The probability of every class, B classes, of images from `open_image`."""
         inputs = torch.stack([self.transform(image) for image in images]).to(self.device)
-        return self.activation(self.model(inputs).float().cpu())
+        return self.probabilities(inputs, tta).cpu()
+
+    def probabilities(self, inputs: Tensor, tta: Tta = "none") -> Tensor:
+        """The probability of every class, B classes, of the model's input, B C H W; with test-time
+        augmentation their mean over the views."""
+        views = [self.activation(self.model(view).float()) for view in test_time_views(inputs, tta)]
+        return views[0] if len(views) == 1 else torch.stack(views).mean(0)
 
     def unreadable(self, name: str, error: str) -> Classification:
         return Classification(image=name, error=error)
@@ -167,6 +178,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         images: str | None = None,
         batch_size: PositiveInt = 64,
         workers: Workers = 2,
+        tta: Tta = "none",
     ) -> ClassificationMetrics:
         """Metrics on a split of DATA, the run's own by default.
 
@@ -178,15 +190,16 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             images: folder of the images that a table names, if they are neither next to it nor in the run's.
             batch_size: images in one forward pass.
             workers: data-loading processes.
+            tta: test-time augmentation, as `predict` has it: flip for 2 views of an image, crops for 6.
 
         Raises:
             FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
         """
         name, opened = self.choose_split(data, split, data_root, images)
-        return self.evaluate_on(opened, name, batch_size, workers)
+        return self.evaluate_on(opened, name, batch_size, workers, tta)
 
     def evaluate_on(
-        self, images: Split | Stream, name: str, batch_size: int = 64, workers: int = 2
+        self, images: Split | Stream, name: str, batch_size: int = 64, workers: int = 2, tta: Tta = "none"
     ) -> ClassificationMetrics:
         """Metrics on images that are open already. Those that cannot be read are left out, up to a limit.
 
@@ -203,13 +216,13 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             batches = ReadableBatches(name, images, self.transform, batch_size, workers, self.config, pin)
         started = time.perf_counter()
         shown = progress(batches, "evaluating", None if isinstance(images, Stream) else len(batches))
-        probabilities, labels = predict_batches(self.model, shown, self.device, self.activation)
+        probabilities, labels = predict_batches(partial(self.probabilities, tta=tta), shown, self.device)
         speed = len(labels) / (time.perf_counter() - started)
         if isinstance(images, Stream):
             source: Any = KeptImages(images, worst_mistakes(probabilities, labels).tolist())
-            return self.measure(probabilities, labels, speed, name, source)
+            return replace(self.measure(probabilities, labels, speed, name, source), tta=tta)
         metrics = self.measure(probabilities, labels, speed, name, batches.split)
-        return replace(metrics, skipped=batches.skipped, trained_on=images.trained_on)
+        return replace(metrics, skipped=batches.skipped, trained_on=images.trained_on, tta=tta)
 
     right_name: ClassVar[str] = "top-1"
     """what the share of `right` images is called"""
