@@ -93,6 +93,39 @@ def test_the_start_is_exact_where_attention_is_a_convolution(name: str) -> None:
     assert all(adapter.mixer.kernel_bias.abs().sum() > 0 for adapter in adapters)
 
 
+def self_alone(prefix: bool) -> nn.Module:
+    """Queries and keys are one rotation, 30 times: each token finds itself alone."""
+    options = {} if prefix else {"class_token": False, "global_pool": "avg"}
+    model = randomize(vit(num_heads=1, **options))
+    for block in model.blocks:
+        nn.init.ones_(block.norm1.weight)
+        nn.init.zeros_(block.norm1.bias)
+        rotation = 30 * nn.init.orthogonal_(torch.empty(16, 16))
+        block.attn.qkv.weight.data[:32] = rotation.repeat(2, 1)
+        block.attn.qkv.bias.data[:32] = 0
+    return model
+
+
+@torch.no_grad()
+def test_a_class_token_that_gets_another_answer_is_not_exact() -> None:
+    images = torch.randn(4, 3, 32, 32)
+    report = replace_attention(self_alone(prefix=False), start=images)
+    assert all(replacement.exact for replacement in report.replaced)
+    report = replace_attention(self_alone(prefix=True), start=images)
+    assert not any(replacement.exact for replacement in report.replaced)
+    assert all(0.5 < replacement.explained < 0.99 for replacement in report.replaced)
+    assert "exact" not in str(report)
+
+
+@torch.no_grad()
+def test_fewer_positions_than_weights_are_marked_and_not_exact() -> None:
+    report = replace_attention(randomize(vit()), start=torch.randn(1, 3, 32, 32), kernel_size=5)
+    assert not any(replacement.determined or replacement.exact for replacement in report.replaced)
+    assert "exact" not in str(report)
+    assert "too few positions to tell how near the start is" in str(report)
+    assert "blocks.0.attn, blocks.1.attn" in str(report)
+
+
 @torch.no_grad()
 def test_the_start_is_the_nearest_static_kernel_of_each_channel() -> None:
     """Against a solver of least squares, from what goes into the output projection of the attention."""
@@ -103,8 +136,9 @@ def test_the_start_is_the_nearest_static_kernel_of_each_channel() -> None:
     attention.proj.register_forward_pre_hook(lambda m, args: seen.update(mixed=args[0]))
     images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
     model(images)
-    values = attention.qkv(seen["tokens"]).chunk(3, dim=-1)[2][:, 2:].mT.unflatten(2, size)
-    answers = seen["mixed"][:, 2:]
+    every_value = attention.qkv(seen["tokens"]).chunk(3, dim=-1)[2]
+    values = every_value[:, 2:].mT.unflatten(2, size)
+    mixed_prefix, answers = seen["mixed"].split((2, 16), dim=1)
     (replacement,) = replace_attention(model, start=images).replaced
     kernels = model.blocks[0].attn.mixer.kernels(torch.zeros_like(values))
     left = total = 0.0
@@ -115,6 +149,11 @@ def test_the_start_is_the_nearest_static_kernel_of_each_channel() -> None:
         assert_close(kernels[0, channel].flatten(), best, 1e-6)
         left += float((mixed - windows @ best).square().sum())
         total += float(mixed.square().sum())
+    mixer = model.blocks[0].attn.mixer
+    routed = F.conv2d(values, mixer.kernels(values)[0, :, None], padding=1, groups=16).flatten(2).mT
+    prefix = (every_value[:, :2].sum(1, keepdim=True) + routed.sum(1, keepdim=True)) / 18
+    left += float((mixed_prefix - prefix).square().sum())
+    total += float(mixed_prefix.square().sum())
     assert replacement.explained == pytest.approx(1 - left / total, abs=1e-8)
     assert 0 < replacement.explained < 0.999
 

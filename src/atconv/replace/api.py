@@ -53,7 +53,8 @@ def replace_attention(
             by default an image of the size it was made for. diffusers' models take more than an image.
         start: inputs of the model, such as a batch of training images. Each channel of each attention then
             starts at the static kernel that comes nearest, by least squares, to what the attention answers
-            for them, with routing at zero. The report says how near.
+            for them, with routing at zero. The report says how near, and "exact" only where class and
+            register tokens get the same answer too.
 
     Returns:
         what was replaced, and what was kept and why.

@@ -30,6 +30,8 @@ class ConvolutionSite:
     reason: str = ""
     hooks: tuple[()] = ()
     explained: None = None
+    exact: bool = False
+    determined: bool = True
 
 
 class ATConvConvolution(ATConv2d):

@@ -59,6 +59,8 @@ class Site:
     dropout: float = 0.0
     """behind the output projection"""
     explained: float | None = None
+    exact: bool = False
+    determined: bool = True
     """as in `Replacement`"""
 
     @property

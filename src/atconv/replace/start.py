@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atconv.functional import mix_prefix
 from atconv.replace.adapters import ATConvAdapter, ATConvBlock
 from atconv.replace.counting import Example, arguments_of
 from atconv.replace.families import Site
 
 __all__ = ["fit_kernels", "start_at"]
+
+_SAME = 1e-6  # share of the squares of the answers that is rounding
 
 
 def start_at(mixer: Any, kernels: Tensor) -> None:
@@ -29,8 +32,9 @@ def fit_kernels(
     """Start each adapter at the static kernels that come nearest to its attention in one pass of the model.
 
     Before its output projection, attention answers o_p = Σ_q a_pq v_q at position p. The kernel of a channel
-    makes Σ_p (o_p − Σ_δ k_δ v_{p+δ})² least, over the positions of all maps. Where that is zero, the
-    attention is a convolution. `site.explained` says how near it is.
+    makes Σ_p (o_p − Σ_δ k_δ v_{p+δ})² least, over the positions of all maps. `site.explained` says how near
+    that is, class and register tokens included, which take means whatever the kernels are. `site.exact` is
+    for a function that is the same on all tokens, where there are positions enough to tell.
 
     Raises:
         ValueError: the model does not run on the inputs.
@@ -70,6 +74,9 @@ class _Fit:
         self.gram: Any = 0
         self.cross: Any = 0
         self.energy = 0.0
+        self.positions = 0
+        self.prefix: list[tuple[Tensor, Tensor, Tensor, int]] = []
+        """of each sample: values and answers of the prefix tokens, mean window of the map, its positions"""
 
     def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A hook behind the attention: add what it answered, and the values around each position."""
@@ -82,14 +89,16 @@ class _Fit:
             self.adapter(*args, **kwargs)  # which knows how the attention is called
         ((tokens, grid),) = calls
         prefix, size = self.mixer.num_prefix_tokens, self.mixer.kernel_size
-        values = _exact(self.mixer.value_proj(tokens))[:, prefix:]
+        values = _exact(self.mixer.value_proj(tokens))
         answers = (_exact(self._answer(args, output)) - _exact(self.mixer.proj.bias)) @ self.unproject
-        for value, answer in zip(values, answers[:, prefix:], strict=True):
-            image = value.T.unflatten(1, grid)[None]
+        for value, answer in zip(values, answers, strict=True):
+            image = value[prefix:].T.unflatten(1, grid)[None]
             windows = F.unfold(image, size, padding=size // 2)[0].unflatten(0, (-1, size**2))  # C K² N
             self.gram = self.gram + windows @ windows.mT
-            self.cross = self.cross + (windows @ answer.T[..., None])[..., 0]
-            self.energy += float(answer.square().sum())
+            self.cross = self.cross + (windows @ answer[prefix:].T[..., None])[..., 0]
+            self.energy += float(answer[prefix:].square().sum())
+            self.positions += windows.shape[2]
+            self.prefix.append((value[:prefix], answer[:prefix], windows.mean(2), windows.shape[2]))
 
     def _answer(self, args: tuple[Any, ...], output: Any) -> Tensor:
         """What the attention answered, as tokens. Of a block, the branch of its attention is run again."""
@@ -105,12 +114,25 @@ class _Fit:
 
     def start(self) -> None:
         if not self.mixer.proj.weight.any():  # nothing of the kernels is seen: keep those that can learn
-            self.site.explained = 1.0
+            self.site.explained, self.site.exact = 1.0, True
         elif self.energy:
             inverse = torch.linalg.pinv(self.gram, hermitian=True, rtol=1e-10)
             kernels = (inverse @ self.cross[..., None])[..., 0]
-            self.site.explained = float((kernels * self.cross).sum()) / self.energy
+            self._judge(kernels)
             start_at(self.mixer, kernels.to(self.mixer.proj.weight))
+
+    def _judge(self, kernels: Tensor) -> None:
+        """Say how near the answers with these kernels are."""
+        left, prefix_left = self.energy - float((kernels * self.cross).sum()), 0.0
+        prefix_energy = sum(float(answer.square().sum()) for _, answer, _, _ in self.prefix)
+        for value, answer, window, positions in self.prefix if self.mixer.num_prefix_tokens else []:
+            routed = (kernels * window).sum(1).expand(1, positions, -1)
+            prefix_left += float((answer - mix_prefix(value[None], routed)).square().sum())
+        same = left <= _SAME * self.energy and prefix_left <= _SAME * prefix_energy
+        site = self.site
+        site.explained = max(0.0, 1 - (left + prefix_left) / (self.energy + prefix_energy))
+        site.determined = self.positions >= kernels.shape[1]
+        site.exact = same and site.determined
 
 
 def _exact(x: Any) -> Tensor:

@@ -31,7 +31,11 @@ class Replacement:
     """its weights were taken over: the projections of an attention, the kernel of a convolution"""
     explained: float | None = None
     """where ATConv starts from what an attention answered: the share of that, before the output projection,
-    that it answers too. 1 is the same function on these inputs"""
+    that it answers too, class and register tokens included; 0 where it is no nearer than zeros"""
+    exact: bool = False
+    """ATConv answers the same on these inputs, on every token"""
+    determined: bool = True
+    """these inputs have as many positions as a kernel has weights; with fewer, kernels fit anything"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,12 @@ class ReplacementReport:
         new = [replacement.name for replacement in self.replaced if not replacement.copied]
         if new:
             lines.append(f"{self.note} {', '.join(new)}")
+        few = [replacement.name for replacement in self.replaced if not replacement.determined]
+        if few:
+            lines.append(
+                "too few positions to tell how near the start is, give `start` more or larger images: "
+                + ", ".join(few)
+            )
         lines += [f"kept: {name} ({reason})" for name, reason in self.kept.items()]
         return "\n".join(lines)
 
@@ -69,7 +79,7 @@ class ReplacementReport:
 def _row(replacement: Replacement) -> tuple[str, str, str, str]:
     (before, after), explained = replacement.parameters, replacement.explained
     counts = " → ".join(f"{count / 1e9:.3g}" for count in replacement.macs or ())
-    start = "" if explained is None else "exact" if explained > 1 - 1e-6 else f"{min(explained, 0.999):.1%}"
+    start = "" if explained is None else "exact" if replacement.exact else f"{min(explained, 0.999):.1%}"
     return replacement.name, f"{before:,} → {after:,}", counts, start
 
 
@@ -98,6 +108,8 @@ def swap(
                 _macs(before, after, site.name),
                 site.copied,
                 site.explained,
+                site.exact,
+                site.determined,
             )
             for site, size, module in zip(chosen, sizes, modules, strict=True)
         ]
