@@ -20,7 +20,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from PIL import Image
 
-from atconv.data.annotated import save_or_check_split, train_val_test_split
+from atconv.data.annotated_splits import save_or_check_split, train_val_test_split
 from atconv.data.boxes import decode_mask, encode_mask
 from atconv.data.formats import open_boxes, open_masks, recognize
 from atconv.engine.run import Run

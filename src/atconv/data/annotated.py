@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,28 +17,19 @@ from PIL import Image
 from atconv.data.arrays import SharedIntegers, SharedItems, SharedNames
 from atconv.data.checking import (
     CheckImages,
-    SkippedFile,
     content_digest,
     hex_digest,
     in_threads,
-    save_skipped,
 )
-from atconv.data.folders import SAVED_SPLIT, SPLITS
 from atconv.data.images import Mode, opened_image, read_image, stored_geometry, upright
 from atconv.data.orientation import Exif, annotation_turn, turn_size
-from atconv.engine.reading import read_json
-from atconv.engine.rng import derive_seed
-from atconv.io import count_of, first_few, write_json
+from atconv.io import count_of, first_few
 
 __all__ = [
     "AnnotatedSplit",
     "batches_of_equal_size",
-    "check_skipped",
     "check_split",
     "raise_problems",
-    "read_saved_split",
-    "save_or_check_split",
-    "train_val_test_split",
 ]
 
 logger = logging.getLogger(__name__)
@@ -227,9 +218,9 @@ def _geometry(split: AnnotatedSplit, results: Sequence[_Inspection], exif: Exif 
         rows.append([turn or 1, height, width])
     if unclear:
         raise ValueError(
-            f"{split.where}: {len(unclear)} images carry an EXIF orientation, and their annotations may "
-            f"belong to the pixels as stored or to the image turned upright: {first_few(unclear)}. Look at "
-            "one and give --exif stored or --exif upright"
+            f"{split.where}: {count_of(len(unclear), 'image carries', 'images carry')} an EXIF orientation, "
+            "and annotations may belong to the pixels as stored or to the image turned upright: "
+            f"{first_few(unclear)}. Look at one and give --exif stored or --exif upright"
         )
     _log_turns(split.where, results, rows, exif)
     return rows
@@ -263,12 +254,6 @@ def _size_problem(split: AnnotatedSplit, position: int, result: _Inspection) -> 
     return f"{path} is {width} × {height} pixels and not {expected} as its mask or annotation says"
 
 
-def check_skipped(splits: Mapping[str, AnnotatedSplit], limit: float, path: Path) -> None:
-    """List the images of all splits that were left out; see `save_skipped`."""
-    rows = [SkippedFile(name, *row) for name, split in splits.items() for row in split.skipped]
-    save_skipped(path, rows, sum(map(len, splits.values())) + len(rows), limit)
-
-
 def raise_problems(where: Path, problems: Sequence[str]) -> None:
     """Raise ValueError that names the first few problems, if there are any. What follows a colon in all of
     them is said once."""
@@ -294,59 +279,3 @@ def batches_of_equal_size(
         for group in groups.values()
         for start in range(0, len(group), batch_size)
     ]
-
-
-def train_val_test_split(splits: Mapping[str, S], fraction: float, seed: int) -> dict[str, S]:
-    """The splits of DATA, with a validation split: where there is none, some training images, chosen by the
-    seed, of those with and of those without objects.
-
-    Raises:
-        ValueError: there is no training split, or it has only one image.
-    """
-    if "train" not in splits:
-        raise ValueError(
-            "there is no training split: give train.json and images, or images/train and masks/train"
-        )
-    if "val" in splits:
-        return dict(splits)
-    everything = splits["train"]
-    if len(everything) < 2:
-        raise ValueError("one training image cannot be split into training and validation: give more")
-    rng, val = np.random.default_rng(derive_seed("split", seed)), []
-    positions = range(len(everything))
-    full = [i for i in positions if everything.has_objects(i)]
-    for group in (full, sorted({*positions} - {*full})):
-        count = len(group)
-        held_out = max(int(group is full), min(count - 1, round(fraction * count)))
-        val += [group[i] for i in rng.permutation(count)[: max(0, held_out)]]
-    train = sorted({*positions} - {*val})
-    return {**splits, "train": everything.take(train), "val": everything.take(sorted(val))}
-
-
-def read_saved_split(path: Path, splits: Mapping[str, S]) -> dict[str, S]:
-    """The images of each split that RUN/split.json lists, which the main process has checked."""
-    saved = read_json(path, SAVED_SPLIT)
-    listed = {}
-    for name in (name for name in SPLITS if name in saved):
-        opened = splits[name if name in splits else "train"]
-        positions = {image: position for position, image in enumerate(opened.names)}
-        listed[name] = opened.take([positions[image] for image in saved[name]])
-    return listed
-
-
-def save_or_check_split(path: Path, splits: Mapping[str, AnnotatedSplit]) -> None:
-    """Write the images of each split to RUN/split.json, or compare them with what the file says.
-
-    Raises:
-        ValueError: images or annotations differ from those that the run started with.
-    """
-    content: dict[str, Any] = {name: split.names for name, split in splits.items()}
-    content["annotations"] = {name: split.digest for name, split in splits.items()}
-    if not path.is_file():
-        digests = {name: list(split.digests) for name, split in splits.items()}
-        write_json(path, {**content, "digests": digests})
-    elif {name: value for name, value in read_json(path, {}).items() if name != "digests"} != content:
-        raise ValueError(
-            f"the images or annotations are not those that {path.parent} started with ({path}): put them "
-            "back, or start a new run"
-        )

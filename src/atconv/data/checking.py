@@ -116,16 +116,21 @@ def save_skipped(
     limit: float,
     copies: Sequence[SkippedFile] = (),
 ) -> None:
-    """List the files that a run leaves out.
+    """List the files that a run leaves out, in place of an earlier list: unreadable ones, and copies of those
+    in another split.
 
     Raises:
         TooManyUnreadable: more than a share of all files are unreadable.
     """
     files = [*unreadable, *copies]
+    path.unlink(missing_ok=True)
     write_rows(path, [file._asdict() for file in files])
     _reject_too_many(unreadable, total, limit, f"they are listed in {path}, ")
     if files:
-        logger.warning("left out %s, listed in %s", count_of(len(files), "file"), path)
+        of_them = f"; {len(copies)} of them {'is' if len(copies) == 1 else 'are'} in another split too"
+        logger.warning(
+            "left out %s, listed in %s%s", count_of(len(files), "file"), path, of_them if copies else ""
+        )
 
 
 def log_skipped(unreadable: Sequence[SkippedFile], total: int, limit: float) -> None:

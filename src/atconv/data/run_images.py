@@ -53,9 +53,10 @@ class RunImages:
         self._splits: dict[str, str] = {}
         for split, images in self._images.items():
             for name, digest in images:
-                key = digest or name
-                # A name in two splits stands for two images.
-                self._splits[key] = split if self._splits.get(key, split) == split else ""
+                # A digest in two splits stands for one image, first in train; a name, for two images.
+                known = self._splits.setdefault(digest or name, split)
+                if known != split and not digest:
+                    self._splits[name] = ""
 
     def count_trained(self, names: Sequence[str], digests: Sequence[str]) -> int:
         """How many images the run was trained on, of names and digests of their files, "" where unknown."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from PIL import Image
 from atconv.data.arrays import SharedIntegers
 from atconv.data.checking import FileReport, SkippedFile, check_files, save_skipped
 from atconv.data.config import DataConfig, log_unused_fractions
+from atconv.data.copies import copies_between
 from atconv.data.folders import SAVED_SPLIT, SPLITS, inner_folder
 from atconv.data.formats import open_sources
 from atconv.data.images import Mode
@@ -33,7 +34,15 @@ from atconv.io import count_of, first_few, write_json
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Split", "Splits", "load_splits", "make_splits", "open_splits", "readable_split"]
+__all__ = [
+    "Split",
+    "Splits",
+    "load_splits",
+    "make_splits",
+    "open_splits",
+    "readable_split",
+    "stratified_holdout",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -217,19 +226,17 @@ def _with_sources(
 
 def _drop_copies(sources: dict[str, ImageSource], reports: dict[str, FileReport]) -> list[SkippedFile]:
     """Take out of a split what also lies, byte for byte, in a later one (test before val before train)."""
+    keys = {
+        name: [
+            digest if reason is None else None
+            for digest, reason in zip(report.digests, report.reasons, strict=True)
+        ]
+        for name, report in reports.items()
+    }
     copies = []
-    seen: dict[bytes, str] = {}
-    for split in reversed([name for name in SPLITS if name in sources]):
-        report, source = reports[split], sources[split]
-        here: dict[bytes, str] = {}
-        for i, digest in enumerate(report.digests):
-            if digest is None or report.reasons[i] is not None:
-                continue
-            if digest in seen:
-                report.reasons[i] = reason = f"same image as {seen[digest]}"
-                copies.append(SkippedFile(split, source.name(i), reason))
-            here[digest] = f"{split}/{source.name(i)}"
-        seen |= here
+    for split, i, later, j in copies_between(keys):
+        reports[split].reasons[i] = reason = f"same image as {later}/{sources[later].name(j)}"
+        copies.append(SkippedFile(split, sources[split].name(i), reason))
     return copies
 
 
@@ -300,7 +307,7 @@ def _return_lone_classes(
 
 
 def stratified_holdout(
-    indices: list[int], labels: Sequence[int], digests: Sequence[bytes | None], fraction: float, seed: int
+    indices: list[int], labels: Sequence[int], digests: Sequence[Hashable], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
     """Split indices into (kept, held out), class by class; copies of an image stay together.
 

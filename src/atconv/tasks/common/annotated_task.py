@@ -14,10 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from atconv.data.annotated import (
-    AnnotatedSplit,
-    batches_of_equal_size,
-    check_skipped,
+from atconv.data.annotated import AnnotatedSplit, batches_of_equal_size
+from atconv.data.annotated_splits import (
+    drop_copies,
     read_saved_split,
     save_or_check_split,
     train_val_test_split,
@@ -34,7 +33,7 @@ from atconv.engine.run import Run
 from atconv.engine.tables import metric_name
 from atconv.engine.task import Task
 from atconv.engine.trainer import History
-from atconv.io import save_tensors, write_json
+from atconv.io import count_of, save_tensors, write_json
 from atconv.models.attnet import AttNet
 from atconv.models.release import load_release
 from atconv.plots import Panel
@@ -73,7 +72,7 @@ class AnnotatedTask(Task, Generic[C, S]):
             check = config.check_images if accelerator.is_main_process else "none"
             opened = self.open_data(check)
             if accelerator.is_main_process:
-                check_skipped(opened, config.max_skipped, run.path / "skipped.csv")
+                opened = drop_copies(opened, config.max_skipped, run.path / "skipped.csv")
                 if "val" in opened:
                     reason = f"DATA {config.data} comes with a validation split"
                     log_unused_fractions(config, ["val_fraction"], reason)
@@ -84,7 +83,7 @@ class AnnotatedTask(Task, Generic[C, S]):
         self.check_splits()
         self.samples, self.classes = len(self.splits["train"]), self.splits["train"].classes
         counts = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
-        logger.info("%d classes, images: %s", len(self.classes), counts)
+        logger.info("%s, images: %s", count_of(len(self.classes), "class", "classes"), counts)
         self.occurrences = self._count(new)
         self.weights = None
         if self.occurrences is not None:
