@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 __all__ = [
+    "check_file",
     "count_of",
     "escape_controls",
     "escape_row",
     "file_digest",
     "first_few",
     "flush",
+    "read_bytes",
     "read_rows",
     "save_tensors",
     "write_atomically",
@@ -31,6 +34,25 @@ __all__ = [
 ]
 
 _CONTROLS = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+
+
+def check_file(path: str | Path) -> None:
+    """Raise OSError where there is a pipe, socket or device instead of a file: reading it may never end."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        error = OSError(f"{path} is a pipe, socket or device, and only files are read")
+        error.strerror = "it is a pipe, socket or device"
+        raise error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: it cannot be read, or is none; see `check_file`.
+    """
+    check_file(path)
+    return path.read_bytes()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -23,7 +23,7 @@ from atconv.data.checking import (
 )
 from atconv.data.images import Mode, opened_image, read_image, stored_geometry, upright
 from atconv.data.orientation import Exif, annotation_turn, turn_size
-from atconv.io import count_of, first_few
+from atconv.io import count_of, first_few, read_bytes
 
 __all__ = [
     "AnnotatedSplit",
@@ -123,7 +123,7 @@ class AnnotatedSplit(ABC):
 
     def encoded(self, position: int) -> bytes:
         """The bytes of the image's file."""
-        return self.path(position).read_bytes()
+        return read_bytes(self.path(position))
 
     def read(self, position: int, mode: Mode) -> Image.Image:
         return read_image(self.path(position), mode)
@@ -183,7 +183,7 @@ def check_split(split: S, check: CheckImages, exif: Exif | None, skip: bool, tra
 
 def _inspect(split: AnnotatedSplit, check: CheckImages, exif: Exif | None, position: int) -> _Inspection:
     path = split.path(position)
-    if not path.is_file():
+    if not path.exists():
         return _Inspection(f"{path} does not exist: put it back, or remove its entry")
     try:
         annotated, labels, wrong = split.annotations(position, check != "none")

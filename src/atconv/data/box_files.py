@@ -10,6 +10,8 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from numpy.typing import NDArray
 
+from atconv.io import read_bytes
+
 __all__ = ["FIX", "as_seen", "box_problem", "clip_corners", "leads_outside", "path_inside", "read_lines"]
 
 FIX = "fix it or remove it"
@@ -24,7 +26,7 @@ def read_lines(path: Path) -> list[str]:
         ValueError: it cannot be read, or is not UTF-8: the line is named.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     try:

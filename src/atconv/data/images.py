@@ -17,6 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from atconv.io import check_file
+
 __all__ = [
     "Listing",
     "PrepareImage",
@@ -88,7 +90,10 @@ def opened_image(file: str | Path | BinaryIO) -> Iterator[Image.Image]:
 def _stream(file: str | Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
     """An open file. By its path, Pillow (12.3) maps an uncompressed TIFF into memory, and mixes up the rows
     of one that lies on its side."""
-    return Path(file).open("rb") if isinstance(file, (str, Path)) else nullcontext(file)
+    if not isinstance(file, (str, Path)):
+        return nullcontext(file)
+    check_file(file)
+    return Path(file).open("rb")
 
 
 def open_image(image: str | Path | Image.Image | np.ndarray, mode: Mode = "RGB") -> Image.Image:

@@ -23,7 +23,7 @@ from atconv.data.sources import ImageSource
 from atconv.data.table_columns import Columns, choose_columns, has_labels
 from atconv.data.table_files import TABLE_SUFFIXES, TableFile, read_table
 from atconv.data.table_labels import Cells, flag_labels, number_labels
-from atconv.io import count_of, first_few
+from atconv.io import count_of, first_few, read_bytes
 
 __all__ = ["TABLE_OPTIONS", "TableSource", "label_tables", "open_tables"]
 
@@ -72,7 +72,7 @@ class TableSource(ImageSource):
         return read_image(self._path(index), mode)
 
     def encoded(self, index: int) -> bytes:
-        return self._path(index).read_bytes()
+        return read_bytes(self._path(index))
 
     def name(self, index: int) -> str:
         return self._names[index]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from atconv.data.annotated import raise_problems
 from atconv.data.config import MaskOptions
 from atconv.data.images import opened_image
-from atconv.io import count_of, first_few
+from atconv.io import check_file, count_of, first_few
 
 __all__ = ["IGNORED", "MaskClasses", "find_table", "is_jpeg", "missing_table", "read_classes", "read_mask"]
 
@@ -209,6 +209,7 @@ def _rows(path: Path) -> list[_Row]:
         ValueError: a line is not understood.
     """
     try:
+        check_file(path)
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8: save it as such") from None

@@ -74,7 +74,7 @@ def _joined(
 def _listed_splits(images: Path, masks: Path, patterns: tuple[str, str]) -> dict[str, MaskFolders]:
     """Pascal VOC's splits: ImageSets/Segmentation/train.txt and the like list images."""
     files = sorted((images.parent / "ImageSets" / "Segmentation").glob("*.txt"))
-    lists = {split: file for file in files if (split := split_of(file.stem))}
+    lists = {split: file for file in files if file.is_file() and (split := split_of(file.stem))}
     if "train" not in lists:
         return {}
     pairs, splits = _pair(images, masks, patterns), {}

@@ -21,7 +21,7 @@ from atconv.data.folders import inner_folder, paths_by_split, split_of, subfolde
 from atconv.data.images import Mode, as_mode, list_images, plugin_advice, read_image
 from atconv.data.labels import make_labels
 from atconv.data.lmdb_format import LmdbReader, is_lmdb
-from atconv.io import first_few
+from atconv.io import first_few, read_bytes
 
 __all__ = [
     "DigitsSource",
@@ -164,7 +164,7 @@ class FolderSource(ImageSource):
         return read_image(self.root / self._names[index], mode)
 
     def encoded(self, index: int) -> bytes:
-        return (self.root / self._names[index]).read_bytes()
+        return read_bytes(self.root / self._names[index])
 
     def name(self, index: int) -> str:
         return self._names[index]

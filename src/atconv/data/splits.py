@@ -278,7 +278,7 @@ def _hold_out(
     for split, of_it in indices.items():
         if not of_it:
             raise ValueError(
-                f"the {split} split of {config.data} has no images: it needs more, or larger fractions"
+                f"the {split} split of {config.data} has no images: it needs more, or smaller fractions"
             )
     counts = ", ".join(f"{len(indices[split])} {split}" for split in SPLITS if split in indices)
     message = f"{count_of(len(train.classes), 'class', 'classes')}, images: {counts}"

@@ -55,7 +55,10 @@ def choose_columns(table: TableFile, config: DataConfig) -> Columns:
         None, [config.image_column, config.label_column, config.split_column, *config.label_columns]
     ):
         if name not in table.columns:
-            raise ValueError(f"{table.path} has no column {name!r}; it has {_listed(table.columns)}")
+            advice = (
+                f"; several are given as [{name}]" if "," in name and name in config.label_columns else ""
+            )
+            raise ValueError(f"{table.path} has no column {name!r}; it has {_listed(table.columns)}{advice}")
     if config.label_column and config.label_columns:
         raise ValueError("give --label-column for one column, or --label-columns for one a class, not both")
     split = config.split_column or _guess(table, _SPLIT)

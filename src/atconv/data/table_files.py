@@ -13,7 +13,7 @@ from typing import Any
 
 from atconv.data.images import image_suffixes
 from atconv.extras import name_missing_extra
-from atconv.io import first_few
+from atconv.io import check_file, first_few
 
 __all__ = ["TABLE_SUFFIXES", "TableFile", "read_table"]
 
@@ -91,6 +91,7 @@ def read_table(path: Path, head: bool = False) -> TableFile:
     if path.suffix.lower() in (".parquet", ".pq"):
         return _Parquet(path)
     try:
+        check_file(path)
         with path.open("rb") as file:
             content = file.read(_HEAD if head else -1)
     except OSError as error:

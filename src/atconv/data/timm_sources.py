@@ -12,6 +12,7 @@ from torchvision.datasets import DatasetFolder
 from atconv.data.config import DataConfig
 from atconv.data.images import Mode, read_image, upright
 from atconv.data.sources import ImageSource
+from atconv.io import read_bytes
 
 __all__ = ["KeptImages", "Stream", "TimmSource", "UnopenedDataset", "is_stream", "is_timm_name", "open_timm"]
 
@@ -80,7 +81,7 @@ class TimmSource(ImageSource):
         return upright(image, mode) if isinstance(image, Image.Image) else read_image(image, mode)
 
     def encoded(self, index: int) -> bytes:
-        return Path(self._files[index][0]).read_bytes() if self._files else self._item(index)[0].read()
+        return read_bytes(Path(self._files[index][0])) if self._files else self._item(index)[0].read()
 
     def _item(self, index: int) -> tuple[Any, Any]:
         source = self._reader or self._files or self._dataset

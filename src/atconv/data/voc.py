@@ -25,7 +25,7 @@ from atconv.data.boxes import BadAnnotations, Box, BoxImage, BoxSplit, check_cla
 from atconv.data.checking import in_threads
 from atconv.data.images import opened_image, stored_geometry
 from atconv.data.voc_files import ImageIndex, find_places, xml_files
-from atconv.io import count_of, first_few
+from atconv.io import count_of, first_few, read_bytes
 
 __all__ = ["read_voc"]
 
@@ -100,7 +100,7 @@ def _read(name: str, path: Path, index: ImageIndex | None) -> _Annotation:
     """What an XML file holds. Without an index only its objects are needed."""
     annotation, file = _Annotation(name), f"{name}.xml"
     try:
-        root = _parse(path.read_bytes())
+        root = _parse(read_bytes(path))
         size = root.find("size")
         if index is not None:
             annotation.image = index.find(name, _text(root, "filename"))

@@ -81,6 +81,8 @@ def _is_image(name: str) -> bool:
 
 def _holds_boxes(path: Path) -> bool:
     """Whether a text file begins with a class number and other numbers, be they too few."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         first = file.readline(_LOOKED_AT).split()
     try:
@@ -167,6 +169,8 @@ def _configured(config: Path, content: dict[str, Any], images: Path | None) -> t
 
 def _is_list(path: Path) -> bool:
     """Whether a text file begins with the name of an image."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return _is_image(file.readline(_LOOKED_AT).decode(errors="replace").strip())
 

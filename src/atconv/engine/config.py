@@ -119,6 +119,8 @@ class TrainConfig:
             raise ValueError(
                 "shard needs ema_decay: the average is the full model that is evaluated and kept"
             )
+        if self.min_lr > self.lr and self.schedule != "constant":
+            raise ValueError(f"min_lr must be at most lr ({self.lr}), got {self.min_lr}: set it too")
         if self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"warmup_epochs must lie in 0 … epochs ({self.epochs}), got {self.warmup_epochs}: set it too"

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from atconv.engine.options import check_value
+from atconv.io import check_file
 
 __all__ = ["naming_damage", "read_json", "read_yaml"]
 
@@ -30,6 +31,7 @@ def read_yaml(path: Path) -> Any:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: a YAML file is needed")
     try:
+        check_file(path)
         return copy.deepcopy(_parse_yaml(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}") from None
@@ -69,6 +71,7 @@ def read_json(path: Path, schema: Mapping[str, Any], inside: str | None = None) 
         ValueError: it cannot be read, or a value is missing or of another type.
     """
     try:
+        check_file(path)
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict):
             content = content.get(inside, content)

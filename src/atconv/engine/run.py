@@ -99,7 +99,16 @@ class Run:
             run = cls(path)
             ways = run.ways_on if run.config.is_file() else "it is not the folder of a run"
             raise ValueError(f"{path} exists already: {ways}; or name another with --out")
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if path.is_symlink() and not path.exists():
+                reason = f"it is a link to {path.readlink()}, which does not exist"
+            elif isinstance(error, (FileNotFoundError, PermissionError)):
+                reason = str(error.strerror)
+            else:
+                raise
+            raise ValueError(f"{path} cannot be made ({reason}): name another with --out") from error
         return cls(path)
 
     @property

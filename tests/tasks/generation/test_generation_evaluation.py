@@ -24,7 +24,7 @@ from atconv.tasks.generation.commands import evaluate_samples
 from atconv.tasks.generation.features import FeatureModel, InceptionFeatures, RunFeatures, open_features
 from atconv.tasks.generation.metrics import GenerationMetrics, classifier_labels, compare, memorization
 from atconv.tasks.generation.predictor import GenerationPredictor
-from atconv.tasks.generation.samples import SampleSet, write_npz
+from atconv.tasks.generation.samples import SampleSet, write_npz, write_pngs
 from atconv.tasks.generation.sampling import SamplerConfig
 from support.tiny import image_folder, trained_run
 from support.tiny_sit import generate_here, generation_run, unconditional_run
@@ -535,3 +535,17 @@ def test_the_accuracy_of_a_run_is_read_from_its_metrics() -> None:
 def test_data_that_is_not_there_is_named_before_weights_are_looked_for() -> None:
     with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
         evaluate_samples(generation_run(), "nowhere", device="cpu", inception_weights="none.pth")
+
+
+def test_metrics_of_a_folder_are_not_written_into_the_data_it_lies_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "photos" / "test"
+    write_pngs(data, images_of(20), [str(i) for i in range(20)])
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    evaluate_samples(data, "digits", features=str(trained_run()), real_images=50, device="cpu")
+    written = {*tmp_path.rglob("*.json")}
+    assert written == {tmp_path / "here" / "runs" / "evaluation" / "test.json"}
+    assert sorted(data.parent.parent.rglob("photos/**/*")) == [p for p in before if p != data.parent]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeAlias
 
@@ -28,6 +29,14 @@ def train_transform(config: ClassificationConfig) -> Callable[[Image.Image], Ten
         ValueError: timm does not know the automatic augmentation.
     """
     mean, std = config.normalization()
+    # timm passes over a part without a number, but for t, which names transforms.
+    parts = (config.auto_augment or "").split("-")[1:]
+    wrong = [part for part in parts if part[:1] != "t" and not re.search(r"\d", part)]
+    if wrong:
+        raise ValueError(
+            f"timm does not take auto_augment {config.auto_augment!r}: {wrong[0]!r} has no number; such as "
+            "rand-m9-mstd0.5"
+        )
     try:
         transform = create_transform(
             (config.in_chans, config.image_size, config.image_size),

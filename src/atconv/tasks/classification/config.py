@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from atconv.data.config import DataConfig
 from atconv.engine.config import TrainConfig
 from atconv.engine.options import (
+    BelowOne,
     CropShare,
     Degrees,
     Factor,
@@ -43,9 +44,9 @@ class ClassifierOptions:
     """take the EMA weights of the authors' file"""
     image_size: Pixels = 224
     """height and width of the input"""
-    drop_path_rate: Share = 0.0
+    drop_path_rate: BelowOne = 0.0
     """stochastic depth of the last block"""
-    drop_rate: Share = 0.0
+    drop_rate: BelowOne = 0.0
     """dropout before the classifier"""
     freeze_backbone: bool = False
     """train the head alone"""

@@ -18,6 +18,7 @@ from atconv.data.imbalance import Occurrences, class_weights
 from atconv.engine.progress import heartbeat
 from atconv.engine.rng import seeded
 from atconv.engine.run import Run
+from atconv.io import count_of
 from atconv.plots import Panel
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.model import open_named_model
@@ -280,6 +281,8 @@ def open_teacher(config: ClassificationConfig) -> nn.Module | None:
         if predictor.multi_label:
             raise ValueError(f"teacher {name!r} gives several labels an image: take one of one class each")
         model = predictor.model
+    elif "/" in name and ":" not in name:
+        raise ValueError(f"teacher {name!r} cannot be loaded: there is no such folder")
     else:
         try:
             model = open_named_model(name, config.teacher_weights)
@@ -299,7 +302,10 @@ def match_teacher(config: ClassificationConfig, model: Any, classes: Sequence[st
     """
     name = str(config.teacher)
     if model.num_classes != len(classes):
-        raise ValueError(f"teacher {name!r} knows {model.num_classes} classes, the data has {len(classes)}")
+        raise ValueError(
+            f"teacher {name!r} knows {count_of(model.num_classes, 'class', 'classes')}, the data has "
+            f"{len(classes)}"
+        )
     order = _match_classes(name, model.pretrained_cfg.get("label_names"), classes)
     return Teacher(model, *config.normalization(), order)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 from atconv.engine.config import TrainConfig
-from atconv.engine.options import Fraction, Positive, Share
+from atconv.engine.options import BelowOne, Fraction, Positive, Share
 from atconv.engine.reading import read_json
 from atconv.engine.recipes import reject_contradictions
 from atconv.engine.run import Run
@@ -52,7 +52,7 @@ class BackboneOptions(ModelOptions):
     """backbone by timm's name"""
     checkpoint: str | None = None
     """start the backbone from a finished run of `atconv train`, or from the authors' .pth file"""
-    drop_path_rate: Share = 0.0
+    drop_path_rate: BelowOne = 0.0
     """stochastic depth of the backbone's last block"""
 
 

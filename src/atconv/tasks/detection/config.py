@@ -12,6 +12,8 @@ from atconv.tasks.common.annotated_config import AnnotatedConfig
 
 __all__ = ["DetectionConfig"]
 
+_COUNTS = ("per_img", "per_image", "_train", "_test", "candidates")  # how torchvision's numbers of boxes end
+
 
 @dataclass(kw_only=True)
 class DetectorOptions:
@@ -47,6 +49,10 @@ class DetectionConfig(DetectorOptions, AnnotatedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self.min_size, self.max_size)
+        for name, value in self.detector_args.items():
+            least = 1 if name.endswith(_COUNTS) else 0
+            if isinstance(value, (int, float)) and value < least:
+                raise ValueError(f"detector_args: {name} must be at least {least}, got {value}")
 
     @property
     def masks(self) -> bool:

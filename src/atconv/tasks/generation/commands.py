@@ -97,8 +97,9 @@ def evaluate_samples(
     options: SamplerConfig | None = None,
     **evaluation: Any,
 ) -> GenerationMetrics:
-    """Compare samples with real images, print a table, and write the metrics as JSON: to RUN/evaluation/, or
-    to SAMPLES.json next to an .npz file or a folder; under a number of their own where there are metrics of
+    """Compare samples with real images, print a table, and write the metrics as JSON: to RUN/evaluation/; of
+    samples without a run, to SAMPLES.json next to an .npz file, or to runs/evaluation/SAMPLES.json for a
+    folder, which may be somebody's data; under a number of their own where there are metrics of
     other settings.
 
     Args:
@@ -119,7 +120,11 @@ def evaluate_samples(
         raise ValueError(f"{samples} is no run, which would have data of its own: give DATA to compare with")
     images, config = read_samples(path), EvaluationConfig(**evaluation)
     metrics = Comparison(data, images.images.shape[1:], config, resolve_device(device))(images)
-    target = free_path(path.with_suffix(".json"), metrics)
+    target = path.with_suffix(".json")
+    if path.is_dir():
+        target = Path("runs") / "evaluation" / f"{path.resolve().name}.json"
+    target = free_path(target, metrics)
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, metrics.to_dict())
     logger.info("%s", metrics.tables(f"{samples} compared with {data}, {metrics.split} split")[0])
     logger.info("written to %s", target)
