@@ -468,7 +468,7 @@ def test_each_image_is_opened_once_when_it_is_checked(
     original = Image.open
 
     def count(path: Any, *rest: Any, **options: Any) -> Any:
-        opened[str(path)] += 1
+        opened[str(getattr(path, "name", path))] += 1
         return original(path, *rest, **options)
 
     monkeypatch.setattr(Image, "open", count)

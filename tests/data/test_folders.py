@@ -76,6 +76,91 @@ def test_folders_beside_splits_are_named(tmp_path: Path, caplog: pytest.LogCaptu
     assert [m for m in caplog.messages if m.startswith("not used, folders next to") and "unsure" in m]
 
 
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train2017", "val2017"),
+        ("seg_train", "seg_test"),
+        ("cats_train", "cats_val"),
+        ("1_train", "2_val"),
+        ("trn", "tst"),
+        ("train-128", "test-128"),
+        ("train", "val2017"),
+        ("Train", "Evaluation"),
+    ],
+)
+def test_splits_may_be_numbered_or_carry_other_words(tmp_path: Path, train: str, val: str) -> None:
+    for seed, (name, count) in enumerate({train: 9, val: 3}.items()):
+        image_folder(tmp_path / "data" / name, {"a": count, "b": count}, seed)
+    splits = split(tmp_path / "data", tmp_path / "run")
+    assert splits.classes == ["a", "b"]
+    assert "test" in sizes(splits) or sizes(splits)["val"] == 6
+    with pytest.raises(
+        ValueError, match=f"holds splits, {train}, {val}: pack each .*atconv data lmdb .*{train}"
+    ):
+        pack_folder(tmp_path / "data", tmp_path / "out.lmdb")
+    assert not (tmp_path / "out.lmdb").exists()
+
+
+def test_words_of_splits_in_names_of_classes_are_no_splits(tmp_path: Path) -> None:
+    names = ["bullet_train", "car", "steam_train", "test_tube"]
+    assert split(image_folder(tmp_path / "data", dict.fromkeys(names, 9)), tmp_path / "run").classes == names
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "message"),
+    [
+        (("fold1", "fold2"), ("cat", "dog"), "fold1, fold2 all hold the folders cat, dog.*give one of them"),
+        (("cat", "dog"), ("train", "test"), "turn that around, as .*test/cat"),
+    ],
+)
+def test_folders_that_hold_all_the_same_folders_are_no_classes(
+    inner: tuple[str, str], outer: tuple[str, str], message: str, tmp_path: Path
+) -> None:
+    for seed, name in enumerate(inner):
+        image_folder(tmp_path / "data" / name, dict.fromkeys(outer, 6), seed)
+    with pytest.raises(ValueError, match=message):
+        split(tmp_path / "data", tmp_path / "run")
+
+
+def test_runs_in_the_data_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = image_folder(tmp_path / "data", {"a": 9, "b": 9})
+    for run in (data / "runs" / "one", data / "mine"):
+        image_folder(run, {"samples": 4}, 5)
+        (run / "config.yaml").write_text("epochs: 1")
+        (run / "split.json").write_text("{}")
+    splits = split(data, tmp_path / "run")
+    assert splits.classes == ["a", "b"]
+    assert sum(sizes(splits).values()) == 18
+    assert any("passed over" in message and "mine, runs" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("folder", ["", "unknown"])
+def test_unlabeled_test_images_are_left_out_and_named(
+    folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image_folder(tmp_path / "data" / "train", {"cat": 9, "dog": 9})
+    image_folder(tmp_path / "data" / "test", {"unknown": 3}, 5)
+    if not folder:
+        (tmp_path / "data" / "test" / "unknown").rename(tmp_path / "flat")
+        shutil.rmtree(tmp_path / "data" / "test")
+        (tmp_path / "flat").rename(tmp_path / "data" / "test")
+    splits = split(tmp_path / "data", tmp_path / "run")
+    assert splits.classes == ["cat", "dog"]
+    assert "val" in sizes(splits)
+    assert sum(sizes(splits).values()) == 18
+    assert any(
+        "not used" in m and "test: its images are in no folders of classes" in m for m in caplog.messages
+    )
+
+
+def test_a_folder_with_a_table_is_not_packed(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", {"images": 4})
+    (data / "labels.csv").write_text("image,label\n0.png,a\n1.png,b\n")
+    with pytest.raises(ValueError, match="is recognized as a table of labels, and only images in folders"):
+        pack_folder(data, tmp_path / "out.lmdb")
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     splits = split(image_folder(tmp_path / "data", {"bus": 9, "car": 9, "train": 9}), tmp_path / "run")
     assert splits.classes == ["bus", "car", "train"]

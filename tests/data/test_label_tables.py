@@ -71,6 +71,24 @@ def test_a_table_says_what_each_image_is(images: Path, text: str, encoding: str)
     assert any("images from column" in remark for remark in source.remarks)
 
 
+def test_a_guessed_encoding_and_unused_folds_are_named(images: Path) -> None:
+    text = "image,label,fold\n0.png,猫,1\n1.png,狗,2\n"
+    remarks = opened(table(images, text, encoding="gb18030")).remarks
+    assert any("not in UTF-8, and its encoding was guessed as Windows-1252" in each for each in remarks)
+    assert any("column fold is not used" in each for each in remarks)
+    assert not any("encoding was" in each for each in opened(table(images, text)).remarks)
+
+
+def test_a_column_may_say_which_images_are_for_validation(images: Path) -> None:
+    path = table(images, "image,label,is_valid\n0.png,a,False\n1.png,b,False\n2.png,a,True\n")
+    sources = open_sources(DataConfig(data=str(path)))
+    names = {split: [source.name(i) for i in range(len(source))] for split, source in sources.items()}
+    assert {split: [Path(name).name for name in own] for split, own in names.items()} == {
+        "train": ["0.png", "1.png"],
+        "val": ["2.png"],
+    }
+
+
 def test_a_list_of_files_and_numbers_is_a_table(images: Path) -> None:
     source = opened(table(images, "images/0.png 10\nimages/1.png 9\nimages/2.png 10\n", "train.txt"))
     assert source.classes == ["9", "10"]

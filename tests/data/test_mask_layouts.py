@@ -41,6 +41,8 @@ def mask(path: Path, seed: int = 0, values: tuple[int, ...] = (0, 1)) -> np.ndar
 
 LAYOUTS = {
     "own": ("images/{s}/{i}.jpg", "masks/{s}/{i}.png"),
+    "years": ("images/{s}2017/{i}.jpg", "masks/{s}2017/{i}.png"),
+    "years above": ("{s}2017/images/{i}.jpg", "{s}2017/masks/{i}.png"),
     "own without splits": ("images/{i}.png", "masks/{i}.png"),
     "tif": ("images/{i}.jpg", "masks/{i}.tif"),
     "gif": ("images/{i}.jpg", "masks/{i}.gif"),

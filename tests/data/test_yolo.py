@@ -69,6 +69,16 @@ def test_paths_of_tools_are_found_in_the_data(config: str, tmp_path: Path) -> No
     assert all(same_objects(splits[name], coco[name]) for name in splits)
 
 
+@pytest.mark.parametrize("layout", ["images/train", "train/images"])
+def test_folders_of_splits_may_carry_years(layout: str, tmp_path: Path) -> None:
+    data = yolo_folder(tmp_path / "data", layout, config="", train=3, val=2)
+    for folder in [path for path in data.rglob("*") if path.name in ("train", "val")]:
+        folder.rename(folder.with_name(f"{folder.name}2017"))
+    splits, coco = open_boxes(data, False), open_boxes(tmp_path / "data-coco", False)
+    assert list(splits) == ["train", "val"]
+    assert all(len(splits[name]) == len(coco[name]) for name in splits)
+
+
 def test_images_next_to_label_files_are_one_split(tmp_path: Path) -> None:
     data = yolo_folder(tmp_path / "data", "side by side", config="", train=3, val=2)
     splits = open_boxes(data / "train", False)

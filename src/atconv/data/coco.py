@@ -34,7 +34,7 @@ from atconv.data.coco_checks import (
     is_id,
     leaves_folder,
 )
-from atconv.data.folders import IMAGE_FOLDERS, SPLITS, split_folder, split_of, subfolders
+from atconv.data.folders import IMAGE_FOLDERS, SPLITS, split_folder, split_of, splits_among, subfolders
 from atconv.data.images import image_suffixes, scan
 
 __all__ = ["coco_splits", "is_coco", "is_coco_file", "read_coco"]
@@ -80,7 +80,8 @@ def is_coco_file(path: Path) -> bool:
 
 def _json_files(data: Path) -> list[Path]:
     """The JSON files of a folder, of its annotations/ and of its splits."""
-    folders = [f for f in subfolders(data) if f.name.lower() == "annotations" or split_of(f.name)]
+    children = subfolders(data)
+    folders = [*(f for f in children if f.name.lower() == "annotations"), *splits_among(children)]
     return [
         folder / entry.name
         for folder in (data, *folders)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from atconv.data.images import image_suffixes, images_in, is_ignored, scan
+from atconv.data.images import holds_runs, image_suffixes, images_in, is_ignored, scan
 from atconv.io import first_few
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "split_folder",
     "split_folders",
     "split_of",
+    "splits_among",
     "subfolders",
 ]
 
@@ -28,16 +30,39 @@ IMAGE_FOLDERS = ("images", "jpegimages", "imgs", "img")  # in lower case
 SPLITS = ("train", "val", "test")
 SAVED_SPLIT = {"train": list[str], "val": list[str], "test": list[str] | None}  # in split.json
 SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing", "tst", "evaluation", "holdout"),
 }
+_WORDS = re.compile(r"[\W_\d]+|(?<=[a-z])(?=[A-Z])")
 
 
 def split_of(name: str) -> str | None:
     """The split that a folder or file is named after, in any case: Train, training_set, dev, Test images."""
     name = re.sub(r"[\W_]*(set|images|imgs|data)$", "", name.lower())
     return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
+
+
+def splits_among(paths: Iterable[Path]) -> dict[Path, str]:
+    """The split of each of several files or folders in one folder that is named after one: by a usual name;
+    or by a word of it, where a training split and another differ in nothing else but numbers, as train2017
+    and val2017, seg_train and seg_test, 1_train and 2_val do."""
+    usual: dict[Path, str] = {}
+    alike: dict[str, dict[Path, str]] = defaultdict(dict)
+    for path in sorted(paths):
+        name = path.name.removesuffix(".lmdb")
+        if split := split_of(name):
+            usual[path] = split
+        words = _WORDS.split(name)
+        found = [split for split in map(split_of, words) if split]
+        if len(found) == 1:
+            alike["".join(word for word in words if not split_of(word)).lower()][path] = found[0]
+    families = {rest: family for rest, family in alike.items() if {"train"} < set(family.values())}
+    named = usual | families.pop("", {})
+    if "train" not in named.values():
+        for family in families.values():
+            named |= family
+    return named
 
 
 def choose_split(names: Collection[str], split: str, data: str | Path) -> str:
@@ -59,24 +84,23 @@ def paths_by_split(paths: Iterable[Path]) -> dict[str, Path]:
         ValueError: two are named after one split.
     """
     named: dict[str, Path] = {}
-    for path in sorted(paths):
-        split = split_of(path.name.removesuffix(".lmdb"))
+    for path, split in sorted(splits_among(paths).items()):
         if split in named:
             raise ValueError(
                 f"{path.parent} has {named[split].name} and {path.name}, two for the {split} split: leave one"
             )
-        if split is not None:
-            named[split] = path
+        named[split] = path
     return {split: named[split] for split in SPLITS if split in named}
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones and those of tools; none where it is no folder."""
+    """The folders in a folder, sorted, without hidden ones, those of tools and of runs; none where it is no
+    folder."""
     if not folder.is_dir():
         return []
     # A file is told apart without asking the disk: there may be a million.
     entries = (e for e in scan(folder) if not e.is_file(follow_symlinks=False) and not is_ignored(e.name))
-    return [folder / entry.name for entry in entries if os.path.isdir(entry.path)]
+    return [folder / e.name for e in entries if os.path.isdir(e.path) and not holds_runs(e.path)]
 
 
 def inner_folder(folder: Path) -> Path | None:
@@ -89,7 +113,7 @@ def inner_folder(folder: Path) -> Path | None:
 
 def split_folder(folder: Path, split: str) -> Path:
     """The folder of a split in a folder of images, else that folder itself."""
-    return next((path for path in subfolders(folder) if split_of(path.name) == split), folder)
+    return next((path for path, name in splits_among(subfolders(folder)).items() if name == split), folder)
 
 
 def split_folders(folder: Path) -> dict[str, Path]:

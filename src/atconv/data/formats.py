@@ -18,6 +18,7 @@ from atconv.data.checking import CheckImages
 from atconv.data.coco import coco_splits, is_coco, is_coco_file, read_coco
 from atconv.data.config import DataConfig, MaskOptions, reject_options
 from atconv.data.folders import choose_split, subfolders
+from atconv.data.images import is_run
 from atconv.data.label_tables import TABLE_OPTIONS, label_tables, open_tables
 from atconv.data.mask_layouts import has_masks
 from atconv.data.masks import MaskSplit, mask_splits, read_mask_folder
@@ -120,7 +121,7 @@ FORMATS: tuple[Format, ...] = (
         open=open_timm,
         unused=(*_STREAM_OPTIONS, *TABLE_OPTIONS),
     ),
-    Format(name="the folder of a run", recognizes=other.is_run, advice="give a folder of images"),
+    Format(name="the folder of a run", recognizes=is_run, advice="give a folder of images"),
     *(
         Format(name=f"detection data in {name}", recognizes=recognizes, annotation="boxes", advice=_CONVERT)
         for name, recognizes in other.UNREAD_BOXES.items()

@@ -23,9 +23,11 @@ __all__ = [
     "Listing",
     "PrepareImage",
     "find_images",
+    "holds_runs",
     "image_suffixes",
     "images_in",
     "is_ignored",
+    "is_run",
     "leads_down",
     "list_images",
     "open_image",
@@ -153,6 +155,19 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in _TOOL_FOLDERS or name.lower() in _TOOL_FILES
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (path / "config.yaml").is_file() and any(
+        (path / name).exists() for name in ("split.json", "metrics.csv", "checkpoints", "config.json")
+    )
+
+
+def holds_runs(folder: str | Path) -> bool:
+    """Whether a folder is that of a run, or the usual runs/ with one in it: its images are no data."""
+    path = Path(folder)
+    return is_run(path) or (path.name.lower() == "runs" and any(is_run(path / e.name) for e in scan(path)))
+
+
 @dataclass
 class Listing:
     """What lies below a folder."""
@@ -162,12 +177,13 @@ class Listing:
     others: Counter[str] = field(default_factory=Counter)
     """how many other files there are, by suffix"""
     tool_folders: list[str] = field(default_factory=list)
-    """folders that tools have left, which were not searched"""
+    """folders of runs, and those that tools have left, which were not searched"""
 
 
 def list_images(folder: Path) -> Listing:
-    """The image files below a folder, by their suffix. Hidden files and folders are left out, as is what
-    tools have left. Links to folders are followed in the folder itself, not below, and never back up.
+    """The image files below a folder, by their suffix. Hidden files and folders are left out, as are
+    folders of runs and what tools have left. Links to folders are followed in the folder itself, not below,
+    and never back up.
 
     Raises:
         ValueError: a folder cannot be read.
@@ -201,6 +217,9 @@ def _list_into(listing: Listing, folder: str, prefix: str, suffixes: frozenset[s
             if not name.startswith(".") and entry.is_dir(follow_symlinks=False):
                 listing.tool_folders.append(prefix + name)
         elif entry.is_dir(follow_symlinks=False) or (not prefix and leads_down(entry, folder)):
+            if holds_runs(entry.path):
+                listing.tool_folders.append(prefix + name)
+                continue
             _list_into(listing, entry.path, f"{prefix}{name}/", suffixes)
         elif not os.path.isdir(entry.path):  # a broken link is listed, and then found unreadable
             suffix = os.path.splitext(name)[1].lower()

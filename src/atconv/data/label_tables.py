@@ -15,12 +15,12 @@ from PIL import Image
 
 from atconv.data.arrays import SharedIntegers, SharedNames
 from atconv.data.config import DataConfig
-from atconv.data.folders import SPLIT_NAMES, SPLITS, split_of, subfolders
+from atconv.data.folders import SPLIT_NAMES, SPLITS, split_of, splits_among, subfolders
 from atconv.data.image_finder import ImageFinder, Place
 from atconv.data.images import Mode, read_image, scan
 from atconv.data.other_formats import has_image
 from atconv.data.sources import ImageSource
-from atconv.data.table_columns import Columns, choose_columns, has_labels
+from atconv.data.table_columns import NO, YES, Columns, choose_columns, fold_column, has_labels
 from atconv.data.table_files import TABLE_SUFFIXES, TableFile, read_table
 from atconv.data.table_labels import Cells, flag_labels, number_labels
 from atconv.io import count_of, first_few, read_bytes
@@ -86,9 +86,8 @@ def label_tables(data: Path) -> dict[str, list[Path]]:
     tables: dict[str, list[Path]] = defaultdict(list)
     for path in _tables_in(data):
         tables[_split_in_name(path) or ""].append(path)
-    for folder in subfolders(data) if not tables else ():
-        if split := split_of(folder.name):
-            tables[split] += _tables_in(folder)
+    for folder, split in splits_among(subfolders(data)).items() if not tables else ():
+        tables[split] += _tables_in(folder)
     if not any(tables.values()) or _has_class_folders(data):
         return {}
     return {split: paths for split, paths in tables.items() if paths and ("train" not in tables or split)}
@@ -109,8 +108,10 @@ def _split_in_name(path: Path) -> str | None:
 
 def _has_class_folders(data: Path) -> bool:
     """Whether images lie in folders of classes, which a table next to them only describes."""
-    for place in [data, *(folder for folder in subfolders(data) if split_of(folder.name))]:
-        folders = [f for f in subfolders(place) if not split_of(f.name) and "images" not in f.name.lower()]
+    for place in [data, *splits_among(subfolders(data))]:
+        children = subfolders(place)
+        splits = splits_among(children)
+        folders = [f for f in children if f not in splits and "images" not in f.name.lower()]
         if sum(map(has_image, folders)) > 1:
             return True
     return False
@@ -136,6 +137,15 @@ def open_tables(config: DataConfig) -> dict[str, ImageSource]:
             remarks.append(f"not used, since it has no labels: {error}")
             continue
         remarks.append(f"{path}: {columns.describe()}")
+        if table.guessed_encoding:
+            remarks.append(
+                f"{path} is not in UTF-8, and its encoding was guessed as {table.guessed_encoding}: where "
+                "names look wrong, save it as UTF-8"
+            )
+        if columns.split is None and (fold := fold_column(table)):
+            remarks.append(
+                f"{path}: column {fold} is not used: for splits, give --split-column that says train or val"
+            )
         by_split = {} if split else _rows_by_split(table, columns.split, config)
         parts += [_Part(each, table, columns, rows) for each, rows in by_split.items()]
         parts += [] if by_split else [_Part(split, table, columns, range(len(table.column(columns.image))))]
@@ -216,9 +226,12 @@ class _Part:
 def _rows_by_split(table: TableFile, column: str | None, config: DataConfig) -> dict[str, list[int]]:
     """Rows by the split that a column names; none where a column that was guessed holds something else."""
     cells = [] if column is None else table.column(column)
+    flags: dict[str, str] = {}
+    if column is not None and (flagged := split_of(re.sub(r"(?i)^is[\W_]*", "", column))):  # is_valid
+        flags = dict.fromkeys(YES, flagged) | dict.fromkeys(NO, "train")
     rows: dict[str, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
-        rows[split_of(str(cell)) or ""].append(i)
+        rows[split_of(str(cell)) or flags.get(str(cell).lower()) or ""].append(i)
     unknown = rows.pop("", [])
     if unknown and (rows or config.split_column):
         accepted = ", ".join(name for names in SPLIT_NAMES.values() for name in names)

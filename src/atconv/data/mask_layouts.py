@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice, product, takewhile
 from pathlib import Path, PurePosixPath
 
-from atconv.data.images import image_suffixes, is_ignored, leads_down
+from atconv.data.images import holds_runs, image_suffixes, is_ignored, leads_down
 from atconv.data.mask_looks import Look, look_at
 from atconv.data.mask_names import (
     common_part,
@@ -157,7 +157,7 @@ def _folders(base: Path, max_children: int | None = None) -> Iterator[_Folder]:
                 if e.is_dir(follow_symlinks=False)
                 or (folder == base and e.is_symlink() and leads_down(e, os.fspath(base)))
             ]
-            children += inner[:max_children]
+            children += [child for child in inner if not holds_runs(child)][:max_children]
             stems = (os.path.splitext(entry.name) for entry in entries)
             names = {stem: stem + suffix for stem, suffix in stems if suffix.lower() in suffixes}
             if names:

@@ -46,7 +46,7 @@ def pair_splits(
         }
     by_split: dict[str, list[tuple[Path, Path]]] = defaultdict(list)
     for pair in roots:
-        words = re.split(r"[\W_]+", str(pair[0].relative_to(images)))
+        words = re.split(r"[\W_\d]+", str(pair[0].relative_to(images)))
         by_split[next(filter(None, map(split_of, words)), "")].append(pair)
     if "" in by_split and len(by_split) > 1:
         others = first_few([str(pair[0].relative_to(images)) for pair in by_split[""]])

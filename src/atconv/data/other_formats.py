@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from atconv.data.folders import split_of, subfolders
+from atconv.data.folders import splits_among, subfolders
 from atconv.data.images import image_suffixes, scan
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "has_image",
     "is_archive",
     "is_image",
-    "is_run",
     "is_table",
     "is_weights",
 ]
@@ -31,15 +30,8 @@ _LOOKED_AT = 1000  # files of a folder
 
 def _places(path: Path) -> list[dict[str, Path]]:
     """The folders in a folder, and in each of its splits, by name in lower case."""
-    splits = [folder for folder in subfolders(path) if split_of(folder.name)]
-    return [{folder.name.lower(): folder for folder in subfolders(place)} for place in [path, *splits]]
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is that of a run."""
-    return (path / "config.yaml").is_file() and any(
-        (path / name).exists() for name in ("split.json", "metrics.csv", "checkpoints", "config.json")
-    )
+    places = [path, *splits_among(subfolders(path))]
+    return [{folder.name.lower(): folder for folder in subfolders(place)} for place in places]
 
 
 def is_table(path: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from atconv.data.formats import LabelFormat, UnfitData, recognize
 from atconv.data.lmdb_format import build_lmdb
-from atconv.data.sources import FolderSource
+from atconv.data.sources import FolderSource, class_splits, open_folder
 from atconv.data.splits import readable_split
 from atconv.engine.progress import progress
 
@@ -30,7 +30,7 @@ def pack_folder(folder: Path, out: Path) -> Path:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no readable images in it, or `out` exists.
+        ValueError: no readable images in it, it holds splits or a table of labels, or `out` exists.
     """
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
@@ -38,6 +38,18 @@ def pack_folder(folder: Path, out: Path) -> Path:
     found = recognize(folder)
     if found is not None and not isinstance(found, LabelFormat):
         raise UnfitData(folder, found, "labels")
+    if found is not None and found.open is not open_folder:
+        raise ValueError(
+            f"{folder} is recognized as {found.name}, and only images in folders of classes are packed: "
+            "train on it as it is, or put its images into a folder for each class"
+        )
+    if splits := class_splits(folder):
+        names = ", ".join(path.name for path in splits.values())
+        first = next(iter(splits.values()))
+        raise ValueError(
+            f"{folder} holds splits, {names}: pack each into a file of its own, such as atconv data lmdb "
+            f"{first} {out.with_name(first.name)}.lmdb"
+        )
     source = FolderSource(folder)
     for remark in source.remarks:
         logger.warning(remark)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 
 from atconv.data.arrays import SharedNames
 from atconv.data.config import DataConfig
-from atconv.data.folders import inner_folder, paths_by_split, split_of, subfolders
+from atconv.data.folders import inner_folder, paths_by_split, split_of, splits_among, subfolders
 from atconv.data.images import Mode, as_mode, list_images, plugin_advice, read_image
 from atconv.data.labels import make_labels
 from atconv.data.lmdb_format import LmdbReader, is_lmdb
@@ -28,6 +29,7 @@ __all__ = [
     "FolderSource",
     "ImageSource",
     "LmdbSource",
+    "class_splits",
     "lmdb_files",
     "open_folder",
     "open_lmdb",
@@ -142,6 +144,7 @@ class FolderSource(ImageSource):
                 f"no images in {root}: expected one folder a class, as {root}/CLASS/image.jpg"
                 + (f"; it holds files that are not read here: {others}" if others else "")
             )
+        _check_classes(root, names)
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers[name.partition("/")[0]] if "/" in name else 0 for name in names]
         super().__init__(str(root), classes, labels)
@@ -234,18 +237,61 @@ def open_folder(config: DataConfig) -> dict[str, ImageSource]:
         ValueError: there are no images, no training split, or two folders for a split.
     """
     path = Path(config.data)
-    folders = subfolders(path)
-    named = paths_by_split(folders)
-    # A class may be called "train": splits hold folders themselves, or have nothing but splits next to them.
-    if not named or (not any(map(subfolders, named.values())) and len(named) < len(folders)):
+    named = class_splits(path)
+    if not named:
         return {"train": FolderSource(path)}
     _check_train(path, named)
     sources = {split: FolderSource(folder, path.resolve().name) for split, folder in named.items()}
-    unused = [folder.name for folder in folders if folder not in named.values()]
+    for split in [name for name, source in sources.items() if _is_unlabeled(source, sources["train"])]:
+        sources["train"].remarks.append(f"not used, {named[split]}: its images are in no folders of classes")
+        del sources[split]
+    unused = [folder.name for folder in subfolders(path) if folder not in named.values()]
     if unused:
         used = ", ".join(folder.name for folder in named.values())
         sources["train"].remarks.append(f"not used, folders next to {used} in {path}: {first_few(unused)}")
     return dict(sources)
+
+
+def class_splits(folder: Path) -> dict[str, Path]:
+    """The folders of splits in a folder, by split; none where its folders are classes, of which one may be
+    called "train": splits hold folders themselves, or have nothing but splits next to them.
+
+    Raises:
+        ValueError: a split has two.
+    """
+    folders = subfolders(folder)
+    named = paths_by_split(folders)
+    return named if any(map(subfolders, named.values())) or len(named) == len(folders) else {}
+
+
+def _is_unlabeled(source: FolderSource, train: FolderSource) -> bool:
+    """Whether images lie in no folders of classes, or in one that is no class, while those of train do."""
+    return len(train.classes) > 1 and len(source.classes) == 1 and source.classes[0] not in train.classes
+
+
+def _check_classes(root: Path, names: Sequence[str]) -> None:
+    """Raise ValueError where folders of classes seem to be something else: all their images lie further down,
+    in folders of splits, or in folders of the same names."""
+    inner: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        folder, *below = name.split("/", 2)
+        if len(below) < 2:
+            return
+        inner[folder].add(below[0])
+    some = next(iter(inner))
+    if len(inner) < 2:
+        return
+    if all(len(splits_among(map(Path, each))) == len(each) for each in inner.values()):
+        raise ValueError(
+            f"{root} holds folders of splits in those of classes, such as {some}/{min(inner[some])}: turn "
+            f"that around, as {root}/{min(inner[some])}/{some}"
+        )
+    if len(inner[some]) > 1 and all(each == inner[some] for each in inner.values()):
+        raise ValueError(
+            f"{root}: {first_few(sorted(inner))} all hold the folders {first_few(sorted(inner[some]))}, "
+            f"which seem to be the classes: give one of them, such as {root / some}, or call them train, val "
+            f"and test. Where they are classes, put their images right into {root}/{some}"
+        )
 
 
 def _check_train(path: Path, splits: Collection[str]) -> None:

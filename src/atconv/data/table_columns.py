@@ -12,7 +12,7 @@ from atconv.data.images import image_suffixes
 from atconv.data.table_files import TableFile, read_table
 from atconv.io import first_few
 
-__all__ = ["NO", "YES", "Columns", "choose_columns", "has_labels"]
+__all__ = ["NO", "YES", "Columns", "choose_columns", "fold_column", "has_labels"]
 
 YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", ""}
 _IMAGE = (
@@ -25,7 +25,10 @@ _LABEL = (
     "categoryname", "target", "targets", "tag", "tags", "species", "breed", "diagnosis", "findinglabels",
     "classid", "labelid", "categoryid", "y",
 )  # fmt: skip
-_SPLIT = ("split", "splits", "subset", "set", "dataset", "partition")
+_SPLIT = (
+    "split", "splits", "subset", "set", "dataset", "partition", "isvalid", "isval", "isvalidation", "istest",
+)  # fmt: skip
+_FOLD = ("fold", "folds", "kfold")
 
 
 class Columns(NamedTuple):
@@ -88,6 +91,11 @@ def choose_columns(table: TableFile, config: DataConfig) -> Columns:
         f"no column of {table.path} is known to hold labels: give --label-column, or --label-columns with "
         f"one for each class, of {_listed(others)}"
     )
+
+
+def fold_column(table: TableFile) -> str | None:
+    """A column of folds of cross-validation, which are not used."""
+    return _guess(table, _FOLD)
 
 
 def has_labels(path: Path) -> bool:

@@ -26,6 +26,9 @@ _SNIFFED = 50  # lines that show its separator
 class TableFile(ABC):
     """Rows of a file under named columns."""
 
+    guessed_encoding: str | None = None
+    """that of a text which does not tell"""
+
     def __init__(self, path: Path, columns: Sequence[str], first_row: int) -> None:
         self.path, self.columns, self.first_row = path, list(columns), first_row
         twice = [name for name, count in Counter(columns).items() if count > 1 and name]
@@ -96,7 +99,8 @@ def read_table(path: Path, head: bool = False) -> TableFile:
             content = file.read(_HEAD if head else -1)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    lines = _decode(content).splitlines(keepends=True)
+    text, guessed = _decode(content)
+    lines = text.splitlines(keepends=True)
     if head and len(content) == _HEAD:
         lines = lines[:-1]  # it may be cut
     separator = ""
@@ -114,19 +118,23 @@ def read_table(path: Path, head: bool = False) -> TableFile:
         columns, first_row = [f"column {i}" for i in range(1, len(columns) + 1)], 1
     else:
         rows = rows[1:]
-    return _Text(path, columns, first_row, _even(path, rows, len(columns), first_row))
+    table = _Text(path, columns, first_row, _even(path, rows, len(columns), first_row))
+    table.guessed_encoding = guessed
+    return table
 
 
-def _decode(content: bytes) -> str:
+def _decode(content: bytes) -> tuple[str, str | None]:
+    """The text, and its encoding where that was guessed."""
     for mark, encoding in _BOMS.items():
         if content.startswith(mark):
-            return content[len(mark) :].decode(encoding, errors="replace")
+            return content[len(mark) :].decode(encoding, errors="replace"), None
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8"), None
     except UnicodeDecodeError as error:
         if len(content) == _HEAD and error.start > _HEAD - 4:  # a character is cut
-            return content[: error.start].decode("utf-8")
-        return content.decode("cp1252", errors="replace")  # what Excel writes in western countries
+            return content[: error.start].decode("utf-8"), None
+        # What Excel writes in western countries.
+        return content.decode("cp1252", errors="replace"), "Windows-1252"
 
 
 def _separator(lines: Sequence[str], suffix: str) -> str:

@@ -10,7 +10,15 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from atconv.data.box_files import leads_outside, read_lines
-from atconv.data.folders import IMAGE_FOLDERS, SPLITS, paths_by_split, split_folder, split_of, subfolders
+from atconv.data.folders import (
+    IMAGE_FOLDERS,
+    SPLITS,
+    paths_by_split,
+    split_folder,
+    split_of,
+    splits_among,
+    subfolders,
+)
 from atconv.data.images import is_ignored, list_images, scan
 
 __all__ = ["ImageIndex", "Place", "find_places", "is_voc", "voc_splits", "xml_files"]
@@ -29,7 +37,7 @@ class Place:
 
 def is_voc(path: Path) -> bool:
     """Whether a folder holds images and XML files in Pascal VOC's format."""
-    splits = [folder for folder in subfolders(path) if split_of(folder.name)]
+    splits = list(splits_among(subfolders(path)))
     return path.is_dir() and any(_is_annotated(place) for place in [path, *splits])
 
 

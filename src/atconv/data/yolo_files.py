@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atconv.data.box_files import leads_outside, path_inside, read_lines
-from atconv.data.folders import IMAGE_FOLDERS, SPLITS, split_folders, split_of, subfolders
+from atconv.data.folders import IMAGE_FOLDERS, SPLITS, split_folders, split_of, splits_among, subfolders
 from atconv.data.images import image_suffixes, images_in, scan
 from atconv.engine.reading import read_yaml
 
@@ -38,7 +38,7 @@ def is_yolo(path: Path) -> bool:
     """Whether a folder holds images with label files in YOLO's format."""
     if not path.is_dir():
         return False
-    places = [path, *(folder for folder in subfolders(path) if split_of(folder.name))]
+    places = [path, *splits_among(subfolders(path))]
     pools = [f for place in places for f in subfolders(place) if f.name.lower() in IMAGE_FOLDERS]
     try:
         named = [source for sources in _named_sources(path, None)[0].values() for source in sources]
@@ -180,7 +180,7 @@ def _folders(data: Path) -> Sources:
     for folder in subfolders(data):
         if folder.name.lower() in IMAGE_FOLDERS:
             return {split: [path] for split, path in split_folders(folder).items()} or {"train": [folder]}
-    splits = split_folders(data) if any(split_of(f.name) for f in subfolders(data)) else {}
+    splits = split_folders(data) if splits_among(subfolders(data)) else {}
     inner = {
         split: [f for f in subfolders(p) if f.name.lower() in IMAGE_FOLDERS] for split, p in splits.items()
     }

@@ -174,6 +174,10 @@ def train(
     if run == "":
         raise ValueError("the name of the run's folder is empty")
     path = Path(run) if run is not None else next_run_dir(config.data, config.model)
+    if Path(config.data).resolve() in path.resolve().parents:
+        logger.warning(
+            "the run's folder, %s, lies in DATA, where it is passed over; --out is for another", path
+        )
     accelerator = make_accelerator(config, str(path))
     try:
         before: Collection[str] | None = None
