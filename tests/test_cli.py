@@ -456,7 +456,7 @@ def test_numbers_in_recipes_may_have_exponents(tmp_path: Path) -> None:
         ("--cutmix=inf", "cutmix must be a number, got inf"),
         ("--min-lr=-1", "min_lr must not be negative, got -1"),
         ("--weight-decay=-0.1", "weight_decay must not be negative, got -0.1"),
-        ("--layer-decay=-1", "layer_decay must be positive, or be null, got -1"),
+        ("--layer-decay=-1", "layer_decay must be positive and at most 1, or be null, got -1"),
         ("--clip-grad=-1", "clip_grad must be positive, or be null, got -1"),
         ("--in-chans=0", "in_chans must be 3 (color) or 1 (gray), got 0"),
         ("--workers=-1", "workers must not be negative, got -1"),

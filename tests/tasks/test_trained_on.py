@@ -75,6 +75,7 @@ def remove(data: Path, names: set[str]) -> None:
     """Take images out of a copy of DATA."""
     for name in names:
         (next(f for f in (data / name, data / "images" / name) if f.is_file())).unlink()
+        (data / "masks" / name).unlink(missing_ok=True)
     if (data / "annotations.json").is_file():
         content = json.loads((data / "annotations.json").read_text())
         content["images"] = [entry for entry in content["images"] if entry["file_name"] not in names]

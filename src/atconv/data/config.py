@@ -107,5 +107,6 @@ def log_unused_fractions(config: Any, names: Collection[str], reason: str) -> No
 def _without_effect(config: Any, names: Collection[str], reason: str) -> Iterator[str]:
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name in names and value != field.default:
+        plain = tuple(value) if isinstance(value, list) else value  # YAML has lists alone
+        if field.name in names and plain != field.default:
             yield f"--{field.name.replace('_', '-')} {value} has no effect: {reason}"

@@ -273,7 +273,7 @@ def rejected(*arguments: str | Path) -> str:
     [
         (["detect"], "no command given; there are train, evaluate, predict"),
         (["segment", "fly"], "no command 'fly'; there are train, evaluate, predict"),
-        (["detect", "train"], "DATA is missing: give a folder with images/ and train.json"),
+        (["detect", "train"], "DATA is missing: give a folder with images and boxes"),
         (["detect", "train", "none"], "does not exist: give a folder"),
         (["segment", "train", "none"], "does not exist: give a folder with images/, masks/ and classes.txt"),
         (["detect", "train", "none", "--model=attnet_t9"], "timm knows no model 'attnet_t9'"),

@@ -174,7 +174,7 @@ def test_a_file_that_segments_something_else_is_rejected() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format=torch"], "a detection run is written as onnx, got --format torch"),
+        (["--format=torch"], "a detection run is written as onnx or web, got --format torch"),
         (["--int8"], "int8 is for classification runs, this is a detection run"),
         (["--data-root=x"], "data_root is for classification runs"),
         (["--data=none"], "none"),

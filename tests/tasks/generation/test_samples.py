@@ -194,7 +194,7 @@ BAD: list[tuple[Callable[[], SamplerConfig], str]] = [
     (lambda: SamplerConfig(guidance_interval=(-0.1, 0.4)), "guidance_interval must be"),
     (lambda: SamplerConfig(last_step_size=0.0), "last_step_size must lie between 0 and 1"),
     (lambda: SamplerConfig(last_step_size=1.0), "last_step_size must lie between 0 and 1"),
-    (lambda: SamplerConfig(atol=0.0), "atol and rtol must be positive"),
+    (lambda: SamplerConfig(atol=0.0), "atol must be positive, got 0"),
     (lambda: SamplerConfig(diffusion_scale=-1.0), "diffusion_scale must not be negative"),
 ]
 
@@ -375,7 +375,7 @@ def test_images_of_another_size_are_sampled(tmp_path: Path) -> None:
         (generation_run, ["--classes=12"], "class 12 was asked for: the model has 10"),
         (generation_run, ["--width=7"], "sizes that 2 divides (patches of 2), got 7"),
         (generation_run, ["--sampler=ddim"], "no sampler 'ddim'"),
-        (generation_run, ["--per-class=0"], "per_class and batch_size must be at least 1"),
+        (generation_run, ["--per-class=0"], "per_class must be at least 1, got 0"),
         (unconditional_run, ["--guidance=2"], "set guidance to 1"),
         (trained_run, [], "is a classification run, not a generation run: use atconv"),
         (lambda: Path("/nowhere/run"), [], "no such run folder: /nowhere/run"),
