@@ -71,6 +71,7 @@ def test_the_front_matter_is_that_of_a_gradio_space(tmp_path: Path) -> None:
     compile((tmp_path / "space/app.py").read_text(encoding="utf-8"), "app.py", "exec")
 
 
+@pytest.mark.slow
 def test_the_space_predicts_without_a_network(folder_run: Path, tmp_path: Path) -> None:
     space, image = tmp_path / "space", tmp_path / "image.png"
     write_space([folder_run], space, examples=2)

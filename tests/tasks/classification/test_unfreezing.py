@@ -93,6 +93,7 @@ def test_the_backbone_stays_bit_for_bit_and_a_resume_crosses_the_border(tmp_path
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_several_processes_freeze_alike(tmp_path: Path) -> None:
     options = tiny_options(
         checkpoint=str(trained_run()), head_epochs=1, unfreeze_epochs=1, epochs=2, batch_size=16

@@ -86,6 +86,7 @@ def test_a_detector_detects_as_predict_does(detector: tuple[Any, Any], kind: str
     check_detections(predictor, outputs(path), path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_a_segmenter_segments_as_predict_does(segmenter: tuple[Any, Any], kind: str, tmp_path: Path) -> None:
     predictor, outputs = segmenter
