@@ -142,15 +142,21 @@ def test_the_recipe_of_the_release_warms_its_average_up() -> None:
 
 
 def test_the_validation_loss_of_a_model_does_not_depend_on_batches_or_chance(tmp_path: Path) -> None:
-    one = train_tiny_sit(tmp_path / "one", lr=1e-30, batch_size=32)
-    other = train_tiny_sit(tmp_path / "other", lr=1e-30, batch_size=8)
+    one = train_tiny_sit(tmp_path / "one", lr=1e-30, min_lr=0.0, batch_size=32)
+    other = train_tiny_sit(tmp_path / "other", lr=1e-30, min_lr=0.0, batch_size=8)
     assert column(one, "val_loss") == pytest.approx(column(other, "val_loss"), rel=1e-5)
 
 
 def test_training_starts_from_another_run(tmp_path: Path) -> None:
     source = generation_run()
     run = train_tiny_sit(
-        tmp_path / "run", checkpoint=str(source), lr=1e-30, ema_decay=0.0, model_args={"depth": 9}, epochs=1
+        tmp_path / "run",
+        checkpoint=str(source),
+        lr=1e-30,
+        min_lr=0.0,
+        ema_decay=0.0,
+        model_args={"depth": 9},
+        epochs=1,
     )
     ours, theirs = load_file(run / WEIGHTS), load_file(source / WEIGHTS)
     for name, tensor in theirs.items():
@@ -191,7 +197,9 @@ def test_training_starts_from_the_authors_file_and_rejects_another(tmp_path: Pat
     )
     sit.head.linear.bias.data.fill_(3.0)
     torch.save({"model": sit.state_dict()}, tmp_path / "file.pt")
-    run = train_tiny_sit(tmp_path / "run", checkpoint=str(tmp_path / "file.pt"), lr=1e-30, ema_decay=0.0)
+    run = train_tiny_sit(
+        tmp_path / "run", checkpoint=str(tmp_path / "file.pt"), lr=1e-30, min_lr=0.0, ema_decay=0.0
+    )
     assert float(load_file(run / WEIGHTS)["head.linear.bias"].mean()) == pytest.approx(3.0, abs=1e-4)
 
 
