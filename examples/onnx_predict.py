@@ -51,9 +51,14 @@ def cut(image: Image.Image, config: dict) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def describe(outputs: dict, classes: list[str]) -> Iterator[str]:
+def describe(outputs: dict, description: dict) -> Iterator[str]:
     """What a model says of one image, line by line."""
-    if "logits" in outputs:
+    classes, about = description["classes"], description["outputs"].get("logits", {})
+    if about.get("activation") == "sigmoid":  # several labels an image: those from their thresholds on
+        probabilities = 1 / (1 + np.exp(-outputs["logits"][0]))
+        order = [i for i in np.argsort(-probabilities) if probabilities[i] >= about["thresholds"][i]]
+        yield ", ".join(f"{classes[i]} {100 * probabilities[i]:.1f} %" for i in order) or "none"
+    elif "logits" in outputs:
         logits = outputs["logits"][0]
         exponentials = np.exp(logits - logits.max())
         probabilities = exponentials / exponentials.sum()
@@ -84,7 +89,7 @@ def main(folder: Path, paths: list[str]) -> None:
             continue
         readable += 1
         outputs = dict(zip(names, session.run(None, {"images": image[None]}), strict=True))
-        for line in describe(outputs, description["classes"]):
+        for line in describe(outputs, description):
             print(f"{path}: {line}")
     if not readable:
         sys.exit("none of the images could be read")

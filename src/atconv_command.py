@@ -21,7 +21,7 @@ COMMANDS = {
     "neighbors": "the images of DATA that are most like others",
     "probe": "how well a backbone's features tell classes apart: neighbors, linear probe",
     "app": "a web page to try runs in a browser, or a Hugging Face Space of it",
-    "export": "write a trained model as ONNX (int8 too), torch.export or AOTInductor, checked and timed",
+    "export": "ONNX, OpenVINO (both int8 too), a web page, torch.export, AOTInductor, ExecuTorch, Core ML",
     "publish": "a folder or repository that timm, diffusers and atconv.load open, with a model card",
     "generate": "diffusion models: train, sample, evaluate, encode",
     "detect": "boxes and masks of objects: train, evaluate, predict",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from docstring_parser import parse, parse_from_object
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from atconv.engine.options import check_value, describe, did_you_mean, rule_of
+from atconv.engine.options import as_list, check_value, describe, did_you_mean, rule_of
 from atconv.terminal import fail
 
 __all__ = [
@@ -107,6 +107,7 @@ class Parser(ArgumentParser):
             for name, value in parsed.as_dict().items():
                 if name in self.kinds:
                     check_value(name, value, self.kinds[name])
+                    parsed[name] = as_list(value, self.kinds[name])
         except (TypeError, KeyError, ValueError) as error:
             self.error(str(error))
 
@@ -239,9 +240,16 @@ def _add(parser: Parser, section: Any, option: _Option, shown: bool, ranges: boo
     elif _plain(option.kind) is bool:
         section.add_argument(flag(option.name), action=ActionYesNo(no_prefix="no-"), **keywords)
     else:
-        section.add_argument(
-            flag(option.name), type=option.kind, metavar=_placeholder(option.kind), **keywords
-        )
+        kind = _or_one(option.kind)
+        section.add_argument(flag(option.name), type=kind, metavar=_placeholder(option.kind), **keywords)
+
+
+def _or_one(kind: Any) -> Any:
+    """A type; of a list of any length also that of one of its items alone."""
+    listed = _plain(kind)
+    if get_origin(listed) is tuple and ... in get_args(listed):
+        return kind | get_args(listed)[0]
+    return kind
 
 
 def _plain(kind: Any) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -319,3 +320,21 @@ def test_any_bytes_are_read_or_rejected(
     assert recognize(path) is not None
     with pytest.raises(ValueError, match="labels"):
         open_sources(DataConfig(data=str(path)))
+
+
+def test_a_column_that_was_chosen_may_have_few_images_a_class(images: Path) -> None:
+    rows = [f"{i}.png,class {i // 2 + 1}" if i < 8 else f"{i}.png,class {i}" for i in range(20)]
+    path = table(images, "image,label\n" + "\n".join(rows))
+    with pytest.raises(ValueError, match="Are they measurements or names"):
+        opened(path)
+    assert len(opened(path, label_column="label").classes) == 16
+
+
+@pytest.mark.parametrize("unknown", ["-1", "-1.0", "?", "NaN"])
+def test_an_unknown_in_columns_of_zeros_and_ones_is_named_with_its_row(images: Path, unknown: str) -> None:
+    rows = [f"{i}.png,{i},{'' if i == 3 else 1.0},{unknown if i == 5 else 0.0}" for i in range(20)]
+    table(images, "Path,Age,Edema,Fracture\n" + "\n".join(rows))
+    with pytest.raises(
+        ValueError, match=rf"labels\.csv, row 7: column Fracture holds '{re.escape(unknown)}'; .*0 or 1"
+    ):
+        opened(images)

@@ -5,8 +5,10 @@ import pickle
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import lmdb
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -61,7 +63,9 @@ def test_the_format_is_that_of_the_release(tmp_path: Path) -> None:
     build_lmdb(tmp_path / "a.lmdb", RECORDS, len(RECORDS), ["a", "b"])
     environment = lmdb.open(str(tmp_path / "a.lmdb"), subdir=False, readonly=True, lock=False)
     with environment, environment.begin() as transaction:
-        records = {bytes(k): pickle.loads(v) for k, v in transaction.cursor()}
+        content = {bytes(k): bytes(v) for k, v in transaction.cursor()}
+    assert np.frombuffer(content.pop(b"__labels__"), "<i8").tolist() == [0, 1, 1]
+    records = {key: pickle.loads(value) for key, value in content.items()}
     assert records == {b"__len__": 3, b"__classes__": ["a", "b"]} | {
         f"{i:08d}".encode(): record for i, record in enumerate(RECORDS)
     }
@@ -222,6 +226,7 @@ def test_labels_are_read_without_the_images(tmp_path: Path, monkeypatch: pytest.
     records += [(b"MK" * 9, label) for label in (255, 256, 331, 70_000)]
     build_lmdb(tmp_path / "a.lmdb", records, len(records), [str(i) for i in range(70_001)])
     reader, lengths = LmdbReader(tmp_path / "a.lmdb"), []
+    monkeypatch.setattr(reader, "_index", lambda: None)  # as in a file from elsewhere
     load = lmdb_format._PlainUnpickler.load
     monkeypatch.setattr(
         lmdb_format._PlainUnpickler, "load", lambda self: lengths.append(len(load(self)[0])) or (b"", 0)
@@ -363,3 +368,19 @@ def test_a_run_trains_on_a_packed_file_and_is_evaluated_on_it(tmp_path: Path, wo
     assert ended.code == 0, ended.err
     ended = atconv("evaluate", tmp_path / "run", tmp_path / "data.lmdb", f"--workers={workers}", plots=False)
     assert ended.code == 0, ended.err
+
+
+def test_the_index_of_labels_is_read_in_place_of_records_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "a.lmdb"
+    build_lmdb(path, RECORDS, len(RECORDS), ["a", "b"])
+    reader = LmdbReader(path)
+    with mock.patch.object(reader, "_load", side_effect=AssertionError):
+        assert reader.labels().tolist() == [0, 1, 1]
+    for i, (content, message) in enumerate(
+        {b"\0" * 8: "has 8 bytes", b"\2" * 24: "record 0 has class"}.items()
+    ):
+        values = PLAIN | {b"__len__": pickle.dumps(3), b"1": b"", b"2": b"", b"__labels__": content}
+        with pytest.raises(ValueError, match=message):
+            LmdbReader(write(tmp_path / f"{i}.lmdb", values)).labels()
+    with pytest.raises(ValueError, match="only 1 other records"):
+        LmdbReader(write(tmp_path / "few.lmdb", PLAIN | {b"__len__": pickle.dumps(2), b"__labels__": b""}))

@@ -279,3 +279,26 @@ def test_a_run_trains_and_is_evaluated_on_its_saved_split(tmp_path: Path) -> Non
     (data / "train" / "labels" / "0.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.3")
     with pytest.raises(ValueError, match="the images or annotations are not those that"):
         resume(run)
+
+
+def test_what_is_rounded_over_the_edge_is_clipped(tmp_path: Path) -> None:
+    data = yolo_folder(tmp_path / "data", train=3, val=1)
+    lines = ["0 0.5 0.5 1.004 0.5", "0 1.005 0.2 0.5 -0.003 0.4 0.8"]
+    (data / "labels" / "train" / "1.txt").write_text("\n".join(lines) + "\n")
+    whole, polygon = open_boxes(data, False)["train"].boxes(1)
+    width, height = open_boxes(data, False)["train"].size(1)[::-1]
+    assert whole.corners == pytest.approx((0, 0.25 * height, width, 0.75 * height))
+    assert polygon.corners == pytest.approx((0.4 * width, 0, width, 0.8 * height))
+    assert 0 <= min(polygon.segmentation[0]) <= max(polygon.segmentation[0]) <= width
+    (data / "labels" / "train" / "1.txt").write_text("0 0.5 0.5 1.03 0.5\n")
+    with pytest.raises(ValueError, match="must lie in 0 … 1"):
+        open_boxes(data, False)
+
+
+def test_advice_on_many_boxes_is_said_once(tmp_path: Path) -> None:
+    data = yolo_folder(tmp_path / "data", train=3, val=1)
+    for file in (data / "labels" / "train").glob("*.txt"):
+        file.write_text("0 0.5 0.5 0.2 0.2\n1 0.3 0.3 0.2 0.2\n")
+    with pytest.raises(ValueError, match=r"masks need polygons; .*masks need polygons") as caught:
+        open_boxes(data, True)
+    assert str(caught.value).count("give class x y") == 1

@@ -6,16 +6,19 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atconv.command_line import Parser, add_options
 from atconv.engine.options import check_value, rule_of
 from atconv.tasks import TASKS, get_task
 from atconv.tasks.classification.analyze import analyze
 from atconv.tasks.classification.predictor import ClassificationPredictor
+from atconv.tasks.detection.config import DetectionConfig
 from atconv.tasks.detection.predictor import DetectionPredictor
 from atconv.tasks.generation.commands import sample_run
 from atconv.tasks.generation.encode import encode
@@ -126,3 +129,17 @@ def test_whole_numbers_are_floats_where_those_are_meant(value: int) -> None:
     config = get_task("classification").config(lr=value + 1, betas=(0, 0.999), mean=(value,))
     assert (config.lr, config.betas, config.mean) == (value + 1.0, (0.0, 0.999), (float(value),))
     assert all(type(number) is float for number in (config.lr, *config.betas, *config.mean))
+
+
+def test_one_number_is_a_list_of_one(tmp_path: Path) -> None:
+    config = DetectionConfig(data="street", min_size=64, in_chans=1, mean=0.5, std=1)  # type: ignore[arg-type]
+    assert (config.min_size, config.mean, config.std) == ((64,), (0.5,), (1.0,))
+    spec = get_task("detection")
+    for text, expected in (("64", (64,)), ("[64]", [64]), ("[48, 64]", [48, 64])):
+        parser = Parser()
+        add_options(parser, spec.config)
+        assert list(parser.parse_args(["--min-size", text]).min_size) == list(expected)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--min-size", "0"])
+    (tmp_path / "recipe.yaml").write_text("min_size: 64\n")
+    assert DetectionConfig(data="street", **spec.read_recipe(str(tmp_path / "recipe.yaml"))).min_size == (64,)

@@ -6,6 +6,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from atconv.app.describe import card
 from atconv.engine.predictor import Predictor, Result
+from atconv.io import first_few
 
 __all__ = ["GenerationPanel", "ImageOptions", "ImagePanel", "SampleOptions", "image_panel"]
 
@@ -76,27 +78,41 @@ class ClassificationPanel(ImagePanel):
     """Classes with their probabilities; where the prediction comes from, and the kernels."""
 
     def make_outputs(self) -> list[Any]:
+        label, note = gr.Label(label="Classes"), gr.HTML(visible=False)
         return [
-            gr.Label(label="Classes"),
+            label,
             gr.Image(label="What supports the class", visible=False, **_PLOT),
             gr.Image(label="Kernels that the operator made", visible=False, **_PLOT),
+            note,
         ]
 
     def empty(self) -> list[Any]:
-        return [None, gr.update(value=None, visible=False), gr.update(value=None, visible=False)]
+        return [None, *[gr.update(value=None, visible=False)] * 3]
 
     def results(self, image: Image.Image, options: ImageOptions) -> list[Any]:
         [result] = self.predictor(image, top=options.top)
         classes = dict(zip(result.classes, result.probabilities, strict=True))
+        lines = [self._thresholds()] if self.predictor.multi_label else []
         if not options.explain:
-            return [classes, *self.empty()[1:]]
+            return [classes, *self.empty()[1:3], _lines(lines)]
         from atconv.tasks.classification.explain import draw_kernels, draw_support
 
         plots = [
             draw_support(self.predictor, image),
             draw_kernels(self.predictor, [image, *options.examples]),
         ]
-        return [classes, *(gr.update(value=plot, visible=plot is not None) for plot in plots)]
+        if plots[0] is None:
+            why = "it may give an image several" if self.predictor.multi_label else "its layers have no maps"
+            lines.append(f"What supports the class is not shown: {why}.")
+        if plots[1] is None:
+            lines.append("Kernels are not shown: its model has no attentive convolution.")
+        shown = [gr.update(value=plot, visible=plot is not None) for plot in plots]
+        return [classes, *shown, _lines(lines)]
+
+    def _thresholds(self) -> str:
+        pairs = zip(self.predictor.classes, self.predictor.thresholds, strict=True)
+        each = first_few([f"{name} {100 * threshold:.0f} %" for name, threshold in pairs], count=20)
+        return f"An image may have several classes, or none: those from their thresholds on, {each}."
 
 
 class DrawnPanel(ImagePanel):
@@ -171,6 +187,12 @@ _PANELS: dict[str, type[ImagePanel]] = {
 def image_panel(name: str, predictor: Predictor[Any, Any]) -> ImagePanel:
     """The panel of a run whose model says something of images."""
     return _PANELS[predictor.task](name, predictor)
+
+
+def _lines(lines: Sequence[str]) -> Any:
+    """What to know of a result, below it."""
+    texts = "".join(f"<p class='about'>{escape(line)}</p>" for line in lines)
+    return gr.update(value=texts, visible=bool(lines))
 
 
 def _enlarged(image: Image.Image) -> Image.Image:

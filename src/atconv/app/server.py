@@ -134,7 +134,7 @@ def _sealed(folder: str) -> Iterator[None]:
     with name_missing_extra():
         import safehttpx  # what it fetches with
 
-    async def refuse(hostname: str) -> str:
+    async def reject(hostname: str) -> str:
         raise ValueError(f"this page takes files, no links such as to {hostname}")
 
     environment = {
@@ -146,7 +146,7 @@ def _sealed(folder: str) -> Iterator[None]:
     }
     before, validate = {name: os.environ.get(name) for name in environment}, safehttpx.async_validate_url
     os.environ.update(environment)
-    safehttpx.async_validate_url = refuse
+    safehttpx.async_validate_url = reject
     try:
         yield
     finally:

@@ -58,9 +58,13 @@ pinned: false
 
 {examples}
 
-`requirements.txt` names atconv {version}. Where that version is not on PyPI, put its wheel in this folder
-(`pip wheel --no-deps .` in atconv's sources), and write
-`./atconv-{version}-py3-none-any.whl[{extras}]` there.
+`requirements.txt` names atconv {version}. Where that version is not on PyPI, build its wheel in atconv's
+sources (`pip wheel --no-deps --wheel-dir FOLDER .`, with this folder as FOLDER), upload it with the rest, and
+write its address in place of that line, since a Space is installed before its other files are there:
+
+```text
+atconv[{extras}] @ https://huggingface.co/spaces/USER/NAME/resolve/main/atconv-{version}-py3-none-any.whl
+```
 """
 
 

@@ -12,9 +12,22 @@ from numpy.typing import NDArray
 
 from atconv.io import read_bytes
 
-__all__ = ["FIX", "as_seen", "box_problem", "clip_corners", "leads_outside", "path_inside", "read_lines"]
+__all__ = [
+    "FIX",
+    "PIXEL_SLACK",
+    "TOO_LARGE",
+    "as_seen",
+    "box_problem",
+    "clip_corners",
+    "leads_outside",
+    "path_inside",
+    "read_lines",
+    "read_start",
+]
 
 FIX = "fix it or remove it"
+PIXEL_SLACK = 1.0  # that a box may reach over its image: annotations are rounded, and some tools count from 0
+TOO_LARGE = 1e9  # pixels; 32-bit floats still represent them
 
 Corners = tuple[float, float, float, float]
 
@@ -34,6 +47,12 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {line}: it is not UTF-8: save it as such") from error
+
+
+def read_start(path: Path) -> bytes:
+    """The first bytes of a file, which show what it is."""
+    with path.open("rb") as file:
+        return file.read(4096)
 
 
 def leads_outside(name: str, folder: Path, root: Path) -> bool:

@@ -152,10 +152,13 @@ def report_bad(where: Path, bad: Sequence[tuple[str, str]], bad_annotations: Bad
         ValueError: they are to be rejected.
     """
     problems = [problem for _, problem in bad]
+    advice = {problem.rpartition(": ")[2] for problem in problems}
+    once = f": {advice.pop()}" if len(advice) == 1 and len(problems) > 1 else ""
+    text = first_few([problem.removesuffix(once) for problem in problems], "; ") + once
     if problems and bad_annotations == "reject":
-        raise ValueError(f"{where}: {first_few(problems, '; ')} (--bad-annotations skip leaves these out)")
+        raise ValueError(f"{where}: {text} (--bad-annotations skip leaves these out)")
     if problems:
-        logger.warning(f"{where}: {len(problems)} annotations are left out: {first_few(problems, '; ')}")
+        logger.warning(f"{where}: {len(problems)} annotations are left out: {text}")
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from atconv.data.box_files import FIX, as_seen, box_problem, leads_outside
+from atconv.data.box_files import FIX, PIXEL_SLACK, TOO_LARGE, as_seen, box_problem, leads_outside
 from atconv.data.boxes import decode_mask
 
 __all__ = [
@@ -19,10 +19,6 @@ __all__ = [
     "is_id",
     "leaves_folder",
 ]
-
-_SLACK = 1.0  # pixels that a box may reach over its image: annotations are rounded
-
-_TOO_LARGE = 1e9  # pixels; 32-bit floats still represent them
 
 
 def category_problems(categories: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -94,7 +90,7 @@ def annotation_problem(
 def _box_problem(box: Any, image: dict[str, Any]) -> str | None:
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
         return f"its box is {box}: give left, top, width, height in pixels"
-    return box_problem(corners_of(box), (image["width"], image["height"]), _SLACK, str(box))
+    return box_problem(corners_of(box), (image["width"], image["height"]), PIXEL_SLACK, str(box))
 
 
 def _mask_problem(segmentation: Any, box: Sequence[float], image: dict[str, Any]) -> str | None:
@@ -128,7 +124,7 @@ def _polygons_problem(polygons: Any, image: dict[str, Any]) -> str | None:
             return f"a polygon of {len(polygon)} numbers: three points or more are needed, x, y of each"
         for values, size in ((polygon[0::2], image["width"]), (polygon[1::2], image["height"])):
             # Before it is rasterized: that takes memory for every pixel between its points.
-            if min(values) < -_SLACK or max(values) > size + _SLACK:
+            if min(values) < -PIXEL_SLACK or max(values) > size + PIXEL_SLACK:
                 extent = f"{image['width']} × {image['height']} pixels"
                 return f"a polygon reaches out of its image of {extent}: {FIX}"
     return None
@@ -173,4 +169,4 @@ def _is_whole(value: Any, minimum: int) -> bool:
 def _is_number(value: Any) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return abs(value) < _TOO_LARGE  # false for NaN too
+    return abs(value) < TOO_LARGE  # false for NaN too

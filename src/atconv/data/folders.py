@@ -16,6 +16,7 @@ __all__ = [
     "SAVED_SPLIT",
     "SPLITS",
     "SPLIT_NAMES",
+    "child_folder",
     "choose_split",
     "inner_folder",
     "paths_by_split",
@@ -101,6 +102,11 @@ def subfolders(folder: Path) -> list[Path]:
     # A file is told apart without asking the disk: there may be a million.
     entries = (e for e in scan(folder) if not e.is_file(follow_symlinks=False) and not is_ignored(e.name))
     return [folder / e.name for e in entries if os.path.isdir(e.path) and not holds_runs(e.path)]
+
+
+def child_folder(folder: Path, names: Collection[str]) -> Path | None:
+    """The folder in a folder that has one of these names, in any case."""
+    return next((path for path in subfolders(folder) if path.name.lower() in names), None)
 
 
 def inner_folder(folder: Path) -> Path | None:

@@ -8,13 +8,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from atconv.data.folders import split_of, subfolders
+from atconv.data.folders import IMAGE_FOLDERS, split_of, subfolders
 from atconv.data.images import image_suffixes
 from atconv.io import first_few
 
-__all__ = ["IMAGE_FOLDERS", "ImageFinder", "Place"]
-
-IMAGE_FOLDERS = {"images", "imgs", "img"}
+__all__ = ["ImageFinder", "Place"]
 
 
 class Place(NamedTuple):

@@ -1,4 +1,4 @@
-"""How often classes occur: told before training, and evened out by weights of classes or of images."""
+"""How often classes occur: said before training, and evened out by weights of classes or of images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 ClassWeights = Literal["none", "inverse", "effective"]
 Sampler = Literal["shuffle", "balanced", "repeat_factor"]
 
-# Times as much of the largest class as of the smallest, from which on it is told; background has most pixels.
+# Times as much of the largest class as of the smallest, from which on it is said; background has most pixels.
 _IMBALANCED = {"image": 3, "box": 3, "pixel": 100}
 _RARE = 10  # images
 

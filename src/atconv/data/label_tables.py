@@ -152,7 +152,7 @@ def open_tables(config: DataConfig) -> dict[str, ImageSource]:
     splits = [part.split or "train" for part in parts]
     if "train" not in splits:
         raise ValueError(f"{config.data} has no training split, only {', '.join(splits)}")
-    classes, labels = _number(parts, config.label_separator)
+    classes, labels = _number(parts, config)
     sources: dict[str, ImageSource] = {
         split: part.open(classes, own, config.images)
         for split, part, own in zip(splits, parts, labels, strict=True)
@@ -241,8 +241,9 @@ def _rows_by_split(table: TableFile, column: str | None, config: DataConfig) -> 
     return {split: rows[split] for split in SPLITS if split in rows}
 
 
-def _number(parts: Sequence[_Part], separator: str | None) -> tuple[list[str], list[NDArray[Any]]]:
+def _number(parts: Sequence[_Part], config: DataConfig) -> tuple[list[str], list[NDArray[Any]]]:
     columns = parts[0].columns
     if columns.one_each:
         return columns.labels, [flag_labels(part.cells, columns.labels) for part in parts]
-    return number_labels([part.cells for part in parts], separator)
+    cells = [part.cells for part in parts]
+    return number_labels(cells, config.label_separator, guessed=config.label_column is None)

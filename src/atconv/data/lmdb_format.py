@@ -2,7 +2,8 @@
 data.mdb is read as well.
 
 Keys: `__len__` → pickled int, `__classes__` → pickled list of class names, and `f"{i:08d}"` → pickled
-(encoded image bytes, class index).
+(encoded image bytes, class index). Files from `build_lmdb` have `__labels__` too, all class indices as 64-bit
+integers, little-endian: without it every record is read to know them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = ["LmdbReader", "build_lmdb", "is_lmdb"]
 
 _LENGTH = b"__len__"
 _CLASSES = b"__classes__"
+_LABELS = b"__labels__"
 _BATCH = 1000  # records in one write transaction
 
 
@@ -58,9 +60,9 @@ class LmdbReader:
         length, classes = self._load(_LENGTH), self._load(_CLASSES)
         if not isinstance(length, int) or length < 1:
             raise ValueError(f"{path}: __len__ must be a positive number, got {length!r}")
-        entries = _open(self.path).stat()["entries"]
-        if length > entries - 2:
-            raise ValueError(f"{path}: __len__ is {length}, and there are only {entries - 2} other records")
+        others = _open(self.path).stat()["entries"] - 2 - (self._get(_LABELS) is not None)
+        if length > others:
+            raise ValueError(f"{path}: __len__ is {length}, and there are only {others} other records")
         if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
             raise ValueError(f"{path}: __classes__ must be a list of names, got {str(classes)[:80]}")
         self._length = length
@@ -73,9 +75,22 @@ class LmdbReader:
         return self._checked(index, self._load(_key(index)))
 
     def labels(self) -> NDArray[np.int64]:
-        """The class index of every record. The images are skipped: only the ends of records are read."""
+        """The class index of every record. Without `__labels__`, only the ends of records are read."""
+        if (index := self._index()) is not None:
+            return index
         labels = (self._checked(i, self._load(_key(i), skip_image=True))[1] for i in range(len(self)))
         return np.fromiter(labels, np.int64, len(self))
+
+    def _index(self) -> NDArray[np.int64] | None:
+        content = self._get(_LABELS)
+        if content is None:
+            return None
+        if len(content) != 8 * len(self):
+            raise ValueError(f"{self.path}: __labels__ has {len(content)} bytes for {len(self)} records of 8")
+        labels = np.frombuffer(content, "<i8").astype(np.int64)
+        for i in np.flatnonzero((labels < 0) | (labels >= len(self.classes)))[:1].tolist():
+            self._checked(i, (b"", int(labels[i])))
+        return labels
 
     def _checked(self, index: int, record: Any) -> tuple[bytes, int]:
         plain = isinstance(record, tuple) and len(record) == 2
@@ -87,15 +102,20 @@ class LmdbReader:
             )
         return record[0], int(record[1])
 
-    def _load(self, key: bytes, skip_image: bool = False) -> Any:
+    def _get(self, key: bytes, skip_image: bool = False) -> bytes | None:
         try:
             with _open(self.path).begin(buffers=True) as transaction:
                 view = transaction.get(key)
-                value = view and (_without_image(view) if skip_image else bytes(view))
+                if view is None:
+                    return None
+                return _without_image(view) if skip_image else bytes(view)
         except lmdb.Error as error:
             raise ValueError(
                 f"{self.path} is damaged: record {key.decode()} cannot be read ({error})"
             ) from error
+
+    def _load(self, key: bytes, skip_image: bool = False) -> Any:
+        value = self._get(key, skip_image)
         if value is None:
             raise ValueError(f"{self.path}: no record {key.decode()}; is it an LMDB of images?")
         try:
@@ -174,12 +194,14 @@ def build_lmdb(path: Path, records: Iterable[tuple[bytes, int]], count: int, cla
             (_LENGTH, pickle.dumps(count, protocol=4)),
             (_CLASSES, pickle.dumps(classes, protocol=4)),
         ]
+        labels = []
         for i, (encoded, label) in enumerate(records):
+            labels.append(int(label))
             batch.append((_key(i), pickle.dumps((encoded, int(label)), protocol=4)))
             if len(batch) >= _BATCH:
                 _put(environment, batch)
                 batch = []
-        _put(environment, batch)
+        _put(environment, [*batch, (_LABELS, np.array(labels, "<i8").tobytes())])
         environment.sync(True)
         environment.close()
         os.replace(temporary, path)

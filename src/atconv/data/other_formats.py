@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from atconv.data.box_files import read_start
 from atconv.data.folders import splits_among, subfolders
 from atconv.data.images import image_suffixes, scan
 
@@ -87,12 +88,7 @@ def _first(folder: Path, ending: str) -> list[Path]:
 
 
 def _is_labelme(path: Path) -> bool:
-    return any(b'"shapes"' in _start(file) for file in _first(path, ".json"))
-
-
-def _start(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(4096)
+    return any(b'"shapes"' in read_start(file) for file in _first(path, ".json"))
 
 
 def _is_supervisely(path: Path) -> bool:
@@ -117,7 +113,7 @@ UNREAD_BOXES: dict[str, Callable[[Path], bool]] = {
     "CreateML's format": _has_file("_annotations.createml.json"),
     "VGG Image Annotator's format": _has_file("via_region_data.json", "via_project.json"),
     "CVAT's own format": lambda path: any(
-        b"<annotations>" in _start(f) for f in _first(path, "annotations.xml")
+        b"<annotations>" in read_start(f) for f in _first(path, "annotations.xml")
     ),
     "Roboflow's CSV format": _has_file("_annotations.csv"),
 }

@@ -15,6 +15,7 @@ from atconv.io import first_few
 __all__ = ["NO", "YES", "Columns", "choose_columns", "fold_column", "has_labels"]
 
 YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", ""}
+_UNKNOWN = {"-1", "-1.0", "?", "u", "nan", "na", "n/a", "null", "none"}
 _IMAGE = (
     "image", "images", "imagepath", "imagefile", "imagefilename", "imagename", "imageid", "imageindex", "img",
     "imgpath", "imgname", "imgid", "file", "files", "filename", "filenames", "filepath", "filepaths", "fname",
@@ -133,11 +134,11 @@ def _has_boxes(table: TableFile) -> bool:
 
 
 def _class_columns(table: TableFile, names: Sequence[str]) -> list[str]:
-    """Columns that hold 0 and 1 alone."""
+    """Columns that hold 0 and 1 alone, or what stands for an unknown too: its row is named later."""
 
     def is_one(name: str) -> bool:
         values: set[Any] = {str(cell).lower() for cell in table.column(name)}
-        return bool(name) and values <= YES | NO and values != {""}
+        return bool(name) and values <= YES | NO | _UNKNOWN and bool(values & (YES | NO) - {""})
 
     return list(filter(is_one, names))
 

@@ -104,8 +104,8 @@ def read_table(path: Path, head: bool = False) -> TableFile:
     if head and len(content) == _HEAD:
         lines = lines[:-1]  # it may be cut
     separator = ""
-    if lines and (told := re.fullmatch(r'"?sep=(.)"?\s*', lines[0])):  # as Excel writes it
-        separator, lines = told[1], lines[1:]
+    if lines and (line := re.fullmatch(r'"?sep=(.)"?\s*', lines[0])):  # as Excel writes it
+        separator, lines = line[1], lines[1:]
     separator = separator or _separator(lines[:_SNIFFED], path.suffix.lower())
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator) if any(row)]

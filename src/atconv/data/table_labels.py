@@ -21,19 +21,22 @@ Cells = Sequence[tuple[str, Any]]
 """of each image, the row for messages and its cell, or its cells"""
 
 
-def number_labels(parts: Sequence[Cells], separator: str | None) -> tuple[list[str], list[NDArray[Any]]]:
+def number_labels(
+    parts: Sequence[Cells], separator: str | None, guessed: bool
+) -> tuple[list[str], list[NDArray[Any]]]:
     """The classes in a column of labels, and for each part of it the class index of each image, or images ×
     classes of 0 and 1 where an image may be of several.
 
     Args:
         separator: what separates labels in a cell, "none" where each holds one; None finds out.
+        guessed: nobody chose the column: then it may hold measurements or names, which are no classes.
 
     Raises:
         ValueError: a label is missing, or they are numbers or names that are no classes.
     """
     separator = separator or _find_separator([cell for part in parts for _, cell in part])
     if separator == "none":
-        return _one_label(parts)
+        return _one_label(parts, guessed)
     names = [[_split(cell, separator) for _, cell in part] for part in parts]
     classes = _in_order({name for part in names for labels in part for name in labels})
     numbers = {name: number for number, name in enumerate(classes)}
@@ -53,11 +56,14 @@ def flag_labels(part: Cells, classes: Sequence[str]) -> NDArray[np.uint8]:
     for row, cells in part:
         for name, cell in zip(classes, cells, strict=True):
             if str(cell).lower() not in YES | NO:
-                raise ValueError(f"{row}: column {name} holds {cell!r}; a column for one class holds 0 or 1")
+                raise ValueError(
+                    f"{row}: column {name} holds {cell!r}; a column for one class holds 0 or 1: "
+                    "write one of them, or name the columns to use with --label-columns"
+                )
     return np.array([[str(cell).lower() in YES for cell in cells] for _, cells in part], dtype=np.uint8)
 
 
-def _one_label(parts: Sequence[Cells]) -> tuple[list[str], list[NDArray[Any]]]:
+def _one_label(parts: Sequence[Cells], guessed: bool) -> tuple[list[str], list[NDArray[Any]]]:
     cells = [(row, str(cell)) for part in parts for row, cell in part]
     empty = [row for row, cell in cells if not cell]
     if empty:
@@ -71,10 +77,11 @@ def _one_label(parts: Sequence[Cells]) -> tuple[list[str], list[NDArray[Any]]]:
             )
     plain = {cell: re.sub(r"\.0*$", "", cell) if numeric else cell for _, cell in cells}
     classes = _in_order(set(plain.values()))
-    if len(classes) >= _MANY and 2 * len(classes) > len(cells):
+    if guessed and len(classes) >= _MANY and 2 * len(classes) > len(cells):
         raise ValueError(
             f"{cells[0][0]} and below: {len(classes)} different labels in {len(cells)} rows, such as "
-            f"{first_few(classes)}. Are they measurements or names? Choose another column with --label-column"
+            f"{first_few(classes)}. Are they measurements or names? Choose this column, or another, "
+            "with --label-column"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     return classes, [

@@ -20,7 +20,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from atconv.data.arrays import SharedItems
-from atconv.data.box_files import box_problem, clip_corners
+from atconv.data.box_files import PIXEL_SLACK, TOO_LARGE, box_problem, clip_corners
 from atconv.data.boxes import BadAnnotations, Box, BoxImage, BoxSplit, check_classes, report_bad
 from atconv.data.checking import in_threads
 from atconv.data.images import opened_image, stored_geometry
@@ -30,9 +30,6 @@ from atconv.io import count_of, first_few, read_bytes
 __all__ = ["read_voc"]
 
 logger = logging.getLogger(__name__)
-
-_SLACK = 1.0  # pixels that a box may reach over its image: some tools count from 0
-_TOO_LARGE = 1e9  # pixels; 32-bit floats still represent them
 
 
 @dataclass
@@ -190,12 +187,12 @@ def _box(item: Element, number: int, size: tuple[int, int]) -> Box:
     except ValueError:
         values = []
     given = " ".join(f"{side} {text[:20]}" for side, text in texts.items())
-    if not values or not all(abs(value) < _TOO_LARGE for value in values):  # false for NaN too
+    if not values or not all(abs(value) < TOO_LARGE for value in values):  # false for NaN too
         raise ValueError(f"its box is {given}: give four numbers, in pixels")
     # The last pixels belong to boxes; one that ends where it begins is a slip of the mouse and not a pixel.
     corners = (left - 1, top - 1, right, bottom) if left < right and top < bottom else (left, top, left, top)
-    limits = size if size != (0, 0) else (int(_TOO_LARGE), int(_TOO_LARGE))
-    problem = box_problem(corners, limits, _SLACK, given)
+    limits = size if size != (0, 0) else (int(TOO_LARGE), int(TOO_LARGE))
+    problem = box_problem(corners, limits, PIXEL_SLACK, given)
     if problem:
         raise ValueError(problem)
     crowd = _text(item, "difficult") == "1"

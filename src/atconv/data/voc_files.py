@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from atconv.data.box_files import leads_outside, read_lines
+from atconv.data.box_files import leads_outside, read_lines, read_start
 from atconv.data.folders import (
     IMAGE_FOLDERS,
     SPLITS,
+    child_folder,
     paths_by_split,
     split_folder,
     split_of,
@@ -43,16 +43,11 @@ def is_voc(path: Path) -> bool:
 
 def _is_annotated(place: Path) -> bool:
     """Whether XML files lie in a folder next to images; or among images, with boxes in them."""
-    annotations = _child(place, _ANNOTATIONS)
-    if annotations and _child(place, IMAGE_FOLDERS) and _holds_xml(annotations):
+    annotations = child_folder(place, _ANNOTATIONS)
+    if annotations and child_folder(place, IMAGE_FOLDERS) and _holds_xml(annotations):
         return True
     files = [place / entry.name for entry in scan(place) if _is_xml(entry.name) and entry.is_file()]
-    return any(re.search(rb"<annotation[\s/>]", _start(file)) for file in files[:20])
-
-
-def _start(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(1000)
+    return any(re.search(rb"<annotation[\s/>]", read_start(file)) for file in files[:20])
 
 
 def _is_xml(name: str) -> bool:
@@ -63,13 +58,9 @@ def _holds_xml(folder: Path) -> bool:
     return any(_is_xml(path.name) for path in islice(folder.rglob("*"), 1000))
 
 
-def _child(folder: Path, names: Collection[str]) -> Path | None:
-    return next((path for path in subfolders(folder) if path.name.lower() in names), None)
-
-
 def voc_splits(data: Path, images: Path | None) -> list[str]:
     """The splits that have XML files; none where this is not Pascal VOC's format."""
-    annotations = _child(data, _ANNOTATIONS) if images else None
+    annotations = child_folder(data, _ANNOTATIONS) if images else None
     return (
         list(find_places(data, images)) if is_voc(data) or (annotations and _holds_xml(annotations)) else []
     )
@@ -81,14 +72,14 @@ def find_places(data: Path, images: Path | None) -> dict[str, Place]:
     Raises:
         ValueError: a list of names cannot be read, or a split has two folders.
     """
-    annotations = _child(data, _ANNOTATIONS)
+    annotations = child_folder(data, _ANNOTATIONS)
     if annotations is None:
         places = {}
         for split, path in (paths_by_split(subfolders(data)) or {"train": data}).items():
-            pool = split_folder(images, split) if images else _child(path, IMAGE_FOLDERS) or path
-            places[split] = Place(_child(path, _ANNOTATIONS) or path, pool)
+            pool = split_folder(images, split) if images else child_folder(path, IMAGE_FOLDERS) or path
+            places[split] = Place(child_folder(path, _ANNOTATIONS) or path, pool)
         return places
-    pool = images or _child(data, IMAGE_FOLDERS) or data
+    pool = images or child_folder(data, IMAGE_FOLDERS) or data
     if listed := _listed_names(data):
         return {split: Place(annotations, pool, listed[split]) for split in SPLITS if split in listed}
     inner = paths_by_split(subfolders(annotations))
@@ -99,8 +90,8 @@ def find_places(data: Path, images: Path | None) -> dict[str, Place]:
 def _listed_names(data: Path) -> dict[str, list[str]]:
     """The names in ImageSets/Main/train.txt, val.txt and test.txt. trainval.txt, or CVAT's default.txt, is
     train where there is no train.txt."""
-    sets = _child(data, ["imagesets"])
-    main = _child(sets, ["main"]) if sets else None
+    sets = child_folder(data, ["imagesets"])
+    main = child_folder(sets, ["main"]) if sets else None
     if main is None:
         return {}
     files = {entry.name[:-4]: main / entry.name for entry in scan(main) if entry.name.endswith(".txt")}

@@ -37,7 +37,7 @@ __all__ = ["read_yolo"]
 
 logger = logging.getLogger(__name__)
 
-_SLACK = 0.01  # of the image that a box may reach over it: annotations are rounded
+_SLACK = 0.01  # of the image that an object may reach over it: annotations are rounded
 _ROUNDING = 1e-6
 _NO_LABELS = {"classes.txt", "labels.txt", "notes.txt"}
 
@@ -168,11 +168,11 @@ def _parse(line: str, number: int, count: int, masks: bool, keypoints: int) -> B
     if not values[0].is_integer() or not 0 <= values[0] < count:
         raise ValueError(f"its class number {texts[0][:20]} is none of 0 … {count - 1}")
     given = " ".join(text[:12] for text in texts[1:9])
-    if not all(-_ROUNDING <= value <= 1 + _ROUNDING for value in values[1:]):
+    if not all(-_SLACK <= value <= 1 + _SLACK for value in values[1:]):
         raise ValueError(
             f"its coordinates {given} must lie in 0 … 1, as shares of the image's width and height"
         )
-    polygon = values[1:] if len(values) > 5 else None
+    polygon = [min(max(value, 0.0), 1.0) for value in values[1:]] if len(values) > 5 else None
     if polygon is None:
         x, y, width, height = values[1:]
         corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from atconv.data.box_files import leads_outside, path_inside, read_lines
-from atconv.data.folders import IMAGE_FOLDERS, SPLITS, split_folders, split_of, splits_among, subfolders
+from atconv.data.folders import (
+    IMAGE_FOLDERS,
+    SPLITS,
+    child_folder,
+    split_folders,
+    split_of,
+    splits_among,
+    subfolders,
+)
 from atconv.data.images import image_suffixes, images_in, scan
 from atconv.engine.reading import read_yaml
 
@@ -27,6 +35,7 @@ __all__ = [
 MAX_CLASSES = 10_000
 
 _CONFIGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_LABELS = ("labels",)
 _NAMES = ("classes.txt", "obj.names")
 _LOOKED_AT = 1000  # files of a folder, or bytes of a line, to recognize it
 
@@ -51,7 +60,7 @@ def yolo_splits(data: Path, images: Path | None) -> list[str]:
     """The splits that have images; none where this is not YOLO's format."""
     if images is None:
         return list(find_sources(data, None)[0]) if is_yolo(data) else []
-    texts = (_child(data, "labels") or data).rglob("*.txt") if data.is_dir() else iter(())
+    texts = (child_folder(data, _LABELS) or data).rglob("*.txt") if data.is_dir() else iter(())
     return list(find_sources(data, images)[0]) if any(map(_holds_boxes, islice(texts, 20))) else []
 
 
@@ -224,18 +233,16 @@ def _label_folder(folder: Path, data: Path, images: Path | None) -> Path:
     root = images if images is not None and elsewhere else data
     parts = folder.relative_to(root).parts if folder.is_relative_to(root) else ()
     for i in reversed(range(len(parts))):
-        labels = _child(root.joinpath(*parts[:i]), "labels") if parts[i].lower() in IMAGE_FOLDERS else None
+        labels = (
+            child_folder(root.joinpath(*parts[:i]), _LABELS) if parts[i].lower() in IMAGE_FOLDERS else None
+        )
         if labels is not None:
             inner = labels.joinpath(*parts[i + 1 :])
             return inner if inner.is_dir() else labels
     if not elsewhere:
         return folder
-    labels = (_child(data, "labels") or data).joinpath(*parts)
+    labels = (child_folder(data, _LABELS) or data).joinpath(*parts)
     return labels if labels.is_dir() else folder
-
-
-def _child(folder: Path, name: str) -> Path | None:
-    return next((path for path in subfolders(folder) if path.name.lower() == name), None)
 
 
 def class_names(data: Path, config: tuple[Path, dict[str, Any]] | None) -> tuple[Path, list[str] | None]:

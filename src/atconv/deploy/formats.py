@@ -1,4 +1,5 @@
-"""A model as a file that runs without this package: ONNX, torch.export, AOTInductor.
+"""A model as a file that runs without this package: here ONNX, torch.export and AOTInductor. OpenVINO's,
+ExecuTorch's and Core ML's files, the web page and int8 have modules of their own; `table.FORMATS` lists all.
 
 Each format has a function that writes the file and one that opens it as a function of tensors, on a CPU: of
 images → logits, or of what the model takes and gives.

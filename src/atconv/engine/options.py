@@ -38,6 +38,7 @@ __all__ = [
     "Steps",
     "Temperature",
     "Workers",
+    "as_list",
     "check_options",
     "check_value",
     "describe",
@@ -101,12 +102,12 @@ def check_options(config: Any) -> None:
     for field in fields(config):
         value = getattr(config, field.name)
         check_value(field.name, value, hints[field.name])
-        setattr(config, field.name, _as_floats(value, hints[field.name]))
+        setattr(config, field.name, _as_floats(as_list(value, hints[field.name]), hints[field.name]))
 
 
 def check_value(name: str, value: Any, kind: Any) -> None:
-    """Raise ValueError where a value does not fit a type."""
-    rule = rule_of(kind)
+    """Raise ValueError where a value does not fit a type. One number stands for a list of it."""
+    value, rule = as_list(value, kind), rule_of(kind)
     if not _fits(value, kind):
         raise ValueError(f"{name} must be {describe(kind)}, got {value!r}")
     if rule and value is not None and not all(map(rule.holds, _numbers(value))):
@@ -114,6 +115,14 @@ def check_value(name: str, value: Any, kind: Any) -> None:
         raise ValueError(f"{name} must {rule.words}{otherwise}, got {value!r}")
     if rule and value is not None and max(_numbers(value), default=0) > rule.at_most:
         raise ValueError(f"{name} must be at most {rule.at_most:,}, got {value!r}")
+
+
+def as_list(value: Any, kind: Any) -> Any:
+    """A list of one in place of one number, where a type asks for a list of any length."""
+    lists = (each for each in (kind, *get_args(kind)) if get_origin(each) is tuple and ... in get_args(each))
+    several = next(lists, None)
+    alone = several is not None and not isinstance(value, bool) and isinstance(value, (int, float))
+    return (value,) if alone else value
 
 
 def describe(kind: Any) -> str:

@@ -81,6 +81,7 @@ class Metrics:
 
 R = TypeVar("R", bound=Result)
 M = TypeVar("M", bound=Metrics)
+P = TypeVar("P")
 
 
 class Predictor(ABC, Generic[R, M]):
@@ -145,6 +146,10 @@ class Predictor(ABC, Generic[R, M]):
         Raises:
             FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
         """
+
+    def publication(self, about: P) -> P:
+        """What is published with the run: what its task says of any run, and what is special in this one."""
+        return about
 
     @abstractmethod
     def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:

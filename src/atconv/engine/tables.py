@@ -10,7 +10,15 @@ from atconv.io import escape_row
 
 __all__ = ["Table", "metric_name", "speed_text"]
 
-_WORDS = {"val": "validation", "map": "mAP", "mar": "mAR", "miou": "mIoU", "top1": "top-1", "top5": "top-5"}
+_WORDS = {
+    "val": "validation",
+    "map": "mAP",
+    "mar": "mAR",
+    "miou": "mIoU",
+    "top1": "top-1",
+    "top5": "top-5",
+    "f1": "F1",
+}
 
 
 def metric_name(column: str) -> str:

@@ -139,7 +139,8 @@ def _usage(content: CardContent) -> str:
     about = content.spec.publication
     name = content.name if "/" in content.name else f"USER/{content.name}"
     own = _USAGE.format(name=name, call=about.call)
-    others = [f"```python\n{each.format(name=name)}\n```" for each in about.libraries]
+    mode = "L" if content.recipe.get("in_chans") == 1 else "RGB"
+    others = [f"```python\n{each.format(name=name, mode=mode)}\n```" for each in about.libraries]
     return "\n\n".join([own, *others])
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def _write(
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     card = model_card(
         CardContent(
-            spec=spec,
+            spec=replace(spec, publication=predictor.publication(about)),
             name=name,
             license=license,
             dataset=dataset or _data_name(run),

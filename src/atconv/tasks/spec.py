@@ -40,7 +40,7 @@ class Publication:
     call: str = 'results = predictor("image.jpg")'
     """a line of Python that uses the `predictor`"""
     libraries: tuple[str, ...] = ()
-    """lines of Python that open "{name}" in other libraries"""
+    """lines of Python that open "{name}" in other libraries; "{mode}" is what PIL calls its images"""
     limits: tuple[str, ...] = ()
     """what to know before using it"""
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import ast
 import functools
 import json
+import re
+import runpy
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +28,7 @@ from atconv.tasks.classification.multi_label_metrics import (
     micro_f1,
 )
 from atconv.tasks.classification.multi_label_predictor import MultiLabelPredictor
+from atconv.tasks.publish import publish
 from support.tiny import atconv as run_atconv
 from support.tiny import image_folder, no_plots, reset_accelerate, tiny_config, train_tiny
 
@@ -256,3 +261,38 @@ def test_damaged_thresholds_name_the_file(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(content | {"thresholds": damage}))
         with pytest.raises(ValueError, match=r"config.json is damaged"):
             atconv.load(tmp_path)
+
+
+def test_the_example_says_of_an_exported_run_what_predict_says(capsys: pytest.CaptureFixture[str]) -> None:
+    run = multi_run()
+    atconv.load(run).export()
+    image = run.parent / "data" / "images" / "3.png"
+    main = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "onnx_predict.py"))["main"]
+    described = json.loads((run / "export" / "export.json").read_text())
+    for threshold in (None, 0.0, 1.0):
+        if threshold is not None:
+            described["outputs"]["logits"]["thresholds"] = [threshold, threshold]
+            (run / "export" / "export.json").write_text(json.dumps(described))
+        [expected] = atconv.load(run)(image, threshold=threshold)
+        main(run / "export", [str(image)])
+        assert capsys.readouterr().out == f"{image}: {expected.rows()[0][1]}\n"
+
+
+def test_the_card_says_how_timm_gives_what_predict_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(publish(str(multi_run()), str(tmp_path / "model")))
+    card = (folder / "README.md").read_text()
+    assert "each class whose probability reaches its threshold" in card
+    assert "one for every image" not in card
+    [code] = [
+        part for part in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "import atconv, timm" in part
+    ]
+    shutil.copyfile(multi_run().parent / "data" / "images" / "3.png", tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, name: folder / name)
+    exec(code.replace("hf-hub:USER/run", f"local-dir:{folder}"), {})
+    printed = dict(ast.literal_eval(capsys.readouterr().out))
+    [result] = atconv.load(folder)("image.jpg")
+    expected = dict(zip(result.classes, result.probabilities, strict=True))
+    assert printed == pytest.approx(expected, abs=1e-5)

@@ -5,8 +5,15 @@ from __future__ import annotations
 from atconv.tasks.classification.config import ClassificationConfig, inherit_config
 from atconv.tasks.spec import Publication, TaskSpec
 
-__all__ = ["SPEC", "ClassificationConfig"]
+__all__ = ["SPEC", "TIMM_USAGE", "ClassificationConfig"]
 
+TIMM_USAGE = """import atconv, timm  # atconv registers AttNet with timm
+from PIL import Image
+
+model = timm.create_model("hf-hub:{name}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+inputs = transform(Image.open("image.jpg").convert("{mode}"))[None]
+"""
 
 SPEC = TaskSpec(
     name="classification",
@@ -37,8 +44,8 @@ SPEC = TaskSpec(
             "calibration_error": ("expected_calibration_error", " %"),
         },
         libraries=(
-            "import atconv, timm  # atconv registers AttNet with timm\n\n"
-            'model = timm.create_model("hf-hub:{name}", pretrained=True).eval()',
+            TIMM_USAGE + "probabilities = model(inputs).softmax(1)[0]\n"
+            'print(model.pretrained_cfg["label_names"][probabilities.argmax()], float(probabilities.max()))',
             "import atconv\nfrom transformers import AutoModelForImageClassification\n\n"
             'model = AutoModelForImageClassification.from_pretrained("{name}")',
         ),

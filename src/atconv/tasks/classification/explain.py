@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -30,9 +28,6 @@ def draw_support(predictor: ClassificationPredictor, image: ImageLike) -> Image.
         explanations = explain(predictor.model, probe.images, predictor.classes, layer)
     except ValueError:
         return None
-    with torch.inference_mode():  # the probability as the predictor has it, of several labels too
-        shares = predictor.activation(predictor.model(probe.images).float()).amax(1).tolist()
-    explanations = [replace(e, probability=share) for e, share in zip(explanations, shares, strict=True)]
     labels = [explanation.predicted for explanation in explanations]
     return _drawn(image_plots.plot_explanations(probe.pixels([0]), explanations, labels, layer))
 

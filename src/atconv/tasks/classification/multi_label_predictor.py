@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from atconv.data.splits import Split
 from atconv.engine.options import PositiveInt, Share
 from atconv.io import write_json, write_rows
+from atconv.tasks.classification import TIMM_USAGE
 from atconv.tasks.classification.augmentation import Tta
 from atconv.tasks.classification.multi_label_metrics import (
     MultiLabelMetrics,
@@ -26,6 +27,15 @@ from atconv.tasks.classification.multi_label_metrics import (
 from atconv.tasks.classification.predictor import Classification, ClassificationPredictor
 
 __all__ = ["MultiLabelClassification", "MultiLabelPredictor"]
+
+_TIMM_USAGE = (
+    "import json\nfrom huggingface_hub import hf_hub_download\n"
+    + TIMM_USAGE
+    + """probabilities = model(inputs).sigmoid()[0].tolist()
+classes = model.pretrained_cfg["label_names"]
+thresholds = json.load(open(hf_hub_download("{name}", "config.json")))["thresholds"]
+print([(c, p) for c, p, t in zip(classes, probabilities, thresholds) if p >= t])"""
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +75,14 @@ class MultiLabelPredictor(ClassificationPredictor):
         threshold: Share | None = None,
         tta: Tta = "none",
     ) -> list[MultiLabelClassification]:
-        least = torch.tensor(self.thresholds if threshold is None else [threshold] * len(self.classes))
-        return [
-            self._result(*pair, least, top) for pair in zip(names, self.infer_all(images, tta), strict=True)
-        ]
+        minimum = torch.tensor(self.thresholds if threshold is None else [threshold] * len(self.classes))
+        probabilities = self.infer_all(images, tta)
+        return [self._result(*pair, minimum, top) for pair in zip(names, probabilities, strict=True)]
 
-    def _result(self, name: str, shares: Tensor, least: Tensor, top: int | None) -> MultiLabelClassification:
-        order = [i for i in shares.argsort(descending=True).tolist() if shares[i] >= least[i]][:top]
+    def _result(
+        self, name: str, shares: Tensor, minimum: Tensor, top: int | None
+    ) -> MultiLabelClassification:
+        order = [i for i in shares.argsort(descending=True).tolist() if shares[i] >= minimum[i]][:top]
         return MultiLabelClassification(
             image=name,
             classes=[self.classes[i] for i in order],
@@ -92,6 +103,11 @@ class MultiLabelPredictor(ClassificationPredictor):
 
     def describe_outputs(self) -> dict[str, Any]:
         return {"activation": "sigmoid", "thresholds": self.thresholds}
+
+    def publication(self, about: Any) -> Any:
+        _, *others = about.libraries
+        limits = ("An image gets each class whose probability reaches its threshold: several, or none.",)
+        return replace(about, libraries=(_TIMM_USAGE, *others), limits=limits)
 
     def measure(  # type: ignore[override]
         self, probabilities: NDArray[np.float32], labels: NDArray[Any], speed: float, split: str, source: Any

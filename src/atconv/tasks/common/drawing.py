@@ -48,7 +48,11 @@ def find_font(texts: Iterable[str]) -> str:
 
 
 def plot_rows(
-    rows: Sequence[Sequence[tuple[str, Tensor]]], path: Path, width: int, legend: Sequence[Patch] = ()
+    rows: Sequence[Sequence[tuple[str, Tensor]]],
+    path: Path,
+    width: int,
+    legend: Sequence[Patch] = (),
+    legend_size: float = 10,
 ) -> None:
     """Plot rows of images, each row with images of one size.
 
@@ -57,11 +61,13 @@ def plot_rows(
         path: PNG to write.
         width: pixels of an image.
         legend: what stands below.
+        legend_size: of its text, in points.
     """
     shapes = [row[0][1].shape for row in rows]
     heights = [width * min(height / length, _MAX_RATIO) for _, height, length in shapes]
     titles = sum(30 for row in rows if any(title for title, _ in row))
-    below = 50 + 25 * (len(legend) // 6) if legend else 0
+    columns = max(1, min(int(6 * (10 / legend_size) * (width / _MIN_SIZE)), len(legend)))
+    below = (50 + 25 * (len(legend) // columns)) * legend_size / 10 if legend else 0
     figure, axes = plt.subplots(
         len(rows),
         len(rows[0]),
@@ -75,9 +81,7 @@ def plot_rows(
         axis.set_title(title, fontsize=10)
         axis.axis("off")
     if legend:
-        figure.legend(
-            handles=list(legend), loc="outside lower center", ncols=min(6, len(legend)), fontsize=10
-        )
+        figure.legend(handles=list(legend), loc="outside lower center", ncols=columns, fontsize=legend_size)
     save(figure, path)
 
 

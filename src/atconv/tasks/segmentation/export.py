@@ -86,8 +86,8 @@ class _Segment(nn.Module):
 
 def _resized(height: Any, width: Any, short_side: int) -> tuple[Any, Any]:
     """`resized` of data.py, of sizes that are open."""
-    least = (torch.sym_max(height, width) + MAX_RATIO - 1) // MAX_RATIO
-    short = torch.sym_max(torch.sym_min(height, width), least)
+    shortest = (torch.sym_max(height, width) + MAX_RATIO - 1) // MAX_RATIO
+    short = torch.sym_max(torch.sym_min(height, width), shortest)
     return torch.sym_max(1, short_side * height // short), torch.sym_max(1, short_side * width // short)
 
 

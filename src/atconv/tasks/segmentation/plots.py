@@ -35,7 +35,9 @@ def plot_prediction(image: Image.Image, mask: Tensor, classes: Sequence[str], pa
         path: PNG to write.
     """
     row = [("", _drawn(image, indices, classes, _MAX_WIDTH)) for indices in (None, mask)]
-    plot_rows([row], path, row[0][1].shape[2], _legend(mask.unique().tolist(), classes))
+    width = row[0][1].shape[2]
+    size = max(10.0, 15 * width / _WIDTH)  # readable where the plot is shown half as wide, as on a page
+    plot_rows([row], path, width, _legend(mask.unique().tolist(), classes), size)
 
 
 def plot_split(split: MaskSplit, classify: Classify, transform: SegmentationTransform, path: Path) -> None:
