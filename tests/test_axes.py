@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -283,7 +284,8 @@ def test_padding_modes_are_those_of_torch(mode: str) -> None:
     ("axes", "options", "message"),
     [
         (2, {"kernel_size": (3, 4)}, "kernel_size must be odd"),
-        (2, {"kernel_size": (3, 3, 3)}, "kernel_size must be odd"),
+        (2, {"kernel_size": (3, 3, 3)}, "kernel_size takes one number, or 2, got"),
+        (2, {"kernel_size": (3,)}, "kernel_size takes one number, or 2, got"),
         (1, {"stride": 0}, "stride must be 1 or more"),
         (3, {"dilation": (1, 1)}, "dilation must be 1 or more, or 3 such numbers"),
         (2, {"padding_mode": "mirror"}, "padding_mode must be one of zeros, reflect"),
@@ -301,6 +303,38 @@ def test_padding_modes_are_those_of_torch(mode: str) -> None:
 def test_options_that_do_not_fit_are_rejected(axes: int, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MODULES[axes](4, **options)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("name", ["kernel_size", "stride", "dilation", "context_bins"])
+def test_numbers_that_are_not_whole_are_rejected(axes: int, name: str) -> None:
+    for value in (3.0, "3", [1.5] * axes):
+        with pytest.raises(TypeError, match=f"{name} takes whole numbers, got"):
+            MODULES[axes](4, **{name: value})
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_options_of_a_convolution_are_named_and_none_is_taken_for_another(axes: int) -> None:
+    with pytest.raises(TypeError, match="positional"):
+        MODULES[axes](4, 6, 5, 1, 2)
+    with pytest.raises(TypeError, match=r"takes no padding: .*keeps its size"):
+        MODULES[axes](4, padding=1)
+    with pytest.raises(TypeError, match="takes no groups: `kernel_groups`"):
+        MODULES[axes](4, groups=4)
+    with pytest.raises(TypeError, match="takes no nonsense: there is no such option"):
+        MODULES[axes](4, nonsense=4)
+    names = inspect.signature(MODULES[axes]).parameters.keys()
+    assert {"stride", "dilation", "kernel_groups", "device"} <= names
+
+
+@every_option
+def test_a_printed_mixer_names_what_is_not_by_default(axes: int, options: dict[str, Any]) -> None:
+    text = MODULES[axes](4, **options).extra_repr()
+    plain = MODULES[axes](4).extra_repr()
+    for name in ("context_bins", "kernel_groups", "kernel_bias", "projections"):
+        assert name not in plain
+        if name in options:
+            assert f"{name}={options[name]}" in text
 
 
 @pytest.mark.parametrize(("mode", "size"), [("reflect", 2), ("circular", 1)])
@@ -471,6 +505,18 @@ def test_causal_mixers_export_for_every_length(options: dict[str, Any], tmp_path
         assert_close(torch.from_numpy(y), expected, 1e-5)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("options", [{}, {"chunk": 4}, {"routing": False}], ids=str)
+@torch.no_grad()
+def test_causal_mixers_export_strictly_or_not(options: dict[str, Any], strict: bool) -> None:
+    module, x = build(1, {"causal": True, **options}), image(1, size=12)
+    dims = ({2: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(module, (x,), dynamic_shapes=dims, strict=strict)
+    for size in (5, 12, 33):
+        x = image(1, size=size)
+        assert_close(program.module()(x), module(x), 1e-12)
+
+
 @every_causal
 def test_causal_macs_are_those_that_torch_counts(options: dict[str, Any]) -> None:
     module, x = build(1, {"causal": True, **options}), image(1, batch=1, size=10)
@@ -483,6 +529,31 @@ def test_causal_macs_are_those_that_torch_counts(options: dict[str, Any]) -> Non
 def test_only_causal_mixers_have_a_state() -> None:
     with pytest.raises(ValueError, match="only a causal mixer has a state"):
         ATConv1d(4).initial_state(1)
+    with pytest.raises(ValueError, match="only a causal mixer has a state"):
+        ATConv1d(4).step(torch.zeros(1, 4), ATConv1d(4, causal=True).initial_state(1))
+
+
+@torch.no_grad()
+def test_a_step_takes_a_position_and_a_state_of_its_own_mixer() -> None:
+    mixer = ATConv1d(4, causal=True)
+    state = mixer.initial_state(2)
+    for shape in ((2, 3), (3, 4), (1, 4), (2, 4, 1)):
+        with pytest.raises(ValueError, match=r"step takes a position of each sequence, 2 × 4 for this state"):
+            mixer.step(torch.zeros(shape), state)
+    with pytest.raises(TypeError, match=r"step takes torch.float32 as its state, got torch.float64"):
+        mixer.step(torch.zeros(2, 4).double(), state)
+    for other in ({"kernel_size": 5}, {"dilation": 2}, {"kernel_groups": 2}, {"context_bins": 2}):
+        with pytest.raises(ValueError, match="the state is of another mixer"):
+            mixer.step(torch.zeros(2, 4), ATConv1d(4, causal=True, **other).initial_state(2))  # type: ignore[arg-type]
+
+
+def test_long_memories_forget_exactly() -> None:
+    x, bins = image(1, batch=1, size=40), 31
+    context = functional.causal_context(x, bins)
+    for i in range(bins):
+        memory = 1.0 if i == bins - 1 else 1 - 2.0**-i
+        weights = torch.tensor([memory**back for back in range(39, -1, -1)], dtype=torch.float64)
+        assert_close(context[:, :, i, -1], (x * weights).sum(-1) / weights.sum(), 1e-13)
 
 
 @pytest.mark.parametrize(

@@ -337,3 +337,14 @@ def test_kernels_of_the_wrong_shape_are_rejected(kernel: tuple[int, ...]) -> Non
 def test_as_many_kernels_as_samples_are_required() -> None:
     with pytest.raises(ValueError, match="4 samples take 4 kernels or 1, got 3"):
         functional.dynamic_depthwise_conv(torch.zeros(4, 2, 5, 5), torch.zeros(3, 2, 3, 3))
+
+
+def test_the_kernel_size_follows_from_the_axes_of_the_map() -> None:
+    for axes in (1, 2, 3):
+        x = normal(2, 4, *[5] * axes)
+        weights = (normal(4, 4), None, normal(3**axes, 9), None, *[None] * 5)
+        sizes = (3,) * axes
+        expected = functional.atconv(x, *weights, kernel_size=sizes)
+        assert torch.equal(functional.atconv(x, *weights), expected)
+    with pytest.raises(ValueError, match=r"7 bins do not fill a kernel of odd size .* such as \(7,\)"):
+        functional.context_to_kernel(normal(2, 4, 9), normal(4, 4), None, normal(7, 9), None)

@@ -227,7 +227,7 @@ def causal_context(x: Tensor, bins: int, chunk: int = 1) -> Tensor:
         raise ValueError(f"causal_context takes a sequence B C N, got {tuple(x.shape)}")
     if bins < 1 or chunk < 1:
         raise ValueError(f"causal_context: bins and chunk must be at least 1, got {bins} and {chunk}")
-    return causal.running_means(x, bins)[..., ::chunk]
+    return causal.running_means(x, bins, chunk)
 
 
 def causal_depthwise_conv(x: Tensor, kernel: Tensor, chunk: int = 1, dilation: int = 1) -> Tensor:
@@ -317,7 +317,7 @@ def atconv(
             without a projection.
         activation: between W_k and G.
         static_kernel: G *K for no adaptive routing: the same kernels for every sample.
-        kernel_size: as in `context_to_kernel`.
+        kernel_size: K of each axis; default: the same for all axes of `x`.
         context_grid: the grid of `pool_context`.
         stride, dilation, padding_mode: as in `dynamic_depthwise_conv`.
         causal: by `causal_context` and `causal_depthwise_conv`, for a sequence, a `kernel_size` of one axis,
@@ -335,7 +335,10 @@ def atconv(
         checking.check_causal(per_axis(stride, 1, "stride"), padding_mode, context_grid)
     chunks = 1
     if context_weight is not None and generator_weight is not None and static_kernel is None:
-        bins = generator_weight.shape[1]
+        weights, bins = generator_weight.shape
+        if kernel_size is None:
+            axes = x.ndim - 2
+            kernel_size = axes * (round(int(weights) ** (1 / max(axes, 1))),)
         if causal:
             contexts = causal_context(x, bins, chunk)
             chunks = contexts.shape[3]

@@ -238,3 +238,22 @@ def test_exportable_pooling_keeps_half_precision_accurate(dtype: torch.dtype) ->
     pooled = as_product(x, 9, None)
     assert pooled.dtype == dtype
     assert_close(pooled, functional.pool_context(x.double(), 9), 4e-3)
+
+
+@pytest.mark.parametrize(("size", "bins"), [(800, 9), (300, 1)])
+@torch.no_grad()
+def test_bins_of_more_positions_than_half_precision_counts(size: int, bins: int) -> None:
+    class Pool(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.pool_context(x, bins)
+
+    x = (1 + torch.rand(1, 2, size, size)).half()
+    expected = functional.pool_context(x.double(), bins)
+    compiled = torch.compile(Pool(), backend="eager", dynamic=True)
+    dims = ({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(Pool(), (x[..., 1:].contiguous(),), dynamic_shapes=dims)
+    for pool in (compiled, program.module()):
+        assert pool(x).dtype == torch.float16
+        assert_close(pool(x), expected, 1e-3)
+    with torch.autocast("cpu", torch.float16):
+        assert_close(compiled(x.float()), expected, 1e-5)

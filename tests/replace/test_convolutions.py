@@ -169,7 +169,7 @@ def test_what_cannot_be_replaced_is_named_and_nothing_is_touched() -> None:
         "even": (nn.Conv2d(4, 4, 4, padding=2), "is even"),
         "valid": (nn.Conv2d(4, 4, 3), "does not keep the center of its kernel"),
         "grouped": (nn.Conv2d(4, 4, 3, padding=1, groups=2), "has 2 groups"),
-        "widened": (nn.Conv2d(4, 8, 3, padding=1, groups=4), "has 4 groups"),
+        "widened": (nn.Conv2d(4, 8, 3, padding=1, groups=4), "makes 2 maps of each channel"),
         "hooked": (hooked, "has hooks"),
     }
     model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4))
@@ -187,6 +187,31 @@ def test_what_cannot_be_replaced_is_named_and_nothing_is_touched() -> None:
     with pytest.raises(TypeError, match="replace_convolution takes a model"):
         atconv.replace_convolution("resnet18")  # type: ignore[arg-type]
     assert set(atconv.replace_convolution(model).kept) == set(layers)
+
+
+def test_every_reason_for_replacing_nothing_is_named() -> None:
+    class Grouped(nn.Sequential):
+        pass
+
+    conv1 = nn.Conv2d(3, 8, 7, 2, 3)
+    model = Grouped(conv1, nn.Conv2d(8, 8, 3, 1, 1, groups=2), nn.Conv2d(8, 8, 3, 1, 1, groups=2))
+    with pytest.raises(ValueError, match=r"0: it sees the image, .*; 1, 2: it has 2 groups: ATConv takes 1"):
+        atconv.replace_convolution(model)
+    for alone in (nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)):
+        with pytest.raises(ValueError, match=r"nothing was replaced\. Conv2d: it is the model itself"):
+            atconv.replace_convolution(alone)
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    atconv.replace_convolution(model)
+    with pytest.raises(ValueError, match=r"1: it is ATConv already"):
+        atconv.replace_convolution(model)
+
+
+@pytest.mark.parametrize("options", [{"nonsense": 1}, None, {"kernel_size": 3}, {}])
+def test_options_that_are_not_of_a_convolution_are_rejected(options: object) -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    with pytest.raises(ValueError, match=r"the options of a convolution are \{'convolution': True\}, got"):
+        atconv.replace.apply(model, {"0": options})
+    assert type(model[0]) is nn.Conv2d
 
 
 def test_a_model_that_fails_with_atconv_in_it_is_put_back() -> None:

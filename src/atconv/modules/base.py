@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.fx
@@ -29,6 +29,7 @@ class ATConv(nn.Module):
         in_channels: int,
         out_channels: int | None = None,
         kernel_size: int | Sequence[int] = 3,
+        *,
         stride: int | Sequence[int] = 1,
         dilation: int | Sequence[int] = 1,
         padding_mode: str = "zeros",
@@ -43,8 +44,11 @@ class ATConv(nn.Module):
         kernel_bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **others: NoReturn,
     ) -> None:
         super().__init__()
+        if others:
+            raise _not_taken(type(self).__name__, next(iter(others)))
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
@@ -106,15 +110,18 @@ class ATConv(nn.Module):
         """What has a number for each axis, and the bins."""
         name, axes = type(self).__name__, self.axes
         self.kernel_size = kernel_size
-        self._sizes = [kernel_size] * axes if isinstance(kernel_size, int) else list(kernel_size)
-        if len(self._sizes) != axes or any(size < 1 or size % 2 == 0 for size in self._sizes):
+        self._sizes = _numbers(kernel_size, axes, f"{name}: kernel_size")
+        if len(self._sizes) != axes:
+            raise ValueError(f"{name}: kernel_size takes one number, or {axes}, got {kernel_size}")
+        if any(size < 1 or size % 2 == 0 for size in self._sizes):
             raise ValueError(
                 f"{name}: kernel_size must be odd so that the map keeps its size, got {kernel_size}; "
                 "use 3, 5 or 7"
             )
         self.stride = _per_axis(stride, axes, f"{name}: stride")
         self.dilation = _per_axis(dilation, axes, f"{name}: dilation")
-        self.context_bins = math.prod(self._sizes) if context_bins is None else context_bins
+        bins = math.prod(self._sizes) if context_bins is None else context_bins
+        (self.context_bins,) = _numbers(bins, 1, f"{name}: context_bins")
         if self.context_bins < 1:
             raise ValueError(f"{name}: context_bins must be at least 1, got {context_bins}")
         self._grid = _grid(self._sizes, context_bins) if self.context_grid else None
@@ -154,6 +161,12 @@ class ATConv(nn.Module):
         for name, default in (("stride", 1), ("dilation", 1)):
             if getattr(self, name) != [default] * self.axes:
                 text += f", {name}={getattr(self, name)}"
+        if self.context_bins != math.prod(self._sizes):
+            text += f", context_bins={self.context_bins}"
+        if self.kernel_groups != self.in_channels:
+            text += f", kernel_groups={self.kernel_groups}"
+        text += ", kernel_bias=True" * (self.kernel_bias is not None)
+        text += ", projections=False" * isinstance(self.proj, nn.Identity)
         return (
             f"{text}, padding_mode={self.padding_mode!r}, routing={self.routing}, "
             f"inhibition={self.inhibition}, context_grid={self.context_grid}"
@@ -196,7 +209,25 @@ def inhibition_strength(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _per_axis(value: int | Sequence[int], axes: int, name: str) -> list[int]:
-    return per_axis(value if isinstance(value, int) else list(value), axes, name)
+    return per_axis(_numbers(value, axes, name), axes, name)
+
+
+def _numbers(value: int | Sequence[int], axes: int, name: str) -> list[int]:
+    """What was given for each axis, of whole numbers."""
+    numbers = list(value) if isinstance(value, Sequence) else [value] * axes
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError(f"{name} takes whole numbers, got {value!r}")
+    return numbers
+
+
+_OF_CONVOLUTIONS = {
+    "padding": "borders are padded so that a map keeps its size; `padding_mode` says with what",
+    "groups": "`kernel_groups` is the number of kernels, and projections=False leaves channels apart",
+}
+
+
+def _not_taken(name: str, option: str) -> TypeError:
+    return TypeError(f"{name} takes no {option}: {_OF_CONVOLUTIONS.get(option, 'there is no such option')}")
 
 
 def _grid(sizes: list[int], bins: int | None) -> list[int]:

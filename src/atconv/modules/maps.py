@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atconv import functional
 from atconv.modules.base import ATConv
@@ -55,7 +55,7 @@ class ATConv2d(_ATConvMap):
 
     Raises:
         ValueError: an option is out of range or does not fit another; in forward, a map of another shape.
-        TypeError: in forward, an integer map.
+        TypeError: an option is of another kind or not known; in forward, an integer map.
     """
 
     axes = 2
@@ -118,11 +118,44 @@ class ATConv1d(_ATConvMap):
         out_channels: int | None = None,
         kernel_size: int | Sequence[int] = 3,
         *,
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: str = "zeros",
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        bias: bool = True,
+        routing: bool = True,
+        inhibition: bool = True,
+        projections: bool = True,
+        context_grid: bool = False,
+        context_bins: int | None = None,
+        kernel_groups: int | None = None,
+        kernel_bias: bool = False,
         causal: bool = False,
         chunk: int = 1,
-        **options: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **others: NoReturn,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, **options)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            dilation=dilation,
+            padding_mode=padding_mode,
+            act_layer=act_layer,
+            bias=bias,
+            routing=routing,
+            inhibition=inhibition,
+            projections=projections,
+            context_grid=context_grid,
+            context_bins=context_bins,
+            kernel_groups=kernel_groups,
+            kernel_bias=kernel_bias,
+            device=device,
+            dtype=dtype,
+            **others,
+        )
         if chunk < 1 or (chunk > 1 and not causal):
             raise ValueError(f"ATConv1d: chunk must be 1 or more, and 1 unless causal, got {chunk}")
         if causal:
@@ -154,8 +187,7 @@ class ATConv1d(_ATConvMap):
         Raises:
             ValueError: the mixer is not causal.
         """
-        if not self.causal:
-            raise ValueError("ATConv1d: only a causal mixer has a state, this one is not: causal=True")
+        self._check_causal()
         like, reach = next(self.parameters()), (self._sizes[0] - 1) * self.dilation[0]
         return CausalState(
             0,
@@ -166,8 +198,15 @@ class ATConv1d(_ATConvMap):
         )
 
     def step(self, x: Tensor, state: CausalState) -> tuple[Tensor, CausalState]:
-        """The next position: B C → B C', and the state after it."""
-        decay = torch.tensor(memory_decay(self.context_bins)).to(state.sums)
+        """The next position: B C → B C', and the state after it.
+
+        Raises:
+            ValueError: the mixer is not causal, or `x` has another shape than B C, or the state is of another
+                mixer or batch.
+            TypeError: `x` has another dtype than the state.
+        """
+        self._check_step(x, state)
+        decay = torch.tensor(memory_decay(self.context_bins), dtype=torch.float64).to(state.sums)
         sums, weights = decay * state.sums + x[..., None], decay * state.weights + 1
         kernel = state.kernel
         if not self.routing:
@@ -182,6 +221,25 @@ class ATConv1d(_ATConvMap):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", causal=True, chunk={self.chunk}" if self.causal else "")
+
+    def _check_causal(self) -> None:
+        if not self.causal:
+            raise ValueError("ATConv1d: only a causal mixer has a state, this one is not: causal=True")
+
+    def _check_step(self, x: Tensor, state: CausalState) -> None:
+        self._check_causal()
+        batch, channels, dtype = len(state.sums), self.in_channels, state.values.dtype
+        sizes = self.context_bins, (self._sizes[0] - 1) * self.dilation[0], self.kernel_groups, self._sizes[0]
+        shapes = state.sums.shape[2:] + state.values.shape[2:] + state.kernel.shape[1:]
+        if tuple(shapes) != sizes or state.sums.shape[1] != channels:
+            raise ValueError("ATConv1d: the state is of another mixer: begin with this one's initial_state")
+        if x.shape != (batch, channels):
+            raise ValueError(
+                f"ATConv1d: step takes a position of each sequence, {batch} × {channels} for this state, "
+                f"got {tuple(x.shape)}"
+            )
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"ATConv1d: step takes {dtype} as its state, got {x.dtype}")
 
     def _inhibit(self, kernel: Tensor) -> Tensor:
         return kernel if self.alpha is None else functional.lateral_inhibition(kernel, self.alpha)

@@ -6,7 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["causal_depthwise_conv1d", "memory_decay", "running_means", "running_weights", "sum_dtype"]
+from atconv.ops.tracing import is_symbolic
+
+__all__ = [
+    "causal_depthwise_conv1d",
+    "chunks_of",
+    "memory_decay",
+    "running_means",
+    "running_weights",
+    "sum_dtype",
+]
+
+
+def chunks_of(length: int, chunk: int) -> int:
+    """M = ⌈N / chunk⌉, of symbols in the form in which an export compares it."""
+    return (length + chunk - 1) // chunk
 
 
 def sum_dtype(x: Tensor) -> torch.dtype:
@@ -22,41 +36,45 @@ def memory_decay(bins: int) -> list[float]:
 
 def running_weights(length: int, bins: int, like: Tensor) -> Tensor:
     """Σ_{s ≤ t} β_i^(t−s) of every position t and memory i: bins × length."""
-    decay = torch.tensor(memory_decay(bins), dtype=torch.float64)[:, None]
+    forgotten = 1 - torch.tensor(memory_decay(bins), dtype=torch.float64)[:, None]
     count = torch.arange(1, length + 1, dtype=torch.float64)
-    partial = (1 - decay**count) / (1 - decay).clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.where(decay < 1, partial, count).to(like)
+    partial = -torch.expm1(count * torch.log1p(-forgotten)) / forgotten  # (1 − β^count) / (1 − β)
+    return torch.where(forgotten > 0, partial, count).to(like)
 
 
-def running_means(x: Tensor, bins: int) -> Tensor:
-    """Means over positions up to each, in `bins` memories: B C N → B C n N.
+def running_means(x: Tensor, bins: int, chunk: int) -> Tensor:
+    """Means over positions up to every chunk-th, in `bins` memories: B C N → B C n M, M = ⌈N / chunk⌉.
 
     Memory i weighs a position that lies t − s back by β_i^(t−s).
     """
-    means = _by_doubling if isinstance(x.shape[2], int) else _as_product
-    return means(x.to(sum_dtype(x)), bins).to(x.dtype)
+    # A strict export shows symbols as numbers.
+    strict = torch.compiler.is_dynamo_compiling() and torch.compiler.is_exporting()
+    means = _by_doubling if isinstance(x.shape[2], int) and not strict else _as_product
+    return means(x.to(sum_dtype(x)), bins, chunk).to(x.dtype)
 
 
-def _by_doubling(x: Tensor, bins: int) -> Tensor:
+def _by_doubling(x: Tensor, bins: int, chunk: int) -> Tensor:
     """Sums of 2, 4, 8, … positions are combined, as many times as N has binary digits."""
     length = x.shape[2]
-    decay = torch.tensor(memory_decay(bins)).to(x)[:, None]
+    decay = torch.tensor(memory_decay(bins), dtype=torch.float64)[:, None]
     sums = x.unsqueeze(2).expand(-1, -1, bins, -1)
     step = 1
     while step < length:
-        sums = sums + decay**step * F.pad(sums[..., :-step], (step, 0))
+        sums = sums + (decay**step).to(x) * F.pad(sums[..., :-step], (step, 0))
         step *= 2
-    return sums / running_weights(length, bins, x)
+    return (sums / running_weights(length, bins, x))[..., ::chunk]
 
 
-def _as_product(x: Tensor, bins: int) -> Tensor:
-    """One product with the weights of all pairs of positions, n × N × N: for export, where N is a symbol."""
-    position = torch.arange(x.shape[2], device=x.device)
-    back = position[:, None] - position
+def _as_product(x: Tensor, bins: int, chunk: int) -> Tensor:
+    """One product with the weights of all pairs of positions, n × M × N: for export, where N is a symbol."""
+    length = x.shape[2]
+    position = torch.arange(length, device=x.device)
+    begin = chunk * torch.arange(chunks_of(length, chunk), device=x.device)
+    back = begin[:, None] - position
     decay = torch.tensor(memory_decay(bins), device=x.device, dtype=x.dtype)[:, None, None]
     weights = torch.where(back >= 0, decay ** back.clamp_min(0).to(x.dtype), 0)
     shares = weights / weights.sum(-1, keepdim=True)
-    means = torch.matmul(shares, x.transpose(1, 2).unsqueeze(1))  # B n N C
+    means = torch.matmul(shares, x.transpose(1, 2).unsqueeze(1))  # B n M C
     return means.permute(0, 3, 1, 2)
 
 
@@ -72,15 +90,24 @@ def causal_depthwise_conv1d(x: Tensor, kernel: Tensor, chunk: int, dilation: int
     """
     size, length = kernel.shape[-1], x.shape[2]
     padded = F.pad(x, ((size - 1) * dilation, 0))
-    if not (isinstance(kernel.shape[2], int) and kernel.shape[2] == 1):  # in an export it may be a symbol
+    if not _is_one(kernel.shape[2]):
         kernel = _of_positions(kernel, chunk, length)
     taps = [padded[..., i * dilation : i * dilation + length] * kernel[..., i] for i in range(size)]
     return torch.stack(taps).sum(0)
 
 
+def _is_one(chunks: int) -> bool:
+    """Whether it is 1 in every case: a graph for every length is not asked."""
+    if not is_symbolic():
+        return chunks == 1
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
+
+    return statically_known_true(chunks == 1)
+
+
 def _of_positions(kernel: Tensor, chunk: int, length: int) -> Tensor:
     """B C M K, a kernel a chunk → B C N K, a kernel a position."""
-    if isinstance(length, int):
+    if not is_symbolic():
         return kernel.repeat_interleave(chunk, dim=2)[:, :, :length]
     # Where N is a symbol, the slice would ask that chunks fill the sequence as the traced ones do.
     return kernel.index_select(2, torch.arange(length, device=kernel.device) // chunk)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from atconv.ops.causal import chunks_of
 from atconv.ops.dynamic_depthwise_conv import is_shared
 
 __all__ = [
@@ -74,7 +75,8 @@ def check_context(context: Tensor, weight: Tensor, generator_weight: Tensor, siz
     if math.prod(sizes) != weights or any(size % 2 == 0 for size in sizes):
         raise ValueError(
             f"context_to_kernel: {weights} bins do not fill a kernel of odd size ({sizes}); "
-            "pool into 9, 25 or 49 bins for 3×3, 5×5 or 7×7, or give the kernel_size of each axis"
+            "pool into 9, 25 or 49 bins for 3×3, 5×5 or 7×7, or give the kernel_size of each axis, "
+            "such as (7,)"
         )
     if weight.shape[1:] != (channels,) or generator_weight.shape[1:] != (bins,):
         raise ValueError(
@@ -89,12 +91,12 @@ def check_causal(stride: list[int], padding_mode: str, context_grid: object) -> 
 
 
 def check_causal_kernel(x: Tensor, kernel: Tensor, chunk: int) -> None:
-    chunks = -(-x.shape[-1] // chunk) if chunk > 0 else 0
+    chunks = chunks_of(x.shape[-1], chunk) if chunk > 0 else 0
     if (
         x.ndim != 3
         or kernel.ndim != 4
         or x.shape[1] % kernel.shape[1]
-        or kernel.shape[2] not in (1, chunks)
+        or kernel.shape[2] not in (chunks, 1)
         or (kernel.shape[0] not in (1, x.shape[0]))
     ):
         raise ValueError(

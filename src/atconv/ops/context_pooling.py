@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,8 +47,11 @@ def as_product(x: Tensor, bins: int, grid: list[int] | None) -> Tensor:
     """One product with the share that each position has in each bin.
 
     For compiling and export: sizes stay symbols. Adaptive pooling converts to ONNX with the traced size baked
-    in, and torch.compile makes it again for every size.
+    in, and torch.compile makes it again for every size. Half precision holds no share of a large bin: shares
+    and sums are float32 there, under autocast too.
     """
+    dtype, device = x.dtype, x.device.type
+    x = x if dtype == torch.float64 else x.float()
     positions = x.flatten(2).transpose(1, 2)
     if grid is None:
         shares = _shares(positions.shape[1], bins, x)
@@ -54,7 +59,10 @@ def as_product(x: Tensor, bins: int, grid: list[int] | None) -> Tensor:
         shares = _shares(x.shape[2], grid[0], x)
         for length, cells in zip(x.shape[3:], grid[1:], strict=True):
             shares = (shares[:, None, :, None] * _shares(length, cells, x)[:, None]).flatten(2).flatten(0, 1)
-    return torch.bmm(shares.expand(x.shape[0], -1, -1), positions).transpose(1, 2)
+    by_autocast = device != "meta" and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if by_autocast else nullcontext():
+        means = torch.bmm(shares.expand(x.shape[0], -1, -1), positions)
+    return means.transpose(1, 2).to(dtype)
 
 
 def _shares(positions: int, bins: int, like: Tensor) -> Tensor:

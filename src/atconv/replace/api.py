@@ -13,7 +13,7 @@ from atconv.replace.families import find_sites
 from atconv.replace.install import build
 from atconv.replace.saving import record
 from atconv.replace.start import fit_kernels
-from atconv.replace.swap import ReplacementReport, Where, check_arguments, choose, swap
+from atconv.replace.swap import ReplacementReport, Where, check_arguments, choose, nothing_replaced, swap
 
 __all__ = ["replace_attention", "replace_convolution"]
 
@@ -114,7 +114,8 @@ def replace_convolution(
         raise ValueError(f"{type(model).__name__} has no convolution larger than 1×1")
     chosen = default_convolutions(sites) if where is None else choose(model, sites, where, "convolutions")
     if not chosen:
-        raise ValueError(f"nothing was replaced. {sites[0].name}: {sites[0].reason or 'it sees the image'}")
+        first = "it sees the image, choose it by `where`"
+        raise nothing_replaced(model, {site.name: site.reason or first for site in sites})
     note = "the start is the nearest separable kernel, another function, in"
     report = swap(model, sites, chosen, [site.make() for site in chosen if site.make], example, note)
     record(model)

@@ -41,9 +41,10 @@ class ATConvConvolution(ATConv2d):
 def convolution_sites(model: nn.Module) -> list[ConvolutionSite]:
     """Every convolution of a model that is larger than 1×1, in order of its modules."""
     return [
-        _site(name, module)
+        ConvolutionSite(name, reason="it is ATConv already") if is_ours else _site(name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+        if (is_ours := isinstance(module, ATConvConvolution))
+        or (isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1)
     ]
 
 
@@ -59,6 +60,11 @@ def _site(name: str, module: Any) -> ConvolutionSite:
     reason = ""
     if not any(is_plain(module, kind) for kind in _KINDS):
         reason = f"it is a {type(module).__name__} that computes more than a convolution, or has hooks"
+    elif not name:
+        reason = "it is the model itself, which cannot change in place: replace in nn.Sequential(model)"
+    elif not depthwise and module.groups == module.in_channels > 1:
+        many = module.out_channels // module.in_channels
+        reason = f"it makes {many} maps of each channel: ATConv for single channels makes one"
     elif not depthwise and module.groups != 1:
         reason = f"it has {module.groups} groups: ATConv takes 1, or one for each channel"
     elif any(size % 2 == 0 for size in module.kernel_size):

@@ -83,7 +83,7 @@ def apply(model: nn.Module, description: Description) -> None:
     sites = convolutions | {site.name: site for site in find_sites(model)}
     chosen: list[Any] = [_site(model, sites, name) for name in description]
     modules = [
-        site.make() if site.name in convolutions else build(model, site, **_options(options))
+        _convolution(site, options) if site.name in convolutions else build(model, site, **_options(options))
         for site, options in zip(chosen, description.values(), strict=True)
     ]
     with installed(model, chosen, modules):
@@ -99,6 +99,13 @@ def _site(model: Any, sites: Mapping[str, Any], name: str) -> Any:
         reason = f"nothing to replace at {name}" if site is None else f"at {site.name}: {site.reason}"
         raise ValueError(f"nothing was replaced. {type(model).__name__}: {reason}")
     return site
+
+
+def _convolution(site: Any, options: Any) -> nn.Module:
+    if options != CONVOLUTION:
+        raise ValueError(f"the options of a convolution are {CONVOLUTION}, got {options!r}")
+    made: nn.Module = site.make()
+    return made
 
 
 def _options(options: Any) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from atconv.replace.counting import Example, example_of, macs
 from atconv.replace.install import installed
 
-__all__ = ["Replacement", "ReplacementReport", "Where", "check_arguments", "choose", "swap"]
+__all__ = [
+    "Replacement",
+    "ReplacementReport",
+    "Where",
+    "check_arguments",
+    "choose",
+    "nothing_replaced",
+    "swap",
+]
 
 Where = Callable[[str, nn.Module], bool]
 
@@ -148,14 +156,10 @@ def choose(
         ValueError: there are none, or `where` asks for one that cannot be replaced.
     """
     wanted = [site for site in sites if where is None or where(site.name, model.get_submodule(site.name))]
-    rejected: dict[str, list[str]] = defaultdict(list)
-    for site in wanted:
-        if site.make is None:
-            rejected[site.reason].append(site.name or type(model).__name__)
-    if rejected and (where is not None or all(site.make is None for site in wanted)):
-        reasons = "; ".join(f"{_some(names)}: {reason}" for reason, names in rejected.items())
+    rejected = {site.name: site.reason for site in wanted if site.make is None}
+    if rejected and (where is not None or len(rejected) == len(wanted)):
         fix = "" if where is None else "; let `where` pass over such"
-        raise ValueError(f"nothing was replaced. {reasons}{fix}")
+        raise nothing_replaced(model, rejected, fix)
     replaceable = [site for site in sites if site.make is not None]
     if blocks is not None and not set(blocks) <= set(range(len(replaceable))):
         raise ValueError(f"blocks must lie in 0…{len(replaceable) - 1}, got {sorted(blocks)}")
@@ -168,6 +172,15 @@ def choose(
         names = ", ".join(site.name for site in sites[:3])
         raise ValueError(f"none of the {len(sites)} {kind} was chosen: {names}, …")
     return chosen
+
+
+def nothing_replaced(model: nn.Module, rejected: Mapping[str, str], fix: str = "") -> ValueError:
+    """The error that names what cannot be replaced, and the reason of each."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, reason in rejected.items():
+        names[reason].append(name or type(model).__name__)
+    reasons = "; ".join(f"{_some(those)}: {reason}" for reason, those in names.items())
+    return ValueError(f"nothing was replaced. {reasons}{fix}")
 
 
 def _some(names: Sequence[str]) -> str:
