@@ -93,3 +93,13 @@ def test_a_damaged_list_of_splits_is_not_blamed_on_the_data(damage: dict[str, An
     file.write_text(json.dumps({**json.loads(file.read_text()), **damage}))
     with pytest.raises(ValueError, match=r"split\.json is damaged"):
         save_or_check_split(file, splits)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_test_split_with_the_images_of_val_is_no_test(
+    masks: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = opened(annotated_folder(tmp_path / "data", train=3, val=2), masks)
+    kept = drop_copies({**splits, "test": splits["val"]}, 0.0, tmp_path / "skipped.csv")
+    assert {name: len(split) for name, split in kept.items()} == {"train": 3, "val": 2}
+    assert "have the same images: they are val, and no test" in caplog.text

@@ -94,7 +94,7 @@ def test_sizes_and_the_option_tell_what_boxes_belong_to(orientation: int, tmp_pa
     Image.fromarray(pixels).save(data / "JPEGImages" / "0.png", exif=exif)
     if orientation < 5:
         with pytest.raises(
-            ValueError, match=r"1 images carry .*0\.png \(\d\).*--exif stored or --exif upright"
+            ValueError, match=r"1 image carries .*0\.png \(\d\).*--exif stored or --exif upright"
         ):
             open_boxes(data, False)
     stored = open_boxes(data, False, exif="stored" if orientation < 5 else None)["train"]

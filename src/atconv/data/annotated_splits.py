@@ -5,6 +5,7 @@ As in classification, no image is in two splits, not even as a copy under anothe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,17 +21,24 @@ from atconv.io import write_json
 
 __all__ = ["drop_copies", "read_saved_split", "save_or_check_split", "train_val_test_split"]
 
+logger = logging.getLogger(__name__)
+
 S = TypeVar("S", bound=AnnotatedSplit)
 
 
 def drop_copies(splits: Mapping[str, S], limit: float, path: Path) -> dict[str, S]:
     """The splits without images that also lie in a later one (test before val before train). These and the
-    unreadable ones are listed in a file; see `save_skipped`.
+    unreadable ones are listed in a file; see `save_skipped`. A test split with the images of val is left out.
 
     Raises:
         TooManyUnreadable: more than a share of all files are unreadable.
         ValueError: a split has no images but such copies.
     """
+    if "val" in splits and "test" in splits and {*_keys(splits["val"])} == {*_keys(splits["test"])}:
+        logger.warning(
+            "val and test of %s have the same images: they are val, and no test", splits["val"].where
+        )
+        splits = {name: split for name, split in splits.items() if name != "test"}
     unreadable = [SkippedFile(name, *row) for name, split in splits.items() for row in split.skipped]
     copies, dropped = [], set()
     for name, i, later, j in copies_between({name: _keys(split) for name, split in splits.items()}):
