@@ -93,6 +93,7 @@ def test_an_exported_attnet_accepts_any_size(
 
 @pytest.mark.parametrize("format", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 @torch.no_grad()
+@pytest.mark.slow
 def test_fixed_sizes_are_fixed(format: str, tmp_path: Path) -> None:
     model = tiny_attnet()
     for sizes, accepted, rejected in (
@@ -167,6 +168,7 @@ def test_models_that_cannot_be_exported_are_rejected(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_int8_is_close_to_float32(tmp_path: Path) -> None:
     model = folded()
     images = torch.randn(16, 3, 64, 96)

@@ -45,6 +45,7 @@ def test_a_cpu_looks_after_every_step_and_an_accelerator_does_not() -> None:
     assert module.steps_between_metrics(torch.device("cuda")) > 1
 
 
+@pytest.mark.slow
 def test_runs_end_the_same_however_many_steps_are_looked_at_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ def test_half_of_a_checkpoint_is_ignored_and_goes(tmp_path: Path, uninterrupted:
     assert_same_end(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_killed_more_than_once(tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
     killed(run, KillAt(STEP, nth=6))

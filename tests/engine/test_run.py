@@ -50,6 +50,7 @@ def test_timm_opens_a_run_in_a_new_process_with_the_same_logits(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("lr", [3e-3, 1e-6], ids=["learns", "stands still"])
+@pytest.mark.slow
 def test_the_best_weights_are_the_average_of_the_best_epoch(tmp_path: Path, lr: float) -> None:
     """The last of the best epochs: where validation stands still, training longer does no harm."""
     run = train_tiny(tmp_path / "run", epochs=3, lr=lr, warmup_lr=lr)

@@ -444,6 +444,7 @@ def test_compiled_without_graph_break_equals_eager(backend: str) -> None:
 
 @pytest.mark.usefixtures("reset_compiler")
 @torch.no_grad()
+@pytest.mark.slow
 def test_one_compilation_serves_sizes_and_large_batches() -> None:
     model = tiny_attnet(glu_norm=True)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")

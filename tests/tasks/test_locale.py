@@ -22,6 +22,7 @@ def atconv_in_c_locale(*arguments: str | bytes | Path) -> subprocess.CompletedPr
     return subprocess.run(command, env=environment, capture_output=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_names_of_any_encoding_under_the_c_locale(tmp_path: Path) -> None:
     folder, data = tmp_path / "data", os.fsencode(tmp_path / "data")
     image_folder(folder, {"a": 20, "b": 20, "c": 20})

@@ -58,6 +58,7 @@ def test_training_computes_in_what_the_cpu_has(
     assert bool(operations) is has_instructions
 
 
+@pytest.mark.slow
 def test_using_a_run_in_half_precision_computes_in_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

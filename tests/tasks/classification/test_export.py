@@ -219,6 +219,7 @@ def test_other_images_calibrate_and_measure(run: Path, tmp_path: Path) -> None:
         exporter.prepare_int8(str(images), None, 40)
 
 
+@pytest.mark.slow
 def test_a_torch_program_is_written(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "atconv")
     folder = tmp_path / "new" / "out"

@@ -66,6 +66,7 @@ def test_a_run_trains_on_a_stream(root: Path, tmp_path: Path, workers: int) -> N
     assert (run / "mistakes.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_resumed_stream_restarts_its_epoch_and_says_so(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = options(root, epochs=2)

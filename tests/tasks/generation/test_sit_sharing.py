@@ -78,6 +78,7 @@ def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process
             assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_two_processes_align_with_an_encoder_as_one_does(tmp_path: Path) -> None:
     changes = CHANGES | dict(repa_encoder="vit_tiny_patch16_224", repa_weights="none", repa_block=1)
     train_in_two_processes(tmp_path / "two", **changes)
@@ -119,6 +120,7 @@ def test_a_sharded_run_trains_the_weights_of_one_process(sharded: Path, tmp_path
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_sharded_run_resumes_to_the_same_end(sharded: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = options_for(run, shard=True, checkpoint_steps=3, **SHARDED)
