@@ -14,8 +14,9 @@ from PIL import Image
 
 from atconv.data.check import FINDINGS, DataReport, check_data, open_data
 from atconv.data.check_annotations import _twice
-from atconv.data.check_neighbors import neighbors, unit_vectors
+from atconv.data.check_neighbors import unit_vectors
 from atconv.data.config import DataConfig, MaskOptions
+from atconv.data.nearest import nearest_blocks
 from support.box_formats import voc_folder, yolo_folder
 from support.doc_commands import small
 from support.tiny_dense import annotated_folder
@@ -109,7 +110,7 @@ def test_a_flipped_label_is_the_most_suspicious(photos: Path) -> None:
     assert report.facts[split].images.name(index).startswith("cat/")
 
 
-def test_labels_are_not_judged_where_an_image_has_several(tmp_path: Path) -> None:
+def test_no_label_is_suspicious_where_an_image_has_several(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     for i in range(12):
         photo(rng, i % 3).save(tmp_path / f"{i}.png")
@@ -252,15 +253,15 @@ def test_annotations_of_turned_images_are_unclear_where_sizes_do_not_tell(coco: 
 def test_neighbors_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     vectors = unit_vectors({"a": rng.normal(size=(23, 6)).astype(np.float16)})["a"]
-    monkeypatch.setattr("atconv.data.check_neighbors._BLOCK", 7)
+    monkeypatch.setattr("atconv.data.nearest._BLOCK", 7)
     products = vectors.astype(np.float32) @ vectors.astype(np.float32).T
-    _, similar, places = next(neighbors(vectors, vectors, 2, own=True, above=1.0))
+    _, similar, places = next(nearest_blocks(vectors, vectors, 2, own=True, above=1.0))
     assert (places == -1).all()
     assert (similar == 1).all()
     for own in (True, False):
         expected = products - 3 * np.eye(23) * own
         order = np.argsort(-expected, 1)[:, :4]
-        blocks = list(neighbors(vectors, vectors, 4, own))
+        blocks = list(nearest_blocks(vectors, vectors, 4, own))
         assert [start for start, _, _ in blocks] == [0, 7, 14, 21]
         np.testing.assert_array_equal(np.concatenate([places for _, _, places in blocks]), order)
         similar = np.concatenate([similar for _, similar, _ in blocks])

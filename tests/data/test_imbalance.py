@@ -1,4 +1,4 @@
-"""Imbalanced classes: weights of classes and images by their formulas, and what is told of them."""
+"""Imbalanced classes: weights of classes and images by their formulas, and what is reported of them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_an_epoch_is_entered_in_its_middle(start: int) -> None:
     assert epoch(weights, 69, 5, start) == epoch(weights, 69, 5)[start:]
 
 
-def test_an_image_that_is_shown_again_is_augmented_anew() -> None:
+def test_an_image_that_is_shown_again_is_augmented_again() -> None:
     plan = BatchPlan(1, 1, 1, 69, 0.1, "")
     keys = [key for [key] in EpochBatches(69, plan, 0, 0, weights=image_weights(SINGLE, "balanced"))]
     assert len({key.position for key in keys}) < len({key.seed for key in keys}) == 69
@@ -120,7 +120,7 @@ def test_an_image_that_is_shown_again_is_augmented_anew() -> None:
     ],
     ids=["balanced", "uneven", "imbalanced", "rare", "boxes", "pixels"],
 )
-def test_what_there_is_of_each_class_is_told(
+def test_what_there_is_of_each_class_is_reported(
     occurrences: Occurrences, level: str, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "atconv"):
@@ -135,7 +135,7 @@ def test_classes_that_a_split_lacks_are_named(caplog: pytest.LogCaptureFixture) 
     assert "of the train split" not in caplog.text
 
 
-def test_of_many_classes_the_largest_and_smallest_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_of_many_classes_the_largest_and_smallest_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     labels = [label for label in range(30) for _ in range(label + 10)]
     log_classes({"train": Occurrences.of_labels([f"c{i}" for i in range(30)], labels)}, "")
     assert "imbalanced: 39 c29, 38 c28, 37 c27, 36 c26, 35 c25, …, 14 c4, 13 c3, 12 c2, 11 c1, 10 c0" in (

@@ -126,7 +126,7 @@ def test_pixels_are_read_in_any_kind_of_file(mode: str, suffix: str, tmp_path: P
 
 
 def test_gray_values_of_a_gif_are_those_that_were_written(tmp_path: Path) -> None:
-    """The palette is numbered anew by its writer: 0 and 2 are stored as 0 and 1."""
+    """The palette is renumbered by its writer: 0 and 2 are stored as 0 and 1."""
     for values in ((0, 2, 5), (0, 255, 128)):
         pixels = np.array(values, np.uint8)[INDICES]
         Image.fromarray(pixels).save(tmp_path / "x.gif")
@@ -177,7 +177,7 @@ def test_unknown_colors_are_counted_and_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_without_a_table_what_masks_hold_is_told(convert, message: str, tmp_path: Path) -> None:
+def test_without_a_table_what_masks_hold_is_reported(convert, message: str, tmp_path: Path) -> None:
     data = annotated_folder(tmp_path, train=3, val=1)
     (data / "classes.txt").unlink()
     for path in (data / "masks").rglob("*.png"):

@@ -195,10 +195,10 @@ def test_what_lies_next_to_the_splits_is_not_ignored(tmp_path: Path) -> None:
     (images / ".cache").mkdir()
     (images / "notes.txt").write_text("")
     open_masks(tmp_path)
-    (images / "val").rename(images / "holdout")
-    with pytest.raises(ValueError, match=r"images holds holdout next to train: move it .*; splits are"):
+    (images / "val").rename(images / "spare")
+    with pytest.raises(ValueError, match=r"images holds spare next to train: move it .*; splits are"):
         open_masks(tmp_path)
-    (images / "holdout").rename(images / "training")
+    (images / "spare").rename(images / "training")
     with pytest.raises(ValueError, match="images has train and training, two for the train split: leave one"):
         open_masks(tmp_path)
 
@@ -206,11 +206,19 @@ def test_what_lies_next_to_the_splits_is_not_ignored(tmp_path: Path) -> None:
 def test_images_in_folders_of_any_names_are_one_split(tmp_path: Path) -> None:
     data = annotated_folder(tmp_path)
     for kind in ("images", "masks"):
-        for split in ("train", "val"):
-            (data / kind / split).rename(data / kind / f"street-{split}")
+        for split, street in (("train", "main"), ("val", "broad")):
+            (data / kind / split).rename(data / kind / f"street-{street}")
     splits = open_masks(data)
     assert list(splits) == ["train"]
-    assert {"street-train/0.png", "street-val/0.png"} <= set(splits["train"].names)
+    assert {"street-main/0.png", "street-broad/0.png"} <= set(splits["train"].names)
+
+
+def test_splits_may_have_a_word_before_them(tmp_path: Path) -> None:
+    data = annotated_folder(tmp_path)
+    for kind in ("images", "masks"):
+        for split in ("train", "val"):
+            (data / kind / split).rename(data / kind / f"street-{split}")
+    assert list(open_masks(data)) == ["train", "val"]
 
 
 def test_an_unknown_class_is_named_where_nothing_was_checked(tmp_path: Path) -> None:

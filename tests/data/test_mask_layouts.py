@@ -252,7 +252,7 @@ def test_masks_in_two_places_are_asked_about(tmp_path: Path) -> None:
     assert open_masks(tmp_path, options=MaskOptions(masks="masks"))["train"].where == tmp_path / "masks"
 
 
-def test_names_that_images_and_masks_do_not_share_are_told(tmp_path: Path) -> None:
+def test_names_that_images_and_masks_do_not_share_are_reported(tmp_path: Path) -> None:
     for i in range(3):
         photo(tmp_path / f"images/x{i}.jpg", i)
         mask(tmp_path / f"masks/m-x{i}.png", i)

@@ -187,7 +187,7 @@ def test_the_name_in_a_file_does_not_lead_out_of_the_data(name: str, tmp_path: P
         open_boxes(data, False)
 
 
-def test_images_without_an_xml_file_are_left_out_and_told(
+def test_images_without_an_xml_file_are_left_out_and_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = voc_folder(tmp_path / "data", "train/images", train=3, val=1)

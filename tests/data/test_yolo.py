@@ -100,7 +100,7 @@ def test_polygons_give_boxes_and_masks(tmp_path: Path) -> None:
         open_boxes(plain, True)
 
 
-def test_images_without_boxes_are_kept_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_without_boxes_are_kept_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     data = yolo_folder(tmp_path / "data", train=5, val=1)
     (data / "labels" / "train" / "0.txt").unlink()

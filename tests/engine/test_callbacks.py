@@ -190,7 +190,7 @@ def test_of_equal_epochs_the_last_is_kept_and_the_first_counts_as_better(
     assert (history(*scores).best, history(*scores).improved) == (best, improved)
 
 
-def test_the_epoch_that_is_kept_is_told_with_the_one_that_it_equals(
+def test_the_epoch_that_is_kept_is_reported_with_the_one_that_it_equals(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert history(1.0, 3.0, 2.0).kept == "2"

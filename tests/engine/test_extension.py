@@ -69,7 +69,7 @@ def test_a_killed_extension_continues_to_the_same_end(
     assert (run / "metrics.json").is_file()
 
 
-def test_a_run_that_patience_stopped_has_it_anew(tmp_path: Path) -> None:
+def test_a_run_that_patience_stopped_has_it_again(tmp_path: Path) -> None:
     with no_plots():
         run = train_tiny(tmp_path / "run", epochs=6, patience=1, lr=1e-12, min_lr=0.0, warmup_lr=0.0)
     assert len(read_rows(run / "metrics.csv")) == 2  # at such a rate, no epoch is better

@@ -52,7 +52,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "reported"),
     [
         (detect, "2 classes, 12 boxes each"),
         (segment, "3 classes, pixels to train on: "),
@@ -62,11 +62,11 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     ids=["detection", "segmentation", "generation", "classification"],
 )
 def test_every_task_tells_its_classes_and_takes_a_sampler(
-    make: Callable[..., Path], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: Callable[..., Path], reported: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "atconv"):
         run = make(tmp_path / "run", epochs=1, sampler="repeat_factor", repeat_threshold=0.9)
-    assert any(line.startswith(told) for line in lines(caplog)), lines(caplog)
+    assert any(line.startswith(reported) for line in lines(caplog)), lines(caplog)
     assert list((run / "checkpoints").iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Evaluation on images that a run was trained on: it happens when asked for, or is told."""
+"""Evaluation on images that a run was trained on: it happens when asked for, or is reported."""
 
 from __future__ import annotations
 

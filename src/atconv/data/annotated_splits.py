@@ -34,14 +34,15 @@ def drop_copies(splits: Mapping[str, S], limit: float, path: Path) -> dict[str, 
         TooManyUnreadable: more than a share of all files are unreadable.
         ValueError: a split has no images but such copies.
     """
-    if "val" in splits and "test" in splits and {*_keys(splits["val"])} == {*_keys(splits["test"])}:
+    keys = {name: _keys(split) for name, split in splits.items()}
+    if "val" in keys and "test" in keys and {*keys["val"]} == {*keys["test"]}:
         logger.warning(
             "val and test of %s have the same images: they are val, and no test", splits["val"].where
         )
         splits = {name: split for name, split in splits.items() if name != "test"}
     unreadable = [SkippedFile(name, *row) for name, split in splits.items() for row in split.skipped]
     copies, dropped = [], set()
-    for name, i, later, j in copies_between({name: _keys(split) for name, split in splits.items()}):
+    for name, i, later, j in copies_between({name: keys[name] for name in splits}):
         reason = f"same image as {later}/{splits[later].name(j)}"
         copies.append(SkippedFile(name, splits[name].name(i), reason))
         dropped.add((name, i))

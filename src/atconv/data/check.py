@@ -60,7 +60,7 @@ FINDINGS = {
     "unusual shape": "Three times as wide or as high as most: a square crop shows little of them.",
     "unusual channels": "Other channels than most. All are read, as color or as gray.",
 }
-"""what each kind is, in the order in which they are told"""
+"""what each kind is, in the order of the report"""
 
 Embed = Callable[[str, Images, NDArray[np.int64]], NDArray[np.float16]]
 """(split, its images, positions of some) → a vector of each"""

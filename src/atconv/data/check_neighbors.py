@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from atconv.data.check_images import Finding, ImageFacts
 from atconv.data.folders import SPLITS
+from atconv.data.nearest import nearest_blocks
 
 __all__ = ["Vectors", "hash_vectors", "look_same", "near_copies", "unit_vectors", "wrong_labels"]
 
@@ -27,35 +27,6 @@ _BLOCK = 2048
 _CANDIDATES = 5
 _NEIGHBORS = 10
 _MARGIN = 0.6  # share of the neighbors by which another class is ahead
-
-
-def neighbors(
-    queries: NDArray[np.float16], keys: NDArray[np.float16], count: int, own: bool, above: float = -3.0
-) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.int64]]]:
-    """The nearest keys of queries by cosine similarity, in blocks, so that memory is bounded.
-
-    Args:
-        own: queries are the keys, and an image is no neighbor of its own.
-        above: similarity that neighbors must exceed.
-
-    Yields:
-        position of the first query of a block; similarities, block × count, largest first; positions of keys,
-        −1 where there are no more.
-    """
-    for start in range(0, len(queries), _BLOCK):
-        block = torch.from_numpy(queries[start : start + _BLOCK]).float()
-        best, places = torch.full((len(block), count), above), torch.full((len(block), count), -1)
-        for offset in range(0, len(keys), _BLOCK):
-            similar = block @ torch.from_numpy(keys[offset : offset + _BLOCK]).float().T
-            if own and offset == start:
-                similar.fill_diagonal_(-3)
-            rows = (
-                (similar.amax(1) > best[:, -1]).nonzero().flatten()
-            )  # sorting all would cost ten times that
-            positions = torch.arange(offset, offset + similar.shape[1]).expand(len(rows), -1)
-            best[rows], order = torch.cat([best[rows], similar[rows]], 1).topk(count)
-            places[rows] = torch.cat([places[rows], positions], 1).gather(1, order)
-        yield start, best.numpy(), places.numpy()
 
 
 def hash_vectors(facts: Mapping[str, ImageFacts]) -> Vectors:
@@ -104,7 +75,7 @@ def near_copies(
             continue
         keys = np.concatenate([vectors[other] for other in others])
         own, above = len(splits) == 1, min_similarity - 1e-4
-        for start, similar, places in neighbors(vectors[name], keys, _CANDIDATES, own, above):
+        for start, similar, places in nearest_blocks(vectors[name], keys, _CANDIDATES, own, above):
             for row, column in zip(*np.nonzero(places >= 0), strict=True):
                 image, other = (name, int(facts[name].readable[start + row])), owner[places[row, column]]
                 found.append((float(similar[row, column]), image, other))
@@ -165,7 +136,7 @@ def wrong_labels(
     if count < 3:
         return
     found: list[_Suspicion] = []
-    for start, similar, places in neighbors(everything, everything, count, own=True):
+    for start, similar, places in nearest_blocks(everything, everything, count, own=True):
         found += _suspicions(start, similar, own[places], places, own, 1 + count / 2 <= sizes)
     for each in sorted(found, reverse=True):
         split, i = owner[each.position]
@@ -183,16 +154,16 @@ def _suspicions(
     votes: NDArray[np.int64],
     places: NDArray[np.int64],
     own: NDArray[np.int64],
-    judged: NDArray[np.bool_],
+    large: NDArray[np.bool_],
 ) -> Iterator[_Suspicion]:
-    """Of a block of images; `votes` are the labels of their neighbors. Classes with few images are not
-    judged: they cannot have enough neighbors."""
+    """Of a block of images; `votes` are the labels of their neighbors. Only images of `large`
+    classes are looked at: others cannot have enough neighbors."""
     labels = own[start : start + len(votes)]
     agreeing = (votes[:, :, None] == votes[:, None]).sum(2)
     best = agreeing.argmax(1)
     rows = np.arange(len(votes))
     margins = (agreeing[rows, best] - (votes == labels[:, None]).sum(1)) / votes.shape[1]
-    for row in np.flatnonzero((margins >= _MARGIN) & judged[labels]):
+    for row in np.flatnonzero((margins >= _MARGIN) & large[labels]):
         other = int(votes[row, best[row]])
         yield _Suspicion(
             float(margins[row]),

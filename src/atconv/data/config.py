@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -29,7 +29,7 @@ class DataConfig:
     """column of a table that names the images; default: by its name"""
     label_column: str | None = None
     """column of a table that holds the labels; default: by its name"""
-    label_columns: Sequence[str] = ()
+    label_columns: tuple[str, ...] = ()
     """columns of a table that hold 0 or 1, one for each class; default: all of that kind"""
     label_separator: str | None = None
     """what separates several labels in a cell, none: each holds one; default: ; or | or , if that fits"""
@@ -107,6 +107,5 @@ def log_unused_fractions(config: Any, names: Collection[str], reason: str) -> No
 def _without_effect(config: Any, names: Collection[str], reason: str) -> Iterator[str]:
     for field in fields(config):
         value = getattr(config, field.name)
-        plain = tuple(value) if isinstance(value, list) else value  # YAML has lists alone
-        if field.name in names and plain != field.default:
+        if field.name in names and value != field.default:
             yield f"--{field.name.replace('_', '-')} {value} has no effect: {reason}"

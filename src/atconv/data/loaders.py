@@ -88,7 +88,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return rng.permutation(np.repeat(order, np.diff(ends, prepend=0).astype(np.int64)))
 
     def _key(self, place: int, position: int) -> SampleKey:
-        # An image that weights show more than once is augmented anew each time.
+        # An image that weights show more than once is augmented again each time.
         copy = place % self.repeats if self.weights is None else place
         return SampleKey(position, derive_seed("sample", self.seed, self.epoch, position, copy))
 

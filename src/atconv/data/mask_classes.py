@@ -190,7 +190,7 @@ def read_mask(path: Path, colored: bool = False) -> NDArray[np.int32]:
         ValueError: it is unreadable.
     """
     with opened_image(path) as image:
-        gif = image.format == "GIF" and image.mode == "P"  # writers of GIF number the colors anew
+        gif = image.format == "GIF" and image.mode == "P"  # writers of GIF renumber the colors
         plain = image.mode in ("1", "L", "P", "I", "F") or image.mode.startswith("I;16")
         pixels = np.array(image if plain and not colored and not gif else image.convert("RGB"))
         if gif and not colored and (pixels != pixels[..., :1]).any():

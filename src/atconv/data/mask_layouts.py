@@ -74,7 +74,7 @@ class _Match:
     """the names of folders or files say that these are masks"""
 
     @property
-    def beside(self) -> bool:
+    def same_folder(self) -> bool:
         return self.images is self.masks
 
     @property
@@ -86,7 +86,7 @@ class _Match:
     def preference(self) -> tuple[bool, bool, int, float, int]:
         """Of several matches of a folder of masks, the largest is taken."""
         left, right = str(self.images.path), str(self.masks.path)
-        name = left if self.beside else _own_part(self.images, self.masks)
+        name = left if self.same_folder else _own_part(self.images, self.masks)
         alike = _common(left, right) + _common(left[::-1], right[::-1])
         return not names_masks(name), names_images(name), alike, self.share, -rank(self.patterns[1])
 
@@ -121,7 +121,7 @@ def find_masks(
     chosen = masks is not None or pattern is not None
     matches = list(_matches(left, right, pattern, chosen))
     if not chosen:
-        named = [match for match in matches if match.named and not match.beside]
+        named = [match for match in matches if match.named and not match.same_folder]
         matches = named or [match for match in matches if _look_it(match)]
     roots = _roots(matches, data)
     if not roots:
@@ -177,7 +177,7 @@ def _matches(
         patterns |= {found for found in map(find_pattern, _sample(folder)) if is_image_pattern(found)}
     for masks in right:
         candidates = list(_candidates(masks, by_stem, sorted(patterns), pattern))
-        named = [match for match in candidates if match.named or match.beside or chosen]
+        named = [match for match in candidates if match.named or match.same_folder or chosen]
         if named or 0 < len({match.images for match in candidates if _siblings(match)}) <= _MAX_RIVALS:
             yield max(named or candidates, key=_Match.preference)
 

@@ -14,13 +14,28 @@ from atconv.data.images import Mode, read_image, upright
 from atconv.data.sources import ImageSource
 from atconv.io import read_bytes
 
-__all__ = ["KeptImages", "Stream", "TimmSource", "UnopenedDataset", "is_stream", "is_timm_name", "open_timm"]
+__all__ = [
+    "KeptImages",
+    "Stream",
+    "TimmSource",
+    "UnopenedDataset",
+    "is_stream",
+    "is_timm_name",
+    "open_timm",
+    "reject_stream",
+]
 
 _STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
 
 
 def is_stream(data: str) -> bool:
     return data.startswith(_STREAM_PREFIXES)
+
+
+def reject_stream(data: str) -> None:
+    """Raise ValueError where DATA is a stream, whose images have no positions."""
+    if is_stream(data):
+        raise ValueError(f"{data} is a stream: give an image folder, an LMDB, torch/…, hfds/… or digits")
 
 
 def is_timm_name(data: Path) -> bool:

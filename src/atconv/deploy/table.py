@@ -43,15 +43,15 @@ class Format:
     """(file, file to write, batches) → the same in int8"""
     folder: str = ""
     """below RUN/export, of a format whose files stand by themselves"""
-    beside: Callable[[str | None], list[Path]] | None = None
-    """(folder of a runtime, if not the usual one) → files that lie beside the model"""
+    companions: Callable[[str | None], list[Path]] | None = None
+    """(folder of a runtime, if not the usual one) → files that go with the model"""
 
 
 _NAMES = ("input_names", "output_names")
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(".onnx", export_onnx, open_onnx, (*_NAMES, "opset"), quantize=quantize_onnx),
-    "web": Format(".onnx", export_onnx, open_onnx, (*_NAMES, "opset"), folder="web", beside=page_files),
+    "web": Format(".onnx", export_onnx, open_onnx, (*_NAMES, "opset"), folder="web", companions=page_files),
     "torch": Format(".pt2", export_torch, open_torch),
     "aoti": Format("-aoti.pt2", export_aoti, open_aoti),
     "openvino": Format(".xml", export_openvino, open_openvino, (*_NAMES, "fp16"), quantize=quantize_openvino),

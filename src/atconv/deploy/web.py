@@ -26,7 +26,7 @@ _OTHERWISE = "or name a folder that has its files with --onnxruntime-web"
 
 
 def page_files(runtime: str | Path | None = None) -> list[Path]:
-    """The files that lie beside model.onnx and export.json in the folder of a page.
+    """The files that go with model.onnx and export.json in the folder of a page.
 
     Args:
         runtime: onnxruntime-web as npm installs it, or its folder dist; npm fetches it by default.

@@ -96,13 +96,14 @@ _WORDS = {
 
 
 def check_options(config: Any) -> None:
-    """Raise ValueError where a field of a dataclass holds what its type does not allow. Whole numbers become
-    floats where those are meant: libraries take them for another type."""
+    """Raise ValueError where a field of a dataclass holds what its type does not allow. Where those are meant,
+    whole numbers become floats, which libraries take for another type, and lists become tuples, as YAML has
+    none."""
     hints = get_type_hints(type(config), include_extras=True)
     for field in fields(config):
         value = getattr(config, field.name)
         check_value(field.name, value, hints[field.name])
-        setattr(config, field.name, _as_floats(as_list(value, hints[field.name]), hints[field.name]))
+        setattr(config, field.name, _as_typed(as_list(value, hints[field.name]), hints[field.name]))
 
 
 def check_value(name: str, value: Any, kind: Any) -> None:
@@ -134,8 +135,8 @@ def describe(kind: Any) -> str:
         return " or ".join(dict.fromkeys(map(describe, arguments)))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
-    if origin in (tuple, list, Sequence):
-        count = "" if origin is not tuple or ... in arguments else f"{len(arguments)} "
+    if origin in (tuple, list):
+        count = "" if origin is list or ... in arguments else f"{len(arguments)} "
         return f"a list of {count}{_WORDS[_base(arguments[0])].split(maxsplit=1)[-1]}s"
     return _WORDS.get(origin or kind, "something else")
 
@@ -162,8 +163,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, each) for each in arguments)
     if origin is Literal:
         return any(type(value) is type(each) and value == each for each in arguments)
-    if origin in (tuple, list, Sequence):
-        several = origin is not tuple or ... in arguments
+    if origin in (tuple, list):
+        several = origin is list or ... in arguments
         each_kind = [arguments[0]] * len(value) if several and _is_list(value) else arguments
         return _is_list(value) and len(value) == len(each_kind) and all(map(_fits, value, each_kind))
     if origin is dict or kind is dict:
@@ -181,14 +182,14 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
-def _as_floats(value: Any, kind: Any) -> Any:
-    """A value whose whole numbers are floats where its type asks for these."""
+def _as_typed(value: Any, kind: Any) -> Any:
+    """A value whose whole numbers are floats, and whose lists are tuples, where its type asks for these."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated or (origin in (Union, UnionType) and value is not None):
-        return _as_floats(value, arguments[0])
-    if origin is tuple and isinstance(value, tuple):
+        return _as_typed(value, arguments[0])
+    if origin is tuple and _is_list(value):
         kinds = [arguments[0]] * len(value) if ... in arguments else arguments
-        return tuple(map(_as_floats, value, kinds))
+        return tuple(map(_as_typed, value, kinds))
     return float(value) if kind is float else value
 
 

@@ -105,9 +105,6 @@ def read_config(run: Run, kind: type[T], task: str) -> T:
         raise ValueError(f"{run.path} is a {named} run; a {task} run is needed here")
     if not set(options) <= {f.name for f in fields(kind)}:  # type: ignore[arg-type]
         raise ValueError(f"{run.config} is not the configuration of a {task} run")
-    for name, hint in get_type_hints(kind).items():
-        if ("tuple" in str(hint) or "Sequence" in str(hint)) and isinstance(options.get(name), list):
-            options[name] = tuple(options[name])
     try:
         return kind(**options)
     except (TypeError, ValueError) as error:

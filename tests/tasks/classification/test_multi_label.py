@@ -245,7 +245,7 @@ def test_what_does_not_fit_several_labels_is_said(tmp_path: Path) -> None:
     assert (analyzed.code, "only runs of one class each are analyzed" in analyzed.err) == (2, True)
 
 
-def test_weights_of_the_other_kind_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_of_the_other_kind_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = image_folder(tmp_path / "a", {"cat": 9, "dog": 9})
     with no_plots(), caplog.at_level("INFO"):
         train_multi(tmp_path / "one", data, epochs=1, checkpoint=str(multi_run()))

@@ -46,7 +46,7 @@ def separable(root: Path, count: int = 30) -> Path:
     return root
 
 
-def test_separable_classes_are_told_apart(pixels: None, tmp_path: Path) -> None:
+def test_separable_classes_are_reported_apart(pixels: None, tmp_path: Path) -> None:
     found = probe("pixels", str(separable(tmp_path / "data")), str(tmp_path / "out"), workers=0)
     assert {name: m.top1 for name, m in found.metrics.items()} == {
         "1-NN": 100, "5-NN": 100, "20-NN": 100, "linear": 100,

@@ -277,7 +277,7 @@ def test_weights_of_another_run_with_other_classes_start_with_a_new_head(
     assert re.search(r"newly initialized, being of another shape there: head\.fc\.(bias|weight)", caplog.text)
 
 
-def test_a_head_that_is_kept_for_other_classes_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_head_that_is_kept_for_other_classes_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     config = tiny_config(checkpoint=str(trained_run()))
     log_other_classes(config, [str(i) for i in range(10)])
     assert not caplog.text
@@ -285,7 +285,7 @@ def test_a_head_that_is_kept_for_other_classes_is_told(caplog: pytest.LogCapture
     assert "as many classes, but others or in another order: 0, 1, 2, 3, 4 and 5 more there" in caplog.text
 
 
-def test_an_image_smaller_than_the_stride_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_image_smaller_than_the_stride_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     check_model(tiny_config(), load_weights=True)
     assert not caplog.text
     check_model(tiny_config(image_size=7), load_weights=True)

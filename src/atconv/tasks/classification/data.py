@@ -29,7 +29,7 @@ from atconv.data.loaders import (
 )
 from atconv.data.run_images import is_own_data, known_splits, log_trained_on, with_all
 from atconv.data.splits import Split, Splits, load_splits, open_splits
-from atconv.data.timm_sources import Stream, is_stream
+from atconv.data.timm_sources import Stream, is_stream, reject_stream
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
 from atconv.tasks.classification.augmentation import train_transform
@@ -230,8 +230,7 @@ def open_split(
         if config is None:
             raise ValueError(f"{run.path} has no config.yaml that says what it was trained on: give DATA")
         data = config.data
-    if is_stream(data):
-        raise ValueError(f"{data} is a stream: give an image folder, an LMDB, torch/…, hfds/… or digits")
+    reject_stream(data)
     elsewhere = images is not None or data_root not in (None, _root(config))
     if is_own_data(config, data) and run.split.is_file() and not elsewhere:
         splits = with_all(load_splits(config, run.path).by_name)  # type: ignore[arg-type]

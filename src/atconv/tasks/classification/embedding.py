@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -19,6 +20,7 @@ from atconv.data.arrays import SharedNames
 from atconv.data.checking import SkippedFile
 from atconv.data.images import Mode, find_images, read_image
 from atconv.data.loaders import readable_loader
+from atconv.data.nearest import nearest_blocks
 from atconv.data.sources import ImageSource
 from atconv.data.splits import Split
 from atconv.data.transforms import EvalTransform
@@ -34,8 +36,6 @@ from atconv.tasks.classification.predictor import ClassificationPredictor
 __all__ = ["Backbone", "Embedded", "FileSource", "embed", "is_embeddings", "nearest", "read_embeddings"]
 
 logger = logging.getLogger(__name__)
-
-_BLOCK = 256  # queries whose similarities to all other images are in memory at a time
 
 
 class FileSource(ImageSource):
@@ -251,7 +251,10 @@ def nearest(
     Returns:
         similarities −1 … 1 and row numbers, both queries × min(count, rows).
     """
-    rows = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
-    normalized = torch.nn.functional.normalize(torch.from_numpy(queries), dim=1)
-    best = [(block @ rows.T).topk(min(count, len(rows)), dim=1) for block in normalized.split(_BLOCK)]
-    return torch.cat([b.values for b in best]).numpy(), torch.cat([b.indices for b in best]).numpy()
+    units = [F.normalize(torch.from_numpy(each), dim=1).numpy() for each in (queries, features)]
+    shape = len(queries), min(count, len(features))
+    similarities, rows = np.empty(shape, np.float32), np.empty(shape, np.int64)
+    for start, similar, places in nearest_blocks(units[0], units[1], shape[1]):
+        block = slice(start, start + len(similar))
+        similarities[block], rows[block] = similar, places
+    return similarities, rows

@@ -1,4 +1,4 @@
-"""A classifier's answer for single images, explained in pictures."""
+"""Plots that explain what a classifier says of single images."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,18 +17,53 @@ from atconv.engine.tables import Table, speed_text
 from atconv.tasks.classification.augmentation import Tta
 
 __all__ = [
+    "MAX_CLASSES_SHOWN",
     "ClassificationMetrics",
+    "ClassifierMetrics",
     "compute_metrics",
     "expected_calibration_error",
     "predict_batches",
     "wilson_interval",
 ]
 
-_MAX_CLASSES_SHOWN = 30
+MAX_CLASSES_SHOWN = 30
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ClassificationMetrics(Metrics):
+class ClassifierMetrics(Metrics):
+    """What metrics of classifiers share, of one class an image and of several."""
+
+    hidden: ClassVar[tuple[str, ...]] = ("probabilities", "labels", "skipped", "source", "classes")
+    """what `to_dict` leaves out: arrays, and lists of files and classes"""
+
+    classes: list[str]
+    probabilities: NDArray[np.float32]
+    """images × classes"""
+    tta: Tta = "none"
+    """test-time augmentation"""
+    skipped: list[SkippedFile] = field(default_factory=list, repr=False)
+    """files that are unreadable and left out"""
+    source: Any = field(default=None, repr=False)
+    """where the images are read from, by position: `read(position, mode)` and `name(position)`"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the arrays and lists of files and classes, for JSON."""
+        return {name: value for name, value in vars(self).items() if name not in self.hidden}
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"tta": self.tta}
+
+    def last_rows(self) -> list[tuple[str, str]]:
+        """How many images, how fast and how they were seen: the end of a table of scores."""
+        return [
+            ("images", str(self.images)),
+            ("speed", speed_text(self.images_per_second)),
+            *([("test-time augmentation", self.tta)] if self.tta != "none" else []),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassificationMetrics(ClassifierMetrics):
     """Metrics of one classifier on one split. Percentages are 0…100."""
 
     top1: float
@@ -43,24 +78,7 @@ class ClassificationMetrics(Metrics):
     """mean F1 of the classes that have images or were predicted"""
     calibration_error: float
     """expected calibration error over 15 bins of confidence"""
-    classes: list[str]
-    probabilities: NDArray[np.float32]
-    """images × classes"""
     labels: NDArray[np.int64]
-    tta: Tta = "none"
-    """test-time augmentation"""
-    skipped: list[SkippedFile] = field(default_factory=list, repr=False)
-    """files that are unreadable and left out"""
-    source: Any = field(default=None, repr=False)
-    """where the images are read from, by position: `read(position, mode)` and `name(position)`"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the arrays and lists of files and classes, for JSON."""
-        hidden = ("probabilities", "labels", "skipped", "source", "classes")
-        return {name: value for name, value in vars(self).items() if name not in hidden}
-
-    def settings(self) -> dict[str, Any]:
-        return super().settings() | {"tta": self.tta}
 
     def tables(self, title: str) -> list[Table]:
         """Accuracy; and metrics by class, of many classes only those with the lowest recall."""
@@ -71,11 +89,9 @@ class ClassificationMetrics(Metrics):
             ("balanced accuracy", f"{self.balanced_accuracy:.2f} %"),
             ("macro F1", f"{self.macro_f1:.2f} %"),
             ("calibration error", f"{self.calibration_error:.2f} %"),
-            ("images", str(self.images)),
-            ("speed", speed_text(self.images_per_second)),
-            *([("test-time augmentation", self.tta)] if self.tta != "none" else []),
+            *self.last_rows(),
         ]
-        many = len(self.classes) > _MAX_CLASSES_SHOWN
+        many = len(self.classes) > MAX_CLASSES_SHOWN
         shown = sorted(self.per_class, key=lambda row: row["recall"]) if many else self.per_class
         cells = [
             (
@@ -83,9 +99,9 @@ class ClassificationMetrics(Metrics):
                 str(r["images"]),
                 *(f"{r[k]:.1f} %" for k in ("precision", "recall", "f1")),
             )
-            for r in shown[:_MAX_CLASSES_SHOWN]
+            for r in shown[:MAX_CLASSES_SHOWN]
         ]
-        heading = f"the {_MAX_CLASSES_SHOWN} classes with the lowest recall" if many else "classes"
+        heading = f"the {MAX_CLASSES_SHOWN} classes with the lowest recall" if many else "classes"
         return [
             Table(title, ("metric", "value"), rows),
             Table(heading, ("class", "images", "precision", "recall", "F1"), cells),

@@ -100,7 +100,7 @@ class MultiLabelObjective(Objective):
         """What transformers needs to know of the outputs, and the thresholds that the run has so far."""
         try:
             thresholds = read_json(run.model_config, {"thresholds": list[float] | None}).get("thresholds")
-        except (ValueError, FileNotFoundError):  # it is not there yet, or is written anew
+        except (ValueError, FileNotFoundError):  # it is not there yet, or is damaged
             thresholds = None
         known = thresholds is not None and len(thresholds) == self.classes
         return {"problem_type": MULTI_LABEL, "thresholds": thresholds if known else [0.5] * self.classes}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atconv.data.checking import SkippedFile
-from atconv.engine.predictor import Metrics
-from atconv.engine.tables import Table, speed_text
-from atconv.tasks.classification.augmentation import Tta
+from atconv.engine.tables import Table
+from atconv.tasks.classification.metrics import MAX_CLASSES_SHOWN, ClassifierMetrics
 
 __all__ = [
     "MultiLabelMetrics",
@@ -22,12 +20,12 @@ __all__ = [
     "micro_f1",
 ]
 
-_MAX_CLASSES_SHOWN = 30
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MultiLabelMetrics(Metrics):
+class MultiLabelMetrics(ClassifierMetrics):
     """Metrics of one classifier of several labels an image on one split. Percentages are 0…100."""
+
+    hidden = (*ClassifierMetrics.hidden, "thresholds")
 
     map: float
     """mean average precision of the classes that have images"""
@@ -37,32 +35,15 @@ class MultiLabelMetrics(Metrics):
     """F1 over all labels of all images"""
     exact_match: float
     """images with all labels right, and no other"""
-    classes: list[str]
     thresholds: list[float]
     """probability from which on each class is predicted"""
-    probabilities: NDArray[np.float32]
-    """images × classes"""
     labels: NDArray[np.uint8]
     """images × classes of 0 and 1"""
-    tta: Tta = "none"
-    """test-time augmentation"""
-    skipped: list[SkippedFile] = field(default_factory=list, repr=False)
-    """files that are unreadable and left out"""
-    source: Any = field(default=None, repr=False)
-    """where the images are read from, by position: `read(position, mode)` and `name(position)`"""
 
     @property
     def predicted(self) -> NDArray[np.bool_]:
         """images × classes, at the thresholds"""
         return self.probabilities >= np.array(self.thresholds)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the arrays and lists of files and classes, for JSON."""
-        hidden = ("probabilities", "labels", "skipped", "source", "classes", "thresholds")
-        return {name: value for name, value in vars(self).items() if name not in hidden}
-
-    def settings(self) -> dict[str, Any]:
-        return super().settings() | {"tta": self.tta}
 
     def tables(self, title: str) -> list[Table]:
         """Scores; and metrics by class, of many classes only those with the lowest average precision."""
@@ -71,11 +52,9 @@ class MultiLabelMetrics(Metrics):
             ("macro F1", f"{self.macro_f1:.2f} %"),
             ("micro F1", f"{self.micro_f1:.2f} %"),
             ("all labels right", f"{self.exact_match:.2f} %"),
-            ("images", str(self.images)),
-            ("speed", speed_text(self.images_per_second)),
-            *([("test-time augmentation", self.tta)] if self.tta != "none" else []),
+            *self.last_rows(),
         ]
-        many = len(self.classes) > _MAX_CLASSES_SHOWN
+        many = len(self.classes) > MAX_CLASSES_SHOWN
         ranked = sorted(self.per_class, key=lambda row: row["ap"] or 0.0) if many else self.per_class
         columns = ("ap", "precision", "recall", "f1")
         cells = [
@@ -85,9 +64,9 @@ class MultiLabelMetrics(Metrics):
                 *("–" if row[name] is None else f"{row[name]:.1f} %" for name in columns),
                 f"{row['threshold']:.3f}",
             )
-            for row in ranked[:_MAX_CLASSES_SHOWN]
+            for row in ranked[:MAX_CLASSES_SHOWN]
         ]
-        heading = f"the {_MAX_CLASSES_SHOWN} classes with the lowest AP" if many else "classes"
+        heading = f"the {MAX_CLASSES_SHOWN} classes with the lowest AP" if many else "classes"
         names = ("class", "images", "AP", "precision", "recall", "F1", "threshold")
         return [Table(title, ("metric", "value"), rows), Table(heading, names, cells)]
 

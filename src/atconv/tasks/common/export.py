@@ -137,7 +137,7 @@ def export(
     if onnxruntime_web is not None and format != "web":
         raise ValueError(f"onnxruntime_web is for web, got --format {format}: leave one of them out")
     entry = FORMATS[format]
-    beside = entry.beside(onnxruntime_web) if entry.beside else []
+    companions = entry.companions(onnxruntime_web) if entry.companions else []
     predictor = exporter.predictor
     count = 256 if calibration_images is None else calibration_images
     if fp16:
@@ -150,7 +150,7 @@ def export(
                 "hardly faster here"
             )
     images = _images(exporter, data, data_root)
-    if not exporter.any_batch or not entry.dynamic or beside:
+    if not exporter.any_batch or not entry.dynamic or companions:
         batch_size = 1
     folder = Path(out) if out is not None else predictor.run.path / "export" / entry.folder
     weights = file_digest(exporter.weights)
@@ -183,10 +183,10 @@ def export(
         description = _describe(exporter, report, weights, kept)
         text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
         (staging / DESCRIPTION).write_text(text, encoding="utf-8")
-        for file in beside:
+        for file in companions:
             shutil.copy(file, staging)
     logger.info("everything is in %s", folder)
-    if beside:
+    if companions:
         serve = f"python -m http.server --directory {folder}"
         logger.info("serve it, such as with %s, and open http://localhost:8000", serve)
     if stale:

@@ -40,7 +40,7 @@ def write_all(
     path = folder / f"model{entry.suffix}"
     _, height, width = exporter.shape
     writer = _Writer(exporter, format, options)
-    if not entry.dynamic or (entry.beside and exporter.fixed_batch):
+    if not entry.dynamic or (entry.companions and exporter.fixed_batch):
         accepts = f"one image of {height} × {width}" if batch_size == 1 else ""
         return [writer.write(path, "fixed", (batch_size, height, width), accepts)]
     count, batch = (2, "any batch") if exporter.any_batch else (1, "one image")
@@ -48,7 +48,7 @@ def write_all(
         writer.write(path, "any" if exporter.any_batch else "size", (count, *exporter.traced))
         written = writer.check_sizes(path, batch)
     except SizeError as error:
-        if entry.beside:  # a page gives images as they are
+        if entry.companions:  # a page gives images as they are
             raise
         logger.info("%s\nwriting it for %d × %d only", error, height, width)
         sizes = [(each, height, width) for each in ((1, 3) if exporter.any_batch else (1,))]
