@@ -96,9 +96,8 @@ _WORDS = {
 
 
 def check_options(config: Any) -> None:
-    """Raise ValueError where a field of a dataclass holds what its type does not allow. Where those are meant,
-    whole numbers become floats, which libraries take for another type, and lists become tuples, as YAML has
-    none."""
+    """Raise ValueError where a field of a dataclass holds what its type does not allow. Where those are
+    meant, whole numbers become floats, which libraries take for another type, and lists become tuples."""
     hints = get_type_hints(type(config), include_extras=True)
     for field in fields(config):
         value = getattr(config, field.name)
