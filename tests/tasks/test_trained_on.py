@@ -44,7 +44,7 @@ Runs = dict[str, tuple[Path, Path]]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A run of each task and its DATA, which has no splits."""
-    root = tmp_path_factory.mktemp("trained on")
+    root = tmp_path_factory.mktemp("runs")
     folders = image_folder(root / "folders", {"ant": 20, "bee": 20})
     (folders / "bee" / "bad.png").write_text("text")
     shutil.copy(folders / "bee" / "1.png", folders / "bee" / "copy of 1.png")

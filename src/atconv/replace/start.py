@@ -32,7 +32,7 @@ def fit_kernels(
     """Start each adapter at the static kernels that come nearest to its attention in one pass of the model.
 
     Before its output projection, attention answers o_p = Σ_q a_pq v_q at position p. The kernel of a channel
-    makes Σ_p (o_p − Σ_δ k_δ v_{p+δ})² least, over the positions of all maps. `site.explained` says how near
+    minimizes Σ_p (o_p − Σ_δ k_δ v_{p+δ})² over the positions of all maps. `site.explained` says how near
     that is, class and register tokens included, which take means whatever the kernels are. `site.exact` is
     for a function that is the same on all tokens, where there are positions enough to tell.
 
@@ -118,10 +118,10 @@ class _Fit:
         elif self.energy:
             inverse = torch.linalg.pinv(self.gram, hermitian=True, rtol=1e-10)
             kernels = (inverse @ self.cross[..., None])[..., 0]
-            self._judge(kernels)
+            self._measure(kernels)
             start_at(self.mixer, kernels.to(self.mixer.proj.weight))
 
-    def _judge(self, kernels: Tensor) -> None:
+    def _measure(self, kernels: Tensor) -> None:
         """Say how near the answers with these kernels are."""
         left, prefix_left = self.energy - float((kernels * self.cross).sum()), 0.0
         prefix_energy = sum(float(answer.square().sum()) for _, answer, _, _ in self.prefix)

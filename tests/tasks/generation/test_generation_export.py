@@ -48,6 +48,7 @@ def test_the_loop_of_the_example_samples_as_the_pipeline_does(
 ) -> None:
     check_samples(generation_run(), tmp_path, guidance=2.0)
     main = runpy.run_path(str(EXAMPLE))["main"]
+    capsys.readouterr()  # what the export has logged, where an earlier test has set that up
     main(tmp_path, tmp_path / "images", labels=[3, 7], count=1, seed=0, steps=2, guidance=1.0)
     with Image.open(tmp_path / "images" / "1.png") as image:
         assert (image.size, image.mode) == ((8, 8), "L")
