@@ -85,7 +85,10 @@ def train_val_test_split(splits: Mapping[str, S], fraction: float, seed: int) ->
         list(range(len(everything))), empty, _keys(everything), fraction, derive_seed("split", seed)
     )
     if not val:
-        raise ValueError("one training image cannot be split into training and validation: give more")
+        copies = ", of which the others are copies," if len(everything) > 1 else ""
+        raise ValueError(
+            f"one training image{copies} cannot be split into training and validation: give more"
+        )
     return {**splits, "train": everything.take(train), "val": everything.take(val)}
 
 
