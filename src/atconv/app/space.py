@@ -93,7 +93,8 @@ def write_space(
     """
     out = Path(folder)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty: name a new folder with --export")
+        what = "not empty" if out.is_dir() else "a file"
+        raise ValueError(f"{out} is {what}: name a new folder with --export")
     predictors = {name: load(run) for name, run in unique_names(runs).items()}
     images = validation_images(predictors, examples)
     gradio = version("gradio")
