@@ -245,7 +245,7 @@ def _export(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
 def _check_data(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
     from atconv.tasks.check import CheckOptions, check
 
-    unused = {"val_fraction", "test_fraction", "check_images", "max_skipped", "epoch_samples", "num_classes"}
+    unused = {"val_fraction", "test_fraction", "check_images", "max_skipped"}
     add_positional(parser, "data", "DATA as in training, of any task")
     add_options(parser, CheckOptions, skip={"data", *unused}, everything="--help-all" in arguments)
     add_function(parser, check, skip={"options"})

@@ -34,7 +34,6 @@ from atconv.data.check_neighbors import (
 from atconv.data.config import DataConfig, MaskOptions
 from atconv.data.formats import AnnotatedFormat, open_sources, read_annotated, recognize
 from atconv.data.imbalance import Occurrences
-from atconv.data.timm_sources import is_stream
 from atconv.engine.tables import Table
 from atconv.io import first_few
 
@@ -120,8 +119,6 @@ def open_data(config: DataConfig, masks: MaskOptions) -> dict[str, Images]:
     Raises:
         ValueError: DATA is in no format that is read here, or its files of annotations are damaged.
     """
-    if is_stream(config.data):
-        raise ValueError(f"{config.data} is a stream, whose images have no positions: give files to look at")
     found = recognize(Path(config.data))
     annotation = found.annotation if isinstance(found, AnnotatedFormat) else None
     if masks != MaskOptions() or annotation == "masks":

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from atconv.engine.options import Fraction, PositiveInt, Share
+from atconv.engine.options import Fraction, Share
 
 __all__ = ["DataConfig", "MaskOptions", "log_unused_fractions", "reject_options"]
 
@@ -22,13 +22,13 @@ class DataConfig:
     common: ClassVar[tuple[str, ...]] = ("val_fraction", "label_column")
 
     data: str = ""
-    """image folder, table of labels, LMDB, timm dataset name (torch/…, hfds/…, wds/…) or digits"""
+    """image folder, table of labels, LMDB, WebDataset shards, timm dataset (torch/…, hfds/…) or digits"""
     images: str | None = None
     """folder of the images that a table names, where they do not lie next to it"""
     image_column: str | None = None
     """column of a table that names the images; default: by its name"""
     label_column: str | None = None
-    """column of a table that holds the labels; default: by its name"""
+    """column of a table, or member or json field of a shard, that holds labels; default: by its name"""
     label_columns: tuple[str, ...] = ()
     """columns of a table that hold 0 or 1, one for each class; default: all of that kind"""
     label_separator: str | None = None
@@ -43,16 +43,12 @@ class DataConfig:
     """validation split of a named timm dataset; default: held out from the training split"""
     test_split: str | None = None
     """test split of a named timm dataset, looked at once after training"""
-    epoch_samples: PositiveInt | None = None
-    """images in one epoch of a stream (wds/…, tfds/…), where the stream does not know"""
     val_fraction: Fraction = 0.1
     """share of training images held out where DATA has no validation split"""
     test_fraction: Fraction = 0.15
     """share of all images held out for the test where DATA is one flat folder or digits"""
     check_images: Literal["decode", "header", "none"] = "decode"
     """how image files are checked before training: decode each, read its header, or not at all"""
-    num_classes: PositiveInt | None = None
-    """classes of a stream that does not name them"""
     max_skipped: Share = 0.05
     """largest share of unreadable files that are left out; more stops the run"""
 

@@ -51,7 +51,7 @@ def splits_among(paths: Iterable[Path]) -> dict[Path, str]:
     usual: dict[Path, str] = {}
     alike: dict[str, dict[Path, str]] = defaultdict(dict)
     for path in sorted(paths):
-        name = path.name.removesuffix(".lmdb")
+        name = path.name.removesuffix(".lmdb").removesuffix(".tar")
         if split := split_of(name):
             usual[path] = split
         words = _WORDS.split(name)

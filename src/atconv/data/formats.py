@@ -23,6 +23,7 @@ from atconv.data.label_tables import TABLE_OPTIONS, label_tables, open_tables
 from atconv.data.mask_layouts import has_masks
 from atconv.data.masks import MaskSplit, mask_splits, read_mask_folder
 from atconv.data.orientation import Exif
+from atconv.data.shards import open_shards, shard_splits
 from atconv.data.sources import DigitsSource, ImageSource, lmdb_files, open_folder, open_lmdb
 from atconv.data.timm_sources import UnopenedDataset, is_timm_name, open_timm
 from atconv.data.voc import read_voc
@@ -53,7 +54,6 @@ Annotation = Literal["labels", "boxes", "masks"]
 
 
 _TIMM_OPTIONS = ("data_root", "train_split", "val_split", "test_split")
-_STREAM_OPTIONS = ("epoch_samples", "num_classes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class LabelFormat(Format):
     annotation: Annotation | None = "labels"
     open: Callable[[DataConfig], Mapping[str, ImageSource]]
     """its splits by name; a lone "train" is all there is, to be split"""
-    unused: tuple[str, ...] = (*_TIMM_OPTIONS, *_STREAM_OPTIONS, *TABLE_OPTIONS)
+    unused: tuple[str, ...] = (*_TIMM_OPTIONS, *TABLE_OPTIONS)
     """options of `DataConfig` that have no effect on it"""
 
 
@@ -119,7 +119,7 @@ FORMATS: tuple[Format, ...] = (
         name="a dataset of timm's",
         recognizes=is_timm_name,
         open=open_timm,
-        unused=(*_STREAM_OPTIONS, *TABLE_OPTIONS),
+        unused=TABLE_OPTIONS,
     ),
     Format(name="the folder of a run", recognizes=is_run, advice="give a folder of images"),
     *(
@@ -175,6 +175,12 @@ FORMATS: tuple[Format, ...] = (
     LabelFormat(
         name="labeled images in LMDB files", recognizes=lambda path: bool(lmdb_files(path)), open=open_lmdb
     ),
+    LabelFormat(
+        name="WebDataset shards",
+        recognizes=lambda path: bool(shard_splits(path)),
+        open=open_shards,
+        unused=(*_TIMM_OPTIONS, *(set(TABLE_OPTIONS) - {"label_column", "label_separator"})),
+    ),
     Format(
         name="a table",
         recognizes=other.is_table,
@@ -191,9 +197,10 @@ FORMATS: tuple[Format, ...] = (
         name="a table of labels",
         recognizes=lambda path: bool(label_tables(path)),
         open=open_tables,
-        unused=(*_TIMM_OPTIONS, *_STREAM_OPTIONS),
+        unused=_TIMM_OPTIONS,
     ),
     _FOLDER,
+    Format(name="a folder of archives", recognizes=other.holds_archives, advice="unpack them"),
 )
 
 
@@ -217,8 +224,8 @@ def open_sources(config: DataConfig) -> dict[str, ImageSource]:
         raise UnfitData(path, found, "labels")
     state = "is in no format that is read here" if path.exists() else "does not exist"
     raise ValueError(
-        f"DATA {config.data!r} {state}: give an image folder, a table of labels, an LMDB file, a timm "
-        "dataset name (torch/…, hfds/…, wds/…) or digits"
+        f"DATA {config.data!r} {state}: give an image folder, a table of labels, an LMDB file, a folder of "
+        "WebDataset shards, a timm dataset name (torch/…, hfds/…) or digits"
     )
 
 

@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from atconv.data.images import PrepareImage, mode_for
+from atconv.data.images import mode_for
 from atconv.data.splits import Split
-from atconv.data.timm_sources import Stream
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.rng import derive_seed, seed_generators, seeded
 
@@ -28,12 +27,12 @@ __all__ = [
     "SeededItems",
     "eval_loader",
     "readable_loader",
-    "stream_loader",
     "train_loader",
 ]
 
 T = TypeVar("T")
 Transform = Callable[[Image.Image], Tensor]
+_OPEN_SHARDS = 16  # that an epoch reads from at a time
 
 
 class SampleKey(NamedTuple):
@@ -49,7 +48,8 @@ class EpochBatches(Sampler[list[SampleKey]]):
     The order of an epoch is a permutation seeded by (seed, epoch); with `repeats` copies follow each
     other in it and it is cut to the same length. With `weights` an image stands in it as often as its share
     of them says, rounded up or down by chance. Processes take every `processes`-th image of each total
-    batch, so a batch holds the same images however many processes share it.
+    batch, so a batch holds the same images however many processes share it. With `shards`, that of each
+    image, those of a shard come close to each other: disks read what lies together.
     """
 
     def __init__(
@@ -62,9 +62,11 @@ class EpochBatches(Sampler[list[SampleKey]]):
         repeats: int = 1,
         start: int = 0,
         weights: NDArray[np.float64] | None = None,
+        shards: NDArray[np.int32] | None = None,
     ) -> None:
         self.samples, self.plan, self.seed, self.epoch = samples, plan, seed, epoch
         self.rank, self.repeats, self.start, self.weights = rank, repeats, start, weights
+        self.shards = shards
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch * self.plan.accumulate - self.start
@@ -80,12 +82,23 @@ class EpochBatches(Sampler[list[SampleKey]]):
     def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
         order = rng.permutation(self.samples)
         if self.weights is None:
+            order = self._by_shard(order, rng)
             different, copies = -(-self.samples // self.repeats), min(self.repeats, self.samples)
             return np.repeat(order[:different], copies)[: self.samples]
         ends = np.cumsum(self.weights[order])
         ends = np.floor(ends * (self.samples / ends[-1]) + rng.random())
         ends[-1] = self.samples  # whatever rounding says
-        return rng.permutation(np.repeat(order, np.diff(ends, prepend=0).astype(np.int64)))
+        order = np.repeat(order, np.diff(ends, prepend=0).astype(np.int64))
+        return self._by_shard(rng.permutation(order), rng)
+
+    def _by_shard(self, order: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """The same, with shards one after the other in random order, each spread over the next few; those
+        of the last few over the first few."""
+        if self.shards is None:
+            return order
+        count = int(self.shards.max()) + 1
+        turns = rng.permutation(count)[self.shards[order]]
+        return order[np.argsort((turns + min(_OPEN_SHARDS, count) * rng.random(len(order))) % count)]
 
     def _key(self, place: int, position: int) -> SampleKey:
         # An image that weights show more than once is augmented again each time.
@@ -138,16 +151,6 @@ def _collate_readable(items: list[Any]) -> tuple[Tensor, Tensor, list[tuple[str,
     return images, torch.from_numpy(np.array([label for _, label in readable])), unreadable
 
 
-class _StreamImages(IterableDataset[tuple[Tensor, int]]):
-    def __init__(self, stream: Stream, transform: Transform, in_chans: int) -> None:
-        self.stream, self.transform = stream, transform
-        self.prepare = PrepareImage(in_chans)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        for image, label in self.stream:
-            yield self.transform(self.prepare(image)), int(label)
-
-
 def train_loader(
     split: Split,
     transform: Transform,
@@ -175,12 +178,3 @@ def readable_loader(
     not and their positions. A batch may have no image."""
     dataset = _ReadableImages(split, transform, in_chans)
     return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin, collate_fn=_collate_readable)
-
-
-def stream_loader(
-    stream: Stream, transform: Transform, in_chans: int, batch_size: int, workers: int, drop_last: bool
-) -> DataLoader[Any]:
-    """Batches of a stream in the order it gives."""
-    return DataLoader(
-        _StreamImages(stream, transform, in_chans), batch_size, num_workers=workers, drop_last=drop_last
-    )

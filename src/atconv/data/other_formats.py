@@ -18,6 +18,7 @@ from atconv.data.images import image_suffixes, scan
 __all__ = [
     "UNREAD_BOXES",
     "has_image",
+    "holds_archives",
     "is_archive",
     "is_image",
     "is_table",
@@ -45,6 +46,13 @@ def is_weights(path: Path) -> bool:
 
 def is_archive(path: Path) -> bool:
     return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+
+
+def holds_archives(path: Path) -> bool:
+    """Whether there are archives among the first files of a folder."""
+    return any(
+        is_archive(file) for ending in (".zip", ".tar", ".gz", ".tgz") for file in _first(path, ending)
+    )
 
 
 def is_image(path: Path) -> bool:

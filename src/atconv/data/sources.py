@@ -71,6 +71,11 @@ class ImageSource(ABC):
         """One class for every image, of which splits hold equal shares."""
         return self._labels.strata
 
+    @property
+    def shards(self) -> NDArray[np.int32] | None:
+        """The number of the file that each image lies in, where files hold many one after the other."""
+        return None
+
     def target(self, index: int) -> Any:
         """What a loss takes for an image: its class index, or 0 and 1 for each class."""
         return self._labels.target(index)

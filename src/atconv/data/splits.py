@@ -86,6 +86,12 @@ class Split:
     def name(self, position: int) -> str:
         return self.source.name(int(self.indices[position]))
 
+    @property
+    def shards(self) -> NDArray[np.int32] | None:
+        """As `ImageSource.shards`, of every image."""
+        shards = self.source.shards
+        return None if shards is None else shards[self.indices]
+
 
 @dataclass
 class Splits:

@@ -12,7 +12,7 @@ from atconv.data.images import image_suffixes
 from atconv.data.table_files import TableFile, read_table
 from atconv.io import first_few
 
-__all__ = ["NO", "YES", "Columns", "choose_columns", "fold_column", "has_labels"]
+__all__ = ["LABEL_NAMES", "NO", "YES", "Columns", "choose_columns", "fold_column", "has_labels"]
 
 YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no", ""}
 _UNKNOWN = {"-1", "-1.0", "?", "u", "nan", "na", "n/a", "null", "none"}
@@ -21,7 +21,7 @@ _IMAGE = (
     "imgpath", "imgname", "imgid", "file", "files", "filename", "filenames", "filepath", "filepaths", "fname",
     "path", "paths", "relativepath", "picture", "photo", "id",
 )  # fmt: skip
-_LABEL = (
+LABEL_NAMES = (
     "label", "labels", "class", "classes", "classname", "labelname", "category", "categories",
     "categoryname", "target", "targets", "tag", "tags", "species", "breed", "diagnosis", "findinglabels",
     "classid", "labelid", "categoryid", "y",
@@ -80,7 +80,7 @@ def choose_columns(table: TableFile, config: DataConfig) -> Columns:
             "--label-column to classify whole images"
         )
     others = [name for name in table.columns if name and name not in (image, split)]
-    label = config.label_column or _guess(table, _LABEL, (image, split))
+    label = config.label_column or _guess(table, LABEL_NAMES, (image, split))
     if label is None and len(others) == 1:
         [label] = others
     if label is not None:
@@ -107,7 +107,7 @@ def has_labels(path: Path) -> bool:
         if image is None or _has_boxes(table):
             return False
         others = [name for name in table.columns if name != image]
-        return _guess(table, _LABEL) is not None or len(_class_columns(table, others)) > 1
+        return _guess(table, LABEL_NAMES) is not None or len(_class_columns(table, others)) > 1
     except ModuleNotFoundError:
         return True  # Parquet: opening it says what is missing
     except ValueError:

@@ -1,8 +1,8 @@
-"""Labeled images that timm opens by name: datasets by index, and streams, which only give images in order."""
+"""Labeled images that timm opens by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,7 @@ from atconv.data.images import Mode, read_image, upright
 from atconv.data.sources import ImageSource
 from atconv.io import read_bytes
 
-__all__ = [
-    "KeptImages",
-    "Stream",
-    "TimmSource",
-    "UnopenedDataset",
-    "is_stream",
-    "is_timm_name",
-    "open_timm",
-    "reject_stream",
-]
-
-_STREAM_PREFIXES = ("wds/", "tfds/", "hfids/")
-
-
-def is_stream(data: str) -> bool:
-    return data.startswith(_STREAM_PREFIXES)
-
-
-def reject_stream(data: str) -> None:
-    """Raise ValueError where DATA is a stream, whose images have no positions."""
-    if is_stream(data):
-        raise ValueError(f"{data} is a stream: give an image folder, an LMDB, torch/…, hfds/… or digits")
+__all__ = ["TimmSource", "UnopenedDataset", "is_timm_name", "open_timm"]
 
 
 def is_timm_name(data: Path) -> bool:
@@ -103,53 +82,7 @@ class TimmSource(ImageSource):
         return source[index]
 
 
-class Stream:
-    """A dataset that timm only gives in order: wds/…, tfds/…, hfids/…. Iterates over (PIL image, label).
-
-    Raises:
-        ValueError: timm cannot open it, or its length or classes are unknown: name them.
-    """
-
-    def __init__(
-        self, name: str, root: str | None, split: str, training: bool, batch_size: int, samples: int | None,
-        classes: int | None, seed: int,
-    ) -> None:  # fmt: skip
-        self.dataset = open_timm_dataset(
-            name, root, split, is_training=training, batch_size=batch_size, num_samples=samples, seed=seed
-        )
-        length = samples or len(self.dataset)
-        if not length:
-            raise ValueError(f"{name} does not say how many images it has: give --epoch-samples")
-        self.samples = int(length)
-        known = getattr(self.dataset.reader, "class_to_idx", None)
-        if known and classes is not None:
-            raise ValueError(f"{name} names its {len(known)} classes: leave --num-classes out")
-        if known:
-            self.classes = [str(c) for c, _ in sorted(known.items(), key=lambda item: item[1])]
-        elif classes:
-            self.classes = [str(i) for i in range(classes)]
-        else:
-            raise ValueError(f"{name} does not name its classes: give --num-classes")
-
-    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
-        yield from self.dataset
-
-
-class KeptImages:
-    """Some images of a stream, by their position in it, collected by going through it once."""
-
-    def __init__(self, stream: Stream, positions: Sequence[int]) -> None:
-        wanted = set(positions)
-        self._kept = {i: image for i, (image, _) in enumerate(stream) if i in wanted}
-
-    def read(self, position: int, mode: Mode) -> Image.Image:
-        return upright(self._kept[position], mode)
-
-    def name(self, position: int) -> str:
-        return str(position)
-
-
-def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -> Any:
+def open_timm_dataset(name: str, root: str | None, split: str) -> Any:
     """`timm.data.create_dataset` with every failure explained in one line."""
     from timm.data import create_dataset
 
@@ -159,7 +92,7 @@ def open_timm_dataset(name: str, root: str | None, split: str, **options: Any) -
         raise ValueError(f"{name} needs --data-root, the folder its files lie in")
     try:
         # No color mode: images are converted here, as in prediction.
-        options = {"input_img_mode": None, **options}
+        options: dict[str, Any] = {"input_img_mode": None}
         return create_dataset(name, root=root, split=split, **options)
     except ImportError as error:
         raise ValueError(f"{name} needs a package that is not installed: {error}") from error

@@ -26,8 +26,6 @@ class Task(ABC):
     """micro-batches need an even number of samples"""
     min_batch: int = 1
     """samples that a micro-batch needs, of which batch norm learns"""
-    streams: bool = False
-    """data comes as a stream that cannot be entered in the middle: resume restarts its epoch"""
     monitor: str | None = None
     """metric of `evaluate` that picks the best epoch, higher is better; None keeps the last epoch"""
 

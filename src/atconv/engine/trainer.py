@@ -307,10 +307,6 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch, self._sums = state["epoch"], state["step_in_epoch"], state["sums"]
         self.history.rows = [MappingProxyType(row) for row in state["history"]]
-        if self.task.streams and self.epoch < self.config.epochs:
-            logger.info(
-                "a stream cannot be entered in the middle: epoch %d starts from its beginning", self.epoch + 1
-            )
 
 
 class _StepMetrics(NamedTuple):

@@ -179,7 +179,7 @@ def _portable(value: Any) -> Any:
 def _data_name(run: Run) -> str:
     """What the data are called: a name of timm's without its prefix, or that of a file or folder."""
     data = str(read_options(run).get("data") or "") if run.config.is_file() else ""
-    for prefix in ("hfds/", "torch/", "tfds/"):
+    for prefix in ("hfds/", "torch/"):
         if data.startswith(prefix):
             return data.removeprefix(prefix)
     return ntpath.basename(data.rstrip("/\\")) or "unnamed data"

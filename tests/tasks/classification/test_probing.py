@@ -120,7 +120,7 @@ def test_a_run_is_probed_on_its_own_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [("one", "has 1 class"), ("wds/shards", "is a stream"), ("nowhere", "does not exist")],
+    [("one", "has 1 class"), ("nowhere", "does not exist")],
 )
 def test_data_that_does_not_fit_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, message: str

@@ -475,7 +475,6 @@ def one_line(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
         ("digits", dict(interpolant="cosine"), "interpolant"),
         ("digits", dict(hflip=2.0), "hflip must lie in 0 … 1"),
         ("digits", dict(checkpoint="nowhere.pt"), "nowhere.pt"),
-        ("wds/some", {}, "wds/some is a stream: generation takes folders"),
         ("nowhere", {}, "nowhere"),
         (
             "digits",

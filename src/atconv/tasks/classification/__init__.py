@@ -19,8 +19,8 @@ SPEC = TaskSpec(
     name="classification",
     command="",
     config=ClassificationConfig,
-    data="an image folder, a table of labels, an LMDB file, a timm dataset name (torch/..., hfds/..., "
-    "wds/...) or digits",
+    data="an image folder, a table of labels, an LMDB file, WebDataset shards, a timm dataset name "
+    "(torch/..., hfds/...) or digits",
     inherit_config=inherit_config,
     evaluation_writes=("predictions.csv", "confusion.png", "mistakes.png", "classes.png"),
     tools=("train", "evaluate", "predict", "study", "analyze", "embed", "neighbors", "probe", "export"),

@@ -1,8 +1,5 @@
-"""Where a classifier's images come from: splits by index, or a stream.
-
-Both answer the same questions: training batches of an epoch, validation batches, and what the finished model
-is evaluated on.
-"""
+"""A classifier's images: training batches of an epoch, validation batches, and what the finished model is
+evaluated on."""
 
 from __future__ import annotations
 
@@ -14,22 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atconv.data.checking import SkippedFile, log_skipped
-from atconv.data.config import log_unused_fractions, reject_options
 from atconv.data.folders import choose_split
-from atconv.data.formats import open_sources
+from atconv.data.formats import LabelFormat, open_sources, recognize
 from atconv.data.imbalance import Occurrences, image_weights, log_classes
-from atconv.data.label_tables import TABLE_OPTIONS, label_tables
+from atconv.data.label_tables import TABLE_OPTIONS
 from atconv.data.loaders import (
     EpochBatches,
     Transform,
     eval_loader,
     readable_loader,
-    stream_loader,
     train_loader,
 )
 from atconv.data.run_images import is_own_data, known_splits, log_trained_on, with_all
 from atconv.data.splits import Split, Splits, load_splits, open_splits
-from atconv.data.timm_sources import Stream, is_stream, reject_stream
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
 from atconv.tasks.classification.augmentation import train_transform
@@ -40,9 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "IndexedData",
+    "ClassificationData",
     "ReadableBatches",
-    "StreamData",
     "data_config",
     "eval_batch_size",
     "imbalance_advice",
@@ -56,8 +49,8 @@ logger = logging.getLogger(__name__)
 _MIN_EVAL_BATCH = 32
 
 
-class IndexedData:
-    """Images by index: split, shuffled and resumed exactly."""
+class ClassificationData:
+    """The splits of a run, and batches of them."""
 
     def __init__(self, config: ClassificationConfig, splits: Splits, accelerator: Accelerator) -> None:
         self.config, self.splits, self.accelerator = config, splits, accelerator
@@ -66,18 +59,17 @@ class IndexedData:
         self.multi_label = train.source.multi_label
         self.labels = train.source.labels[train.indices] if config.class_weights != "none" else None
         self.weights = image_weights(_occurrences(train), config.sampler, config.repeat_threshold)
-        self.val: Split | Stream = splits["val"]
+        self.val: Split = splits["val"]
         self.transform = train_transform(config)
         self.final_name = "test" if "test" in splits.by_name else "val"
-        self.final: Split | Stream = splits[self.final_name]
+        self.final: Split = splits[self.final_name]
 
     def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         config, rank = self.config, self.accelerator.process_index
+        train, pin = self.splits["train"], self.accelerator.device.type == "cuda"
         batches = EpochBatches(
-            self.samples, plan, config.seed, epoch, rank, config.repeats, start, self.weights
+            self.samples, plan, config.seed, epoch, rank, config.repeats, start, self.weights, train.shards
         )
-        pin = self.accelerator.device.type == "cuda"
-        train = self.splits["train"]
         return iter(train_loader(train, self.transform, config.in_chans, batches, config.workers, pin))
 
     def val_batches(self, transform: Transform, batch_size: int) -> Iterable[Any]:
@@ -92,81 +84,13 @@ class IndexedData:
         return eval_loader(share, transform, self.config.in_chans, batch_size, self.config.workers, pin)
 
 
-class StreamData:
-    """Images in the order that a stream gives. One process; resume restarts the epoch it was in."""
-
-    labels = None
-    multi_label = False
-    final_name = "val"
-
-    def __init__(self, config: ClassificationConfig, accelerator: Accelerator) -> None:
-        if accelerator.num_processes > 1:
-            raise ValueError(
-                f"{config.data} is a stream: it trains in one process; use folders, LMDB or hfds/ for more"
-            )
-        if config.test_split is not None or config.checkpoint_steps is not None:
-            raise ValueError(
-                f"{config.data} is a stream: it takes neither test_split nor checkpoint_steps; evaluate its "
-                "test images from a folder, an LMDB or hfds/"
-            )
-        if config.val_split is None:
-            raise ValueError(
-                f"{config.data} is a stream: nothing can be held out of it; name its --val-split"
-            )
-        reason = f"DATA {config.data} is a stream, which is read once, in its order"
-        reject_options(config, ("check_images", "max_skipped", "repeats", "sampler"), reason)
-        log_unused_fractions(config, ("val_fraction", "test_fraction"), reason)
-        self.config = config
-        self.train = self._open(config.train_split, training=True)
-        self.final: Split | Stream = self._open(config.val_split, training=False)
-        self.val = self.final
-        self.classes, self.samples = self.train.classes, self.train.samples
-        self.transform = train_transform(config)
-
-    def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
-        """As many micro-batches as an epoch has; the stream starts over where it is shorter."""
-        needed = plan.steps_per_epoch * plan.accumulate - start
-        set_epoch = getattr(self.train.dataset, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
-        config = self.config
-        while needed > 0:
-            before = needed
-            for batch in stream_loader(
-                self.train, self.transform, config.in_chans, plan.micro_batch, config.workers, drop_last=True
-            ):
-                yield batch
-                needed -= 1
-                if needed == 0:
-                    return
-            if needed == before:
-                raise ValueError(f"{config.data} gives fewer images than a batch of {plan.micro_batch}")
-
-    def val_batches(self, transform: Transform, batch_size: int) -> Iterable[Any]:
-        assert isinstance(self.final, Stream)
-        config = self.config
-        return stream_loader(
-            self.final, transform, config.in_chans, batch_size, config.workers, drop_last=False
-        )
-
-    def _open(self, split: str, training: bool) -> Stream:
-        config = self.config
-        samples = config.epoch_samples if training else None
-        return Stream(
-            config.data, config.data_root, split, training, config.batch_size, samples, config.num_classes,
-            config.seed,
-        )  # fmt: skip
-
-
-def open_data(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> IndexedData | StreamData:
+def open_data(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> ClassificationData:
     """The images of a run.
 
     Raises:
-        ValueError: DATA does not fit; see `open_splits` and `StreamData`.
+        ValueError: DATA does not fit; see `open_splits`.
     """
-    if is_stream(config.data):
-        return StreamData(config, accelerator)
-    return IndexedData(config, open_splits(config, config.seed, run, accelerator), accelerator)
+    return ClassificationData(config, open_splits(config, config.seed, run, accelerator), accelerator)
 
 
 def eval_batch_size(config: ClassificationConfig) -> int:
@@ -224,13 +148,12 @@ def open_split(
     run's or not given, else what DATA comes with.
 
     Raises:
-        ValueError: DATA has no such split, is a stream, or names other classes.
+        ValueError: DATA has no such split, or names other classes.
     """
     if data is None:
         if config is None:
             raise ValueError(f"{run.path} has no config.yaml that says what it was trained on: give DATA")
         data = config.data
-    reject_stream(data)
     elsewhere = images is not None or data_root not in (None, _root(config))
     if is_own_data(config, data) and run.split.is_file() and not elsewhere:
         splits = with_all(load_splits(config, run.path).by_name)  # type: ignore[arg-type]
@@ -258,10 +181,11 @@ def open_split(
 
 
 def _table_options(config: ClassificationConfig | None, data: str, images: str | None) -> dict[str, Any]:
-    """Options for a table that is not the run's: those that the run's was read with."""
-    if images is None and not label_tables(Path(data)):
-        return {}
-    options = {} if config is None else {name: getattr(config, name) for name in TABLE_OPTIONS}
+    """Options for DATA that is not the run's: those that the run's was read with, as far as they fit."""
+    found = recognize(Path(data))
+    unused = found.unused if isinstance(found, LabelFormat) else TABLE_OPTIONS
+    names = [name for name in TABLE_OPTIONS if name not in unused]
+    options = {} if config is None else {name: getattr(config, name) for name in names}
     return options if images is None else options | {"images": images}
 
 

@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from atconv.data.splits import Split
-from atconv.data.timm_sources import Stream
 from atconv.engine.reading import read_json
 from atconv.engine.rng import seeded
 from atconv.engine.run import Run
@@ -105,5 +104,5 @@ class MultiLabelObjective(Objective):
         known = thresholds is not None and len(thresholds) == self.classes
         return {"problem_type": MULTI_LABEL, "thresholds": thresholds if known else [0.5] * self.classes}
 
-    def finish(self, predictor: Any, val: Split | Stream) -> None:
+    def finish(self, predictor: Any, val: Split) -> None:
         predictor.choose_thresholds(val, eval_batch_size(self.config), self.config.workers)

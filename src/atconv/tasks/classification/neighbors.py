@@ -16,7 +16,6 @@ from atconv.data.config import DataConfig
 from atconv.data.formats import open_sources
 from atconv.data.images import read_image
 from atconv.data.splits import Split
-from atconv.data.timm_sources import reject_stream
 from atconv.engine.options import PositiveInt, Workers
 from atconv.io import count_of, escape_row, write_rows
 from atconv.plots import plt, save, shorten
@@ -122,7 +121,6 @@ def _embed_data(
     backbone: Backbone, data: str, data_root: str | None, batch_size: int, workers: int
 ) -> _Images:
     """All splits of DATA."""
-    reject_stream(data)
     parts, classes = [], []
     for name, source in open_sources(DataConfig(data=data, data_root=data_root)).items():
         part = backbone.embed(Split(source, range(len(source))), name, batch_size, workers)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from atconv.data.splits import Split
-    from atconv.data.timm_sources import Stream
 
 __all__ = [
     "Objective",
@@ -118,7 +117,7 @@ class Objective(nn.Module):
         weights = None
         if config.class_weights != "none":
             if labels is None:
-                raise ValueError("class_weights needs labels that are known beforehand; a stream's are not")
+                raise ValueError("class_weights needs labels of training images, to count classes")
             weights = self.class_weights(np.asarray(labels), classes)
         self.register_buffer("weights", None if weights is None else torch.tensor(weights).float())
         self.teacher = None if teacher is None else match_teacher(config, teacher, classes)
@@ -192,7 +191,7 @@ class Objective(nn.Module):
         """What config.json says of the outputs, besides the names of the classes."""
         return {}
 
-    def finish(self, predictor: Any, val: Split | Stream) -> None:
+    def finish(self, predictor: Any, val: Split) -> None:
         """After the last epoch, before the run is evaluated: choose what its predictions depend on."""
 
 

@@ -19,9 +19,7 @@ from typing_extensions import Self
 
 from atconv.data.checking import list_skipped
 from atconv.data.images import open_image
-from atconv.data.loaders import stream_loader
 from atconv.data.splits import Split
-from atconv.data.timm_sources import KeptImages, Stream
 from atconv.data.transforms import EvalTransform
 from atconv.engine.options import PositiveInt, Share, Workers
 from atconv.engine.predictor import ImageLike, ImagePredictor, Result
@@ -199,28 +197,19 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         return self.evaluate_on(opened, name, batch_size, workers, tta)
 
     def evaluate_on(
-        self, images: Split | Stream, name: str, batch_size: int = 64, workers: int = 2, tta: Tta = "none"
+        self, images: Split, name: str, batch_size: int = 64, workers: int = 2, tta: Tta = "none"
     ) -> ClassificationMetrics:
         """Metrics on images that are open already. Those that cannot be read are left out, up to a limit.
 
         Raises:
             TooManyUnreadable: of more files than `max_skipped` of the run allows.
         """
-        batches: Any
-        if isinstance(images, Stream):
-            # In this process: positions then mean the same when the stream is read again.
-            in_chans = self.transform.input_size[0]
-            batches = stream_loader(images, self.transform, in_chans, batch_size, workers=0, drop_last=False)
-        else:
-            pin = self.device.type == "cuda"
-            batches = ReadableBatches(name, images, self.transform, batch_size, workers, self.config, pin)
+        pin = self.device.type == "cuda"
+        batches = ReadableBatches(name, images, self.transform, batch_size, workers, self.config, pin)
         started = time.perf_counter()
-        shown = progress(batches, "evaluating", None if isinstance(images, Stream) else len(batches))
+        shown = progress(batches, "evaluating", len(batches))
         probabilities, labels = predict_batches(partial(self.probabilities, tta=tta), shown, self.device)
         speed = len(labels) / (time.perf_counter() - started)
-        if isinstance(images, Stream):
-            source: Any = KeptImages(images, worst_mistakes(probabilities, labels).tolist())
-            return replace(self.measure(probabilities, labels, speed, name, source), tta=tta)
         metrics = self.measure(probabilities, labels, speed, name, batches.split)
         return replace(metrics, skipped=batches.skipped, trained_on=images.trained_on, tta=tta)
 

@@ -15,7 +15,6 @@ from atconv.data.config import DataConfig
 from atconv.data.formats import open_sources
 from atconv.data.run_images import RunImages, is_own_data, log_trained_on
 from atconv.data.splits import Splits, load_splits, make_splits
-from atconv.data.timm_sources import reject_stream
 from atconv.engine.options import PositiveInt, Seed, Workers
 from atconv.engine.reading import read_json
 from atconv.engine.run import Run, next_run_dir
@@ -106,7 +105,6 @@ def probe(
     Raises:
         FileNotFoundError, ValueError: no such model or DATA, several labels an image, or `out` exists.
     """
-    reject_stream(data)
     backbone = Backbone.open(model, weights, device)
     config = DataConfig(data=data, data_root=data_root)
     if next(iter(open_sources(config).values())).multi_label:

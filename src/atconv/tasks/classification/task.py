@@ -27,8 +27,7 @@ from atconv.plots import Panel
 from atconv.tasks.classification.augmentation import train_transform
 from atconv.tasks.classification.config import MULTI_LABEL, ClassificationConfig
 from atconv.tasks.classification.data import (
-    IndexedData,
-    StreamData,
+    ClassificationData,
     data_config,
     eval_batch_size,
     log_labels,
@@ -55,7 +54,7 @@ class ClassificationTask(Task):
         config: ClassificationConfig,
         run: Run,
         accelerator: Accelerator,
-        data: IndexedData | StreamData,
+        data: ClassificationData,
         model: nn.Module,
         teacher: nn.Module | None,
         min_batch: int,
@@ -63,7 +62,6 @@ class ClassificationTask(Task):
         self.config, self.run, self.accelerator = config, run, accelerator
         self.data, self.model, self.min_batch = data, model, min_batch
         self.samples, self.pairs = data.samples, config.mixes
-        self.streams = isinstance(data, StreamData)
         self.transform = EvalTransform(data_config(config))
         kind = MultiLabelObjective if data.multi_label else Objective
         self.objective = kind(config, data.classes, data.labels, teacher).to(accelerator.device)
@@ -127,7 +125,7 @@ def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
         with seeded(config.seed):
             transform(Image.new(mode_for(config.in_chans), (config.image_size, config.image_size)))
     data = open_data(config, run, accelerator)
-    if new and isinstance(data, IndexedData) and accelerator.is_main_process:
+    if new and accelerator.is_main_process:
         log_labels(config, data.splits)
     model = make_model(config, len(data.classes), load_weights=new)
     if new and config.checkpoint is not None and accelerator.is_main_process:

@@ -17,7 +17,6 @@ from atconv.data.config import DataConfig, log_unused_fractions, reject_options
 from atconv.data.imbalance import Occurrences, image_weights, log_classes
 from atconv.data.loaders import EpochBatches, SampleKey
 from atconv.data.splits import open_splits
-from atconv.data.timm_sources import is_stream
 from atconv.diffusion.interpolants import make_interpolant
 from atconv.diffusion.pipeline import SiTPipeline
 from atconv.engine.batch_plan import BatchPlan
@@ -280,10 +279,6 @@ def _check_model(config: GenerationConfig, shape: tuple[int, int, int], new: boo
 def _open_pixels(
     config: GenerationConfig, run: Run, accelerator: Accelerator
 ) -> tuple[dict[str, SampleDataset], list[str]]:
-    if is_stream(config.data):
-        raise ValueError(
-            f"{config.data} is a stream: generation takes folders, LMDB, torch/…, hfds/… or digits"
-        )
     splits = open_splits(config, config.seed, run, accelerator, min_classes=1)
     pixels = {name: Pixels(splits[name], config.image_size, config.in_chans) for name in ("train", "val")}
     return {**pixels}, splits.classes
