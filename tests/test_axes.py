@@ -298,6 +298,7 @@ def test_padding_modes_are_those_of_torch(mode: str) -> None:
         (1, {"chunk": 2}, "chunk must be 1 or more, and 1 unless causal, got 2"),
         (1, {"causal": True, "stride": 2}, "causal takes stride 1"),
         (1, {"causal": True, "padding_mode": "circular"}, "causal takes stride 1, padding_mode zeros"),
+        (2, {"causal": True}, "and sequences alone: ATConv1d, or ATConvTokens with axes=1"),
     ],
 )
 def test_options_that_do_not_fit_are_rejected(axes: int, options: dict[str, Any], message: str) -> None:
@@ -438,6 +439,61 @@ def test_no_output_depends_on_the_future(options: dict[str, Any]) -> None:
         assert difference[t] > 0
 
 
+def causal_tokens(options: dict[str, Any], prefix: int = 0) -> tuple[Any, Any]:
+    """A causal mixer of sequences, and the same of tokens."""
+    options = {name: value for name, value in options.items() if name != "out_channels"}
+    module = build(1, {"causal": True, **options})
+    tokens = ATConvTokens(4, axes=1, causal=True, num_prefix_tokens=prefix, **options).double()
+    tokens.load_state_dict({n: w.squeeze(-1) if "proj" in n else w for n, w in module.state_dict().items()})
+    return module, tokens
+
+
+@every_causal
+@torch.no_grad()
+def test_causal_tokens_equal_the_sequence_and_their_steps(options: dict[str, Any]) -> None:
+    module, tokens = causal_tokens(options, prefix=2)
+    x, prefix = image(1, size=12), torch.randn(2, 2, 4, dtype=torch.float64)
+    y = tokens(torch.cat([prefix, x.mT], dim=1))
+    assert_close(y[:, 2:].mT, module(x), 1e-12)
+    values = tokens.value_proj(prefix)
+    expected = tokens.proj(torch.stack([values[:, 0], values.mean(1)], dim=1))
+    assert_close(y[:, :2], expected + (0 if tokens.bias is None else tokens.bias), 1e-12)
+    state = tokens.initial_state(2)
+    for t in range(12):
+        step, state = tokens.step(x[..., t], state)
+        assert_close(step, y[:, 2 + t], 1e-12)
+
+
+@torch.no_grad()
+def test_no_token_depends_on_those_after_it() -> None:
+    _, tokens = causal_tokens({"chunk": 3}, prefix=2)
+    x = torch.randn(2, 12, 4, dtype=torch.float64)
+    y = tokens(x)
+    for t in range(1, 12):
+        changed = x.clone()
+        changed[:, t:] += 1 + torch.rand(2, 12 - t, 4, dtype=x.dtype)
+        difference = (tokens(changed) - y).abs().amax((0, 2))
+        assert difference[:t].max() == 0
+        assert difference[t] > 0
+    with pytest.raises(ValueError, match="sequences alone: ATConv1d, or ATConvTokens with axes=1"):
+        ATConvTokens(4, causal=True)
+    with pytest.raises(ValueError, match="ATConvTokens: only a causal mixer has a state"):
+        ATConvTokens(4).initial_state(1)
+
+
+@every_causal
+@torch.no_grad()
+def test_kernels_are_those_of_every_chunk(options: dict[str, Any]) -> None:
+    module, x = build(1, {"causal": True, **options}), image(1, size=11)
+    kernels, chunks = module.kernels(x), -(-11 // module.chunk)
+    if not module.routing:
+        kernels, chunks = kernels.unsqueeze(2), 1
+    assert kernels.shape[2:] == (chunks, module._sizes[0])
+    mean = 1 if module.alpha is None else 1 - torch.sigmoid(module.alpha)[:, None]
+    raw = module.raw_kernels(x)[0].unflatten(0, (-1, chunks)).transpose(1, 2)
+    assert_close(kernels.mean(-1), mean * raw.mean(-1), 1e-12)
+
+
 @every_causal
 @torch.no_grad()
 def test_steps_equal_the_whole_sequence(options: dict[str, Any]) -> None:
@@ -453,8 +509,8 @@ def test_running_means_stay_exact_on_long_sequences() -> None:
     x = torch.randn(1, 2, 4097)
     context = functional.causal_context(x, 3)
     count = torch.arange(1, 4098)
-    assert_close(context[:, :, 2], x.double().cumsum(2) / count, 1e-6)
-    assert torch.equal(context[:, :, 0], x)
+    assert_close(context[..., 2].mT, x[0].double().cumsum(1) / count, 1e-6)
+    assert torch.equal(context[..., 0].mT, x[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -553,22 +609,23 @@ def test_long_memories_forget_exactly() -> None:
     for i in range(bins):
         memory = 1.0 if i == bins - 1 else 1 - 2.0**-i
         weights = torch.tensor([memory**back for back in range(39, -1, -1)], dtype=torch.float64)
-        assert_close(context[:, :, i, -1], (x * weights).sum(-1) / weights.sum(), 1e-13)
+        assert_close(context[-1:, :, i], (x * weights).sum(-1) / weights.sum(), 1e-13)
 
 
 @pytest.mark.parametrize(
     ("x", "kernel", "chunk"),
     [
-        ((2, 4, 6), (2, 4, 5, 3), 1),
-        ((2, 4, 6), (2, 3, 6, 3), 1),
-        ((2, 4, 6), (2, 4, 6, 3), 2),
-        ((2, 4, 6, 6), (2, 4, 6, 3), 1),
-        ((2, 4, 6), (3, 4, 6, 3), 1),
+        ((2, 4, 6), (10, 4, 3), 1),
+        ((2, 4, 6), (12, 3, 3), 1),
+        ((2, 4, 6), (12, 4, 3), 2),
+        ((2, 4, 6, 6), (12, 4, 3), 1),
+        ((2, 4, 6), (2, 4, 6, 3), 1),
+        ((2, 4, 6), (1, 4, 3), 0),
     ],
 )
 def test_causal_kernels_that_do_not_fit_are_rejected(x: Any, kernel: Any, chunk: int) -> None:
     with pytest.raises(ValueError, match=r"causal_depthwise_conv: a sequence .* takes kernels"):
-        functional.causal_depthwise_conv(torch.zeros(x), torch.zeros(kernel), chunk)
+        functional.causal_depthwise_conv(torch.zeros(x), torch.zeros(kernel), chunk=chunk)
 
 
 def test_contexts_are_of_sequences_and_have_bins() -> None:

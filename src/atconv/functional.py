@@ -41,7 +41,6 @@ __all__ = [
     "dynamic_depthwise_conv",
     "generate_kernel",
     "lateral_inhibition",
-    "mix_prefix",
     "pool_context",
     "project_channels",
 ]
@@ -106,11 +105,7 @@ def context_to_kernel(
     checking.check_context(context, weight, generator_weight, sizes)
     # Contiguous: CPUs multiply strided bfloat16 many times slower.
     mixed = F.linear(context.transpose(1, 2).contiguous(), weight, bias)
-    if generator_bias is None or generator_bias.ndim == 1:
-        kernel = generate_kernel(activation(mixed), generator_weight, generator_bias)
-    else:
-        kernel = generate_kernel(activation(mixed), generator_weight, None) + generator_bias
-    return kernel.unflatten(2, sizes)
+    return generate_kernel(activation(mixed), generator_weight, generator_bias).unflatten(2, sizes)
 
 
 def generate_kernel(mixed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -118,16 +113,14 @@ def generate_kernel(mixed: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
     Args:
         mixed: activated context with channels last, B n C.
-        weight, bias: G (K² n) and g (K², or None).
+        weight, bias: G (K² n) and g (K², C K², or None).
 
     Returns:
         kernels row by row, B C K².
     """
     # From the left: the transpose of `mixed` would be strided, see above.
-    kernel = weight @ mixed
-    if bias is not None:
-        kernel = kernel + bias[:, None]
-    return kernel.transpose(1, 2)
+    kernel = (weight @ mixed).transpose(1, 2)
+    return kernel if bias is None else kernel + bias
 
 
 def lateral_inhibition(kernel: Tensor, alpha: Tensor) -> Tensor:
@@ -208,7 +201,8 @@ def causal_context(x: Tensor, bins: int, chunk: int = 1) -> Tensor:
 
     The context of positions m·chunk … (m+1)·chunk − 1 holds what lies at or before m·chunk: bin i is
     Σ_s β_i^(m·chunk − s) x_s / Σ_s β_i^(m·chunk − s) over s ≤ m·chunk, with memory β_i = 1 − 2^−i and β = 1
-    for the last bin, the plain mean. Bin 0 is the position itself.
+    for the last bin, the plain mean. Bin 0 is the position itself. From here to `causal_depthwise_conv` a
+    chunk counts as a sample, so the steps between take them as they are.
 
     Args:
         x: sequence, B C N.
@@ -216,21 +210,23 @@ def causal_context(x: Tensor, bins: int, chunk: int = 1) -> Tensor:
         chunk: positions that share a context.
 
     Returns:
-        B C n M with M = ⌈N / chunk⌉.
+        B·M C n with M = ⌈N / chunk⌉, the chunks of a sequence one after another.
 
     Raises:
         ValueError: `x` is not B C N, or `bins` or `chunk` < 1.
         TypeError: `x` is not floating point.
     """
-    checking.check_map(x)
-    if x.ndim != 3:
-        raise ValueError(f"causal_context takes a sequence B C N, got {tuple(x.shape)}")
-    if bins < 1 or chunk < 1:
-        raise ValueError(f"causal_context: bins and chunk must be at least 1, got {bins} and {chunk}")
-    return causal.running_means(x, bins, chunk)
+    checking.check_sequence(x, bins, chunk)
+    return causal.running_means(x, bins, chunk).permute(0, 3, 1, 2).flatten(0, 1)
 
 
-def causal_depthwise_conv(x: Tensor, kernel: Tensor, chunk: int = 1, dilation: int = 1) -> Tensor:
+def causal_depthwise_conv(
+    x: Tensor,
+    kernel: Tensor,
+    alpha: Tensor | None = None,
+    chunk: int = 1,
+    dilation: int | list[int] = 1,
+) -> Tensor:
     """Cross-correlate every channel with kernels that reach back only and change along the sequence.
 
     y[b,c,t] = Σ_i kernel[b,c,⌊t/chunk⌋,i] · x[b,c,t − (K−1−i)·dilation], with zeros before the sequence: the
@@ -238,7 +234,7 @@ def causal_depthwise_conv(x: Tensor, kernel: Tensor, chunk: int = 1, dilation: i
 
     Args:
         x: sequence, B C N.
-        kernel: B G M K with M = ⌈N / chunk⌉, or 1 G 1 K for the same kernels everywhere; G as in
+        kernel: B·M G K with M = ⌈N / chunk⌉, or 1 G K for the same kernels everywhere; G and `alpha` as in
             `dynamic_depthwise_conv`. Cast to the dtype of `x`.
         chunk: positions that share a kernel.
         dilation: distance of the weights.
@@ -252,24 +248,10 @@ def causal_depthwise_conv(x: Tensor, kernel: Tensor, chunk: int = 1, dilation: i
     """
     checking.check_map(x)
     checking.check_causal_kernel(x, kernel, chunk)
-    return causal.causal_depthwise_conv1d(x, ops.share_kernels(kernel, x).to(x.dtype), chunk, dilation)
-
-
-def mix_prefix(prefix: Tensor, routed: Tensor) -> Tensor:
-    """What class and register tokens, which have no place on the map, become: the mean over all values, their
-    own and those of the routed map.
-
-    Args:
-        prefix: values of P tokens, B P C.
-        routed: the routed map as tokens, B N C.
-
-    Returns:
-        B P C, the same for each of the P.
-    """
-    count, positions = prefix.shape[1], routed.shape[1]
-    share = count / (count + positions)  # of two means: sums of many tokens overflow half precision
-    mixed = share * prefix.mean(1, keepdim=True) + (1 - share) * routed.mean(1, keepdim=True)
-    return mixed.expand(-1, count, -1)
+    if alpha is not None:
+        kernel = lateral_inhibition(kernel, alpha)
+    kernel = ops.share_kernels(kernel, x).to(x.dtype)
+    return causal.causal_depthwise_conv1d(x, kernel, chunk, per_axis(dilation, 1, "dilation")[0])
 
 
 def project_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -304,8 +286,7 @@ def atconv(
 
     Pools before it projects: both are affine and averaging weights sum to 1, so this equals
     projecting all N positions and pooling afterwards, for n·C² multiply-adds in place of N·C².
-    It takes every option of the modules for maps. `ATConvTokens` is the same on another layout, and
-    `mix_prefix` for the tokens that come before the map.
+    It takes every option of the modules for maps. `ATConvTokens` is the same on another layout.
 
     Args:
         x: map, B C *S.
@@ -333,27 +314,14 @@ def atconv(
     """
     if causal:
         checking.check_causal(per_axis(stride, 1, "stride"), padding_mode, context_grid)
-    chunks = 1
     if context_weight is not None and generator_weight is not None and static_kernel is None:
         weights, bins = generator_weight.shape
         if kernel_size is None:
             axes = x.ndim - 2
             kernel_size = axes * (round(int(weights) ** (1 / max(axes, 1))),)
-        if causal:
-            contexts = causal_context(x, bins, chunk)
-            chunks = contexts.shape[3]
-            context = contexts.permute(0, 3, 1, 2).flatten(0, 1)  # as of more samples
-        else:
-            context = pool_context(x, bins, context_grid)
-        kernel = context_to_kernel(
-            context,
-            context_weight,
-            context_bias,
-            generator_weight,
-            generator_bias,
-            activation,
-            kernel_size,
-        )
+        context = causal_context(x, bins, chunk) if causal else pool_context(x, bins, context_grid)
+        generator = generator_weight, generator_bias
+        kernel = context_to_kernel(context, context_weight, context_bias, *generator, activation, kernel_size)
     elif context_weight is None and generator_weight is None and static_kernel is not None:
         kernel = static_kernel[None]
     else:
@@ -362,9 +330,7 @@ def atconv(
         )
     value = x if value_weight is None else project_channels(x, value_weight, value_bias)
     if causal:
-        kernel = kernel if alpha is None else lateral_inhibition(kernel, alpha)
-        kernel = kernel.unflatten(0, (-1, chunks)).transpose(1, 2)
-        routed = causal_depthwise_conv(value, kernel, chunk, per_axis(dilation, 1, "dilation")[0])
+        routed = causal_depthwise_conv(value, kernel, alpha, chunk, dilation)
     else:
         routed = dynamic_depthwise_conv(value, kernel, alpha, stride, dilation, padding_mode)
     if output_weight is not None:
@@ -373,5 +339,5 @@ def atconv(
 
 
 # Steps whose checks and forms depend on shapes are single nodes of a graph that torch.fx traces.
-for _step in ("pool_context", "context_to_kernel", "lateral_inhibition", "dynamic_depthwise_conv"):
+for _step in __all__:
     torch.fx.wrap(_step)

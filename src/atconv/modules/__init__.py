@@ -5,7 +5,8 @@ hooks, LoRA, offload, quantization and FSDP act on them.
 """
 
 from atconv.modules.base import inhibition_strength
-from atconv.modules.maps import ATConv1d, ATConv2d, ATConv3d, CausalState
+from atconv.modules.maps import ATConv1d, ATConv2d, ATConv3d
+from atconv.modules.stepping import CausalState
 from atconv.modules.tokens import ATConvTokens
 
 __all__ = ["ATConv1d", "ATConv2d", "ATConv3d", "ATConvTokens", "CausalState", "inhibition_strength"]

@@ -11,7 +11,8 @@ import torch.fx
 from torch import Tensor, nn
 
 from atconv import functional
-from atconv.ops.checking import PADDING_MODES, check_map, per_axis
+from atconv.ops.causal import chunks_of
+from atconv.ops.checking import PADDING_MODES, check_causal, check_map, per_axis
 from atconv.ops.plain import is_plain
 
 __all__ = ["ATConv", "inhibition_strength"]
@@ -20,7 +21,7 @@ __all__ = ["ATConv", "inhibition_strength"]
 class ATConv(nn.Module):
     """The layers of one ATConv mixer and the computation that all modules share."""
 
-    __constants__ = ("routing",)
+    __constants__ = ("causal", "routing")
     axes: int
     """axes of the map"""
 
@@ -42,21 +43,25 @@ class ATConv(nn.Module):
         context_bins: int | None = None,
         kernel_groups: int | None = None,
         kernel_bias: bool = False,
+        causal: bool = False,
+        chunk: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         **others: NoReturn,
     ) -> None:
         super().__init__()
         if others:
-            raise _not_taken(type(self).__name__, next(iter(others)))
+            raise _unknown_option(type(self).__name__, next(iter(others)))
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
         self.kernel_groups = in_channels if kernel_groups is None else kernel_groups
         self.routing, self.inhibition, self.context_grid = routing, inhibition, context_grid
-        self.padding_mode = padding_mode
+        self.padding_mode, self.causal, self.chunk = padding_mode, causal, chunk
         self._check_options(projections)
         self._set_sizes(kernel_size, stride, dilation, context_bins)
+        if causal:
+            check_causal(self.stride, padding_mode, context_grid)
         weights = math.prod(self._sizes)
         groups = self.kernel_groups
         self.context_proj: nn.Linear | None = None
@@ -83,6 +88,8 @@ class ATConv(nn.Module):
 
     def _check_options(self, projections: bool) -> None:
         name, channels = type(self).__name__, self.in_channels
+        for option in ("in_channels", "out_channels", "kernel_groups", "chunk"):
+            _whole_numbers(getattr(self, option), 1, f"{name}: {option}")
         if min(channels, self.out_channels) < 1:
             raise ValueError(
                 f"{name}: in_channels and out_channels must be at least 1, got {channels} and "
@@ -99,6 +106,8 @@ class ATConv(nn.Module):
             raise ValueError(
                 f"{name}: without projections there are {channels} channels, not {self.out_channels}"
             )
+        if self.chunk < 1 or (self.chunk > 1 and not self.causal):
+            raise ValueError(f"{name}: chunk must be 1 or more, and 1 unless causal, got {self.chunk}")
 
     def _set_sizes(
         self,
@@ -110,7 +119,7 @@ class ATConv(nn.Module):
         """What has a number for each axis, and the bins."""
         name, axes = type(self).__name__, self.axes
         self.kernel_size = kernel_size
-        self._sizes = _numbers(kernel_size, axes, f"{name}: kernel_size")
+        self._sizes = _whole_numbers(kernel_size, axes, f"{name}: kernel_size")
         if len(self._sizes) != axes:
             raise ValueError(f"{name}: kernel_size takes one number, or {axes}, got {kernel_size}")
         if any(size < 1 or size % 2 == 0 for size in self._sizes):
@@ -118,31 +127,38 @@ class ATConv(nn.Module):
                 f"{name}: kernel_size must be odd so that the map keeps its size, got {kernel_size}; "
                 "use 3, 5 or 7"
             )
-        self.stride = _per_axis(stride, axes, f"{name}: stride")
-        self.dilation = _per_axis(dilation, axes, f"{name}: dilation")
+        given = {"stride": stride, "dilation": dilation}
+        self.stride, self.dilation = (
+            per_axis(_whole_numbers(value, axes, f"{name}: {option}"), axes, f"{name}: {option}")
+            for option, value in given.items()
+        )
         bins = math.prod(self._sizes) if context_bins is None else context_bins
-        (self.context_bins,) = _numbers(bins, 1, f"{name}: context_bins")
+        (self.context_bins,) = _whole_numbers(bins, 1, f"{name}: context_bins")
         if self.context_bins < 1:
             raise ValueError(f"{name}: context_bins must be at least 1, got {context_bins}")
-        self._grid = _grid(self._sizes, context_bins) if self.context_grid else None
+        self._grid = _grid_of_bins(self._sizes, context_bins) if self.context_grid else None
 
     def _projection(self, dim: int, out: int, bias: bool, **dd: Any) -> nn.Module:
         return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.axes - 1](dim, out, 1, bias=bias, **dd)
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels k̂ used for a map: B C *S → B G *K (1 G *K without routing), G = C kernels a sample or
-        `kernel_groups`."""
+        `kernel_groups`. Of a causal mixer with M chunks B G M K (1 G K without routing)."""
         kernel, alpha = self.raw_kernels(x)
-        return kernel if alpha is None else functional.lateral_inhibition(kernel, alpha)
+        kernel = kernel if alpha is None else functional.lateral_inhibition(kernel, alpha)
+        if not (self.causal and self.routing):
+            return kernel
+        return kernel.unflatten(0, (x.shape[0], chunks_of(x.shape[2], self.chunk))).transpose(1, 2)
 
     def raw_kernels(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The kernels k before lateral inhibition, and α to inhibit them with (None for none)."""
+        """The kernels k before lateral inhibition, and α to inhibit them with (None for none). Each chunk of
+        a causal mixer counts as a sample: B·M G K."""
         if not torch.jit.is_scripting():
-            self.check(x)
+            self.check_input(x)
         kernel = self._context_to_kernel(self._context(x)) if self.routing else self.static_kernel[None]
         return kernel, self.alpha
 
-    def check(self, x: Tensor) -> None:
+    def check_input(self, x: Tensor) -> None:
         """Raise ValueError or TypeError unless x is a map of this mixer's channels and axes."""
         _check_channels(x, self.in_channels, self.axes, type(self).__name__)
 
@@ -154,7 +170,8 @@ class ATConv(nn.Module):
         count = weights * routed * dim
         if not isinstance(self.proj, nn.Identity):
             count += positions * dim * dim + routed * dim * self.out_channels
-        return count + self.context_bins * groups * (dim + weights) if self.routing else count
+        made = chunks_of(size[0], self.chunk) if self.causal else 1
+        return count + made * self.context_bins * groups * (dim + weights) if self.routing else count
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
@@ -167,12 +184,15 @@ class ATConv(nn.Module):
             text += f", kernel_groups={self.kernel_groups}"
         text += ", kernel_bias=True" * (self.kernel_bias is not None)
         text += ", projections=False" * isinstance(self.proj, nn.Identity)
+        text += f", causal=True, chunk={self.chunk}" * self.causal
         return (
             f"{text}, padding_mode={self.padding_mode!r}, routing={self.routing}, "
             f"inhibition={self.inhibition}, context_grid={self.context_grid}"
         )
 
     def _context(self, x: Tensor) -> Tensor:
+        if self.causal:
+            return functional.causal_context(x, self.context_bins, self.chunk)
         return functional.pool_context(x, self.context_bins, self._grid)
 
     def _context_to_kernel(self, context: Tensor) -> Tensor:
@@ -194,6 +214,8 @@ class ATConv(nn.Module):
         return kernel.unflatten(2, self._sizes)
 
     def _convolve(self, value: Tensor, kernel: Tensor, alpha: Tensor | None) -> Tensor:
+        if self.causal:
+            return functional.causal_depthwise_conv(value, kernel, alpha, self.chunk, self.dilation)
         return functional.dynamic_depthwise_conv(
             value, kernel, alpha, self.stride, self.dilation, self.padding_mode
         )
@@ -208,11 +230,7 @@ def inhibition_strength(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _per_axis(value: int | Sequence[int], axes: int, name: str) -> list[int]:
-    return per_axis(_numbers(value, axes, name), axes, name)
-
-
-def _numbers(value: int | Sequence[int], axes: int, name: str) -> list[int]:
+def _whole_numbers(value: int | Sequence[int], axes: int, name: str) -> list[int]:
     """What was given for each axis, of whole numbers."""
     numbers = list(value) if isinstance(value, Sequence) else [value] * axes
     if not all(isinstance(number, int) for number in numbers):
@@ -226,11 +244,11 @@ _OF_CONVOLUTIONS = {
 }
 
 
-def _not_taken(name: str, option: str) -> TypeError:
+def _unknown_option(name: str, option: str) -> TypeError:
     return TypeError(f"{name} takes no {option}: {_OF_CONVOLUTIONS.get(option, 'there is no such option')}")
 
 
-def _grid(sizes: list[int], bins: int | None) -> list[int]:
+def _grid_of_bins(sizes: list[int], bins: int | None) -> list[int]:
     """Cells of the context's grid along each axis: as the kernel's, or of `bins` cells."""
     if bins is None:
         return sizes

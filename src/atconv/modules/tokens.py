@@ -11,13 +11,13 @@ import torch.fx
 from torch import Tensor, nn
 
 from atconv import functional
-from atconv.modules.base import ATConv
+from atconv.modules.stepping import Stepping
 from atconv.ops.layout import map_to_tokens, tokens_to_map
 
-__all__ = ["ATConvTokens"]
+__all__ = ["ATConvTokens", "mix_prefix"]
 
 
-class ATConvTokens(ATConv):
+class ATConvTokens(Stepping):
     """Attentive convolution on tokens laid out on a grid, row by row: B N C → B N C.
 
     >>> mixer = ATConvTokens(64)
@@ -32,7 +32,9 @@ class ATConvTokens(ATConv):
 
     Kernels are made from the tokens of the grid alone. Each prefix token takes the mean over the values of
     all prefix tokens and of the routed map. But for the map's border, where kernels reach over zeros, that is
-    what attention gives a token that attends to all tokens alike.
+    what attention gives a token that attends to all tokens alike. With `causal`, on a grid of one axis, an
+    output depends on its own token and those before it, a prefix token on the mean of the prefix tokens up to
+    itself; `step` takes the tokens of the grid one at a time.
 
     Args: `dim` channels C, the options of `ATConv2d` but for stride and channels of the output, and
         num_prefix_tokens: class and register tokens that come before the grid.
@@ -66,13 +68,13 @@ class ATConvTokens(ATConv):
 
     def forward(self, x: Tensor, grid_size: Sequence[int] | None = None) -> Tensor:
         """Mix tokens B (prefix + N) C, with `grid_size` (H, W), (N,) or (D, H, W)."""
-        grid = _grid_size(x, grid_size, self.in_channels, self.num_prefix_tokens, self.axes)
+        grid = _resolve_grid_size(x, grid_size, self.in_channels, self.num_prefix_tokens, self.axes)
         prefix = self.num_prefix_tokens
         kernel, alpha = self.raw_kernels(tokens_to_map(x[:, prefix:], grid))
         value = self.value_proj(x)
         routed = map_to_tokens(self._convolve(tokens_to_map(value[:, prefix:], grid), kernel, alpha))
         if prefix:
-            routed = torch.cat((functional.mix_prefix(value[:, :prefix], routed), routed), dim=1)
+            routed = torch.cat((mix_prefix(value[:, :prefix], routed, self.causal), routed), dim=1)
         return self.proj(routed) if self.bias is None else self.proj(routed) + self.bias
 
     def macs(self, *size: int) -> int:
@@ -85,11 +87,35 @@ class ATConvTokens(ATConv):
     def _projection(self, dim: int, out: int, bias: bool, **dd: Any) -> nn.Module:
         return nn.Linear(dim, out, bias=bias, **dd)
 
+    def _project_position(self, layer: nn.Module, x: Tensor) -> Tensor:
+        y: Tensor = layer(x)
+        return y
+
+
+def mix_prefix(prefix: Tensor, routed: Tensor, causal: bool = False) -> Tensor:
+    """What class and register tokens, which have no place on the map, become: the mean over all values, their
+    own and those of the routed map.
+
+    Args:
+        prefix: values of P tokens, B P C.
+        routed: the routed map as tokens, B N C.
+        causal: of each token, the mean over the prefix tokens up to itself: the map comes after them.
+
+    Returns:
+        B P C, the same for each of the P unless causal.
+    """
+    if causal:
+        return functional.causal_context(prefix.mT, bins=1).reshape(prefix.shape)
+    count, positions = prefix.shape[1], routed.shape[1]
+    share = count / (count + positions)  # of two means: sums of many tokens overflow half precision
+    mixed = share * prefix.mean(1, keepdim=True) + (1 - share) * routed.mean(1, keepdim=True)
+    return mixed.expand(-1, count, -1)
+
 
 _GRIDS = ("", "(length,)", "(height, width)", "(depth, height, width)")
 
 
-def _grid_size(
+def _resolve_grid_size(
     x: Tensor, grid_size: Sequence[int] | None, dim: int, num_prefix_tokens: int, axes: int
 ) -> list[int]:
     """Check the shape of tokens. Returns the sizes of their grid."""
@@ -116,4 +142,4 @@ def _grid_size(
     return list(grid_size)
 
 
-torch.fx.wrap("_grid_size")  # a node of torch.fx's graphs
+torch.fx.wrap("_resolve_grid_size")  # a node of torch.fx's graphs

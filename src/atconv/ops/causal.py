@@ -83,29 +83,32 @@ def causal_depthwise_conv1d(x: Tensor, kernel: Tensor, chunk: int, dilation: int
 
     Args:
         x: B C N.
-        kernel: B C M K with M = ⌈N / chunk⌉, or 1 C 1 K for the same one everywhere.
+        kernel: B·M C K with M = ⌈N / chunk⌉, or 1 C K for the same one everywhere.
 
     Returns:
         B C N.
     """
     size, length = kernel.shape[-1], x.shape[2]
     padded = F.pad(x, ((size - 1) * dilation, 0))
-    if not _is_one(kernel.shape[2]):
-        kernel = _of_positions(kernel, chunk, length)
+    if _is_known_to_be_one(kernel.shape[0]):
+        kernel = kernel.unsqueeze(2)
+    else:
+        of_chunks = kernel.unflatten(0, (x.shape[0], chunks_of(length, chunk))).transpose(1, 2)
+        kernel = _repeat_for_positions(of_chunks, chunk, length)
     taps = [padded[..., i * dilation : i * dilation + length] * kernel[..., i] for i in range(size)]
     return torch.stack(taps).sum(0)
 
 
-def _is_one(chunks: int) -> bool:
+def _is_known_to_be_one(count: int) -> bool:
     """Whether it is 1 in every case: a graph for every length is not asked."""
     if not is_symbolic():
-        return chunks == 1
+        return count == 1
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
 
-    return statically_known_true(chunks == 1)
+    return statically_known_true(count == 1)
 
 
-def _of_positions(kernel: Tensor, chunk: int, length: int) -> Tensor:
+def _repeat_for_positions(kernel: Tensor, chunk: int, length: int) -> Tensor:
     """B C M K, a kernel a chunk → B C N K, a kernel a position."""
     if not is_symbolic():
         return kernel.repeat_interleave(chunk, dim=2)[:, :, :length]

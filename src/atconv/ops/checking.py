@@ -21,6 +21,7 @@ __all__ = [
     "check_kernel",
     "check_map",
     "check_padding",
+    "check_sequence",
     "per_axis",
 ]
 
@@ -87,21 +88,32 @@ def check_context(context: Tensor, weight: Tensor, generator_weight: Tensor, siz
 
 def check_causal(stride: list[int], padding_mode: str, context_grid: object) -> None:
     if stride != [1] or padding_mode != "zeros" or context_grid:
-        raise ValueError("causal takes stride 1, padding_mode zeros and no context_grid")
+        raise ValueError(
+            "causal takes stride 1, padding_mode zeros and no context_grid, and sequences alone: ATConv1d, "
+            "or ATConvTokens with axes=1"
+        )
+
+
+def check_sequence(x: Tensor, bins: int, chunk: int) -> None:
+    check_map(x)
+    if x.ndim != 3:
+        raise ValueError(f"causal_context takes a sequence B C N, got {tuple(x.shape)}")
+    if bins < 1 or chunk < 1:
+        raise ValueError(f"causal_context: bins and chunk must be at least 1, got {bins} and {chunk}")
 
 
 def check_causal_kernel(x: Tensor, kernel: Tensor, chunk: int) -> None:
     chunks = chunks_of(x.shape[-1], chunk) if chunk > 0 else 0
     if (
         x.ndim != 3
-        or kernel.ndim != 4
+        or kernel.ndim != 3
+        or chunk < 1
         or x.shape[1] % kernel.shape[1]
-        or kernel.shape[2] not in (chunks, 1)
-        or (kernel.shape[0] not in (1, x.shape[0]))
+        or kernel.shape[0] not in (x.shape[0] * chunks, 1)  # in an export equal before they are compared
     ):
         raise ValueError(
             f"causal_depthwise_conv: a sequence {tuple(x.shape)} in chunks of {chunk} takes kernels "
-            f"(B or 1, a divisor of C, {chunks} or 1, K), got {tuple(kernel.shape)}"
+            f"({x.shape[0]}·{chunks} or 1, a divisor of C, K), got {tuple(kernel.shape)}"
         )
 
 

@@ -76,7 +76,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     for name, module in model.named_modules():
         if any(not site.name or name.startswith(f"{site.name}.") for site in sites):
             continue
-        site = _site(_Attention(model, name, module, writers))
+        site = _examine(_Attention(model, name, module, writers))
         if site is not None:
             whole = Site(name, reason="it is the whole model: give the model that holds it")
             sites.append(site if name else whole)
@@ -126,7 +126,7 @@ class _Attention:
         return site
 
 
-def _site(at: _Attention) -> Site | None:
+def _examine(at: _Attention) -> Site | None:
     if isinstance(at.module, ATConvAdapter):
         return at.keep("it is ATConv already")
     finder = _finder(at.module)

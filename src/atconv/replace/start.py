@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atconv.functional import mix_prefix
+from atconv.modules.tokens import mix_prefix
 from atconv.replace.adapters import ATConvAdapter, ATConvBlock
 from atconv.replace.counting import Example, arguments_of
 from atconv.replace.families import Site
 
 __all__ = ["fit_kernels", "start_at"]
 
-_SAME = 1e-6  # share of the squares of the answers that is rounding
+_ROUNDING = 1e-6  # share of the squares of the answers that is rounding
 
 
 def start_at(mixer: Any, kernels: Tensor) -> None:
@@ -45,7 +45,7 @@ def fit_kernels(
         owner.register_forward_pre_hook(hook, with_kwargs=True)
         for owner, hook in dict.fromkeys(hook for site in sites for hook in site.hooks)
     ]
-    handles += [fit.attention.register_forward_hook(fit.see, with_kwargs=True) for fit in fits]
+    handles += [fit.attention.register_forward_hook(fit.add_pass, with_kwargs=True) for fit in fits]
     args, kwargs = arguments_of(inputs)
     try:
         model.eval()(*args, **kwargs)
@@ -60,7 +60,7 @@ def fit_kernels(
         for module, training in modes.items():
             module.training = training
     for fit in fits:
-        fit.start()
+        fit.set_kernels()
 
 
 class _Fit:
@@ -70,7 +70,7 @@ class _Fit:
         self.attention: Any = model.get_submodule(site.name)
         self.site, self.adapter = site, adapter
         self.mixer: Any = adapter.mixer  # whose layers have the attention's weights
-        self.unproject = torch.linalg.pinv(_exact(self.mixer.proj.weight)).T  # undoes the output projection
+        self.unproject = torch.linalg.pinv(_double(self.mixer.proj.weight)).T  # undoes the output projection
         self.gram: Any = 0
         self.cross: Any = 0
         self.energy = 0.0
@@ -78,7 +78,7 @@ class _Fit:
         self.prefix: list[tuple[Tensor, Tensor, Tensor, int]] = []
         """of each sample: values and answers of the prefix tokens, mean window of the map, its positions"""
 
-    def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def add_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A hook behind the attention: add what it answered, and the values around each position."""
         calls: list[tuple[Tensor, Any]] = []
 
@@ -89,8 +89,8 @@ class _Fit:
             self.adapter(*args, **kwargs)  # which knows how the attention is called
         ((tokens, grid),) = calls
         prefix, size = self.mixer.num_prefix_tokens, self.mixer.kernel_size
-        values = _exact(self.mixer.value_proj(tokens))
-        answers = (_exact(self._answer(args, output)) - _exact(self.mixer.proj.bias)) @ self.unproject
+        values = _double(self.mixer.value_proj(tokens))
+        answers = (_double(self._answered(args, output)) - _double(self.mixer.proj.bias)) @ self.unproject
         for value, answer in zip(values, answers, strict=True):
             image = value[prefix:].T.unflatten(1, grid)[None]
             windows = F.unfold(image, size, padding=size // 2)[0].unflatten(0, (-1, size**2))  # C K² N
@@ -100,7 +100,7 @@ class _Fit:
             self.positions += windows.shape[2]
             self.prefix.append((value[:prefix], answer[:prefix], windows.mean(2), windows.shape[2]))
 
-    def _answer(self, args: tuple[Any, ...], output: Any) -> Tensor:
+    def _answered(self, args: tuple[Any, ...], output: Any) -> Tensor:
         """What the attention answered, as tokens. Of a block, the branch of its attention is run again."""
         if isinstance(self.adapter, ATConvBlock):
             x = args[0] if self.adapter.post_norm else self.adapter.norm1(args[0])
@@ -112,7 +112,7 @@ class _Fit:
             output = output.permute(0, 2, 3, 1)
         return output if self.adapter.call.layout == "tokens" else output.flatten(1, 2)
 
-    def start(self) -> None:
+    def set_kernels(self) -> None:
         if not self.mixer.proj.weight.any():  # nothing of the kernels is seen: keep those that can learn
             self.site.explained, self.site.exact = 1.0, True
         elif self.energy:
@@ -128,12 +128,12 @@ class _Fit:
         for value, answer, window, positions in self.prefix if self.mixer.num_prefix_tokens else []:
             routed = (kernels * window).sum(1).expand(1, positions, -1)
             prefix_left += float((answer - mix_prefix(value[None], routed)).square().sum())
-        same = left <= _SAME * self.energy and prefix_left <= _SAME * prefix_energy
+        same = left <= _ROUNDING * self.energy and prefix_left <= _ROUNDING * prefix_energy
         site = self.site
         site.explained = max(0.0, 1 - (left + prefix_left) / (self.energy + prefix_energy))
         site.determined = self.positions >= kernels.shape[1]
         site.exact = same and site.determined
 
 
-def _exact(x: Any) -> Tensor:
+def _double(x: Any) -> Tensor:
     return x.to("cpu", torch.float64)
