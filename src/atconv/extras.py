@@ -16,7 +16,7 @@ PACKAGES = {
     "dense": ("faster_coco_eval", "segmentation_models_pytorch", "torchmetrics"),
     "heif": ("pillow_heif",),
     "tables": ("pyarrow",),
-    "app": ("gradio", "safehttpx"),
+    "app": ("gradio", "packaging", "safehttpx"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("nncf", "openvino"),
     "executorch": ("executorch",),

@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
 import yaml
 from gradio_client import Client, handle_file
+from packaging.requirements import Requirement
 from PIL import Image
 
 import atconv
@@ -42,11 +45,28 @@ def test_a_space_holds_the_model_and_nothing_of_the_data(folder_run: Path, tmp_p
     ended = command("app", folder_run, f"--export={tmp_path / 'space'}")
     assert ended.code == 0, ended.err
     assert "no images (--examples N copies some) of their data" in ended.out
+    package = shutil.move(tmp_path / "space/atconv", tmp_path / "atconv")
     files = {str(file.relative_to(tmp_path / "space")) for file in (tmp_path / "space").rglob("*.*")}
     model = {f"models/1-run/{name}" for name in ("config.json", "model.safetensors", "metrics.json")}
     assert files == {"app.py", "requirements.txt", "README.md", *model}
     assert "private" not in texts(tmp_path / "space")
     assert "patients" not in texts(tmp_path / "space")
+    assert contents(Path(package)) == contents(Path(atconv.__file__).parent)
+
+
+def contents(package: Path) -> dict[str, bytes]:
+    files = [path for path in package.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    return {str(path.relative_to(package)): path.read_bytes() for path in files}
+
+
+def test_a_released_package_is_named_and_not_copied(tmp_path: Path) -> None:
+    with mock.patch("atconv.app.space.distribution") as found:
+        found.return_value.read_text.return_value = None
+        write_space([generation_run()], tmp_path / "space")
+    assert not (tmp_path / "space/atconv").exists()
+    requirements = (tmp_path / "space/requirements.txt").read_text()
+    assert requirements == f"atconv[app,generation]=={atconv.__version__}\n"
+    assert "`requirements.txt` names it" in (tmp_path / "space/README.md").read_text()
 
 
 def test_examples_are_copied_when_asked_for(folder_run: Path, tmp_path: Path) -> None:
@@ -66,8 +86,13 @@ def test_the_front_matter_is_that_of_a_gradio_space(tmp_path: Path) -> None:
     assert (content["sdk"], content["app_file"]) == ("gradio", "app.py")
     assert content["sdk_version"].startswith("6.")
     assert "top-1" in text
-    requirements = (tmp_path / "space/requirements.txt").read_text()
-    assert requirements == f"atconv[app,generation]=={atconv.__version__}\n"
+    assert "it is in `atconv/`" in text
+    requirements = [
+        Requirement(each) for each in (tmp_path / "space/requirements.txt").read_text().split("\n")[:-1]
+    ]
+    assert {"torch", "timm", "gradio", "jsonargparse", "diffusers"} <= {each.name for each in requirements}
+    assert not {"onnx", "faster-coco-eval", "pytest", "atconv"} & {each.name for each in requirements}
+    assert all(version(each.name) in each.specifier and not each.marker for each in requirements)
     compile((tmp_path / "space/app.py").read_text(encoding="utf-8"), "app.py", "exec")
 
 
@@ -80,9 +105,10 @@ def test_the_space_predicts_without_a_network(folder_run: Path, tmp_path: Path) 
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=space, env=environment, stdout=log, stderr=log
+            [sys.executable, "-v", "app.py"], cwd=space, env=environment, stdout=log, stderr=log
         )
     try:
         wait_for(f"http://127.0.0.1:{port}/config", process)
@@ -94,6 +120,7 @@ def test_the_space_predicts_without_a_network(folder_run: Path, tmp_path: Path) 
     [result] = atconv.load(folder_run)(image, top=2)
     assert label["label"] == result.classes[0]
     assert label["confidences"][0]["confidence"] == pytest.approx(result.probabilities[0], abs=1e-5)
+    assert f"{space}/atconv/app/server.py" in (tmp_path / "log").read_text(errors="replace")
 
 
 def wait_for(address: str, process: subprocess.Popen[Any], seconds: float = 90) -> None:

@@ -7,9 +7,11 @@ import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from atconv import __version__
 from atconv.app.describe import metrics_line, model_line, shown_metrics, unique_names
@@ -58,13 +60,7 @@ pinned: false
 
 {examples}
 
-`requirements.txt` names atconv {version}. Where that version is not on PyPI, build its wheel in atconv's
-sources (`pip wheel --no-deps --wheel-dir FOLDER .`, with this folder as FOLDER), upload it with the rest, and
-write its address in place of that line, since a Space is installed before its other files are there:
-
-```text
-atconv[{extras}] @ https://huggingface.co/spaces/USER/NAME/resolve/main/atconv-{version}-py3-none-any.whl
-```
+{package}
 """
 
 
@@ -77,7 +73,7 @@ def write_space(
     max_megapixels: float = 50,
 ) -> Path:
     """Write the page of some runs as a Hugging Face Space: app.py, requirements.txt, README.md, the models,
-    and images of the runs' data where `examples` asks for some.
+    this package where no index has it, and images of the runs' data where `examples` asks for some.
 
     Args:
         runs: their folders.
@@ -106,10 +102,8 @@ def write_space(
     for i, image in enumerate(images, 1):
         image.save(out / "examples" / f"{i:02d}.png")
     extras = sorted({"app", *(_EXTRAS[p.task] for p in predictors.values() if p.task in _EXTRAS)})
-    requirement = f"atconv[{','.join(extras)}]=={__version__}\n"
-    (out / "requirements.txt").write_text(requirement, encoding="utf-8")
-    text = _readme(predictors, len(images), gradio, ",".join(extras))
-    (out / "README.md").write_text(text, encoding="utf-8")
+    package = _add_package(out, extras)
+    (out / "README.md").write_text(_readme(predictors, len(images), gradio, package), encoding="utf-8")
     code = _APP.format(runs=_runs_code(places), max_upload_mb=max_upload_mb, max_megapixels=max_megapixels)
     (out / "app.py").write_text(code, encoding="utf-8")
     copied = count_of(len(images), "image") if images else "no images (--examples N copies some)"
@@ -129,11 +123,31 @@ def _copy_model(predictor: Predictor[Any, Any], target: Path) -> None:
         (target / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
 
+def _add_package(out: Path, extras: Sequence[str]) -> str:
+    """Write requirements.txt, and the package itself where it was not installed from an index; say which.
+
+    The package comes as a folder: a Space is installed before its files are there, so that requirements.txt
+    cannot name one of them.
+    """
+    package = distribution("atconv")
+    lines, about = [f"atconv[{','.join(extras)}]=={__version__}"], "`requirements.txt` names it"
+    if package.read_text("direct_url.json") is not None:  # pip's note of a folder, file or address
+        here = Path(__file__).parents[1]
+        shutil.copytree(here, out / "atconv", ignore=shutil.ignore_patterns("__pycache__"))
+        needed = map(Requirement, package.requires or [])
+        wanted = [r for r in needed if not r.marker or any(r.marker.evaluate({"extra": e}) for e in extras)]
+        for requirement in wanted:
+            requirement.marker = None
+        lines, about = sorted({str(each) for each in wanted}), "it is in `atconv/`, as it was installed"
+    (out / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return f"It runs on atconv {__version__}: {about}."
+
+
 def _runs_code(places: Mapping[str, str]) -> str:
     return "{" + ", ".join(f"{name!r}: here / {place!r}" for name, place in places.items()) + "}"
 
 
-def _readme(predictors: Mapping[str, Predictor[Any, Any]], examples: int, gradio: str, extras: str) -> str:
+def _readme(predictors: Mapping[str, Predictor[Any, Any]], examples: int, gradio: str, package: str) -> str:
     lines = []
     for name, predictor in predictors.items():
         about = ". ".join(filter(None, [model_line(predictor), metrics_line(predictor)]))
@@ -149,6 +163,5 @@ def _readme(predictors: Mapping[str, Predictor[Any, Any]], examples: int, gradio
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         lines="\n".join(lines),
         examples=copied,
-        version=__version__,
-        extras=extras,
+        package=package,
     )
