@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -122,6 +123,77 @@ def test_a_dense_convolution_starts_at_the_nearest_separable_one() -> None:
     torch.testing.assert_close(missed, singular[:, 1:].square().sum(1), rtol=1e-4, atol=0)
 
 
+def start_of(mixer: ATConvConvolution) -> Tensor:
+    """The kernels at the start, of each channel: in K²."""
+    kernels = mixer.kernel_bias - mixer.kernel_bias.mean(1, keepdim=True) / 2
+    return kernels.repeat_interleave(mixer.in_channels // len(kernels), 0)
+
+
+@pytest.mark.parametrize("kernel_groups", [1, 2, 4])
+@pytest.mark.parametrize("groups", [1, 4])
+@torch.no_grad()
+def test_the_report_says_how_near_the_start_is(kernel_groups: int, groups: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 4, 3, padding=1, groups=groups).double()
+    model, every_one = nn.Sequential(conv), lambda name, module: True
+    report = atconv.replace_convolution(model, every_one, kernel_groups=kernel_groups, context_bins=2)
+    (replacement,), mixer = report.replaced, model[0]
+    near = start_of(mixer)
+    if groups == 1:
+        near = torch.einsum("oi,ik->oik", mixer.proj.weight.flatten(1), near)
+    weight = conv.weight.flatten(2) if groups == 1 else conv.weight.flatten(1)
+    missed = (weight - near).square().sum() / weight.square().sum()
+    assert replacement.explained == pytest.approx(1 - float(missed), abs=1e-6)
+    assert replacement.exact == replacement.copied == (groups == kernel_groups == 4)
+    assert ("exact" if replacement.exact else f"{replacement.explained:.1%}") in str(report)
+    assert mixer.kernel_gen.weight.shape == (9, 2)
+    if groups == 4:  # no other kernels of these groups are nearer
+        moved = near + torch.randn(20, kernel_groups, 9).repeat_interleave(4 // kernel_groups, 1)
+        assert (weight - moved).square().sum((1, 2)).min() > (weight - near).square().sum()
+
+
+def test_separable_and_empty_convolutions_start_exactly_and_meta_ones_are_not_measured() -> None:
+    separable, empty = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
+    nn.init.zeros_(empty.weight)
+    separable.weight.data = torch.einsum("oi,ik->oik", torch.randn(6, 4), torch.randn(4, 9)).view(6, 4, 3, 3)
+    report = atconv.replace_convolution(nn.Sequential(separable, empty), lambda name, module: True)
+    assert [replacement.exact for replacement in report.replaced] == [True, True]
+    meta = [nn.Conv2d(4, 4, 3, padding=1, groups=groups, device="meta") for groups in (1, 4)]
+    report = atconv.replace_convolution(nn.Sequential(*meta), lambda name, module: True)
+    assert [(row.explained, row.exact) for row in report.replaced] == [(None, False), (1.0, True)]
+
+
+def test_every_nth_and_some_are_chosen_among_those_of_the_default() -> None:
+    layers = [nn.Conv2d(4, 4, 3, padding=1, groups=groups) for groups in (1, 4, 4, 1, 4)]
+    for options, chosen in [({"every": 2}, ["2"]), ({"blocks": [0, 2]}, ["1", "4"])]:
+        report = atconv.replace_convolution(nn.Sequential(*layers), **options)
+        assert [replacement.name for replacement in report.replaced] == chosen
+    everything = lambda name, module: True  # noqa: E731
+    report = atconv.replace_convolution(nn.Sequential(*layers), everything, every=2)
+    assert [replacement.name for replacement in report.replaced] == ["1", "3"]
+    with pytest.raises(ValueError, match=r"blocks must lie in 0…2, got \[3\]"):
+        atconv.replace_convolution(nn.Sequential(*layers), blocks=[3])
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        atconv.replace_convolution(nn.Sequential(*layers), every=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kernel_groups": 3}, ValueError, "1: .* kernel_groups must divide 4 channels, got 3"),
+        ({"kernel_groups": 2.0}, TypeError, "0: .* kernel_groups takes whole numbers, got 2.0"),
+        ({"context_bins": 0}, ValueError, "0: .* context_bins must be at least 1, got 0"),
+    ],
+)
+def test_an_option_that_does_not_fit_names_the_convolution(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = nn.Sequential(*(nn.Conv2d(c, c, 3, padding=1, groups=c) for c in (6, 4)))
+    with pytest.raises(error, match=f"nothing was replaced. {message}"):
+        atconv.replace_convolution(model, **options)
+    assert all(type(layer) is nn.Conv2d for layer in model)
+
+
 def test_a_resnet_is_replaced_where_one_asks_and_the_report_says_what_changed() -> None:
     model = ready(torchvision.models.resnet18(num_classes=3))
     before = sum(parameter.numel() for parameter in model.parameters())
@@ -133,7 +205,7 @@ def test_a_resnet_is_replaced_where_one_asks_and_the_report_says_what_changed() 
     assert report.parameters[1] < before
     assert report.macs[1] < report.macs[0]
     assert "conv1" in report.kept
-    assert "the start is the nearest separable kernel, another function, in layer3.0.conv1" in str(report)
+    assert "the nearest separable or shared kernel, another function, in layer3.0.conv1" in str(report)
     model.train()(images()).sum().backward()
 
 
@@ -206,7 +278,10 @@ def test_every_reason_for_replacing_nothing_is_named() -> None:
         atconv.replace_convolution(model)
 
 
-@pytest.mark.parametrize("options", [{"nonsense": 1}, None, {"kernel_size": 3}, {}])
+@pytest.mark.parametrize(
+    "options",
+    [{"nonsense": 1}, None, {"kernel_size": 3}, {}, {"convolution": True, "context_bins": True}],
+)
 def test_options_that_are_not_of_a_convolution_are_rejected(options: object) -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8))
     with pytest.raises(ValueError, match=r"the options of a convolution are \{'convolution': True\}, got"):
@@ -229,10 +304,12 @@ def test_a_model_that_fails_with_atconv_in_it_is_put_back() -> None:
     assert type(model.conv) is nn.Conv2d
 
 
+@pytest.mark.parametrize("options", [{}, {"kernel_groups": 2, "context_bins": 1}])
 @torch.no_grad()
-def test_what_was_replaced_is_saved_and_opened(tmp_path: Path) -> None:
+def test_what_was_replaced_is_saved_and_opened(tmp_path: Path, options: dict[str, Any]) -> None:
     saved = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=4).eval()
-    atconv.replace_convolution(saved)
+    atconv.replace_convolution(saved, **options)
+    assert all(row == {"convolution": True} | options for row in atconv.replace.describe(saved).values())
     randomize(saved)
     x = images().float()
     timm.models.save_for_hf(saved, str(tmp_path))

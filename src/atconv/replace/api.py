@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from atconv.replace.convolutions import convolution_sites, default_convolutions
+from atconv.replace.convolutions import build_convolution, convolution_sites, default_convolutions
 from atconv.replace.counting import Example
 from atconv.replace.families import find_sites
 from atconv.replace.install import build
@@ -66,7 +66,7 @@ def replace_attention(
     """
     check_arguments(model, where, example, "replace_attention")
     check_arguments(model, where, start, "replace_attention")
-    _check_numbers(every, blocks)
+    _check_counts(every, blocks)
     sites = find_sites(model)
     if not sites:
         raise ValueError(f"{type(model).__name__} has no attention that could be replaced")
@@ -81,7 +81,13 @@ def replace_attention(
 
 
 def replace_convolution(
-    model: nn.Module, where: Where | None = None, example: Example | None = None
+    model: nn.Module,
+    where: Where | None = None,
+    example: Example | None = None,
+    every: int = 1,
+    blocks: Collection[int] | None = None,
+    kernel_groups: int | None = None,
+    context_bins: int | None = None,
 ) -> ReplacementReport:
     """Replace convolutions of a model by ATConv, in place.
 
@@ -91,38 +97,47 @@ def replace_convolution(
     A depthwise convolution becomes an ATConv without projections, whose kernels start as the trained one and
     whose routing starts at zero: the model computes the same until it is trained. A dense convolution becomes
     an ATConv with projections that starts at the nearest separable kernel: one kernel for each channel, then
-    a 1×1 convolution. That is another function where the dense kernel is not separable, and the report says
-    so. Stride, dilation and padding are those of the convolution. Make optimizers and compile after the call.
+    a 1×1 convolution. That is another function where the dense kernel is not separable. The report says how
+    near each one starts: "exact", or the share of the squares of the trained weights that it has too. Stride,
+    dilation and padding are those of the convolution. Make optimizers and compile after the call.
 
     Args:
         model: any that holds `nn.Conv2d`: timm's and torchvision's CNNs, diffusers' UNets, decoders.
         where: (name, module) → whether to replace it; by default depthwise convolutions, where there is none
             the dense ones but the first, which sees the image.
         example: as in `replace_attention`.
+        every, blocks: as in `replace_attention`, counted among those of the default, or with `where` among
+            all that can be replaced.
+        kernel_groups, context_bins: as in `ATConv2d`, for all of them. With fewer kernels than channels a
+            mixer is smaller, and a depthwise convolution starts at the mean kernel of each group.
 
     Returns:
         what was replaced, and what was kept and why.
 
     Raises:
         ValueError: there is no convolution larger than 1×1, none was chosen, a chosen one cannot be replaced,
-            or the model does not take the example.
+            an option does not fit its channels, or the model does not take the example.
         TypeError: an argument is of another kind.
     """
     check_arguments(model, where, example, "replace_convolution")
+    _check_counts(every, blocks)
     sites = convolution_sites(model)
     if not sites:
         raise ValueError(f"{type(model).__name__} has no convolution larger than 1×1")
-    chosen = default_convolutions(sites) if where is None else choose(model, sites, where, "convolutions")
-    if not chosen:
+    candidates = default_convolutions(sites) if where is None else sites
+    if not candidates:
         first = "it sees the image, choose it by `where`"
         raise nothing_replaced(model, {site.name: site.reason or first for site in sites})
-    note = "the start is the nearest separable kernel, another function, in"
-    report = swap(model, sites, chosen, [site.make() for site in chosen if site.make], example, note)
+    chosen = choose(model, candidates, where, "convolutions", every, blocks)
+    options = {"kernel_groups": kernel_groups, "context_bins": context_bins}
+    modules = [build_convolution(site, **options) for site in chosen]
+    note = "the start is the nearest separable or shared kernel, another function, in"
+    report = swap(model, sites, chosen, modules, example, note)
     record(model)
     return report
 
 
-def _check_numbers(every: Any, blocks: Any) -> None:
+def _check_counts(every: Any, blocks: Any) -> None:
     if type(every) is not int or every < 1:
         raise ValueError(f"every must be at least 1, a whole number, got {every!r}")
     numbers = isinstance(blocks, Collection) and all(type(number) is int for number in blocks)

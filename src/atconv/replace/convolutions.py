@@ -4,34 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atconv.modules import ATConv2d
 from atconv.ops.depthwise_conv import DepthwiseConv2d
 from atconv.ops.plain import is_plain
 from atconv.replace.start import start_at
 
-__all__ = ["ATConvConvolution", "ConvolutionSite", "convolution_sites", "default_convolutions"]
+__all__ = [
+    "ATConvConvolution",
+    "ConvolutionSite",
+    "build_convolution",
+    "convolution_sites",
+    "default_convolutions",
+]
 
 _KINDS = (nn.Conv2d, DepthwiseConv2d)
+_ROUNDING = 1e-10  # share of the squares of the weights
 
 
 @dataclass(eq=False)
 class ConvolutionSite:
-    """A convolution of a model: replaced by what `make` returns, or kept for a reason."""
+    """A convolution of a model: replaced by what `make` returns, or kept for a reason. `make` takes the site
+    and options of ATConv, and measures `explained` and `exact` of `Replacement`."""
 
     name: str
-    make: Callable[[], nn.Module] | None = None
-    copied: bool = False
-    """ATConv computes the same at first"""
+    make: Callable[..., nn.Module] | None = None
+    depthwise: bool = False
     reason: str = ""
     hooks: tuple[()] = ()
-    explained: None = None
+    explained: float | None = None
     exact: bool = False
     determined: bool = True
+
+    @property
+    def copied(self) -> bool:
+        return self.exact
+
+    def measure(self, weight: Tensor, start: Tensor) -> None:
+        """Compare the convolution's weights with those that ATConv starts from."""
+        total, missed = float(weight.square().sum()), float((weight - start).square().sum())
+        self.explained = 1 - missed / total if total else 1.0
+        self.exact = missed <= _ROUNDING * total
 
 
 class ATConvConvolution(ATConv2d):
@@ -41,7 +59,7 @@ class ATConvConvolution(ATConv2d):
 def convolution_sites(model: nn.Module) -> list[ConvolutionSite]:
     """Every convolution of a model that is larger than 1×1, in order of its modules."""
     return [
-        ConvolutionSite(name, reason="it is ATConv already") if is_ours else _site(name, module)
+        ConvolutionSite(name, reason="it is ATConv already") if is_ours else _examine(name, module)
         for name, module in model.named_modules()
         if (is_ours := isinstance(module, ATConvConvolution))
         or (isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1)
@@ -51,10 +69,19 @@ def convolution_sites(model: nn.Module) -> list[ConvolutionSite]:
 def default_convolutions(sites: list[ConvolutionSite]) -> list[ConvolutionSite]:
     """Depthwise convolutions, else dense ones but the first of the model."""
     able = [site for site in sites if site.make is not None]
-    return [site for site in able if site.copied] or [site for site in able if site is not sites[0]]
+    return [site for site in able if site.depthwise] or [site for site in able if site is not sites[0]]
 
 
-def _site(name: str, module: Any) -> ConvolutionSite:
+def build_convolution(site: ConvolutionSite, **options: Any) -> nn.Module:
+    """What stands in the place of a site's convolution, with `kernel_groups` and `context_bins` of ATConv."""
+    assert site.make is not None
+    try:
+        return site.make(site, **options)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"nothing was replaced. {site.name}: {error}") from error
+
+
+def _examine(name: str, module: Any) -> ConvolutionSite:
     same = tuple(d * (size // 2) for d, size in zip(module.dilation, module.kernel_size, strict=True))
     depthwise = module.groups == module.in_channels == module.out_channels
     reason = ""
@@ -73,11 +100,11 @@ def _site(name: str, module: Any) -> ConvolutionSite:
         reason = f"its padding of {module.padding} does not keep the center of its kernel: {same} would"
     if reason:
         return ConvolutionSite(name, reason=reason)
-    build = _from_depthwise if depthwise else _from_dense
-    return ConvolutionSite(name, make=lambda: build(module), copied=depthwise)
+    make = partial(_from_depthwise if depthwise else _from_dense, module)
+    return ConvolutionSite(name, make, depthwise)
 
 
-def _empty(conv: Any, projections: bool) -> ATConvConvolution:
+def _without_weights(conv: Any, projections: bool, **options: Any) -> ATConvConvolution:
     """ATConv with the options of a convolution, on its device and in its dtype, without routing at first."""
     mixer = ATConvConvolution(
         conv.in_channels,
@@ -90,28 +117,41 @@ def _empty(conv: Any, projections: bool) -> ATConvConvolution:
         kernel_bias=True,
         device=conv.weight.device,
         dtype=conv.weight.dtype,
+        **options,
     )
     return mixer.train(conv.training)
 
 
 @torch.no_grad()
-def _from_depthwise(conv: Any) -> ATConvConvolution:
-    mixer: Any = _empty(conv, projections=False)
-    start_at(mixer, conv.weight[:, 0].flatten(1))
+def _from_depthwise(conv: Any, site: ConvolutionSite, **options: Any) -> ATConvConvolution:
+    """Channels that share a kernel start at the mean of theirs."""
+    mixer: Any = _without_weights(conv, projections=False, **options)
+    kernels = conv.weight.flatten(1)
+    shared = kernels.unflatten(0, (mixer.kernel_groups, -1))
+    mean = shared.mean(1, keepdim=True)
+    start_at(mixer, mean[:, 0])
+    if not kernels.is_meta:
+        site.measure(shared, mean)
+    elif mixer.kernel_groups == len(kernels):
+        site.explained, site.exact = 1.0, True
     if conv.bias is not None:
         mixer.bias.copy_(conv.bias)
     return mixer
 
 
 @torch.no_grad()
-def _from_dense(conv: Any) -> ATConvConvolution:
-    """For each input channel, the kernel and the weights of outputs whose product is nearest to its own."""
-    mixer: Any = _empty(conv, projections=True)
+def _from_dense(conv: Any, site: ConvolutionSite, **options: Any) -> ATConvConvolution:
+    """For each input channel, the kernel and the weights of outputs whose product is nearest to its own.
+    Channels that share a kernel find it together."""
+    mixer: Any = _without_weights(conv, projections=True, **options)
     of_inputs = conv.weight.flatten(2).transpose(0, 1)  # in out K²
     if not of_inputs.is_meta:
-        outputs, sizes, kernels = torch.linalg.svd(of_inputs.float(), full_matrices=False)
+        together = of_inputs.float().unflatten(0, (mixer.kernel_groups, -1)).flatten(1, 2)
+        outputs, sizes, kernels = torch.linalg.svd(together, full_matrices=False)
+        outputs = outputs[..., :1] * sizes[:, None, :1]
         start_at(mixer, kernels[:, 0])
-        mixer.proj.weight.copy_((outputs[..., 0] * sizes[:, :1]).T[..., None, None])
+        site.measure(together, outputs * kernels[:, :1])
+        mixer.proj.weight.copy_(outputs.reshape(of_inputs.shape[:2]).T[..., None, None])
         nn.init.dirac_(mixer.value_proj.weight)
     nn.init.zeros_(mixer.value_proj.bias)
     mixer.proj.bias.zero_() if conv.bias is None else mixer.proj.bias.copy_(conv.bias)

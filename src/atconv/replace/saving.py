@@ -1,9 +1,9 @@
 """What was replaced is saved with the model, by the model's own library, and opened again.
 
 A description is plain: {"blocks.0.attn": {"kernel_size": 3}, "stem.conv": {"convolution": True}, …}. An
-attention with a kernel of each channel to start from has "kernel_bias": True as well. The description is in
-the config of a transformers or diffusers model under `atconv_replacement`, and among the notes of a timm
-model's `pretrained_cfg`.
+attention with a kernel of each channel to start from has "kernel_bias": True as well, a convolution its
+"kernel_groups" and "context_bins" where they were given. The description is in the config of a transformers
+or diffusers model under `atconv_replacement`, and among the notes of a timm model's `pretrained_cfg`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from atconv.replace.adapters import ATConvAdapter
-from atconv.replace.convolutions import ATConvConvolution, convolution_sites
+from atconv.replace.convolutions import ATConvConvolution, build_convolution, convolution_sites
 from atconv.replace.families import find_sites
 from atconv.replace.install import build, installed
 
@@ -30,6 +30,7 @@ NOTE = f"{KEY}="
 # What tells what was replaced among saved weights: the generator, of an attention next to projections of
 # tokens, of a convolution next to the bias of its kernels.
 GENERATOR, VALUE, BIAS = ".kernel_gen.weight", ".value_proj.weight", ".kernel_bias"
+CONTEXT = ".context_proj.weight"
 CONVOLUTION = {"convolution": True}
 
 
@@ -48,7 +49,11 @@ def describe(source: nn.Module | Mapping[str, Tensor]) -> dict[str, dict[str, An
                 bias = {} if module.mixer.kernel_bias is None else {"kernel_bias": True}
                 description[name] = {"kernel_size": module.mixer.kernel_size, **bias}
             elif isinstance(module, ATConvConvolution):
-                description[name] = CONVOLUTION
+                kernels: Any = module.kernel_bias
+                groups, weights = kernels.shape
+                description[name] = _describe_convolution(
+                    groups, module.in_channels, weights, module.context_bins
+                )
         return description
     for name, weight in source.items():
         mixer, values = name.removesuffix(GENERATOR), source.get(name.replace(GENERATOR, VALUE))
@@ -58,9 +63,14 @@ def describe(source: nn.Module | Mapping[str, Tensor]) -> dict[str, dict[str, An
         if mixer.endswith(".mixer") and values is not None and values.ndim == 2:
             bias = {"kernel_bias": True} if biased else {}
             description[mixer.removesuffix(".mixer")] = {"kernel_size": math.isqrt(len(weight)), **bias}
-        elif biased:
-            description[mixer] = CONVOLUTION
+        elif biased and mixer + CONTEXT in source:
+            description[mixer] = _describe_convolution(*source[mixer + CONTEXT].shape, *weight.shape)
     return description
+
+
+def _describe_convolution(groups: int, channels: int, weights: int, bins: int) -> dict[str, Any]:
+    chosen = {"kernel_groups": groups} if groups != channels else {}
+    return CONVOLUTION | chosen | ({"context_bins": bins} if bins != weights else {})
 
 
 def apply(model: nn.Module, description: Description) -> None:
@@ -81,16 +91,18 @@ def apply(model: nn.Module, description: Description) -> None:
         )
     convolutions: dict[str, Any] = {site.name: site for site in convolution_sites(model)}
     sites = convolutions | {site.name: site for site in find_sites(model)}
-    chosen: list[Any] = [_site(model, sites, name) for name in description]
+    chosen: list[Any] = [_find_site(model, sites, name) for name in description]
     modules = [
-        _convolution(site, options) if site.name in convolutions else build(model, site, **_options(options))
+        build_convolution(site, **_check_convolution_options(options))
+        if site.name in convolutions
+        else build(model, site, **_check_attention_options(options))
         for site, options in zip(chosen, description.values(), strict=True)
     ]
     with installed(model, chosen, modules):
         record(model)
 
 
-def _site(model: Any, sites: Mapping[str, Any], name: str) -> Any:
+def _find_site(model: Any, sites: Mapping[str, Any], name: str) -> Any:
     """The site of that name. transformers opens a model with a head as one without, and the reverse."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     names = (name, name.removeprefix(prefix), prefix + name)
@@ -101,14 +113,19 @@ def _site(model: Any, sites: Mapping[str, Any], name: str) -> Any:
     return site
 
 
-def _convolution(site: Any, options: Any) -> nn.Module:
-    if options != CONVOLUTION:
-        raise ValueError(f"the options of a convolution are {CONVOLUTION}, got {options!r}")
-    made: nn.Module = site.make()
-    return made
+def _check_convolution_options(options: Any) -> dict[str, Any]:
+    others = dict(options) if isinstance(options, Mapping) else {}
+    whole = all(type(others.get(name, 1)) is int for name in ("kernel_groups", "context_bins"))
+    known = others.pop("convolution", None) is True and others.keys() <= {"kernel_groups", "context_bins"}
+    if not (known and whole):
+        raise ValueError(
+            f"the options of a convolution are {CONVOLUTION}, got {options!r}; kernel_groups and "
+            "context_bins may be among them, whole numbers"
+        )
+    return others
 
 
-def _options(options: Any) -> dict[str, Any]:
+def _check_attention_options(options: Any) -> dict[str, Any]:
     known = isinstance(options, Mapping) and {"kernel_size"} <= set(options) <= {"kernel_size", "kernel_bias"}
     if not known or type(options.get("kernel_bias", True)) is not bool:
         raise ValueError(f"the options of an attention are such as {{'kernel_size': 3}}, got {options!r}")

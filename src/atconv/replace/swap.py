@@ -28,7 +28,7 @@ Where = Callable[[str, nn.Module], bool]
 
 @dataclass(frozen=True)
 class Replacement:
-    """An attention that was replaced: what it was, and what it became."""
+    """An attention or convolution that was replaced: what it was, and what it became."""
 
     name: str
     parameters: tuple[int, int]
@@ -39,9 +39,10 @@ class Replacement:
     """its weights were taken over: the projections of an attention, the kernel of a convolution"""
     explained: float | None = None
     """where ATConv starts from what an attention answered: the share of that, before the output projection,
-    that it answers too, class and register tokens included; 0 where it is no nearer than zeros"""
+    that it answers too, class and register tokens included; of a convolution, the share of the squares of its
+    weights; 0 where it is no nearer than zeros; None where that is not known"""
     exact: bool = False
-    """ATConv answers the same on these inputs, on every token"""
+    """ATConv answers the same, where it starts from an attention on these inputs, on every token"""
     determined: bool = True
     """these inputs have as many positions as a kernel has weights; with fewer, kernels fit anything"""
 
@@ -179,11 +180,11 @@ def nothing_replaced(model: nn.Module, rejected: Mapping[str, str], fix: str = "
     names: dict[str, list[str]] = defaultdict(list)
     for name, reason in rejected.items():
         names[reason].append(name or type(model).__name__)
-    reasons = "; ".join(f"{_some(those)}: {reason}" for reason, those in names.items())
+    reasons = "; ".join(f"{_first_names(those)}: {reason}" for reason, those in names.items())
     return ValueError(f"nothing was replaced. {reasons}{fix}")
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return ", ".join(names[:2]) + more
 
