@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 
 from atconv.engine.trainer import Callback
 from atconv.tasks import resume, train
+from atconv.tasks.detection import DetectionConfig
+from atconv.tasks.detection.task import DetectionTask
 from atconv.tasks.generation import GenerationConfig
 from atconv.tasks.segmentation import SegmentationConfig
 from atconv.tasks.segmentation.task import SegmentationTask
 from support.tiny import no_plots, reset_accelerate, tiny_config, train_tiny
-from support.tiny_dense import SEGMENT, detect, segment, shared_data
+from support.tiny_dense import DETECT, SEGMENT, annotated_folder, detect, segment, shared_data
 from support.tiny_sit import TINY_RUN
 
 
@@ -90,6 +93,31 @@ def test_segmentation_weighs_classes_in_its_cross_entropy(kind: str, tmp_path: P
     loss = task.loss(lambda x: logits, (None, masks), 0)[1]["entropy"]  # type: ignore[arg-type]
     by_pixel = torch.nn.functional.cross_entropy(logits, masks, reduction="none") * weights[masks]
     assert float(loss) == pytest.approx(float(by_pixel.mean()), rel=1e-5)
+    reset_accelerate()
+
+
+@pytest.mark.parametrize("architecture", ["faster_rcnn", "retinanet"])
+def test_detection_weighs_classes_in_its_classification_loss(architecture: str, tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    from atconv.engine.run import Run
+
+    data = annotated_folder(tmp_path / "data", train=6)
+    content = json.loads((data / "train.json").read_text())
+    bright = [each for each in content["annotations"] if each["category_id"] == 3]
+    content["annotations"] = [each for each in content["annotations"] if each not in bright[2:]]
+    (data / "train.json").write_text(json.dumps(content))
+    options: dict[str, Any] = {**DETECT, "architecture": architecture, "detector_args": {}}
+    reset_accelerate()
+    accelerator = Accelerator(cpu=True)
+    config = DetectionConfig(data=str(data), **options, class_weights="inverse")
+    task = DetectionTask(config, Run.create(tmp_path / "run"), accelerator)
+    found = [each for name, each in task.model.named_buffers() if name.endswith("class_weights")]
+    weights = {"background": 1.0, "dark": (6 + 2) / (2 * 6), "bright": (6 + 2) / (2 * 2)}
+    assert [each.tolist() for each in found] == [
+        pytest.approx([weights[name] for name in ("background", *task.classes)])
+    ]
+    assert not any("class_weights" in name for name in task.model.state_dict())
     reset_accelerate()
 
 

@@ -14,6 +14,7 @@ from atconv.engine.recipes import reject_contradictions
 from atconv.engine.run import Run
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
+from atconv.tasks.common.class_weights import ClassWeightOptions
 from atconv.tasks.common.model_options import ModelOptions
 
 __all__ = ["AnnotatedConfig", "inherit_config"]
@@ -74,7 +75,14 @@ class AnnotatedAugmentationOptions:
 
 
 @dataclass(kw_only=True)
-class AnnotatedConfig(AnnotatedDataOptions, BackboneOptions, AnnotatedAugmentationOptions, TrainConfig, ABC):
+class AnnotatedConfig(
+    AnnotatedDataOptions,
+    BackboneOptions,
+    AnnotatedAugmentationOptions,
+    ClassWeightOptions,
+    TrainConfig,
+    ABC,
+):
     """Options that both tasks share."""
 
     extra_args: ClassVar[str]

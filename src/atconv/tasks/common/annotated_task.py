@@ -23,7 +23,7 @@ from atconv.data.annotated_splits import (
 )
 from atconv.data.checking import CheckImages
 from atconv.data.config import log_unused_fractions
-from atconv.data.imbalance import Occurrences, image_weights, log_classes
+from atconv.data.imbalance import Occurrences, class_weights, image_weights, log_classes
 from atconv.data.loaders import EpochBatches, SeededItems
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
@@ -85,9 +85,12 @@ class AnnotatedTask(Task, Generic[C, S]):
         counts = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
         logger.info("%s, images: %s", count_of(len(self.classes), "class", "classes"), counts)
         self.occurrences = self._count(new)
-        self.weights = None
+        self.weights, self.class_weights = None, None
         if self.occurrences is not None:
             self.weights = image_weights(self.occurrences, config.sampler, config.repeat_threshold)
+            by_class = class_weights(self.occurrences, config.class_weights, config.class_weight_beta)
+            if by_class is not None:
+                self.class_weights = torch.tensor(by_class).float().to(accelerator.device)
         with seeded(derive_seed("init", config.seed)):
             arguments = config.model_arguments(len(self.classes))
             self.model = self.predictor.build_model(arguments, state_dict)
@@ -103,9 +106,7 @@ class AnnotatedTask(Task, Generic[C, S]):
     def _count(self, new: bool) -> Occurrences | None:
         """What there is of each class to train on, where a loss or sampler asks for it; the main process of a
         new run tells it."""
-        evens_out = (
-            self.config.sampler != "shuffle" or getattr(self.config, "class_weights", "none") != "none"
-        )
+        evens_out = self.config.sampler != "shuffle" or self.config.class_weights != "none"
         tells = new and self.accelerator.is_main_process
         names = list(self.splits) if tells else ["train"] if evens_out else []
         counts = {name: self.count_classes(self.splits[name]) for name in names}

@@ -19,6 +19,7 @@ class ClassWeightOptions:
     common: ClassVar[tuple[str, ...]] = ()
 
     class_weights: ClassWeights = "none"
-    """weight of each class: inverse to its images or pixels, or to their effective number (Cui et al.)"""
+    """weight of each class: inverse to its images, boxes or pixels, or to the effective number of images (Cui
+    et al.)"""
     class_weight_beta: BelowOne = 0.999
     """β of effective: at 0 weights are equal, towards 1 inverse to the number of images with the class"""

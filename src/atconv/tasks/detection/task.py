@@ -17,6 +17,7 @@ from atconv.data.formats import open_boxes
 from atconv.data.imbalance import Occurrences
 from atconv.engine.run import Run
 from atconv.io import first_few
+from atconv.models.detector_losses import weigh_classes
 from atconv.tasks.common.annotated_task import AnnotatedTask
 from atconv.tasks.detection.config import DetectionConfig
 from atconv.tasks.detection.data import DetectionTransform, Target, TrainExamples, eval_batches
@@ -38,6 +39,8 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
         super().__init__(config, run, accelerator)
         self.transform = DetectionTransform(config.in_chans)
         self.examples = TrainExamples(self.splits["train"], config)
+        if self.class_weights is not None:
+            weigh_classes(self.model, self.class_weights)
 
     def open_data(self, check: CheckImages) -> dict[str, BoxSplit]:
         config = self.config

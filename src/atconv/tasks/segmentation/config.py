@@ -9,7 +9,6 @@ from atconv.data.config import MaskOptions
 from atconv.engine.options import Factor, Pixels
 from atconv.models.segmenters import DIVISOR, SegmenterArchitecture
 from atconv.tasks.common.annotated_config import AnnotatedConfig
-from atconv.tasks.common.class_weights import ClassWeightOptions
 
 __all__ = ["SegmentationConfig"]
 
@@ -37,7 +36,7 @@ class SegmenterOptions:
 
 
 @dataclass(kw_only=True)
-class SegmentationConfig(SegmenterOptions, MaskOptions, ClassWeightOptions, AnnotatedConfig):
+class SegmentationConfig(SegmenterOptions, MaskOptions, AnnotatedConfig):
     """Options of `atconv segment train`."""
 
     extra_args = "segmenter_args"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from atconv.data.checking import CheckImages, in_threads
 from atconv.data.formats import open_masks
-from atconv.data.imbalance import Occurrences, class_weights
+from atconv.data.imbalance import Occurrences
 from atconv.data.masks import IGNORED, MaskSplit
 from atconv.engine.run import Run
 from atconv.tasks.common.annotated_task import AnnotatedTask
@@ -38,11 +38,6 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         self.transform = SegmentationTransform(config.in_chans, config.short_side, config.mean, config.std)
         self.examples = TrainExamples(self.splits["train"], config)
         self.min_batch = config.min_batch
-        self.class_weights: Tensor | None = None
-        if self.occurrences is not None:
-            weights = class_weights(self.occurrences, config.class_weights, config.class_weight_beta)
-            if weights is not None:
-                self.class_weights = torch.tensor(weights).float().to(accelerator.device)
         self.dice = DiceLoss("multiclass", ignore_index=IGNORED)
 
     def open_data(self, check: CheckImages) -> dict[str, MaskSplit]:
