@@ -44,10 +44,14 @@ class TrainConfig:
     """passes over the training data"""
     batch_size: PositiveInt = 64
     """images in one micro-batch of one process"""
+    auto_find_batch_size: bool = False
+    """before training, halve batch_size until it fits memory; the global batch stays"""
     global_batch_size: PositiveInt | None = None
     """images in one optimizer step over all processes and micro-batches; default: base_batch_size"""
     lr: Positive = 1e-3
     """peak learning rate, for a global batch of base_batch_size"""
+    find_lr: bool = False
+    """before training, find lr by a range test of 100 steps on a copy of the model"""
     base_batch_size: PositiveInt = 64
     """global batch size that lr was chosen for; another one scales the learning rate linearly"""
     min_lr: NonNegative = 1e-6
@@ -119,6 +123,8 @@ class TrainConfig:
             raise ValueError(
                 "shard needs ema_decay: the average is the full model that is evaluated and kept"
             )
+        if self.shard and (self.find_lr or self.auto_find_batch_size):
+            raise ValueError("find_lr and auto_find_batch_size try a whole model: leave them or shard out")
         if self.min_lr > self.lr and self.schedule != "constant":
             raise ValueError(f"min_lr must be at most lr ({self.lr}), got {self.min_lr}: set it too")
         if self.warmup_epochs > self.epochs:

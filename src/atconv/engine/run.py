@@ -35,7 +35,7 @@ _EVALUATION = ("metrics.json", "per_class.csv", "skipped.csv")
 # What runs of every task write, and nothing else does.
 _WRITTEN = (
     "config.yaml", "split.json", "log.txt", "checkpoints/step-*/*", "tracking/events.out.*", "metrics.csv",
-    "curves.png", "config.json", "model.safetensors", *_EVALUATION,
+    "curves.png", "find_lr.csv", "find_lr.png", "config.json", "model.safetensors", *_EVALUATION,
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
 from atconv.engine.task import Task
 
-__all__ = ["Callback", "History", "Trainer", "set_training_mode"]
+__all__ = ["Callback", "History", "StepMetrics", "Trainer", "set_training_mode"]
 
 logger = logging.getLogger(__name__)
 
@@ -193,9 +193,9 @@ class Trainer:
         set_training_mode(self.network, self.config.freeze_bn)
         first, started, images = self.step_in_epoch, time.perf_counter(), 0
         batches = self.task.batches(self.plan, self.epoch, first * self.plan.accumulate)
-        pending: list[_StepMetrics] = []
+        pending: list[StepMetrics] = []
         for _ in range(first, self.plan.steps_per_epoch):
-            pending.append(self._train_step(batches))
+            pending.append(self.train_step(batches))
             self.step_in_epoch += 1
             last, every = self.step_in_epoch == self.plan.steps_per_epoch, self.config.checkpoint_steps
             saves = bool(every and self.step % every == 0 and not last)
@@ -221,7 +221,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
 
-    def _train_step(self, batches: Iterator[Any]) -> _StepMetrics:
+    def train_step(self, batches: Iterator[Any]) -> StepMetrics:
         """One optimizer step over `accumulate` micro-batches, for whose end nothing waits."""
         self.scheduler.step_update(self.step)
         totals: dict[str, Tensor] = {}
@@ -246,9 +246,9 @@ class Trainer:
         if self.ema is not None:
             trained: Any = Gathered(self.network) if self.config.shard else self.network
             self.ema.update(trained, step=self.step + 1)
-        return _StepMetrics(self.step, self.lr, tuple(totals), torch.stack(list(totals.values())))
+        return StepMetrics(self.step, self.lr, tuple(totals), torch.stack(list(totals.values())))
 
-    def _add_up(self, steps: Sequence[_StepMetrics]) -> dict[str, float]:
+    def _add_up(self, steps: Sequence[StepMetrics]) -> dict[str, float]:
         """Wait for the device and add the metrics of steps to those of the epoch. Returns the last ones.
 
         Raises:
@@ -309,7 +309,7 @@ class Trainer:
         self.history.rows = [MappingProxyType(row) for row in state["history"]]
 
 
-class _StepMetrics(NamedTuple):
+class StepMetrics(NamedTuple):
     """What a step leaves on the device."""
 
     step: int

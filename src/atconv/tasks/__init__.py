@@ -168,7 +168,7 @@ def train(
 
     check_callbacks(callbacks)
     spec = _task_of_config(config)
-    config = spec.inherit_config(config, chosen)
+    config = replace(spec.inherit_config(config, chosen))  # a copy, which searches write into
     if overwrite and run is None:
         raise ValueError("overwrite starts a run again in its folder: name the folder with --out")
     if run == "":
@@ -333,6 +333,7 @@ def _prepare(
     """Everything up to the first step: data, model, batches, checkpoint."""
     from atconv.engine.batch_plan import plan_batches
     from atconv.engine.callbacks import default_callbacks
+    from atconv.engine.checkpoint import latest_checkpoint
     from atconv.engine.trainer import Trainer
     from atconv.tasks.common.inhibition import InhibitionLogger
 
@@ -342,12 +343,19 @@ def _prepare(
             f"patience needs a score that says which epoch is better, and {spec.name} has none: the last "
             "epoch is kept. Leave patience out"
         )
-    plan = plan_batches(
-        config, task.samples, accelerator.num_processes, even=task.pairs, min_batch=task.min_batch
+    processes, main_process = accelerator.num_processes, accelerator.is_main_process
+    plan_for = partial(
+        plan_batches, samples=task.samples, processes=processes, even=task.pairs, min_batch=task.min_batch
     )
-    main_process, tracker = accelerator.is_main_process, bool(accelerator.log_with)
+    if (config.find_lr or config.auto_find_batch_size) and latest_checkpoint(run.checkpoints) is None:
+        from atconv.engine.tuning import tune
+
+        tune(config, task, run, accelerator, plan_for)
+        if main_process:
+            write_config(config, spec.name, run)  # with what was found: a resumed run does not search again
+    plan, tracker = plan_for(config), bool(accelerator.log_with)
     used = default_callbacks(config.patience, tracker, main_process, extended_at)
-    if accelerator.is_main_process:
+    if main_process:
         logger.info(plan.message)
         task.save_config()
         used += [InhibitionLogger(), *task.callbacks()]

@@ -1,0 +1,134 @@
+"""What is tried out before a run starts: the micro-batch that fits memory, and the learning rate.
+
+Copies of the model are trained for a few steps. What they find goes into the configuration: the run is then,
+bit for bit, one that was started with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import chain, count
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size
+
+from atconv.engine.batch_plan import BatchPlan
+from atconv.engine.config import TrainConfig
+from atconv.engine.learning_rate_test import Rising, run_test
+from atconv.engine.rng import seeded
+from atconv.engine.run import Run
+from atconv.engine.task import Task
+from atconv.engine.trainer import Trainer, set_training_mode
+from atconv.io import write_rows
+
+__all__ = ["tune"]
+
+logger = logging.getLogger(__name__)
+
+
+def tune(
+    config: TrainConfig,
+    task: Task,
+    run: Run,
+    accelerator: Accelerator,
+    plan_for: Callable[[TrainConfig], BatchPlan],
+) -> None:
+    """Search what a configuration asks for, and write it into that configuration.
+
+    Raises:
+        ValueError: no batch fits memory, or batches are tried in several processes.
+    """
+    trial: Any = partial(_trial, task, run, accelerator)
+    if config.auto_find_batch_size:
+        if accelerator.num_processes > 1:
+            raise ValueError(
+                "auto_find_batch_size tries sizes in one process: give to all with --batch-size what it finds"
+            )
+        smallest = max(2 if task.pairs else 1, task.min_batch)
+        asked, config.auto_find_batch_size = config.batch_size, False
+        # Accumulation takes no more memory.
+        _find_batch_size(config, lambda: trial(config, replace(plan_for(config), accumulate=1)), smallest)
+        logger.info("batch_size %d fits memory (%d asked for)", config.batch_size, asked)
+    if config.find_lr:
+        config.find_lr = False
+        with trial(config, plan_for(config)) as trainer:
+            factor = trainer.plan.lr / config.lr
+            rising = Rising(trainer.optimizer, 10 * max(config.min_lr, 1e-7), factor)
+            trainer.scheduler = rising
+            found = run_test(rising.rates, _losses(trainer))
+        if accelerator.is_main_process:
+            write_rows(run.path / "find_lr.csv", found.rows())
+            found.plot(config.lr, run.path / "find_lr.png")
+            logger.info("%s (%s)", found.describe(config.lr), run.path / "find_lr.png")
+        config.lr = found.suggestion or config.lr
+    accelerator.free_memory()
+
+
+@contextmanager
+def _trial(
+    task: Task, run: Run, accelerator: Accelerator, config: TrainConfig, plan: BatchPlan
+) -> Iterator[Trainer]:
+    """A trainer of a copy of the model. What it shares with the run is as before in the end."""
+    accelerator.free_memory()  # of the trial before
+    model, copied = task.model, copy.copy(task)
+    copied.model = copy.deepcopy(model)
+    scaler = accelerator.scaler
+    scale = None if scaler is None else scaler.state_dict()
+    try:
+        with seeded(config.seed):
+            trainer = Trainer(copied, config, plan, run, accelerator)
+            # The task freezes its own model: the copy follows, then its own is let go again.
+            trained = [parameter.requires_grad for parameter in model.parameters()]
+            task.prepare_epoch(0)
+            copies = trainer.network.parameters()
+            for own, other, before in zip(model.parameters(), copies, trained, strict=True):
+                other.requires_grad_(own.requires_grad)
+                own.requires_grad_(before)
+            set_training_mode(trainer.network, config.freeze_bn)
+            yield trainer
+    finally:
+        if scaler is not None:
+            scaler.load_state_dict(scale)
+
+
+def _losses(trainer: Trainer) -> Iterator[float]:
+    """Train without end, epoch after epoch; the loss of each step, over all processes."""
+    batches = chain.from_iterable(trainer.task.batches(trainer.plan, epoch, 0) for epoch in count())
+    while True:
+        metrics = trainer.train_step(batches)
+        loss = metrics.means[metrics.names.index("loss")]
+        yield float(trainer.accelerator.reduce(loss, reduction="mean"))
+        trainer.step_in_epoch += 1
+
+
+def _find_batch_size(
+    config: TrainConfig, trial: Callable[[], AbstractContextManager[Trainer]], smallest: int
+) -> None:
+    """Halve batch_size until two optimizer steps fit memory; the first makes the optimizer's state."""
+
+    def halve() -> int:
+        size = config.batch_size // 2
+        if size < smallest:
+            raise ValueError(
+                f"not even a batch_size of {config.batch_size} fits memory: take smaller images, a smaller "
+                "model, --precision bf16 or --grad-checkpointing"
+            )
+        return size
+
+    def fits(batch_size: int) -> None:
+        config.batch_size = batch_size
+        try:
+            with trial() as trainer:
+                losses = _losses(trainer)
+                next(losses), next(losses)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError("CUDA out of memory.") from error  # accelerate goes by the text
+
+    find_executable_batch_size(fits, config.batch_size, halve)()
