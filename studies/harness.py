@@ -29,6 +29,7 @@ __all__ = [
     "main",
     "mean_and_deviation",
     "paired_difference",
+    "pairs_by_seed",
     "run_side_by_side",
     "smallest_difference",
     "synchronize",
@@ -144,10 +145,17 @@ def paired_difference(
     Returns:
         None with fewer than two pairs.
     """
-    values = {(row[column], int(row["seed"])): float(row[metric]) for row in rows}
-    pairs = paired_differences(values, variant, reference)
+    pairs = pairs_by_seed(rows, metric, variant, reference, column)
     half = confidence_half_width(pairs)
     return None if half is None else f"{statistics.mean(pairs):+.4g} ± {half:.3g} (95 %, {len(pairs)} pairs)"
+
+
+def pairs_by_seed(
+    rows: Sequence[Mapping[str, str]], metric: str, variant: str, reference: str, column: str = "variant"
+) -> list[float]:
+    """A variant's metric minus the reference's, for every seed that both have."""
+    values = {(row[column], int(row["seed"])): float(row[metric]) for row in rows}
+    return paired_differences(values, variant, reference)
 
 
 def smallest_difference(deviation: float, pairs: int) -> float:

@@ -37,7 +37,7 @@ from atconv.analysis.routing import collect_kernels
 from atconv.io import read_rows, save_tensors, write_rows
 from atconv.modules import inhibition_strength
 from atconv.plots import plt, save
-from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed
+from atconv.tasks.common.sweep import Job, Sweep, confidence_half_width, seed_by_seed
 from studies import harness
 from studies.replace.training import BATCH, LR, Data, accuracy, fit, scaled
 
@@ -202,7 +202,7 @@ def report(args: Namespace) -> None:
         cells = [_spread(own, "top1", 1), _spread(own, "routed", 100), _spread(own, "lambda", 1)]
         print(f"| {name} | {len(own)} | {count:,} | {cost:.0f} | {' | '.join(cells)} |")
     print()
-    for name, other in [(name, PLAIN) for name in TUNED[1:]] + [(PLAIN, TRAINED)]:
+    for name, other in [(name, PLAIN) for name in TUNED[1:]] + [(PLAIN, TRAINED), (ROUTING, TRAINED)]:
         difference = harness.paired_difference(rows, "top1", name, other)
         print(f"{name} minus {other}: {difference or 'too few pairs'}")
     plot(rows, args.out / "results.png")
@@ -214,23 +214,37 @@ def _spread(rows: Sequence[Mapping[str, str]], metric: str, unit: float) -> str:
 
 
 def plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """A line a variant, a point a run; runs of one seed have one marker."""
+    """Left a point a run, a marker for each seed; right the differences from plain tuning, with intervals."""
     shown = [name for name in VARIANTS if any(row["variant"] == name for row in rows)]
-    figure, axis = plt.subplots(figsize=(9.6, 1 + 0.5 * len(shown)), layout="constrained")
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10.4, 1.5 + 0.55 * len(shown)), sharey=True, layout="constrained"
+    )
     for row in rows:
-        color = "C1" if "routing" in row["variant"] else "C0"
-        marker = "os^Dv"[int(row["seed"]) % 5]
+        color, marker = _color(row["variant"]), "os^Dv"[int(row["seed"]) % 5]
         place = shown.index(row["variant"])
-        axis.scatter(float(row["top1"]), place, s=50, alpha=0.8, color=color, marker=marker)
+        left.scatter(float(row["top1"]), place, s=50, alpha=0.8, color=color, marker=marker)
     for seed in sorted({int(row["seed"]) for row in rows}):
-        axis.scatter([], [], color="0.4", marker="os^Dv"[seed % 5], label=f"seed {seed}")
-    axis.set_yticks(range(len(shown)), shown)
-    axis.set_ylim(len(shown) - 0.5, -0.5)
-    axis.set(xlabel="top-1 on test images, %")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axis.grid(alpha=0.3, axis="x")
+        left.scatter([], [], color="0.4", marker="os^Dv"[seed % 5], label=f"seed {seed}")
+    for place, name in enumerate(shown):
+        pairs = harness.pairs_by_seed(rows, "top1", name, PLAIN) if name != PLAIN else []
+        right.scatter(pairs, [place] * len(pairs), s=20, color="0.7")
+        if pairs:
+            half = confidence_half_width(pairs)
+            right.errorbar(statistics.mean(pairs), place, xerr=half, fmt="D", capsize=4, color=_color(name))
+    left.set_yticks(range(len(shown)), shown)
+    left.set_ylim(len(shown) - 0.5, -0.5)
+    left.set(xlabel="top-1 on test images, %")
+    right.axvline(0, color="gray", linewidth=1)
+    right.set_xlabel(f"minus {PLAIN}, points (gray: a seed;\nbar: 95 % interval of the mean)")
+    figure.legend(loc="outside right center", frameon=False)
+    for axis in (left, right):
+        axis.grid(alpha=0.3, axis="x")
     figure.suptitle("A small ConvNeXt on CIFAR-10, tuned as it is or with routing", fontsize=11)
     save(figure, path)
+
+
+def _color(variant: str) -> str:
+    return "C1" if "routing" in variant else "C0"
 
 
 if __name__ == "__main__":
