@@ -161,7 +161,8 @@ def _metrics(content: CardContent) -> str:
             counted = f", {images:,} images" if images else ""
             parts.append(f"{where}{split} split{counted}\n\n{_table(('metric', 'value'), rows)}")
     if any("[" in part for part in parts):
-        parts.append("In brackets: 95 % Wilson intervals, which count chance in the choice of images alone.")
+        kind = content.spec.publication.intervals
+        parts.append(f"In brackets: 95 % {kind}. They count chance in the choice of images alone.")
     return "\n\n".join(parts) or "Not measured."
 
 

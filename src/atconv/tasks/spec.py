@@ -37,6 +37,8 @@ class Publication:
     """titles of plots that show some"""
     metrics: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """the main ones in metrics.json: Hugging Face's name, and the unit"""
+    intervals: str = "Wilson intervals"
+    """how those of the metrics are made"""
     call: str = 'results = predictor("image.jpg")'
     """a line of Python that uses the `predictor`"""
     libraries: tuple[str, ...] = ()

@@ -19,11 +19,12 @@ from PIL import Image
 
 from atconv.plots import shorten
 from atconv.tasks import load
+from atconv.tasks.classification.metrics import wilson_interval
 from atconv.tasks.common import drawing
 from atconv.tasks.common.drawing import PlotFiles, class_colors, drawn_size, find_font
 from atconv.tasks.detection.plots import draw_detections
 from atconv.tasks.segmentation.data import SegmentationTransform
-from atconv.tasks.segmentation.metrics import mean_iou
+from atconv.tasks.segmentation.metrics import intervals, mean_iou
 from atconv.tasks.segmentation.plots import plot_prediction
 from support.tiny import atconv, read_rows
 from support.tiny_dense import annotated_folder, detection_run, segment, segmentation_run, shared_data
@@ -48,6 +49,8 @@ def test_segmentation_does_not_depend_on_batches() -> None:
     trained = json.loads((segmentation_run() / "metrics.json").read_text())
     assert one.miou == pytest.approx(two.miou, abs=0.02)
     assert one.miou == pytest.approx(trained["miou"], abs=0.02)
+    low, high = one.miou_interval
+    assert 0 < low < one.miou < high < 100
     assert [row["class"] for row in one.per_class] == ["ground", "dark", "bright"]
 
 
@@ -147,6 +150,17 @@ def test_mean_iou_counts_classes_that_occur() -> None:
     counts = torch.tensor([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
     assert mean_iou(counts) == pytest.approx(100 * (6 / 9 + 3 / 6) / 2)
     assert mean_iou(torch.zeros(2, 2)) == 0
+
+
+def test_intervals_count_images_and_not_pixels() -> None:
+    right, wrong = torch.tensor([[1, 0], [1, 0], [1, 0]]), torch.tensor([[0, 0], [1, 1], [1, 0]])
+    images = 150 * [right] + 50 * [wrong]
+    found = intervals(images)
+    assert found == intervals(images)
+    assert found == intervals([100 * image for image in images])
+    low, high = wilson_interval(150, 200)
+    assert found["pixel_accuracy_interval"] == pytest.approx((low, high), abs=1)
+    assert found["miou_interval"] == pytest.approx((low / 2, high / 2), abs=0.5)
 
 
 def test_detected_objects_are_drawn_and_printed(tmp_path: Path) -> None:

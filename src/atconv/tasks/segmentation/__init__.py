@@ -22,6 +22,7 @@ SPEC = TaskSpec(
         plots={"confusion.png": "Confusion matrix", "curves.png": "Learning curves"},
         image_plots={"predictions.png": "Predictions"},
         metrics={"miou": ("mean_iou", " %"), "pixel_accuracy": ("accuracy", " %")},
+        intervals="intervals by bootstrap over images, 1000 resamples",
         libraries=(
             "import atconv\nimport segmentation_models_pytorch as smp\n\n"
             'model = smp.from_pretrained("{name}").eval()  # logits of normalized images',

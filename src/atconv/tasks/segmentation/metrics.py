@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -18,7 +19,18 @@ from atconv.data.masks import IGNORED
 from atconv.engine.tables import Table, speed_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 
-__all__ = ["SegmentationMetrics", "count_pixels", "mean_iou", "per_class", "pixel_accuracy"]
+__all__ = [
+    "RESAMPLES",
+    "SegmentationMetrics",
+    "count_pixels",
+    "intervals",
+    "mean_iou",
+    "per_class",
+    "pixel_accuracy",
+]
+
+RESAMPLES = 1000
+"""how often images are chosen anew for the intervals"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +40,10 @@ class SegmentationMetrics(AnnotatedMetrics):
 
     miou: float
     """mean over the classes that occur, in masks or predictions"""
+    miou_interval: tuple[float, float]
+    """95 %, by bootstrap over the images: percentiles of `RESAMPLES` resamples"""
     pixel_accuracy: float
+    pixel_accuracy_interval: tuple[float, float]
     flip_tta: bool
     """whether predictions for each image and its mirror image were averaged"""
 
@@ -37,8 +52,8 @@ class SegmentationMetrics(AnnotatedMetrics):
 
     def tables(self, title: str) -> list[Table]:
         rows = [
-            ("mean IoU", f"{self.miou:.2f} %"),
-            ("right pixels", f"{self.pixel_accuracy:.2f} %"),
+            ("mean IoU  [95 % interval]", _percent(self.miou, self.miou_interval)),
+            ("right pixels  [95 % interval]", _percent(self.pixel_accuracy, self.pixel_accuracy_interval)),
             ("images", str(self.images)),
             ("speed", speed_text(self.images_per_second)),
             ("flip TTA", "yes" if self.flip_tta else "no"),
@@ -53,22 +68,36 @@ class SegmentationMetrics(AnnotatedMetrics):
         ]
 
 
-def count_pixels(pairs: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> Tensor:
+def count_pixels(pairs: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> tuple[Tensor, list[Tensor]]:
     """How many pixels of each class (row) were predicted as each class (column), K K, from masks and
-    predictions."""
-    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    predictions; and for each image intersection, union and pixels by class, 3 K."""
+    counts, images = torch.zeros(num_classes, num_classes, dtype=torch.int64), []
     for mask, predicted in pairs:
-        counts += multiclass_confusion_matrix(
+        image = multiclass_confusion_matrix(
             predicted, mask.long(), num_classes, ignore_index=IGNORED, validate_args=False
         )
-    return counts
+        counts += image
+        images.append(torch.stack([*_overlaps(image), image.sum(1)]))
+    return counts, images
 
 
 def mean_iou(counts: Tensor) -> float:
     """Mean intersection over union in percent, of the classes that occur in masks or predictions."""
-    intersection, union = _overlaps(counts)
-    occurs = union > 0
-    return 100 * float((intersection[occurs] / union[occurs]).mean()) if occurs.any() else 0.0
+    return float(_mean_ratio(*_overlaps(counts)))
+
+
+def intervals(images: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the metrics, in percent, from what `count_pixels` says of each image."""
+    rng, number, values = np.random.default_rng(0), len(images), []
+    table = torch.stack(list(images)).double().flatten(1)
+    for _ in range(RESAMPLES // 100):  # at a time, so that there is memory for many images
+        times = torch.from_numpy(rng.multinomial(number, np.full(number, 1 / number), 100)).double()
+        intersection, union, pixels = (times @ table).chunk(3, dim=1)
+        right = 100 * intersection.sum(1) / pixels.sum(1).clamp(min=1)
+        values.append(torch.stack([_mean_ratio(intersection, union), right], dim=1))
+    low, high = np.percentile(torch.cat(values), [2.5, 97.5], axis=0).tolist()
+    names = ("miou_interval", "pixel_accuracy_interval")
+    return dict(zip(names, zip(low, high, strict=True), strict=True))
 
 
 def pixel_accuracy(counts: Tensor) -> float:
@@ -95,3 +124,12 @@ def _overlaps(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection and union of masks and predictions, by class."""
     intersection = counts.diag()
     return intersection, counts.sum(0) + counts.sum(1) - intersection
+
+
+def _mean_ratio(intersection: Tensor, union: Tensor) -> Tensor:
+    """Mean IoU in percent over the last axis; 0 where no class occurs."""
+    return 100 * (intersection / union).nanmean(-1).nan_to_num()
+
+
+def _percent(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.2f} %  [{interval[0]:.2f}, {interval[1]:.2f}]"

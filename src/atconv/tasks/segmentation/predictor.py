@@ -28,6 +28,7 @@ from atconv.tasks.segmentation.data import SegmentationTransform, predictions
 from atconv.tasks.segmentation.metrics import (
     SegmentationMetrics,
     count_pixels,
+    intervals,
     mean_iou,
     per_class,
     pixel_accuracy,
@@ -181,8 +182,10 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
 
     def measure(self, split: MaskSplit, batches: Iterable[list[int]], **settings: Any) -> dict[str, Any]:
         classify = partial(self.classify, flip_tta=settings["flip_tta"])
-        counts = count_pixels(predictions(split, batches, self.transform, classify), len(self.classes))
+        pairs = predictions(split, batches, self.transform, classify)
+        counts, images = count_pixels(pairs, len(self.classes))
         return {
+            **intervals(images),
             "miou": mean_iou(counts),
             "pixel_accuracy": pixel_accuracy(counts),
             "per_class": per_class(counts, self.classes),

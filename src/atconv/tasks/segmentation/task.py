@@ -95,8 +95,8 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         """miou and accuracy in percent."""
         classify = partial(classify_pixels, model, self.transform)
         pairs = predictions(split, batches, self.transform, classify)
-        counts = count_pixels(pairs, len(self.classes)).to(self.accelerator.device)
-        counts = self.accelerator.reduce(counts, reduction="sum").cpu()
+        counts, _ = count_pixels(pairs, len(self.classes))
+        counts = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum").cpu()
         return {"miou": mean_iou(counts), "accuracy": pixel_accuracy(counts)}
 
 
