@@ -221,20 +221,20 @@ def test_a_truncated_file_is_rejected_and_does_not_crash(tmp_path: Path, share: 
     assert process.exitcode == 3
 
 
-def test_labels_are_read_without_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_record_is_unpickled_to_know_its_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [(os.urandom(size), i) for i, size in enumerate((0, 1, 255, 256, 70_000, 300_000))]
     records += [(b"MK" * 9, label) for label in (255, 256, 331, 70_000)]
+    records += [(b"tiny", i % 7) for i in range(3000)]
     build_lmdb(tmp_path / "a.lmdb", records, len(records), [str(i) for i in range(70_001)])
-    reader, lengths = LmdbReader(tmp_path / "a.lmdb"), []
-    monkeypatch.setattr(reader, "_index", lambda: None)  # as in a file from elsewhere
-    load = lmdb_format._PlainUnpickler.load
+    load, loaded = lmdb_format._PlainUnpickler.load, []
     monkeypatch.setattr(
-        lmdb_format._PlainUnpickler, "load", lambda self: lengths.append(len(load(self)[0])) or (b"", 0)
+        lmdb_format._PlainUnpickler, "load", lambda self: loaded.append(load(self)) or loaded[-1]
     )
-    reader.labels()
-    assert lengths == [0] * len(records)
-    monkeypatch.undo()
-    assert reader.labels().tolist() == [label for _, label in records]
+    source = LmdbSource(tmp_path / "a.lmdb")
+    monkeypatch.setattr(source.reader, "_index", lambda: None)  # as in a file from elsewhere
+    for labels in (source.labels, source.reader.labels()):
+        assert labels.tolist() == [label for _, label in records]
+    assert [type(each) for each in loaded] == [int, list], "length and classes"
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -247,6 +247,26 @@ def test_labels_of_any_pickle_are_read(tmp_path: Path, protocol: int) -> None:
             LmdbReader(path).labels()
     else:
         assert LmdbReader(path).labels().tolist() == [0, 1, 2]
+
+
+def test_labels_of_records_that_are_written_otherwise_are_read_and_checked(tmp_path: Path) -> None:
+    classes = {b"__len__": pickle.dumps(1), b"__classes__": pickle.dumps(["a", "b"])}
+    for i, (record, message) in enumerate(
+        {
+            b"(C\x01xI1\nt.": None,  # a tuple by its mark, a number in digits
+            b"\x80\x03C\x01x\x88\x86.": None,  # True
+            pickle.dumps((b"x", -1)): "record 0 has class -1",
+            pickle.dumps((b"x", 2)): "record 0 has class 2",
+            pickle.dumps((b"x", 1, 1)): "record 0 is not",
+            b"\x80\x03B\xff\xff\xff\xffxK\x01\x86.": "cannot be read safely",
+        }.items()
+    ):
+        path = write(tmp_path / f"{i}.lmdb", classes | {b"00000000": record})
+        if message is None:
+            assert LmdbReader(path).labels().tolist() == [1]
+        else:
+            with pytest.raises(ValueError, match=message):
+                LmdbReader(path).labels()
 
 
 def test_a_reader_survives_a_change_of_the_time(tmp_path: Path) -> None:

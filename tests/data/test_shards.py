@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +23,7 @@ from atconv.tasks import load
 from atconv.tasks.classification.config import ClassificationConfig
 from support.tiny import KillAt, atconv, read_rows, tiny_options
 from support.torchrun import in_processes
-
-Sample = Mapping[str, bytes]
-
-
-def png(seed: int) -> bytes:
-    content = io.BytesIO()
-    noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(content, "PNG")
-    return content.getvalue()
-
-
-def samples(count: int, first: int = 0) -> list[Sample]:
-    return [{"png": png(i), "cls": b"%d\n" % (i % 2)} for i in range(first, first + count)]
-
-
-def write_shard(path: Path, content: Sequence[Sample]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for i, sample in enumerate(content):
-            for suffix, data in sample.items():
-                member = tarfile.TarInfo(f"{i:04d}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return path
+from support.wds import Sample, png, samples, write_shard
 
 
 def open_data(path: Path, **options: Any) -> dict[str, ImageSource]:

@@ -3,7 +3,7 @@ data.mdb is read as well.
 
 Keys: `__len__` → pickled int, `__classes__` → pickled list of class names, and `f"{i:08d}"` → pickled
 (encoded image bytes, class index). Files from `build_lmdb` have `__labels__` too, all class indices as 64-bit
-integers, little-endian: without it every record is read to know them.
+integers, little-endian: without it the end of every record is read to know them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import io
 import os
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 import numpy as np
@@ -26,10 +26,13 @@ _LENGTH = b"__len__"
 _CLASSES = b"__classes__"
 _LABELS = b"__labels__"
 _BATCH = 1000  # records in one write transaction
+T = TypeVar("T")
 
 
 # A pickled tuple up to its first item, which is bytes: protocol, frame, and the length as 1, 4 or 8 bytes.
 _IMAGE_HEAD = re.compile(rb"\x80.(?:\x95.{8})?(?:C(.)|B(.{4})|\x8e(.{8}))", re.DOTALL)
+# And from there on: a frame after long images, a number of 1, 2 or 4 bytes, and the end of a pair.
+_LABEL_TAIL = re.compile(rb"(?:\x95.{8})?(?:\x94|q.)?(?:K(.)|M(..)|J(.{4}))\x86(?:\x94|q.)?\.", re.DOTALL)
 
 
 def is_lmdb(path: Path) -> bool:
@@ -75,11 +78,15 @@ class LmdbReader:
         return self._checked(index, self._load(_key(index)))
 
     def labels(self) -> NDArray[np.int64]:
-        """The class index of every record. Without `__labels__`, only the ends of records are read."""
+        """The class index of every record. Without `__labels__`, only the ends of records are read, and a
+        record is unpickled where it is written in another way than usual."""
         if (index := self._index()) is not None:
             return index
-        labels = (self._checked(i, self._load(_key(i), skip_image=True))[1] for i in range(len(self)))
-        return np.fromiter(labels, np.int64, len(self))
+        return np.fromiter(map(self._label, range(len(self))), np.int64, len(self))
+
+    def _label(self, index: int) -> int:
+        label = self._get(_key(index), _label_at_end)
+        return self[index][1] if label is None else self._checked(index, (b"", label))[1]
 
     def _index(self) -> NDArray[np.int64] | None:
         content = self._get(_LABELS)
@@ -102,20 +109,19 @@ class LmdbReader:
             )
         return record[0], int(record[1])
 
-    def _get(self, key: bytes, skip_image: bool = False) -> bytes | None:
+    def _get(self, key: bytes, read: Callable[[memoryview], T] = bytes) -> T | None:  # type: ignore[assignment]
+        """What `read` makes of a record; None where there is none."""
         try:
             with _open(self.path).begin(buffers=True) as transaction:
                 view = transaction.get(key)
-                if view is None:
-                    return None
-                return _without_image(view) if skip_image else bytes(view)
+                return None if view is None else read(view)
         except lmdb.Error as error:
             raise ValueError(
                 f"{self.path} is damaged: record {key.decode()} cannot be read ({error})"
             ) from error
 
-    def _load(self, key: bytes, skip_image: bool = False) -> Any:
-        value = self._get(key, skip_image)
+    def _load(self, key: bytes) -> Any:
+        value = self._get(key)
         if value is None:
             raise ValueError(f"{self.path}: no record {key.decode()}; is it an LMDB of images?")
         try:
@@ -128,13 +134,16 @@ def _key(index: int) -> bytes:
     return f"{index:08d}".encode()
 
 
-def _without_image(record: memoryview) -> bytes:
-    """The same pickle with an empty image, where it starts with one."""
+def _label_at_end(record: memoryview) -> int | None:
+    """The second item of a pickled pair of bytes and a number, without unpickling it; None for others."""
     head = _IMAGE_HEAD.match(bytes(record[:32]))
     if head is None or head.lastindex is None:
-        return bytes(record)
+        return None
     length = int.from_bytes(head[head.lastindex], "little")
-    return b"\x80\x04C\x00" + bytes(record[head.end() + length :])
+    tail = _LABEL_TAIL.fullmatch(bytes(record[head.end() + length :]))
+    if tail is None or tail.lastindex is None:
+        return None
+    return int.from_bytes(tail[tail.lastindex], "little", signed=tail.lastindex == 3)
 
 
 # The open environment of each file, and the process that opened it: LMDB rejects a second in a process, and

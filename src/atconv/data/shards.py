@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -32,13 +33,13 @@ from atconv.data.table_labels import number_labels
 from atconv.engine.reading import read_json
 from atconv.io import first_few
 
-__all__ = ["ShardSource", "open_shards", "shard_splits"]
+__all__ = ["Shard", "ShardSource", "open_shards", "shard_splits"]
 
 _MAX_LABEL = 1 << 20  # bytes of a member that holds a label
 _LOOKED_AT = 16  # members, and files, that show whether tar files hold samples
 
 
-class _Shard(NamedTuple):
+class Shard(NamedTuple):
     """The samples of a tar file that hold an image."""
 
     file: str
@@ -60,7 +61,7 @@ class ShardSource(ImageSource):
     checkable = True
 
     def __init__(
-        self, root: Path, shards: Sequence[_Shard], classes: Sequence[str], labels: NDArray[Any]
+        self, root: Path, shards: Sequence[Shard], classes: Sequence[str], labels: NDArray[Any]
     ) -> None:
         super().__init__(str(root), classes, labels)
         self._root, self._files = root, SharedNames(shard.file for shard in shards)
@@ -100,7 +101,7 @@ def shard_splits(data: Path) -> dict[str, list[str]]:
         return {"train": [data.name]} if _holds_samples(data) else {}
     folders = splits_among(subfolders(data))
     places = [data, *folders] if data.is_dir() else []
-    tars = {place: [place / e.name for e in scan(place) if _is_tar(e.name)] for place in places}
+    tars = {place: [place / e.name for e in scan(place) if _is_tar(e)] for place in places}
     every = [path for paths in tars.values() for path in paths]
     if not any(map(_holds_samples, every[:_LOOKED_AT])) or has_image(data):
         return {}
@@ -115,8 +116,8 @@ def shard_splits(data: Path) -> dict[str, list[str]]:
     return dict(splits) if split_names else {"train": names}
 
 
-def _is_tar(name: str) -> bool:
-    return name.lower().endswith(".tar") and not is_ignored(name)
+def _is_tar(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(".tar") and entry.is_file() and not is_ignored(entry.name)
 
 
 def _listed_splits(data: Path, names: Sequence[str]) -> dict[str, list[str]]:
@@ -176,7 +177,7 @@ def open_shards(config: DataConfig) -> dict[str, ImageSource]:
         lambda i: _read_shard(root, files[i], config.label_column), len(files), "reading shards"
     )
     by_file = dict(zip(files, read, strict=True))
-    parts: dict[str, list[_Shard]] = {}
+    parts: dict[str, list[Shard]] = {}
     for split in (split for split in SPLITS if split in splits):
         parts[split] = [by_file[file] for file in splits[split]]
         if any(cell != "" for shard in parts[split] for cell in shard.cells):
@@ -203,7 +204,7 @@ def open_shards(config: DataConfig) -> dict[str, ImageSource]:
     return sources
 
 
-def _read_shard(root: Path, file: str, label: str | None) -> _Shard:
+def _read_shard(root: Path, file: str, label: str | None) -> Shard:
     """Go through the headers of a tar file, and read labels."""
     path = root / file
     try:
@@ -222,7 +223,7 @@ def _read_shard(root: Path, file: str, label: str | None) -> _Shard:
         raise ValueError(f"{path} is damaged or no tar file without compression ({error})") from error
     names = [f"{key}.{images[key]}" for key in keys]
     places = [samples[key][cast(str, images[key])] for key in keys]
-    return _Shard(file, names, places, cells, len(samples) - len(keys), held)
+    return Shard(file, names, places, cells, len(samples) - len(keys), held)
 
 
 def _read_headers(tar: tarfile.TarFile, path: Path) -> dict[str, dict[str, tuple[int, int]]]:

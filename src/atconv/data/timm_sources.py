@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from torchvision.datasets import DatasetFolder
 
+from atconv.data.arrays import SharedItems
 from atconv.data.config import DataConfig
 from atconv.data.images import Mode, read_image, upright
 from atconv.data.sources import ImageSource
@@ -56,9 +57,12 @@ class TimmSource(ImageSource):
         # timm's own ImageDataset replaces an unreadable image by the next one: read below it.
         self._reader = getattr(dataset, "reader", None)
         # torchvision's folders convert images their own way: read their files as all others.
-        self._files = dataset.samples if isinstance(dataset, DatasetFolder) else None
-        self.checkable = self._reader is not None or self._files is not None
+        self._files = isinstance(dataset, DatasetFolder)
+        self.checkable = self._reader is not None or self._files
         labels = self._read_labels()
+        for attribute, value in vars(dataset).items():  # for workers to share
+            if isinstance(value, list) and len(value) == len(dataset):
+                setattr(dataset, attribute, SharedItems(value))
         super().__init__(f"{name}, split {split},", _class_names(dataset, self._reader, labels), labels)
 
     def _read_labels(self) -> list[int]:
@@ -75,10 +79,11 @@ class TimmSource(ImageSource):
         return upright(image, mode) if isinstance(image, Image.Image) else read_image(image, mode)
 
     def encoded(self, index: int) -> bytes:
-        return read_bytes(Path(self._files[index][0])) if self._files else self._item(index)[0].read()
+        item = self._item(index)[0]
+        return read_bytes(Path(item)) if self._files else item.read()
 
     def _item(self, index: int) -> tuple[Any, Any]:
-        source = self._reader or self._files or self._dataset
+        source = self._reader or (self._dataset.samples if self._files else self._dataset)
         return source[index]
 
 

@@ -210,7 +210,9 @@ class Ramp(SampleDataset):
     """One sample of all its own position, labeled by it."""
 
     shape = (1, 4, 4)
-    labels = [0, 1, 2]  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__([0, 1, 2])
 
     def load(self, position: int, flip: bool = False, rng: torch.Generator | None = None) -> Tensor:
         return torch.full(self.shape, float(position)) * (-1 if flip else 1)

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
+from atconv.data.arrays import SharedIntegers
 from atconv.data.images import mode_for
 from atconv.data.loaders import SampleKey
 from atconv.data.splits import Split
@@ -57,16 +58,22 @@ class SampleDataset(Dataset[tuple[Tensor, int]]):
 
     shape: tuple[int, int, int]
     """C H W"""
-    labels: list[int]
-    """class index of every sample"""
     images: Any
     """what lies behind the samples: uint8 H W C by position"""
+
+    def __init__(self, labels: ArrayLike) -> None:
+        self._labels = SharedIntegers(labels)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class index of every sample."""
+        return self._labels.array
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        return self.load(position), self.labels[position]
+        return self.load(position), int(self.labels[position])
 
     @abstractmethod
     def load(self, position: int, flip: bool = False, rng: torch.Generator | None = None) -> Tensor:
@@ -96,7 +103,7 @@ class Pixels(SampleDataset):
     def __init__(self, split: Split, size: int, in_chans: int) -> None:
         self.images = SplitImages(split, size, in_chans)
         self.shape = (in_chans, size, size)
-        self.labels = split.labels
+        super().__init__(split.labels)
         if len(split) * math.prod(self.shape) <= _CACHED_BYTES:
             positions = progress(range(len(split)), "reading images")
             self.images = torch.from_numpy(np.stack([self.images[i] for i in positions]))
@@ -156,7 +163,7 @@ class TrainingExamples(Dataset[Example]):
         noise = torch.randn(self.samples.shape, generator=rng)
         t = self._time(rng)
         data = self.samples.load(key.position, flip, rng)
-        label = self.samples.labels[key.position]
+        label = int(self.samples.labels[key.position])
         if drop and self.null_label is not None:
             label = self.null_label
         image = self.samples.image(key.position, flip) if self.images else torch.empty(0)

@@ -137,7 +137,7 @@ class Latents(SampleDataset):
         self.folder, self.split, self.shards, self.info = folder, split, shards, info
         self.scale, self.shift = vae_config.scaling_factor, vae_config.shift_factor or 0.0
         self._open: dict[Path, Any] = {}
-        self.labels = torch.cat([self._slice(i, "labels")[:] for i in range(len(shards))]).tolist()
+        super().__init__(torch.cat([self._slice(i, "labels")[:] for i in range(len(shards))]).numpy())
         _, channels, height, width = self._slice(0, "moments").get_shape()
         self.shape = (channels // 2, height, width)
 
