@@ -367,6 +367,8 @@ def test_grids_of_one_and_three_axes_are_inferred() -> None:
     cube = ATConvTokens(4, axes=3)
     x = torch.randn(1, 27, 4)
     assert torch.equal(cube(x), cube(x, (3, 3, 3)))
+    with pytest.raises(ValueError, match=r"-1 tokens do not fill .*tokens come before them \(now 3\)"):
+        ATConvTokens(4, axes=1, num_prefix_tokens=3)(torch.randn(1, 2, 4))
     with pytest.raises(ValueError, match="28 tokens are not a cube; pass grid_size"):
         cube(torch.randn(1, 28, 4))
     with pytest.raises(ValueError, match="a grid has 1, 2 or 3 axes, got 4"):
@@ -536,6 +538,24 @@ def test_causal_mixers_train_and_compile(options: dict[str, Any]) -> None:
     with torch.no_grad():
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         assert_close(compiled(x), module(x), 1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True, "chunk": 3}], ids=str)
+@torch.no_grad()
+def test_sequences_of_tokens_export_for_every_length(options: dict[str, Any], tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    tokens = randomize(ATConvTokens(4, axes=1, num_prefix_tokens=1, **options)).eval()
+    dims = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(tokens, (torch.randn(2, 13, 4),), dynamic_shapes=dims)
+    file = torch.onnx.export(program, dynamo=True, opset_version=20, verbose=False)
+    assert file is not None
+    file.save(tmp_path / "tokens.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "tokens.onnx")
+    for batch, length in [(3, 26), (1, 6)]:
+        x = torch.randn(batch, length, 4)
+        assert_close(program.module()(x), tokens(x), 1e-5)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert_close(torch.from_numpy(y), tokens(x), 1e-5)
 
 
 EXPORTED = [CAUSAL[0], CAUSAL[2], CAUSAL[4]]

@@ -37,7 +37,9 @@ def ready(model: nn.Module) -> nn.Module:
 
 DEPTHWISE: dict[str, Make] = {
     "ConvNeXt": lambda: (
-        timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=4),
+        timm.create_model(
+            "convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=4, ls_init_value=1.0
+        ),
         images(),
     ),
     "MobileNetV3": lambda: (timm.create_model("mobilenetv3_small_050", num_classes=4), images()),

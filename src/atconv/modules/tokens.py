@@ -125,7 +125,10 @@ def _resolve_grid_size(
         )
     count = x.shape[1] - num_prefix_tokens
     if grid_size is None:
-        root = math.isqrt(max(count, 0)) if axes == 2 else round(max(count, 0) ** (1 / axes))
+        if axes == 1:
+            root = count  # it may be a symbol of an export, of which there are no roots
+        else:
+            root = math.isqrt(max(count, 0)) if axes == 2 else round(max(count, 0) ** (1 / axes))
         grid_size = axes * (root,)
         if math.prod(grid_size) != count:
             raise ValueError(
@@ -133,7 +136,7 @@ def _resolve_grid_size(
                 f"grid_size={_GRIDS[axes]}, or num_prefix_tokens if class or register tokens come before the "
                 "grid"
             )
-    if len(grid_size) != axes or math.prod(grid_size) != count:
+    if count < 0 or len(grid_size) != axes or math.prod(grid_size) != count:
         raise ValueError(
             f"ATConvTokens: {count} tokens do not fill a grid of {' × '.join(map(str, grid_size))} = "
             f"{math.prod(grid_size)}; pass grid_size={_GRIDS[axes]} of the tokens, and "
