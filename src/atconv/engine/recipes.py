@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
@@ -22,7 +21,6 @@ __all__ = [
     "read_recipe",
     "recipe_names",
     "recipe_path",
-    "reject_contradictions",
     "write_config",
 ]
 
@@ -120,14 +118,3 @@ def read_extended_at(run: Run) -> int:
     epoch: int = read_options(run).get(_EXTENDED, 0)
     check_value(f"{_EXTENDED} in {run.config}", epoch, NonNegativeInt)
     return epoch
-
-
-def reject_contradictions(config: Any, source: Any, names: Collection[str], chosen: Collection[str]) -> None:
-    """Raise ValueError where an option that comes with the run named as `checkpoint` was chosen otherwise."""
-    for name in names:
-        if name in chosen and getattr(config, name) != getattr(source, name):
-            option, run = name.replace("_", "-"), config.checkpoint
-            raise ValueError(
-                f"--{option} {getattr(config, name)} contradicts --checkpoint {run}, whose {option} is "
-                f"{getattr(source, name)}: leave --{option} out"
-            )

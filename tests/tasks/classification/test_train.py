@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,23 @@ from atconv.data.sources import DigitsSource
 from atconv.data.splits import Split
 from atconv.engine import devices
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
+from atconv.tasks import train
 from atconv.tasks.classification.config import inherit_config
 from atconv.tasks.classification.data import imbalance_advice
-from atconv.tasks.classification.model import check_model, log_other_classes, make_model
+from atconv.tasks.classification.model import check_model, make_model
+from atconv.tasks.common.start import log_other_classes
 from support.tiny import (
     TINY,
     TINY_ARGS,
     image_folder,
     no_plots,
     read_rows,
+    reset_accelerate,
     tiny_config,
     train_tiny,
     trained_run,
 )
+from support.tiny_sit import generation_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -259,13 +264,16 @@ def test_weights_of_another_run_with_other_classes_start_with_a_new_head(
 ) -> None:
     data = image_folder(tmp_path / "data", {"ant": 20, "bee": 20})
     with caplog.at_level("INFO", "atconv"):
-        run = train_tiny(
-            tmp_path / "run",
-            data=str(data),
-            checkpoint=str(trained_run()),
-            freeze_backbone=True,
-            test_fraction=0.2,
-        )
+        options: dict[str, Any] = {"data": str(data), "freeze_backbone": True, "test_fraction": 0.2}
+        config = tiny_config(checkpoint=str(trained_run()), image_size=12, in_chans=3, **options)
+        reset_accelerate()
+        run = train(config, tmp_path / "run", chosen={"image_size"})
+    for line in (
+        "classes: 10 in {}, 2 here; the classifier head is newly initialized",
+        "image_size: 8 in {}, 12 here; the weights stay as they are",
+        "in_chans: 1 in {}, 3 here; 1 is taken with the weights",
+    ):
+        assert line.format(trained_run()) in caplog.messages
     saved, source = load_file(run / "model.safetensors"), load_file(trained_run() / "model.safetensors")
     differing = {
         name
@@ -277,11 +285,24 @@ def test_weights_of_another_run_with_other_classes_start_with_a_new_head(
     assert re.search(r"newly initialized, being of another shape there: head\.fc\.(bias|weight)", caplog.text)
 
 
-def test_a_head_that_is_kept_for_other_classes_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    config = tiny_config(checkpoint=str(trained_run()))
-    log_other_classes(config, [str(i) for i in range(10)])
+def test_an_image_size_that_comes_with_weights_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny_config(checkpoint=str(trained_run()), image_size=12)
+    with caplog.at_level("INFO", "atconv"):
+        assert inherit_config(config, {"image_size"}).image_size == 12
+        assert not caplog.text
+        assert inherit_config(config).image_size == 8
+    assert caplog.messages == [f"image_size: 8 in {trained_run()}, 12 here; 8 is taken with the weights"]
+
+
+@pytest.mark.parametrize("run", [trained_run, generation_run], ids=["classification", "generation"])
+def test_a_head_that_is_kept_for_other_classes_is_reported(
+    run: Callable[[], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(checkpoint=str(run()))
+    caplog.clear()
+    log_other_classes(config, [str(i) for i in range(10)], "the head")
     assert not caplog.text
-    log_other_classes(config, [f"class {i}" for i in range(10)])
+    log_other_classes(config, [f"class {i}" for i in range(10)], "the head")
     assert "as many classes, but others or in another order: 0, 1, 2, 3, 4 and 5 more there" in caplog.text
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 import atconv
 from atconv.data.boxes import decode_mask
 from atconv.engine.run import Run
-from atconv.tasks import get_task
+from atconv.tasks import get_task, train
 from atconv.tasks.segmentation.data import SegmentationTransform
 from support.helpers import assert_close
 from support.tiny import KillAt, read_rows, train_tiny
@@ -168,6 +169,13 @@ def test_a_backbone_starts_from_a_classifier(task: str, tmp_path: Path) -> None:
     ended = command(task, "train", shared_data(), *given, f"--out={tmp_path / 'run'}")
     assert ended.code == 0, ended.err
     assert f"starts from {source}" in ended.out
+    sizes = "min_size (40, 48), max_size 72" if task == "detect" else "short_side 40, crop (32, 64)"
+    for line in (
+        f"classes: 10 in {source}, {2 if task == 'detect' else 3} here; only the backbone is taken",
+        f"image size: image_size 32 in {source}, {sizes} here; the weights take any size",
+        f"in_chans: 1 in {source}, 3 here; 1 is taken with the weights",
+    ):
+        assert line in ended.out.splitlines()
     model: Any = atconv.load(tmp_path / "run").model
     body: Any = model.backbone.body if task == "detect" else model.encoder.model
     classifier = timm.create_model(f"local-dir:{source}", pretrained=True).eval()
@@ -180,6 +188,46 @@ def test_a_backbone_starts_from_a_classifier(task: str, tmp_path: Path) -> None:
     assert ended.code == 2
     assert "--in-chans 3 contradicts --checkpoint" in ended.err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("task", ["detect", pytest.param("segment", marks=pytest.mark.slow)])
+def test_training_starts_from_another_run_of_other_classes_and_sizes(
+    task: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = annotated_folder(tmp_path / "data", train=4, val=2)
+    for file in (data / "train.json", data / "val.json"):
+        content = json.loads(file.read_text())
+        content["categories"].append({"id": 9, "name": "third"})
+        file.write_text(json.dumps(content))
+    with (data / "classes.txt").open("a") as classes:
+        classes.write("third\n")
+    source = detection_run() if task == "detect" else segmentation_run()
+    fixed = {"lr": 1e-30, "warmup_lr": 0.0, "min_lr": 0.0, "epochs": 1, "ema_decay": 0.0, "weight_decay": 0.0}
+    size: dict[str, Any] = {"max_size": 90} if task == "detect" else {"short_side": 48}
+    given = {**fixed, **size, "freeze_bn": True, "in_chans": 3, "model_args": {}, "checkpoint": str(source)}
+    with caplog.at_level("INFO", "atconv"):
+        run = TASKS[task][0](tmp_path / "run", data, **given)
+    before, after = (2, 3) if task == "detect" else (3, 4)
+    sizes = "min_size (40, 48), max_size {}" if task == "detect" else "short_side {}, crop (32, 64)"
+    smaller, larger = (72, 90) if task == "detect" else (40, 48)
+    for line in (
+        f"classes: {before} in {source}, {after} here; what depends on their number is newly initialized",
+        f"image size: {sizes.format(smaller)} in {source}, {sizes.format(larger)} here; "
+        "the weights take any size",
+        f"in_chans: 1 in {source}, 3 here; 1 is taken with the weights",
+    ):
+        assert line in caplog.messages
+    ours, theirs = load_file(run / "model.safetensors"), load_file(source / "model.safetensors")
+    new = {name for name, tensor in ours.items() if tensor.shape != theirs[name].shape}
+    heads = ("roi_heads.box_predictor.", "segmentation_head.")
+    assert new
+    assert all(name.startswith(heads) for name in new)
+    for name in ours.keys() - new:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-4)
+    other = {"architecture": "retinanet" if task == "detect" else "fpn"}
+    config = replace(atconv.load(run).config, **other)
+    with pytest.raises(ValueError, match=r"--architecture .* contradicts --checkpoint"):
+        train(config, chosen=other)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -147,18 +147,31 @@ def test_the_validation_loss_of_a_model_does_not_depend_on_batches_or_chance(tmp
     assert column(one, "val_loss") == pytest.approx(column(other, "val_loss"), rel=1e-5)
 
 
-def test_training_starts_from_another_run(tmp_path: Path) -> None:
+def test_training_starts_from_another_run_of_other_classes_and_sizes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = generation_run()
-    run = train_tiny_sit(
-        tmp_path / "run",
-        checkpoint=str(source),
-        lr=1e-30,
-        min_lr=0.0,
-        ema_decay=0.0,
-        model_args={"depth": 9},
-        epochs=1,
-    )
+    with caplog.at_level("INFO", "atconv"):
+        run = train_tiny_sit(
+            tmp_path / "run",
+            data=str(image_folder(tmp_path / "data", {"ant": 20, "bee": 20})),
+            checkpoint=str(source),
+            lr=1e-30,
+            min_lr=0.0,
+            ema_decay=0.0,
+            model_args={"depth": 9},
+            image_size=16,
+            in_chans=3,
+        )
+    for line in (
+        "classes: 10 in {}, 2 here; the label embedding is newly initialized",
+        "height and width of samples: [8, 8] in {}, [16, 16] here; the weights stay as they are",
+        "in_chans: 1 in {}, 3 here; 1 is taken with the weights",
+    ):
+        assert line.format(source) in caplog.messages
     ours, theirs = load_file(run / WEIGHTS), load_file(source / WEIGHTS)
+    assert len(ours.pop("label_embed.weight")) == 3  # the null label is one
+    del theirs["label_embed.weight"]
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-4)
 

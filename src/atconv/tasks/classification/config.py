@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from atconv.data.config import DataConfig
@@ -21,11 +21,12 @@ from atconv.engine.options import (
     Share,
     Temperature,
 )
-from atconv.engine.recipes import read_config, reject_contradictions
+from atconv.engine.recipes import read_config
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
 from atconv.tasks.common.class_weights import ClassWeightOptions
 from atconv.tasks.common.model_options import ModelOptions
+from atconv.tasks.common.start import inherit
 
 __all__ = ["MULTI_LABEL", "ClassificationConfig", "inherit_config"]
 
@@ -210,6 +211,5 @@ def inherit_config(config: ClassificationConfig, chosen: Collection[str] = ()) -
         return config
     source = read_config(run, ClassificationConfig, "classification")
     fixed = ("model", "model_args", "in_chans", "mean", "std")
-    reject_contradictions(config, source, fixed, chosen)
     free = [name for name in ("image_size", "crop_pct", "interpolation") if name not in chosen]
-    return replace(config, **{name: getattr(source, name) for name in (*fixed, *free)})
+    return inherit(config, source, (*fixed, *free), chosen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,17 @@ import torch
 from timm.models import load_checkpoint
 from torch import nn
 
-from atconv.engine.reading import read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.trainer import set_training_mode
-from atconv.io import first_few
 from atconv.models.attnet import VARIANTS, AttNet
 from atconv.models.backbone import check_model_name, min_batch
 from atconv.models.release import load_release
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.unfreezing import head_of
-from atconv.tasks.common.model_options import log_start
+from atconv.tasks.common.start import load_from_run, log_difference
 
-__all__ = ["check_model", "log_other_classes", "make_model", "open_named_model"]
+__all__ = ["check_model", "make_model", "open_named_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,31 +112,13 @@ def open_named_model(name: str, weights: str | None = None) -> Any:
 def _load_weights(model: nn.Module, config: ClassificationConfig) -> None:
     path, run = Path(str(config.checkpoint)), config.source_run()
     if run is not None:
-        state = run.read_weights()
-        own = model.state_dict()
-        other = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
-        state.update({name: own[name] for name in other})
-        model.load_state_dict(state)
-        source = read_config(run, ClassificationConfig, "classification")
-        log_start(config, source, len(state) - len(other), other)
+        load_from_run(model, run.read_weights(), config)
+        size = read_config(run, ClassificationConfig, "classification").image_size
+        log_difference(config, "image_size", size, config.image_size, "the weights stay as they are")
     elif isinstance(model, AttNet):
         load_release(model, path, config.use_ema)
     else:
         raise ValueError(f"a checkpoint for {config.model} is a run's folder; {path} is not one")
-
-
-def log_other_classes(config: ClassificationConfig, classes: Sequence[str]) -> None:
-    """Warn where a head is kept that was trained on as many classes, but others or in another order."""
-    run = config.source_run()
-    if run is None:
-        return
-    there = read_json(run.model_config, {"label_names": list[str] | None}).get("label_names", [])
-    if len(there) == len(classes) and list(there) != list(classes):
-        logger.warning(
-            "%s was trained on as many classes, but others or in another order: %s there, %s here. Its head "
-            "is kept as a start",
-            *(run.path, first_few(there), first_few(classes)),
-        )
 
 
 def _freeze_backbone(model: Any) -> None:

@@ -33,12 +33,13 @@ from atconv.tasks.classification.data import (
     log_labels,
     open_data,
 )
-from atconv.tasks.classification.model import check_model, log_other_classes, make_model
+from atconv.tasks.classification.model import check_model, make_model
 from atconv.tasks.classification.multi_label import MultiLabelObjective
 from atconv.tasks.classification.objective import Objective, open_teacher
 from atconv.tasks.classification.predictor import ClassificationPredictor
 from atconv.tasks.classification.unfreezing import Unfreezing
 from atconv.tasks.common.report import report_run
+from atconv.tasks.common.start import log_other_classes
 
 __all__ = ["ClassificationTask", "make_task"]
 
@@ -129,7 +130,7 @@ def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
         log_labels(config, data.splits)
     model = make_model(config, len(data.classes), load_weights=new)
     if new and config.checkpoint is not None and accelerator.is_main_process:
-        log_other_classes(config, data.classes)
+        log_other_classes(config, data.classes, "the classifier head")
         _log_other_kind(config, data.multi_label)
     return ClassificationTask(config, run, accelerator, data, model, teacher, min_batch)
 

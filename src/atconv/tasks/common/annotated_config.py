@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Literal, TypeVar
 from atconv.engine.config import TrainConfig
 from atconv.engine.options import BelowOne, Fraction, Positive, Share
 from atconv.engine.reading import read_json
-from atconv.engine.recipes import reject_contradictions
+from atconv.engine.recipes import read_config, read_options
 from atconv.engine.run import Run
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
 from atconv.tasks.common.class_weights import ClassWeightOptions
 from atconv.tasks.common.model_options import ModelOptions
+from atconv.tasks.common.start import inherit
 
 __all__ = ["AnnotatedConfig", "inherit_config"]
 
@@ -52,7 +53,8 @@ class BackboneOptions(ModelOptions):
     model: str = "attnet_xxs"
     """backbone by timm's name"""
     checkpoint: str | None = None
-    """start the backbone from a finished run of `atconv train`, or from the authors' .pth file"""
+    """start from a finished run of the same task, or the backbone from a run of `atconv train` or the
+    authors' .pth file"""
     drop_path_rate: BelowOne = 0.0
     """stochastic depth of the backbone's last block"""
 
@@ -85,8 +87,14 @@ class AnnotatedConfig(
 ):
     """Options that both tasks share."""
 
+    task_name: ClassVar[str]
+    """its name"""
     extra_args: ClassVar[str]
     """the option that holds more arguments of the model"""
+    head_options: ClassVar[tuple[str, ...]]
+    """options that weights of the whole model depend on, besides those of the backbone"""
+    size_options: ClassVar[tuple[str, ...]]
+    """options that say how large images are"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +104,15 @@ class AnnotatedConfig(
                 "Leave it out"
             )
         normalization(self.in_chans, self.mean, self.std)
+
+    @property
+    def image_sizes(self) -> str:
+        """How large images are, for people."""
+        return ", ".join(f"{name} {getattr(self, name)}" for name in self.size_options)
+
+    def continues(self, run: Run) -> bool:
+        """Whether the whole model can start from a run: one of the same task."""
+        return run.config.is_file() and read_options(run).get("task") == self.task_name
 
     @abstractmethod
     def head_arguments(self) -> dict[str, Any]:
@@ -127,20 +144,22 @@ C = TypeVar("C", bound=AnnotatedConfig)
 
 
 def inherit_config(config: C, chosen: Collection[str] = ()) -> C:
-    """Where weights come from a run, its model, channels and normalization come with them.
+    """Where weights come from a run, its model, channels and normalization come with them, and from one of
+    the same task all that shapes the model.
 
     Raises:
         FileNotFoundError: the checkpoint does not exist.
-        ValueError: an option was chosen that contradicts it, or it is no run of classification.
+        ValueError: an option was chosen that contradicts it, or it is a run of another task.
     """
     check_model_name(config.model)
     run = config.source_run()
     if run is None:
         return config
+    if config.continues(run):
+        names = ("model", "model_args", "in_chans", "mean", "std", *config.head_options)
+        return inherit(config, read_config(run, type(config), config.task_name), names, chosen)
     inherited = _classifier_options(run)
-    source = replace(config, **inherited)
-    reject_contradictions(config, source, inherited, chosen)
-    return source
+    return inherit(config, replace(config, **inherited), inherited, chosen)
 
 
 def _classifier_options(run: Run) -> dict[str, Any]:
@@ -158,7 +177,9 @@ def _classifier_options(run: Run) -> dict[str, Any]:
             "std": tuple(pretrained["std"]),
         }
     except (OSError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{run.path} is not a finished run of atconv train: {error}") from error
+        raise ValueError(
+            f"{run.path} is a finished run neither of this task nor of atconv train: {error}"
+        ) from error
 
 
 _TRAINING_ARGS = ("num_classes", "drop_path_rate", "drop_rate", "in_chans")

@@ -28,6 +28,8 @@ from atconv.data.loaders import EpochBatches, SeededItems
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
 from atconv.engine.progress import heartbeat
+from atconv.engine.reading import read_json
+from atconv.engine.recipes import read_config
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.engine.tables import metric_name
@@ -40,6 +42,7 @@ from atconv.plots import Panel
 from atconv.tasks.common.annotated_config import AnnotatedConfig
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor
 from atconv.tasks.common.report import report_run
+from atconv.tasks.common.start import classes_of, load_from_run, log_difference, log_other_classes
 
 __all__ = ["AnnotatedTask"]
 
@@ -66,7 +69,10 @@ class AnnotatedTask(Task, Generic[C, S]):
         # Fail fast: what is wrong with the model or its weights is said before the data is read.
         with torch.device("meta"):
             self.predictor.build_model(config.model_arguments(2))
-        state_dict = _starting_weights(config) if new and config.checkpoint is not None else None
+        source = config.source_run() if new else None
+        whole = source.read_weights() if source is not None and config.continues(source) else None
+        starts = new and config.checkpoint is not None
+        backbone = _backbone_weights(config) if starts and whole is None else None
         # The main process checks the files while the others wait.
         with accelerator.main_process_first():
             check = config.check_images if accelerator.is_main_process else "none"
@@ -93,7 +99,23 @@ class AnnotatedTask(Task, Generic[C, S]):
                 self.class_weights = torch.tensor(by_class).float().to(accelerator.device)
         with seeded(derive_seed("init", config.seed)):
             arguments = config.model_arguments(len(self.classes))
-            self.model = self.predictor.build_model(arguments, state_dict)
+            self.model = self.predictor.build_model(arguments, backbone)
+        if source is not None:
+            self._start(source, whole)
+
+    def _start(self, source: Run, whole: Mapping[str, Tensor] | None) -> None:
+        """Load the weights of the `whole` model of a run, and say what differs there."""
+        config = self.config
+        if whole is None:
+            there, here = len(classes_of(source)), len(self.classes)
+            log_difference(config, "classes", there, here, "only the backbone is taken")
+            shape = read_json(source.model_config, {}, inside="pretrained_cfg")["input_size"]
+            sizes = f"image_size {shape[1]}"
+        else:
+            load_from_run(self.model, whole, config)
+            log_other_classes(config, self.classes, "what depends on their number")
+            sizes = read_config(source, type(config), config.task_name).image_sizes
+        log_difference(config, "image size", sizes, config.image_sizes, "the weights take any size")
 
     @abstractmethod
     def open_data(self, check: CheckImages) -> Mapping[str, S]:
@@ -175,7 +197,7 @@ class AnnotatedTask(Task, Generic[C, S]):
         report_run(self.run, self.model, history, panels, predictor, metrics)
 
 
-def _starting_weights(config: AnnotatedConfig) -> dict[str, Tensor]:
+def _backbone_weights(config: AnnotatedConfig) -> dict[str, Tensor]:
     """Weights of the classifier that a new run's backbone starts from."""
     path = Path(str(config.checkpoint))
     if path.is_dir():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -11,9 +9,7 @@ from typing import Annotated, Any, ClassVar
 from atconv.engine.options import Rule
 from atconv.engine.run import Run
 
-__all__ = ["ModelOptions", "log_start"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["ModelOptions"]
 
 _CHANNELS = Rule("be 3 (color) or 1 (gray)", "3 or 1", lambda value: value in (1, 3))
 
@@ -46,22 +42,3 @@ class ModelOptions:
         if not Path(self.checkpoint).exists():
             raise FileNotFoundError(f"no such file or run: {self.checkpoint}")
         return Run.open(self.checkpoint) if Path(self.checkpoint).is_dir() else None
-
-
-def log_start(config: ModelOptions, source: ModelOptions, kept: int, new: Sequence[str]) -> None:
-    """Say what a model takes from a run.
-
-    Args:
-        config: of the new run.
-        source: of that run.
-        kept: how many tensors are its.
-        new: names of those that are not, being of another shape.
-    """
-    text = f"{config.model} starts from {config.checkpoint}: {kept} tensors are kept"
-    text += f"; newly initialized, being of another shape there: {', '.join(new)}" if new else ""
-    text += f"; in_chans {config.in_chans} as there"
-    for name in ("image_size", "interpolant"):
-        here, there = getattr(config, name, None), getattr(source, name, None)
-        if here != there:
-            text += f"; {name} {here}, {there} there"
-    logger.info(text)

@@ -44,7 +44,10 @@ class DetectorOptions:
 class DetectionConfig(DetectorOptions, AnnotatedConfig):
     """Options of `atconv detect train`."""
 
+    task_name = "detection"
     extra_args = "detector_args"
+    head_options = ("architecture", "levels", "channels", "anchor_scale", "detector_args")
+    size_options = ("min_size", "max_size")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from atconv.data.config import DataConfig
 from atconv.engine.config import TrainConfig
 from atconv.engine.options import BelowOne, NonNegative, NonNegativeInt, Pixels, PositiveInt, Share
-from atconv.engine.recipes import read_config, reject_contradictions
+from atconv.engine.recipes import read_config
 from atconv.tasks.common.model_options import ModelOptions
+from atconv.tasks.common.start import inherit
 
 __all__ = ["GenerationConfig", "TimeSampling", "inherit_config"]
 
@@ -95,5 +96,4 @@ def inherit_config(config: GenerationConfig, chosen: Collection[str] = ()) -> Ge
         return config
     source = read_config(run, GenerationConfig, "generation")
     names = ("model", "model_args", "in_chans", "interpolant", "prediction", "conditional")
-    reject_contradictions(config, source, names, chosen)
-    return replace(config, **{name: getattr(source, name) for name in names})
+    return inherit(config, source, names, chosen)

@@ -9,7 +9,7 @@ from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.models.release import load_release, read_checkpoint
 from atconv.models.sit import SiT, create_sit
-from atconv.tasks.common.model_options import log_start
+from atconv.tasks.common.start import load_from_run, log_difference
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.predictor import GenerationPredictor
 
@@ -29,7 +29,7 @@ def make_model(
     with seeded(derive_seed("init", config.seed)):
         sit = build_sit(config, classes, shape)
     if config.checkpoint is not None and load_weights:
-        _load_weights(sit, config)
+        _load_weights(sit, config, shape)
     if config.grad_checkpointing:
         sit.enable_gradient_checkpointing()
     return sit
@@ -64,15 +64,12 @@ def check_weights(path: Path) -> None:
         read_checkpoint(path)
 
 
-def _load_weights(sit: SiT, config: GenerationConfig) -> None:
+def _load_weights(sit: SiT, config: GenerationConfig, shape: tuple[int, int, int]) -> None:
     path = Path(str(config.checkpoint))
     if not path.is_dir():
         load_release(sit, path)
         return
     predictor = GenerationPredictor.open(Run.open(path))
-    source = predictor.pipeline.transformer.state_dict()
-    own = sit.state_dict()
-    new = [name for name, tensor in source.items() if name in own and tensor.shape != own[name].shape]
-    source.update({name: own[name] for name in new})
-    sit.load_state_dict(source)
-    log_start(config, predictor.config or config, len(source) - len(new), new)
+    load_from_run(sit, predictor.pipeline.transformer.state_dict(), config)
+    there, here = list(predictor.pipeline.config.sample_size), list(shape[1:])
+    log_difference(config, "height and width of samples", there, here, "the weights stay as they are")

@@ -31,6 +31,7 @@ from atconv.engine.trainer import History, Trainer
 from atconv.io import save_tensors, write_json
 from atconv.models.sit import SiT
 from atconv.plots import Panel, plot_curves
+from atconv.tasks.common.start import log_other_classes
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.data import Example, Pixels, SampleDataset, TrainingExamples
 from atconv.tasks.generation.latents import LatentFolder, Latents, is_latents, latent_shape, save_vae
@@ -261,6 +262,8 @@ def make_task(config: GenerationConfig, run: Run, accelerator: Accelerator) -> G
         splits, classes = _open_pixels(config, run, accelerator)
     shape = splits["train"].shape
     sit = make_model(config, len(classes) if config.conditional else 0, shape, load_weights=new)
+    if new and config.conditional:
+        log_other_classes(config, classes, "the label embedding")
     return GenerationTask(config, run, accelerator, sit, splits, classes, vae)
 
 

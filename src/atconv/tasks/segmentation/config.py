@@ -39,7 +39,10 @@ class SegmenterOptions:
 class SegmentationConfig(SegmenterOptions, MaskOptions, AnnotatedConfig):
     """Options of `atconv segment train`."""
 
+    task_name = "segmentation"
     extra_args = "segmenter_args"
+    head_options = ("architecture", "segmenter_args")
+    size_options = ("short_side", "crop")
 
     def __post_init__(self) -> None:
         super().__post_init__()
