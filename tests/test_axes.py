@@ -112,12 +112,12 @@ def loop_operator(module: Any, x: Tensor) -> np.ndarray:
         )
 
     if module.routing:
-        context = loop_context(x.numpy(), module.context_bins, module._grid)
+        context = loop_context(x.numpy(), module.context_bins, module._context_cells)
         mixed = np.einsum("gc,bcn->bgn", w["context_proj.weight"], context)
         mixed += w["context_proj.bias"][:, None]
         active = np.vectorize(lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2))))(mixed)
         kernel = active @ w["kernel_gen.weight"].T + w.get("kernel_gen.bias", 0) + w.get("kernel_bias", 0)
-        kernel = kernel.reshape(*kernel.shape[:2], *module._sizes)
+        kernel = kernel.reshape(*kernel.shape[:2], *module._kernel_sizes)
     else:
         kernel = np.repeat(w["static_kernel"][None], len(x), 0)
     if "alpha" in w:
@@ -170,8 +170,8 @@ def call_function(module: Any, x: Tensor, **options: Any) -> Tensor:
         *(w.get(name) for name in ("alpha", "value_proj.weight", "value_proj.bias", "proj.weight")),
         w.get("proj.bias", w.get("bias")),
         static_kernel=w.get("static_kernel"),
-        kernel_size=module._sizes,
-        context_grid=module._grid,
+        kernel_size=module._kernel_sizes,
+        context_grid=module._context_cells,
         stride=module.stride,
         dilation=module.dilation,
         padding_mode=module.padding_mode,
@@ -392,7 +392,12 @@ every_causal = pytest.mark.parametrize("options", CAUSAL, ids=str)
 
 def loop_causal(module: Any, x: Tensor) -> Tensor:
     """Position by position: context of the past, kernel, weighted past."""
-    (dilation,), (size,), bins, chunk = module.dilation, module._sizes, module.context_bins, module.chunk
+    (dilation,), (size,), bins, chunk = (
+        module.dilation,
+        module._kernel_sizes,
+        module.context_bins,
+        module.chunk,
+    )
     values, outputs = module.value_proj(x), []
     for t in range(x.shape[2]):
         start = t // chunk * chunk
@@ -490,7 +495,7 @@ def test_kernels_are_those_of_every_chunk(options: dict[str, Any]) -> None:
     kernels, chunks = module.kernels(x), -(-11 // module.chunk)
     if not module.routing:
         kernels, chunks = kernels.unsqueeze(2), 1
-    assert kernels.shape[2:] == (chunks, module._sizes[0])
+    assert kernels.shape[2:] == (chunks, module._kernel_sizes[0])
     mean = 1 if module.alpha is None else 1 - torch.sigmoid(module.alpha)[:, None]
     raw = module.raw_kernels(x)[0].unflatten(0, (-1, chunks)).transpose(1, 2)
     assert_close(kernels.mean(-1), mean * raw.mean(-1), 1e-12)
@@ -598,7 +603,7 @@ def test_causal_macs_are_those_that_torch_counts(options: dict[str, Any]) -> Non
     module, x = build(1, {"causal": True, **options}), image(1, batch=1, size=10)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(x)
-    products = 10 * 4 * module._sizes[0]  # elementwise: torch counts none of them
+    products = 10 * 4 * module._kernel_sizes[0]  # elementwise: torch counts none of them
     assert counter.get_total_flops() == 2 * (module.macs(10) - products)
 
 

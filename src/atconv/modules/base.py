@@ -62,7 +62,7 @@ class ATConv(nn.Module):
         self._set_sizes(kernel_size, stride, dilation, context_bins)
         if causal:
             check_causal(self.stride, padding_mode, context_grid)
-        weights = math.prod(self._sizes)
+        weights = math.prod(self._kernel_sizes)
         groups = self.kernel_groups
         self.context_proj: nn.Linear | None = None
         self.kernel_gen: nn.Linear | None = None
@@ -74,7 +74,7 @@ class ATConv(nn.Module):
             if kernel_bias:
                 self.kernel_bias = nn.Parameter(torch.zeros(groups, weights, **dd))
         else:
-            self.static_kernel = nn.Parameter(torch.empty(groups, *self._sizes, **dd))
+            self.static_kernel = nn.Parameter(torch.empty(groups, *self._kernel_sizes, **dd))
             # The bound nn.Conv2d takes for a depthwise kernel.
             bound = weights**-0.5
             nn.init.uniform_(self.static_kernel, -bound, bound)
@@ -119,10 +119,10 @@ class ATConv(nn.Module):
         """What has a number for each axis, and the bins."""
         name, axes = type(self).__name__, self.axes
         self.kernel_size = kernel_size
-        self._sizes = _whole_numbers(kernel_size, axes, f"{name}: kernel_size")
-        if len(self._sizes) != axes:
+        self._kernel_sizes = _whole_numbers(kernel_size, axes, f"{name}: kernel_size")
+        if len(self._kernel_sizes) != axes:
             raise ValueError(f"{name}: kernel_size takes one number, or {axes}, got {kernel_size}")
-        if any(size < 1 or size % 2 == 0 for size in self._sizes):
+        if any(size < 1 or size % 2 == 0 for size in self._kernel_sizes):
             raise ValueError(
                 f"{name}: kernel_size must be odd so that the map keeps its size, got {kernel_size}; "
                 "use 3, 5 or 7"
@@ -132,11 +132,11 @@ class ATConv(nn.Module):
             per_axis(_whole_numbers(value, axes, f"{name}: {option}"), axes, f"{name}: {option}")
             for option, value in given.items()
         )
-        bins = math.prod(self._sizes) if context_bins is None else context_bins
+        bins = math.prod(self._kernel_sizes) if context_bins is None else context_bins
         (self.context_bins,) = _whole_numbers(bins, 1, f"{name}: context_bins")
         if self.context_bins < 1:
             raise ValueError(f"{name}: context_bins must be at least 1, got {context_bins}")
-        self._grid = _grid_of_bins(self._sizes, context_bins) if self.context_grid else None
+        self._context_cells = _grid_of_bins(self._kernel_sizes, context_bins) if self.context_grid else None
 
     def _projection(self, dim: int, out: int, bias: bool, **dd: Any) -> nn.Module:
         return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.axes - 1](dim, out, 1, bias=bias, **dd)
@@ -166,7 +166,7 @@ class ATConv(nn.Module):
         """Multiply-adds for one sample on a map of this size: height and width for two axes."""
         positions = math.prod(size)
         routed = math.prod(-(-n // s) for n, s in zip(size, self.stride, strict=True))
-        weights, dim, groups = math.prod(self._sizes), self.in_channels, self.kernel_groups
+        weights, dim, groups = math.prod(self._kernel_sizes), self.in_channels, self.kernel_groups
         count = weights * routed * dim
         if not isinstance(self.proj, nn.Identity):
             count += positions * dim * dim + routed * dim * self.out_channels
@@ -178,7 +178,7 @@ class ATConv(nn.Module):
         for name, default in (("stride", 1), ("dilation", 1)):
             if getattr(self, name) != [default] * self.axes:
                 text += f", {name}={getattr(self, name)}"
-        if self.context_bins != math.prod(self._sizes):
+        if self.context_bins != math.prod(self._kernel_sizes):
             text += f", context_bins={self.context_bins}"
         if self.kernel_groups != self.in_channels:
             text += f", kernel_groups={self.kernel_groups}"
@@ -193,7 +193,7 @@ class ATConv(nn.Module):
     def _context(self, x: Tensor) -> Tensor:
         if self.causal:
             return functional.causal_context(x, self.context_bins, self.chunk)
-        return functional.pool_context(x, self.context_bins, self._grid)
+        return functional.pool_context(x, self.context_bins, self._context_cells)
 
     def _context_to_kernel(self, context: Tensor) -> Tensor:
         """`functional.context_to_kernel` by the layers: B C n → B G *K."""
@@ -211,7 +211,7 @@ class ATConv(nn.Module):
             kernel = self.kernel_gen(mixed.transpose(1, 2).contiguous())
         if self.kernel_bias is not None:
             kernel = kernel + self.kernel_bias
-        return kernel.unflatten(2, self._sizes)
+        return kernel.unflatten(2, self._kernel_sizes)
 
     def _convolve(self, value: Tensor, kernel: Tensor, alpha: Tensor | None) -> Tensor:
         if self.causal:

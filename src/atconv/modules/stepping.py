@@ -40,13 +40,13 @@ class Stepping(ATConv):
             ValueError: the mixer is not causal.
         """
         self._check_causal()
-        like, reach = next(self.parameters()), (self._sizes[0] - 1) * self.dilation[0]
+        like, reach = next(self.parameters()), (self._kernel_sizes[0] - 1) * self.dilation[0]
         return CausalState(
             0,
             like.new_zeros(batch, self.in_channels, self.context_bins, dtype=sum_dtype(like)),
             like.new_zeros(self.context_bins, dtype=sum_dtype(like)),
             like.new_zeros(batch, self.in_channels, reach),
-            like.new_zeros(batch, self.kernel_groups, self._sizes[0]),
+            like.new_zeros(batch, self.kernel_groups, self._kernel_sizes[0]),
         )
 
     def step(self, x: Tensor, state: CausalState) -> tuple[Tensor, CausalState]:
@@ -81,7 +81,12 @@ class Stepping(ATConv):
         self._check_causal()
         name = type(self).__name__
         batch, channels, dtype = len(state.sums), self.in_channels, state.values.dtype
-        sizes = self.context_bins, (self._sizes[0] - 1) * self.dilation[0], self.kernel_groups, self._sizes[0]
+        sizes = (
+            self.context_bins,
+            (self._kernel_sizes[0] - 1) * self.dilation[0],
+            self.kernel_groups,
+            self._kernel_sizes[0],
+        )
         shapes = state.sums.shape[2:] + state.values.shape[2:] + state.kernel.shape[1:]
         if tuple(shapes) != sizes or state.sums.shape[1] != channels:
             raise ValueError(f"{name}: the state is of another mixer: begin with this one's initial_state")
