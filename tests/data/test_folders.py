@@ -278,14 +278,14 @@ def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
         (data / link).symlink_to(target)
     (data / "a" / "back").symlink_to(data)
     (data / "b" / "x.png").symlink_to(data / "b" / "x.png")
-    images = list_images(data).images
+    images = list_images(data).files
     assert sum(name.startswith(("a/", "b/")) for name in images) == 7  # x.png is found unreadable later
     assert [name for name in images if not name.startswith(("a/", "b/"))] == ["c/0.png", "c/1.png"]
 
 
 def test_listed_images_are_sorted_by_folder_and_name(tmp_path: Path) -> None:
     image_folder(tmp_path, {"b": 11, "a/x": 2, "a.1": 1})
-    assert list_images(tmp_path).images == [
+    assert list_images(tmp_path).files == [
         p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*.png"))
     ]
 

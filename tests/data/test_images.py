@@ -278,7 +278,7 @@ def test_heic_is_read_where_its_plugin_is_installed_and_named_where_not(tmp_path
     for label in "ab":
         (tmp_path / label).mkdir()
         heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(tmp_path / label / "0.HEIC")
-    assert list_images(tmp_path).images == ["a/0.HEIC", "b/0.HEIC"]
+    assert list_images(tmp_path).files == ["a/0.HEIC", "b/0.HEIC"]
     image = read_image(tmp_path / "a" / "0.HEIC")
     assert image.size == (64, 48)
     assert image.getpixel((9, 9))[0] > 200  # type: ignore[index]

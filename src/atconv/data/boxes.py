@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,7 +70,9 @@ class BoxImage:
     width: int
     height: int
     """that boxes are for; 0 where the annotations do not say: boxes are then in 0 … 1"""
-    boxes: tuple[Box, ...]
+    boxes: tuple[Box, ...] = ()
+    missing: str = field(default="", repr=False)
+    """what it lacks, such as its XML file, and is left out for"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +90,15 @@ class BoxSplit(AnnotatedSplit):
         self, position: int, check: bool
     ) -> tuple[tuple[int, int] | None, Sequence[int], str | None]:
         image = self.items[position]
+        if image.missing:
+            raise ValueError(image.missing)
         return (image.width, image.height) if image.width else None, (), None
 
     def has_objects(self, position: int) -> bool:
         return any(not box.crowd for box in self.items[position].boxes)
 
     def describe(self, position: int, problem: str) -> str:
-        return f"image {self.items[position].id}: {problem}"
+        return self.items[position].missing or f"image {self.items[position].id}: {problem}"
 
     @property
     def digest(self) -> str:

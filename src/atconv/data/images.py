@@ -29,6 +29,7 @@ __all__ = [
     "is_ignored",
     "is_run",
     "leads_down",
+    "list_files",
     "list_images",
     "open_image",
     "opened_image",
@@ -172,8 +173,8 @@ def holds_runs(folder: str | Path) -> bool:
 class Listing:
     """What lies below a folder."""
 
-    images: list[str] = field(default_factory=list)
-    """names of image files, relative to the folder, sorted"""
+    files: list[str] = field(default_factory=list)
+    """names of those that are looked for, relative to the folder, sorted"""
     others: Counter[str] = field(default_factory=Counter)
     """how many other files there are, by suffix"""
     tool_folders: list[str] = field(default_factory=list)
@@ -181,15 +182,20 @@ class Listing:
 
 
 def list_images(folder: Path) -> Listing:
-    """The image files below a folder, by their suffix. Hidden files and folders are left out, as are
-    folders of runs and what tools have left. Links to folders are followed in the folder itself, not below,
-    and never back up.
+    """The image files below a folder; see `list_files`."""
+    return list_files(folder, image_suffixes())
+
+
+def list_files(folder: Path, suffixes: frozenset[str]) -> Listing:
+    """The files of some suffixes, in lower case, below a folder. Hidden files and folders are left out, as
+    are folders of runs and what tools have left. Links to folders are followed in the folder itself, not
+    below, and never back up.
 
     Raises:
         ValueError: a folder cannot be read.
     """
     listing = Listing()
-    _list_into(listing, os.fspath(folder), "", image_suffixes())
+    _list_into(listing, os.fspath(folder), "", suffixes)
     return listing
 
 
@@ -212,7 +218,7 @@ def _list_into(listing: Listing, folder: str, prefix: str, suffixes: frozenset[s
     for entry in scan(folder):
         name = entry.name
         if name[name.rfind(".") :] in suffixes and name[0] != "." and entry.is_file(follow_symlinks=False):
-            listing.images.append(prefix + name)  # nearly all entries: what follows would cost as much again
+            listing.files.append(prefix + name)  # nearly all entries: what follows would cost as much again
         elif is_ignored(name):
             if not name.startswith(".") and entry.is_dir(follow_symlinks=False):
                 listing.tool_folders.append(prefix + name)
@@ -224,7 +230,7 @@ def _list_into(listing: Listing, folder: str, prefix: str, suffixes: frozenset[s
         elif not os.path.isdir(entry.path):  # a broken link is listed, and then found unreadable
             suffix = os.path.splitext(name)[1].lower()
             if suffix in suffixes:
-                listing.images.append(prefix + name)
+                listing.files.append(prefix + name)
             else:
                 listing.others[suffix] += 1
 
@@ -237,7 +243,7 @@ def leads_down(link: os.DirEntry[str], folder: str) -> bool:
 
 def images_in(folder: Path) -> list[Path]:
     """The image files of `list_images`."""
-    return [folder / name for name in list_images(folder).images]
+    return [folder / name for name in list_images(folder).files]
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:

@@ -90,9 +90,9 @@ def _pair(images: Path, masks: Path, patterns: tuple[str, str]) -> dict[str, tup
     Raises:
         ValueError: two images have one mask, or the other way around.
     """
-    files = list_images(masks).images if masks.is_dir() else []
+    files = list_images(masks).files if masks.is_dir() else []
     right = _by_core(masks, files, patterns[1], True)
-    names = list_images(images).images
+    names = list_images(images).files
     if masks.is_relative_to(images):  # images in DATA, and masks in DATA/masks or next to them
         inside = f"{masks.relative_to(images).as_posix()}/" if masks != images else ""
         taken = {inside + name for name in right.values()}

@@ -136,11 +136,11 @@ class FolderSource(ImageSource):
     def __init__(self, root: Path, only_class: str | None = None) -> None:
         self.root = root
         listing = list_images(root)
-        names = [name for name in listing.images if "/" in name]
-        loose = len(listing.images) - len(names)
+        names = [name for name in listing.files if "/" in name]
+        loose = len(listing.files) - len(names)
         classes = [folder.name for folder in subfolders(root)]
         if not names:
-            names, loose, classes = listing.images, 0, [only_class or root.resolve().name]
+            names, loose, classes = listing.files, 0, [only_class or root.resolve().name]
         others = ", ".join(
             f"{count} {suffix or 'without suffix'}" for suffix, count in listing.others.items()
         ) + plugin_advice(listing.others)

@@ -12,7 +12,6 @@ Objects that are `difficult` are crowds here: VOC's evaluation ignores them too.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,11 +24,9 @@ from atconv.data.boxes import BadAnnotations, Box, BoxImage, BoxSplit, check_cla
 from atconv.data.checking import in_threads
 from atconv.data.images import opened_image, stored_geometry
 from atconv.data.voc_files import ImageIndex, find_places, xml_files
-from atconv.io import count_of, first_few, read_bytes
+from atconv.io import read_bytes
 
 __all__ = ["read_voc"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,7 +51,7 @@ def read_voc(
     bad_annotations: BadAnnotations,
 ) -> BoxSplit:
     """A split without the annotations that are wrong. Arguments and errors are as in `read_coco`. An image
-    without an XML file is left out; where the file has no objects, nothing is in the image."""
+    without an XML file is missing; where the file has no objects, nothing is in the image."""
     if masks:
         raise ValueError(
             f"{data}: boxes in Pascal VOC's format have no masks: train --architecture faster_rcnn"
@@ -64,6 +61,7 @@ def read_voc(
     index, files = ImageIndex(place, data, images), list(xml_files(place).items())
     listed = [(name, path) for name, path in files if path.is_file()]
     read = list(in_threads(lambda i: _read(*listed[i], index), len(listed), "reading annotations"))
+    _reject_twice(read)
     names = {name for each in read for name, _ in each.objects}
     if classes is None:  # what only another split has is a class too
         others = [
@@ -74,13 +72,8 @@ def read_voc(
     bad = [(each.image, problem) for each in read for problem in each.problems]
     report_bad(where, bad, bad_annotations)
     known = check_classes(where, sorted(names) or list(classes or ()), classes)
-    unused = index.names - {each.image for each in read} if place.names is None else set()
-    unused |= {name for name, path in files if not path.is_file()}
-    if unused:
-        what = count_of(len(unused), "image is left out, it has", "images are left out, they have")
-        logger.warning("%s: %s no XML file: %s", where, what, first_few(sorted(unused)))
     numbers = {name: 1 + known.index(name) for name in known}
-    items = SharedItems(
+    items = [
         BoxImage(
             each.name,
             each.image,
@@ -89,8 +82,23 @@ def read_voc(
         )
         for each in read
         if each.image
-    )
-    return BoxSplit(where=where, folder=place.images, classes=known, items=items, bad=bad)
+    ]
+    taken = {image for each in read for image in [each.image, *index.same(each.name)]}
+    lacking = sorted(index.names - taken) if place.names is None else []
+    lacking += [name for name, path in files if not path.is_file()]
+    reason = f"has no XML file in {where}: add it, or remove the image"
+    items += [BoxImage(name, name, 1, 1, missing=f"{name} {reason}") for name in lacking]
+    return BoxSplit(where=where, folder=place.images, classes=known, items=SharedItems(items), bad=bad)
+
+
+def _reject_twice(read: Sequence[_Annotation]) -> None:
+    """Take the image from files that name one which an earlier file has."""
+    owners: dict[str, _Annotation] = {}
+    for each in read:
+        first = owners.setdefault(each.image, each) if each.image else each
+        if first is not each:
+            each.problems.append(f"{each.name}.xml: {each.image} has {first.name}.xml too: remove one")
+            each.image = ""
 
 
 def _read(name: str, path: Path, index: ImageIndex | None) -> _Annotation:

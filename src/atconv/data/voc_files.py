@@ -19,7 +19,7 @@ from atconv.data.folders import (
     splits_among,
     subfolders,
 )
-from atconv.data.images import is_ignored, list_images, scan
+from atconv.data.images import is_ignored, list_files, list_images, scan
 
 __all__ = ["ImageIndex", "Place", "find_places", "is_voc", "voc_splits", "xml_files"]
 
@@ -112,8 +112,8 @@ def _listed_names(data: Path) -> dict[str, list[str]]:
 def xml_files(place: Place) -> dict[str, Path]:
     """The XML files of a split, by their names without suffix. Those that are listed may not be there."""
     if place.names is None:
-        paths = (p for p in place.annotations.rglob("*") if _is_xml(p.name) and p.is_file())
-        return {p.relative_to(place.annotations).with_suffix("").as_posix(): p for p in sorted(paths)}
+        names = list_files(place.annotations, frozenset({".xml"})).files
+        return {name[: -len(".xml")]: place.annotations / name for name in names}
     files = {}
     for line in place.names:
         name = line if (place.annotations / f"{line}.xml").is_file() else line.split()[0]  # "000005  1"
@@ -126,12 +126,16 @@ class ImageIndex:
 
     def __init__(self, place: Place, data: Path, images: Path | None) -> None:
         self.folder, self.root = place.images, images or data
-        self.names = set(list_images(place.images).images)
+        self.names = set(list_images(place.images).files)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         for name in sorted(self.names):
             path = PurePosixPath(name)
             for stem in {path.with_suffix("").as_posix(), path.stem}:
                 self._by_stem[stem].append(name)
+
+    def same(self, name: str) -> list[str]:
+        """The images of the same name as an XML file."""
+        return self._by_stem.get(name) or self._by_stem.get(PurePosixPath(name).name) or []
 
     def find(self, name: str, filename: str) -> str:
         """The image of an XML file: that of the same name, else the one that the file
@@ -140,7 +144,7 @@ class ImageIndex:
         Raises:
             ValueError: there are two, or it lies outside DATA.
         """
-        same = self._by_stem.get(name) or self._by_stem.get(PurePosixPath(name).name) or []
+        same = self.same(name)
         if len(same) > 1 and filename not in same:
             raise ValueError(f"{same[0]} and {same[1]} both belong to it: rename one")
         if same:

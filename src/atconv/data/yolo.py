@@ -22,7 +22,6 @@ from atconv.data.arrays import SharedItems
 from atconv.data.box_files import box_problem, clip_corners, read_lines
 from atconv.data.boxes import BadAnnotations, Box, BoxImage, BoxSplit, check_classes, report_bad
 from atconv.data.checking import in_threads
-from atconv.data.images import scan
 from atconv.data.yolo_files import (
     MAX_CLASSES,
     class_names,
@@ -30,8 +29,9 @@ from atconv.data.yolo_files import (
     find_images,
     find_sources,
     label_files,
+    stray_labels,
 )
-from atconv.io import count_of, first_few
+from atconv.io import count_of
 
 __all__ = ["read_yolo"]
 
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 _SLACK = 0.01  # of the image that an object may reach over it: annotations are rounded
 _ROUNDING = 1e-6
-_NO_LABELS = {"classes.txt", "labels.txt", "notes.txt"}
 
 
 @dataclass(frozen=True)
@@ -83,21 +82,27 @@ def read_yolo(
     for remark in remarks if split == "train" else []:
         logger.warning(remark)
     root, numbers = images or data, [1 + classes.index(name) for name in names]
-    paths = [path for path, _ in pairs]
-    files = [path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path) for path in paths]
+    files = [_relative(path, root) for path, _ in pairs]
     bad = [(file, problem) for file, each in zip(files, labels, strict=True) for problem in each.problems]
     report_bad(where, bad, bad_annotations)
     _log_unlabeled(f"{split} split of {data}", pairs, labels)
-    items = SharedItems(
+    items = [
         BoxImage(name, name, 0, 0, tuple(replace(box, label=numbers[box.label]) for box in each.boxes))
         for name, each in zip(files, labels, strict=True)
         if each.state != "unreadable"
-    )
-    return BoxSplit(where=where, folder=root, classes=classes, items=items, bad=bad)
+    ]
+    for path in stray_labels(pairs, split, sources, data, images):
+        file = _relative(path.absolute(), root.absolute())
+        items.append(BoxImage(file, file, 0, 0, missing=f"{path} has no image: add it, or remove this file"))
+    return BoxSplit(where=where, folder=root, classes=classes, items=SharedItems(items), bad=bad)
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _log_unlabeled(where: str, pairs: Sequence[tuple[Path, Path]], labels: Sequence[_LabelFile]) -> None:
-    """Say which images are background, and which label files have no image.
+    """Say how many images are background.
 
     Raises:
         ValueError: there are no images, or no image has a label file.
@@ -113,13 +118,6 @@ def _log_unlabeled(where: str, pairs: Sequence[tuple[Path, Path]], labels: Seque
             count_of(states["missing"], "image has", "images have"),
             states["empty"],
         )
-    used = {file for _, file in pairs}
-    texts = [
-        folder / e.name for folder in {f.parent for f in used if f.parent.is_dir()} for e in scan(folder)
-    ]
-    stray = sorted(f.name for f in texts if f.suffix == ".txt" and f not in used and f.name not in _NO_LABELS)
-    if stray:
-        logger.warning("%s: no image for %s: %s", where, count_of(len(stray), "label file"), first_few(stray))
 
 
 def _keypoints(content: dict[str, Any]) -> int:

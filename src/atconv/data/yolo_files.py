@@ -17,7 +17,7 @@ from atconv.data.folders import (
     splits_among,
     subfolders,
 )
-from atconv.data.images import image_suffixes, images_in, scan
+from atconv.data.images import image_suffixes, images_in, list_files, scan
 from atconv.engine.reading import read_yaml
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "is_yolo",
     "is_yolo_config",
     "label_files",
+    "stray_labels",
     "yolo_splits",
 ]
 
@@ -225,6 +226,25 @@ def label_files(paths: Sequence[Path], data: Path, images: Path | None) -> list[
     """Each image and its label file, which may not be there."""
     folders = {folder: _label_folder(folder, data, images) for folder in {path.parent for path in paths}}
     return [(path, folders[path.parent] / f"{path.stem}.txt") for path in paths]
+
+
+def stray_labels(
+    pairs: Sequence[tuple[Path, Path]], split: str, sources: Sources, data: Path, images: Path | None
+) -> list[Path]:
+    """The label files of a split whose images are missing, besides those of its `pairs`. Lists of images
+    leave out what they like; a folder of several splits is that of the first."""
+    if any(source.is_file() for paths in sources.values() for source in paths):
+        return []
+    folders: dict[Path, str] = {}
+    for name, paths in sources.items():
+        for path in paths:
+            folders.setdefault(_label_folder(path, data, images), name)
+    own = [folder for folder, name in folders.items() if name == split]
+    texts = {folder / name for folder in own for name in list_files(folder, frozenset({".txt"})).files}
+    texts -= {label for _, label in pairs}
+    for paths in sources.values() if texts else ():
+        texts -= {label for _, label in label_files(find_images(paths, data, images), data, images)}
+    return sorted(filter(_holds_boxes, texts))
 
 
 def _label_folder(folder: Path, data: Path, images: Path | None) -> Path:
