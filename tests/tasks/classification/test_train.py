@@ -157,7 +157,7 @@ def test_imbalance_is_said_and_the_best_epoch_follows_the_weights(
 ) -> None:
     caplog.set_level("INFO", "atconv")
     images = image_folder(tmp_path / "images", {"cat": 30, "dog": 6, "owl": 6})
-    changes: dict[str, Any] = {"data": str(images), "epochs": 3, "num_classes": None}
+    changes: dict[str, Any] = {"data": str(images), "epochs": 3}
     plain = train_tiny(tmp_path / "plain", **changes)
     assert re.search(r"imbalanced: \d+ cat, \d+ dog, \d+ owl\. .*--class-weights inverse", caplog.text)
     assert "validation top-1" in caplog.text
