@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +19,13 @@ __all__ = ["export_coreml", "export_executorch", "open_executorch"]
 
 @name_missing_extra()
 def export_executorch(model: nn.Module, path: str | Path, inputs: Inputs, sizes: Sizes = "fixed") -> Path:
-    """Write a .pte file, whose products and convolutions run on XNNPACK. As `export_onnx` otherwise.
-
-    A folded AttNet is rejected by its compiler: give the model as it is.
-    """
+    """Write a .pte file, whose products and convolutions run on XNNPACK. As `export_onnx` otherwise."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    path, program = ensure_parent(path), trace(model, inputs, sizes)
+    path = ensure_parent(path)
+    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # it rejects channels-last weights
+    program = trace(model, inputs, sizes)
     with torch.no_grad(), quiet():
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
     path.write_bytes(lowered.buffer)

@@ -37,8 +37,6 @@ class Format:
     """what `write` takes besides"""
     dynamic: bool = True
     """whether batch, height and width may be left open; otherwise it takes one image"""
-    folded: bool = True
-    """whether an AttNet is folded first"""
     quantize: Callable[..., Path] | None = None
     """(file, file to write, batches) → the same in int8"""
     folder: str = ""
@@ -55,6 +53,6 @@ FORMATS: dict[str, Format] = {
     "torch": Format(".pt2", export_torch, open_torch),
     "aoti": Format("-aoti.pt2", export_aoti, open_aoti),
     "openvino": Format(".xml", export_openvino, open_openvino, (*_NAMES, "fp16"), quantize=quantize_openvino),
-    "executorch": Format(".pte", export_executorch, open_executorch, dynamic=False, folded=False),
+    "executorch": Format(".pte", export_executorch, open_executorch, dynamic=False),
     "coreml": Format(".mlpackage", export_coreml, None, (*_NAMES, "fp16"), dynamic=False),
 }

@@ -120,6 +120,32 @@ def test_other_segmenters_are_exported(architecture: Any, tmp_path: Path) -> Non
         assert (outputs(path)["mask"][0] != expected.mask).mean() <= 2e-3
 
 
+def test_averages_over_mirror_images_do_not_go_to_executorch(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(segmentation_run(), tmp_path / "run"))
+    text = (run / "config.json").read_text()
+    (run / "config.json").write_text(text.replace('"flip_tta": false', '"flip_tta": true'))
+    with pytest.raises(ValueError, match=r"written as onnx .*, got --format executorch: .* mirror images"):
+        load(run).export(format="executorch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["unet", "upernet"])
+@pytest.mark.parametrize("format", ["executorch", "coreml"])
+def test_a_segmenter_goes_to_phones(architecture: Any, format: Any, tmp_path: Path) -> None:
+    tools = pytest.importorskip({"executorch": "executorch", "coreml": "coremltools"}[format])
+    options = {} if architecture == "unet" else {"segmenter_args": {}}
+    run = segment(tmp_path / "run", architecture=architecture, flip_tta=format == "coreml", **options)
+    [file] = load(run).export(format=format, out=str(tmp_path / "out")).files
+    assert file.accepts == "one image of 40 × 50"
+    if format == "executorch":
+        assert file.agreement, "not compared with predict"
+    else:
+        spec = tools.models.MLModel(str(tmp_path / "out" / file.name), skip_model_load=True).get_spec()
+        [images], [mask] = spec.description.input, spec.description.output
+        assert list(images.type.multiArrayType.shape) == [1, 1, 40, 50]
+        assert (mask.name, list(mask.type.multiArrayType.shape)) == ("mask", [1, 40, 50])
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_the_filter_is_antialiased_interpolation(length: int, size: int) -> None:
@@ -175,7 +201,8 @@ def test_a_file_that_segments_something_else_is_rejected() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format=torch"], "a detection run is written as onnx or web, got --format torch"),
+        (["--format=coreml"], "a detection run is written as onnx or web, got --format coreml"),
+        (["--format=openvino"], "OpenVINO gives a box"),
         (["--int8"], "int8 is for classification runs, this is a detection run"),
         (["--data-root=x"], "data_root is for classification runs"),
         (["--data=none"], "none"),

@@ -40,9 +40,6 @@ class ClassificationExporter(Exporter):
     def graph(self) -> nn.Module:
         return deploy.fold(self.model) if isinstance(self.model, AttNet) else self.model
 
-    def module(self, entry: deploy.Format) -> nn.Module:
-        return self.graph if entry.folded else self.model
-
     @property
     def forms(self) -> dict[str, deploy.Call]:
         folded: dict[str, deploy.Call] = {} if self.graph is self.model else {"eager, folded": self.graph}

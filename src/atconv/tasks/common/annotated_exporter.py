@@ -27,6 +27,9 @@ class AnnotatedExporter(Exporter):
         generator = torch.Generator().manual_seed(batch + height + width)
         return (torch.rand(batch, self.shape[0], height, width, generator=generator),)
 
+    def fit(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        return image.resize((size[1], size[0]))
+
     def images(self, data: str | None, data_root: str | None, count: int) -> list[Image.Image]:
         if data_root is not None:
             raise ValueError(f"data_root is for classification runs, this is a {self.predictor.task} run")

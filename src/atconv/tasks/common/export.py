@@ -112,7 +112,7 @@ def export(
             that runs the model in a browser, to be served by any web server; openvino for OpenVINO; torch
             for a torch.export program; aoti for a package that AOTInductor compiled for this machine's CPU;
             executorch for a .pte file for phones, on XNNPACK; coreml for Apple's systems. The last two and
-            the page of a classifier take one image of the run's size.
+            the page of a classifier take one image of the run's size; a detector is written as onnx and web.
         int8: also write an int8 file, calibrated on training images, and measure its accuracy.
         data: images that the file is compared on, and that int8 is calibrated and measured on, DATA as in
             training; the run's own by default.
@@ -246,8 +246,9 @@ def _agreement(exporter: Exporter, file: Written, images: list[Any]) -> Agreemen
     if file.call is None or ("any batch" not in file.accepts and "image" not in file.accepts):
         return {}
     try:
+        fitting = [exporter.fit(image, file.size) if file.size else image for image in images]
         with torch.inference_mode():
-            return exporter.agreement(file.call, images)
+            return exporter.agreement(file.call, fitting)
     except ValueError as error:
         raise RuntimeError(f"{file.path.name} does not predict what the model does: {error}") from error
 

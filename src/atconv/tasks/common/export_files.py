@@ -78,7 +78,8 @@ class _Writer:
         logger.info("writing %s", path.name)
         self.exporter.write(self.format, path, self.exporter.inputs(*example), sizes, **self.options)
         batch, height, width = example
-        return self.check(path, accepts or f"{batch} of {height} × {width}", checked or [example])
+        written = self.check(path, accepts or f"{batch} of {height} × {width}", checked or [example])
+        return replace(written, size=(height, width) if sizes in ("fixed", "batch") else None)
 
     def check_sizes(self, path: Path, batch: str) -> Written:
         """Compare a file, which is right at the traced size, with the model at others.

@@ -31,6 +31,8 @@ class Written:
     call: Call | None
     """the file as a function; None where it does not run here"""
     error: float | None
+    size: tuple[int, int] | None = None
+    """height and width of images, where it takes no others"""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class Exporter(ABC):
         predictor: from `atconv.load`.
     """
 
-    formats: ClassVar[tuple[str, ...]] = ("onnx", "torch", "aoti", "openvino")
+    formats: tuple[str, ...] = ("onnx", "torch", "aoti", "openvino")
     """formats that the graph can be written in"""
-    why_not: ClassVar[str] = ""
+    why_not: str = ""
     """why the others cannot be written"""
     int8_formats: ClassVar[tuple[str, ...]] = ()
     """formats that have int8"""
@@ -84,10 +86,6 @@ class Exporter(ABC):
     def graph(self) -> nn.Module:
         """What is written, in eval mode."""
 
-    def module(self, entry: Format) -> nn.Module:
-        """What is written in a format."""
-        return self.graph
-
     @property
     def forms(self) -> dict[str, Call]:
         """What files are timed next to; "eager" is what they are compared with."""
@@ -116,7 +114,7 @@ class Exporter(ABC):
         entry = FORMATS[format]
         options |= {"input_names": self.input_names, "output_names": self.output_names}
         chosen = {name: options[name] for name in entry.options if name in options}
-        entry.write(self.module(entry), path, inputs, sizes, **chosen)
+        entry.write(self.graph, path, inputs, sizes, **chosen)
 
     @abstractmethod
     def images(self, data: str | None, data_root: str | None, count: int) -> list[Image.Image]:
@@ -125,6 +123,11 @@ class Exporter(ABC):
         Raises:
             FileNotFoundError, ValueError: no such data.
         """
+
+    def fit(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """An image for a file that takes one size (height, width) alone, where the transform does not see to
+        that."""
+        return image
 
     @abstractmethod
     def agreement(self, call: Call, images: list[Image.Image]) -> Agreement:

@@ -33,7 +33,10 @@ class DetectionExporter(AnnotatedExporter):
     """What the file gives has been through non-maximum suppression, and is in pixels of the image."""
 
     formats = ("onnx", "web")
-    why_not = "which boxes it keeps depends on their values, which the other formats do not take"
+    why_not = (
+        "which boxes it keeps depends on their values, which other formats do not take, and OpenVINO gives a "
+        "box where there is none"
+    )
     any_batch = False
 
     @functools.cached_property

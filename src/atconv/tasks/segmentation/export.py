@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from atconv.deploy import Call
+from atconv.deploy import FORMATS, Call
 from atconv.models.segmenters import DIVISOR
 from atconv.tasks.common.annotated_exporter import AnnotatedExporter
 from atconv.tasks.common.exporter import Agreement
@@ -24,9 +24,15 @@ class SegmentationExporter(AnnotatedExporter):
     transform does, and brings logits to the size of the images; where the run averages over mirror images, so
     does the file."""
 
-    formats = (*AnnotatedExporter.formats, "web")
+    formats = tuple(FORMATS)
     output_names = ("mask",)
     tolerance = 2e-3
+
+    def __init__(self, predictor: Any) -> None:
+        super().__init__(predictor)
+        if predictor.flip_tta:
+            self.formats = tuple(name for name in self.formats if name != "executorch")
+            self.why_not = "ExecuTorch's runtime fails on averages over mirror images (--flip-tta)"
 
     @functools.cached_property
     def graph(self) -> nn.Module:
@@ -98,5 +104,5 @@ def _filter(length: Any, resized: Any) -> Tensor:
     centers = (torch.arange(resized, dtype=torch.float32) + 0.5) * scale
     positions = torch.arange(length, dtype=torch.float32) + 0.5
     distances = (positions - centers[:, None]).abs() / torch.sym_max(scale, 1.0)
-    weights = (1 - distances).clamp_min(0)
+    weights = (1 - distances).relu()
     return weights / weights.sum(1, keepdim=True)
