@@ -121,6 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 digest = hashlib.sha1(content).hexdigest()
                 self._answer(200, content, {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT})
+        elif match := re.match(r"/api/models/([^/]+/[^/]+)/tree/", path):
+            files = self.server.repositories.get(match[1], {})
+            about = [{"path": name, "size": len(content)} for name, content in files.items()]
+            self._answer(200, [each | {"type": "file", "oid": COMMIT} for each in about])
         elif match := re.match(r"/api/models/([^/]+/[^/]+)", path):
             files = [{"rfilename": file} for file in self.server.repositories.get(match[1], {})]
             self._answer(200, {"id": match[1], "sha": COMMIT, "siblings": files, "private": False})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from atconv.tasks.classification.metrics import wilson_interval
 from atconv.tasks.hub import upload
 from atconv.tasks.model_card import CardContent, model_card
 from atconv.tasks.publish import publish
+from atconv.tasks.segmentation.metrics import RESAMPLES
 from support.hub_server import TOKEN, Hub, hub_server
 from support.tiny import atconv as command
 from support.tiny import trained_run
@@ -77,6 +79,7 @@ def test_the_card_is_one_that_hugging_face_reads(published: tuple[Path, Path]) -
     split = json.loads((run / "split.json").read_text())
     assert f"| train | {len(split['train']):,} |" in card.text
     assert all(f"]({path.name})" in card.text for path in folder.glob("*.png"))
+    assert (f"by bootstrap over images, {RESAMPLES} resamples" in card.text) == ("miou" in metrics)
 
 
 def test_nothing_of_this_machine_or_of_the_data_leaves(published: tuple[Path, Path]) -> None:
@@ -243,6 +246,46 @@ def test_a_repository_is_made_and_opens_by_its_name(hub: Hub) -> None:
     ended = command("publish", trained_run(), "--to=hub:me/digits", "--license=apache-2.0", "--overwrite")
     assert ended.code == 0, ended.err
     assert b"license: apache-2.0" in hub.repositories["me/digits"]["README.md"]
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_every_block_of_a_card_runs(
+    task: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(RUNS[task](), "hub:me/model", license="mit")
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((40, 56), 90).save("image.jpg")
+    text = hub.repositories["me/model"]["README.md"].decode()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    spaces: list[dict[str, Any]] = [{} for _ in blocks]
+    for (language, block), space in zip(blocks, spaces, strict=True):
+        if language == "python":
+            exec(block, space)
+        else:
+            program, *words, data, config, _ = block.split()
+            assert (program, data) == ("atconv", "DATA")
+            assert config in command(*words, "--help").out
+    assert [language for language, _ in blocks][-1] == "bash"
+    own, *libraries, _ = spaces
+    assert len(libraries) == len(get_task(task).publication.libraries)
+    predictor = atconv.load(RUNS[task]())
+    if task == "generation":
+        expected = [each.pixels.tobytes() for each in predictor()]
+        assert [image.tobytes() for image in own["images"]] == expected
+    else:
+        assert own["results"] == predictor("image.jpg")
+    if task == "classification":
+        [result] = predictor("image.jpg")
+        name, probability = capsys.readouterr().out.split()
+        assert (name, float(probability)) == (
+            result.classes[0],
+            pytest.approx(result.probabilities[0], abs=1e-3),
+        )
+    if task in ("classification", "segmentation"):
+        state = predictor.model.state_dict()
+        found = libraries[0]["model"].state_dict()
+        assert set(found) == set(state)
+        assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
 
 
 def test_what_the_hub_rejects_is_one_line(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -103,6 +104,14 @@ class SiTPipeline(DiffusionPipeline):
         )
         self.vae_scale_factor = 1 if vae is None else pixels_per_latent(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @classmethod
+    def download(cls, pretrained_model_name: Any, **options: Any) -> Any:
+        """The folder of a repository on Hugging Face. That of diffusers looks there for the modules of the
+        model and the scheduler, which are this package's."""
+        names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+        chosen: Any = {name: options.get(name) for name in names}
+        return snapshot_download(pretrained_model_name, **chosen)
 
     @property
     def class_names(self) -> list[str]:

@@ -45,7 +45,7 @@ SPEC = TaskSpec(
         },
         libraries=(
             TIMM_USAGE + "probabilities = model(inputs).softmax(1)[0]\n"
-            'print(model.pretrained_cfg["label_names"][probabilities.argmax()], float(probabilities.max()))',
+            'print(model.pretrained_cfg["label_names"][probabilities.argmax()], probabilities.max().item())',
             "import atconv\nfrom transformers import AutoModelForImageClassification\n\n"
             'model = AutoModelForImageClassification.from_pretrained("{name}")',
         ),
