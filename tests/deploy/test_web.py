@@ -188,6 +188,20 @@ def test_files_that_are_no_images_get_one_line(page: Any, tmp_path: Path) -> Non
     assert page.inner_text("#error") == ""
 
 
+def test_files_and_images_too_large_are_not_decoded(page: Any, tmp_path: Path) -> None:
+    Image.new("1", (6000, 5000)).save(tmp_path / "many.png")
+    (tmp_path / "heavy.png").write_bytes(images(tmp_path)[0].read_bytes() + bytes(20_000_000))
+    assert page.inner_text("#limits") == "Up to 20 MB and 25 megapixels."
+    for name, reason in (
+        ("many.png", "has 6000 × 5000 pixels; up to 25 megapixels are taken. Make it smaller."),
+        ("heavy.png", "has 21 MB; up to 20 MB are taken. Make it smaller."),
+    ):
+        page.set_input_files("#file", tmp_path / name)
+        await_text(page, "#error", name)
+        assert page.inner_text("#error") == f"{name} {reason}"
+        assert page.locator("#results li").count() == 0
+
+
 def test_dropped_and_pasted_images_are_taken(page: Any, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (9, 9), "red").save(buffer, "PNG")

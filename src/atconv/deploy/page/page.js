@@ -1,5 +1,5 @@
 import * as ort from "./ort.wasm.bundle.min.mjs";
-import { decode } from "./prepare.js";
+import { decode, LIMITS, TooLarge } from "./prepare.js";
 import { VIEWS } from "./views.js";
 
 const SMALL = 480, LARGE = 1600; // pixels of the longer side that is drawn
@@ -68,6 +68,12 @@ function clear(status = "") {
   byId("results").replaceChildren();
 }
 
+function reason(error) {
+  if (error instanceof TooLarge) return `${error.message}. Make it smaller.`;
+  if (error instanceof DOMException) return "is not an image that this browser reads. PNG, JPEG, WebP, GIF and AVIF files are.";
+  return `was read, but the model failed: ${error.message}`;
+}
+
 async function open(file) {
   const turn = ++latest;
   clear("Looking at the image …");
@@ -83,9 +89,7 @@ async function open(file) {
     clear();
     byId("preview").hidden = true;
     byId("name").textContent = "";
-    byId("error").textContent = error instanceof DOMException
-      ? `${file.name} is not an image that this browser reads. PNG, JPEG, WebP, GIF and AVIF files are.`
-      : `${file.name} was read, but the model failed: ${error.message}`;
+    byId("error").textContent = `${file.name} ${reason(error)}`;
   }
 }
 
@@ -126,6 +130,7 @@ function describe() {
   byId("title").textContent = document.title = name;
   byId("about").textContent = [`${classes.length} classes`, size].filter(Boolean).join(", ");
   byId("heading").textContent = view.heading;
+  byId("limits").textContent = `Up to ${LIMITS.megabytes} MB and ${LIMITS.megapixels} megapixels.`;
   byId("scores").hidden = !view.threshold;
   byId("summary").textContent = `All ${classes.length} classes`;
   byId("classes").replaceChildren(...classes.map((each) => element("li", "", each)));

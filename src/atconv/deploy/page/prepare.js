@@ -1,7 +1,28 @@
 // From an image file to the input of a model, as `atconv predict` makes it: Pillow's resampling, to the bit.
 
-/** Pixels of an image file, upright, as RGBA. Throws where the browser does not read it. */
+export const LIMITS = { megabytes: 20, megapixels: 25 };
+export class TooLarge extends Error {}
+
+/** Throws TooLarge for a file that would fill the memory. A browser knows an image's size before it decodes it. */
+async function checkSize(file) {
+  const { megabytes, megapixels } = LIMITS;
+  if (file.size > megabytes * 1e6) {
+    throw new TooLarge(`has ${Math.ceil(file.size / 1e6)} MB; up to ${megabytes} MB are taken`);
+  }
+  const image = new Image(), address = URL.createObjectURL(file);
+  const size = await new Promise((resolve, reject) => {
+    image.onload = () => resolve([image.naturalWidth, image.naturalHeight]);
+    image.onerror = () => reject(new DOMException("no image"));
+    image.src = address;
+  }).finally(() => URL.revokeObjectURL(address));
+  if (size[0] * size[1] > megapixels * 1e6) {
+    throw new TooLarge(`has ${size.join(" × ")} pixels; up to ${megapixels} megapixels are taken`);
+  }
+}
+
+/** Pixels of an image file, upright, as RGBA. Throws where the browser does not read it, or it is too large. */
 export async function decode(file) {
+  await checkSize(file);
   const bitmap = await createImageBitmap(file, {
     imageOrientation: "from-image", colorSpaceConversion: "none", premultiplyAlpha: "none",
   });
