@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -106,6 +107,8 @@ def test_the_space_predicts_without_a_network(folder_run: Path, tmp_path: Path) 
         port = taken.getsockname()[1]
     environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
+    environment["TMPDIR"] = str(tmp_path / "temporary")
+    (tmp_path / "temporary").mkdir()
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-v", "app.py"], cwd=space, env=environment, stdout=log, stderr=log
@@ -114,6 +117,10 @@ def test_the_space_predicts_without_a_network(folder_run: Path, tmp_path: Path) 
         wait_for(f"http://127.0.0.1:{port}/config", process)
         client = Client(f"http://127.0.0.1:{port}/", verbose=False)
         _, label, *_ = client.predict(handle_file(image), 2, 0.5, False, api_name="/predict")
+        assert list((tmp_path / "temporary").glob("atconv-app-*/**/image.png"))
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert not list((tmp_path / "temporary").glob("atconv-app-*"))
     finally:
         process.kill()
         process.wait()

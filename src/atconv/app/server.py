@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +71,10 @@ def app(
 
 
 def serve(runs: Runs, **options: Any) -> None:
-    """Open the page of some runs until it is interrupted; see `running_page`."""
+    """Open the page of some runs until it is interrupted or terminated; see `running_page`."""
+    if threading.current_thread() is threading.main_thread():
+        # As after Ctrl-C, uploads are deleted: otherwise the process would end at once.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with running_page(runs, **options) as page:
         logger.info("open %s (Ctrl-C ends it)", page.share_url or page.local_url)
         page.block_thread()
