@@ -176,6 +176,26 @@ def test_images_are_known_by_what_they_hold(runs: Runs, tmp_path: Path) -> None:
     assert (metrics.split, metrics.trained_on) == ("all", 0)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_converted_training_images_are_suspected_by_their_names(
+    task: str, runs: Runs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, data = runs[task]
+    converted = shutil.copytree(data, tmp_path / "converted")
+    (converted / "bee" / "bad.png").unlink(missing_ok=True)
+    for path in [p for p in converted.rglob("*.png") if p.parent.name != "masks"]:
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    file = converted / "annotations.json"
+    if file.is_file():
+        file.write_text(file.read_text().replace(".png", ".bmp"))
+    with caplog.at_level(logging.WARNING, "atconv"):
+        metrics = atconv.load(run).evaluate(str(converted))
+    assert (metrics.split, metrics.trained_on) == ("all", 0)
+    [line] = [message for message in caplog.messages if "of the same names" in message]
+    assert line.startswith(f"{len(saved(run)['train'])} of {metrics.images} images in {converted} are other")
+
+
 @pytest.mark.parametrize("make", [classify, detect, segment])
 def test_images_that_were_not_checked_are_known_by_their_names(
     make: Callable[..., Path], runs: Runs, tmp_path: Path

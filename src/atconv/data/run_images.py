@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from atconv.data.sources import ImageSource
 from atconv.data.splits import Split
 from atconv.engine.reading import read_json
 from atconv.engine.run import Run
-from atconv.io import count_of
+from atconv.io import count_of, first_few
 
 __all__ = ["RunImages", "is_own_data", "known_splits", "log_trained_on", "with_all"]
 
@@ -62,6 +63,22 @@ class RunImages:
         """How many images the run was trained on, of names and digests of their files, "" where unknown."""
         return sum(self._split_of(*image) == "train" for image in _pairs(names, digests))
 
+    def log_namesakes(self, origin: object, names: Sequence[str], digests: Sequence[str]) -> None:
+        """Warn of images whose files are not known, but are called as training images are, but for suffixes:
+        they may show the same, converted."""
+        trained = {_stem(name) for name, _ in self._images.get("train", ())} - {""}
+        alike = [
+            name
+            for name, digest in _pairs(names, digests)
+            if _stem(name) in trained and not self._split_of(name, digest)
+        ]
+        if alike:
+            logger.warning(
+                "%d of %s in %s are other files than the run's training images, of the same names: %s. If "
+                "they show the same, they were trained on: expect lower metrics on new images",
+                *(len(alike), count_of(len(names), "image"), origin, first_few(alike)),
+            )
+
     def positions(self, names: Sequence[str], digests: Sequence[str]) -> dict[str, list[int]] | None:
         """Where the images of each split stand, in the run's order; None where there are others too."""
         images = _pairs(names, digests)
@@ -92,6 +109,7 @@ def known_splits(run: Run, source: ImageSource) -> dict[str, Split]:
     usable = [i for i, reason in enumerate(report.reasons) if reason is None]
     names, digests = [source.name(i) for i in usable], [report.hex_digests[i] for i in usable]
     everything["all"].trained_on = images.count_trained(names, digests)
+    images.log_namesakes(source.origin, names, digests)
     positions = images.positions(names, digests)
     if positions is None or not usable:
         return everything
@@ -119,6 +137,12 @@ def log_trained_on(data: str, trained_on: int, count: int) -> None:
             count_of(count, "image"),
             data,
         )
+
+
+def _stem(name: str) -> str:
+    """A file's name without its suffix; "" where it has none, as names that are numbers."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix else ""
 
 
 def _pairs(names: Sequence[str], digests: Sequence[str]) -> list[tuple[str, str]]:

@@ -225,6 +225,7 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         [opened] = self.open_split(data, name, **settings).values()
         known, images = RunImages(self.run), (opened.names, opened.digests)
         opened = replace(opened, trained_on=known.count_trained(*images))
+        known.log_namesakes(data, *images)
         if not lone:
             return name, opened
         splits = {"all": opened}
