@@ -117,8 +117,13 @@ def test_an_image_that_is_shown_again_is_augmented_again() -> None:
             "INFO",
             "3 classes, pixels to train on: 50 % ant, 30 % bee, 20 % cow",
         ),
+        (
+            Occurrences.of_counts(NAMES, [{0: 950, 1: 36, 2: 14}] * 10, "pixel"),
+            "WARNING",
+            "training pixels are imbalanced: 95 % ant, 3.6 % bee, 1.4 % cow. Do something",
+        ),
     ],
-    ids=["balanced", "uneven", "imbalanced", "rare", "boxes", "pixels"],
+    ids=["balanced", "uneven", "imbalanced", "rare", "boxes", "pixels", "imbalanced pixels"],
 )
 def test_what_there_is_of_each_class_is_reported(
     occurrences: Occurrences, level: str, line: str, caplog: pytest.LogCaptureFixture

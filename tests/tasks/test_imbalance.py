@@ -8,17 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from atconv.engine.predictor import Metrics
 from atconv.engine.trainer import Callback
 from atconv.tasks import resume, train
+from atconv.tasks.classification.metrics import compute_metrics
+from atconv.tasks.classification.multi_label_metrics import compute_multi_label_metrics
 from atconv.tasks.detection import DetectionConfig
+from atconv.tasks.detection.metrics import DetectionMetrics
 from atconv.tasks.detection.task import DetectionTask
 from atconv.tasks.generation import GenerationConfig
 from atconv.tasks.segmentation import SegmentationConfig
+from atconv.tasks.segmentation.metrics import SegmentationMetrics
 from atconv.tasks.segmentation.task import SegmentationTask
-from support.tiny import no_plots, reset_accelerate, tiny_config, train_tiny
+from support.tiny import image_folder, no_plots, reset_accelerate, tiny_config, train_tiny
 from support.tiny_dense import DETECT, SEGMENT, annotated_folder, detect, segment, shared_data
 from support.tiny_sit import TINY_RUN
 
@@ -127,3 +134,70 @@ def test_a_sampled_classifier_is_picked_by_balanced_accuracy(tmp_path: Path) -> 
     config = tiny_config(sampler="balanced")
     assert config.evens_out
     assert not tiny_config().evens_out
+
+
+def segmentation_metrics() -> Metrics:
+    rows: list[dict[str, Any]] = [{"class": "ant", "iou": 50.0, "accuracy": 60.0, "pixels": 9}]
+    rows.append({"class": "bee", "iou": None, "accuracy": None, "pixels": 0})
+    return SegmentationMetrics(
+        **COMMON, per_class=rows, miou=50.0, miou_interval=(1.0, 2.0), pixel_accuracy=60.0,
+        pixel_accuracy_interval=(1.0, 2.0), flip_tta=False,
+    )  # fmt: skip
+
+
+COMMON: dict[str, Any] = {"split": "val", "images": 2, "images_per_second": 1.0}
+ANTS = np.array([[0.9, 0.2], [0.8, 0.3]], dtype=np.float32)
+"""two images of class ant, and none of class bee"""
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: compute_metrics(ANTS, np.array([0, 0]), ["ant", "bee"], 1.0), ["balanced", "macro F1"]),
+        (
+            lambda: compute_multi_label_metrics(ANTS, ANTS > 0.5, ["ant", "bee"], [0.5, 0.5], 1.0),
+            ["mAP", "macro F1"],
+        ),
+        (segmentation_metrics, ["mean IoU"]),
+        (
+            lambda: DetectionMetrics(
+                **COMMON,
+                coco={"box_map": 30.0},
+                per_class=[{"class": "ant", "box_map": 30.0}, {"class": "bee", "box_map": None}],
+            ),
+            ["box mAP"],
+        ),
+    ],
+    ids=["classification", "several labels", "segmentation", "detection"],
+)
+def test_a_mean_over_classes_says_which_it_leaves_out(make: Callable[[], Metrics], names: list[str]) -> None:
+    rows = make().tables("")[0].rows
+    for name in names:
+        [value] = [row[1] for row in rows if row[0].startswith(name)]
+        assert value.endswith(" over 1 of 2 classes, without bee")
+
+
+def test_a_class_that_is_predicted_counts_in_macro_f1() -> None:
+    metrics = compute_metrics(ANTS[:, ::-1], np.array([0, 0]), ["ant", "bee"], 1.0)
+    rows = dict(metrics.tables("")[0].rows)
+    assert (rows["macro F1"], metrics.macro_f1) == ("0.00 %", 0.0)
+    assert "without bee" in rows["balanced accuracy"]
+
+
+def test_the_best_epoch_says_of_which_classes_it_knows_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image_folder(tmp_path / "data" / "train", {"ant": 8, "bee": 4})
+    image_folder(tmp_path / "data" / "val", {"ant": 4}, 1)
+    options: dict[str, Any] = {"data": str(tmp_path / "data"), "in_chans": 3, "epochs": 1}
+    scene = annotated_folder(tmp_path / "scene", train=4, val=1)
+    for path in (scene / "masks" / "val").iterdir():
+        Image.fromarray(np.minimum(np.asarray(Image.open(path)), 1)).save(path)
+    with caplog.at_level(logging.INFO, "atconv"):
+        train_tiny(tmp_path / "balanced", **options, sampler="balanced")
+        segment(tmp_path / "segment", scene, epochs=1)
+    rows = [row for message in caplog.messages for row in message.splitlines()]
+    best = [row for row in rows if row.startswith("validation ")]
+    assert len(best) == 2
+    assert best[0].endswith(" %, no bee in the val split")
+    assert best[1].endswith(" %, no bright in the val split")

@@ -20,7 +20,7 @@ ClassWeights = Literal["none", "inverse", "effective"]
 Sampler = Literal["shuffle", "balanced", "repeat_factor"]
 
 # Times as much of the largest class as of the smallest, from which on it is said; background has most pixels.
-_IMBALANCED = {"image": 3, "box": 3, "pixel": 100}
+_IMBALANCED = {"image": 3, "box": 3, "pixel": 20}
 _RARE = 10  # images
 
 
@@ -58,6 +58,11 @@ class Occurrences:
     def images(self) -> NDArray[np.int64]:
         """In how many images each class occurs."""
         return np.bincount(self.labels, minlength=len(self.classes))
+
+    @property
+    def absent(self) -> list[str]:
+        """The classes that occur in no image."""
+        return [name for name, images in zip(self.classes, self.images, strict=True) if not images]
 
     @property
     def totals(self) -> NDArray[np.int64]:
@@ -130,9 +135,9 @@ def log_classes(splits: Mapping[str, Occurrences], advice: str) -> None:
     if rare:
         logger.warning("in fewer than %d training images: %s", _RARE, first_few(rare))
     for split, occurrences in splits.items():
-        missing = [name for name, n in zip(names, occurrences.images, strict=True) if not n]
-        if missing:
-            logger.warning("in no image of the %s split: %s", split, first_few(missing))
+        if occurrences.absent:
+            text = "in no image of the %s split: %s; its metrics do not tell how well they are found"
+            logger.warning(text, split, first_few(occurrences.absent))
 
 
 def _plural(unit: str) -> str:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from atconv.io import escape_row
+from atconv.io import escape_row, first_few
 
-__all__ = ["Table", "metric_name", "speed_text"]
+__all__ = ["Table", "metric_name", "over_classes", "speed_text"]
 
 _WORDS = {
     "val": "validation",
@@ -32,6 +32,11 @@ def speed_text(images_per_second: float) -> str:
     if images_per_second < 1:
         return f"{1 / images_per_second:.1f} s an image"
     return f"{images_per_second:.0f} images/s"
+
+
+def over_classes(count: int, absent: Sequence[str]) -> str:
+    """What follows a mean over classes where some of them are absent, of which the mean says nothing."""
+    return f" over {count - len(absent)} of {count} classes, without {first_few(absent)}" if absent else ""
 
 
 class Table(NamedTuple):

@@ -40,6 +40,7 @@ __all__ = [
     "eval_batch_size",
     "imbalance_advice",
     "log_labels",
+    "occurrences",
     "open_data",
     "open_split",
 ]
@@ -58,7 +59,7 @@ class ClassificationData:
         train = splits["train"]
         self.multi_label = train.source.multi_label
         self.labels = train.source.labels[train.indices] if config.class_weights != "none" else None
-        self.weights = image_weights(_occurrences(train), config.sampler, config.repeat_threshold)
+        self.weights = image_weights(occurrences(train), config.sampler, config.repeat_threshold)
         self.val: Split = splits["val"]
         self.transform = train_transform(config)
         self.final_name = "test" if "test" in splits.by_name else "val"
@@ -100,7 +101,7 @@ def eval_batch_size(config: ClassificationConfig) -> int:
 
 def log_labels(config: ClassificationConfig, splits: Splits) -> None:
     """Say how many images each class has."""
-    counts = {name: _occurrences(split) for name, split in splits.by_name.items()}
+    counts = {name: occurrences(split) for name, split in splits.by_name.items()}
     log_classes(counts, imbalance_advice(config, splits["train"].source.multi_label))
 
 
@@ -118,7 +119,8 @@ def imbalance_advice(config: ClassificationConfig, multi_label: bool = False) ->
     )
 
 
-def _occurrences(split: Split) -> Occurrences:
+def occurrences(split: Split) -> Occurrences:
+    """Which classes occur in which images."""
     return Occurrences.of_labels(split.source.classes, split.source.labels[split.indices])
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from atconv.data.checking import SkippedFile
 from atconv.engine.predictor import Metrics
-from atconv.engine.tables import Table, speed_text
+from atconv.engine.tables import Table, over_classes, speed_text
 from atconv.tasks.classification.augmentation import Tta
 
 __all__ = [
@@ -53,6 +54,16 @@ class ClassifierMetrics(Metrics):
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"tta": self.tta}
 
+    def mean_rows(self, means: Mapping[str, float], predicted: NDArray[np.int64]) -> list[tuple[str, str]]:
+        """A mean over the classes that have images, and macro F1, which is over those predicted too
+        (`predicted`, in any order): each says which classes are left out."""
+        absent = np.array([row["images"] == 0 for row in self.per_class])
+        left_out = (absent, absent & ~np.isin(np.arange(len(absent)), predicted))
+        return [
+            (name, f"{value:.2f} %" + over_classes(len(which), list(compress(self.classes, which))))
+            for (name, value), which in zip(means.items(), left_out, strict=True)
+        ]
+
     def last_rows(self) -> list[tuple[str, str]]:
         """How many images, how fast and how they were seen: the end of a table of scores."""
         return [
@@ -86,8 +97,10 @@ class ClassificationMetrics(ClassifierMetrics):
         if self.top5 is not None and self.top5_interval is not None:
             rows.append(("top-5  [95 % interval]", _percent(self.top5, self.top5_interval)))
         rows += [
-            ("balanced accuracy", f"{self.balanced_accuracy:.2f} %"),
-            ("macro F1", f"{self.macro_f1:.2f} %"),
+            *self.mean_rows(
+                {"balanced accuracy": self.balanced_accuracy, "macro F1": self.macro_f1},
+                self.probabilities.argmax(1),
+            ),
             ("calibration error", f"{self.calibration_error:.2f} %"),
             *self.last_rows(),
         ]

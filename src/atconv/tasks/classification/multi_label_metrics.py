@@ -48,8 +48,7 @@ class MultiLabelMetrics(ClassifierMetrics):
     def tables(self, title: str) -> list[Table]:
         """Scores; and metrics by class, of many classes only those with the lowest average precision."""
         rows = [
-            ("mAP", f"{self.map:.2f} %"),
-            ("macro F1", f"{self.macro_f1:.2f} %"),
+            *self.mean_rows({"mAP": self.map, "macro F1": self.macro_f1}, np.nonzero(self.predicted)[1]),
             ("micro F1", f"{self.micro_f1:.2f} %"),
             ("all labels right", f"{self.exact_match:.2f} %"),
             *self.last_rows(),

@@ -31,6 +31,7 @@ from atconv.tasks.classification.data import (
     data_config,
     eval_batch_size,
     log_labels,
+    occurrences,
     open_data,
 )
 from atconv.tasks.classification.model import check_model, make_model
@@ -110,7 +111,9 @@ class ClassificationTask(Task):
             self.data.final, self.data.final_name, eval_batch_size(self.config), self.config.workers
         )
         lr = Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"})
-        report_run(self.run, self.model, history, [*self.objective.panels(), lr], predictor, metrics)
+        panels = [*self.objective.panels(), lr]
+        absent = occurrences(self.data.val).absent if self.monitor != "val_top1" else []
+        report_run(self.run, self.model, history, panels, predictor, metrics, absent)
 
 
 def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> ClassificationTask:

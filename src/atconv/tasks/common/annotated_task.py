@@ -133,7 +133,10 @@ class AnnotatedTask(Task, Generic[C, S]):
         names = list(self.splits) if tells else ["train"] if evens_out else []
         counts = {name: self.count_classes(self.splits[name]) for name in names}
         if tells:
-            option = "--sampler repeat_factor shows images of rare classes more often"
+            option = (
+                "--sampler repeat_factor shows images of rare classes more often, --class-weights effective "
+                "weighs them more"
+            )
             log_classes(counts, "They are evened out" if evens_out else option)
         return counts["train"] if evens_out else None
 
@@ -194,7 +197,8 @@ class AnnotatedTask(Task, Generic[C, S]):
         predictor = self.predictor.open(self.run).to(self.accelerator.device)
         split = "test" if "test" in self.splits else "val"
         metrics = predictor.evaluate_on(split, self.splits[split], self.config.batch_size)
-        report_run(self.run, self.model, history, panels, predictor, metrics)
+        absent = self.count_classes(self.splits["val"]).absent
+        report_run(self.run, self.model, history, panels, predictor, metrics, absent)
 
 
 def _backbone_weights(config: AnnotatedConfig) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from atconv.engine.reading import read_json
 from atconv.engine.run import Run
 from atconv.engine.tables import Table, metric_name
 from atconv.engine.trainer import History
+from atconv.io import first_few
 from atconv.plots import Panel, plot_curves
 
 __all__ = ["evaluate_run", "free_path", "report_run"]
@@ -32,14 +33,17 @@ def report_run(
     panels: Sequence[Panel],
     predictor: Predictor[Any, Any],
     metrics: Metrics,
+    absent: Sequence[str] = (),
 ) -> None:
     """After the last epoch: curves, tables, and the files of an evaluation on the test split, or on
-    validation where there is none."""
+    validation where there is none. `absent` are classes that the validation split lacks, where its
+    metric that picked the best epoch is a mean over classes."""
     best, column = history.rows[history.best], str(history.monitor)
+    missing = f", no {first_few(absent)} in the val split" if absent else ""
     plot_curves(history.rows, panels, run.path / "curves.png", (column, best))
     rows = [
         ("best epoch", f"{history.kept} of {len(history.rows)}"),
-        (metric_name(column), f"{best[column]:.2f} %"),
+        (metric_name(column), f"{best[column]:.2f} %" + missing),
         ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
         ("training time", f"{sum(row['seconds'] for row in history.rows):.0f} s"),
     ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
 from atconv.data.boxes import BadAnnotations
-from atconv.engine.tables import Table, metric_name, speed_text
+from atconv.engine.tables import Table, metric_name, over_classes, speed_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 from atconv.tasks.detection.data import Target
 
@@ -38,7 +38,9 @@ class DetectionMetrics(AnnotatedMetrics):
         return super().settings() | {"bad_annotations": self.bad_annotations}
 
     def tables(self, title: str) -> list[Table]:
+        absent = [row["class"] for row in self.per_class if row["box_map"] is None]
         rows = [(metric_name(name), _percent(value)) for name, value in self.coco.items()]
+        rows[0] = (rows[0][0], rows[0][1] + over_classes(len(self.per_class), absent))
         rows += [("images", str(self.images)), ("speed", speed_text(self.images_per_second))]
         columns = [name for name in self.per_class[0] if name != "class"]
         cells = [[row["class"], *(_percent(row[name]) for name in columns)] for row in self.per_class]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from atconv.data.masks import IGNORED
-from atconv.engine.tables import Table, speed_text
+from atconv.engine.tables import Table, over_classes, speed_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 
 __all__ = [
@@ -51,8 +51,10 @@ class SegmentationMetrics(AnnotatedMetrics):
         return super().settings() | {"flip_tta": self.flip_tta}
 
     def tables(self, title: str) -> list[Table]:
+        absent = [row["class"] for row in self.per_class if row["iou"] is None]
+        miou = _percent(self.miou, self.miou_interval) + over_classes(len(self.per_class), absent)
         rows = [
-            ("mean IoU  [95 % interval]", _percent(self.miou, self.miou_interval)),
+            ("mean IoU  [95 % interval]", miou),
             ("right pixels  [95 % interval]", _percent(self.pixel_accuracy, self.pixel_accuracy_interval)),
             ("images", str(self.images)),
             ("speed", speed_text(self.images_per_second)),
