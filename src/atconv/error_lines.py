@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+from pathlib import Path
 
 from atconv.tasks import task_for
 from atconv.terminal import fail
@@ -24,12 +26,21 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return f"not enough memory: {text or 'smaller sizes need less'}"
+    if isinstance(error, PermissionError) and error.filename:
+        path = Path(os.fsdecode(error.filename))
+        closed = next((folder for folder in reversed(path.parents) if not _allows(folder, os.X_OK)), path)
+        if closed != path or (path.exists() and not _allows(path, os.R_OK)):
+            return f"{closed} cannot be read ({error.strerror}): allow it to be read, or move it elsewhere"
     if isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
         return f"{error.filename} is a file where a folder is needed: give another --out"
     if isinstance(error, IsADirectoryError) and error.filename:
         return f"{error.filename} is a folder where a file is needed"
     full = isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in text)
     return text + (": free some space; complete checkpoints are untouched" if full else "")
+
+
+def _allows(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _command_for(error: Exception, command: str) -> str:

@@ -47,10 +47,12 @@ _HEIF = {".heic", ".heif", ".hif"}
 _ORIENTATION = 0x0112  # in EXIF
 # Files that Pillow opens without decoding them, and PostScript, for which it starts another program.
 _NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
-# What file managers, storage servers and Python leave in folders, in lower case.
+# What systems, file managers, storage servers and other tools leave in folders, in lower case.
 _TOOL_FOLDERS = {
-    "@eadir", "@recycle", "@tmp", "@__thumb", "#recycle", "#snapshot", "$recycle.bin", "__macosx",
-    "__pycache__", "lost+found", "recycler", "system volume information",
+    "@eadir", "@recycle", "@synoresource", "@tmp", "@__thumb", "#recycle", "#snapshot", "$recycle.bin",
+    "__macosx", "__pycache__", "_macosx", "_svn", "_vti_cnf", "_vti_pvt", "cvs", "found.000", "lost+found",
+    "network trash folder", "node_modules", "recycle bin", "recycled", "recycler",
+    "system volume information", "temporary items",
 }  # fmt: skip
 _TOOL_FILES = {"desktop.ini", "thumbs.db", "ehthumbs.db", "icon\r"}
 
@@ -157,10 +159,9 @@ def is_ignored(name: str) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is that of a run."""
-    return (path / "config.yaml").is_file() and any(
-        (path / name).exists() for name in ("split.json", "metrics.csv", "checkpoints", "config.json")
-    )
+    """Whether a folder is that of a run. One that cannot be read is none, and is named where it is listed."""
+    marks = ("split.json", "metrics.csv", "checkpoints", "config.json", "log.txt")
+    return os.path.isfile(path / "config.yaml") and any(os.path.exists(path / name) for name in marks)
 
 
 def holds_runs(folder: str | Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def has_labels(path: Path) -> bool:
     except ModuleNotFoundError:
         return True  # Parquet: opening it says what is missing
     except ValueError:
-        return False
+        return not os.access(path, os.R_OK)  # opening it says so
 
 
 def _guess(table: TableFile, usual: Sequence[str], taken: Iterable[str | None] = ()) -> str | None:
