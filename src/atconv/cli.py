@@ -162,7 +162,10 @@ def _evaluate(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Calla
 
 def _predict(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
     kind: Any = spec.predictor_class()
-    parser.description = "Predict images with a run's best model."
+    parser.description = (
+        "Predict images with a run's best model. A name of no file ends it before; files that cannot be read "
+        "are named at the end and left out."
+    )
     add_positional(parser, "run", "the run's folder")
     add_positional(parser, "images", "image files, folders or globs", several=True)
     parser.add_argument("--device", choices=_DEVICES, default="auto", help="where to run")

@@ -65,7 +65,7 @@ def test_splits_of_other_names_are_used(tmp_path: Path, train: str, val: str, te
 def test_two_folders_for_a_split_are_rejected(tmp_path: Path) -> None:
     for seed, name in enumerate(("train", "val", "dev")):
         image_folder(tmp_path / "data" / name, {"a": 3, "b": 3}, seed)
-    with pytest.raises(ValueError, match="dev and val, two for the val split: leave one"):
+    with pytest.raises(ValueError, match="dev and val, two for the val split: leave one, and move or rename"):
         split(tmp_path / "data", tmp_path / "run")
 
 
@@ -123,6 +123,15 @@ def test_folders_that_hold_all_the_same_folders_are_no_classes(
         split(tmp_path / "data", tmp_path / "run")
 
 
+def test_a_run_that_has_just_begun_in_the_data_is_passed_over(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", {"a": 2, "b": 2, "runs/one": 0})
+    for name in ("config.yaml", "log.txt"):
+        (data / "runs" / "one" / name).write_text("x")
+    source = FolderSource(data)
+    assert source.classes == ["a", "b"]
+    assert source.remarks == [f"passed over in {data}: runs"]
+
+
 def test_runs_in_the_data_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = image_folder(tmp_path / "data", {"a": 9, "b": 9})
     for run in (data / "runs" / "one", data / "mine"):
@@ -172,9 +181,13 @@ def test_splits_without_class_folders_are_one_class(tmp_path: Path) -> None:
     splits = split(tmp_path / "faces", tmp_path / "run", min_classes=1)
     assert splits.classes == ["faces"]
     assert sizes(splits) == {"train": 7, "val": 2, "test": 4}
+    with pytest.raises(ValueError, match=r"1 class: .* Its splits, train, test, have no folders of classes"):
+        split(tmp_path / "faces", tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "__pycache__"])
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "__pycache__", "CVS"]
+)
 def test_folders_of_tools_are_passed_over(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,6 +200,13 @@ def test_folders_of_tools_are_passed_over(
     assert sum(sizes(splits).values()) == 18
     named = [message for message in caplog.messages if name in message]
     assert len(named) == (0 if name.startswith(".") else 1)
+
+
+def test_many_folders_of_tools_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = image_folder(tmp_path / "data", {f"{name}/@eaDir": 1 for name in "abcdefgh"})
+    image_folder(tmp_path, {f"data/{name}/x": 3 for name in "ab"}, 1)
+    split(data, tmp_path / "run")
+    assert "a/@eaDir, b/@eaDir, c/@eaDir, d/@eaDir, e/@eaDir and 3 more" in caplog.text
 
 
 def test_a_run_has_as_many_classes_as_have_images(tmp_path: Path) -> None:
@@ -412,6 +432,7 @@ def test_classes_with_files_beside_them_are_not_taken_for_other_data(tmp_path: P
             b'{"images": [], "annotations": []}',
             "COCO's format: give the folder that holds them, and use `atconv detect train`",
         ),
+        ("data.npz", b"PK\x05\x06" + bytes(18), "is recognized as a file of arrays: save its images as PNG"),
         ("data.zip", b"PK\x05\x06" + bytes(18), "is recognized as an archive: unpack it"),
     ],
 )

@@ -234,7 +234,7 @@ def test_images_are_found_near_the_table_and_nowhere_else(tmp_path: Path) -> Non
         ("image,label\n0.png,a\n", {"label_column": "label", "label_columns": ["label"]}, "not both"),
         ("image,label\n0.png,0.5\n1.png,3\n", {}, r"row 2: the label is 0.5, and classes are expected"),
         ("image,label\n" + "".join(f"{i}.png,{i}\n" for i in range(20)), {}, "20 different labels in 20"),
-        ("image,label,split\n0.png,a,train\n1.png,b,later\n", {}, r"'later' in column split is no split"),
+        ("image,label,split\n0.png,a,later\n", {"split_column": "split"}, "'later' in column split is no"),
         ("image,label,split\n0.png,a,test\n", {}, "has no training split, only test"),
         ("filename,class,xmin,ymin,xmax,ymax\n0.png,a,1,1,2,2\n", {}, "holds boxes: convert it to COCO's"),
         ("image,label\n" + "x" * 200_000 + ",a\n", {}, "cannot be read as a table: field larger"),
@@ -273,9 +273,21 @@ def test_missing_files_are_skipped_up_to_a_share(images: Path, tmp_path: Path) -
     made = split(table(images, f"image,label\n{rows}3.png,b\n"), tmp_path / "run")
     assert sum(map(len, made.by_name.values())) == 20
     [skipped] = read_rows(tmp_path / "run" / "skipped.csv")
+    assert skipped["file"] == "20.png"
     assert "labels.csv, row 22: 20.png does not exist in" in skipped["reason"]
     with pytest.raises(ValueError, match=r"more than max_skipped \(0%\)"):
         split(images / "labels.csv", tmp_path / "none", max_skipped=0.0)
+
+
+def test_rows_of_other_splits_are_named_and_not_used(images: Path) -> None:
+    splits = ["train", "val", "extra", ""]
+    rows = "".join(f"{i}.png,{'ab'[i % 2]},{splits[i % 4]}\n" for i in range(20))
+    path = table(images, f"image,label,split\n{rows}")
+    sources = open_sources(DataConfig(data=str(path)))
+    assert {name: len(source) for name, source in sources.items()} == {"train": 5, "val": 5}
+    assert (
+        f"not used, rows of other splits in column split of {path}: '', 'extra'" in sources["train"].remarks
+    )
 
 
 def test_splits_of_several_labels_hold_every_class(images: Path, tmp_path: Path) -> None:
@@ -306,7 +318,7 @@ def test_a_run_of_several_labels_takes_data_of_one(images: Path) -> None:
     source.to_multi_label()
     source.relabel(["b", "x", "a"])
     assert source.labels.tolist() == [[1, 0, 0], [0, 0, 1], [1, 0, 0]]
-    with pytest.raises(ValueError, match=r"not among the run's classes: a$"):
+    with pytest.raises(ValueError, match=r"not among the run's classes: a\. Leave them out"):
         source.relabel(["b"])
 
 

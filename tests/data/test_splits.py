@@ -149,9 +149,19 @@ def test_an_image_in_two_splits_leaves_the_earlier_one(with_splits: Path, tmp_pa
     }
 
 
+@pytest.mark.parametrize("checked", ["train", "val"])
+def test_a_split_of_nothing_but_copies_is_rejected(with_splits: Path, tmp_path: Path, checked: str) -> None:
+    shutil.rmtree(with_splits / checked)
+    shutil.copytree(with_splits / "test", with_splits / checked)
+    with pytest.raises(
+        ValueError, match=rf"all images of the {checked} split .* same image as test/ant/0.png"
+    ):
+        split(with_splits, tmp_path / "run")
+
+
 def test_a_split_with_unknown_classes_is_rejected(with_splits: Path, tmp_path: Path) -> None:
     image_folder(with_splits / "test", {"wasp": 1})
-    with pytest.raises(ValueError, match=r"test has class folders .*: wasp"):
+    with pytest.raises(ValueError, match=r"test has class folders .*: wasp\. Leave them out, or"):
         split(with_splits, tmp_path / "run")
 
 

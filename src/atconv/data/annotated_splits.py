@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from atconv.data.annotated import AnnotatedSplit
 from atconv.data.checking import SkippedFile, save_skipped
-from atconv.data.copies import copies_between
+from atconv.data.copies import copies_between, reject_only_copies
 from atconv.data.folders import SAVED_SPLIT, SPLITS
 from atconv.data.splits import stratified_holdout
 from atconv.engine.reading import read_json
@@ -50,12 +50,7 @@ def drop_copies(splits: Mapping[str, S], limit: float, path: Path) -> dict[str, 
     kept = {}
     for name, split in splits.items():
         positions = [i for i in range(len(split)) if (name, i) not in dropped]
-        if len(split) and not positions:
-            example = next(copy for copy in copies if copy.split == name)
-            raise ValueError(
-                f"all images of the {name} split of {split.where} are in a later split too, such as "
-                f"{example.file}, {example.reason}: give the splits images of their own, or leave one out"
-            )
+        reject_only_copies(name, split.where, positions, copies)
         kept[name] = split if len(positions) == len(split) else split.take(positions)
     return kept
 

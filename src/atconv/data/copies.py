@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
+from atconv.data.checking import SkippedFile
 from atconv.data.folders import SPLITS
 
-__all__ = ["copies_between"]
+__all__ = ["copies_between", "reject_only_copies"]
 
 
 def copies_between(keys: Mapping[str, Sequence[Hashable | None]]) -> list[tuple[str, int, str, int]]:
@@ -27,3 +28,13 @@ def copies_between(keys: Mapping[str, Sequence[Hashable | None]]) -> list[tuple[
                     found.append((split, i, *seen[key]))
         seen |= here
     return found
+
+
+def reject_only_copies(split: str, where: object, left: Sequence[int], copies: Sequence[SkippedFile]) -> None:
+    """Raise ValueError where nothing is left of a split but images that also lie in a later one."""
+    example = next((copy for copy in copies if copy.split == split), None)
+    if example is not None and not left:
+        raise ValueError(
+            f"all images of the {split} split of {where} are in a later split too, such as {example.file}, "
+            f"{example.reason}: give the splits images of their own, or leave one out"
+        )

@@ -88,7 +88,8 @@ def paths_by_split(paths: Iterable[Path]) -> dict[str, Path]:
     for path, split in sorted(splits_among(paths).items()):
         if split in named:
             raise ValueError(
-                f"{path.parent} has {named[split].name} and {path.name}, two for the {split} split: leave one"
+                f"{path.parent} has {named[split].name} and {path.name}, two for the {split} split: leave "
+                "one, and move or rename the other"
             )
         named[split] = path
     return {split: named[split] for split in SPLITS if split in named}

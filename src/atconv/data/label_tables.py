@@ -39,7 +39,7 @@ class TableSource(ImageSource):
     Args:
         table: the file.
         rows: the row of each image in it.
-        places: where each lies, or why it was not found.
+        images: the name of each, and where it lies or why it was not found.
         classes, labels: as for `ImageSource`.
     """
 
@@ -49,23 +49,23 @@ class TableSource(ImageSource):
         self,
         table: TableFile,
         rows: Sequence[int],
-        places: Sequence[Place | str],
+        images: Sequence[tuple[str, Place | str]],
         classes: Sequence[str],
         labels: ArrayLike,
     ) -> None:
         super().__init__(str(table.path), classes, labels)
-        found = [place if isinstance(place, Place) else Place(Path(), place) for place in places]
+        found = [place if isinstance(place, Place) else Place(Path(), name) for name, place in images]
         self._folders = list(dict.fromkeys(place.folder for place in found))
         numbers = {folder: number for number, folder in enumerate(self._folders)}
         self._folder_of = SharedIntegers([numbers[place.folder] for place in found])
         self._names = SharedNames(place.name for place in found)
-        self._missing = SharedIntegers([isinstance(place, str) for place in places], bool)
+        self._missing = SharedNames(place if isinstance(place, str) else "" for _, place in images)
         self._rows, self._table, self._first_row = SharedIntegers(rows), table.path, table.first_row
 
     def _path(self, index: int) -> Path:
-        if self._missing.array[index]:
+        if reason := self._missing[index]:
             row = self._rows.array[index] + self._first_row
-            raise ValueError(f"{self._table}, row {row}: {self._names[index]}")
+            raise ValueError(f"{self._table}, row {row}: {reason}")
         return self._folders[self._folder_of.array[index]] / self._names[index]
 
     def read(self, index: int, mode: Mode) -> Image.Image:
@@ -146,7 +146,11 @@ def open_tables(config: DataConfig) -> dict[str, ImageSource]:
             remarks.append(
                 f"{path}: column {fold} is not used: for splits, give --split-column that says train or val"
             )
-        by_split = {} if split else _rows_by_split(table, columns.split, config)
+        by_split, others = ({}, []) if split else _rows_by_split(table, columns.split, config)
+        if others:
+            remarks.append(
+                f"not used, rows of other splits in column {columns.split} of {path}: {first_few(others)}"
+            )
         parts += [_Part(each, table, columns, rows) for each, rows in by_split.items()]
         parts += [] if by_split else [_Part(split, table, columns, range(len(table.column(columns.image))))]
     splits = [part.split or "train" for part in parts]
@@ -199,7 +203,8 @@ class _Part:
         split = self.split or _split_in_name(self.table.path)
         finder = ImageFinder(Path(images) if images else self.table.path.parent, split)
         content = self.table.column(self.columns.image)
-        places = [finder.find(str(content[i])) for i in self.rows]
+        names = [str(content[i]) for i in self.rows]
+        places = list(map(finder.find, names))
         if not any(isinstance(place, Place) for place in places):
             first = (
                 f"{self.table.row(self.rows[0])}: {places[0]}" if places else f"{self.table.path} has no rows"
@@ -212,19 +217,26 @@ class _Part:
         for i, place in enumerate(places):
             if np.any(labels[owners[place]] != labels[i]):
                 raise ValueError(
-                    f"{self.table.row(self.rows[i])}: {content[self.rows[i]]} has another label than in row "
+                    f"{self.table.row(self.rows[i])}: {names[i]} has another label than in row "
                     f"{self.rows[owners[place]] + self.table.first_row}. Remove one; several labels of an "
                     "image stand in one cell, as cat;dog"
                 )
         rows = [self.rows[i] for i in kept]
-        source = TableSource(self.table, rows, [places[i] for i in kept], classes, labels[kept])
+        own = [(names[i], places[i]) for i in kept]
+        source = TableSource(self.table, rows, own, classes, labels[kept])
         if len(kept) < len(places):
             source.remarks.append(f"{self.table.path} repeats {count_of(len(places) - len(kept), 'image')}")
         return source
 
 
-def _rows_by_split(table: TableFile, column: str | None, config: DataConfig) -> dict[str, list[int]]:
-    """Rows by the split that a column names; none where a column that was guessed holds something else."""
+def _rows_by_split(
+    table: TableFile, column: str | None, config: DataConfig
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Rows by the split that a column names, and what else it holds; none where it holds nothing else.
+
+    Raises:
+        ValueError: so does a column that was chosen.
+    """
     cells = [] if column is None else table.column(column)
     flags: dict[str, str] = {}
     if column is not None and (flagged := split_of(re.sub(r"(?i)^is[\W_]*", "", column))):  # is_valid
@@ -233,12 +245,13 @@ def _rows_by_split(table: TableFile, column: str | None, config: DataConfig) -> 
     for i, cell in enumerate(cells):
         rows[split_of(str(cell)) or flags.get(str(cell).lower()) or ""].append(i)
     unknown = rows.pop("", [])
-    if unknown and (rows or config.split_column):
+    if unknown and not rows and config.split_column:
         accepted = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
         raise ValueError(
             f"{table.row(unknown[0])}: {cells[unknown[0]]!r} in column {column} is no split: {accepted} are"
         )
-    return {split: rows[split] for split in SPLITS if split in rows}
+    others = sorted({repr(cells[i]) for i in unknown}) if rows else []
+    return {split: rows[split] for split in SPLITS if split in rows}, others
 
 
 def _number(parts: Sequence[_Part], config: DataConfig) -> tuple[list[str], list[NDArray[Any]]]:

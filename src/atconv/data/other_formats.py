@@ -20,6 +20,7 @@ __all__ = [
     "has_image",
     "holds_archives",
     "is_archive",
+    "is_arrays",
     "is_image",
     "is_table",
     "is_weights",
@@ -27,6 +28,7 @@ __all__ = [
 
 _TABLES = {".xls", ".xlsx", ".json", ".jsonl"}
 _WEIGHTS = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx"}
+_ARRAYS = {".npy", ".npz", ".mat", ".h5", ".hdf5"}
 _LOOKED_AT = 1000  # files of a folder
 
 
@@ -42,6 +44,10 @@ def is_table(path: Path) -> bool:
 
 def is_weights(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in _WEIGHTS
+
+
+def is_arrays(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in _ARRAYS
 
 
 def is_archive(path: Path) -> bool:

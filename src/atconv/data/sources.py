@@ -104,7 +104,10 @@ class ImageSource(ABC):
         self._labels = renumbered
 
     def _unknown_classes(self, names: Sequence[str]) -> str:
-        return f"{self.origin} has classes that are not among the run's classes: {', '.join(names[:5])}"
+        return (
+            f"{self.origin} has classes that are not among the run's classes: {first_few(names)}. Leave them "
+            "out, or train on images of them too"
+        )
 
     @abstractmethod
     def read(self, index: int, mode: Mode) -> Image.Image:
@@ -155,7 +158,7 @@ class FolderSource(ImageSource):
         super().__init__(str(root), classes, labels)
         self._names = SharedNames(names)
         if listing.tool_folders:
-            self.remarks.append(f"passed over in {root}: {', '.join(sorted(set(listing.tool_folders))[:5])}")
+            self.remarks.append(f"passed over in {root}: {first_few(sorted(listing.tool_folders))}")
         if others:
             self.remarks.append(f"not read, files of other kinds in {root}: {others}")
         if loose:
@@ -163,10 +166,8 @@ class FolderSource(ImageSource):
 
     def _unknown_classes(self, names: Sequence[str]) -> str:
         inner = inner_folder(self.root)
-        return (
-            f"{self.root} has class folders that are not among the run's classes: {', '.join(names[:5])}"
-            + (f"; is {inner} what you mean?" if inner else "")
-        )
+        text = super()._unknown_classes(names).replace("has classes", "has class folders")
+        return text + (f". Or is {inner} what you mean?" if inner else "")
 
     def read(self, index: int, mode: Mode) -> Image.Image:
         return read_image(self.root / self._names[index], mode)

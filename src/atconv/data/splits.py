@@ -21,7 +21,7 @@ from PIL import Image
 from atconv.data.arrays import SharedIntegers
 from atconv.data.checking import FileReport, SkippedFile, check_files, save_skipped
 from atconv.data.config import DataConfig, log_unused_fractions
-from atconv.data.copies import copies_between
+from atconv.data.copies import copies_between, reject_only_copies
 from atconv.data.folders import SAVED_SPLIT, SPLITS, inner_folder
 from atconv.data.formats import open_sources
 from atconv.data.images import Mode
@@ -147,6 +147,8 @@ def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int =
     usable = {
         name: [i for i, reason in enumerate(reports[name].reasons) if reason is None] for name in sources
     }
+    for name, source in sources.items():
+        reject_only_copies(name, source.origin, usable[name], copies)
     for line in _oddities(sources["train"], usable["train"], reports["train"]):
         logger.info(line)
     train = sources["train"]
@@ -155,10 +157,12 @@ def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int =
         source.relabel(classes, usable[name])
     if len(classes) < (1 if train.multi_label else min_classes):
         inner = inner_folder(Path(config.data)) if Path(config.data).is_dir() else None
+        flat = len(sources) > 1 and classes == [Path(config.data).resolve().name]
         raise ValueError(
             f"{config.data} has {count_of(len(classes), 'class', 'classes')}: classification needs two or "
             "more, a folder each or in a table of labels"
             + (f"; the folders are in {inner}: give that" if inner else "")
+            + (f". Its splits, {', '.join(sources)}, have no folders of classes" if flat else "")
         )
     indices, message = _hold_out(usable, sources["train"], reports["train"], config, seed)
     splits = _with_sources(sources, indices, classes, message)
