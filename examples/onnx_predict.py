@@ -21,9 +21,10 @@ def read(path: str, mode: str) -> Image.Image:
         image = ImageOps.exif_transpose(file)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float64)
-        peak = values.max() if image.mode == "F" else 65535.0
+        peak = values[np.isfinite(values)].max(initial=0) if image.mode == "F" else 65535.0
         top = 1.0 if peak <= 1 else 255.0 if peak <= 255 else 65535.0
-        image = Image.fromarray(np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8))
+        levels = np.nan_to_num(np.rint(values * (255.0 / top)))
+        image = Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

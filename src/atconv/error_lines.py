@@ -24,6 +24,8 @@ def explain(command: str, error: Exception) -> None:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if "alloc_cpu" in text or "out of memory" in text:  # torch's text is of its own source
+        return "not enough memory: a smaller model, smaller images or batches need less"
     if isinstance(error, MemoryError):
         return f"not enough memory: {text or 'smaller sizes need less'}"
     if isinstance(error, PermissionError) and error.filename:

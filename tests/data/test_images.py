@@ -143,6 +143,16 @@ def test_floats_are_scaled_by_the_range_they_span(top: float) -> None:
     assert np.abs(seen - values * (255 / top)).max() <= 0.51
 
 
+def test_floats_that_are_no_numbers_leave_the_others_as_they_are() -> None:
+    values = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    values[2, :3] = np.nan, np.inf, -np.inf
+    seen = read(encoded(Image.fromarray(values), "TIFF"), "L")
+    finite = np.isfinite(values)
+    assert np.abs(seen - values * 255)[finite].max() <= 0.51
+    assert seen[2, :3].tolist() == [0, 255, 0]
+    assert read(encoded(Image.fromarray(np.full_like(values, np.nan)), "TIFF"), "L").max() == 0
+
+
 def test_one_bit_is_black_and_white() -> None:
     seen = read(encoded(Image.fromarray(GRAY > 127)), "L")
     np.testing.assert_array_equal(seen, np.where(GRAY > 127, 255, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from atconv.engine.callbacks import Callback, EarlyStopping, ProgressBar
 from atconv.engine.progress import progress
 from atconv.engine.tables import speed_text
-from atconv.engine.trainer import History
+from atconv.engine.trainer import History, Trainer
 from atconv.tasks import resume, train
 from support.tiny import no_plots, read_rows, tiny_config
 
@@ -188,6 +189,25 @@ def test_of_equal_epochs_the_last_is_kept_and_the_first_counts_as_better(
     scores: tuple[float, ...], best: int, improved: int
 ) -> None:
     assert (history(*scores).best, history(*scores).improved) == (best, improved)
+
+
+@pytest.mark.parametrize("monitor", ["val_top1", None])
+def test_an_epoch_without_a_finite_validation_loss_is_never_kept(monitor: str | None) -> None:
+    rows = [{"val_top1": top1, "val_loss": loss} for top1, loss in ((5.0, 1.0), (9.0, math.nan))]
+    assert (History(monitor, rows).best, History(monitor, rows).usable) == (0, True)
+    assert not History(monitor, rows[1:]).usable
+    assert not history(math.nan).usable
+
+
+def test_weights_that_are_not_finite_end_a_run(tmp_path: Path) -> None:
+    class Break(Callback):
+        def on_step_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+            if trainer.step_in_epoch == trainer.plan.steps_per_epoch:
+                next(trainer.ema_model.parameters()).data.fill_(math.nan)
+
+    with pytest.raises(FloatingPointError, match=r"the weights of stem\S+ are not finite after epoch 1"):
+        train(tiny_config(), tmp_path / "run", callbacks=[Break()])
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_the_epoch_that_is_kept_is_reported_with_the_one_that_it_equals(

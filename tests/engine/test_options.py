@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable
 from dataclasses import fields
@@ -114,20 +115,23 @@ def test_numeric_parameters_of_commands_have_a_range(function: Callable[..., Any
         ({"image_size": 10**6}, "image_size must be at most 16,384"),
         ({"rotate": 1e23}, "rotate must lie in 0 … 180"),
         ({"crop_ratio": (1e-9, 1.0)}, "crop_ratio must lie in 0.01 … 100"),
+        ({"lr": 1e23}, "lr must be at most 1,000, got 1e+23"),
+        ({"mean": (1e30, 0, 0)}, "mean must lie in 0 … 1, of pixels divided by 255"),
+        ({"std": (58.0,)}, "std must lie in 0.001 … 10, of pixels divided by 255"),
         ({"layer_decay": 1.5}, "layer_decay must be positive and at most 1, or be null"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(*value),
 )
 def test_a_value_out_of_range_names_the_range(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(".", r"\.")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         get_task("classification").config(**options)
 
 
 @settings(max_examples=30, deadline=None, database=None)
-@given(st.integers(0, 2**31 - 1))
+@given(st.integers(0, 999))
 def test_whole_numbers_are_floats_where_those_are_meant(value: int) -> None:
-    config = get_task("classification").config(lr=value + 1, betas=(0, 0.999), mean=(value,))
-    assert (config.lr, config.betas, config.mean) == (value + 1.0, (0.0, 0.999), (float(value),))
+    config = get_task("classification").config(lr=value + 1, betas=(0, 0.999), mean=(value % 2,))
+    assert (config.lr, config.betas, config.mean) == (value + 1.0, (0.0, 0.999), (float(value % 2),))
     assert all(type(number) is float for number in (config.lr, *config.betas, *config.mean))
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import atconv
+from atconv.data.checking import SkippedFile, save_skipped
 from atconv.data.sources import DigitsSource
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from atconv.engine.run import Run
@@ -126,6 +127,16 @@ def test_a_new_run_takes_an_empty_folder_or_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert Run.create(tmp_path / "empty").path.is_dir()
     assert Run.create(tmp_path / "deep" / "new").path.is_dir()
+
+
+def test_a_new_run_takes_the_place_of_a_rejected_one_and_of_no_file_of_that_name(tmp_path: Path) -> None:
+    save_skipped(tmp_path / "skipped.csv", [SkippedFile("train", "a.png", "truncated")], 9, 1.0)
+    Run.create(tmp_path)
+    for mine in ("", "mine\n", "file,reason,split\n", "split,file,reason,note\n"):
+        (tmp_path / "skipped.csv").write_text(mine)
+        with pytest.raises(ValueError, match="exists already: it is not the folder of a run"):
+            Run.create(tmp_path)
+        assert (tmp_path / "skipped.csv").read_text() == mine
 
 
 def test_a_new_run_never_touches_an_old_one(tmp_path: Path) -> None:

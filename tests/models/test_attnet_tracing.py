@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from atconv import ATConv2d
+from atconv.deploy import fold
 from atconv.mixers import MIXERS
 from atconv.models.attnet import AttNet
 from support.helpers import assert_close, randomize, tiny_attnet
@@ -70,12 +71,13 @@ def test_the_operator_traces_with_every_option(options: dict[str, bool]) -> None
 def test_a_script_computes_the_same_and_survives_a_file(form: str) -> None:
     with timm.layers.set_scriptable(True):
         model = tiny_attnet(**FORMS[form])
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.script(model), file)
-    file.seek(0)
-    loaded = torch.jit.load(file)
-    for x in (image(), image(1, 33, 50)):
-        assert_close(loaded(x), model(x), 1e-5)
+    for each in (model, fold(model)):
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.script(each), file)
+        file.seek(0)
+        loaded = torch.jit.load(file)
+        for x in (image(), image(1, 33, 50)):
+            assert_close(loaded(x), model(x), 1e-5)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

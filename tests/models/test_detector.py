@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -165,6 +166,25 @@ def test_an_option_that_torchvision_would_ignore_raises() -> None:
         tiny(image_mean=[0.5] * 3, box_head=None)
     with pytest.raises(TypeError, match="torchvision's FasterRCNN has no option no_such"):
         tiny(no_such=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"box_score_thresh": "x"}, "box_score_thresh of .* must be a number, such as 0.05, got 'x'"),
+        ({"box_score_thresh": math.nan}, "box_score_thresh of .* must be a number"),
+        (
+            {"rpn_batch_size_per_image": 2.5},
+            "rpn_batch_size_per_image of .* must be a whole number, such as 256",
+        ),
+        ({"bbox_reg_weights": 3}, "bbox_reg_weights of .* must be four numbers"),
+        ({"rpn_head": 3}, "rpn_head of .* must be a module"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(*value),
+)
+def test_an_option_of_another_kind_than_torchvisions_raises(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        tiny(**options)
 
 
 def test_weights_of_another_model_raise() -> None:

@@ -316,7 +316,7 @@ def preparation(mode: Mode) -> list[str]:
     return [
         "turn the image upright by its EXIF orientation",
         "16-bit and 32-bit gray to 8 bits, rounded: integers are 0…65535; floats 0…1, 0…255 or "
-        "0…65535, whichever is the smallest that holds them",
+        "0…65535, whichever is the smallest that holds the finite ones; NaN is 0",
         "lay transparent pixels on white, those of palettes too",
         f"convert to {mode} as Pillow does, also from CMYK, palette and gray",
     ]
@@ -335,13 +335,14 @@ def mode_for(in_chans: int) -> Mode:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Integers span 0…65535 (PNG's 16 bits, also where PIL widens them to 32). Floats are taken as
-    0…1, 0…255 or 0…65535, whichever is the smallest that holds them."""
+    0…1, 0…255 or 0…65535, whichever is the smallest that holds those that are finite; NaN is black."""
     values = np.asarray(image, dtype=np.float64)
     top = 65535.0
     if image.mode == "F":
-        peak = values.max(initial=0.0)
+        peak = values[np.isfinite(values)].max(initial=0.0)
         top = 1.0 if peak <= 1 else 255.0 if peak <= 255 else 65535.0
-    return Image.fromarray(np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8))
+    levels = np.nan_to_num(np.rint(values * (255.0 / top)))
+    return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
 
 
 def _reason(error: BaseException) -> str:

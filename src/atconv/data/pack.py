@@ -34,7 +34,8 @@ def pack_folder(folder: Path, out: Path) -> Path:
     """
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
+        reason = f"{folder} is a file: give a folder" if folder.exists() else f"no such folder: {folder}"
+        raise FileNotFoundError(reason)
     found = recognize(folder)
     if found is not None and not isinstance(found, LabelFormat):
         raise UnfitData(folder, found, "labels")

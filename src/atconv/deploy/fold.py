@@ -73,7 +73,7 @@ class FoldedConvGLU(nn.Module):
         self.dwconv, self.act = glu.dwconv, glu.act
         last = _absorb_scale(glu.proj, scale)
         weight, bias = _weights(last)
-        self.eps = None
+        self.eps: float | None = None
         if isinstance(glu.norm, RmsNorm2d):
             self.eps = glu.norm.eps
             weight = weight * glu.norm.weight.double()[:, None, None]
@@ -87,8 +87,9 @@ class FoldedConvGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         proj = self.proj
-        if self.eps is not None and is_plain(self.act, GELU) and is_plain(proj, nn.Conv2d):
-            return project_gated(gate, value, self.eps, proj.weight, proj.bias)
+        if not torch.jit.is_scripting():  # noqa: SIM102  # what stands inside is not scripted
+            if self.eps is not None and is_plain(self.act, GELU) and is_plain(proj, nn.Conv2d):
+                return project_gated(gate, value, self.eps, proj.weight, proj.bias)
         product = self.act(gate) * value
         if self.eps is not None:
             product = product * torch.rsqrt(product.square().mean(1, keepdim=True) + self.eps)

@@ -7,6 +7,7 @@ would miss: what it writes follows from the history and the files that are there
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
@@ -95,7 +96,7 @@ class BestModel(FileWriter):
     """Keeps the weights of the best epoch."""
 
     def write(self, trainer: Trainer) -> None:
-        if trainer.history.best == trainer.epoch - 1:
+        if trainer.history.usable and trainer.history.best == trainer.epoch - 1:
             trainer.task.save_model(trainer.ema_model)
 
 
@@ -156,7 +157,9 @@ class ProgressBar(Callback):
         self.bars.update(self.epochs, completed=trainer.epoch)
         self.heartbeat.restart()
         history, mark = trainer.history, ""
-        if history.monitor is not None and history.best == trainer.epoch - 1:
+        if not math.isfinite(row.get("val_loss", 0.0)):
+            mark = "  * not finite, never kept"
+        elif history.monitor is not None and history.best == trainer.epoch - 1:
             mark = "  * best" if history.improved == history.best else "  * equal to the best"
         logger.info(epoch_line(row, trainer.config.epochs, mark))
 

@@ -9,6 +9,8 @@ from timm.optim import get_optimizer_info
 
 from atconv.engine.options import (
     BelowOne,
+    EndRate,
+    LearningRate,
     NonNegative,
     Positive,
     PositiveInt,
@@ -48,17 +50,17 @@ class TrainConfig:
     """before training, halve batch_size until it fits memory; the global batch stays"""
     global_batch_size: PositiveInt | None = None
     """images in one optimizer step over all processes and micro-batches; default: base_batch_size"""
-    lr: Positive = 1e-3
+    lr: LearningRate = 1e-3
     """peak learning rate, for a global batch of base_batch_size"""
     find_lr: bool = False
     """before training, find lr by a range test of 100 steps on a copy of the model"""
     base_batch_size: PositiveInt = 64
     """global batch size that lr was chosen for; another one scales the learning rate linearly"""
-    min_lr: NonNegative = 1e-6
+    min_lr: EndRate = 1e-6
     """learning rate at the end of the schedule"""
     warmup_epochs: NonNegative = 1.0
     """epochs of linear warm-up, inside epochs"""
-    warmup_lr: NonNegative = 1e-6
+    warmup_lr: EndRate = 1e-6
     """learning rate at the start of warm-up"""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     """after warm-up: cosine, constant, or constant with decay over the last fifth (wsd)"""

@@ -23,8 +23,10 @@ __all__ = [
     "BelowOne",
     "CropShare",
     "Degrees",
+    "EndRate",
     "Factor",
     "Fraction",
+    "LearningRate",
     "NonNegative",
     "NonNegativeInt",
     "Pixels",
@@ -74,6 +76,8 @@ Seed: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: 
 Port: TypeAlias = Annotated[int, _between(1, 65535)]
 Positive: TypeAlias = Annotated[float, Rule("be positive", "> 0", lambda value: value > 0)]
 NonNegative: TypeAlias = Annotated[float, Rule("not be negative", "≥ 0", lambda value: value >= 0)]
+LearningRate: TypeAlias = Annotated[float, Rule("be positive", "> 0", lambda value: value > 0, 1000)]
+EndRate: TypeAlias = Annotated[float, Rule("not be negative", "≥ 0", lambda value: value >= 0, 1000)]
 Share: TypeAlias = Annotated[float, Rule("lie in 0 … 1", "0 … 1", lambda value: 0 <= value <= 1)]
 Fraction: TypeAlias = Annotated[float, Rule("lie between 0 and 1", "> 0, < 1", lambda value: 0 < value < 1)]
 BelowOne: TypeAlias = Annotated[float, Rule("lie in [0, 1)", "≥ 0, < 1", lambda value: 0 <= value < 1)]
@@ -109,12 +113,20 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     """Raise ValueError where a value does not fit a type. One number stands for a list of it."""
     value, rule = as_list(value, kind), rule_of(kind)
     if not _fits(value, kind):
-        raise ValueError(f"{name} must be {describe(kind)}, got {value!r}")
+        raise ValueError(f"{name} must be {describe(kind)}, got {_shown(value)}")
     if rule and value is not None and not all(map(rule.holds, _numbers(value))):
         otherwise = ", or be null" if _fits(None, kind) else ""
-        raise ValueError(f"{name} must {rule.words}{otherwise}, got {value!r}")
+        raise ValueError(f"{name} must {rule.words}{otherwise}, got {_shown(value)}")
     if rule and value is not None and max(_numbers(value), default=0) > rule.at_most:
-        raise ValueError(f"{name} must be at most {rule.at_most:,}, got {value!r}")
+        raise ValueError(f"{name} must be at most {rule.at_most:,}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message."""
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def as_list(value: Any, kind: Any) -> Any:

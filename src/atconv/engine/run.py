@@ -28,9 +28,9 @@ try:
 except ModuleNotFoundError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Run", "next_run_dir", "run_lock", "run_log"]
+__all__ = ["Run", "is_skipped_list", "next_run_dir", "run_lock", "run_log"]
 
-_LEFT_BEHIND = {"skipped.csv"}  # what a rejected run may leave in its folder
+
 _EVALUATION = ("metrics.json", "per_class.csv", "skipped.csv")
 # What runs of every task write, and nothing else does.
 _WRITTEN = (
@@ -93,7 +93,7 @@ class Run:
         """
         path = Path(path)
         used = path.exists() and (
-            not path.is_dir() or {child.name for child in path.iterdir()} - _LEFT_BEHIND
+            not path.is_dir() or not all(map(is_skipped_list, path.iterdir()))  # a rejected run leaves it
         )
         if used and not (beside_files and path.is_dir()):
             run = cls(path)
@@ -104,6 +104,8 @@ class Run:
         except OSError as error:
             if path.is_symlink() and not path.exists():
                 reason = f"it is a link to {path.readlink()}, which does not exist"
+            elif isinstance(error, (FileExistsError, NotADirectoryError)):
+                reason = f"{next(each for each in path.parents if each.is_file())} is a file"
             elif isinstance(error, (FileNotFoundError, PermissionError)):
                 reason = str(error.strerror)
             else:
@@ -193,6 +195,14 @@ class Run:
             return load_file(self.weights)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{self.weights} is damaged: {error}") from error
+
+
+def is_skipped_list(path: Path) -> bool:
+    """Whether a file is the list of images that a run has left out, and not a user's own of that name."""
+    if path.name != "skipped.csv" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline(80).strip() == b"split,file,reason"
 
 
 def _move(file: Path, target: Path, root: Path) -> None:

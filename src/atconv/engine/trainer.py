@@ -45,6 +45,8 @@ __all__ = ["Callback", "History", "StepMetrics", "Trainer", "set_training_mode"]
 
 logger = logging.getLogger(__name__)
 
+_ADVICE = "Lower lr, lengthen warmup_epochs or set clip_grad"
+
 
 @dataclass
 class History:
@@ -58,6 +60,11 @@ class History:
         """Index of the epoch to keep. Of equals the last is taken: it has annealed longer."""
         scores = self._scores()
         return max(range(len(scores)), key=lambda i: (scores[i], i), default=-1)
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is an epoch to keep: one whose validation gave numbers."""
+        return max(self._scores(), default=-math.inf) > -math.inf
 
     @property
     def improved(self) -> int:
@@ -74,7 +81,12 @@ class History:
         return f"{best}" if best == improved else f"{best} (equal to epoch {improved})"
 
     def _scores(self) -> list[float]:
-        return [0.0 if self.monitor is None else row[self.monitor] for row in self.rows]
+        scores = (0.0 if self.monitor is None else row[self.monitor] for row in self.rows)
+        finite = (math.isfinite(row.get("val_loss", 0.0)) for row in self.rows)
+        return [
+            score if good and math.isfinite(score) else -math.inf
+            for score, good in zip(scores, finite, strict=True)
+        ]
 
 
 class Callback:
@@ -185,6 +197,10 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_fit_end(self)
         self.accelerator.wait_for_everyone()
+        if self.history.rows and not self.history.usable:
+            raise FloatingPointError(
+                f"the validation loss was not finite in any epoch, and no model is kept. {_ADVICE}"
+            )
         return self.history
 
     def _train_epoch(self) -> None:
@@ -217,6 +233,7 @@ class Trainer:
         row = MappingProxyType(values)  # callbacks read it
         self.history.rows.append(row)
         self.epoch, self.step_in_epoch, self._sums = self.epoch + 1, 0, {}
+        self._reject_broken_weights()
         self._save_checkpoint()
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
@@ -261,12 +278,22 @@ class Trainer:
             if not math.isfinite(metrics["loss"]):
                 raise FloatingPointError(
                     f"the loss is {metrics['loss']} at step {each.step} (epoch {self.epoch + 1}), learning "
-                    f"rate {each.lr:.3g}. Lower lr, lengthen warmup_epochs or set clip_grad. "
+                    f"rate {each.lr:.3g}. {_ADVICE}. "
                     f"Last checkpoint: {latest_checkpoint(self.run.checkpoints) or 'none yet'}"
                 )
             for name, value in metrics.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
         return metrics
+
+    def _reject_broken_weights(self) -> None:
+        """Raise FloatingPointError where the model can only say NaN from now on."""
+        for name, weight in self.ema_model.named_parameters():
+            if not weight.isfinite().all():
+                raise FloatingPointError(
+                    f"the weights of {name} are not finite after epoch {self.epoch}, learning rate "
+                    f"{self.lr:.3g}. {_ADVICE}. "
+                    f"Last checkpoint: {latest_checkpoint(self.run.checkpoints) or 'none yet'}"
+                )
 
     def _save_checkpoint(self) -> None:
         model, optimizer = full_state_dict(self.network), full_optimizer_state(self.optimizer)

@@ -147,7 +147,8 @@ def check_sizes(min_size: Any, max_size: Any) -> None:
 def _check_options(architecture: DetectorArchitecture, options: Mapping[str, Any]) -> None:
     """torchvision ignores names that it does not know."""
     kind = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "retinanet": RetinaNet}[architecture]
-    unknown = set(options) - set(inspect.signature(kind).parameters)
+    parameters = inspect.signature(kind).parameters
+    unknown = set(options) - set(parameters)
     if unknown:
         raise TypeError(f"torchvision's {kind.__name__} has no option {', '.join(sorted(unknown))}")
     ours = [name for name in _OWN if name in options]
@@ -156,6 +157,20 @@ def _check_options(architecture: DetectorArchitecture, options: Mapping[str, Any
             f"backbone, channels, anchor_scale, mean and std set {', '.join(ours)}: leave out, or build "
             f"torchvision's {kind.__name__} on atconv.models.backbone.Pyramid"
         )
+    for name, value in options.items():
+        default = parameters[name].default
+        if isinstance(default, (int, float)):
+            kinds = (int,) if isinstance(default, int) else (int, float)
+            fits = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+            words = f"a {'whole number' if len(kinds) == 1 else 'number'}, such as {default}"
+        elif name == "bbox_reg_weights":
+            fits = value is None or (isinstance(value, (list, tuple)) and len(value) == 4)
+            words = "four numbers"
+        else:
+            fits = value is None or isinstance(value, nn.Module)
+            words = "a module, which Python alone can give"
+        if not fits:
+            raise TypeError(f"{name} of torchvision's {kind.__name__} must be {words}, got {value!r}")
 
 
 class _Transform(GeneralizedRCNNTransform):

@@ -15,13 +15,15 @@ def normalization(
     """Mean and standard deviation of each channel; default: ImageNet's, or 0.5 for images not in color.
 
     Raises:
-        ValueError: there is neither one value nor one for each channel, or a deviation is not positive.
+        ValueError: there is neither one value nor one for each channel, or they are of no images.
     """
     color = in_chans == 3
     means = _per_channel("mean", mean, in_chans, IMAGENET_DEFAULT_MEAN if color else (0.5,))
     deviations = _per_channel("std", std, in_chans, IMAGENET_DEFAULT_STD if color else (0.5,))
-    if min(deviations) <= 0:
-        raise ValueError(f"std must be positive, got {deviations}")
+    if not all(0 <= mean <= 1 for mean in means):
+        raise ValueError(f"mean must lie in 0 … 1, of pixels divided by 255, got {means}")
+    if not all(1e-3 <= deviation <= 10 for deviation in deviations):
+        raise ValueError(f"std must lie in 0.001 … 10, of pixels divided by 255, got {deviations}")
     return means, deviations
 
 

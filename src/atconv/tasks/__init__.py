@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -174,7 +175,7 @@ def train(
     if run == "":
         raise ValueError("the name of the run's folder is empty")
     path = Path(run) if run is not None else next_run_dir(config.data, config.model)
-    if Path(config.data).resolve() in path.resolve().parents:
+    if Path(os.path.realpath(config.data)) in Path(os.path.realpath(path)).parents:
         logger.warning(
             "the run's folder, %s, lies in DATA, where it is passed over; --out is for another", path
         )

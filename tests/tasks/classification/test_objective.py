@@ -254,6 +254,19 @@ def test_classes_of_a_teacher_are_matched_by_name() -> None:
         ValueError, match=r"other classes than the data: cat, dog are missing, it has 8, 9 inst"
     ):
         make_teacher(config, [*names(8), "cat", "dog"])
+    assert make_teacher(config, names(10)[6:3:-1]).order.tolist() == [6, 5, 4]  # type: ignore[union-attr]
+    model.pretrained_cfg["label_names"] = [*names(9), "0"]
+    with pytest.raises(ValueError, match="has several classes of one name: 0"):
+        match_teacher(config, model, names(8))
+    model.pretrained_cfg["label_names"] = None
+    with pytest.raises(ValueError, match="knows 10 classes without names, the data has 7: take a run"):
+        match_teacher(config, model, names(7))
+
+
+def test_weights_of_a_teacher_that_has_its_own_are_rejected() -> None:
+    config = tiny_config(distill="soft", teacher=str(trained_run()), teacher_weights="nofile")
+    with pytest.raises(ValueError, match="teacher_weights are for a teacher by timm's name"):
+        open_teacher(config)
 
 
 def test_a_teacher_that_names_no_classes_is_taken_in_order(
@@ -304,7 +317,7 @@ def test_a_teacher_from_a_weights_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "classes", "message"),
     [
-        ({}, 7, "knows 10 classes, the data has 7"),
+        ({}, 11, "10 are missing; name the folders alike"),
         ({"in_chans": 3}, 10, "reads 1 channels, the student 3"),
         ({"teacher": "no_such_model"}, 10, "'no_such_model' cannot be loaded"),
         ({"teacher": "resnet10t", "teacher_weights": "none.pth"}, 10, "'resnet10t' cannot be loaded"),

@@ -114,6 +114,35 @@ def test_a_recipe_may_be_a_file(tmp_path: Path) -> None:
     assert (config["epochs"], config["model"]) == (3, "attnet_s")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: 3\nlr: 0.1\nepochs: 4", "not valid YAML in line 3, column 1: epochs stands twice"),
+        ("model_args: {stem_stride: 2, stem_stride: 1}", "stem_stride stands twice"),
+        ("lr: 1:30", "lr in the recipe .* must be a number, got '1:30'"),
+        ("epochs: 010", "epochs in the recipe .* must be a whole number, got '010'"),
+        (
+            f"seed: 0x{'f' * 5000}",
+            "seed in the recipe .* must be at most .* got a number of thousands of digits",
+        ),
+    ],
+)
+def test_a_recipe_means_what_it_says(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        TASK.read_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_defaults_give_way_to_what_is_chosen() -> None:
+    chosen = ["--config=attnet_t2", "--lr=1e-12"]
+    printed = yaml.safe_load(atconv("train", "digits", *chosen, "--print-config").out)
+    assert float(printed["min_lr"]) == float(printed["warmup_lr"]) == 1e-12
+    assert "min_lr must be at most lr" in atconv("train", "digits", *chosen, "--min-lr=1e-6").err
+    for options, sizes in (("--max-size=300", ([300] * 7, 300)), ("--min-size=1500", ([1500], 2500))):
+        printed = yaml.safe_load(atconv("detect", "train", "digits", options, "--print-config").out)
+        assert (printed["min_size"], printed["max_size"]) == sizes
+
+
 def test_an_unknown_recipe_names_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"no recipe 'attnet_t9': give a YAML file, or one of attnet_s, "):
         TASK.recipe_path("attnet_t9")
@@ -143,6 +172,9 @@ def test_a_damaged_configuration_is_a_value_error(tmp_path: Path, text: str) -> 
         ({"repeats": 0}, "repeats must be at least 1"),
         ({"distill": "soft"}, "distillation needs both"),
         ({"teacher": "resnet50"}, "distillation needs both"),
+        ({"teacher_weights": "mine.pth"}, "teacher_weights are of a teacher"),
+        ({"model_args": {"num_classes": 7}}, "model_args holds num_classes: the data say how many"),
+        ({"model_args": {"drop_rate": 0.5}}, "model_args holds drop_rate: give --drop-rate instead"),
         ({"class_weights": "inverse", "mixup": 0.1}, "do not go together"),
         ({"mean": (0.1, 0.2)}, "mean must have one value, or one for each of 1 channels"),
     ],

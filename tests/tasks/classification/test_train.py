@@ -366,9 +366,9 @@ def test_a_teacher_changes_what_is_learned(tmp_path: Path, plain: Path, kind: st
 def test_a_loss_that_is_not_finite_names_step_and_learning_rate(tmp_path: Path) -> None:
     with pytest.raises(
         FloatingPointError,
-        match=r"the loss is (nan|inf) at step \d+ \(epoch 1\), learning rate \S+e\+(29|30)",
+        match=r"the loss is (nan|inf) at step \d+ \(epoch 1\), learning rate \d+",
     ):
-        train_tiny(tmp_path / "run", lr=1e30, warmup_lr=1e30)
+        train_tiny(tmp_path / "run", lr=1000, warmup_lr=1000, optimizer="momentum")
 
 
 def test_poisoned_weights_stop_at_the_first_step(tmp_path: Path) -> None:

@@ -265,11 +265,12 @@ def test_a_folder_of_other_settings_is_rejected(
         encode_here(images, vae, encoded, **changes)
 
 
-def test_a_folder_of_something_else_is_rejected(images: Path, vae: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("dear diary")
+@pytest.mark.parametrize("name", ["mine.txt", "skipped.csv"])
+def test_a_folder_of_something_else_is_rejected(name: str, images: Path, vae: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("dear diary")
     with pytest.raises(ValueError, match="exists and holds no latents"):
         encode_here(images, vae, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["dear diary"]
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,9 @@ class AugmentationOptions:
     crop_pct: CropShare = 0.875
     """share of the resized image that the center crop of evaluation takes"""
     mean: tuple[float, ...] | None = None
-    """mean of each channel; default: ImageNet's, or 0.5 for gray"""
+    """mean of each channel, or one for all; default: ImageNet's, or 0.5 for gray"""
     std: tuple[Positive, ...] | None = None
-    """standard deviation of each channel; default: ImageNet's, or 0.5 for gray"""
+    """standard deviation of each channel, or one for all; default: ImageNet's, or 0.5 for gray"""
 
 
 @dataclass(kw_only=True)
@@ -161,6 +161,8 @@ class ClassificationConfig(
             raise ValueError(
                 "distillation needs both: distill (soft, hard or dkd) and teacher (a timm name or a run)"
             )
+        if self.teacher_weights is not None and self.teacher is None:
+            raise ValueError("teacher_weights are of a teacher: give it too, or leave them out")
         if self.sampler != "shuffle" and self.repeats > 1:
             raise ValueError("sampler and repeats do not go together: both say how often an image is shown")
         if self.class_weights != "none" and self.mixes:

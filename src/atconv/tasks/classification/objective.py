@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -276,6 +277,11 @@ def open_teacher(config: ClassificationConfig) -> nn.Module | None:
     if Path(name).is_dir():
         from atconv.tasks.classification.predictor import ClassificationPredictor
 
+        if config.teacher_weights is not None:
+            raise ValueError(
+                f"teacher_weights are for a teacher by timm's name, and {name} is a run, which has its own: "
+                "leave them out"
+            )
         predictor = ClassificationPredictor.open(Run.open(name))
         if predictor.multi_label:
             raise ValueError(f"teacher {name!r} gives several labels an image: take one of one class each")
@@ -294,19 +300,19 @@ def open_teacher(config: ClassificationConfig) -> nn.Module | None:
 
 
 def match_teacher(config: ClassificationConfig, model: Any, classes: Sequence[str]) -> Teacher:
-    """A teacher whose classes are matched with the data's: by name, where it has names.
+    """A teacher whose classes are matched with the data's: by name, where it has names. It may know more.
 
     Raises:
         ValueError: it knows other classes.
     """
     name = str(config.teacher)
-    if model.num_classes != len(classes):
+    known = model.pretrained_cfg.get("label_names")
+    if not known and model.num_classes != len(classes):
         raise ValueError(
-            f"teacher {name!r} knows {count_of(model.num_classes, 'class', 'classes')}, the data has "
-            f"{len(classes)}"
+            f"teacher {name!r} knows {count_of(model.num_classes, 'class', 'classes')} without names, the "
+            f"data has {len(classes)}: take a run as teacher, whose classes are found by name"
         )
-    order = _match_classes(name, model.pretrained_cfg.get("label_names"), classes)
-    return Teacher(model, *config.normalization(), order)
+    return Teacher(model, *config.normalization(), _match_classes(name, known, classes))
 
 
 def _match_classes(teacher: str, known: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:
@@ -317,12 +323,15 @@ def _match_classes(teacher: str, known: Sequence[str] | None, classes: Sequence[
             teacher, _preview(classes),
         )  # fmt: skip
         return None
+    if repeated := sorted(name for name, count in Counter(known).items() if count > 1):
+        raise ValueError(f"teacher {teacher!r} has several classes of one name: {_preview(repeated)}")
     missing = sorted(set(classes) - set(known))
     if missing:
         extra = sorted(set(known) - set(classes))
+        instead = f", it has {_preview(extra)} instead" if extra else ""
         raise ValueError(
-            f"teacher {teacher!r} knows other classes than the data: {_preview(missing)} are missing, it has "
-            f"{_preview(extra)} instead; name the folders alike, or take a teacher of these classes"
+            f"teacher {teacher!r} knows other classes than the data: {_preview(missing)} are "
+            f"missing{instead}; name the folders alike, or take a teacher of these classes"
         )
     index = {name: i for i, name in enumerate(known)}
     return [index[name] for name in classes]

@@ -71,9 +71,9 @@ class AnnotatedAugmentationOptions:
     color_jitter: Share = 0.0
     """largest change of brightness, contrast and saturation"""
     mean: tuple[float, ...] | None = None
-    """mean of each channel; default: ImageNet's, or 0.5 for gray"""
+    """mean of each channel, or one for all; default: ImageNet's, or 0.5 for gray"""
     std: tuple[Positive, ...] | None = None
-    """standard deviation of each channel; default: ImageNet's, or 0.5 for gray"""
+    """standard deviation of each channel, or one for all; default: ImageNet's, or 0.5 for gray"""
 
 
 @dataclass(kw_only=True)

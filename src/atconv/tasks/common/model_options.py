@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -12,6 +12,8 @@ from atconv.engine.run import Run
 __all__ = ["ModelOptions"]
 
 _CHANNELS = Rule("be 3 (color) or 1 (gray)", "3 or 1", lambda value: value in (1, 3))
+_SET = {"in_chans", "drop_path_rate", "drop_rate", "label_dropout"}  # arguments by options
+_OF_DATA = {"num_classes", "in_channels"}
 
 
 @dataclass(kw_only=True)
@@ -29,6 +31,14 @@ class ModelOptions:
     """start from another run's folder, or from the authors' file (.pth or .safetensors)"""
     in_chans: Annotated[int, _CHANNELS] = 3
     """3 reads images in color, 1 in gray"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # of the loop's options, which check types
+        names = {field.name for field in fields(self)}
+        for name in _SET & names & set(self.model_args):
+            raise ValueError(f"model_args holds {name}: give --{name.replace('_', '-')} instead")
+        for name in _OF_DATA & set(self.model_args):
+            raise ValueError(f"model_args holds {name}: the data say how many; leave it out")
 
     def source_run(self) -> Run | None:
         """The run whose folder `checkpoint` is; None where that is a file, or not given.

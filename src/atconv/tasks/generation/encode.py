@@ -20,6 +20,7 @@ from atconv.data.splits import Split, Splits, load_splits, make_splits
 from atconv.diffusion.pipeline import pixels_per_latent
 from atconv.engine.devices import resolve_device
 from atconv.engine.options import Pixels, PositiveInt, Seed
+from atconv.engine.run import is_skipped_list
 from atconv.io import file_digest, save_tensors, write_json
 from atconv.tasks.generation.data import SplitImages, scale_pixels
 from atconv.tasks.generation.latents import LatentInfo, is_latents, open_vae, save_vae, shard_is_complete
@@ -98,9 +99,10 @@ def _begin(folder: Path, info: LatentInfo, model: Any) -> None:
                 f"{folder} holds latents of other settings ({', '.join(differing)}): name another with --out"
             )
         return
-    begun = {"split.json", "skipped.csv", "vae"}  # what an interrupted call may have left
+    begun = {"split.json", "vae"}  # what an interrupted call may have left, besides skipped.csv
     if folder.exists() and any(
-        child.name not in begun and not child.name.startswith(".writing-") for child in folder.iterdir()
+        not (child.name in begun or child.name.startswith(".writing-") or is_skipped_list(child))
+        for child in folder.iterdir()
     ):
         raise ValueError(f"{folder} exists and holds no latents: name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)

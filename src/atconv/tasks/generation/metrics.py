@@ -142,7 +142,8 @@ def compare(
     count, real_count = len(samples), len(real)  # type: ignore[arg-type]
     if min(count, real_count) < 5:
         raise ValueError(
-            f"distances between sets need images: got {count} samples and {real_count} real ones"
+            f"distances between sets need at least 5 images of each: got {count} samples and "
+            f"{real_count} real ones"
         )
     started = time.perf_counter()
     features, logits = extract(samples, model, batch_size, "features of samples")
