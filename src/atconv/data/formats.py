@@ -188,11 +188,7 @@ FORMATS: tuple[Format, ...] = (
         advice="save labels as CSV or Parquet, or convert boxes to COCO's format, and give the folder",
     ),
     Format(name="a file of weights", recognizes=other.is_weights, advice="give a folder of images"),
-    Format(
-        name="a file of arrays",
-        recognizes=other.is_arrays,
-        advice="save its images as PNG files, and give their folder",
-    ),
+    Format(name="a file of arrays", recognizes=other.is_arrays, advice="save its images as PNG files"),
     Format(name="an archive", recognizes=other.is_archive, advice="unpack it, and give the folder"),
     Format(
         name="one image",

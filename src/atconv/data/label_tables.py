@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,8 +250,9 @@ def _rows_by_split(
         raise ValueError(
             f"{table.row(unknown[0])}: {cells[unknown[0]]!r} in column {column} is no split: {accepted} are"
         )
-    others = sorted({repr(cells[i]) for i in unknown}) if rows else []
-    return {split: rows[split] for split in SPLITS if split in rows}, others
+    others = Counter(repr(cells[i]) for i in unknown) if rows else Counter()
+    named = [f"{cell} ({count_of(count, 'row')})" for cell, count in sorted(others.items())]
+    return {split: rows[split] for split in SPLITS if split in rows}, named
 
 
 def _number(parts: Sequence[_Part], config: DataConfig) -> tuple[list[str], list[NDArray[Any]]]:

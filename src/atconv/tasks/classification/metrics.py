@@ -91,16 +91,18 @@ class ClassificationMetrics(ClassifierMetrics):
     """expected calibration error over 15 bins of confidence"""
     labels: NDArray[np.int64]
 
+    def class_means(self) -> list[tuple[str, str]]:
+        """Balanced accuracy and macro F1, as rows of a table."""
+        means = {"balanced accuracy": self.balanced_accuracy, "macro F1": self.macro_f1}
+        return self.mean_rows(means, self.probabilities.argmax(1))
+
     def tables(self, title: str) -> list[Table]:
         """Accuracy; and metrics by class, of many classes only those with the lowest recall."""
         rows = [("top-1  [95 % interval]", _percent(self.top1, self.top1_interval))]
         if self.top5 is not None and self.top5_interval is not None:
             rows.append(("top-5  [95 % interval]", _percent(self.top5, self.top5_interval)))
         rows += [
-            *self.mean_rows(
-                {"balanced accuracy": self.balanced_accuracy, "macro F1": self.macro_f1},
-                self.probabilities.argmax(1),
-            ),
+            *self.class_means(),
             ("calibration error", f"{self.calibration_error:.2f} %"),
             *self.last_rows(),
         ]

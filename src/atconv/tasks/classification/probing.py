@@ -57,8 +57,7 @@ class Probes:
             (
                 name,
                 f"{m.top1:.2f} %  [{m.top1_interval[0]:.2f}, {m.top1_interval[1]:.2f}]",
-                f"{m.balanced_accuracy:.2f} %",
-                f"{m.macro_f1:.2f} %",
+                *(value for _, value in m.class_means()),
             )
             for name, m in self.metrics.items()
         ]
