@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,17 @@ __all__ = [
     "box_problem",
     "clip_corners",
     "leads_outside",
+    "local_name",
     "path_inside",
     "read_lines",
     "read_start",
+    "url_ends",
 ]
 
 FIX = "fix it or remove it"
 PIXEL_SLACK = 1.0  # that a box may reach over its image: annotations are rounded, and some tools count from 0
 TOO_LARGE = 1e9  # pixels; 32-bit floats still represent them
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://|/data/(upload|local-files)/", re.IGNORECASE)
 
 Corners = tuple[float, float, float, float]
 
@@ -71,11 +75,32 @@ def leads_outside(name: str, folder: Path, root: Path) -> bool:
 def path_inside(name: str, roots: Sequence[Path]) -> Path | None:
     """What exists in one of the folders under the longest end of a path: train/images for ../train/images or
     for /content/street/train/images, which are what tools write. It never leads out of them."""
+    candidates = (root / end for end in _ends(name) or [""] for root in roots)  # of "." nothing is left
+    return next((path for path in candidates if os.path.exists(path)), None)
+
+
+def _ends(name: str) -> list[str]:
+    """The ends of a path that lead down, longest first."""
     parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
     start = max((i + 1 for i, part in enumerate(parts) if part == ".."), default=0)
-    ends = [parts[i:] for i in range(start, len(parts))] or [[]]  # of "." and ".." nothing is left
-    candidates = (root.joinpath(*end) for end in ends for root in roots)
-    return next((path for path in candidates if os.path.exists(path)), None)
+    return ["/".join(parts[i:]) for i in range(start, len(parts))]
+
+
+def url_ends(name: str) -> list[str]:
+    """Where the image of a URL may lie in a folder, longest path first; also of the names that Label Studio
+    gives, /data/upload/1/x.jpg and /data/local-files/?d=images/x.jpg. Nothing for names of files."""
+    try:
+        url = urlsplit(name) if _URL.match(name) else None
+    except ValueError:  # of a host that is none
+        return []
+    return _ends(parse_qs(url.query).get("d", [unquote(url.path)])[0]) if url else []
+
+
+def local_name(name: str, folders: Sequence[Path]) -> str:
+    """The name of a file: for a URL the end of its path that exists in a folder, else its last part."""
+    ends = url_ends(name)
+    found = (end for end in ends for folder in folders if os.path.isfile(folder / end))
+    return next(found, ends[-1]) if ends else name
 
 
 def box_problem(corners: Corners, size: tuple[int, int], slack: float, given: str) -> str | None:

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +95,16 @@ class BoxSplit(AnnotatedSplit):
             raise ValueError(image.missing)
         return (image.width, image.height) if image.width else None, (), None
 
+    def check_labels(self, labels: set[int], training: bool) -> None:
+        boxes = (box.corners for image in self.items if image.width for box in image.boxes)
+        first = next(boxes, None)
+        if first and all(_within_a_pixel(corners) for corners in chain([first], boxes)):
+            size = f"{first[2] - first[0]:.2g} × {first[3] - first[1]:.2g}"
+            raise ValueError(
+                f"{self.where}: no box is larger than a pixel, the first is {size}: boxes are in pixels. "
+                "Where they are shares of their image, 0 … 1, multiply them by its width and height"
+            )
+
     def has_objects(self, position: int) -> bool:
         return any(not box.crowd for box in self.items[position].boxes)
 
@@ -132,14 +143,22 @@ class BoxSplit(AnnotatedSplit):
         return image.boxes if image.width else [box.scaled(*size) for box in image.boxes], size
 
 
+def _within_a_pixel(corners: Sequence[float]) -> bool:
+    left, top, right, bottom = corners
+    return max(right - left, bottom - top) < 1 or max(right, bottom) <= 1
+
+
 def check_classes(where: Path, names: Sequence[str], classes: Sequence[str] | None) -> list[str]:
     """The classes that labels count from 1: those that are known already, else the names that a file has.
 
     Raises:
         ValueError: the file has no names, two alike, or others than are known.
     """
-    if len(set(names)) < len(names) or not names:
-        raise ValueError(f"{where}: it has no categories, or two of one name: {first_few(names, count=10)}")
+    if not names:
+        raise ValueError(f"{where}: it names no categories: at least one is needed")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{where}: among its categories are two of one name: {first_few(twice)}. Rename one")
     unknown = sorted(set(names) - set(classes or names))
     if unknown:
         raise ValueError(

@@ -23,7 +23,7 @@ from typing import Any
 
 from atconv.data.annotated import raise_problems
 from atconv.data.arrays import SharedItems
-from atconv.data.box_files import clip_corners
+from atconv.data.box_files import clip_corners, local_name
 from atconv.data.boxes import BadAnnotations, Box, BoxImage, BoxSplit, check_classes, report_bad
 from atconv.data.checking import in_threads
 from atconv.data.coco_checks import (
@@ -165,10 +165,10 @@ def read_coco(
     """
     file = _coco_files(data)[split]
     content = _read_json(file)
-    entries = content["images"]
+    folders = _image_folders(data, split, file, images)
+    entries = [{**entry, "file_name": _file_name(entry["file_name"], folders)} for entry in content["images"]]
     raise_problems(file, [*category_problems(content["categories"]), *image_problems(entries)])
-    entries = [{**entry, "file_name": entry["file_name"].replace("\\", "/")} for entry in entries]  # Windows
-    folder = _folder_of(entries, _image_folders(data, split, file, images))
+    folder = _folder_of(entries, folders)
     leaving = (leaves_folder(entry, folder, data, images) for entry in entries)
     raise_problems(file, [problem for problem in leaving if problem])
     categories = sorted(_without_roots(content), key=lambda category: category["id"])
@@ -211,6 +211,11 @@ def _image_folders(data: Path, split: str, file: Path, images: Path | None) -> l
     folders += [*(split_folder(pool, split) for pool in pools), split_folder(root, split), root]
     folders = [*near, *folders] if near and split_of(file.parent.name) else [*folders, *near]
     return [folder for folder in [*folders, *pools] if folder.is_dir()]
+
+
+def _file_name(name: Any, folders: Sequence[Path]) -> Any:
+    """With slashes where Windows wrote it, and without the server of a URL."""
+    return local_name(name.replace("\\", "/"), folders) if isinstance(name, str) else name
 
 
 def _is_pool(folder: Path) -> bool:

@@ -20,6 +20,8 @@ __all__ = [
     "leaves_folder",
 ]
 
+_MAX_PIXELS = 2 * 89_478_485  # Pillow opens no larger image, and its masks would fill memory
+
 
 def category_problems(categories: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What is wrong with each category."""
@@ -45,8 +47,12 @@ def image_problems(images: Sequence[dict[str, Any]]) -> Iterator[str]:
             if image[name] in values:
                 yield f"image {image['id']}: another image has {name} {image[name]!r}"
             values.add(image[name])
-        if not all(_is_whole(_integer(image[name]), 1) for name in ("width", "height")):
-            yield f"image {image['id']}: width and height must be whole numbers, at least 1"
+        width, height = (_integer(image[name]) for name in ("width", "height"))
+        if not _is_whole(width, 1) or not _is_whole(height, 1) or width * height > _MAX_PIXELS:
+            yield (
+                f"image {image['id']}: width and height must be whole numbers, at least 1 and of at most "
+                f"{_MAX_PIXELS:,} pixels"
+            )
 
 
 def leaves_folder(image: dict[str, Any], folder: Path, data: Path, images: Path | None) -> str | None:

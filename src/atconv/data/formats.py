@@ -27,7 +27,7 @@ from atconv.data.shards import open_shards, shard_splits
 from atconv.data.sources import DigitsSource, ImageSource, lmdb_files, open_folder, open_lmdb
 from atconv.data.timm_sources import UnopenedDataset, is_timm_name, open_timm
 from atconv.data.voc import read_voc
-from atconv.data.voc_files import is_voc, voc_splits
+from atconv.data.voc_files import is_voc, is_voc_file, voc_splits
 from atconv.data.yolo import read_yolo
 from atconv.data.yolo_files import is_yolo, is_yolo_config, yolo_splits
 from atconv.extras import name_missing_extra
@@ -156,6 +156,12 @@ FORMATS: tuple[Format, ...] = (
         recognizes=is_coco_file,
         annotation="boxes",
         advice="give the folder that holds them",
+    ),
+    Format(
+        name="annotations in Pascal VOC's format",
+        recognizes=is_voc_file,
+        annotation="boxes",
+        advice="give the folder that holds them and the images",
     ),
     Format(
         name="the configuration of data in YOLO's format",

@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from atconv.data.box_files import url_ends
 from atconv.data.folders import IMAGE_FOLDERS, split_of, subfolders
 from atconv.data.images import image_suffixes
 from atconv.io import first_few
@@ -47,6 +48,11 @@ class ImageFinder:
         """Where an image lies, its name with or without suffix; or why it was not found."""
         if not name:
             return "no image is named"
+        if ends := url_ends(name):
+            local = (place for place in map(self.find, ends) if isinstance(place, Place))
+            return next(
+                local, f"{name} is a URL, and {ends[-1]} does not exist in {self.folder}: download it"
+            )
         inside = os.path.relpath(name, os.path.abspath(self.folder)) if os.path.isabs(name) else name
         path = posixpath.normpath(inside)
         if path == ".." or path.startswith("../"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from atconv.data.box_files import leads_outside, read_lines, read_start
+from atconv.data.box_files import leads_outside, local_name, read_lines, read_start
 from atconv.data.folders import (
     IMAGE_FOLDERS,
     SPLITS,
@@ -21,7 +21,7 @@ from atconv.data.folders import (
 )
 from atconv.data.images import is_ignored, list_files, list_images, scan
 
-__all__ = ["ImageIndex", "Place", "find_places", "is_voc", "voc_splits", "xml_files"]
+__all__ = ["ImageIndex", "Place", "find_places", "is_voc", "is_voc_file", "voc_splits", "xml_files"]
 
 _ANNOTATIONS = ("annotations", "xmls", "xml")
 
@@ -47,7 +47,12 @@ def _is_annotated(place: Path) -> bool:
     if annotations and child_folder(place, IMAGE_FOLDERS) and _holds_xml(annotations):
         return True
     files = [place / entry.name for entry in scan(place) if _is_xml(entry.name) and entry.is_file()]
-    return any(re.search(rb"<annotation[\s/>]", read_start(file)) for file in files[:20])
+    return any(map(is_voc_file, files[:20]))
+
+
+def is_voc_file(path: Path) -> bool:
+    """Whether an XML file begins as VOC's do."""
+    return _is_xml(path.name) and path.is_file() and bool(re.search(rb"<annotation[\s/>]", read_start(path)))
 
 
 def _is_xml(name: str) -> bool:
@@ -149,6 +154,7 @@ class ImageIndex:
             raise ValueError(f"{same[0]} and {same[1]} both belong to it: rename one")
         if same:
             return filename if filename in same else same[0]
+        filename = local_name(filename, [self.folder])
         if leads_outside(filename, self.folder, self.root):
             raise ValueError(
                 f"its filename {filename!r} leads out of {self.root}: put it there, or name the folder "

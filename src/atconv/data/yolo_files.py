@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from atconv.data.box_files import leads_outside, path_inside, read_lines
+from atconv.data.box_files import leads_outside, local_name, path_inside, read_lines
 from atconv.data.folders import (
     IMAGE_FOLDERS,
     SPLITS,
@@ -210,9 +210,11 @@ def find_images(sources: Sequence[Path], data: Path, images: Path | None) -> lis
 def _listed(file: Path, data: Path, images: Path | None) -> list[Path]:
     """The images that a text file names, one on each line."""
     root, paths = images or data, []
+    pools = [folder for folder in subfolders(root) if folder.name.lower() in IMAGE_FOLDERS]
+    roots = [file.parent, root, data, *pools, *(inner for pool in pools for inner in subfolders(pool))]
     for number, line in enumerate(read_lines(file), 1):
-        name = line.strip()
-        path = path_inside(name, [file.parent, root, data]) if name else None
+        name = local_name(line.strip(), roots)
+        path = path_inside(name, roots) if name else None
         if path is None and name and leads_outside(name, root, root):
             raise ValueError(
                 f"{file}, line {number}: {name!r} is not in {root}: put it there, or name the folder that "
