@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from atconv.data.config import DataConfig
-from atconv.data.formats import open_boxes, open_sources, recognize
+from atconv.data.formats import open_boxes, open_masks, open_sources, recognize
 from atconv.tasks.detection.data import load_target
 from support.box_formats import voc_folder, yolo_folder
 from support.tiny_dense import annotated_folder
@@ -151,3 +152,34 @@ def test_an_xml_file_alone_is_recognized(tmp_path: Path) -> None:
     assert found is not None
     assert found.name == "annotations in Pascal VOC's format"
     assert "give the folder" in found.advice
+
+
+def test_names_and_texts_that_are_not_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"stra\xdfe.png")
+    config = "train: train.txt\nnames: [bright, dark]"
+    yolo, voc = yolo_folder(tmp_path / "yolo", config=config), voc_folder(tmp_path / "voc", "VOC")
+    masks = annotated_folder(tmp_path / "masks", train=3, val=1)
+    (yolo / "images/train/0.png").rename(yolo / "images" / "train" / name)
+    (yolo / "labels/train/0.txt").rename(yolo / "labels" / "train" / f"{name[:-4]}.txt")
+    (yolo / "train.txt").write_bytes(b"images/train/stra\xdfe.png\n")
+    (voc / "JPEGImages/train0.png").rename(voc / "JPEGImages" / name)
+    (voc / "Annotations/train0.xml").rename(voc / "Annotations" / f"{name[:-4]}.xml")
+    (voc / "ImageSets/Main/train.txt").write_bytes(b"stra\xdfe\n")
+    for kind in ("images", "masks"):
+        (masks / kind / "train" / "0.png").rename(masks / kind / "train" / name)
+    assert [Path(n).name for data in (yolo, voc) for n in open_boxes(data, False)["train"].names] == [
+        name
+    ] * 2
+    assert name in open_masks(masks)["train"].names
+    for encoding in ("latin-1", "utf-8"):
+        table = yolo / "images" / "train" / "labels.csv"
+        table.write_text("image,label\nstraße.png,süß\n1.png,b\n", encoding=encoding)
+        source = open_sources(DataConfig(data=str(table)))["train"]
+        assert ([source.name(i) for i in range(2)], source.classes) == ([name, "1.png"], ["b", "süß"])
+    (yolo / "data.yaml").write_bytes(b"train: images/train\nnames: [s\xfc\xdf]")
+    (masks / "train.json").write_bytes(
+        b'{"images": [], "annotations": [], "categories": [{"name": "s\xfc\xdf"}]}'
+    )
+    for data, file in ((yolo, "data.yaml"), (masks, "train.json")):
+        with pytest.raises(ValueError, match=f"{file} is not UTF-8: save it as such"):
+            open_boxes(data, False)

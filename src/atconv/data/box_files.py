@@ -36,8 +36,8 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://|/data/(upload|local-files)/", re.IGNORE
 Corners = tuple[float, float, float, float]
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file.
+def read_lines(path: Path, names: bool = False) -> list[str]:
+    """The lines of a text file; where these are `names` of files, of any bytes.
 
     Raises:
         ValueError: it cannot be read, or is not UTF-8: the line is named.
@@ -47,7 +47,7 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        return content.decode("utf-8-sig").splitlines()
+        return content.decode("utf-8-sig", "surrogateescape" if names else "strict").splitlines()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}, line {line}: it is not UTF-8: save it as such") from error

@@ -247,6 +247,8 @@ def _without_roots(content: dict[str, Any]) -> list[dict[str, Any]]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: save it as such") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not readable JSON: {error}; write it again") from error
     for name, required in (

@@ -57,7 +57,8 @@ class ImageFinder:
         path = posixpath.normpath(inside)
         if path == ".." or path.startswith("../"):
             return f"{name} lies outside {self.folder}: give the folder that holds all images as --images"
-        for spelled in dict.fromkeys((path, posixpath.normpath(path.replace("\\", "/")))):
+        old = os.fsdecode(path.encode("cp1252", "ignore"))  # as unpacked from an archive of old
+        for spelled in dict.fromkeys((path, posixpath.normpath(path.replace("\\", "/")), old)):
             near = (found for folder in self._first if (found := self._in(folder, spelled)))
             if found := next(near, None):
                 return found

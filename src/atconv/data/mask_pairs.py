@@ -79,7 +79,7 @@ def _listed_splits(images: Path, masks: Path, patterns: tuple[str, str]) -> dict
         return {}
     pairs, splits = _pair(images, masks, patterns), {}
     for split in (name for name in SPLITS if name in lists):
-        keys = lists[split].read_text(encoding="utf-8", errors="replace").split()
+        keys = lists[split].read_text(encoding="utf-8", errors="surrogateescape").split()
         splits[split] = MaskFolders(images, masks, [pairs.get(key, (key, "")) for key in keys])
     return splits
 

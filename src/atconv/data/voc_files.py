@@ -106,7 +106,11 @@ def _listed_names(data: Path) -> dict[str, list[str]]:
             named.setdefault("train", files[stem])
     listed = {}
     for split, path in named.items():
-        lines = [(number, line.strip()) for number, line in enumerate(read_lines(path), 1) if line.strip()]
+        lines = [
+            (number, line.strip())
+            for number, line in enumerate(read_lines(path, names=True), 1)
+            if line.strip()
+        ]
         for number, line in lines:
             if leads_outside(line, data, data):
                 raise ValueError(f"{path}, line {number}: {line!r} leads out of {data}: remove it")

@@ -212,7 +212,7 @@ def _listed(file: Path, data: Path, images: Path | None) -> list[Path]:
     root, paths = images or data, []
     pools = [folder for folder in subfolders(root) if folder.name.lower() in IMAGE_FOLDERS]
     roots = [file.parent, root, data, *pools, *(inner for pool in pools for inner in subfolders(pool))]
-    for number, line in enumerate(read_lines(file), 1):
+    for number, line in enumerate(read_lines(file, names=True), 1):
         name = local_name(line.strip(), roots)
         path = path_inside(name, roots) if name else None
         if path is None and name and leads_outside(name, root, root):

@@ -39,6 +39,8 @@ def read_yaml(path: Path) -> Any:
         mark = error.problem_mark
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"{path} is not valid YAML{place}: {error.problem or error.context}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: save it as such") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     except RecursionError:
