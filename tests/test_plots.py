@@ -10,7 +10,7 @@ import matplotlib as mpl
 
 from atconv import plots
 from atconv.analysis.plots import plot_inhibition
-from atconv.plots import Panel, plot_curves, plt, save, shorten
+from atconv.plots import Panel, class_labels, plot_curves, plt, save, shorten
 
 
 def test_labels_of_every_script_are_plotted_without_a_warning(tmp_path: Path) -> None:
@@ -37,6 +37,13 @@ def test_what_no_font_shows_is_escaped_in_names() -> None:
     assert shorten("caf\udce9") == r"caf\udce9"
     with mock.patch.object(plots, "_letters", return_value=set(range(128))):
         assert shorten("猫 cat") == r"\u732b cat"
+
+
+def test_labels_of_classes_are_told_apart() -> None:
+    long = ["a very long class name 1", "a very long class name 2"]
+    assert class_labels(["cat", *long]) == ["cat", "1: a very long cl…", "2: a very long cl…"]
+    with mock.patch.object(plots, "_letters", return_value=set(range(128))):
+        assert class_labels(["cat", "猫猫猫", "犬"]) == ["cat", r"1: \u732b\u732b…", r"2: \u72ac"]
 
 
 def test_control_characters_of_any_text_are_escaped(tmp_path: Path) -> None:

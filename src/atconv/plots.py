@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +31,7 @@ _EAST_ASIAN = (
 _INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
 mpl.rcParams["font.family"] = ["DejaVu Sans", *(name for name in _EAST_ASIAN if name in _INSTALLED)]
 
-__all__ = ["DPI", "Panel", "plot_curves", "plt", "save", "shorten"]
+__all__ = ["DPI", "Panel", "class_labels", "plot_curves", "plt", "save", "shorten"]
 
 DPI = 110
 
@@ -46,7 +48,7 @@ def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Write a PNG and let go of the figure. What is no text in names, such as control characters and bytes
     that are not UTF-8, is escaped."""
     for text in figure.findobj(Text):
-        text.set_text(_printable(text.get_text()))
+        text.set_text("".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text.get_text()))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")  # a box is shown where no font has it
         figure.savefig(path, dpi=dpi)
@@ -56,17 +58,27 @@ def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
 def shorten(name: str, length: int = 18) -> str:
     """A name that fits next to a plot: a letter of double width counts twice. What is no text, or in none of
     the fonts, is escaped."""
-    name = "".join(c if ord(c) in _letters() else _escape(c) for c in _printable(name, ""))
-    widths = [1 + (unicodedata.east_asian_width(letter) in "WF") for letter in name]
-    if sum(widths) <= length:
-        return name
-    kept = next(i for i in range(len(name), -1, -1) if sum(widths[:i]) < length)
-    return name[:kept] + "…"
+    parts = [letter if _is_shown(letter) else _escape(letter) for letter in name]
+    double = [len(part) == 1 and unicodedata.east_asian_width(part) in "WF" for part in parts]
+    ends = list(accumulate((len(part) + wide for part, wide in zip(parts, double, strict=True)), initial=0))
+    if ends[-1] <= length:
+        return "".join(parts)
+    return "".join(parts[: sum(end < length for end in ends) - 1]) + "…"
 
 
-def _printable(text: str, allowed: str = "\n") -> str:
-    """Letters, with all others but those `allowed` escaped."""
-    return "".join(c if c.isprintable() or c in allowed else _escape(c) for c in text)
+def class_labels(names: Sequence[str], length: int = 18) -> list[str]:
+    """Names of classes that fit next to a plot, no two alike: those that no font shows, and those that are
+    the same once they are shortened, begin with the number of the class."""
+    short = [shorten(name, length) for name in names]
+    counts = Counter(short)
+    return [
+        text if counts[text] == 1 and all(map(_is_shown, name)) else shorten(f"{i}: {name}", length)
+        for i, (name, text) in enumerate(zip(names, short, strict=True))
+    ]
+
+
+def _is_shown(letter: str) -> bool:
+    return letter.isprintable() and ord(letter) in _letters()
 
 
 def _escape(letter: str) -> str:

@@ -265,8 +265,16 @@ def test_labels_may_be_a_tensor_or_an_array() -> None:
         (dict(class_labels=[1], latents=torch.zeros(1, 3, 8, 8)), r"latents must be \(1, 1, 8, 8\), got"),
         (dict(class_labels=[1], output_type="pill"), "output_type must be pil, np, pt or latent, got 'pill'"),
         (dict(class_labels=[1], num_inference_steps=0), "steps must be at least 1"),
-        (dict(class_labels=[1], guidance_scale=float("nan")), "guidance must be a finite number, got nan"),
-        (dict(class_labels=[1], guidance_scale=float("inf")), "guidance must be a finite number, got inf"),
+        (
+            dict(class_labels=[1], guidance_scale=float("nan")),
+            "guidance must be finite and not",
+        ),
+        (
+            dict(class_labels=[1], guidance_scale=float("inf")),
+            "guidance must be finite and not",
+        ),
+        (dict(class_labels=[1], guidance_scale=-3.0), "guidance must be finite and not negative, got -3.0"),
+        (dict(class_labels=[1], guidance_channels=9), "guidance_channels must be at most 1, the model's"),
         (dict(class_labels=[1], guidance_channels=0), "guidance_channels must be at least 1"),
     ],
 )

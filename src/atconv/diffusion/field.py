@@ -87,8 +87,8 @@ class Field:
 
 def check_guidance(scale: float, interval: tuple[float, float], channels: int | None) -> None:
     """Raise ValueError for a scale, an interval of time or a number of channels that cannot be guided."""
-    if not math.isfinite(scale):
-        raise ValueError(f"the scale of guidance must be a finite number, got {scale}; 1 is no guidance")
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"guidance must be finite and not negative, got {scale}; 1 is no guidance")
     low, high = interval
     if not 0 <= low < high <= 1:
         raise ValueError(f"guidance_interval must be 0 ≤ from < to ≤ 1, got {interval}")

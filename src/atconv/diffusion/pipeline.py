@@ -187,6 +187,10 @@ class SiTPipeline(DiffusionPipeline):
         if count < 1 or batch_size < 1:
             raise ValueError(f"there must be an image, and one in a batch: got {count}, {batch_size}")
         shape = (count, self.transformer.in_channels, *self._sample_size(height, width))
+        if guidance_channels is not None and guidance_channels > shape[1]:
+            raise ValueError(
+                f"guidance_channels must be at most {shape[1]}, the model's channels, got {guidance_channels}"
+            )
         if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"give one generator for each of {count} images, got {len(generator)}")
         if latents is not None and latents.shape != shape:

@@ -196,6 +196,11 @@ BAD: list[tuple[Callable[[], SamplerConfig], str]] = [
     (lambda: SamplerConfig(last_step_size=1.0), "last_step_size must lie between 0 and 1"),
     (lambda: SamplerConfig(atol=0.0), "atol must be positive, got 0"),
     (lambda: SamplerConfig(diffusion_scale=-1.0), "diffusion_scale must not be negative"),
+    (lambda: SamplerConfig(guidance=-3.0), "guidance must not be negative"),
+    (lambda: SamplerConfig(last_step="euler"), "--last-step euler has no effect: the sampler heun does not"),
+    (lambda: SamplerConfig(rtol=0.1), "--rtol 0.1 has no effect"),
+    (lambda: SamplerConfig(sampler="sde_heun", atol=0.1), "--atol 0.1 has no effect"),
+    (lambda: SamplerConfig(sampler="dopri5", steps=5), "--steps 5 has no effect"),
 ]
 
 
@@ -211,14 +216,15 @@ def test_options_that_make_no_sense_are_rejected(make: Callable[[], SamplerConfi
      ("sde_euler", SDEScheduler, "euler"), ("sde_heun", SDEScheduler, "heun")],
 )  # fmt: skip
 def test_options_make_a_scheduler(sampler: str, kind: type, method: str) -> None:
-    options = SamplerConfig(sampler=sampler, rtol=1e-4, last_step="tweedie", diffusion="sbdm")
+    sde: Any = {"last_step": "tweedie", "diffusion": "sbdm"} if kind is SDEScheduler else {}
+    options = SamplerConfig(sampler=sampler, **sde, **({"rtol": 1e-4} if sampler == "adaptive_heun" else {}))
     scheduler = options.scheduler("gvp", "noise")
     assert isinstance(scheduler, kind)
     assert scheduler.method_name == method
     assert (scheduler.config.interpolant, scheduler.config.prediction) == ("gvp", "noise")
     if kind is SDEScheduler:
         assert (scheduler.config.last_step, scheduler.config.diffusion) == ("tweedie", "sbdm")
-    else:
+    if sampler == "adaptive_heun":
         assert scheduler.config.rtol == 1e-4
 
 

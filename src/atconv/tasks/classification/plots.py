@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from atconv.data.images import Mode
-from atconv.plots import plt, save, shorten
+from atconv.plots import class_labels, plt, save, shorten
 from atconv.tasks.classification.metrics import ClassificationMetrics
 from atconv.tasks.classification.multi_label_metrics import MultiLabelMetrics
 
@@ -32,7 +32,7 @@ def plot_confusion_matrix(metrics: ClassificationMetrics, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     if named:
-        ticks, names = range(len(classes)), [shorten(name) for name in classes]
+        ticks, names = range(len(classes)), class_labels(classes)
         options: Any = {"fontsize": 10 if numbered else 8}
         axis.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", **options)
         axis.set_yticks(ticks, names, **options)
@@ -52,12 +52,11 @@ def plot_confusion_matrix(metrics: ClassificationMetrics, path: Path) -> None:
 
 def plot_mistakes(metrics: ClassificationMetrics, worst: Sequence[int], mode: Mode, path: Path) -> None:
     """The wrong predictions at the positions `worst`, with the names of both classes."""
-    classes, labels = metrics.classes, metrics.labels
+    names, labels = class_labels(metrics.classes, 15), metrics.labels
     predicted, confidence = metrics.probabilities.argmax(1), metrics.probabilities.max(1)
+    # Names come last: behind one that is written from right to left, a number would stand before it.
     captions = [
-        f"is {shorten(classes[labels[i]])}\ntaken for {shorten(classes[predicted[i]], 13)}, "
-        f"{100 * confidence[i]:.0f} %"
-        for i in worst
+        f"is {names[labels[i]]}\n{100 * confidence[i]:.0f} % sure: {names[predicted[i]]}" for i in worst
     ]
     _plot_images(metrics, worst, captions, int((predicted != labels).sum()), mode, path)
 
@@ -66,13 +65,14 @@ def plot_multi_label_mistakes(metrics: MultiLabelMetrics, mode: Mode, path: Path
     """The images with the labels that are most confidently wrong, given or left out."""
     wrong = metrics.predicted != (metrics.labels > 0)
     gaps = np.where(wrong, np.abs(metrics.probabilities - metrics.labels), 0.0)
+    names = class_labels(metrics.classes, 13)
     order = np.argsort(-gaps.max(1), kind="stable")[: min(count, int(wrong.any(1).sum()))]
     captions = []
     for image in order:
         named = np.argsort(-gaps[image], kind="stable")[: min(2, int(wrong[image].sum()))]
         lines = (
-            f"{'is' if metrics.labels[image, i] else 'is not'} {shorten(metrics.classes[i], 13)}, "
-            f"{100 * metrics.probabilities[image, i]:.0f} %"
+            f"{100 * metrics.probabilities[image, i]:.0f} %, "
+            f"{'is' if metrics.labels[image, i] else 'is not'} {names[i]}"
             for i in named
         )
         captions.append("\n".join(lines))
@@ -87,7 +87,8 @@ def plot_class_scores(metrics: MultiLabelMetrics, path: Path) -> None:
     places = np.arange(len(rows))
     for offset, name, label in ((0.2, "ap", "average precision"), (-0.2, "f1", "F1 at its threshold")):
         axis.barh(places + offset, [row[name] for row in rows], 0.38, label=label)
-    axis.set_yticks(places, [f"{shorten(row['class'])} ({row['images']})" for row in rows])
+    names = dict(zip(metrics.classes, class_labels(metrics.classes), strict=True))
+    axis.set_yticks(places, [f"{names[row['class']]} ({row['images']})" for row in rows])
     axis.set(xlim=(0, 100), xlabel="%")
     axis.grid(axis="x", alpha=0.3)
     few = f", the {len(rows)} lowest of {len(known)}" if len(known) > len(rows) else ""

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from atconv.data.boxes import BoxSplit
-from atconv.plots import shorten
+from atconv.plots import class_labels, shorten
 from atconv.tasks.common.drawing import class_colors, drawn_size, find_font, plot_rows
 from atconv.tasks.detection.data import DetectionTransform, Target, load_target
 
@@ -54,7 +54,8 @@ def draw_detections(
         return drawn
     palette = class_colors(len(classes))
     colors = [palette[label - 1] for label in labels]
-    names = [shorten(classes[label - 1]) for label in labels]
+    short = class_labels(classes)
+    names = [short[label - 1] for label in labels]
     if scores is not None:
         names = [f"{name} {score:.2f}" for name, score in zip(names, scores[shown].tolist(), strict=True)]
     if "masks" in detections:

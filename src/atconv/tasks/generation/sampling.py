@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from atconv.data.config import reject_options
 from atconv.diffusion.field import check_guidance
 from atconv.diffusion.interpolants import Prediction, check_choice
 from atconv.diffusion.pipeline import SiTPipeline
@@ -42,7 +43,7 @@ class SamplerConfig:
     bosh3, fehlberg2, adaptive_heun; SDE: sde_euler (Euler–Maruyama), sde_heun"""
     steps: Steps = 50
     """steps of a fixed-step sampler; an SDE's last step comes on top"""
-    guidance: float = 1.0
+    guidance: NonNegative = 1.0
     """scale of classifier-free guidance; 1 is none"""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """times (0 noise, 1 data) between which guidance acts"""
@@ -67,9 +68,10 @@ class SamplerConfig:
         samplers = (*ODE_FIXED, *ODE_ADAPTIVE, *(f"sde_{solver}" for solver in SDE_SOLVERS))
         check_choice("sampler", self.sampler, samplers)
         check_guidance(self.guidance, self.guidance_interval, self.guidance_channels)
-        ODEScheduler(atol=self.atol, rtol=self.rtol)  # checks options that this sampler does not read, too
-        SDEScheduler(**self._sde_options)
         self.scheduler().set_timesteps(self.steps)
+        adaptive, sde = self.sampler in ODE_ADAPTIVE, self.sampler.startswith("sde_")
+        unread = [*([] if sde else self._sde_options), *(["steps"] if adaptive else ["atol", "rtol"])]
+        reject_options(self, unread, f"the sampler {self.sampler} does not read it")
 
     def scheduler(
         self, interpolant: str = "linear", prediction: Prediction = "velocity"

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
 from atconv.data.masks import IGNORED, MaskSplit
-from atconv.plots import shorten
+from atconv.plots import class_labels, shorten
 from atconv.tasks.common.drawing import Color, class_colors, drawn_size, plot_rows
 from atconv.tasks.segmentation.data import Classify, SegmentationTransform
 
@@ -74,11 +74,12 @@ def _colors(indices: Sequence[int], classes: Sequence[str]) -> dict[int, Color]:
 
 
 def _legend(indices: Sequence[int], classes: Sequence[str]) -> list[Patch]:
+    names = class_labels(classes)
     return [
         Patch(
             color="#" + bytes(color).hex(),
             alpha=_ALPHA,
-            label="ignored" if i == IGNORED else shorten(classes[i]),
+            label="ignored" if i == IGNORED else names[i],
         )
         for i, color in _colors(indices, classes).items()
     ]
