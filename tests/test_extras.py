@@ -7,7 +7,6 @@ import subprocess
 import sys
 from importlib.metadata import metadata
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
@@ -38,12 +37,12 @@ def test_every_package_of_an_extra_is_known(extra: str) -> None:
         ("faster_coco_eval.core", "dense", lambda: open_boxes(shared_data(), masks=True)),
     ],
 )
-def test_python_names_the_line_that_installs_it(module: str, extra: str, call: object) -> None:
+def test_python_names_the_line_that_installs_it(
+    module: str, extra: str, call: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert callable(call)
-    with (
-        mock.patch.dict(sys.modules, {module: None}),
-        pytest.raises(ModuleNotFoundError, match=re.escape(f"pip install 'atconv[{extra}]'")),
-    ):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape(f"pip install 'atconv[{extra}]'")):
         call()
 
 
@@ -57,9 +56,10 @@ def test_a_task_names_the_line_that_installs_it() -> None:
     assert "pip install 'atconv[generation]'" in ended.stderr.splitlines()[-1]
 
 
-def test_a_command_names_the_line_that_installs_it(tmp_path: Path) -> None:
-    with mock.patch.dict(sys.modules, {"onnxruntime": None}):
-        ended = atconv("export", trained_run(), f"--out={tmp_path}")
+def test_a_command_names_the_line_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `mock.patch.dict` would drop what torch imports meanwhile, which torch cannot import twice.
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    ended = atconv("export", trained_run(), f"--out={tmp_path}")
     assert ended.code == 2
     assert ended.err == "atconv export: onnxruntime is missing: pip install 'atconv[export]'\n"
 
