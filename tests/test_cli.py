@@ -454,6 +454,7 @@ def test_numbers_in_recipes_may_have_exponents(tmp_path: Path) -> None:
         ("--betas=[1,2,3]", "betas must be a list of 2 numbers"),
         ("--lr=nan", "lr must be a number, got nan"),
         ("--cutmix=inf", "cutmix must be a number, got inf"),
+        (f"--warmup-epochs={10**400}", "a number is too large"),
         ("--min-lr=-1", "min_lr must not be negative, got -1"),
         ("--weight-decay=-0.1", "weight_decay must not be negative, got -0.1"),
         ("--layer-decay=-1", "layer_decay must be positive and at most 1, or be null, got -1"),

@@ -88,7 +88,10 @@ class Parser(ArgumentParser):
             self.action = self.fill(self, args or ())
         if self.commands and not args:
             self.error(f"no command given; there are {', '.join(self.commands)}")
-        parsed: Namespace = super().parse_args(args, *more, **options)
+        try:
+            parsed: Namespace = super().parse_args(args, *more, **options)
+        except OverflowError as error:  # of a whole number where a float is meant
+            self.error(f"a number is too large ({error})")
         if not self.commands:
             self._check(parsed)
         return parsed
