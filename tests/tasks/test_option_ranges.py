@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from atconv.data.pack import pack_folder
 from atconv.engine.run import Run
+from atconv.tasks import train
 from atconv.tasks.classification.augmentation import train_transform
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.objective import open_teacher
@@ -60,6 +62,14 @@ def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
     ):
         Run.create(link)
     assert link.is_symlink()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"file/deep/run cannot be made \(.*/file is a file\): name another"):
+        Run.create(tmp_path / "file" / "deep" / "run")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match="loop cannot be made"):
+        train(ClassificationConfig(data="digits"), tmp_path / "loop")
+    with pytest.raises(FileNotFoundError, match="file is a file: give a folder"):
+        pack_folder(tmp_path / "file", tmp_path / "out.lmdb")
     if Path("/proc/self").exists():
         with pytest.raises(ValueError, match=r"/proc/x cannot be made \(.*\): name another with --out"):
             Run.create("/proc/x")
