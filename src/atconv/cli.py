@@ -152,7 +152,7 @@ def _give_way(options: dict[str, Any], chosen: Mapping[str, Any], recipe: Mappin
     if "max_size" in chosen and "min_size" not in chosen:
         options["min_size"] = [min(size, options["max_size"]) for size in options["min_size"]]
     elif "min_size" in chosen and "max_size" not in chosen:  # 5 : 3 as 1333 and 800
-        options["max_size"] = max(options["max_size"], 5 * max(options["min_size"]) // 3)
+        options["max_size"] = max(options["max_size"], 5 * max(options["min_size"], default=0) // 3)
 
 
 def _evaluate(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
