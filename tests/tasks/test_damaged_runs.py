@@ -142,6 +142,98 @@ def test_a_damaged_option_of_a_model_names_its_file(
 
 
 @pytest.mark.parametrize(
+    ("task", "name", "place", "value", "words"),
+    [
+        ("classification", "config.json", ("pretrained_cfg", "mean"), [0.5, 0.5], "mean must have a value"),
+        ("classification", "config.json", ("pretrained_cfg", "std"), [-1.0], "std must"),
+        ("classification", "config.json", ("pretrained_cfg", "crop_pct"), 0, "crop_pct"),
+        ("classification", "config.json", ("pretrained_cfg", "crop_mode"), "squash", "crop_mode"),
+        ("classification", "config.json", ("pretrained_cfg", "interpolation"), "foo", "interpolation"),
+        ("classification", "config.json", ("pretrained_cfg", "input_size"), [3, 8, 8], "has 3 channels"),
+        ("classification", "config.json", ("pretrained_cfg", "input_size"), [1, 8], "input_size"),
+        ("classification", "config.json", ("pretrained_cfg", "num_classes"), 9, "num_classes is 9"),
+        ("classification", "config.json", ("label_names", 1), "0", "'0' twice"),
+        ("classification", "config.json", ("model_args", "dims"), [8, 16, 24, 40], "not fit the weights"),
+        ("classification", "split.json", ("test", 1), 0, "twice"),
+        ("classification", "split.json", ("test",), [], "test is empty"),
+        ("classification", "split.json", ("classes", 0), 1, "in another order"),
+        ("detection", "config.json", ("detector", "mean"), [1.0], "mean must have a value"),
+        ("detection", "config.json", ("detector", "num_classes"), 7, "num_classes is 7"),
+        ("detection", "config.json", ("detector", "architecture"), "retinanet", "not fit the weights"),
+        ("detection", "config.json", ("detector",), 0, "detector must be a mapping"),
+        ("segmentation", "config.json", ("_atconv", "label_names", 1), 0, "twice"),
+        ("generation", "transformer/config.json", ("depth",), 1, "not fit the weights"),
+        ("generation", "transformer/config.json", ("time_reversed",), "x", "must be true or false"),
+        ("generation", "model_index.json", ("prediction",), "noise", "one of them is damaged"),
+        ("generation", "model_index.json", ("class_names",), ["a"], "num_classes is"),
+        ("generation", "model_index.json", ("vae",), "x", "vae must be a list"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_is_named_with_its_file(
+    copies: dict[str, Path], task: str, name: str, place: tuple[Any, ...], value: Any, words: str
+) -> None:
+    file, use = copies[task] / name, split_of if name == "split.json" else atconv.load
+    original = file.read_bytes()
+    content = json.loads(original)
+    if isinstance(place[-1], int) and isinstance(value, int):  # as another in the list
+        value = list_at(content, place[:-1])[value]
+    file.write_text(json.dumps(damaged(content, place, value)))
+    try:
+        with pytest.raises(ValueError, match=rf"{re.escape(str(file))}.*{re.escape(words)}") as caught:
+            use(copies[task])
+    finally:
+        file.write_bytes(original)
+    assert "\n" not in str(caught.value)
+
+
+def list_at(content: Any, place: tuple[Any, ...]) -> Any:
+    for key in place:
+        content = content[key]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("task", "place", "value"),
+    [
+        ("classification", ("top1",), None),
+        ("classification", ("top1",), 101.0),
+        ("classification", ("top1_interval",), [1]),
+        ("classification", ("per_class",), [1]),
+        ("classification", ("per_class", 0, "images"), None),
+        ("classification", ("per_class", 0, "class"), "x"),
+        ("detection", ("per_class",), 5),
+        ("detection", ("coco", "box_map"), "x"),
+        ("segmentation", ("miou",), -1),
+        ("generation", ("val_loss",), "x"),
+        ("generation", (), {}),
+    ],
+    ids=str,
+)
+def test_damaged_metrics_are_named(
+    copies: dict[str, Path], task: str, place: tuple[Any, ...], value: Any
+) -> None:
+    file = copies[task] / "metrics.json"
+    original, predictor = file.read_bytes(), atconv.load(copies[task])
+    assert predictor.read_metrics(file)
+    content = json.loads(original)
+    file.write_text(json.dumps(damaged(content, place, value) if place else value))
+    try:
+        with pytest.raises(ValueError, match=rf"{re.escape(str(file))} is damaged: "):
+            predictor.read_metrics(file)
+    finally:
+        file.write_bytes(original)
+
+
+def test_a_folder_in_place_of_a_file_is_named(copies: dict[str, Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(copies["classification"], tmp_path / "run"))
+    (run / "metrics.json").unlink()
+    (run / "metrics.json").mkdir()
+    with pytest.raises(ValueError, match=r"metrics\.json is damaged: it is a folder"):
+        atconv.load(run)
+
+
+@pytest.mark.parametrize(
     "content", [b"epoch\nmany\n", b"layer\nx\n", b"epoch\n\x00\n", b"epoch\n\xff\n", b"epoch,b\n\n,2\n"]
 )
 def test_a_damaged_table_is_named(tmp_path: Path, content: bytes) -> None:

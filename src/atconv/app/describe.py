@@ -55,7 +55,7 @@ def shown_metrics(predictor: Predictor[Any, Any]) -> dict[str, Any]:
     """The part of a run's metrics.json that the page shows; empty where there is none."""
     if not predictor.run.metrics.is_file():
         return {}
-    content = read_json(predictor.run.metrics, {})
+    content = predictor.read_metrics(predictor.run.metrics)
     values = content | content.get("coco", {})
     names = [name for name in _PERCENTAGES if isinstance(values.get(name), (int, float))][:3]
     about = {name: content[name] for name in ("split", "images") if name in content}

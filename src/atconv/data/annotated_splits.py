@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from atconv.data.annotated import AnnotatedSplit
 from atconv.data.checking import SkippedFile, save_skipped
 from atconv.data.copies import copies_between, reject_only_copies
-from atconv.data.folders import SAVED_SPLIT, SPLITS
+from atconv.data.folders import SPLITS
+from atconv.data.saved_split import read_split
 from atconv.data.splits import stratified_holdout
-from atconv.engine.reading import read_json
 from atconv.engine.rng import derive_seed
 from atconv.io import write_json
 
@@ -89,7 +89,7 @@ def train_val_test_split(splits: Mapping[str, S], fraction: float, seed: int) ->
 
 def read_saved_split(path: Path, splits: Mapping[str, S]) -> dict[str, S]:
     """The images of each split that RUN/split.json lists, which the main process has checked."""
-    saved = read_json(path, SAVED_SPLIT)
+    saved = read_split(path)
     listed = {}
     for name in (name for name in SPLITS if name in saved):
         opened = splits[name if name in splits else "train"]
@@ -110,9 +110,7 @@ def save_or_check_split(path: Path, splits: Mapping[str, AnnotatedSplit]) -> Non
         digests = {name: list(split.digests) for name, split in splits.items()}
         write_json(path, {**content, "digests": digests})
         return
-    saved = read_json(path, {**SAVED_SPLIT, "annotations": dict[str, str]})
-    if set(saved["annotations"]) != saved.keys() & {*SPLITS}:
-        raise ValueError(f"{path} is damaged: its splits and their annotations are not the same")
+    saved = read_split(path, "annotations")
     if {name: value for name, value in saved.items() if name != "digests"} != content:
         raise ValueError(
             f"the images or annotations are not those that {path.parent} started with ({path}): put them "

@@ -13,7 +13,6 @@ from atconv.io import first_few
 
 __all__ = [
     "IMAGE_FOLDERS",
-    "SAVED_SPLIT",
     "SPLITS",
     "SPLIT_NAMES",
     "child_folder",
@@ -29,7 +28,6 @@ __all__ = [
 
 IMAGE_FOLDERS = ("images", "jpegimages", "imgs", "img")  # in lower case
 SPLITS = ("train", "val", "test")
-SAVED_SPLIT = {"train": list[str], "val": list[str], "test": list[str] | None}  # in split.json
 SPLIT_NAMES = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "dev", "eval"),

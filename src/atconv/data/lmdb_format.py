@@ -123,7 +123,7 @@ class LmdbReader:
     def _load(self, key: bytes) -> Any:
         value = self._get(key)
         if value is None:
-            raise ValueError(f"{self.path}: no record {key.decode()}; is it an LMDB of images?")
+            raise ValueError(f"{self.path}: no record {key.decode()}: it is damaged, or no LMDB of images")
         try:
             return _PlainUnpickler(io.BytesIO(value)).load()
         except Exception as error:  # on arbitrary bytes unpickling raises nearly anything, MemoryError too

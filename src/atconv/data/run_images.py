@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from atconv.data.checking import check_files
-from atconv.data.folders import SAVED_SPLIT, SPLITS
+from atconv.data.folders import SPLITS
+from atconv.data.saved_split import read_split
 from atconv.data.sources import ImageSource
 from atconv.data.splits import Split
-from atconv.engine.reading import read_json
 from atconv.engine.run import Run
 from atconv.io import count_of, first_few
 
@@ -40,17 +40,12 @@ class RunImages:
     """
 
     def __init__(self, run: Run) -> None:
-        saved: dict[str, Any] = {}
-        if run.split.is_file():
-            saved = read_json(run.split, {**SAVED_SPLIT, "digests": dict[str, list[str]] | None})
+        saved = read_split(run.split) if run.split.is_file() else {}
         digests = saved.get("digests", {})
         self._images: dict[str, list[tuple[str, str]]] = {}
         for name in (name for name in SPLITS if name in saved):
             names = saved[name]
-            of_split = digests.get(name, [""] * len(names))
-            if len(of_split) != len(names):
-                raise ValueError(f"{run.split} is damaged: digests of {name} are not one for each image")
-            self._images[name] = list(zip(names, of_split, strict=True))
+            self._images[name] = list(zip(names, digests.get(name, [""] * len(names)), strict=True))
         self._splits: dict[str, str] = {}
         for split, images in self._images.items():
             for name, digest in images:

@@ -22,11 +22,11 @@ from atconv.data.arrays import SharedIntegers
 from atconv.data.checking import FileReport, SkippedFile, check_files, save_skipped
 from atconv.data.config import DataConfig, log_unused_fractions
 from atconv.data.copies import copies_between, reject_only_copies
-from atconv.data.folders import SAVED_SPLIT, SPLITS, inner_folder
+from atconv.data.folders import SPLITS, inner_folder
 from atconv.data.formats import open_sources
 from atconv.data.images import Mode
+from atconv.data.saved_split import read_split
 from atconv.data.sources import ImageSource
-from atconv.engine.reading import read_json
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
 from atconv.io import count_of, first_few, write_json
@@ -184,7 +184,7 @@ def load_splits(config: DataConfig, run: Path) -> Splits:
     Raises:
         ValueError: images of the saved split are gone, or have another class than then.
     """
-    saved = read_json(run / "split.json", {"classes": list[str], "message": str, **SAVED_SPLIT})
+    saved = read_split(run / "split.json", "classes", "message")
     sources = open_sources(config)
     indices: dict[str, list[int]] = {}
     for name in (name for name in SPLITS if name in saved):
@@ -201,6 +201,8 @@ def load_splits(config: DataConfig, run: Path) -> Splits:
         of_it = [
             i for split, own in indices.items() if sources.get(split, sources["train"]) is source for i in own
         ]
+        if len({*of_it}) < len(of_it):
+            raise ValueError(f"{run / 'split.json'} is damaged: an image is in two splits")
         try:
             source.relabel(saved["classes"], of_it)
         except ValueError as error:

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 
 __all__ = [
     "BelowOne",
+    "Count",
     "CropShare",
     "Degrees",
     "EndRate",
@@ -29,6 +30,7 @@ __all__ = [
     "LearningRate",
     "NonNegative",
     "NonNegativeInt",
+    "Percent",
     "Pixels",
     "Port",
     "Positive",
@@ -69,6 +71,7 @@ def _between(low: float, high: float) -> Rule:
 _INT32 = 2**31 - 1
 PositiveInt: TypeAlias = Annotated[int, Rule("be at least 1", "≥ 1", lambda value: value >= 1, _INT32)]
 NonNegativeInt: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: value >= 0, _INT32)]
+Count: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: value >= 0)]
 Pixels: TypeAlias = Annotated[int, Rule("be at least 1", "≥ 1", lambda value: value >= 1, 2**14)]
 Steps: TypeAlias = Annotated[int, Rule("be at least 1", "≥ 1", lambda value: value >= 1, 10**5)]
 Workers: TypeAlias = Annotated[int, Rule("not be negative", "≥ 0", lambda value: value >= 0, 1024)]
@@ -87,6 +90,7 @@ PositiveShare: TypeAlias = Annotated[
 CropShare: TypeAlias = Annotated[float, _between(0.1, 1)]
 Factor: TypeAlias = Annotated[float, _between(0.01, 100)]
 Degrees: TypeAlias = Annotated[float, _between(0, 180)]
+Percent: TypeAlias = Annotated[float, _between(0, 100)]
 Temperature: TypeAlias = Annotated[float, _between(0.01, 1000)]
 
 _WORDS = {
@@ -148,7 +152,7 @@ def describe(kind: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (tuple, list):
         count = "" if origin is list or ... in arguments else f"{len(arguments)} "
-        return f"a list of {count}{_WORDS[_base(arguments[0])].split(maxsplit=1)[-1]}s"
+        return f"a list of {count}{describe(arguments[0]).partition(',')[0].split(maxsplit=1)[-1]}s"
     return _WORDS.get(origin or kind, "something else")
 
 
@@ -205,9 +209,8 @@ def _as_typed(value: Any, kind: Any) -> Any:
 
 
 def _numbers(value: Any) -> Sequence[Any]:
-    return value if _is_list(value) else [value]
-
-
-def _base(kind: Any) -> Any:
-    """A type without its range."""
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    """The numbers in nested lists and mappings."""
+    if not _is_list(value) and not isinstance(value, Mapping):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value
+    return [number for part in parts for number in _numbers(part) if number is not None]

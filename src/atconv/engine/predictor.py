@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from typing_extensions import Self
 from atconv.analysis.features import evenly_spaced
 from atconv.engine.config import TrainConfig
 from atconv.engine.devices import resolve_device
+from atconv.engine.options import Count, NonNegative, Percent, check_value
+from atconv.engine.reading import naming_damage, read_json
 from atconv.engine.run import Run
 from atconv.engine.tables import Table
 
@@ -58,10 +60,10 @@ class Metrics:
     """How good a model is on one split. Percentages are 0…100."""
 
     split: str
-    images: int
-    images_per_second: float
+    images: Count
+    images_per_second: NonNegative
     """reading, transform and model together"""
-    trained_on: int = 0
+    trained_on: Count = 0
     """how many of the images the model was trained on"""
     per_class: list[dict[str, Any]] = field(default_factory=list)
 
@@ -78,6 +80,16 @@ class Metrics:
         written over."""
         return {}
 
+
+_ABOUT_RUN = {  # what metrics.json of a run says besides
+    "best_epoch": Count,
+    "epochs": Count,
+    "steps": Count,
+    "val_loss": float,
+    "seconds": NonNegative,
+    "parameters": Count,
+    "macs": Count,
+}
 
 R = TypeVar("R", bound=Result)
 M = TypeVar("M", bound=Metrics)
@@ -102,6 +114,8 @@ class Predictor(ABC, Generic[R, M]):
     """
 
     task: ClassVar[str]
+    metrics_class: ClassVar[type[Metrics]]
+    """what `evaluate` gives"""
 
     def __init__(
         self,
@@ -146,6 +160,29 @@ class Predictor(ABC, Generic[R, M]):
         Raises:
             FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
         """
+
+    def read_metrics(self, path: Path) -> dict[str, Any]:
+        """What metrics.json of the run, or of an evaluation of it, says.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged: a value that such metrics cannot have, or other classes.
+        """
+        types = get_type_hints(self.metrics_class, include_extras=True)
+        records = {name: dict | None for name in ("memorization", "sampling") if name in types}
+        content = read_json(path, _ABOUT_RUN | types | records, partial=True)
+        rows = content.get("per_class", [])
+        with naming_damage(path):
+            if not content:
+                raise ValueError("it is empty")
+            if rows and [row.get("class") for row in rows] != self.classes:
+                raise ValueError("per_class has other classes than the model")
+            for name, value in (item for row in rows for item in row.items() if item[0] != "class"):
+                counts = name in ("images", "pixels")
+                check_value(f"{name} in per_class", value, Count if counts else Percent | None)
+            if len({tuple(row) for row in rows}) > 1:
+                raise ValueError("per_class has rows of different columns")
+        return content
 
     def publication(self, about: P) -> P:
         """What is published with the run: what its task says of any run, and what is special in this one."""

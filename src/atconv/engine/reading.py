@@ -6,17 +6,20 @@ import copy
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from atconv.engine.options import check_value
 from atconv.io import check_file
 
-__all__ = ["naming_damage", "read_json", "read_yaml"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["check_weights", "naming_damage", "read_json", "read_yaml"]
 
 _MAX_VALUES = 100_000  # of a file, its aliases written out
 
@@ -61,12 +64,15 @@ def _parse_yaml(text: str) -> Any:
         loader.dispose()
 
 
-def read_json(path: Path, schema: Mapping[str, Any], inside: str | None = None) -> dict[str, Any]:
+def read_json(
+    path: Path, schema: Mapping[str, Any], inside: str | None = None, partial: bool = False
+) -> dict[str, Any]:
     """The values that a JSON file holds by name, without those that are null.
 
     Args:
         schema: types of values by name. Those that may be None may be missing; others may be there too.
         inside: name of a value that holds them, where the file has one of that name.
+        partial: any of them may be missing.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -80,24 +86,43 @@ def read_json(path: Path, schema: Mapping[str, Any], inside: str | None = None) 
         if not isinstance(content, dict):
             raise ValueError(f"values by name are expected, got {content!r}")
         for name, kind in schema.items():
-            check_value(name, content.get(name), kind)
+            if name in content or not partial:
+                check_value(name, content.get(name), kind)
         return {name: value for name, value in content.items() if value is not None}
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {str(error)[:200]}") from error
+        raise ValueError(f"{path} is damaged: {_in_one_line(error)}") from error
 
 
 @contextmanager
-def naming_damage(run: Path) -> Iterator[None]:
-    """Where a library rejects the files of a run's model, say in one line whose they are."""
+def naming_damage(file: Path, otherwise: str = "its values do not fit together") -> Iterator[None]:
+    """Where values of a file are rejected, name it in one line. The words of other errors than ValueError are
+    for programmers: others stand in their place."""
     try:
         yield
     except ImportError:
         raise
     except Exception as error:  # each library has its own kinds
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-        raise ValueError(f"the model in {run} is damaged: {reason}") from error
+        reason = _in_one_line(error) if isinstance(error, ValueError) else otherwise
+        raise ValueError(f"{file} is damaged: {reason}") from error
+
+
+def check_weights(model: nn.Module, shapes: Mapping[str, Sequence[int]], config: Path) -> None:
+    """Raise ValueError where weights of these shapes are not those of the model that a file describes."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted({*own, *shapes}):
+        needed, there = own.get(name), shapes.get(name)
+        if needed is None or there is None or needed != tuple(there):
+            texts = ["none" if each is None else str(tuple(each)) for each in (needed, there)]
+            raise ValueError(
+                f"{config} does not fit the weights beside it: {name} has the shape {texts[0]} in the model "
+                f"that it describes, {texts[1]} in the weights"
+            )
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 class _Loader(yaml.SafeLoader):

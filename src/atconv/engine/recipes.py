@@ -87,7 +87,7 @@ def read_options(run: Run) -> dict[str, Any]:
     """
     options = read_yaml(run.config)
     if not isinstance(options, dict):
-        raise ValueError(f"{run.config} is not the configuration of a run")
+        raise ValueError(f"{run.config} is damaged: options by name are expected, got {str(options)[:80]!r}")
     return options
 
 
@@ -101,12 +101,14 @@ def read_config(run: Run, kind: type[T], task: str) -> T:
     named, _ = options.pop("task", task), options.pop(_EXTENDED, 0)
     if named != task:
         raise ValueError(f"{run.path} is a {named} run; a {task} run is needed here")
-    if not set(options) <= {f.name for f in fields(kind)}:  # type: ignore[arg-type]
-        raise ValueError(f"{run.config} is not the configuration of a {task} run")
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for name in (name for name in options if name not in known):
+        hint = did_you_mean(name, known)
+        raise ValueError(f"{run.config} is damaged: {task} has no option {name!r}{hint}")
     try:
         return kind(**options)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{run.config}: {error}") from error
+        raise ValueError(f"{run.config} is damaged: {error}") from error
 
 
 def read_extended_at(run: Run) -> int:

@@ -132,6 +132,9 @@ class Run:
         markers = (run.config, run.model_config, run.path / "model_index.json")
         if not any(file.is_file() for file in markers):
             raise ValueError(f"{run.path} is not a run: it has neither config.yaml nor config.json")
+        folders = (file for file in (*markers, run.split, run.metrics, run.weights, run.log) if file.is_dir())
+        if folder := next(folders, None):
+            raise ValueError(f"{folder} is damaged: it is a folder, a file is needed")
         return run
 
     def discard(self, kept: Collection[str] = (), keep_folder: bool = False) -> None:

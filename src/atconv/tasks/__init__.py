@@ -66,7 +66,8 @@ def task_of(run: Run) -> TaskSpec:
         for spec in map(get_task, TASKS):
             if spec.owns(options):
                 return spec
-        raise ValueError(f"{run.config} is not the configuration of a run")
+        wrong = f"task is {options['task']!r}" if "task" in options else "it names no task"
+        raise ValueError(f"{run.config} is damaged: {wrong}; there are {', '.join(TASKS)}")
     if (run.path / "model_index.json").is_file():
         return get_task("generation")
     named = read_json(run.model_config, {"task": Literal[TASKS] | None}, inside="_atconv").get("task")

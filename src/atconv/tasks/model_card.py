@@ -52,7 +52,7 @@ class CardContent:
     metrics: Mapping[str, Any]
     """of the run's own metrics.json"""
     evaluations: Sequence[tuple[str, Mapping[str, Any]]] = ()
-    """others, by name"""
+    """others, by the name of their folder, which is that of their data and split"""
     plots: Mapping[str, str] = field(default_factory=dict)
     """title by file"""
 
@@ -183,10 +183,11 @@ def _by_class(content: CardContent) -> str:
 
 
 def _recall(row: Mapping[str, Any]) -> Iterator[str]:
-    count = int(row["images"])
-    if count:
-        low, high = wilson_interval(round(row["recall"] * count / 100), count)
-    yield f"{low:.1f} – {high:.1f}" if count else "–"
+    count, recall = row["images"], row["recall"]
+    known = count and recall is not None
+    if known:
+        low, high = wilson_interval(round(recall * count / 100), count)
+    yield f"{low:.1f} – {high:.1f}" if known else "–"
 
 
 def _limits(content: CardContent) -> str:

@@ -8,7 +8,6 @@ import ntpath
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from typing import Any
 import yaml
 
 from atconv.data.folders import SPLITS
-from atconv.engine.reading import read_json
+from atconv.data.saved_split import read_split
 from atconv.engine.recipes import read_options
 from atconv.engine.run import Run
-from atconv.io import first_few
+from atconv.io import first_few, write_rows
 from atconv.tasks import TASKS, get_task, load, open_run, task_of
 from atconv.tasks.model_card import CardContent, model_card
 from atconv.tasks.spec import TaskSpec
@@ -122,12 +121,15 @@ def _write(
 ) -> None:
     """All files of a publication."""
     predictor, about = load(run.path), spec.publication
+    metrics = predictor.read_metrics(run.metrics) if run.metrics.is_file() else {}
     plots = {**about.plots, **(about.image_plots if with_images else {})}
-    for pattern in (*about.files, *plots, "per_class.csv"):
+    for pattern in (*about.files, *plots):
         for file in run.path.glob(pattern):
             target = folder / file.relative_to(run.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             _copy(file, target)
+    if metrics.get("per_class"):
+        write_rows(folder / "per_class.csv", metrics["per_class"])
     recipe = _recipe(run)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     card = model_card(
@@ -140,8 +142,11 @@ def _write(
             parameters=sum(p.numel() for p in predictor.model.parameters()),
             recipe=recipe,
             sizes=_split_sizes(run),
-            metrics=read_json(run.metrics, {}) if run.metrics.is_file() else {},
-            evaluations=list(_evaluations(run)),
+            metrics=metrics,
+            evaluations=[
+                (file.parent.name, predictor.read_metrics(file))
+                for file in sorted((run.path / "evaluation").glob("*/metrics.json"))
+            ],
             plots={file: title for file, title in plots.items() if (folder / file).is_file()},
         )
     )
@@ -187,14 +192,8 @@ def _data_name(run: Run) -> str:
 
 def _split_sizes(run: Run) -> dict[str, int]:
     """Images of each split, where the run has recorded them."""
-    saved = read_json(run.split, {}) if run.split.is_file() else {}
-    return {name: len(saved[name]) for name in SPLITS if isinstance(saved.get(name), list)}
-
-
-def _evaluations(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Further evaluations of a run, by the name of their folder, which is that of their data and split."""
-    for file in sorted((run.path / "evaluation").glob("*/metrics.json")):
-        yield file.parent.name, read_json(file, {})
+    saved = read_split(run.split) if run.split.is_file() else {}
+    return {name: len(saved[name]) for name in SPLITS if name in saved}
 
 
 def _move(staging: Path, folder: Path) -> Path:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atconv.data.checking import SkippedFile
+from atconv.engine.options import Percent
 from atconv.engine.predictor import Metrics
 from atconv.engine.tables import Table, over_classes, speed_text
 from atconv.tasks.classification.augmentation import Tta
@@ -77,17 +78,17 @@ class ClassifierMetrics(Metrics):
 class ClassificationMetrics(ClassifierMetrics):
     """Metrics of one classifier on one split. Percentages are 0…100."""
 
-    top1: float
-    top1_interval: tuple[float, float]
+    top1: Percent
+    top1_interval: tuple[Percent, Percent]
     """95 % Wilson interval of top1"""
-    top5: float | None
+    top5: Percent | None
     """None where there are five classes or fewer"""
-    top5_interval: tuple[float, float] | None
-    balanced_accuracy: float
+    top5_interval: tuple[Percent, Percent] | None
+    balanced_accuracy: Percent
     """mean recall of the classes that have images: a class counts as much as any other"""
-    macro_f1: float
+    macro_f1: Percent
     """mean F1 of the classes that have images or were predicted"""
-    calibration_error: float
+    calibration_error: Percent
     """expected calibration error over 15 bins of confidence"""
     labels: NDArray[np.int64]
 

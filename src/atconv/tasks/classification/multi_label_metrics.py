@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atconv.engine.options import Percent
 from atconv.engine.tables import Table
 from atconv.tasks.classification.metrics import MAX_CLASSES_SHOWN, ClassifierMetrics
 
@@ -27,13 +28,13 @@ class MultiLabelMetrics(ClassifierMetrics):
 
     hidden = (*ClassifierMetrics.hidden, "thresholds")
 
-    map: float
+    map: Percent
     """mean average precision of the classes that have images"""
-    macro_f1: float
+    macro_f1: Percent
     """mean F1 of the classes that have images or were predicted"""
-    micro_f1: float
+    micro_f1: Percent
     """F1 over all labels of all images"""
-    exact_match: float
+    exact_match: Percent
     """images with all labels right, and no other"""
     thresholds: list[float]
     """probability from which on each class is predicted"""

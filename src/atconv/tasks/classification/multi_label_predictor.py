@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from atconv.engine.options import PositiveInt, Share
 from atconv.io import write_json, write_rows
 from atconv.tasks.classification import TIMM_USAGE
 from atconv.tasks.classification.augmentation import Tta
+from atconv.tasks.classification.metrics import ClassifierMetrics
 from atconv.tasks.classification.multi_label_metrics import (
     MultiLabelMetrics,
     choose_thresholds,
@@ -61,6 +62,7 @@ class MultiLabelPredictor(ClassificationPredictor):
     probability reaches their threshold."""
 
     multi_label = True
+    metrics_class: ClassVar[type[ClassifierMetrics]] = MultiLabelMetrics
     thresholds: list[float]
     """of each class, chosen on validation images after training; ½ before"""
 

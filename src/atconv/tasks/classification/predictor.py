@@ -24,7 +24,7 @@ from atconv.data.transforms import EvalTransform
 from atconv.engine.options import PositiveInt, Share, Workers
 from atconv.engine.predictor import ImageLike, ImagePredictor, Result
 from atconv.engine.progress import progress
-from atconv.engine.reading import naming_damage, read_json
+from atconv.engine.reading import check_weights, naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
@@ -33,9 +33,11 @@ from atconv.tasks.classification.config import MULTI_LABEL, ClassificationConfig
 from atconv.tasks.classification.data import ReadableBatches, open_split
 from atconv.tasks.classification.metrics import (
     ClassificationMetrics,
+    ClassifierMetrics,
     compute_metrics,
     predict_batches,
 )
+from atconv.tasks.common.model_file import read_classifier
 
 __all__ = ["Classification", "ClassificationPredictor"]
 
@@ -65,6 +67,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
     """A trained classifier. `predictor(images, top=5)`; the model takes B C H W of `transform`'s results."""
 
     task = "classification"
+    metrics_class: ClassVar[type[ClassifierMetrics]] = ClassificationMetrics
     csv_columns = ("image", "rank", "class", "probability")
     multi_label: ClassVar[bool] = False
     """whether it gives an image several classes"""
@@ -77,22 +80,17 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             ValueError: no epoch of it has finished, or its weights are damaged.
         """
         state = run.read_weights()
-        content = read_json(
-            run.model_config,
-            {"label_names": list[str] | None, "problem_type": str | None, "thresholds": list[Share] | None},
-        )
-        classes = content.get("label_names")
-        if not classes:
-            raise ValueError(f"{run.path} is not a classification run: its config.json names no classes")
-        if "architecture" not in content:
-            raise ValueError(f"{run.path} is not a classification run: its config.json names no architecture")
-        with naming_damage(run.path):
+        content = read_json(run.model_config, {})
+        for name in ("label_names", "architecture"):
+            if not content.get(name):
+                raise ValueError(f"{run.path} is not a classification run: its config.json has no {name}")
+        content = read_classifier(run.model_config)
+        classes = content["label_names"]
+        with naming_damage(run.model_config, f"its model_args make no {content['architecture']}"):
             model: Any = timm.create_model(f"local-dir:{run.path}")
-            model.load_state_dict(state)
-            transform = EvalTransform(model.pretrained_cfg)
-            transform(Image.new("RGB", (1, 1)))  # fail fast
-            if model.num_classes != len(classes):
-                raise ValueError(f"{len(classes)} label_names for {model.num_classes} outputs")
+        check_weights(model, {name: tensor.shape for name, tensor in state.items()}, run.model_config)
+        model.load_state_dict(state)
+        transform = EvalTransform(model.pretrained_cfg)
         config = read_config(run, ClassificationConfig, "classification") if run.config.is_file() else None
         if content.get("problem_type") != MULTI_LABEL:
             return cls(run, model, transform, classes, config)
@@ -104,11 +102,6 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
 
         predictor = MultiLabelPredictor(run, *args)
         predictor.thresholds = thresholds or [0.5] * len(predictor.classes)
-        if len(predictor.thresholds) != len(predictor.classes):
-            raise ValueError(
-                f"{run.model_config} is damaged: {len(predictor.thresholds)} thresholds for "
-                f"{len(predictor.classes)} classes"
-            )
         return predictor
 
     def open_image(self, image: ImageLike) -> Image.Image:

@@ -14,9 +14,9 @@ from atconv.data.checking import TooManyUnreadable, log_skipped
 from atconv.data.config import DataConfig
 from atconv.data.formats import open_sources
 from atconv.data.run_images import RunImages, is_own_data, log_trained_on
+from atconv.data.saved_split import read_split
 from atconv.data.splits import Splits, load_splits, make_splits
 from atconv.engine.options import PositiveInt, Seed, Workers
-from atconv.engine.reading import read_json
 from atconv.engine.run import Run, next_run_dir
 from atconv.engine.tables import Table
 from atconv.io import write_json
@@ -131,7 +131,7 @@ def _open_splits(backbone: Backbone, config: DataConfig, folder: Run, seed: int)
         return load_splits(predictor.config, predictor.run.path)  # type: ignore[arg-type]
     splits = make_splits(config, folder.path, seed)
     final = _final(splits)
-    saved: dict[str, Any] = read_json(folder.split, {final: list[str]})
+    saved = read_split(folder.split)
     digests = saved.get("digests", {}).get(final, [""] * len(saved[final]))
     trained_on = RunImages(predictor.run).count_trained(saved[final], digests)
     log_trained_on(f"the {final} split of {config.data}", trained_on, len(digests))

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from atconv.engine.config import TrainConfig
 from atconv.engine.options import BelowOne, Fraction, Positive, Share
-from atconv.engine.reading import read_json
 from atconv.engine.recipes import read_config, read_options
 from atconv.engine.run import Run
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
 from atconv.tasks.common.class_weights import ClassWeightOptions
+from atconv.tasks.common.model_file import read_classifier
 from atconv.tasks.common.model_options import ModelOptions
 from atconv.tasks.common.start import inherit
 
@@ -165,10 +165,8 @@ def inherit_config(config: C, chosen: Collection[str] = ()) -> C:
 def _classifier_options(run: Run) -> dict[str, Any]:
     """The options that a finished classification run brings, from the config.json that timm reads."""
     try:
-        content = read_json(
-            run.model_config, {"architecture": str, "pretrained_cfg": dict, "model_args": dict}
-        )
-        pretrained, model_args = content["pretrained_cfg"], content["model_args"]
+        content = read_classifier(run.model_config)
+        pretrained, model_args = content["pretrained_cfg"], content.get("model_args", {})
         return {
             "model": content["architecture"],
             "model_args": {k: v for k, v in model_args.items() if k not in _TRAINING_ARGS},
@@ -176,7 +174,7 @@ def _classifier_options(run: Run) -> dict[str, Any]:
             "mean": tuple(pretrained["mean"]),
             "std": tuple(pretrained["std"]),
         }
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{run.path} is a finished run neither of this task nor of atconv train: {error}"
         ) from error

@@ -17,24 +17,29 @@ from typing_extensions import Self
 
 from atconv.data.annotated import AnnotatedSplit, batches_of_equal_size
 from atconv.data.checking import SkippedFile, list_skipped, log_skipped
-from atconv.data.folders import SAVED_SPLIT, SPLITS, choose_split
+from atconv.data.folders import SPLITS, choose_split
 from atconv.data.formats import Annotation, annotated_splits
 from atconv.data.images import open_image
 from atconv.data.orientation import Exif
 from atconv.data.run_images import RunImages, is_own_data, log_trained_on
-from atconv.engine.options import check_value
+from atconv.data.saved_split import read_split
+from atconv.engine.options import PositiveInt, check_value
 from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result, check_batch_size
 from atconv.engine.progress import progress
-from atconv.engine.reading import naming_damage, read_json
+from atconv.engine.reading import check_weights, naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
+from atconv.models.backbone import check_model_name
 from atconv.tasks.common.annotated_config import AnnotatedConfig
 from atconv.tasks.common.drawing import PlotFiles
+from atconv.tasks.common.model_file import check_classes, check_normalization
 
 __all__ = ["AnnotatedMetrics", "AnnotatedPredictor", "DrawnResult"]
 
 logger = logging.getLogger(__name__)
+
+_MODEL = {"backbone": str, "num_classes": PositiveInt, "in_chans": PositiveInt, "backbone_args": dict | None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,8 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
     """what its data are annotated with"""
     command: ClassVar[str]
     """that trains such a run"""
+    part: ClassVar[str]
+    """name of the model's arguments in config.json"""
     config_class: ClassVar[type[AnnotatedConfig]]
     result_class: ClassVar[type[Any]]
     metrics_class: ClassVar[type[Any]]
@@ -130,25 +137,32 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         content = read_json(run.model_config, {"label_names": list[str]}, inside="_atconv")
         if content.get("task") != cls.task:
             raise ValueError(f"{run.path} is not a run of {cls.command}")
-        cls._check_model_config(run.model_config, content)
-        with naming_damage(run.path):
+        with naming_damage(run.model_config, f"its {cls.part} makes no model"):
+            cls._check_model_config(content)
             model, transform = cls.build(content)
-            model.load_state_dict(state_dict)
+        check_weights(model, {name: tensor.shape for name, tensor in state_dict.items()}, run.model_config)
+        model.load_state_dict(state_dict)
         config = read_config(run, cls.config_class, cls.task) if run.config.is_file() else None
         predictor = cls(run, model, transform, content["label_names"], config)
         predictor.model_config = content
         return predictor
 
     @classmethod
-    def _check_model_config(cls, path: Path, content: dict[str, Any]) -> None:
-        """Raise ValueError where config.json has values that the options of its names would not take."""
+    def _check_model_config(cls, content: dict[str, Any]) -> None:
+        """Raise ValueError where config.json has values that the options of its names would not take, or that
+        contradict each other."""
+        check_value(cls.part, content.get(cls.part), dict)
+        model = content[cls.part]
+        for name, kind in _MODEL.items():
+            check_value(f"{name} in {cls.part}", model.get(name), kind)
+        check_model_name(model["backbone"])
+        check_classes(content["label_names"], model["num_classes"])
         hints = get_type_hints(cls.config_class, include_extras=True)
         parts = [content, *(part for part in content.values() if isinstance(part, dict))]
-        try:
-            for name, value in (item for part in parts for item in part.items() if item[0] in hints):
+        for part in parts:
+            for name, value in (item for item in part.items() if item[0] in hints):
                 check_value(name, value, hints[name])
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+            check_normalization(model["in_chans"], part.get("mean"), part.get("std"))
 
     def open_image(self, image: ImageLike) -> Image.Image:
         return open_image(image, self.transform.mode)
@@ -200,11 +214,13 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
 
     def _saved_split(self, data: str, split: str, settings: dict[str, Any]) -> tuple[str, S]:
         """A split of the run's DATA and its name, as split.json says. What is gone since is left out."""
-        saved = read_json(self.run.split, SAVED_SPLIT)
+        saved = read_split(self.run.split)
         lists = {name: saved[name] for name in SPLITS if name in saved}
         own = annotated_splits(self.annotation, data, settings["images"], **self.data_options())
         if list(own) == ["train"]:
             lists["all"] = sorted(chain.from_iterable(lists.values()))
+            if len({*lists["all"]}) < len(lists["all"]):
+                raise ValueError(f"{self.run.split} is damaged: an image is in two splits")
         name = choose_split(lists, split, data)
         source = name if name in own else "train"
         opened: Any = self.open_split(data, source, **settings)[source]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
 from atconv.data.boxes import BadAnnotations
+from atconv.engine.options import Percent
 from atconv.engine.tables import Table, metric_name, over_classes, speed_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 from atconv.tasks.detection.data import Target
@@ -29,7 +30,7 @@ _NAMES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "ma
 class DetectionMetrics(AnnotatedMetrics):
     """Metrics of one detector on one split, in percent; None where there is nothing to measure."""
 
-    coco: dict[str, float | None]
+    coco: dict[str, Percent | None]
     """COCO's, prefixed with "box_" for those of boxes and "mask_" for those of masks"""
     bad_annotations: BadAnnotations = "reject"
     """what was done with annotations that are wrong"""

@@ -58,7 +58,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
 
     task = "detection"
     annotation = "boxes"
-    command = "atconv detect train"
+    command, part = "atconv detect train", "detector"
     csv_columns = ("image", "class", "score", "left", "top", "right", "bottom")
     config_class, result_class, metrics_class = DetectionConfig, Detections, DetectionMetrics
 

@@ -23,7 +23,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from atconv.data.config import DataConfig
-from atconv.data.folders import SAVED_SPLIT, SPLITS
+from atconv.data.folders import SPLITS
+from atconv.data.saved_split import read_split
 from atconv.data.splits import Splits, load_splits
 from atconv.diffusion.pipeline import pixels_per_latent
 from atconv.engine.options import PositiveInt
@@ -108,7 +109,7 @@ class LatentFolder:
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder)
         self.info = LatentInfo.read(self.path)
-        saved = read_json(self.path / "split.json", {"classes": list[str], "message": str, **SAVED_SPLIT})
+        saved = read_split(self.path / "split.json", "classes", "message")
         self.classes: list[str] = saved["classes"]
         self.message: str = saved["message"]
         self.shards = {

@@ -20,6 +20,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from atconv.engine.options import NonNegative, Percent
 from atconv.engine.predictor import Metrics
 from atconv.engine.progress import progress
 from atconv.engine.tables import Table
@@ -59,21 +60,21 @@ class GenerationMetrics(Metrics):
     real_images: int
     features: str
     """what the distances are measured in: "Inception", or a run's features"""
-    frechet_distance: float
+    frechet_distance: NonNegative
     """FID where the features are Inception's"""
     kernel_distance: float
     """KID where the features are Inception's: mean of the cubic-kernel MMD over subsets"""
-    precision: float
-    recall: float
-    inception_score: float | None
+    precision: Percent
+    recall: Percent
+    inception_score: NonNegative | None
     """None where the features are not Inception's"""
-    classifier_accuracy: float | None
+    classifier_accuracy: Percent | None
     """share of samples that the run's classifier takes for their label, percent; None without labels, or
     where it was not trained on classes of these names"""
-    feature_accuracy: float | None = None
+    feature_accuracy: Percent | None = None
     """share of held-out images that the run's classifier takes for their label, percent; None where it is not
     known"""
-    noise_precision: float | None = None
+    noise_precision: Percent | None = None
     """precision of images of pure noise in the same features: near 0 where they see images at all"""
     no_verdict: str | None = None
     """why the features say nothing of samples, where they do not"""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 from diffusers.utils.logging import disable_progress_bar
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 from typing_extensions import Self
 
@@ -17,13 +18,17 @@ from atconv.data.formats import open_sources
 from atconv.data.images import PrepareImage
 from atconv.data.run_images import is_own_data, known_splits
 from atconv.data.splits import Split, load_splits
+from atconv.diffusion.interpolants import Prediction
 from atconv.diffusion.pipeline import Labels, SiTPipeline
-from atconv.engine.options import PositiveInt
+from atconv.diffusion.schedulers import ODEScheduler, SDEScheduler
+from atconv.engine.options import Pixels
 from atconv.engine.predictor import Predictor, Result
-from atconv.engine.reading import naming_damage, read_json
+from atconv.engine.reading import check_weights, naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
 from atconv.io import write_json
+from atconv.models.sit import SiT
+from atconv.tasks.common.model_file import check_classes
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.data import fit_image, scale_pixels
 from atconv.tasks.generation.evaluation import Comparison, EvaluationConfig
@@ -34,7 +39,16 @@ from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 
 __all__ = ["GeneratedImage", "GenerationPredictor"]
 
-_MODEL_INDEX = {"sample_size": tuple[PositiveInt, PositiveInt], "class_names": list[str] | None}
+_Component = tuple[str, str]  # module and class
+_MODEL_INDEX: dict[str, Any] = {
+    "sample_size": tuple[Pixels, Pixels],
+    "class_names": list[str] | None,
+    "interpolant": Literal["linear", "gvp", "vp"],
+    "prediction": Prediction,
+    "transformer": _Component,
+    "scheduler": _Component,
+    "vae": list[str | None] | None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +76,7 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
     """
 
     task = "generation"
+    metrics_class = GenerationMetrics
     config: GenerationConfig | None
 
     @classmethod
@@ -74,11 +89,13 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         path = run.path
         if not (path / "model_index.json").is_file():
             raise ValueError(f"{path} is not a generation run: it was not made by atconv generate train")
-        read_json(path / "model_index.json", _MODEL_INDEX)
+        index = read_json(path / "model_index.json", _MODEL_INDEX)
         if not (path / "transformer" / "diffusion_pytorch_model.safetensors").is_file():
             raise run.no_model()
+        _check_scheduler(path, index)
+        _check_transformer(path / "transformer", index)
         disable_progress_bar()  # diffusers shows one for the files of a model
-        with naming_damage(path):
+        with naming_damage(path / "model_index.json", "the files that it names make no pipeline"):
             pipeline = SiTPipeline.from_pretrained(path)
         config = None
         if run.config.is_file():
@@ -196,6 +213,45 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         """Write metrics.json."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
+
+
+def _types(init: Any) -> dict[str, Any]:
+    """Types of the arguments of a diffusers class, which its JSON file has by name."""
+    return {name: kind for name, kind in get_type_hints(init).items() if name != "return"}
+
+
+def _check_scheduler(path: Path, index: dict[str, Any]) -> None:
+    """Raise ValueError where a scheduler's file is damaged, or was made for another model."""
+    file = path / "scheduler" / "scheduler_config.json"
+    kind = {each.__name__: each for each in (ODEScheduler, SDEScheduler)}.get(index["scheduler"][1])
+    if kind is None:  # one of diffusers
+        return
+    content = read_json(file, _types(kind.__init__))
+    for name in ("interpolant", "prediction"):
+        if content[name] != index[name]:
+            raise ValueError(
+                f"{file} has {name} {content[name]}, {path / 'model_index.json'} has {index[name]}: one of "
+                "them is damaged"
+            )
+    with naming_damage(file):
+        kind.from_config(content)
+
+
+def _check_transformer(folder: Path, index: dict[str, Any]) -> None:
+    """Raise ValueError where config.json is damaged, or the weights or model_index.json do not fit it.
+    diffusers would leave weights out, or make up others."""
+    file, sample_size, names = folder / "config.json", index["sample_size"], index.get("class_names")
+    content = read_json(file, _types(SiT.__init__))
+    with naming_damage(file, "its values make no SiT"), torch.device("meta"):
+        model = SiT.from_config(content)
+    with safe_open(folder / "diffusion_pytorch_model.safetensors", "pt") as weights:
+        shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    check_weights(model, shapes, file)
+    with naming_damage(folder.parent / "model_index.json"):
+        if names:
+            check_classes(names, model.num_classes)
+        if any(size % model.patch_size for size in sample_size):
+            raise ValueError(f"sample_size {sample_size} is no multiple of the patches of {model.patch_size}")
 
 
 class _ToPixels:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from atconv.data.masks import IGNORED
+from atconv.engine.options import Percent
 from atconv.engine.tables import Table, over_classes, speed_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 
@@ -38,12 +39,12 @@ class SegmentationMetrics(AnnotatedMetrics):
     """Metrics of one segmenter on one split, in percent. By class: IoU (None where it does not occur),
     accuracy (share of its pixels), pixels."""
 
-    miou: float
+    miou: Percent
     """mean over the classes that occur, in masks or predictions"""
-    miou_interval: tuple[float, float]
+    miou_interval: tuple[Percent, Percent]
     """95 %, by bootstrap over the images: percentiles of `RESAMPLES` resamples"""
-    pixel_accuracy: float
-    pixel_accuracy_interval: tuple[float, float]
+    pixel_accuracy: Percent
+    pixel_accuracy_interval: tuple[Percent, Percent]
     flip_tta: bool
     """whether predictions for each image and its mirror image were averaged"""
 

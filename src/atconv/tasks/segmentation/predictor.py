@@ -75,7 +75,7 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
 
     task = "segmentation"
     annotation = "masks"
-    command = "atconv segment train"
+    command, part = "atconv segment train", "segmenter"
     csv_columns = ("image", "class", "share")
     config_class, result_class, metrics_class = SegmentationConfig, Segmentation, SegmentationMetrics
 
