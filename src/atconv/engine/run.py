@@ -132,10 +132,14 @@ class Run:
         markers = (run.config, run.model_config, run.path / "model_index.json")
         if not any(file.is_file() for file in markers):
             raise ValueError(f"{run.path} is not a run: it has neither config.yaml nor config.json")
-        folders = (file for file in (*markers, run.split, run.metrics, run.weights, run.log) if file.is_dir())
-        if folder := next(folders, None):
-            raise ValueError(f"{folder} is damaged: it is a folder, a file is needed")
         return run
+
+    def check_files(self) -> None:
+        """Raise ValueError where a folder stands in place of a file."""
+        files = (self.config, self.split, self.metrics, self.model_config, self.weights, self.log)
+        for file in files:
+            if file.is_dir():
+                raise ValueError(f"{file} is damaged: it is a folder, a file is needed")
 
     def discard(self, kept: Collection[str] = (), keep_folder: bool = False) -> None:
         """Remove what a run that never trained has written, and its folder.

@@ -90,11 +90,13 @@ def open_run(run: str | Path) -> Run:
     if run == "":
         raise ValueError("the name of the run's folder is empty")
     try:
-        return Run.open(path)
+        opened = Run.open(path)
     except (FileNotFoundError, ValueError) as error:
         if not path.exists():
             raise
         raise ValueError(f"{path} is not a run: {_instead_of_a_run(path)}") from error
+    opened.check_files()
+    return opened
 
 
 def _instead_of_a_run(path: Path) -> str:
