@@ -155,8 +155,12 @@ def test_paths_and_names_of_people_do_no_harm(tmp_path: Path) -> None:
         yaml.safe_dump(options | changes | {"teacher_weights": r"C:\people\me\teacher.pth"})
     )
     metrics = json.loads((run / "metrics.json").read_text())
-    metrics["per_class"][0]["class"] = "a | b\n# <img src=x onerror=y>`"
+    metrics["per_class"][0]["class"] = name = "a | b\n# <img src=x onerror=y>`"
     (run / "metrics.json").write_text(json.dumps(metrics))
+    for file, key in (("config.json", "label_names"), ("split.json", "classes")):
+        content = json.loads((run / file).read_text())
+        content[key][0] = name
+        (run / file).write_text(json.dumps(content))
     folder = Path(publish(run, str(tmp_path / "model")))
     texts = (folder / "README.md").read_text() + (folder / "recipe.yaml").read_text()
     assert not any(word in texts for word in ("secret", "se*cret", "people"))
