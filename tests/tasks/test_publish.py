@@ -152,7 +152,11 @@ def test_paths_and_names_of_people_do_no_harm(tmp_path: Path) -> None:
     options = yaml.safe_load((run / "config.yaml").read_text())
     changes = {"data": str(tmp_path / "se*cret" / "photos"), "checkpoint": os.path.relpath(weights)}
     (run / "config.yaml").write_text(
-        yaml.safe_dump(options | changes | {"teacher_weights": r"C:\people\me\teacher.pth"})
+        yaml.safe_dump(
+            options
+            | changes
+            | {"distill": "soft", "teacher": "resnet18", "teacher_weights": r"C:\people\me\teacher.pth"}
+        )
     )
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["per_class"][0]["class"] = name = "a | b\n# <img src=x onerror=y>`"
