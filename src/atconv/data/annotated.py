@@ -21,7 +21,7 @@ from atconv.data.checking import (
     hex_digest,
     in_threads,
 )
-from atconv.data.images import Mode, opened_image, read_image, stored_geometry, upright
+from atconv.data.images import Mode, is_ignored, opened_image, read_image, scan, stored_geometry, upright
 from atconv.data.orientation import Exif, annotation_turn, turn_size
 from atconv.io import count_of, first_few, read_bytes
 
@@ -29,6 +29,7 @@ __all__ = [
     "AnnotatedSplit",
     "batches_of_equal_size",
     "check_split",
+    "log_tool_folders",
     "raise_problems",
 ]
 
@@ -252,6 +253,15 @@ def _size_problem(split: AnnotatedSplit, position: int, result: _Inspection) -> 
     expected = " × ".join(map(str, split.size(position)[::-1]))
     path = split.path(position)
     return f"{path} is {width} × {height} pixels and not {expected} as its mask or annotation says"
+
+
+def log_tool_folders(data: Path, split: AnnotatedSplit, looked_at: set[Path]) -> None:
+    """Name what tools have left in the folders of a split, but for those that were looked at."""
+    near = [split.path(0).parent] if len(split) else []
+    for folder in {path for path in (data, split.where, split.folder, *near) if path.is_dir()} - looked_at:
+        looked_at.add(folder)
+        if tools := [entry.name for entry in scan(folder) if is_ignored(entry.name) and entry.is_dir()]:
+            logger.warning("passed over in %s: %s", folder, first_few(tools))
 
 
 def raise_problems(where: Path, problems: Sequence[str]) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atconv.data import other_formats as other
-from atconv.data.annotated import AnnotatedSplit, check_split
+from atconv.data.annotated import AnnotatedSplit, check_split, log_tool_folders
 from atconv.data.boxes import BadAnnotations, BoxSplit
 from atconv.data.checking import CheckImages
 from atconv.data.coco import coco_splits, is_coco, is_coco_file, read_coco
 from atconv.data.config import DataConfig, MaskOptions, reject_options
 from atconv.data.folders import choose_split, subfolders
-from atconv.data.images import is_ignored, is_run, scan
+from atconv.data.images import is_run
 from atconv.data.label_tables import TABLE_OPTIONS, label_tables, open_tables
 from atconv.data.mask_layouts import has_masks
 from atconv.data.masks import MaskSplit, mask_splits, read_mask_folder
@@ -31,7 +31,6 @@ from atconv.data.voc_files import is_voc, is_voc_file, voc_splits
 from atconv.data.yolo import read_yolo
 from atconv.data.yolo_files import is_yolo, is_yolo_config, yolo_splits
 from atconv.extras import name_missing_extra
-from atconv.io import first_few
 
 __all__ = [
     "FORMATS",
@@ -314,13 +313,7 @@ def read_annotated(
     looked_at: set[Path] = set()
     for name in names if split is None else [choose_split(names, split, data)]:
         opened = known.read(data, name, classes, images, **own)
-        near = [opened.path(0).parent] if len(opened) else []
-        for folder in {
-            path for path in (data, opened.where, opened.folder, *near) if path.is_dir()
-        } - looked_at:
-            looked_at.add(folder)
-            if tools := [e.name for e in scan(folder) if is_ignored(e.name) and e.is_dir()]:
-                logger.warning("passed over in %s: %s", folder, first_few(tools))
+        log_tool_folders(data, opened, looked_at)
         classes = classes or opened.classes
         yield name, opened
 

@@ -188,9 +188,8 @@ def list_images(folder: Path) -> Listing:
 
 
 def list_files(folder: Path, suffixes: frozenset[str]) -> Listing:
-    """The files of some suffixes, in lower case, below a folder. Hidden files and folders are left out, as
-    are folders of runs and what tools have left. Links to folders are followed in the folder itself, not
-    below, and never back up.
+    """The files of some suffixes, in lower case, below a folder, without hidden ones, those of runs and what
+    tools have left. Links to folders are followed in the folder itself, not below, and never back up.
 
     Raises:
         ValueError: a folder cannot be read.
