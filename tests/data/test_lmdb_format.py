@@ -170,7 +170,7 @@ def test_a_class_index_beyond_the_classes_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({b"00000000_cat.jpg": b"\x08\x03"}, "no record __len__; is it an LMDB of images?"),
+        ({b"00000000_cat.jpg": b"\x08\x03"}, "no record __len__: it is damaged, or no LMDB of images"),
         ({b"__len__": b"", b"__classes__": b""}, "record __len__ cannot be read"),
         (PLAIN | {b"00000000": b""}, "record 00000000 cannot be read"),
         (PLAIN | {b"__len__": pickle.dumps(2), b"5": b"x"}, "no record 00000001"),

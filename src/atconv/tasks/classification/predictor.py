@@ -81,9 +81,9 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         """
         state = run.read_weights()
         content = read_json(run.model_config, {})
-        for name in ("label_names", "architecture"):
+        for name, words in (("label_names", "classes"), ("architecture", "architecture")):
             if not content.get(name):
-                raise ValueError(f"{run.path} is not a classification run: its config.json has no {name}")
+                raise ValueError(f"{run.path} is not a classification run: its config.json names no {words}")
         content = read_classifier(run.model_config)
         classes = content["label_names"]
         with naming_damage(run.model_config, f"its model_args make no {content['architecture']}"):
