@@ -74,7 +74,7 @@ def test_a_rejected_option_leaves_the_earlier_run(run: Path, change: dict[str, s
 def test_what_a_killed_process_set_aside_comes_back(run: Path) -> None:
     before = contents(run)
     command = ("train", "digits", *tiny_options(epochs=1), f"--out={run}", "--overwrite")
-    assert atconv(*command, kill_at=KillAt("atconv.tasks._prepare")).code == -9
+    assert atconv(*command, kill_at=KillAt("atconv.tasks.training._prepare")).code == -9
     assert contents(run / ".overwritten").keys() >= {"model.safetensors", "config.yaml"}
     reset_accelerate()
     with pytest.raises(ValueError, match="nosuch"):
