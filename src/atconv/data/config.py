@@ -28,7 +28,7 @@ class DataConfig:
     image_column: str | None = None
     """column of a table that names the images; default: by its name"""
     label_column: str | None = None
-    """column of a table, or member or json field of a shard, that holds labels; default: by its name"""
+    """column of a table, or field of a shard, with the labels; default: by its name"""
     label_columns: tuple[str, ...] = ()
     """columns of a table that hold 0 or 1, one for each class; default: all of that kind"""
     label_separator: str | None = None
@@ -44,7 +44,7 @@ class DataConfig:
     test_split: str | None = None
     """test split of a named timm dataset, looked at once after training"""
     val_fraction: Fraction = 0.1
-    """share of training images held out where DATA has no validation split"""
+    """share of training images held out where DATA has no val split"""
     test_fraction: Fraction = 0.15
     """share of all images held out for the test where DATA is one flat folder or digits"""
     check_images: Literal["decode", "header", "none"] = "decode"

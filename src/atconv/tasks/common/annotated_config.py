@@ -33,7 +33,7 @@ class AnnotatedDataOptions:
     images: str | None = None
     """folder of the images where they lie outside DATA; names in annotations may lead anywhere inside it"""
     val_fraction: Fraction = 0.1
-    """share of training images held out where DATA has no validation split"""
+    """share of training images held out where DATA has no val split"""
     check_images: Literal["decode", "header", "none"] = "decode"
     """how image files are checked before training: decode each, read its header, or not at all"""
     max_skipped: Share = 0.05

@@ -28,7 +28,7 @@ class ModelOptions:
     model_args: dict[str, Any] = field(default_factory=dict)
     """more arguments of the model, by name"""
     checkpoint: str | None = None
-    """start from another run's folder, or from the authors' file (.pth or .safetensors)"""
+    """start from another run's folder, or the authors' file (.pth, .safetensors)"""
     in_chans: Annotated[int, _CHANNELS] = 3
     """3 reads images in color, 1 in gray"""
 
