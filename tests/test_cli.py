@@ -254,9 +254,9 @@ def test_a_bad_option_with_some_unreadable_images_leaves_nothing(tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("options", [{"optimizer": "momentum", "lr": 1000.0, "warmup_lr": 1000.0}], ids=["huge learning rate"])
-def test_a_loss_that_is_not_finite_is_one_line(tmp_path: Path, options: dict[str, object]) -> None:
-    line = rejected("train", "digits", *tiny_options(**options), f"--out={tmp_path / 'run'}")
+def test_a_loss_that_is_not_finite_is_one_line(tmp_path: Path) -> None:
+    options = tiny_options(optimizer="momentum", lr=1000.0, warmup_lr=1000.0)
+    line = rejected("train", "digits", *options, f"--out={tmp_path / 'run'}")
     assert "step" in line
     assert "learning rate" in line
 

@@ -119,8 +119,10 @@ def generate_kernel(mixed: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
         kernels row by row, B C K².
     """
     # From the left: the transpose of `mixed` would be strided, see above.
-    kernel = (weight @ mixed).transpose(1, 2)
-    return kernel if bias is None else kernel + bias
+    kernel = weight @ mixed
+    if bias is not None:  # before the transpose: OpenVINO's int8 rejects a bias behind it
+        kernel = kernel + (bias[:, None] if bias.ndim == 1 else bias.mT)
+    return kernel.transpose(1, 2)
 
 
 def lateral_inhibition(kernel: Tensor, alpha: Tensor) -> Tensor:
