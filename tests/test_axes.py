@@ -309,17 +309,42 @@ def test_options_that_do_not_fit_are_rejected(axes: int, options: dict[str, Any]
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("name", ["kernel_size", "stride", "dilation", "context_bins"])
 def test_numbers_that_are_not_whole_are_rejected(axes: int, name: str) -> None:
-    for value in (3.0, "3", [1.5] * axes):
+    for value in (3.0, "3", True, [1.5] * axes, [True] * axes):
         with pytest.raises(TypeError, match=f"{name} takes whole numbers, got"):
             MODULES[axes](4, **{name: value})
+    for value in (True, 1.5, "3", [True] * axes):
+        with pytest.raises(TypeError, match="stride takes whole numbers, got"):
+            functional.dynamic_depthwise_conv(image(axes), torch.ones(2, 4, *[3] * axes), stride=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@torch.no_grad()
+def test_the_signature_is_that_of_a_convolution(axes: int) -> None:
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    x = image(axes).float()
+    for positional, named in [
+        ((4, 6, 5, 2, 2), {}),
+        ((4, 6, 3, 1, 1), {}),
+        ((4, 6, 3), {"padding": "same", "dilation": 2}),
+        ((4, 6, 3, 2), {"padding": [2] * axes, "dilation": 2}),
+    ]:
+        assert MODULES[axes](*positional, **named)(x).shape == convolution(*positional, **named)(x).shape
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_options_of_a_convolution_are_named_and_none_is_taken_for_another(axes: int) -> None:
     with pytest.raises(TypeError, match="positional"):
-        MODULES[axes](4, 6, 5, 1, 2)
-    with pytest.raises(TypeError, match=r"takes no padding: .*keeps its size"):
-        MODULES[axes](4, padding=1)
+        MODULES[axes](4, 6, 5, 1, 2, 1)
+    for options in (
+        {"padding": 0},
+        {"padding": [1, 2, 3]},
+        {"padding": "valid"},
+        {"stride": 2, "padding": "same"},
+    ):
+        with pytest.raises(ValueError, match=r"borders are padded by \[1.*leave it out; `padding_mode`"):
+            MODULES[axes](4, **options)
+    with pytest.raises(ValueError, match="borders are padded before a sequence alone, got padding=2"):
+        ATConv1d(4, padding=2, causal=True)
     with pytest.raises(TypeError, match="takes no groups: `kernel_groups`"):
         MODULES[axes](4, groups=4)
     with pytest.raises(TypeError, match="takes no nonsense: there is no such option"):
@@ -375,6 +400,8 @@ def test_grids_of_one_and_three_axes_are_inferred() -> None:
         ATConvTokens(4, axes=4)
     with pytest.raises(ValueError, match="stride and out_channels are for maps"):
         ATConvTokens(4, stride=2)
+    with pytest.raises(TypeError, match="num_prefix_tokens takes whole numbers, got True"):
+        ATConvTokens(4, num_prefix_tokens=True)
 
 
 # Causal sequences.
@@ -584,6 +611,9 @@ def test_causal_mixers_export_for_every_length(options: dict[str, Any], tmp_path
         assert_close(program.module()(x), expected, 1e-5)
         (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         assert_close(torch.from_numpy(y), expected, 1e-5)
+        x[..., 3:] = torch.nan
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert_close(torch.from_numpy(y)[..., :3], expected[..., :3], 1e-5)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -595,7 +625,14 @@ def test_causal_mixers_export_strictly_or_not(options: dict[str, Any], strict: b
     program = torch.export.export(module, (x,), dynamic_shapes=dims, strict=strict)
     for size in (5, 12, 33):
         x = image(1, size=size)
-        assert_close(program.module()(x), module(x), 1e-12)
+        expected = module(x)
+        assert_close(program.module()(x), expected, 1e-12)
+        for value in (torch.nan, torch.inf):
+            broken = x.clone()
+            broken[:, 0, 3:] = value
+            for y in (program.module()(broken), module(broken)):
+                assert_close(y[..., :3], expected[..., :3], 1e-12)
+                assert not y[..., 3].isfinite().any()
 
 
 @every_causal

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atconv import functional
 from atconv.ops.causal import chunks_of
-from atconv.ops.checking import PADDING_MODES, check_causal, check_map, per_axis
+from atconv.ops.checking import PADDING_MODES, check_causal, check_map, per_axis, whole_numbers
 from atconv.ops.plain import is_plain
 
 __all__ = ["ATConv", "inhibition_strength"]
@@ -30,8 +30,9 @@ class ATConv(nn.Module):
         in_channels: int,
         out_channels: int | None = None,
         kernel_size: int | Sequence[int] = 3,
-        *,
         stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int] | None = None,
+        *,
         dilation: int | Sequence[int] = 1,
         padding_mode: str = "zeros",
         act_layer: Callable[[], nn.Module] = nn.GELU,
@@ -62,6 +63,7 @@ class ATConv(nn.Module):
         self._set_sizes(kernel_size, stride, dilation, context_bins)
         if causal:
             check_causal(self.stride, padding_mode, context_grid)
+        self._check_padding(padding)
         weights = math.prod(self._kernel_sizes)
         groups = self.kernel_groups
         self.context_proj: nn.Linear | None = None
@@ -89,7 +91,7 @@ class ATConv(nn.Module):
     def _check_options(self, projections: bool) -> None:
         name, channels = type(self).__name__, self.in_channels
         for option in ("in_channels", "out_channels", "kernel_groups", "chunk"):
-            _whole_numbers(getattr(self, option), 1, f"{name}: {option}")
+            whole_numbers(getattr(self, option), 1, f"{name}: {option}")
         if min(channels, self.out_channels) < 1:
             raise ValueError(
                 f"{name}: in_channels and out_channels must be at least 1, got {channels} and "
@@ -119,7 +121,7 @@ class ATConv(nn.Module):
         """What has a number for each axis, and the bins."""
         name, axes = type(self).__name__, self.axes
         self.kernel_size = kernel_size
-        self._kernel_sizes = _whole_numbers(kernel_size, axes, f"{name}: kernel_size")
+        self._kernel_sizes = whole_numbers(kernel_size, axes, f"{name}: kernel_size")
         if len(self._kernel_sizes) != axes:
             raise ValueError(f"{name}: kernel_size takes one number, or {axes}, got {kernel_size}")
         if any(size < 1 or size % 2 == 0 for size in self._kernel_sizes):
@@ -129,14 +131,28 @@ class ATConv(nn.Module):
             )
         given = {"stride": stride, "dilation": dilation}
         self.stride, self.dilation = (
-            per_axis(_whole_numbers(value, axes, f"{name}: {option}"), axes, f"{name}: {option}")
+            per_axis(list(value) if isinstance(value, Sequence) else value, axes, f"{name}: {option}")
             for option, value in given.items()
         )
         bins = math.prod(self._kernel_sizes) if context_bins is None else context_bins
-        (self.context_bins,) = _whole_numbers(bins, 1, f"{name}: context_bins")
+        (self.context_bins,) = whole_numbers(bins, 1, f"{name}: context_bins")
         if self.context_bins < 1:
             raise ValueError(f"{name}: context_bins must be at least 1, got {context_bins}")
         self._context_cells = _grid_of_bins(self._kernel_sizes, context_bins) if self.context_grid else None
+
+    def _check_padding(self, padding: int | str | Sequence[int] | None) -> None:
+        """What a convolution is told is taken where it says what happens here anyway."""
+        if padding is None or (padding == "same" and self.stride == [1] * self.axes):
+            return
+        name = type(self).__name__
+        used = [d * (size // 2) for d, size in zip(self.dilation, self._kernel_sizes, strict=True)]
+        given = padding if isinstance(padding, str) else whole_numbers(padding, self.axes, f"{name}: padding")
+        if self.causal or given != used:
+            where = "before a sequence alone" if self.causal else f"by {used}"
+            raise ValueError(
+                f"{name}: borders are padded {where}, got padding={padding!r}: leave it out; `padding_mode` "
+                "says with what"
+            )
 
     def _projection(self, dim: int, out: int, bias: bool, **dd: Any) -> nn.Module:
         return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.axes - 1](dim, out, 1, bias=bias, **dd)
@@ -230,22 +246,11 @@ def inhibition_strength(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _whole_numbers(value: int | Sequence[int], axes: int, name: str) -> list[int]:
-    """What was given for each axis, of whole numbers."""
-    numbers = list(value) if isinstance(value, Sequence) else [value] * axes
-    if not all(isinstance(number, int) for number in numbers):
-        raise TypeError(f"{name} takes whole numbers, got {value!r}")
-    return numbers
-
-
-_OF_CONVOLUTIONS = {
-    "padding": "borders are padded so that a map keeps its size; `padding_mode` says with what",
-    "groups": "`kernel_groups` is the number of kernels, and projections=False leaves channels apart",
-}
-
-
 def _unknown_option(name: str, option: str) -> TypeError:
-    return TypeError(f"{name} takes no {option}: {_OF_CONVOLUTIONS.get(option, 'there is no such option')}")
+    why = "there is no such option"
+    if option == "groups":
+        why = "`kernel_groups` is the number of kernels, and projections=False leaves channels apart"
+    return TypeError(f"{name} takes no {option}: {why}")
 
 
 def _grid_of_bins(sizes: list[int], bins: int | None) -> list[int]:

@@ -29,7 +29,10 @@ class ATConv2d(_ATConvMap):
         in_channels: channels C.
         out_channels: of the output; default: C.
         kernel_size: odd K, for all axes or one each.
-        stride, dilation: of the convolution, for all axes or one each.
+        stride: of the convolution, for all axes or one each.
+        padding: not needed: borders are padded by dilation · (K // 2), so that the map keeps its size. Taken
+            where it equals that, or is "same" with stride 1, since a convolution is told.
+        dilation: distance of the weights, for all axes or one each.
         padding_mode: what lies beyond the border: zeros, reflect, replicate or circular.
         act_layer: activation between context projection and kernel generator.
         bias: biases in all four projections; without projections, one of the output.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atconv import functional
 from atconv.modules.stepping import Stepping
+from atconv.ops.checking import whole_numbers
 from atconv.ops.layout import map_to_tokens, tokens_to_map
 
 __all__ = ["ATConvTokens", "mix_prefix"]
@@ -58,6 +59,7 @@ class ATConvTokens(Stepping):
             raise ValueError(f"ATConvTokens: a grid has 1, 2 or 3 axes, got {axes}")
         self.axes = axes
         super().__init__(dim, kernel_size=kernel_size, **options)
+        whole_numbers(num_prefix_tokens, 1, "ATConvTokens: num_prefix_tokens")
         if num_prefix_tokens < 0:
             raise ValueError(f"ATConvTokens: num_prefix_tokens must be at least 0, got {num_prefix_tokens}")
         if self.out_channels != dim or self.stride != [1] * axes:

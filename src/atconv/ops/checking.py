@@ -23,6 +23,7 @@ __all__ = [
     "check_padding",
     "check_sequence",
     "per_axis",
+    "whole_numbers",
 ]
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -32,14 +33,30 @@ def per_axis(value: int | list[int], axes: int, name: str) -> list[int]:
     """One number for each axis.
 
     Raises:
+        TypeError: one that is not whole.
         ValueError: another number of them, or one below 1.
     """
-    values = [value] * axes if isinstance(value, int) else value
     if torch.jit.is_scripting():
+        return [value] * axes if isinstance(value, int) else value
+    else:  # noqa: RET505  (TorchScript compiles what follows a return)
+        values = whole_numbers(value, axes, name)
+        if len(values) != axes or any(each < 1 for each in values):
+            raise ValueError(
+                f"{name} must be 1 or more, or {axes} such numbers, one for each axis, got {value}"
+            )
         return values
-    if len(values) != axes or any(each < 1 for each in values):
-        raise ValueError(f"{name} must be 1 or more, or {axes} such numbers, one for each axis, got {value}")
-    return values
+
+
+def whole_numbers(value: int | Sequence[int], count: int, name: str) -> list[int]:
+    """The given numbers, or `count` times the given one.
+
+    Raises:
+        TypeError: one is not whole. True and False are not numbers.
+    """
+    numbers = list(value) if isinstance(value, Sequence) else [value] * count
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        raise TypeError(f"{name} takes whole numbers, got {value!r}")
+    return numbers
 
 
 def check_map(x: Tensor) -> None:
