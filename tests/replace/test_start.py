@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -141,21 +142,47 @@ def test_the_start_is_the_nearest_static_kernel_of_each_channel() -> None:
     mixed_prefix, answers = seen["mixed"].split((2, 16), dim=1)
     (replacement,) = replace_attention(model, start=images).replaced
     kernels = model.blocks[0].attn.mixer.kernels(torch.zeros_like(values))
-    left = total = 0.0
+    every_value = every_value.mT
+    left = total = averages = 0.0
     for channel in range(16):
-        windows = F.unfold(values[:, channel, None], 3, padding=1).mT.flatten(0, 1)
-        mixed = answers[..., channel].flatten()
-        best = torch.linalg.lstsq(windows, mixed[:, None]).solution[:, 0]
+        windows = F.unfold(values[:, channel, None], 3, padding=1).mT  # images, positions, weights
+        mean, prefix = 16 * windows.mean(1), every_value[:, channel, :2].sum(1, keepdim=True)
+        rows = [windows.flatten(0, 1), mean, *(2 * (16 * mean / 18,))]
+        mixed, read = answers[..., channel], 16 * (mixed_prefix[..., channel] - prefix / 18)
+        wanted = [mixed.flatten(), 16 * mixed.mean(1), *read.T]
+        matrix, right = torch.cat(rows), torch.cat(wanted)
+        best = torch.linalg.lstsq(matrix, right[:, None]).solution[:, 0]
+        weight = ((right - matrix @ best).square().sum() / 6).sqrt() * 9
+        near = torch.cat((matrix, weight * torch.eye(9))), torch.cat((right, weight * torch.ones(9) / 9))
+        best = torch.linalg.lstsq(near[0], near[1][:, None]).solution[:, 0]
         assert_close(kernels[0, channel].flatten(), best, 1e-6)
-        left += float((mixed - windows @ best).square().sum())
-        total += float(mixed.square().sum())
-    mixer = model.blocks[0].attn.mixer
-    routed = F.conv2d(values, mixer.kernels(values)[0, :, None], padding=1, groups=16).flatten(2).mT
-    prefix = (every_value[:, :2].sum(1, keepdim=True) + routed.sum(1, keepdim=True)) / 18
-    left += float((mixed_prefix - prefix).square().sum())
-    total += float(mixed_prefix.square().sum())
+        left += float((right - matrix @ best).square().sum())
+        averages += float((right - matrix.mean(1)).square().sum())
+        total += float(mixed.square().sum() + (16 * mixed.mean(1)).square().sum())
+        total += float((16 * mixed_prefix[..., channel]).square().sum())
     assert replacement.explained == pytest.approx(1 - left / total, abs=1e-8)
-    assert 0 < replacement.explained < 0.999
+    assert replacement.averages == pytest.approx(1 - averages / total, abs=1e-8)
+    assert replacement.averages < replacement.explained < 0.999
+
+
+@pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 2}])
+@pytest.mark.parametrize("images", [3, 8])
+@torch.no_grad()
+def test_the_start_changes_a_model_less_than_no_start(options: dict[str, Any], images: int) -> None:
+    """On other images too, and what the attention answers for those who read means."""
+    torch.manual_seed(0)
+    name = "vit_tiny_patch16_224" if "reg_tokens" in options else "deit_tiny_patch16_224"
+    model = timm.create_model(name, img_size=64, depth=2, **options).eval()
+    seen, others = torch.randn(2, images, 3, 64, 64)
+    changes = []
+    for start in (seen, None):
+        changed = copy.deepcopy(model)
+        report = replace_attention(changed, start=start)
+        changes.append(float((changed(others) - model(others)).norm()))
+        if start is not None:
+            assert all(row.averages < row.explained < 0.999 for row in report.replaced)
+            assert "averages" in str(report)
+    assert changes[0] < changes[1]
 
 
 @pytest.mark.parametrize("name", VISION)
@@ -184,6 +211,11 @@ def test_what_does_not_fit_is_rejected_and_nothing_is_touched() -> None:
         replace_attention(model, start=torch.randn(1, 3, 8, 8))
     with pytest.raises(TypeError, match="an example is a tensor"):
         replace_attention(model, start="images")
+    with pytest.raises(ValueError, match=r"nothing was replaced\. `start` brings no image to blocks\.0"):
+        replace_attention(model, start=torch.zeros(0, 3, 32, 32))
+    for number in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"blocks\.0\.attn computes numbers that are not finite"):
+            replace_attention(model, start=torch.full((2, 3, 32, 32), number))
     assert [id(module) for module in model.modules()] == state
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with pytest.raises(ValueError, match="options of an attention"):

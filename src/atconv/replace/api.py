@@ -53,8 +53,9 @@ def replace_attention(
             by default an image of the size it was made for. diffusers' models take more than an image.
         start: inputs of the model, such as a batch of training images. Each channel of each attention then
             starts at the static kernel that comes nearest, by least squares, to what the attention answers
-            for them, with routing at zero. The report says how near, and "exact" only where class and
-            register tokens get the same answer too.
+            for them, with routing at zero. Means over positions, and class and register tokens, which read
+            such, come before single positions. The report says how near, and how near local averages are;
+            "exact" only where every token gets the same answer.
 
     Returns:
         what was replaced, and what was kept and why.

@@ -38,6 +38,7 @@ class ConvolutionSite:
     reason: str = ""
     hooks: tuple[()] = ()
     explained: float | None = None
+    averages: None = None
     exact: bool = False
     determined: bool = True
 

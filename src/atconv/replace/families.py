@@ -59,6 +59,7 @@ class Site:
     dropout: float = 0.0
     """behind the output projection"""
     explained: float | None = None
+    averages: float | None = None
     exact: bool = False
     determined: bool = True
     """as in `Replacement`"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atconv.modules.tokens import mix_prefix
 from atconv.replace.adapters import ATConvAdapter, ATConvBlock
 from atconv.replace.counting import Example, arguments_of
 from atconv.replace.families import Site
@@ -31,13 +31,21 @@ def fit_kernels(
 ) -> None:
     """Start each adapter at the static kernels that come nearest to its attention in one pass of the model.
 
-    Before its output projection, attention answers o_p = Σ_q a_pq v_q at position p. The kernel of a channel
-    minimizes Σ_p (o_p − Σ_δ k_δ v_{p+δ})² over the positions of all maps. `site.explained` says how near
-    that is, class and register tokens included, which take means whatever the kernels are. `site.exact` is
-    for a function that is the same on all tokens, where there are positions enough to tell.
+    Before its output projection, attention answers o_p = Σ_q a_pq v_q at position p of a map of N, and o_t
+    for class and register tokens t. ATConv gives r_p = Σ_δ k_δ v_{p+δ}, and all P of those tokens the mean
+    r_t = (Σ_t v_t + Σ_p r_p) / (P + N). The kernel of a channel minimizes, over all M maps,
+
+        Σ_p (o_p − r_p)² + N² (mean_p(o_p) − mean_p(r_p))² + N² Σ_t (o_t − r_t)²
+
+    Without the last two terms the noise of single positions shrinks the kernels, and with them all that a
+    head or a class token reads: those read means, in which that noise is gone. Where answers remain
+    unexplained, few maps do not decide alone: S being the least sum, K⁴ S / M · Σ_δ (k_δ − 1/K²)² is
+    added, which draws kernels to local averages. `site.explained` is the share of the squares that is
+    reached, `site.averages` that of local averages. `site.exact` is for a function that is the same on all
+    tokens, where there are positions enough to tell.
 
     Raises:
-        ValueError: the model does not run on the inputs.
+        ValueError: the model does not run on the inputs, or they are empty or not finite.
     """
     fits = [_Fit(model, *pair) for pair in zip(sites, adapters, strict=True) if pair[0].copied]
     modes = {module: module.training for module in model.modules()}
@@ -63,6 +71,30 @@ def fit_kernels(
         fit.set_kernels()
 
 
+class _Squares:
+    """Σ (o − k·w)² over answers o and windows w, for the kernel k of each channel."""
+
+    def __init__(self) -> None:
+        self.gram: Any = 0
+        self.cross: Any = 0
+        self.square: Any = 0
+        self.energy = 0.0
+        """of the answers as they were, with what no kernel changes"""
+
+    def add(self, windows: Tensor, answers: Tensor, fixed: Tensor | float = 0.0) -> None:
+        """Windows C K² M, answers C M, and the part of them that no kernel changes."""
+        wanted = answers - fixed
+        self.gram = self.gram + windows @ windows.mT
+        self.cross = self.cross + (windows @ wanted[..., None])[..., 0]
+        self.square = self.square + wanted.square().sum(1)
+        self.energy += float(answers.square().sum())
+
+    def missed(self, kernels: Tensor) -> Tensor:
+        """The sum of each channel for kernels C K²."""
+        inside = (kernels[:, None] @ self.gram)[:, 0] - 2 * self.cross
+        return (self.square + (inside * kernels).sum(1)).clamp_min(0)
+
+
 class _Fit:
     """The least-squares problems of the channels of one attention."""
 
@@ -71,12 +103,8 @@ class _Fit:
         self.site, self.adapter = site, adapter
         self.mixer: Any = adapter.mixer  # whose layers have the attention's weights
         self.unproject = torch.linalg.pinv(_double(self.mixer.proj.weight)).T  # undoes the output projection
-        self.gram: Any = 0
-        self.cross: Any = 0
-        self.energy = 0.0
-        self.positions = 0
-        self.prefix: list[tuple[Tensor, Tensor, Tensor, int]] = []
-        """of each sample: values and answers of the prefix tokens, mean window of the map, its positions"""
+        self.single, self.means = _Squares(), _Squares()  # of positions; of the map and prefix tokens
+        self.maps = self.positions = 0
 
     def add_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A hook behind the attention: add what it answered, and the values around each position."""
@@ -88,17 +116,26 @@ class _Fit:
         with self.mixer.register_forward_pre_hook(keep, with_kwargs=True):
             self.adapter(*args, **kwargs)  # which knows how the attention is called
         ((tokens, grid),) = calls
-        prefix, size = self.mixer.num_prefix_tokens, self.mixer.kernel_size
-        values = _double(self.mixer.value_proj(tokens))
-        answers = (_double(self._answered(args, output)) - _double(self.mixer.proj.bias)) @ self.unproject
+        values = _double(self.mixer.value_proj(tokens)).mT
+        answers = (
+            (_double(self._answered(args, output)) - _double(self.mixer.proj.bias)) @ self.unproject
+        ).mT
         for value, answer in zip(values, answers, strict=True):
-            image = value[prefix:].T.unflatten(1, grid)[None]
-            windows = F.unfold(image, size, padding=size // 2)[0].unflatten(0, (-1, size**2))  # C K² N
-            self.gram = self.gram + windows @ windows.mT
-            self.cross = self.cross + (windows @ answer[prefix:].T[..., None])[..., 0]
-            self.energy += float(answer[prefix:].square().sum())
-            self.positions += windows.shape[2]
-            self.prefix.append((value[:prefix], answer[:prefix], windows.mean(2), windows.shape[2]))
+            self._add_map(value, answer, grid)
+
+    def _add_map(self, value: Tensor, answer: Tensor, grid: Any) -> None:
+        """Values and answers of one sample, C P+N."""
+        count, size = self.mixer.num_prefix_tokens, self.mixer.kernel_size
+        image = value[None, :, count:].unflatten(2, grid)
+        windows = F.unfold(image, size, padding=size // 2)[0].unflatten(0, (-1, size**2))  # C K² N
+        positions, mean = windows.shape[2], windows.mean(2, keepdim=True)
+        self.single.add(windows, answer[:, count:])
+        self.means.add(positions * mean, answer[:, count:].sum(1, keepdim=True))
+        share = positions / (count + positions)
+        others = (1 - share) * value[:, :count].mean(1, keepdim=True)
+        windows = (share * mean).expand(-1, -1, count)
+        self.means.add(positions * windows, positions * answer[:, :count], positions * others)
+        self.maps, self.positions = self.maps + 1, self.positions + positions
 
     def _answered(self, args: tuple[Any, ...], output: Any) -> Tensor:
         """What the attention answered, as tokens. Of a block, the branch of its attention is run again."""
@@ -113,26 +150,44 @@ class _Fit:
         return output if self.adapter.call.layout == "tokens" else output.flatten(1, 2)
 
     def set_kernels(self) -> None:
+        if not self.positions:
+            raise ValueError(f"nothing was replaced. `start` brings no image to {self.site.name}")
+        single, means = self.single, self.means
+        if not math.isfinite(single.energy + means.energy + float(single.gram.sum())):
+            raise ValueError(
+                f"nothing was replaced. For `start`, {self.site.name} computes numbers that are not finite: "
+                "give finite images, and the model in float32"
+            )
         if not self.mixer.proj.weight.any():  # nothing of the kernels is seen: keep those that can learn
             self.site.explained, self.site.exact = 1.0, True
-        elif self.energy:
-            inverse = torch.linalg.pinv(self.gram, hermitian=True, rtol=1e-10)
-            kernels = (inverse @ self.cross[..., None])[..., 0]
-            self._measure(kernels)
+        elif single.energy:
+            gram, cross = single.gram + means.gram, single.cross + means.cross
+            averages = torch.full_like(cross, 1 / cross.shape[1])
+            kernels = _solve(gram, cross)
+            least = (single.missed(kernels) + means.missed(kernels))[:, None].expand_as(cross)
+            ridge = least / self.maps / averages**2
+            kernels = _solve(gram + torch.diag_embed(ridge), cross + ridge * averages)
+            self._measure(kernels, averages)
             start_at(self.mixer, kernels.to(self.mixer.proj.weight))
 
-    def _measure(self, kernels: Tensor) -> None:
-        """Say how near the answers with these kernels are."""
-        left, prefix_left = self.energy - float((kernels * self.cross).sum()), 0.0
-        prefix_energy = sum(float(answer.square().sum()) for _, answer, _, _ in self.prefix)
-        for value, answer, window, positions in self.prefix if self.mixer.num_prefix_tokens else []:
-            routed = (kernels * window).sum(1).expand(1, positions, -1)
-            prefix_left += float((answer - mix_prefix(value[None], routed)).square().sum())
-        same = left <= _ROUNDING * self.energy and prefix_left <= _ROUNDING * prefix_energy
-        site = self.site
-        site.explained = max(0.0, 1 - (left + prefix_left) / (self.energy + prefix_energy))
+    def _measure(self, kernels: Tensor, averages: Tensor) -> None:
+        """Say how near the answers with these kernels are, and with local averages."""
+        site, all_of_them = self.site, (self.single, self.means)
+        energy = sum(squares.energy for squares in all_of_them)
+        site.explained, site.averages = (
+            max(0.0, 1 - sum(float(squares.missed(each).sum()) for squares in all_of_them) / energy)
+            for each in (kernels, averages)
+        )
         site.determined = self.positions >= kernels.shape[1]
-        site.exact = same and site.determined
+        site.exact = site.determined and all(
+            float(squares.missed(kernels).sum()) <= _ROUNDING * squares.energy for squares in all_of_them
+        )
+
+
+def _solve(gram: Tensor, cross: Tensor) -> Tensor:
+    """The kernels C K² that minimize the squares."""
+    inverse = torch.linalg.pinv(gram, hermitian=True, rtol=1e-10)
+    return (inverse @ cross[..., None])[..., 0]
 
 
 def _double(x: Any) -> Tensor:

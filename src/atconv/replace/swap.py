@@ -39,8 +39,11 @@ class Replacement:
     """its weights were taken over: the projections of an attention, the kernel of a convolution"""
     explained: float | None = None
     """where ATConv starts from what an attention answered: the share of that, before the output projection,
-    that it answers too, class and register tokens included; of a convolution, the share of the squares of its
+    that it answers too, as squares of single positions, of their mean and of class and register tokens, the
+    latter two times the square of the number of positions; of a convolution, the share of the squares of its
     weights; 0 where it is no nearer than zeros; None where that is not known"""
+    averages: float | None = None
+    """the same share for local averages, near which ATConv starts without `start`"""
     exact: bool = False
     """ATConv answers the same, where it starts from an attention on these inputs, on every token"""
     determined: bool = True
@@ -63,7 +66,8 @@ class ReplacementReport:
     def __str__(self) -> str:
         model = Replacement("full model", self.parameters, self.macs, copied=True)
         started = any(replacement.explained is not None for replacement in self.replaced)
-        rows = [("replaced", "parameters", "GMACs", "start" * started)]
+        averages = any(replacement.averages is not None for replacement in self.replaced)
+        rows = [("replaced", "parameters", "GMACs", "start" * started, "averages" * averages)]
         rows += map(_row, (*self.replaced, model))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
@@ -85,11 +89,15 @@ class ReplacementReport:
         return "\n".join(lines)
 
 
-def _row(replacement: Replacement) -> tuple[str, str, str, str]:
-    (before, after), explained = replacement.parameters, replacement.explained
+def _row(replacement: Replacement) -> tuple[str, str, str, str, str]:
+    before, after = replacement.parameters
     counts = " → ".join(f"{count / 1e9:.3g}" for count in replacement.macs or ())
-    start = "" if explained is None else "exact" if replacement.exact else f"{min(explained, 0.999):.1%}"
-    return replacement.name, f"{before:,} → {after:,}", counts, start
+    start = "exact" if replacement.exact else _percent(replacement.explained)
+    return replacement.name, f"{before:,} → {after:,}", counts, start, _percent(replacement.averages)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{min(share, 0.999):.1%}"
 
 
 def swap(
@@ -117,6 +125,7 @@ def swap(
                 _macs(before, after, site.name),
                 site.copied,
                 site.explained,
+                site.averages,
                 site.exact,
                 site.determined,
             )
