@@ -67,6 +67,15 @@ def test_depthwise_convolutions_become_atconv_that_computes_the_same(name: str) 
     assert_close(model(x), expected, 1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@torch.no_grad()
+def test_a_replaced_model_is_still_scripted_and_traced() -> None:
+    model, x = DEPTHWISE["ConvNeXt"]()
+    atconv.replace_convolution(ready(model))
+    for each in (torch.jit.script(model), torch.fx.symbolic_trace(model)):
+        assert_close(each(x), model(x), 1e-12)
+
+
 @pytest.mark.parametrize("name", DEPTHWISE)
 def test_they_learn_to_route(name: str) -> None:
     model, x = DEPTHWISE[name]()

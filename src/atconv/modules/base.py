@@ -179,15 +179,22 @@ class ATConv(nn.Module):
         _check_channels(x, self.in_channels, self.axes, type(self).__name__)
 
     def macs(self, *size: int) -> int:
-        """Multiply-adds for one sample on a map of this size: height and width for two axes."""
+        """Multiply-adds for one sample on a map of this size: height and width for two axes.
+
+        Running means of a causal mixer are counted as `step` updates them.
+        """
         positions = math.prod(size)
         routed = math.prod(-(-n // s) for n, s in zip(size, self.stride, strict=True))
         weights, dim, groups = math.prod(self._kernel_sizes), self.in_channels, self.kernel_groups
         count = weights * routed * dim
         if not isinstance(self.proj, nn.Identity):
             count += positions * dim * dim + routed * dim * self.out_channels
+        if not self.routing:
+            return count
+        if self.causal:
+            count += positions * self.context_bins * dim
         made = chunks_of(size[0], self.chunk) if self.causal else 1
-        return count + made * self.context_bins * groups * (dim + weights) if self.routing else count
+        return count + made * self.context_bins * groups * (dim + weights)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
