@@ -434,9 +434,10 @@ def loop_causal(module: Any, x: Tensor) -> Tensor:
             weights = torch.tensor([memory ** (start - s) for s in range(start + 1)], dtype=x.dtype)
             means.append((x[..., : start + 1] * weights).sum(-1) / weights.sum())
         if module.routing:
-            kernel = module._inhibit(module._context_to_kernel(torch.stack(means, dim=-1)))
+            kernel = module._context_to_kernel(torch.stack(means, dim=-1))
         else:
-            kernel = module._inhibit(module.static_kernel[None])
+            kernel = module.static_kernel[None]
+        kernel = functional.lateral_inhibition(kernel, module.alpha)
         kernel = kernel.repeat_interleave(x.shape[1] // kernel.shape[1], dim=1)
         taps = [(i, t - (size - 1 - i) * dilation) for i in range(size)]
         outputs.append(sum(kernel[..., i] * values[..., s] for i, s in taps if s >= 0))

@@ -156,6 +156,7 @@ def test_full_inhibition_leaves_zero_mean_kernels_and_none_leaves_them_alone() -
     zero_mean = functional.lateral_inhibition(kernel, torch.full((4,), 50.0))
     assert zero_mean.mean((2, 3)).abs().max() < 1e-14
     assert torch.equal(functional.lateral_inhibition(kernel, torch.full((4,), -math.inf)), kernel)
+    assert torch.equal(functional.lateral_inhibition(kernel, None), kernel)
 
 
 @settings(deadline=None, max_examples=20)

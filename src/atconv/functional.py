@@ -125,12 +125,13 @@ def generate_kernel(mixed: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return kernel.transpose(1, 2)
 
 
-def lateral_inhibition(kernel: Tensor, alpha: Tensor) -> Tensor:
+def lateral_inhibition(kernel: Tensor, alpha: Tensor | None) -> Tensor:
     """Let the weights of each kernel compete: k − sigmoid(α)·mean(k) (differential kernel modulation).
 
     Args:
         kernel: B C *K.
-        alpha: C, one learned number a kernel; λ = sigmoid(α) is the strength, 0.5 at α = 0.
+        alpha: C, one learned number a kernel; λ = sigmoid(α) is the strength, 0.5 at α = 0. None for none:
+            the kernels as they are.
 
     Returns:
         modulated kernels, B C *K, in the promoted dtype of both.
@@ -138,6 +139,8 @@ def lateral_inhibition(kernel: Tensor, alpha: Tensor) -> Tensor:
     Raises:
         ValueError: `kernel` is not B C *K or `alpha` is not C.
     """
+    if alpha is None:
+        return kernel
     if not (torch.jit.is_scripting() or torch.jit.is_tracing()):
         checking.check_alpha(alpha, kernel)
     axes = list(range(2, kernel.ndim))
@@ -191,8 +194,7 @@ def dynamic_depthwise_conv(
             if alpha is not None:
                 checking.check_alpha(alpha, kernel)
             return ops.triton(x, kernel, alpha)
-    if alpha is not None:
-        kernel = lateral_inhibition(kernel, alpha)
+    kernel = lateral_inhibition(kernel, alpha)
     kernel = ops.share_kernels(kernel, x).to(x.dtype)
     return ops.dynamic_depthwise_conv(x, kernel, strides, padding, dilations)
 
@@ -250,8 +252,7 @@ def causal_depthwise_conv(
     """
     checking.check_map(x)
     checking.check_causal_kernel(x, kernel, chunk)
-    if alpha is not None:
-        kernel = lateral_inhibition(kernel, alpha)
+    kernel = lateral_inhibition(kernel, alpha)
     kernel = ops.share_kernels(kernel, x).to(x.dtype)
     return causal.causal_depthwise_conv1d(x, kernel, chunk, per_axis(dilation, 1, "dilation")[0])
 

@@ -67,7 +67,7 @@ def test_depthwise_convolutions_become_atconv_that_computes_the_same(name: str) 
     assert_close(model(x), expected, 1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @torch.no_grad()
 def test_a_replaced_model_is_still_scripted_and_traced() -> None:
     model, x = DEPTHWISE["ConvNeXt"]()

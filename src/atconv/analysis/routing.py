@@ -67,7 +67,7 @@ def _map_kernels(model: nn.Module, function: Callable[[str, Tensor], Tensor]) ->
     def mapped(name: str, raw: Callable[[Tensor], tuple[Tensor, Tensor | None]]) -> Callable[..., Any]:
         def kernels(x: Tensor) -> tuple[Tensor, None]:
             kernel, alpha = raw(x)
-            return function(name, kernel if alpha is None else lateral_inhibition(kernel, alpha)), None
+            return function(name, lateral_inhibition(kernel, alpha)), None
 
         return kernels
 

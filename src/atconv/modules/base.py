@@ -161,7 +161,7 @@ class ATConv(nn.Module):
         """The kernels k̂ used for a map: B C *S → B G *K (1 G *K without routing), G = C kernels a sample or
         `kernel_groups`. Of a causal mixer with M chunks B G M K (1 G K without routing)."""
         kernel, alpha = self.raw_kernels(x)
-        kernel = kernel if alpha is None else functional.lateral_inhibition(kernel, alpha)
+        kernel = functional.lateral_inhibition(kernel, alpha)
         if not (self.causal and self.routing):
             return kernel
         return kernel.unflatten(0, (x.shape[0], chunks_of(x.shape[2], self.chunk))).transpose(1, 2)

@@ -62,9 +62,10 @@ class Stepping(ATConv):
         sums, weights = decay * state.sums + x[..., None], decay * state.weights + 1
         kernel = state.kernel
         if not self.routing:
-            kernel = self._inhibit(self.static_kernel[None])
+            kernel = functional.lateral_inhibition(self.static_kernel[None], self.alpha)
         elif state.position % self.chunk == 0:
-            kernel = self._inhibit(self._context_to_kernel((sums / weights).to(x.dtype)))
+            raw = self._context_to_kernel((sums / weights).to(x.dtype))
+            kernel = functional.lateral_inhibition(raw, self.alpha)
         values = torch.cat([state.values, self._project_position(self.value_proj, x)[..., None]], dim=2)
         taps = values[..., :: self.dilation[0]] * share_kernels(kernel, x)
         y = self._project_position(self.proj, taps.sum(-1))
@@ -97,9 +98,6 @@ class Stepping(ATConv):
             )
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"{name}: step takes {dtype} as its state, got {x.dtype}")
-
-    def _inhibit(self, kernel: Tensor) -> Tensor:
-        return kernel if self.alpha is None else functional.lateral_inhibition(kernel, self.alpha)
 
     def _project_position(self, layer: nn.Module, x: Tensor) -> Tensor:
         """A projection of B C."""
