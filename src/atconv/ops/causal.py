@@ -74,10 +74,10 @@ def _as_product(x: Tensor, bins: int, chunk: int) -> Tensor:
     decay = torch.tensor(memory_decay(bins), device=x.device, dtype=x.dtype)[:, None, None]
     weights = torch.where(back >= 0, decay ** back.clamp_min(0).to(x.dtype), 0)
     shares = weights / weights.sum(-1, keepdim=True)
-    finite = x.isfinite()
+    finite = x.abs() < torch.inf  # and no NaN
     means = torch.matmul(shares, torch.where(finite, x, 0).transpose(1, 2).unsqueeze(1))  # B n M C
     # 0 · NaN is NaN: what is not finite would reach back in the product. It spoils what follows it alone.
-    spoiled = (~finite).to(x.dtype).cumsum(2).index_select(2, begin).unsqueeze(2) > 0
+    spoiled = (1 - finite.to(x.dtype)).cumsum(2).index_select(2, begin).unsqueeze(2) > 0
     return torch.where(spoiled, torch.nan, means.permute(0, 3, 1, 2))
 
 
