@@ -637,6 +637,17 @@ def test_causal_mixers_export_strictly_or_not(options: dict[str, Any], strict: b
                 assert not y[..., 3].isfinite().any()
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("options", EXPORTED, ids=str)
+@torch.no_grad()
+def test_causal_mixers_are_traced(options: dict[str, Any]) -> None:
+    module = build(1, {"causal": True, **options})
+    traced = torch.jit.trace(module, image(1, size=7))
+    for batch, size in [(3, 25), (1, 5)]:
+        x = image(1, batch, size=size)
+        assert_close(traced(x), module(x), 1e-12)
+
+
 @every_causal
 def test_causal_macs_are_those_that_torch_counts(options: dict[str, Any]) -> None:
     module, x = build(1, {"causal": True, **options}), image(1, batch=1, size=10)

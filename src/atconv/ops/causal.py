@@ -104,8 +104,8 @@ def causal_depthwise_conv1d(x: Tensor, kernel: Tensor, chunk: int, dilation: int
 
 def _is_known_to_be_one(count: int) -> bool:
     """Whether it is 1 in every case: a graph for every length is not asked."""
-    if not is_symbolic():
-        return count == 1
+    if torch.jit.is_tracing() or not is_symbolic():
+        return bool(count == 1)
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
 
     return statically_known_true(count == 1)
