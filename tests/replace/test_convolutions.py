@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,83 @@ def test_without_depthwise_convolutions_all_but_the_first_are_chosen() -> None:
     assert len(report.replaced) == 16
 
 
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("axes", [1, 3])
+@torch.no_grad()
+def test_sequences_and_volumes_are_replaced_too(axes: int, groups: int) -> None:
+    kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    conv = kind(6, 6, 3, stride=2, padding=1, groups=groups).double()
+    if groups == 1:
+        kernels = torch.randn(6, 3**axes, dtype=torch.float64)
+        conv.weight.copy_(
+            torch.einsum("oi,ik->oik", conv.weight.flatten(2)[..., 0], kernels).view_as(conv.weight)
+        )
+    model, x = nn.Sequential(conv), torch.randn(2, 6, *(9, 7, 8)[:axes], dtype=torch.float64)
+    expected = model(x)
+    report = atconv.replace_convolution(model, where=lambda name, module: True)
+    assert report.replaced[0].exact
+    assert_close(model(x), expected, 1e-6 if groups == 1 else 1e-12)
+    opened = nn.Sequential(kind(6, 6, 3, stride=2, padding=1, groups=groups)).double()
+    atconv.replace.apply(opened, atconv.replace.describe(model.state_dict()))
+    opened.load_state_dict(model.state_dict())
+    assert torch.equal(opened(x), model(x))
+
+
+def test_a_layer_that_makes_the_output_is_spared() -> None:
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)]
+    report = atconv.replace_convolution(nn.Sequential(*layers, nn.Sigmoid()))
+    assert report.kept == {"0": "not chosen", "2": "not chosen"}
+    report = atconv.replace_convolution(nn.Sequential(*layers, nn.BatchNorm2d(2)))
+    assert report.kept == {"0": "not chosen"}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0])
+@torch.no_grad()
+def test_the_start_is_measured_as_it_is_stored(dtype: torch.dtype, tolerance: float, offset: float) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+    conv.weight += offset
+    model, weight = nn.Sequential(conv.to(dtype)), conv.weight.double()[:, 0]
+    (row,) = atconv.replace_convolution(model).replaced
+    stored = model[0].kernels(torch.zeros(1, 16, 5, 5, dtype=dtype))[0].double()
+    missed = float((stored - weight).square().sum() / weight.square().sum())
+    assert 0 < missed < tolerance**2
+    assert row.explained == pytest.approx(1 - missed, abs=1e-12)
+    assert row.exact == (missed <= torch.finfo(dtype).eps ** 2)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(
+    ("dtype", "number"), [(torch.half, 4e4), (torch.half, 6e4), (torch.float32, math.nan)]
+)
+@torch.no_grad()
+def test_a_start_that_is_not_finite_is_refused(groups: int, dtype: torch.dtype, number: float) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=groups).to(dtype))
+    model[0].weight.fill_(number)
+    with pytest.raises(ValueError, match=r"nothing was replaced\. 0: .* not finite in torch\..*: give a"):
+        atconv.replace_convolution(model, where=lambda name, module: True)
+    assert type(model[0]) is nn.Conv2d
+
+
+def test_shared_and_hooked_weights_are_kept() -> None:
+    layers = [nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(4)]
+    layers[1].weight = layers[0].weight
+    layers[2].weight.register_hook(lambda gradient: gradient)
+    report = atconv.replace_convolution(nn.Sequential(*layers))
+    shared = "another layer has the same weights"
+    assert report.kept == {"0": shared, "1": shared, "2": "its weights have hooks"}
+
+
+def test_mixers_of_the_user_are_not_taken_for_replaced_convolutions() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), atconv.ATConv2d(4, kernel_bias=True))
+    model.add_module("mixer", atconv.ATConvTokens(4))
+    assert atconv.replace.describe(model) == atconv.replace.describe(model.state_dict()) == {}
+    atconv.replace_convolution(model, where=lambda name, module: True)
+    assert atconv.replace.describe(model) == {"0": {"convolution": True}}
+    assert atconv.replace.describe(model.state_dict()) == {"0": {"convolution": True}}
+
+
 def test_a_unet_of_diffusers_and_a_decoder_run_with_atconv() -> None:
     diffusers = pytest.importorskip("diffusers")
     unet = diffusers.UNet2DModel(
@@ -278,7 +356,7 @@ def test_every_reason_for_replacing_nothing_is_named() -> None:
 
     conv1 = nn.Conv2d(3, 8, 7, 2, 3)
     model = Grouped(conv1, nn.Conv2d(8, 8, 3, 1, 1, groups=2), nn.Conv2d(8, 8, 3, 1, 1, groups=2))
-    with pytest.raises(ValueError, match=r"0: it sees the image, .*; 1, 2: it has 2 groups: ATConv takes 1"):
+    with pytest.raises(ValueError, match=r"0: it sees the image .*; 1, 2: it has 2 groups: ATConv takes 1"):
         atconv.replace_convolution(model)
     for alone in (nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)):
         with pytest.raises(ValueError, match=r"nothing was replaced\. Conv2d: it is the model itself"):

@@ -148,6 +148,7 @@ class Call:
 
 class ATConvAdapter(nn.Module):
     """ATConv, called as the attention was. Rotary and relative positions that the attention took are ignored.
+    Its state says that it replaces attention, for `describe`.
 
     Args:
         mixer: the operator.
@@ -170,6 +171,8 @@ class ATConvAdapter(nn.Module):
         self.call = call
         self.grid: GridState | None = None
         self.proj_drop: nn.Module = nn.Identity()
+        mark = torch.ones((), dtype=torch.bool, device=next(mixer.parameters()).device)
+        self.register_buffer("replaces_attention", mark)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         call = self.call

@@ -103,9 +103,11 @@ def replace_convolution(
     dilation and padding are those of the convolution. Make optimizers and compile after the call.
 
     Args:
-        model: any that holds `nn.Conv2d`: timm's and torchvision's CNNs, diffusers' UNets, decoders.
+        model: any that holds `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`: timm's and torchvision's CNNs,
+            diffusers' UNets, decoders.
         where: (name, module) → whether to replace it; by default depthwise convolutions, where there is none
-            the dense ones but the first, which sees the image.
+            the dense ones but the first, which sees the image, and one that makes the output: no layer with
+            weights comes after it.
         example: as in `replace_attention`.
         every, blocks: as in `replace_attention`, counted among those of the default, or with `where` among
             all that can be replaced.
@@ -125,9 +127,9 @@ def replace_convolution(
     sites = convolution_sites(model)
     if not sites:
         raise ValueError(f"{type(model).__name__} has no convolution larger than 1×1")
-    candidates = default_convolutions(sites) if where is None else sites
+    candidates = default_convolutions(model, sites) if where is None else sites
     if not candidates:
-        first = "it sees the image, choose it by `where`"
+        first = "it sees the image or makes the output, choose it by `where`"
         raise nothing_replaced(model, {site.name: site.reason or first for site in sites})
     chosen = choose(model, candidates, where, "convolutions", every, blocks)
     options = {"kernel_groups": kernel_groups, "context_bins": context_bins}

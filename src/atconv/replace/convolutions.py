@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atconv.modules import ATConv2d
+from atconv.modules import ATConv1d, ATConv2d, ATConv3d
+from atconv.modules.base import ATConv
 from atconv.ops.depthwise_conv import DepthwiseConv2d
 from atconv.ops.plain import is_plain
-from atconv.replace.start import start_at
+from atconv.replace.start import check_finite, is_rounding, start_at
 
 __all__ = [
     "ATConvConvolution",
@@ -23,7 +25,7 @@ __all__ = [
     "default_convolutions",
 ]
 
-_KINDS = (nn.Conv2d, DepthwiseConv2d)
+_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d)
 _ROUNDING = 1e-10  # share of the squares of the weights
 
 
@@ -48,46 +50,80 @@ class ConvolutionSite:
 
     def measure(self, weight: Tensor, start: Tensor) -> None:
         """Compare the convolution's weights with those that ATConv starts from."""
-        total, missed = float(weight.square().sum()), float((weight - start).square().sum())
-        self.explained = 1 - missed / total if total else 1.0
-        self.exact = missed <= _ROUNDING * total
+        exact = weight.double()
+        total, missed = float(exact.square().sum()), float((exact - start).square().sum())
+        self.explained = max(0.0, 1 - missed / total) if total else 1.0
+        self.exact = is_rounding(missed, total, _ROUNDING, weight.dtype)
 
 
-class ATConvConvolution(ATConv2d):
-    """An ATConv that stands where a convolution was."""
+class ATConvConvolution(ATConv):
+    """An ATConv that stands where a convolution was. Its state says so, for `describe`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        mark = torch.ones((), dtype=torch.bool, device=options.get("device"))
+        self.register_buffer("replaces_convolution", mark)
+
+
+class _ATConvConvolution1d(ATConvConvolution, ATConv1d):
+    pass
+
+
+class _ATConvConvolution2d(ATConvConvolution, ATConv2d):
+    pass
+
+
+class _ATConvConvolution3d(ATConvConvolution, ATConv3d):
+    pass
+
+
+_OF_AXES = (_ATConvConvolution1d, _ATConvConvolution2d, _ATConvConvolution3d)
 
 
 def convolution_sites(model: nn.Module) -> list[ConvolutionSite]:
     """Every convolution of a model that is larger than 1×1, in order of its modules."""
+    users = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
     return [
-        ConvolutionSite(name, reason="it is ATConv already") if is_ours else _examine(name, module)
+        ConvolutionSite(name, reason="it is ATConv already")
+        if is_ours
+        else _examine(name, module, shared=users[id(module.weight)] > 1)
         for name, module in model.named_modules()
         if (is_ours := isinstance(module, ATConvConvolution))
-        or (isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1)
+        or (isinstance(module, _KINDS) and max(module.kernel_size) > 1)
     ]
 
 
-def default_convolutions(sites: list[ConvolutionSite]) -> list[ConvolutionSite]:
-    """Depthwise convolutions, else dense ones but the first of the model."""
+def default_convolutions(model: nn.Module, sites: list[ConvolutionSite]) -> list[ConvolutionSite]:
+    """Depthwise convolutions, else dense ones but the first of the model, and but one that makes its output:
+    no layer with weights comes after it."""
     able = [site for site in sites if site.make is not None]
-    return [site for site in able if site.depthwise] or [site for site in able if site is not sites[0]]
+    last = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))][-1]
+    inner = [site for site in able if site is not sites[0] and site.name != last]
+    return [site for site in able if site.depthwise] or inner
 
 
 def build_convolution(site: ConvolutionSite, **options: Any) -> nn.Module:
     """What stands in the place of a site's convolution, with `kernel_groups` and `context_bins` of ATConv."""
     assert site.make is not None
     try:
-        return site.make(site, **options)
+        module = site.make(site, **options)
+        for weight in module.parameters():
+            check_finite(weight, "weights at the start")
+        return module
     except (TypeError, ValueError) as error:
         raise type(error)(f"nothing was replaced. {site.name}: {error}") from error
 
 
-def _examine(name: str, module: Any) -> ConvolutionSite:
+def _examine(name: str, module: Any, shared: bool) -> ConvolutionSite:
     same = tuple(d * (size // 2) for d, size in zip(module.dilation, module.kernel_size, strict=True))
     depthwise = module.groups == module.in_channels == module.out_channels
     reason = ""
     if not any(is_plain(module, kind) for kind in _KINDS):
         reason = f"it is a {type(module).__name__} that computes more than a convolution, or has hooks"
+    elif shared:
+        reason = "another layer has the same weights"
+    elif any(weight._backward_hooks or weight._post_accumulate_grad_hooks for weight in module.parameters()):
+        reason = "its weights have hooks"
     elif not name:
         reason = "it is the model itself, which cannot change in place: replace in nn.Sequential(model)"
     elif not depthwise and module.groups == module.in_channels > 1:
@@ -107,7 +143,7 @@ def _examine(name: str, module: Any) -> ConvolutionSite:
 
 def _without_weights(conv: Any, projections: bool, **options: Any) -> ATConvConvolution:
     """ATConv with the options of a convolution, on its device and in its dtype, without routing at first."""
-    mixer = ATConvConvolution(
+    mixer = _OF_AXES[len(conv.kernel_size) - 1](
         conv.in_channels,
         conv.out_channels,
         kernel_size=conv.kernel_size,
@@ -129,10 +165,10 @@ def _from_depthwise(conv: Any, site: ConvolutionSite, **options: Any) -> ATConvC
     mixer: Any = _without_weights(conv, projections=False, **options)
     kernels = conv.weight.flatten(1)
     shared = kernels.unflatten(0, (mixer.kernel_groups, -1))
-    mean = shared.mean(1, keepdim=True)
-    start_at(mixer, mean[:, 0])
+    check_finite(kernels, "its weights")
+    start = start_at(mixer, shared.double().mean(1))
     if not kernels.is_meta:
-        site.measure(shared, mean)
+        site.measure(shared, start[:, None])
     elif mixer.kernel_groups == len(kernels):
         site.explained, site.exact = 1.0, True
     if conv.bias is not None:
@@ -147,12 +183,14 @@ def _from_dense(conv: Any, site: ConvolutionSite, **options: Any) -> ATConvConvo
     mixer: Any = _without_weights(conv, projections=True, **options)
     of_inputs = conv.weight.flatten(2).transpose(0, 1)  # in out K²
     if not of_inputs.is_meta:
+        check_finite(of_inputs, "its weights")
         together = of_inputs.float().unflatten(0, (mixer.kernel_groups, -1)).flatten(1, 2)
         outputs, sizes, kernels = torch.linalg.svd(together, full_matrices=False)
         outputs = outputs[..., :1] * sizes[:, None, :1]
-        start_at(mixer, kernels[:, 0])
-        site.measure(together, outputs * kernels[:, :1])
-        mixer.proj.weight.copy_(outputs.reshape(of_inputs.shape[:2]).T[..., None, None])
+        start = start_at(mixer, kernels[:, 0])
+        mixer.proj.weight.copy_(outputs.reshape(of_inputs.shape[:2]).T.reshape(mixer.proj.weight.shape))
+        stored = mixer.proj.weight.flatten(1).T.reshape(outputs.shape)
+        site.measure(of_inputs.reshape(together.shape), stored.double() * start[:, None])
         nn.init.dirac_(mixer.value_proj.weight)
     nn.init.zeros_(mixer.value_proj.bias)
     mixer.proj.bias.zero_() if conv.bias is None else mixer.proj.bias.copy_(conv.bias)

@@ -27,10 +27,8 @@ __all__ = ["apply", "describe", "from_pretrained", "record"]
 Description = Mapping[str, Mapping[str, Any]]
 KEY = "atconv_replacement"
 NOTE = f"{KEY}="
-# What tells what was replaced among saved weights: the generator, of an attention next to projections of
-# tokens, of a convolution next to the bias of its kernels.
-GENERATOR, VALUE, BIAS = ".kernel_gen.weight", ".value_proj.weight", ".kernel_bias"
-CONTEXT = ".context_proj.weight"
+# What tells what was replaced among saved weights.
+ATTENTION_MARK, CONVOLUTION_MARK = ".replaces_attention", ".replaces_convolution"
 CONVOLUTION = {"convolution": True}
 
 
@@ -55,16 +53,15 @@ def describe(source: nn.Module | Mapping[str, Tensor]) -> dict[str, dict[str, An
                     groups, module.in_channels, weights, module.context_bins
                 )
         return description
-    for name, weight in source.items():
-        mixer, values = name.removesuffix(GENERATOR), source.get(name.replace(GENERATOR, VALUE))
-        if mixer == name:
-            continue
-        biased = mixer + BIAS in source
-        if mixer.endswith(".mixer") and values is not None and values.ndim == 2:
-            bias = {"kernel_bias": True} if biased else {}
-            description[mixer.removesuffix(".mixer")] = {"kernel_size": math.isqrt(len(weight)), **bias}
-        elif biased and mixer + CONTEXT in source:
-            description[mixer] = _describe_convolution(*source[mixer + CONTEXT].shape, *weight.shape)
+    for key in source:
+        name, mark = key.rpartition(".")[0], key[key.rfind(".") :]
+        if mark == ATTENTION_MARK:
+            bias = {"kernel_bias": True} if f"{name}.mixer.kernel_bias" in source else {}
+            weights = len(source[f"{name}.mixer.kernel_gen.weight"])
+            description[name] = {"kernel_size": math.isqrt(weights), **bias}
+        elif mark == CONVOLUTION_MARK:
+            shapes = source[f"{name}.context_proj.weight"].shape, source[f"{name}.kernel_gen.weight"].shape
+            description[name] = _describe_convolution(*shapes[0], *shapes[1])
     return description
 
 

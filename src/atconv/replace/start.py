@@ -19,10 +19,33 @@ __all__ = ["fit_kernels", "start_at"]
 _ROUNDING = 1e-6  # share of the squares of the answers that is rounding
 
 
-def start_at(mixer: Any, kernels: Tensor) -> None:
-    """Begin with kernels that are C K² after inhibition: λ starts at 1/2, which leaves half of their mean."""
+def start_at(mixer: Any, kernels: Tensor) -> Tensor:
+    """Begin with kernels that are C K² after inhibition: λ starts at 1/2, which leaves half of their mean.
+
+    Returns:
+        C K² as the mixer computes them, rounded to its dtype, in float64.
+
+    Raises:
+        ValueError: they overflow that dtype.
+    """
     nn.init.zeros_(mixer.kernel_gen.weight)
     mixer.kernel_bias.copy_(kernels + kernels.mean(1, keepdim=True))
+    stored = mixer.kernels(kernels.new_zeros(1, mixer.in_channels, *[1] * mixer.axes).to(mixer.alpha.dtype))[
+        0
+    ]
+    check_finite(stored, "the kernels it starts from")
+    return stored.flatten(1).double()
+
+
+def check_finite(numbers: Tensor, what: str) -> None:
+    """Raise ValueError for infinite or undefined numbers; there are none on the meta device."""
+    if not (numbers.is_meta or numbers.isfinite().all()):
+        raise ValueError(f"{what} are not finite in {numbers.dtype}: give a model in float32 or bfloat16")
+
+
+def is_rounding(missed: float, total: float, share: float, dtype: torch.dtype) -> bool:
+    """Whether squares that were missed are a share that is rounding, in float32 or else in the dtype."""
+    return missed <= max(share, torch.finfo(dtype).eps ** 2) * total
 
 
 @torch.no_grad()
@@ -167,8 +190,7 @@ class _Fit:
             least = (single.missed(kernels) + means.missed(kernels))[:, None].expand_as(cross)
             ridge = least / self.maps / averages**2
             kernels = _solve(gram + torch.diag_embed(ridge), cross + ridge * averages)
-            self._measure(kernels, averages)
-            start_at(self.mixer, kernels.to(self.mixer.proj.weight))
+            self._measure(_double(start_at(self.mixer, kernels.to(self.mixer.proj.weight.device))), averages)
 
     def _measure(self, kernels: Tensor, averages: Tensor) -> None:
         """Say how near the answers with these kernels are, and with local averages."""
@@ -180,7 +202,10 @@ class _Fit:
         )
         site.determined = self.positions >= kernels.shape[1]
         site.exact = site.determined and all(
-            float(squares.missed(kernels).sum()) <= _ROUNDING * squares.energy for squares in all_of_them
+            is_rounding(
+                float(squares.missed(kernels).sum()), squares.energy, _ROUNDING, self.mixer.alpha.dtype
+            )
+            for squares in all_of_them
         )
 
 
