@@ -104,7 +104,7 @@ def test_names_of_classes_and_mistakes_do_not_overlap(classes: list[str], tmp_pa
     for figure in figures:
         figure.draw_without_rendering()
     names = [label.get_text() for label in confusion.axes[0].get_yticklabels()]
-    assert names == [plots.shorten(name) for name in classes]
+    assert names == plots.class_labels(classes)
     boxes = [label.get_window_extent() for label in confusion.axes[0].get_yticklabels()]
     boxes += [axis.title.get_window_extent() for axis in mistakes.axes[:20]]
     for groups in (boxes[: len(classes)], boxes[len(classes) :]):

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from atconv import load, tasks
+from atconv import load
 from atconv.engine.recipes import write_config
 from atconv.engine.run import Run
 from atconv.io import read_rows
-from atconv.tasks import train_or_resume
+from atconv.tasks import train_or_resume, training
 from atconv.tasks.classification.study import Study, prepare_sweep, read_study, study
 from atconv.tasks.classification.study_report import read_results, report_study, summarize
 from atconv.tasks.common.sweep import Job
@@ -32,7 +32,7 @@ def run_study(described: Study, out: Path) -> None:
 def test_every_run_is_made_once_seed_by_seed(tmp_path: Path) -> None:
     two_mixers = read_study(study_file(tmp_path / "study.yaml"))
     made: list[Path] = []
-    train = tasks.train
+    train = training.train
 
     def interrupted_once(config: Any, run: Path) -> Path:
         reset_accelerate()
@@ -41,7 +41,7 @@ def test_every_run_is_made_once_seed_by_seed(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return train(config, run)
 
-    with mock.patch.object(tasks, "train", interrupted_once):
+    with mock.patch.object(training, "train", interrupted_once):
         with pytest.raises(KeyboardInterrupt):
             run_study(two_mixers, tmp_path)
         assert len(read_rows(tmp_path / "results.csv")) == 1
@@ -67,7 +67,7 @@ def test_processes_share_the_runs_of_a_folder(tmp_path: Path, caplog: pytest.Log
         run.mkdir(parents=True)
         (run / "metrics.json").write_text('{"top1": 90}')
 
-    with mock.patch.object(tasks, "train", noting):
+    with mock.patch.object(training, "train", noting):
         (tmp_path / "runs").mkdir()
         with FileLock(tmp_path / "runs" / "ATConv-0.lock"), caplog.at_level(logging.INFO):
             run_study(two_mixers, tmp_path)
@@ -98,9 +98,9 @@ def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:
     one_mixer = study_file(tmp_path / "study.yaml", seeds=1, variants={"ATConv": {"token_mixer": "atconv"}})
     described = read_study(one_mixer)
     reset_accelerate()
-    tasks.train(described.config(described.variants["ATConv"]), tmp_path / "runs" / "ATConv-0")
+    training.train(described.config(described.variants["ATConv"]), tmp_path / "runs" / "ATConv-0")
     reset_accelerate()
-    with mock.patch.object(tasks, "train", side_effect=AssertionError("trained again")):
+    with mock.patch.object(training, "train", side_effect=AssertionError("trained again")):
         run_study(described, tmp_path)
     assert len(read_rows(tmp_path / "results.csv")) == 1
 
@@ -208,7 +208,7 @@ def test_variants_may_have_dots_in_their_names(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     with (
         FileLock(tmp_path / "runs" / "v1.5-0.lock"),
-        mock.patch.object(tasks, "train", train),
+        mock.patch.object(training, "train", train),
         pytest.raises(FloatingPointError),
     ):
         run_study(described, tmp_path)
@@ -223,7 +223,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(tmp_path: Path) -> None:
         raise FloatingPointError("the loss is nan")
 
     with (
-        mock.patch.object(tasks, "train", train),
+        mock.patch.object(training, "train", train),
         pytest.raises(
             FloatingPointError, match=r"2 runs have no row\. ATConv, seed 0: the loss is nan; pooling"
         ),
