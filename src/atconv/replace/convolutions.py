@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d)
-_ROUNDING = 1e-10  # share of the squares of the weights
 
 
 @dataclass(eq=False)
@@ -53,7 +52,7 @@ class ConvolutionSite:
         exact = weight.double()
         total, missed = float(exact.square().sum()), float((exact - start).square().sum())
         self.explained = max(0.0, 1 - missed / total) if total else 1.0
-        self.exact = is_rounding(missed, total, _ROUNDING, weight.dtype)
+        self.exact = is_rounding(missed, total, weight.dtype)
 
 
 class ATConvConvolution(ATConv):
@@ -65,19 +64,19 @@ class ATConvConvolution(ATConv):
         self.register_buffer("replaces_convolution", mark)
 
 
-class _ATConvConvolution1d(ATConvConvolution, ATConv1d):
+class ATConvConvolution1d(ATConvConvolution, ATConv1d):
     pass
 
 
-class _ATConvConvolution2d(ATConvConvolution, ATConv2d):
+class ATConvConvolution2d(ATConvConvolution, ATConv2d):
     pass
 
 
-class _ATConvConvolution3d(ATConvConvolution, ATConv3d):
+class ATConvConvolution3d(ATConvConvolution, ATConv3d):
     pass
 
 
-_OF_AXES = (_ATConvConvolution1d, _ATConvConvolution2d, _ATConvConvolution3d)
+_OF_AXES = (ATConvConvolution1d, ATConvConvolution2d, ATConvConvolution3d)
 
 
 def convolution_sites(model: nn.Module) -> list[ConvolutionSite]:

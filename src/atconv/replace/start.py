@@ -16,7 +16,7 @@ from atconv.replace.families import Site
 
 __all__ = ["fit_kernels", "start_at"]
 
-_ROUNDING = 1e-6  # share of the squares of the answers that is rounding
+_ROUNDING = 1e-10  # share of the squares of answers or weights, in float32
 
 
 def start_at(mixer: Any, kernels: Tensor) -> Tensor:
@@ -43,9 +43,9 @@ def check_finite(numbers: Tensor, what: str) -> None:
         raise ValueError(f"{what} are not finite in {numbers.dtype}: give a model in float32 or bfloat16")
 
 
-def is_rounding(missed: float, total: float, share: float, dtype: torch.dtype) -> bool:
-    """Whether squares that were missed are a share that is rounding, in float32 or else in the dtype."""
-    return missed <= max(share, torch.finfo(dtype).eps ** 2) * total
+def is_rounding(missed: float, total: float, dtype: torch.dtype) -> bool:
+    """Whether squares that were missed are a share that is rounding."""
+    return missed <= max(_ROUNDING, torch.finfo(dtype).eps ** 2) * total
 
 
 @torch.no_grad()
@@ -202,9 +202,7 @@ class _Fit:
         )
         site.determined = self.positions >= kernels.shape[1]
         site.exact = site.determined and all(
-            is_rounding(
-                float(squares.missed(kernels).sum()), squares.energy, _ROUNDING, self.mixer.alpha.dtype
-            )
+            is_rounding(float(squares.missed(kernels).sum()), squares.energy, self.mixer.alpha.dtype)
             for squares in all_of_them
         )
 
