@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from atconv.modules import ATConv1d, ATConv2d, ATConv3d
 from atconv.modules.base import ATConv
 from atconv.ops.depthwise_conv import DepthwiseConv2d
 from atconv.ops.plain import is_plain
-from atconv.replace.start import check_finite, is_rounding, start_at
+from atconv.replace.start import check_finite, in_double, is_rounding, start_at
 
 __all__ = [
     "ATConvConvolution",
@@ -30,11 +28,10 @@ _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d)
 
 @dataclass(eq=False)
 class ConvolutionSite:
-    """A convolution of a model: replaced by what `make` returns, or kept for a reason. `make` takes the site
-    and options of ATConv, and measures `explained` and `exact` of `Replacement`."""
+    """A convolution of a model: replaced, or kept for a reason."""
 
     name: str
-    make: Callable[..., nn.Module] | None = None
+    conv: Any = None
     depthwise: bool = False
     reason: str = ""
     hooks: tuple[()] = ()
@@ -49,8 +46,8 @@ class ConvolutionSite:
 
     def measure(self, weight: Tensor, start: Tensor) -> None:
         """Compare the convolution's weights with those that ATConv starts from."""
-        exact = weight.double()
-        total, missed = float(exact.square().sum()), float((exact - start).square().sum())
+        trained = in_double(weight)
+        total, missed = float(trained.square().sum()), float((trained - start).square().sum())
         self.explained = max(0.0, 1 - missed / total) if total else 1.0
         self.exact = is_rounding(missed, total, weight.dtype)
 
@@ -95,22 +92,32 @@ def convolution_sites(model: nn.Module) -> list[ConvolutionSite]:
 def default_convolutions(model: nn.Module, sites: list[ConvolutionSite]) -> list[ConvolutionSite]:
     """Depthwise convolutions, else dense ones but the first of the model, and but one that makes its output:
     no layer with weights comes after it."""
-    able = [site for site in sites if site.make is not None]
+    able = [site for site in sites if not site.reason]
     last = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))][-1]
     inner = [site for site in able if site is not sites[0] and site.name != last]
     return [site for site in able if site.depthwise] or inner
 
 
+@torch.no_grad()
 def build_convolution(site: ConvolutionSite, **options: Any) -> nn.Module:
-    """What stands in the place of a site's convolution, with `kernel_groups` and `context_bins` of ATConv."""
-    assert site.make is not None
+    """What stands in the place of a site's convolution, with `kernel_groups` and `context_bins` of ATConv.
+    The site is told how near it starts."""
+    conv = site.conv
     try:
-        module = site.make(site, **options)
-        for weight in module.parameters():
-            check_finite(weight, "weights at the start")
-        return module
+        mixer: Any = _without_weights(conv, projections=not site.depthwise, **options)
+        if not conv.weight.is_meta:
+            check_finite(conv.weight, "its weights")
+            start = (_start_depthwise if site.depthwise else _start_dense)(mixer, conv.weight)
+            for weight in mixer.parameters():
+                check_finite(weight, "weights at the start")
+            site.measure(conv.weight, start)
+        elif site.depthwise and mixer.kernel_groups == mixer.in_channels:
+            site.explained, site.exact = 1.0, True
     except (TypeError, ValueError) as error:
         raise type(error)(f"nothing was replaced. {site.name}: {error}") from error
+    bias = mixer.bias if site.depthwise else mixer.proj.bias
+    bias.zero_() if conv.bias is None else bias.copy_(conv.bias)
+    return mixer
 
 
 def _examine(name: str, module: Any, shared: bool) -> ConvolutionSite:
@@ -136,8 +143,7 @@ def _examine(name: str, module: Any, shared: bool) -> ConvolutionSite:
         reason = f"its padding of {module.padding} does not keep the center of its kernel: {same} would"
     if reason:
         return ConvolutionSite(name, reason=reason)
-    make = partial(_from_depthwise if depthwise else _from_dense, module)
-    return ConvolutionSite(name, make, depthwise)
+    return ConvolutionSite(name, module, depthwise)
 
 
 def _without_weights(conv: Any, projections: bool, **options: Any) -> ATConvConvolution:
@@ -158,39 +164,23 @@ def _without_weights(conv: Any, projections: bool, **options: Any) -> ATConvConv
     return mixer.train(conv.training)
 
 
-@torch.no_grad()
-def _from_depthwise(conv: Any, site: ConvolutionSite, **options: Any) -> ATConvConvolution:
-    """Channels that share a kernel start at the mean of theirs."""
-    mixer: Any = _without_weights(conv, projections=False, **options)
-    kernels = conv.weight.flatten(1)
-    shared = kernels.unflatten(0, (mixer.kernel_groups, -1))
-    check_finite(kernels, "its weights")
-    start = start_at(mixer, shared.double().mean(1))
-    if not kernels.is_meta:
-        site.measure(shared, start[:, None])
-    elif mixer.kernel_groups == len(kernels):
-        site.explained, site.exact = 1.0, True
-    if conv.bias is not None:
-        mixer.bias.copy_(conv.bias)
-    return mixer
+def _start_depthwise(mixer: Any, weight: Tensor) -> Tensor:
+    """Channels that share a kernel start at the mean of theirs. Returns the weights C 1 *K of the start."""
+    shared = in_double(weight).flatten(1).unflatten(0, (mixer.kernel_groups, -1))
+    start = start_at(mixer, shared.mean(1))
+    return start[:, None].expand_as(shared).reshape(weight.shape)
 
 
-@torch.no_grad()
-def _from_dense(conv: Any, site: ConvolutionSite, **options: Any) -> ATConvConvolution:
+def _start_dense(mixer: Any, weight: Tensor) -> Tensor:
     """For each input channel, the kernel and the weights of outputs whose product is nearest to its own.
-    Channels that share a kernel find it together."""
-    mixer: Any = _without_weights(conv, projections=True, **options)
-    of_inputs = conv.weight.flatten(2).transpose(0, 1)  # in out K²
-    if not of_inputs.is_meta:
-        check_finite(of_inputs, "its weights")
-        together = of_inputs.float().unflatten(0, (mixer.kernel_groups, -1)).flatten(1, 2)
-        outputs, sizes, kernels = torch.linalg.svd(together, full_matrices=False)
-        outputs = outputs[..., :1] * sizes[:, None, :1]
-        start = start_at(mixer, kernels[:, 0])
-        mixer.proj.weight.copy_(outputs.reshape(of_inputs.shape[:2]).T.reshape(mixer.proj.weight.shape))
-        stored = mixer.proj.weight.flatten(1).T.reshape(outputs.shape)
-        site.measure(of_inputs.reshape(together.shape), stored.double() * start[:, None])
-        nn.init.dirac_(mixer.value_proj.weight)
+    Channels that share a kernel find it together. Returns the weights O I *K of the start."""
+    of_inputs = weight.float().flatten(2).transpose(0, 1)  # I O K²
+    together = of_inputs.unflatten(0, (mixer.kernel_groups, -1)).flatten(1, 2)
+    outputs, sizes, kernels = torch.linalg.svd(together, full_matrices=False)
+    start = start_at(mixer, kernels[:, 0])
+    outputs = outputs[..., 0] * sizes[:, :1]
+    mixer.proj.weight.copy_(outputs.reshape(of_inputs.shape[:2]).T.reshape(mixer.proj.weight.shape))
+    nn.init.dirac_(mixer.value_proj.weight)
     nn.init.zeros_(mixer.value_proj.bias)
-    mixer.proj.bias.zero_() if conv.bias is None else mixer.proj.bias.copy_(conv.bias)
-    return mixer
+    each = start.repeat_interleave(mixer.in_channels // mixer.kernel_groups, 0)
+    return (in_double(mixer.proj.weight).flatten(1)[..., None] * each).reshape(weight.shape)

@@ -104,7 +104,7 @@ def _find_site(model: Any, sites: Mapping[str, Any], name: str) -> Any:
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     names = (name, name.removeprefix(prefix), prefix + name)
     site = next((sites[each] for each in names if each in sites), None)
-    if site is None or site.make is None:
+    if site is None or site.reason:
         reason = f"nothing to replace at {name}" if site is None else f"at {site.name}: {site.reason}"
         raise ValueError(f"nothing was replaced. {type(model).__name__}: {reason}")
     return site

@@ -14,7 +14,7 @@ from atconv.replace.adapters import ATConvAdapter, ATConvBlock
 from atconv.replace.counting import Example, arguments_of
 from atconv.replace.families import Site
 
-__all__ = ["fit_kernels", "start_at"]
+__all__ = ["check_finite", "fit_kernels", "in_double", "is_rounding", "start_at"]
 
 _ROUNDING = 1e-10  # share of the squares of answers or weights, in float32
 
@@ -30,16 +30,14 @@ def start_at(mixer: Any, kernels: Tensor) -> Tensor:
     """
     nn.init.zeros_(mixer.kernel_gen.weight)
     mixer.kernel_bias.copy_(kernels + kernels.mean(1, keepdim=True))
-    stored = mixer.kernels(kernels.new_zeros(1, mixer.in_channels, *[1] * mixer.axes).to(mixer.alpha.dtype))[
-        0
-    ]
+    stored = mixer.kernels(mixer.kernel_bias.new_zeros(1, mixer.in_channels, *[1] * mixer.axes))[0]
     check_finite(stored, "the kernels it starts from")
-    return stored.flatten(1).double()
+    return in_double(stored.flatten(1))
 
 
 def check_finite(numbers: Tensor, what: str) -> None:
-    """Raise ValueError for infinite or undefined numbers; there are none on the meta device."""
-    if not (numbers.is_meta or numbers.isfinite().all()):
+    """Raise ValueError for infinite or undefined numbers."""
+    if not numbers.isfinite().all():
         raise ValueError(f"{what} are not finite in {numbers.dtype}: give a model in float32 or bfloat16")
 
 
@@ -125,7 +123,9 @@ class _Fit:
         self.attention: Any = model.get_submodule(site.name)
         self.site, self.adapter = site, adapter
         self.mixer: Any = adapter.mixer  # whose layers have the attention's weights
-        self.unproject = torch.linalg.pinv(_double(self.mixer.proj.weight)).T  # undoes the output projection
+        self.unproject = torch.linalg.pinv(
+            in_double(self.mixer.proj.weight)
+        ).T  # undoes the output projection
         self.single, self.means = _Squares(), _Squares()  # of positions; of the map and prefix tokens
         self.maps = self.positions = 0
 
@@ -139,9 +139,9 @@ class _Fit:
         with self.mixer.register_forward_pre_hook(keep, with_kwargs=True):
             self.adapter(*args, **kwargs)  # which knows how the attention is called
         ((tokens, grid),) = calls
-        values = _double(self.mixer.value_proj(tokens)).mT
+        values = in_double(self.mixer.value_proj(tokens)).mT
         answers = (
-            (_double(self._answered(args, output)) - _double(self.mixer.proj.bias)) @ self.unproject
+            (in_double(self._answered(args, output)) - in_double(self.mixer.proj.bias)) @ self.unproject
         ).mT
         for value, answer in zip(values, answers, strict=True):
             self._add_map(value, answer, grid)
@@ -190,7 +190,7 @@ class _Fit:
             least = (single.missed(kernels) + means.missed(kernels))[:, None].expand_as(cross)
             ridge = least / self.maps / averages**2
             kernels = _solve(gram + torch.diag_embed(ridge), cross + ridge * averages)
-            self._measure(_double(start_at(self.mixer, kernels.to(self.mixer.proj.weight.device))), averages)
+            self._measure(start_at(self.mixer, kernels), averages)
 
     def _measure(self, kernels: Tensor, averages: Tensor) -> None:
         """Say how near the answers with these kernels are, and with local averages."""
@@ -213,5 +213,6 @@ def _solve(gram: Tensor, cross: Tensor) -> Tensor:
     return (inverse @ cross[..., None])[..., 0]
 
 
-def _double(x: Any) -> Tensor:
+def in_double(x: Any) -> Tensor:
+    """On the CPU: not every device has float64."""
     return x.to("cpu", torch.float64)

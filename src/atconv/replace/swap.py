@@ -166,11 +166,11 @@ def choose(
         ValueError: there are none, or `where` asks for one that cannot be replaced.
     """
     wanted = [site for site in sites if where is None or where(site.name, model.get_submodule(site.name))]
-    rejected = {site.name: site.reason for site in wanted if site.make is None}
+    rejected = {site.name: site.reason for site in wanted if site.reason}
     if rejected and (where is not None or len(rejected) == len(wanted)):
         fix = "" if where is None else "; let `where` pass over such"
         raise nothing_replaced(model, rejected, fix)
-    replaceable = [site for site in sites if site.make is not None]
+    replaceable = [site for site in sites if not site.reason]
     if blocks is not None and not set(blocks) <= set(range(len(replaceable))):
         raise ValueError(f"blocks must lie in 0…{len(replaceable) - 1}, got {sorted(blocks)}")
     chosen = [
