@@ -13,6 +13,7 @@ from atconv.modules import ATConv1d, ATConv2d, ATConv3d
 from atconv.modules.base import ATConv
 from atconv.ops.depthwise_conv import DepthwiseConv2d
 from atconv.ops.plain import is_plain
+from atconv.replace.place import Place
 from atconv.replace.start import check_finite, in_double, is_rounding, start_at
 
 __all__ = [
@@ -27,22 +28,11 @@ _KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d)
 
 
 @dataclass(eq=False)
-class ConvolutionSite:
-    """A convolution of a model: replaced, or kept for a reason."""
+class ConvolutionSite(Place):
+    """A convolution of a model."""
 
-    name: str
     conv: Any = None
     depthwise: bool = False
-    reason: str = ""
-    hooks: tuple[()] = ()
-    explained: float | None = None
-    averages: None = None
-    exact: bool = False
-    determined: bool = True
-
-    @property
-    def copied(self) -> bool:
-        return self.exact
 
     def measure(self, weight: Tensor, start: Tensor) -> None:
         """Compare the convolution's weights with those that ATConv starts from."""
@@ -143,7 +133,7 @@ def _examine(name: str, module: Any, shared: bool) -> ConvolutionSite:
         reason = f"its padding of {module.padding} does not keep the center of its kernel: {same} would"
     if reason:
         return ConvolutionSite(name, reason=reason)
-    return ConvolutionSite(name, module, depthwise)
+    return ConvolutionSite(name, conv=module, depthwise=depthwise)
 
 
 def _without_weights(conv: Any, projections: bool, **options: Any) -> ATConvConvolution:

@@ -24,6 +24,7 @@ from atconv.replace.adapters import (
     Size,
     forward_arguments,
 )
+from atconv.replace.place import Place
 from atconv.replace.projections import (
     Projections,
     from_map_qkv,
@@ -36,33 +37,21 @@ from atconv.replace.projections import (
 
 __all__ = ["Site", "find_sites"]
 
-Hook = tuple[nn.Module, "GridWriter | MaskCheck"]
 Writers = dict[nn.Module, GridWriter]
 
 
 @dataclass(eq=False)
-class Site:
+class Site(Place):
     """An attention of a model: replaced by `make`, or kept for a reason."""
 
-    name: str
-    """of the module that is replaced, as in model.named_modules()"""
     dim: int = 0
     make: Callable[[ATConvTokens], ATConvAdapter] | None = None
     projections: Projections | None = None
     grid: GridState | None = None
     """of its tokens"""
-    hooks: tuple[Hook, ...] = ()
-    """the patch embedding, and what writes the grid there; what rejects masks"""
-    reason: str = ""
-    """why it cannot be replaced"""
     num_prefix_tokens: int = 0
     dropout: float = 0.0
     """behind the output projection"""
-    explained: float | None = None
-    averages: float | None = None
-    exact: bool = False
-    determined: bool = True
-    """as in `Replacement`"""
 
     @property
     def copied(self) -> bool:
@@ -110,12 +99,14 @@ class _Attention:
     ) -> Site:
         """Of an attention; `call` is its `Call`."""
         make = partial(ATConvAdapter, call=Call(arguments=forward_arguments(self.module), **call))
-        return Site(self.name, dim, make, projections, num_prefix_tokens=num_prefix_tokens)
+        return Site(
+            self.name, dim=dim, make=make, projections=projections, num_prefix_tokens=num_prefix_tokens
+        )
 
     def block(self, dim: int, projections: Projections | None, call: Call, post_norm: bool = False) -> Site:
         """Of a full block."""
         make = partial(ATConvBlock, call=call, block=self.module, post_norm=post_norm)
-        return Site(self.name, dim, make, projections)
+        return Site(self.name, dim=dim, make=make, projections=projections)
 
     def on_grid(
         self, site: Site, embedding: nn.Module, patch: Callable[[Any], Size], padded: bool = False

@@ -13,6 +13,7 @@ from torch import nn
 from atconv.modules import ATConvTokens
 from atconv.replace.adapters import ATConvAdapter
 from atconv.replace.families import Site
+from atconv.replace.place import Place
 
 __all__ = ["build", "installed"]
 
@@ -46,7 +47,7 @@ def build(model: nn.Module, site: Site, kernel_size: Any, kernel_bias: bool = Fa
 
 
 @contextmanager
-def installed(model: nn.Module, sites: Sequence[Site], modules: Sequence[nn.Module]) -> Iterator[None]:
+def installed(model: nn.Module, sites: Sequence[Place], modules: Sequence[nn.Module]) -> Iterator[None]:
     """Put the modules at their sites, and take all of them out again if the body fails."""
     undo: list[Callable[[], None]] = []
     try:

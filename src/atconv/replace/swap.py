@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from atconv.replace.counting import Example, example_of, macs
 from atconv.replace.install import installed
+from atconv.replace.place import Place
 
 __all__ = [
     "Replacement",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 Where = Callable[[str, nn.Module], bool]
+AnyPlace = TypeVar("AnyPlace", bound=Place)
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ def _percent(share: float | None) -> str:
 
 def swap(
     model: nn.Module,
-    sites: Sequence[Any],
-    chosen: Sequence[Any],
+    sites: Sequence[Place],
+    chosen: Sequence[Place],
     modules: Sequence[nn.Module],
     example: Example | None,
     note: str,
@@ -154,12 +156,12 @@ def check_arguments(model: Any, where: Any, example: Any, name: str) -> None:
 
 def choose(
     model: nn.Module,
-    sites: Sequence[Any],
+    sites: Sequence[AnyPlace],
     where: Where | None,
     kind: str,
     every: int = 1,
     blocks: Collection[int] | None = None,
-) -> list[Any]:
+) -> list[AnyPlace]:
     """The sites that the arguments ask for.
 
     Raises:
