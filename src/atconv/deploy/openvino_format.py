@@ -35,6 +35,9 @@ def export_openvino(
         fp16: store the weights in half precision: half the size. What is computed in is the runtime's choice.
 
     As `export_onnx` otherwise.
+
+    Raises:
+        ValueError: OpenVINO does not read this version's graph; seen with torch 2.9.
     """
     import openvino
 
@@ -48,7 +51,15 @@ def export_openvino(
             input_names=input_names,
             output_names=output_names,
         )
-        openvino.save_model(openvino.Core().read_model(onnx), path, compress_to_fp16=fp16)
+        try:
+            graph = openvino.Core().read_model(onnx)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].lstrip("- ")
+            raise ValueError(
+                f"OpenVINO does not read the graph that torch {torch.__version__} writes ({reason}): a newer "
+                "torch may write one that it does"
+            ) from error
+        openvino.save_model(graph, path, compress_to_fp16=fp16)
     return path
 
 
