@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from packaging.version import Version
 
 from atconv import deploy
 from atconv.ops import processor
@@ -18,6 +19,10 @@ SHAPES = [(2, 3, 64, 96), (1, 3, 64, 33), (3, 3, 70, 45), (1, 3, 8, 70)]
 def test_openvino_computes_what_the_model_does(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     model, images = tiny_attnet(glu_norm=True), torch.randn(2, 3, 64, 96)
+    if Version(torch.__version__) < Version("2.12"):
+        with pytest.raises(ValueError, match="OpenVINO does not read the graph that torch"):
+            deploy.export_openvino(deploy.fold(model), tmp_path / "model.xml", images)
+        return
     path = deploy.export_openvino(deploy.fold(model), tmp_path / "model.xml", images)
     assert deploy.largest_error(deploy.open_openvino(path), model, SHAPES) <= 1e-4  # type: ignore[arg-type]
     assert str(tmp_path.anchor + "tmp") not in path.read_text()
