@@ -88,6 +88,7 @@ def test_as_many_epochs_or_fewer_change_nothing(epochs: int, tmp_path: Path) -> 
     ended = atconv("train", "--resume", run, f"--epochs={epochs}")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "epochs" in ended.err
+    assert epochs == 0 or "2 epochs behind it: give --epochs 3 or more" in ended.err
     with pytest.raises(ValueError, match="epochs"):
         resume(run, epochs=epochs)
     assert {path: path.read_bytes() for path in before} == before

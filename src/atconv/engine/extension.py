@@ -25,7 +25,7 @@ def epochs_behind(run: Run, epochs: int) -> int:
         raise ValueError(f"{run.path} has no checkpoint to train longer from: {run.ways_on}")
     epoch = int(load_checkpoint(newest)["epoch"])
     if epochs <= epoch:
-        raise ValueError(f"{run.path} has {epoch} epochs behind it: give --epochs, more than that")
+        raise ValueError(f"{run.path} has {epoch} epochs behind it: give --epochs {epoch + 1} or more")
     return epoch
 
 
