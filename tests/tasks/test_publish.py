@@ -155,6 +155,7 @@ def test_paths_and_names_of_people_do_no_harm(tmp_path: Path) -> None:
         yaml.safe_dump(
             options
             | changes
+            | {"extended_at": 1}
             | {"distill": "soft", "teacher": "resnet18", "teacher_weights": r"C:\people\me\teacher.pth"}
         )
     )
@@ -172,6 +173,10 @@ def test_paths_and_names_of_people_do_no_harm(tmp_path: Path) -> None:
     assert (recipe["checkpoint"], recipe["teacher_weights"]) == ("weights", "teacher.pth")
     assert r"| a \| b \# \<img src=x onerror=y\>\` | 141 |" in texts
     assert "Started from: the weights weights" in texts
+    assert (
+        "recipe.yaml --checkpoint WEIGHTS --teacher-weights WEIGHTS\n```\n\nThe run was extended at epoch 1"
+        in texts
+    )
     assert "**photos**" in texts
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "to-be-filled"

@@ -22,6 +22,7 @@ NO_LICENSE = "to-be-filled"
 
 _MAX_CLASSES = 100  # rows of the table by class
 _FEW_IMAGES = 20  # of a class, below which the card warns
+_WEIGHTS = ("checkpoint", "teacher_weights")  # options that name files of who trained it
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 _USAGE = """```python
@@ -205,7 +206,13 @@ def _limits(content: CardContent) -> str:
 
 
 def _reproduce(content: CardContent) -> str:
-    command = f"atconv {content.spec.command}".strip()
+    program = f"atconv {content.spec.command}".strip()
+    weights = [f"--{name.replace('_', '-')} WEIGHTS" for name in _WEIGHTS if content.recipe.get(name)]
+    command = " ".join([f"{program} train DATA --config recipe.yaml", *weights])
+    epoch = content.recipe.get("extended_at")
+    extended = (
+        f"The run was extended at epoch {epoch}, which this command does not repeat.\n\n" if epoch else ""
+    )
     names = (
         "atconv",
         "torch",
@@ -214,7 +221,7 @@ def _reproduce(content: CardContent) -> str:
     )
     versions = [f"{name} {version(name)}" for name in names]
     return (
-        f"```bash\n{command} train DATA --config recipe.yaml\n```\n\n"
+        f"```bash\n{command}\n```\n\n{extended}"
         f"Published with {', '.join(versions)}, Python {platform.python_version()}."
     )
 
