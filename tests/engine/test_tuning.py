@@ -6,19 +6,23 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 
 from atconv.engine.config import TrainConfig
 from atconv.engine.learning_rate_test import STEPS, run_test
+from atconv.engine.tuning import as_in_last_epoch
 from atconv.models.attnet import AttNet
 from atconv.tasks import resume
-from support.tiny import atconv, no_plots, read_rows, reset_accelerate, tiny_options, train_tiny
+from atconv.tasks.classification.unfreezing import Unfreezing
+from support.tiny import TINY_ARGS, atconv, no_plots, read_rows, reset_accelerate, tiny_options, train_tiny
 from support.tiny_dense import detect, segment
 from support.tiny_sit import train_tiny_sit
 
@@ -72,9 +76,27 @@ def test_a_run_with_a_found_learning_rate_is_one_that_was_started_with_it(
     assert same(found, train_tiny(tmp_path / "started", lr=lr))
 
 
+def test_what_the_last_epoch_trains_is_tried_on_a_copy() -> None:
+    model = timm.create_model("attnet_xxs", **TINY_ARGS)
+    task: Any = SimpleNamespace(model=model, prepare_epoch=Unfreezing(model, 1, 1).apply)
+    copied = as_in_last_epoch(task, epochs=2)
+    trained = [name for name, parameter in copied.named_parameters() if parameter.requires_grad]
+    assert any(name.startswith("stages.3.") for name in trained)
+    assert all(name.startswith(("stages.3.", "head.")) for name in trained)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.slow
-def test_what_the_first_epochs_freeze_is_frozen_in_the_test_alone(tmp_path: Path) -> None:
-    staged = {"epochs": 2, "head_epochs": 1}
+def test_the_stage_that_trains_most_is_tested(tmp_path: Path) -> None:
+    with mock.patch("atconv.engine.learning_rate_test.STEPS", 5):
+        whole = train_tiny(tmp_path / "whole", epochs=2, find_lr=True)
+        staged = train_tiny(tmp_path / "staged", epochs=2, head_epochs=1, find_lr=True)
+    assert read_rows(staged / "find_lr.csv") == read_rows(whole / "find_lr.csv")
+
+
+@pytest.mark.slow
+def test_what_a_test_freezes_is_frozen_in_the_test_alone(tmp_path: Path) -> None:
+    staged = {"epochs": 2, "head_epochs": 1, "unfreeze_epochs": 1}
     found = train_tiny(tmp_path / "found", find_lr=True, **staged)
     assert same(found, train_tiny(tmp_path / "started", lr=options(found)["lr"], **staged))
 

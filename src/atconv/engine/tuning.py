@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size
+from torch import nn
 
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.config import TrainConfig
@@ -28,7 +29,7 @@ from atconv.engine.task import Task
 from atconv.engine.trainer import Trainer, set_training_mode
 from atconv.io import write_rows
 
-__all__ = ["tune"]
+__all__ = ["as_in_last_epoch", "tune"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,27 +76,31 @@ def tune(
 def _trial(
     task: Task, run: Run, accelerator: Accelerator, config: TrainConfig, plan: BatchPlan
 ) -> Iterator[Trainer]:
-    """A trainer of a copy of the model. What it shares with the run is as before in the end."""
+    """A trainer of a copy of the model, in which trains what does in the last epoch: no epoch trains more.
+    What it shares with the run is as before in the end."""
     accelerator.free_memory()  # of the trial before
-    model, copied = task.model, copy.copy(task)
-    copied.model = copy.deepcopy(model)
+    copied = copy.copy(task)
+    copied.model = as_in_last_epoch(task, config.epochs)
     scaler = accelerator.scaler
     scale = None if scaler is None else scaler.state_dict()
     try:
         with seeded(config.seed):
             trainer = Trainer(copied, config, plan, run, accelerator)
-            # The task freezes its own model: the copy follows, then its own is let go again.
-            trained = [parameter.requires_grad for parameter in model.parameters()]
-            task.prepare_epoch(0)
-            copies = trainer.network.parameters()
-            for own, other, before in zip(model.parameters(), copies, trained, strict=True):
-                other.requires_grad_(own.requires_grad)
-                own.requires_grad_(before)
             set_training_mode(trainer.network, config.freeze_bn)
             yield trainer
     finally:
         if scaler is not None:
             scaler.load_state_dict(scale)
+
+
+def as_in_last_epoch(task: Task, epochs: int) -> nn.Module:
+    """A copy of a task's model with what the last epoch freezes; the model itself is not frozen."""
+    trained = [parameter.requires_grad for parameter in task.model.parameters()]
+    task.prepare_epoch(epochs - 1)
+    model = copy.deepcopy(task.model)
+    for parameter, before in zip(task.model.parameters(), trained, strict=True):
+        parameter.requires_grad_(before)
+    return model
 
 
 def _losses(trainer: Trainer) -> Iterator[float]:
