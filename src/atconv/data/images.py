@@ -250,13 +250,14 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     """Files, folders (searched through) and globs → image files, each once, in order.
 
     Raises:
-        FileNotFoundError: a pattern matches nothing, or a folder holds no images.
+        FileNotFoundError: a pattern matches nothing, a folder holds no images, or tar files alone.
     """
     files: dict[Path, None] = {}
     for pattern in patterns:
-        path = Path(pattern)
+        path, tars = Path(pattern), False
         if path.is_dir():
-            matches = images_in(path)
+            listing = list_images(path)
+            matches, tars = [path / name for name in listing.files], ".tar" in listing.others
         elif path.is_file():
             matches = [path]
         else:
@@ -264,9 +265,14 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
             literal = str(Path(glob.escape(str(path.parent))) / path.name)
             names = glob.glob(pattern, recursive=True) or glob.glob(literal)
             matches = sorted(p for p in map(Path, names) if p.is_file())
+        if matches and all(match.suffix.lower() == ".tar" for match in matches):
+            matches, tars = [], True
         if not matches:
             raise FileNotFoundError(
-                f"no image at {pattern!r}: give files, folders or globs of images, such as .jpg or .png"
+                f"no image at {pattern!r}, only tar files: atconv train, evaluate and probe read shards; "
+                "unpack them for this command"
+                if tars
+                else f"no image at {pattern!r}: give files, folders or globs of images, such as .jpg or .png"
             )
         files.update(dict.fromkeys(matches))
     return list(files)

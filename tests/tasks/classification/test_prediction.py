@@ -78,6 +78,14 @@ def test_a_pattern_without_images_raises(images: Path, tmp_path: Path) -> None:
             find_images([str(images), pattern])
 
 
+def test_shards_are_no_images(tmp_path: Path) -> None:
+    path = tmp_path / "train-0.tar"
+    path.touch()
+    for pattern in (tmp_path, path, tmp_path / "*.tar"):
+        with pytest.raises(FileNotFoundError, match=r"only tar files: atconv train, evaluate and probe read"):
+            find_images([str(pattern)])
+
+
 def test_the_table_shows_the_classes_of_each_image(images: Path) -> None:
     ended = atconv("predict", trained_run(), images, "--top=2")
     assert ended.code == 0, ended.err
