@@ -71,6 +71,8 @@ def test_a_run_with_a_found_learning_rate_is_one_that_was_started_with_it(
     lr, rows = options(found)["lr"], read_rows(found / "find_lr.csv")
     lowest = min(rows, key=lambda row: float(row["smoothed_loss"]))
     assert lr == pytest.approx(float(lowest["lr"]) / 10, rel=0.05)
+    assert "testing learning rates: up to 100 steps of 32 images" in caplog.text
+    assert "may take longer than the run, which has 10 steps" in caplog.text
     assert f"a tenth of that is taken: lr 0.001 → {lr:.3g}" in caplog.text
     assert (found / "find_lr.png").is_file()
     assert same(found, train_tiny(tmp_path / "started", lr=lr))

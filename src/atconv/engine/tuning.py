@@ -22,7 +22,8 @@ from torch import nn
 
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.config import TrainConfig
-from atconv.engine.learning_rate_test import Rising, run_test
+from atconv.engine.learning_rate_test import LearningRateTest, Rising, run_test
+from atconv.engine.progress import progress
 from atconv.engine.rng import seeded
 from atconv.engine.run import Run
 from atconv.engine.task import Task
@@ -60,10 +61,7 @@ def tune(
     if config.find_lr:
         config.find_lr = False
         with trial(config, plan_for(config)) as trainer:
-            factor = trainer.plan.lr / config.lr
-            rising = Rising(trainer.optimizer, 10 * max(config.min_lr, 1e-7), factor)
-            trainer.scheduler = rising
-            found = run_test(rising.rates, _losses(trainer))
+            found = _test_learning_rates(trainer)
         if accelerator.is_main_process:
             write_rows(run.path / "find_lr.csv", found.rows())
             found.plot(config.lr, run.path / "find_lr.png")
@@ -101,6 +99,19 @@ def as_in_last_epoch(task: Task, epochs: int) -> nn.Module:
     for parameter, before in zip(task.model.parameters(), trained, strict=True):
         parameter.requires_grad_(before)
     return model
+
+
+def _test_learning_rates(trainer: Trainer) -> LearningRateTest:
+    config, plan = trainer.config, trainer.plan
+    rising: Any = Rising(trainer.optimizer, 10 * max(config.min_lr, 1e-7), plan.lr / config.lr)
+    trainer.scheduler = rising
+    losses, steps = _losses(trainer), len(rising.rates)
+    if trainer.accelerator.is_main_process:
+        logger.info("testing learning rates: up to %d steps of %d images", steps, plan.global_batch_size)
+        if (own := config.epochs * plan.steps_per_epoch) < steps:
+            logger.warning("the learning rate test may take longer than the run, which has %d steps", own)
+        losses = progress(losses, "testing learning rates", steps)
+    return run_test(rising.rates, losses)
 
 
 def _losses(trainer: Trainer) -> Iterator[float]:
