@@ -145,7 +145,8 @@ def _give_way(options: dict[str, Any], chosen: Mapping[str, Any], recipe: Mappin
         share = options["warmup_epochs"] / recipe.get("epochs", n)  # of the epochs, which warm-up keeps
         options["warmup_epochs"] = round(share * options["epochs"], 3)
     if recipe.get("head_epochs") and "head_epochs" not in chosen:
-        options["head_epochs"] = min(options["head_epochs"], options["epochs"] - 1)
+        most = 0 if chosen.get("freeze_backbone") else options["epochs"] - 1
+        options["head_epochs"] = min(options["head_epochs"], most)
     for name in {"min_lr", "warmup_lr"} - set(chosen):
         if "lr" in chosen or name not in recipe:
             options[name] = min(options[name], options["lr"])

@@ -111,6 +111,7 @@ def test_several_processes_freeze_alike(tmp_path: Path) -> None:
         ({"head_epochs": 1}, "head_epochs must be less than epochs"),
         ({"unfreeze_epochs": 1}, "set head_epochs too"),
         ({"head_epochs": 1, "epochs": 3, "shard": True}, "do not go together"),
+        ({"head_epochs": 1, "epochs": 3, "freeze_backbone": True}, "freeze_backbone and head_epochs do"),
         ({"head_epochs": -1}, "head_epochs must not be negative"),
     ],
 )
@@ -119,8 +120,9 @@ def test_options_that_do_not_go_together(options: dict[str, int], message: str) 
         tiny_config(**options)
 
 
-def test_a_recipes_head_epochs_give_way_to_fewer_epochs() -> None:
+def test_a_recipes_head_epochs_give_way_to_fewer_epochs_and_a_frozen_backbone() -> None:
     command = ("train", "--config=finetune", "--print-config")
     assert "\nhead_epochs: 2\n" in atconv(*command).out
     assert "\nhead_epochs: 0\n" in atconv(*command, "--epochs=1").out
+    assert "\nhead_epochs: 0\n" in atconv(*command, "--freeze-backbone").out
     assert atconv(*command, "--epochs=2", "--head-epochs=2").code == 2

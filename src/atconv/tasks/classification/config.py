@@ -170,6 +170,11 @@ class ClassificationConfig(
                 "class_weights and mixup/cutmix do not go together: a mixed image has no one class"
             )
         self.normalization()  # fail fast
+        if self.freeze_backbone and self.head_epochs:
+            raise ValueError(
+                "freeze_backbone and head_epochs do not go together: the head trains alone in all epochs, or "
+                f"in the first {self.head_epochs}; leave one out"
+            )
         if self.head_epochs >= self.epochs:
             raise ValueError(
                 f"head_epochs must be less than epochs ({self.epochs}), got {self.head_epochs}; to train the "
@@ -186,7 +191,7 @@ class ClassificationConfig(
 
     @property
     def unfreezes(self) -> bool:
-        return self.head_epochs > 0 and not self.freeze_backbone
+        return self.head_epochs > 0
 
     @property
     def evens_out(self) -> bool:
