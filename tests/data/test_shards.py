@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from atconv.data.check import check_data
+from atconv.data.checking import TooManyUnreadable
 from atconv.data.formats import open_sources
 from atconv.data.loaders import EpochBatches
 from atconv.data.sources import ImageSource
+from atconv.data.splits import make_splits
 from atconv.engine.batch_plan import plan_batches
 from atconv.engine.config import TrainConfig
 from atconv.tasks import load
@@ -135,12 +139,10 @@ BAD: dict[str, tuple[list[Sample], Callable[[bytes], bytes], str]] = {
     "cut between members": (samples(2), cut(1024 + 512 + 512), "damaged after 2048 bytes: it is cut"),
     "joined": (samples(2), lambda content: content + content, "several in one"),
     "overwritten": (samples(9), lambda c: c[:4096] + b"?" * 512 + c[4608:], "damaged"),
-    "empty label": (one(cls=b" "), cut(1 << 20), "0001.png: the label is empty"),
     "fractions": (one(cls=b"0.5"), cut(1 << 20), "0001.png: the label is 0.5"),
-    "no text": (one(cls=b"\xff"), cut(1 << 20), "0001: its label is not in UTF-8"),
     "two images": (one(jpg=b""), cut(1 << 20), "0001 holds several images: png, jpg"),
-    "broken json": ([{"png": b"", "json": b"{"}], cut(1 << 20), "0000: its json cannot be read"),
-    "deep json": ([{"png": b"", "json": b"[" * 99999}], cut(1 << 20), "0000: its json cannot be read"),
+    "broken json": ([{"png": b"", "json": b"{"}], cut(1 << 20), r"0000\.png: its json cannot be read"),
+    "deep json": ([{"png": b"", "json": b"[" * 99999}], cut(1 << 20), r"0000\.png: its json cannot be read"),
     "mapping": ([{"png": b"", "json": b'{"label": {}}'}], cut(1 << 20), "0000: label in its json is no"),
     "captions": (
         [{"png": b"", "txt": b"a cat", "json": b'{"w": 1}'}],
@@ -161,6 +163,33 @@ def test_what_is_wrong_with_a_shard_is_said_with_its_name(
         open_data(tmp_path)
     assert "\n" not in str(raised.value)
     assert ("train-0.tar" in str(raised.value)) == ("first holds" not in message)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"cls": b" "}, "it has no label"),
+        ({}, "it has no label"),
+        ({"cls": b"\xff"}, "its label is not in UTF-8"),
+        ({"json": b"{"}, "its json cannot be read"),
+        ({"json": b"\xff"}, "its label is not in UTF-8"),
+    ],
+)
+def test_samples_without_a_label_are_left_out_as_unreadable_ones_are(
+    bad: Sample, reason: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "shards"
+    write_shard(data / "0.tar", [{"png": png(99)} | bad, *samples(19)])
+    config = ClassificationConfig(data=str(data))
+    splits = make_splits(config, tmp_path)
+    assert sum(map(len, splits.by_name.values())) == 19
+    [row] = read_rows(tmp_path / "skipped.csv")
+    assert (row["split"], row["file"]) == ("train", "0.tar/0000.png")
+    assert row["reason"].startswith(reason)
+    [found] = [f for f in check_data("", open_sources(config), 1.0).findings if f.kind == "unreadable"]
+    assert (found.file, found.detail) == (row["file"], row["reason"])
+    with pytest.raises(TooManyUnreadable, match=rf"1 of 20 files .* the first is 0\.tar/0000\.png: {reason}"):
+        make_splits(replace(config, max_skipped=0.0), tmp_path)
 
 
 def test_archives_are_to_be_unpacked(tmp_path: Path) -> None:

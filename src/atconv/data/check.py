@@ -149,6 +149,7 @@ def check_data(
             logger.warning(remark)
         facts[name], found = inspect_images(name, images)
         findings += found
+        findings += [Finding("unreadable", name, *each) for each in getattr(images, "left_out", ())]
         if isinstance(images, AnnotatedSplit):
             occurrences[name], found = inspect_annotations(name, images, facts[name])
             findings += found

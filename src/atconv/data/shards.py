@@ -29,7 +29,7 @@ from atconv.data.images import Mode, image_suffixes, is_ignored, read_image, sca
 from atconv.data.other_formats import has_image
 from atconv.data.sources import ImageSource
 from atconv.data.table_columns import LABEL_NAMES
-from atconv.data.table_labels import number_labels
+from atconv.data.table_labels import find_separator, number_labels
 from atconv.engine.reading import read_json
 from atconv.io import first_few
 
@@ -37,6 +37,10 @@ __all__ = ["Shard", "ShardSource", "open_shards", "shard_splits"]
 
 _MAX_LABEL = 1 << 20  # bytes of a member that holds a label
 _LOOKED_AT = 16  # members, and files, that show whether tar files hold samples
+
+
+class _DamagedSample(ValueError):
+    """A sample's label cannot be read."""
 
 
 class Shard(NamedTuple):
@@ -49,6 +53,8 @@ class Shard(NamedTuple):
     """where each image begins, and its length"""
     cells: list[Any]
     """the label of each, or a list; "" where it has none"""
+    left_out: list[tuple[str, str]]
+    """samples whose label is missing or cannot be read, and why"""
     others: int
     """samples without an image"""
     held: list[str]
@@ -183,25 +189,45 @@ def open_shards(config: DataConfig) -> dict[str, ImageSource]:
         if any(cell != "" for shard in parts[split] for cell in shard.cells):
             continue
         held = first_few(parts[split][0].held, count=20)
+        damaged = next(((shard, *each) for shard in parts[split] for each in shard.left_out), None)
+        if split == "train" and damaged:
+            raise ValueError(f"{root / damaged[0].file}: {damaged[1]}: {damaged[2]}")
         reason = f"no sample of the {split} split of {data} has a label: its first holds {held}"
         if split == "train":
             raise ValueError(f"{reason}. Name a member, or a field of its json, with --label-column")
         remarks.append(f"not used: {reason}")
         del parts[split]
+    every = [cell for shards in parts.values() for shard in shards for cell in shard.cells]
+    separator = config.label_separator or find_separator(every)
+    if separator == "none":
+        parts = {split: list(map(_leave_out_unlabeled, shards)) for split, shards in parts.items()}
     cells = [
         [(f"{root / s.file}: {n}", cell) for s in shards for n, cell in zip(s.names, s.cells, strict=True)]
         for shards in parts.values()
     ]
-    classes, labels = number_labels(cells, config.label_separator, guessed=False)
+    classes, labels = number_labels(cells, separator, guessed=False)
     sources: dict[str, ImageSource] = {
         split: ShardSource(root, shards, classes, own)
         for (split, shards), own in zip(parts.items(), labels, strict=True)
     }
+    for split, shards in parts.items():
+        sources[split].left_out = [(f"{s.file}/{name}", why) for s in shards for name, why in s.left_out]
     others = sum(shard.others for shards in parts.values() for shard in shards)
     if others:
         remarks.append(f"not used, samples without an image in {data}: {others}")
     sources["train"].remarks += remarks
     return sources
+
+
+def _leave_out_unlabeled(shard: Shard) -> Shard:
+    kept = [i for i, cell in enumerate(shard.cells) if cell != ""]
+    missing = [(n, "it has no label") for n, cell in zip(shard.names, shard.cells, strict=True) if cell == ""]
+    return shard._replace(
+        names=[shard.names[i] for i in kept],
+        places=[shard.places[i] for i in kept],
+        cells=[shard.cells[i] for i in kept],
+        left_out=[*shard.left_out, *missing],
+    )
 
 
 def _read_shard(root: Path, file: str, label: str | None) -> Shard:
@@ -212,18 +238,23 @@ def _read_shard(root: Path, file: str, label: str | None) -> Shard:
             samples = _read_headers(tar, path)
             opened = cast(BinaryIO, tar.fileobj)
             images = {key: _image_of(members, f"{path}: {key}") for key, members in samples.items()}
-            keys = [key for key, image in images.items() if image]
-            cells = [_read_label(opened, samples[key], label, f"{path}: {key}") for key in keys]
-            held = sorted(samples[keys[0]]) if keys else []
-            if "json" in held:
-                held += [
-                    f"json: {name}" for name in _read_json(opened, samples[keys[0]], f"{path}: {keys[0]}")
-                ]
+            cells: dict[str, Any] = {}
+            left_out = []
+            with_image = [key for key, image in images.items() if image]
+            for key in with_image:
+                try:
+                    cells[key] = _read_label(opened, samples[key], label, f"{path}: {key}")
+                except _DamagedSample as error:
+                    left_out.append((f"{key}.{images[key]}", str(error)))
+            held = sorted(samples[with_image[0]]) if with_image else []
+            with suppress(_DamagedSample):
+                held += [f"json: {n}" for n in (_read_json(opened, samples[with_image[0]]) if held else ())]
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path} is damaged or no tar file without compression ({error})") from error
-    names = [f"{key}.{images[key]}" for key in keys]
-    places = [samples[key][cast(str, images[key])] for key in keys]
-    return Shard(file, names, places, cells, len(samples) - len(keys), held)
+    names = [f"{key}.{images[key]}" for key in cells]
+    places = [samples[key][cast(str, images[key])] for key in cells]
+    others = len(samples) - len(with_image)
+    return Shard(file, names, places, list(cells.values()), left_out, others, held)
 
 
 def _read_headers(tar: tarfile.TarFile, path: Path) -> dict[str, dict[str, tuple[int, int]]]:
@@ -259,8 +290,8 @@ def _read_label(file: BinaryIO, members: Mapping[str, tuple[int, int]], label: s
     first of a usual name. "" where there is none."""
     suffix = "cls" if label is None else label.lower()
     if suffix in members:
-        return _read_member(file, members[suffix], where).strip()
-    content = _read_json(file, members, where)
+        return _read_member(file, members[suffix]).strip()
+    content = _read_json(file, members)
     usual = {name.lower(): name for name in content}
     field = next((usual[n] for n in LABEL_NAMES if n in usual), "") if label is None else label
     value = content.get(field)
@@ -271,21 +302,22 @@ def _read_label(file: BinaryIO, members: Mapping[str, tuple[int, int]], label: s
     return "" if value is None else str(value).strip()
 
 
-def _read_json(file: BinaryIO, members: Mapping[str, tuple[int, int]], where: str) -> dict[str, Any]:
+def _read_json(file: BinaryIO, members: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     """The fields of a sample's json, if it has one."""
+    text = _read_member(file, members["json"]) if "json" in members else "{}"
     try:
-        content = json.loads(_read_member(file, members["json"], where)) if "json" in members else {}
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: its json cannot be read ({error})") from error
+        raise _DamagedSample(f"its json cannot be read ({error})") from error
     return content if isinstance(content, dict) else {}
 
 
-def _read_member(file: BinaryIO, place: tuple[int, int], where: str) -> str:
+def _read_member(file: BinaryIO, place: tuple[int, int]) -> str:
     start, length = place
     if length > _MAX_LABEL:
-        raise ValueError(f"{where}: a label of {length} bytes is none")
+        raise _DamagedSample(f"a label of {length} bytes is none")
     file.seek(start)
     try:
         return file.read(length).decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: its label is not in UTF-8") from error
+        raise _DamagedSample("its label is not in UTF-8") from error

@@ -47,6 +47,8 @@ class ImageSource(ABC):
         self._labels = make_labels(classes, labels)
         self.remarks: list[str] = []
         """what a person should know of it"""
+        self.left_out: list[tuple[str, str]] = []
+        """names of images that are not in it as they have no label that can be read, and why"""
 
     def __len__(self) -> int:
         return len(self.labels)

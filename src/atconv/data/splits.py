@@ -135,14 +135,15 @@ def make_splits(config: DataConfig, run: Path, seed: int = 0, min_classes: int =
         for remark in source.remarks:
             logger.warning(remark)
     reports = {name: check_files(source, config.check_images) for name, source in sources.items()}
-    unreadable = [
+    unreadable = [SkippedFile(name, *each) for name, source in sources.items() for each in source.left_out]
+    total = sum(map(len, sources.values())) + len(unreadable)
+    unreadable += [
         SkippedFile(name, sources[name].name(i), reason)
         for name, report in reports.items()
         for i, reason in enumerate(report.reasons)
         if reason is not None
     ]
     copies = _drop_copies(sources, reports)
-    total = sum(map(len, sources.values()))
     save_skipped(run / "skipped.csv", unreadable, total, config.max_skipped, copies)
     usable = {
         name: [i for i, reason in enumerate(reports[name].reasons) if reason is None] for name in sources

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from atconv.data.table_columns import NO, YES
 from atconv.io import first_few
 
-__all__ = ["Cells", "flag_labels", "number_labels"]
+__all__ = ["Cells", "find_separator", "flag_labels", "number_labels"]
 
 _MANY = 10  # classes from which more than one for every two images are no classes
 
@@ -34,7 +34,7 @@ def number_labels(
     Raises:
         ValueError: a label is missing, or they are numbers or names that are no classes.
     """
-    separator = separator or _find_separator([cell for part in parts for _, cell in part])
+    separator = separator or find_separator([cell for part in parts for _, cell in part])
     if separator == "none":
         return _one_label(parts, guessed)
     names = [[_split(cell, separator) for _, cell in part] for part in parts]
@@ -95,7 +95,7 @@ def _in_order(names: set[str]) -> list[str]:
     return sorted(names, key=(lambda name: (int(name), name)) if whole else None)
 
 
-def _find_separator(cells: Sequence[Any]) -> str:
+def find_separator(cells: Sequence[Any]) -> str:
     """What separates the labels in cells: "none" where each holds one, "list" where they are lists."""
     texts = {cell for cell in cells if isinstance(cell, str) and cell}
     bracketed = bool(texts) and all(text.startswith("[") and text.endswith("]") for text in texts)

@@ -178,6 +178,9 @@ def open_split(
         else:
             name = choose_split(sources, split, data)
             splits = {name: known_splits(run, sources[name])["all"]}
+        source = sources[name if name in sources else "train"]
+        left_out = [SkippedFile(name, *each) for each in source.left_out]
+        log_skipped(left_out, len(source) + len(left_out), (config or ClassificationConfig()).max_skipped)
     log_trained_on(data, splits[name].trained_on, len(splits[name]))
     return name, splits[name]
 
