@@ -165,6 +165,17 @@ def test_what_is_wrong_with_a_shard_is_said_with_its_name(
     assert ("train-0.tar" in str(raised.value)) == ("first holds" not in message)
 
 
+def test_classes_txt_names_numbers(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", [{"png": png(0), "cls": b"2"}, {"png": png(1), "cls": b"0"}])
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+    source = open_data(tmp_path)["train"]
+    assert (source.classes, source.labels.tolist()) == (["ant", "cat"], [1, 0])
+    for names in ("ant\nbee\n", "ant\nbee\nant\n"):
+        (tmp_path / "classes.txt").write_text(names)
+        with pytest.raises(ValueError, match=r"classes\.txt must name the classes 0 … 2, one a line"):
+            open_data(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [

@@ -24,6 +24,7 @@ __all__ = [
     "local_name",
     "path_inside",
     "read_lines",
+    "read_names",
     "read_start",
     "url_ends",
 ]
@@ -34,6 +35,20 @@ TOO_LARGE = 1e9  # pixels; 32-bit floats still represent them
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://|/data/(upload|local-files)/", re.IGNORECASE)
 
 Corners = tuple[float, float, float, float]
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of classes in a file, one a line.
+
+    Raises:
+        ValueError: it cannot be read, or a line is blank.
+    """
+    names = [line.strip() for line in read_lines(path)]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise ValueError(f"{path}, line {1 + names.index('')}: it is blank, and each line names a class")
+    return names
 
 
 def read_lines(path: Path, names: bool = False) -> list[str]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atconv.data.arrays import SharedIntegers, SharedNames
+from atconv.data.box_files import read_names
 from atconv.data.checking import in_threads
 from atconv.data.config import DataConfig
 from atconv.data.folders import SPLITS, split_of, splits_among, subfolders
@@ -206,6 +207,7 @@ def open_shards(config: DataConfig) -> dict[str, ImageSource]:
         for shards in parts.values()
     ]
     classes, labels = number_labels(cells, separator, guessed=False)
+    classes = _named(classes, root / "classes.txt")
     sources: dict[str, ImageSource] = {
         split: ShardSource(root, shards, classes, own)
         for (split, shards), own in zip(parts.items(), labels, strict=True)
@@ -217,6 +219,18 @@ def open_shards(config: DataConfig) -> dict[str, ImageSource]:
         remarks.append(f"not used, samples without an image in {data}: {others}")
     sources["train"].remarks += remarks
     return sources
+
+
+def _named(classes: list[str], file: Path) -> list[str]:
+    """Classes that are numbers by their names in a file, from 0 on, if there is one."""
+    if not file.is_file() or not all(name.isdecimal() for name in classes):
+        return classes
+    names, highest = read_names(file), max(map(int, classes))
+    if highest >= len(names) or len({*names}) < len(names):
+        raise ValueError(
+            f"{file} must name the classes 0 … {highest}, one a line and each once, got {first_few(names)}"
+        )
+    return [names[int(number)] for number in classes]
 
 
 def _leave_out_unlabeled(shard: Shard) -> Shard:

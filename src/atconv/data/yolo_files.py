@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from atconv.data.box_files import leads_outside, local_name, path_inside, read_lines
+from atconv.data.box_files import leads_outside, local_name, path_inside, read_lines, read_names
 from atconv.data.folders import (
     IMAGE_FOLDERS,
     SPLITS,
@@ -279,12 +279,7 @@ def class_names(data: Path, config: tuple[Path, dict[str, Any]] | None) -> tuple
         file = next((path for path in files if path.is_file()), None)
         if file is None:
             return data, None
-        names = [line.strip() for line in read_lines(file)]
-        while names and not names[-1]:
-            names.pop()
-        if "" in names:
-            raise ValueError(f"{file}, line {1 + names.index('')}: it is blank, and each line names a class")
-        return file, names
+        return file, read_names(file)
     path, content = config
     named, count = content.get("names"), content.get("nc")
     if isinstance(named, dict):
