@@ -19,7 +19,7 @@ from support.tiny_dense import annotated_folder
 
 URLS = [
     "https://example.com/data/{}?token=a",
-    "file:///home/me/street/images/train/{}",
+    "file:///data/street/images/train/{}",
     "s3://bucket/train/{}",
     "/data/upload/1/{}",
     "/data/local-files/?d=street%2Fimages%2Ftrain%2F{}",

@@ -116,7 +116,7 @@ def check_weights(model: nn.Module, shapes: Mapping[str, Sequence[int]], config:
         if needed is None or there is None or needed != tuple(there):
             texts = ["none" if each is None else str(tuple(each)) for each in (needed, there)]
             raise ValueError(
-                f"{config} does not fit the weights beside it: {name} has the shape {texts[0]} in the model "
+                f"{config} does not fit the weights next to it: {name} has the shape {texts[0]} in the model "
                 f"that it describes, {texts[1]} in the weights; one of them is damaged"
             )
 

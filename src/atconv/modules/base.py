@@ -141,7 +141,7 @@ class ATConv(nn.Module):
         self._context_cells = _grid_of_bins(self._kernel_sizes, context_bins) if self.context_grid else None
 
     def _check_padding(self, padding: int | str | Sequence[int] | None) -> None:
-        """What a convolution is told is taken where it says what happens here anyway."""
+        """Take options of convolutions where they say what happens here anyway."""
         if padding is None or (padding == "same" and self.stride == [1] * self.axes):
             return
         name = type(self).__name__

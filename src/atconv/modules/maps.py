@@ -31,7 +31,7 @@ class ATConv2d(_ATConvMap):
         kernel_size: odd K, for all axes or one each.
         stride: of the convolution, for all axes or one each.
         padding: not needed: borders are padded by dilation · (K // 2), so that the map keeps its size. Taken
-            where it equals that, or is "same" with stride 1, since a convolution is told.
+            where it equals that, or is "same" with stride 1, as code written for convolutions gives it.
         dilation: distance of the weights, for all axes or one each.
         padding_mode: what lies beyond the border: zeros, reflect, replicate or circular.
         act_layer: activation between context projection and kernel generator.

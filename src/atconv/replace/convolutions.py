@@ -91,7 +91,7 @@ def default_convolutions(model: nn.Module, sites: list[ConvolutionSite]) -> list
 @torch.no_grad()
 def build_convolution(site: ConvolutionSite, **options: Any) -> nn.Module:
     """What stands in the place of a site's convolution, with `kernel_groups` and `context_bins` of ATConv.
-    The site is told how near it starts."""
+    Sets how near the site starts."""
     conv = site.conv
     try:
         mixer: Any = _without_weights(conv, projections=not site.depthwise, **options)

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 RESAMPLES = 1000
-"""how often images are chosen anew for the intervals"""
+"""how often images are resampled for the intervals"""
 
 
 @dataclass(frozen=True, kw_only=True)
