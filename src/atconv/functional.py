@@ -32,6 +32,7 @@ from atconv.ops import dynamic_depthwise_conv as ops
 from atconv.ops.checking import per_axis
 from atconv.ops.context_pooling import pool
 from atconv.ops.layout import both_ends
+from atconv.ops.static_conv import pointwise_conv
 
 __all__ = [
     "atconv",
@@ -259,8 +260,10 @@ def causal_depthwise_conv(
 
 def project_channels(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """1×1 convolution: B C *S with weight (D C) or (D C 1 1) and bias (D, or None) → B D *S."""
-    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.ndim]
-    return convolve(x, weight.reshape(*weight.shape[:2], *[1] * (x.ndim - 2)), bias)
+    weight = weight.reshape(*weight.shape[:2], *[1] * (x.ndim - 2))
+    if x.ndim == 4:
+        return pointwise_conv(x, weight, bias)
+    return (F.conv1d if x.ndim == 3 else F.conv3d)(x, weight, bias)
 
 
 def atconv(

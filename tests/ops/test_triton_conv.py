@@ -192,8 +192,8 @@ def test_torch_accepts_the_operators() -> None:
     x, kernel, alpha, _ = make_inputs((1, 2, 2, 3), 3, torch.float64, DEVICE, True)
     flat = torch.randn(1, 2, 4, dtype=torch.float64, device=DEVICE, requires_grad=True)
     for operator, arguments in (
-        (triton_conv.convolve, (x, kernel, alpha, False)),
-        (triton_conv.convolve, (x, kernel, None, True)),
+        (triton_conv.convolve, (x, kernel, alpha, alpha, False)),
+        (triton_conv.convolve, (x, kernel, None, None, True)),
         (triton_conv.correlate, (x, x.detach().clone().requires_grad_(), 1, 3)),
         (triton_pool.pool, (x, 4)),
         (triton_pool.spread, (flat, 2, 3, True)),

@@ -95,7 +95,7 @@ def test_a_backbone_equals_the_eager_one(launches: list[str]) -> None:
         one = x.contiguous(memory_format=layout)
         for a, e in zip(results("triton", model, one), results("eager", model, one), strict=True):
             assert_close(a, e, 1e-10)
-    assert len(launches) == 12
+    assert len(launches) == 24  # a dynamic and a static convolution in each block
 
 
 def test_autocast_computes_in_half_precision(launches: list[str]) -> None:

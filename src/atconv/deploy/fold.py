@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm2d, LayerScale2d, RmsNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -14,8 +15,11 @@ from atconv.models.attnet import AttNet, AttNetBlock, AttNetStage, ConvGLU, Stem
 from atconv.modules import ATConv2d
 from atconv.ops.gated_product import GELU, project_gated
 from atconv.ops.plain import is_plain
+from atconv.ops.static_conv import DepthwiseConv2d, PointwiseConv2d
 
 __all__ = ["FoldedConvGLU", "fold"]
+
+_WHOLE = 8  # channels: in half precision, GPUs multiply fast where rows have multiples of 16 bytes
 
 
 def fold(model: AttNet) -> AttNet:
@@ -25,8 +29,8 @@ def fold(model: AttNet) -> AttNet:
     >>> fast = atconv.deploy.fold(model)                # same outputs; `model` stays as it is
 
     BatchNorm goes into the convolution before it, LayerNorm's affine part into the projections after it,
-    LayerScale into the projection before it, RMSNorm's weight into the projection after it. The result cannot
-    be trained.
+    LayerScale into the projection before it, RMSNorm's weight into the projection after it. Gated units get
+    channels of zeros, up to a multiple of 8. The result cannot be trained.
 
     Args:
         model: in eval mode. Blocks with other token mixers than ATConv keep the norm before the mixer.
@@ -68,27 +72,35 @@ class FoldedConvGLU(nn.Module):
 
     def __init__(self, glu: ConvGLU, norm: LayerNorm2d, scale: nn.Module) -> None:
         super().__init__()
-        self.gate_proj = _absorb_affine(glu.gate_proj, norm)
-        self.value_proj = _absorb_affine(glu.value_proj, norm)
-        self.dwconv, self.act = glu.dwconv, glu.act
+        gate, value = _absorb_affine(glu.gate_proj, norm), _absorb_affine(glu.value_proj, norm)
+        self.hidden, self.act = glu.hidden, glu.act
         last = _absorb_scale(glu.proj, scale)
         weight, bias = _weights(last)
         self.eps: float | None = None
         if isinstance(glu.norm, RmsNorm2d):
             self.eps = glu.norm.eps
             weight = weight * glu.norm.weight.double()[:, None, None]
-        self.proj = _with(last, weight, bias)
+        dwconv = glu.dwconv
+        extra = 0
+        if is_plain(dwconv, DepthwiseConv2d):
+            extra = -self.hidden % _WHOLE
+            dwconv = _widened_depthwise(dwconv, extra)
+        # The mean that the norm divides by is over the new channels too.
+        share = (1 + extra / self.hidden) ** 0.5 if self.eps is not None else 1.0
+        self.gate_proj = _with(gate, *(_widened(each, extra) for each in _weights(gate)))
+        self.value_proj = _with(value, *(share * _widened(each, extra) for each in _weights(value)))
+        self.dwconv = dwconv
+        self.proj = _with(last, F.pad(weight, (0, 0, 0, 0, 0, extra)) / share, bias)
 
     def macs(self, height: int, width: int) -> int:
-        hidden, channels = self.gate_proj.out_channels, self.proj.out_channels
         taps = 0 if isinstance(self.dwconv, nn.Identity) else 9
-        return height * width * hidden * (3 * channels + taps)
+        return height * width * self.hidden * (3 * self.proj.out_channels + taps)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         proj = self.proj
         if not torch.jit.is_scripting():  # noqa: SIM102  # what stands inside is not scripted
-            if self.eps is not None and is_plain(self.act, GELU) and is_plain(proj, nn.Conv2d):
+            if self.eps is not None and is_plain(self.act, GELU) and is_plain(proj, PointwiseConv2d):
                 return project_gated(gate, value, self.eps, proj.weight, proj.bias)
         product = self.act(gate) * value
         if self.eps is not None:
@@ -168,8 +180,25 @@ def _weights(layer: Any) -> tuple[Tensor, Tensor]:
 def _with(layer: Any, weight: Tensor, bias: Tensor) -> Any:
     """A plain layer of the same kind, with other weights."""
     sizes = weight.shape[1], len(weight)
-    made: Any = nn.Linear(*sizes, device="meta") if weight.ndim == 2 else nn.Conv2d(*sizes, 1, device="meta")
+    made: Any = nn.Linear(*sizes, device="meta")
+    if weight.ndim == 4:
+        made = PointwiseConv2d(*sizes, 1, device="meta")
     made.weight, made.bias = (nn.Parameter(t.to(layer.weight), requires_grad=False) for t in (weight, bias))
+    return made
+
+
+def _widened(t: Tensor, extra: int) -> Tensor:
+    """A weight or bias with so many more outputs, which are zero."""
+    return torch.cat([t, t.new_zeros(extra, *t.shape[1:])])
+
+
+def _widened_depthwise(layer: DepthwiseConv2d, extra: int) -> DepthwiseConv2d:
+    channels, size = layer.out_channels + extra, layer.weight.shape[2]
+    made = DepthwiseConv2d(channels, channels, size, padding=size // 2, groups=channels, device="meta")
+    assert layer.bias is not None
+    made.weight, made.bias = (
+        nn.Parameter(_widened(t.detach(), extra), requires_grad=False) for t in (layer.weight, layer.bias)
+    )
     return made
 
 

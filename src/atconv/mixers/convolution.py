@@ -10,7 +10,7 @@ from timm.models.metaformer import Pooling as PoolFormerPooling
 from torch import Tensor, nn
 
 from atconv.mixers.checking import check_input, check_min, check_odd
-from atconv.ops.depthwise_conv import DepthwiseConv2d
+from atconv.ops.static_conv import DepthwiseConv2d
 
 __all__ = ["CondConv", "DepthwiseConv", "Identity", "Involution", "Pooling"]
 

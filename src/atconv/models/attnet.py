@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from atconv.mixers import create_mixer
 from atconv.models.published import NO_DILATION, NO_DOWNLOAD
 from atconv.modules import ATConv2d
-from atconv.ops.depthwise_conv import DepthwiseConv2d
 from atconv.ops.gated_product import GELU, project_gated
-from atconv.ops.layout import channels_last_on_cpu
+from atconv.ops.layout import fast_layout
 from atconv.ops.plain import is_plain
+from atconv.ops.static_conv import DepthwiseConv2d, PointwiseConv2d
 
 __all__ = ["VARIANTS", "AttNet"]
-for _leaf in ("channels_last_on_cpu", "project_gated"):  # of torch.fx's graphs
+for _leaf in ("fast_layout", "project_gated"):  # of torch.fx's graphs
     torch.fx.wrap(_leaf)
 
 
@@ -51,7 +51,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Twice: an image of one channel has both layouts at once, and its convolution then keeps the other.
-        x = channels_last_on_cpu(self.conv1(channels_last_on_cpu(x)))
+        x = fast_layout(self.conv1(fast_layout(x)))
         return self.norm2(self.conv2(self.act(self.norm1(x))))
 
 
@@ -66,20 +66,20 @@ class ConvGLU(nn.Module):
         super().__init__()
         self.hidden = hidden = 2 * int(dim * mlp_ratio) // 3
         # A layer each: halves of a common output would be copied before they are used.
-        self.gate_proj = nn.Conv2d(dim, hidden, 1, **dd)
-        self.value_proj = nn.Conv2d(dim, hidden, 1, **dd)
+        self.gate_proj = PointwiseConv2d(dim, hidden, 1, **dd)
+        self.value_proj = PointwiseConv2d(dim, hidden, 1, **dd)
         self.dwconv: nn.Module = nn.Identity()
         if conv:
             self.dwconv = DepthwiseConv2d(hidden, hidden, 3, padding=1, groups=hidden, **dd)
         self.act = GELU()
         self.norm = RmsNorm2d(hidden, eps=1e-6, **dd) if norm else nn.Identity()
-        self.proj = nn.Conv2d(hidden, dim, 1, **dd)
+        self.proj = PointwiseConv2d(hidden, dim, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         if not torch.jit.is_scripting():
             norm, act, proj = self.norm, self.act, self.proj
-            if is_plain(norm, RmsNorm2d) and is_plain(act, GELU) and is_plain(proj, nn.Conv2d):
+            if is_plain(norm, RmsNorm2d) and is_plain(act, GELU) and is_plain(proj, PointwiseConv2d):
                 weight = proj.weight * norm.weight[:, None, None]
                 return project_gated(gate, value, norm.eps, weight, proj.bias)
         return self.proj(self.norm(self.act(gate) * value))

@@ -14,6 +14,7 @@ from atconv import functional
 from atconv.ops.causal import chunks_of
 from atconv.ops.checking import PADDING_MODES, check_causal, check_map, per_axis, whole_numbers
 from atconv.ops.plain import is_plain
+from atconv.ops.static_conv import PointwiseConv2d
 
 __all__ = ["ATConv", "inhibition_strength"]
 
@@ -155,7 +156,7 @@ class ATConv(nn.Module):
             )
 
     def _projection(self, dim: int, out: int, bias: bool, **dd: Any) -> nn.Module:
-        return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.axes - 1](dim, out, 1, bias=bias, **dd)
+        return (nn.Conv1d, PointwiseConv2d, nn.Conv3d)[self.axes - 1](dim, out, 1, bias=bias, **dd)
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels k̂ used for a map: B C *S → B G *K (1 G *K without routing), G = C kernels a sample or

@@ -1,9 +1,9 @@
 """Which backend computes the operator's own primitives: PyTorch's operators, or Triton kernels.
 
-`auto` takes what was measured to be faster: PyTorch's operators, until the kernels have been
-measured on a GPU.
-`triton` takes the kernels wherever they run: on a GPU that Triton compiles for, or in Triton's interpreter
-(TRITON_INTERPRET=1), which is for tests. The environment variable ATCONV_BACKEND sets it for a process.
+`auto` takes what was found right and faster: for inference on NVIDIA's GPUs from Ampere on the kernels, where
+Triton is installed, else PyTorch's operators. `triton` takes the kernels wherever they run, for training too:
+on any GPU that Triton compiles for, or in Triton's interpreter (TRITON_INTERPRET=1), which is for tests. The
+environment variable ATCONV_BACKEND sets it for a process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["Backend", "get_backend", "set_backend", "use_backend", "uses_triton"]
+from atconv.ops.tracing import is_exporting
+
+__all__ = ["Backend", "get_backend", "is_recorded", "set_backend", "use_backend", "uses_triton"]
 
 Backend = Literal["auto", "eager", "triton"]
 
@@ -55,15 +57,30 @@ def use_backend(name: Backend) -> Iterator[None]:
 
 def uses_triton(x: Tensor) -> bool:
     """Whether the Triton kernels compute a function of this map."""
-    if _backend != "triton" or x.dtype not in _DTYPES:
+    if _backend == "eager" or x.dtype not in _DTYPES:
         return False
-    # Files hold PyTorch's operators alone. The flag: up to 2.11, is_exporting() is true in torch.compile too.
-    if torch.compiler._is_exporting_flag or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if x.device.type == "cpu":
+        runs = _INTERPRETED and _backend == "triton"
+    else:
+        runs = x.is_cuda and (_backend == "triton" or _is_known_faster(x.device))
+    if not runs or is_exporting():
         return False
     if not torch.compiler.is_compiling() and _is_transformed():
         return False
-    runs = x.is_cuda or (x.device.type == "cpu" and _INTERPRETED)
-    return runs and x.numel() > 0 and x.numel() // x.shape[0] < _MAX_VALUES
+    return x.numel() > 0 and x.numel() // x.shape[0] < _MAX_VALUES
+
+
+def _is_known_faster(device: torch.device) -> bool:
+    """Whether `auto` takes the kernels on a GPU. Gradients wait until `make gpu` has found them right."""
+    if torch.is_grad_enabled() or not _INSTALLED or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_properties(device).major >= 8
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether a kernel must be called as an operator of torch's: for gradients, compilers and tensors of
+    other classes. Calling it as a function takes less time."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or type(x) is not Tensor
 
 
 def _is_transformed() -> bool:
@@ -74,10 +91,11 @@ def _is_transformed() -> bool:
 def _checked(name: str, source: str = "the backend") -> Backend:
     if name not in get_args(Backend):
         raise ValueError(f"{source} is one of {', '.join(get_args(Backend))}, got {name!r}")
-    if name == "triton" and importlib.util.find_spec("triton") is None:
+    if name == "triton" and not _INSTALLED:
         raise ImportError(f"{source} is triton, which is not installed: pip install triton, or take auto")
     return name  # type: ignore[return-value]  # checked above
 
 
+_INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _backend: Backend = _checked(os.environ.get("ATCONV_BACKEND", "auto"), "ATCONV_BACKEND")

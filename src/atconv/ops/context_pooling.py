@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atconv.ops.backend import uses_triton
+from atconv.ops.backend import is_recorded, uses_triton
 from atconv.ops.layout import flatten_positions
 from atconv.ops.tracing import is_symbolic
 
@@ -31,7 +31,8 @@ def pool(x: Tensor, bins: int, grid: list[int] | None) -> Tensor:
 def _triton(x: Tensor, bins: int) -> Tensor:
     from atconv.ops import triton_pool  # Triton is not installed everywhere
 
-    return triton_pool.pool(x if x.ndim == 4 else x.unsqueeze(2), bins)
+    compute = triton_pool.pool if is_recorded(x) else triton_pool.launch_pool
+    return compute(x if x.ndim == 4 else x.unsqueeze(2), bins)
 
 
 def adaptive(x: Tensor, bins: int, grid: list[int] | None) -> Tensor:

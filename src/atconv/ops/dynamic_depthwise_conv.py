@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atconv.ops.backend import uses_triton
+from atconv.ops.backend import is_recorded, uses_triton
 from atconv.ops.layout import both_ends, channels_last, is_channels_last
 from atconv.ops.processor import cpu_computes
 from atconv.ops.tracing import is_symbolic
@@ -140,9 +140,10 @@ def triton(x: Tensor, kernel: Tensor, alpha: Tensor | None) -> Tensor:
 
     strength = None if alpha is None else share_kernels(torch.sigmoid(alpha)[None], x)[0]
     kernel = share_kernels(kernel, x).expand(x.shape[0], *[-1] * (x.ndim - 1))
+    compute = triton_conv.convolve if is_recorded(x) else triton_conv.launch_convolve
     if x.ndim == 4:
-        return triton_conv.convolve(x, kernel, strength, False)
-    return triton_conv.convolve(x.unsqueeze(2), kernel.unsqueeze(2), strength, False).squeeze(2)
+        return compute(x, kernel, strength, None, False)
+    return compute(x.unsqueeze(2), kernel.unsqueeze(2), strength, None, False).squeeze(2)
 
 
 def _convolve(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atconv.ops.layout import from_rows, to_rows
+from atconv.ops.static_conv import pointwise_conv
 from atconv.ops.tracing import is_symbolic
 
 __all__ = ["GELU", "gated_product", "project_gated"]
@@ -36,9 +37,9 @@ def project_gated(gate: Tensor, value: Tensor, eps: float, weight: Tensor, bias:
     """
     product, inverse = gated_product(gate, value, eps)
     if product.dtype == torch.float16:  # a projection of large products would leave its range
-        return F.conv2d(product * inverse, weight, bias)
+        return pointwise_conv(product * inverse, weight, bias)
     # The norm divides a position by one number, and behind the projection there are fewer channels.
-    projected = F.conv2d(product, weight)
+    projected = pointwise_conv(product, weight, None)
     if bias is None:
         return projected * inverse
     bias = bias.to(projected)[:, None, None]

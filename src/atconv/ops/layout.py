@@ -10,7 +10,7 @@ from atconv.ops.tracing import is_symbolic
 __all__ = [
     "both_ends",
     "channels_last",
-    "channels_last_on_cpu",
+    "fast_layout",
     "flatten_positions",
     "from_rows",
     "is_channels_last",
@@ -43,9 +43,9 @@ def channels_last(x: Tensor) -> Tensor:
     return from_rows(to_rows(x).contiguous())  # the same, under vmap too
 
 
-def channels_last_on_cpu(x: Tensor) -> Tensor:
-    """B C H W, on the CPU in the layout that is fast for norms over channels and for 1×1 convolutions."""
-    return channels_last(x) if x.device.type == "cpu" else x
+def fast_layout(x: Tensor) -> Tensor:
+    """B C H W, on CPUs and GPUs channels-last: norms over channels and 1×1 convolutions are fast there."""
+    return channels_last(x) if x.device.type in ("cpu", "cuda") else x
 
 
 def flatten_positions(x: Tensor) -> Tensor:

@@ -27,9 +27,19 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, register_autograd
 
+from atconv.ops import triton_rows
 from atconv.ops.layout import lies_channels_last
 
-__all__ = ["TUNING", "Tuning", "convolve", "correlate", "empty_map", "sum_dtype", "tile_channels"]
+__all__ = [
+    "TUNING",
+    "Tuning",
+    "convolve",
+    "correlate",
+    "empty_map",
+    "launch_convolve",
+    "sum_dtype",
+    "tile_channels",
+]
 
 # Taps that are unrolled as a whole, and those of a row where rows are unrolled: 49 taps take a minute to
 # compile.
@@ -76,9 +86,10 @@ def _values(x, rows, columns, channels, C, H, W, sc, sh, sw):
 
 @triton.jit(do_not_specialize=["H", "W", "kb", "kc", "kt"])
 def _convolve_kernel(
-    x, k, s, y, C, H, W, xb, xc, xh, xw, kb, kc, kt, yb, yc, yh, yw,
-    KH: tl.constexpr, KW: tl.constexpr, FLIP: tl.constexpr, INHIBIT: tl.constexpr, UNROLL: tl.constexpr,
-    TYPE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, k, s, b, y, C, H, W, xb, xc, xh, xw, kb, kc, kt, yb, yc, yh, yw,
+    KH: tl.constexpr, KW: tl.constexpr, FLIP: tl.constexpr, INHIBIT: tl.constexpr, BIAS: tl.constexpr,
+    UNROLL: tl.constexpr, TYPE: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     TAPS: tl.constexpr = KH * KW
     sample, _, _, rows, columns, channels = _place(C, H, W, BLOCK_H, BLOCK_W, BLOCK_C)
@@ -90,6 +101,8 @@ def _convolve_kernel(
             mean += tl.load(k + channels * kc + tap * kt, mask=channels < C, other=0.0).to(TYPE)
         mean *= tl.load(s + channels, mask=channels < C, other=0.0).to(TYPE) / TAPS
     total = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], TYPE)
+    if BIAS:
+        total += tl.load(b + channels, mask=channels < C, other=0.0).to(TYPE)[None, :]
     for tap in tl.range(TAPS, loop_unroll_factor=UNROLL):
         place = TAPS - 1 - tap if FLIP else tap
         weight = tl.load(k + channels * kc + place * kt, mask=channels < C, other=0.0).to(TYPE) - mean
@@ -118,28 +131,38 @@ def _correlate_kernel(
         tl.store(out + tap * C + channels, tl.sum(values.to(TYPE) * gradient, axis=0), mask=channels < C)
 
 
-@custom_op("atconv::convolve", mutates_args=())
-def convolve(x: Tensor, kernel: Tensor, strength: Tensor | None, flip: bool) -> Tensor:
+def launch_convolve(
+    x: Tensor, kernel: Tensor, strength: Tensor | None, bias: Tensor | None, flip: bool
+) -> Tensor:
     """Convolve every channel of every sample with its own kernel.
 
     Args:
         x: B C H W.
         kernel: B C KH KW, of any floating dtype; KH and KW are odd.
         strength: λ, C: λ times the mean of a kernel is subtracted from its taps; None for none.
+        bias: C, or None.
         flip: take the taps in reverse order.
 
     Returns:
         B C H W, in the dtype and layout of `x`.
     """
     y, taps = empty_map(x), kernel.flatten(2)
+    strength, bias = (None if each is None else each.contiguous() for each in (strength, bias))
+    if triton_rows.walks(x, *kernel.shape[2:]):
+        triton_rows.convolve(x, taps, strength, bias, flip, y)
+        return y
     grid, options = _launch(x, kernel.shape[2], kernel.shape[3], "convolve")
-    strengths = taps if strength is None else strength.contiguous()
     with torch.cuda.device_of(x):
         _convolve_kernel[grid](
-            x, taps, strengths, y, *x.shape[1:], *x.stride(), *taps.stride(), *y.stride(),
-            FLIP=flip, INHIBIT=strength is not None, **options,
+            x, taps, taps if strength is None else strength, taps if bias is None else bias, y,
+            *x.shape[1:], *x.stride(), *taps.stride(), *y.stride(),
+            FLIP=flip, INHIBIT=strength is not None, BIAS=bias is not None, **options,
         )  # fmt: skip
     return y
+
+
+convolve = custom_op("atconv::convolve", launch_convolve, mutates_args=())
+"""`launch_convolve` as an operator of torch's: with gradients, and known to compilers."""
 
 
 @custom_op("atconv::correlate", mutates_args=())
@@ -147,18 +170,22 @@ def correlate(x: Tensor, gradient: Tensor, rows: int, columns: int) -> Tensor:
     """Products of two maps B C H W at rows × columns offsets, summed over positions.
 
     Returns:
-        B C rows columns in float32, or float64 for float64.
+        B C rows columns in float32, or float64 for float64; channels lie together, as in the kernels that
+        are generated.
     """
     batch, channels = x.shape[:2]
-    grid, options = _launch(x, rows, columns, "correlate")
-    tiles = grid[0] // (batch * triton.cdiv(channels, options["BLOCK_C"]))
-    partial = torch.empty(batch, tiles, rows * columns, channels, dtype=sum_dtype(x), device=x.device)
-    with torch.cuda.device_of(x):
-        _correlate_kernel[grid](
-            x, gradient, partial, *x.shape[1:], *x.stride(), *gradient.stride(), **options
-        )
-    taps = partial.sum(1) if tiles > 1 else partial[:, 0]
-    return taps.transpose(1, 2).reshape(batch, channels, rows, columns).contiguous()
+    if triton_rows.walks(x, rows, columns):
+        partial = triton_rows.correlate(x, gradient)
+    else:
+        grid, options = _launch(x, rows, columns, "correlate")
+        tiles = grid[0] // (batch * triton.cdiv(channels, options["BLOCK_C"]))
+        partial = torch.empty(batch, tiles, rows * columns, channels, dtype=sum_dtype(x), device=x.device)
+        with torch.cuda.device_of(x):
+            _correlate_kernel[grid](
+                x, gradient, partial, *x.shape[1:], *x.stride(), *gradient.stride(), **options
+            )
+    taps = partial.sum(1) if partial.shape[1] > 1 else partial.squeeze(1)
+    return taps.transpose(1, 2).unflatten(2, (rows, columns))
 
 
 def _launch(x: Tensor, rows: int, columns: int, program: str) -> tuple[tuple[int], dict[str, Any]]:
@@ -215,35 +242,40 @@ def sum_dtype(x: Tensor) -> torch.dtype:
 
 
 @convolve.register_fake
-def _(x: Tensor, kernel: Tensor, strength: Tensor | None, flip: bool) -> Tensor:
+def _(x: Tensor, kernel: Tensor, strength: Tensor | None, bias: Tensor | None, flip: bool) -> Tensor:
     return empty_map(x)
 
 
 @correlate.register_fake
 def _(x: Tensor, gradient: Tensor, rows: int, columns: int) -> Tensor:
-    return torch.empty(*x.shape[:2], rows, columns, dtype=sum_dtype(x), device=x.device)
+    taps = torch.empty(x.shape[0], rows * columns, x.shape[1], dtype=sum_dtype(x), device=x.device)
+    return taps.transpose(1, 2).unflatten(2, (rows, columns))
 
 
 def _save_convolve(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, kernel, strength, ctx.flip = inputs
+    x, kernel, strength, bias, ctx.flip = inputs
     ctx.save_for_backward(x, kernel, strength)
+    ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _convolve_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, kernel, strength = ctx.saved_tensors
-    of_x = of_kernel = of_strength = None
+    of_x = of_kernel = of_strength = of_bias = None
     if ctx.needs_input_grad[0]:
-        of_x = convolve(gradient, kernel, strength, not ctx.flip).to(x.dtype)
+        of_x = convolve(gradient, kernel, strength, None, not ctx.flip).to(x.dtype)
+    if ctx.needs_input_grad[3]:
+        of_bias = gradient.sum((0, 2, 3), dtype=sum_dtype(gradient)).to(ctx.bias_dtype)
     if any(ctx.needs_input_grad[1:3]):
         of_kernel = correlate(x, gradient, kernel.shape[2], kernel.shape[3])
         if ctx.flip:
             of_kernel = of_kernel.flip(2, 3)
         if strength is not None:
-            means = kernel.to(of_kernel.dtype).mean((2, 3))
-            of_strength = -(of_kernel.sum((2, 3)) * means).sum(0).to(strength.dtype)
-            of_kernel = of_kernel - strength.to(of_kernel.dtype)[:, None, None] * of_kernel.mean((2, 3), True)
+            sums, means = of_kernel.sum((2, 3)), kernel.mean((2, 3), dtype=of_kernel.dtype)
+            of_strength = -(sums * means).sum(0).to(strength.dtype)
+            share = strength.to(of_kernel.dtype) / (kernel.shape[2] * kernel.shape[3])
+            of_kernel = torch.addcmul(of_kernel, sums[..., None, None], share[:, None, None], value=-1)
         of_kernel = of_kernel.to(kernel.dtype)
-    return of_x, of_kernel, of_strength, None
+    return of_x, of_kernel, of_strength, of_bias, None
 
 
 def _save_correlate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -252,8 +284,8 @@ def _save_correlate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _correlate_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, other = ctx.saved_tensors
-    of_x = convolve(other, gradient, None, True).to(x.dtype) if ctx.needs_input_grad[0] else None
-    of_other = convolve(x, gradient, None, False).to(other.dtype) if ctx.needs_input_grad[1] else None
+    of_x = convolve(other, gradient, None, None, True).to(x.dtype) if ctx.needs_input_grad[0] else None
+    of_other = convolve(x, gradient, None, None, False).to(other.dtype) if ctx.needs_input_grad[1] else None
     return of_x, of_other, None, None
 
 

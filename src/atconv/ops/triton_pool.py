@@ -23,9 +23,10 @@ from torch.library import custom_op, register_autograd
 from atconv.ops.layout import lies_channels_last
 from atconv.ops.triton_conv import sum_dtype, tile_channels
 
-__all__ = ["pool", "spread"]
+__all__ = ["launch_pool", "pool", "spread"]
 
 _VALUES = 4096  # of a tile: positions × channels
+_FEWEST = 8  # positions of a tile
 _PROGRAMS = 1024  # that keep a GPU busy
 
 
@@ -80,15 +81,14 @@ def _spread_kernel(
     tl.store(out + sample * yb + offsets, total.to(out.dtype.element_ty), mask=mask)
 
 
-@custom_op("atconv::pool", mutates_args=())
-def pool(x: Tensor, bins: int) -> Tensor:
-    """Means of the bins of a map: B C H W → B C bins."""
+def launch_pool(x: Tensor, bins: int) -> Tensor:
+    """Means of the bins of a map: B C H W → B C bins, whose channels lie together as a projection wants."""
     batch, channels, height, width = x.shape
     positions = height * width
-    blocks = _blocks(channels, lies_channels_last(x))
-    parts = triton.cdiv(channels, blocks["BLOCK_C"])
+    blocks = _blocks(channels, lies_channels_last(x), -(-positions // bins))
+    parts = -(-channels // blocks["BLOCK_C"])
     # Few large bins are split, so that there are programs enough.
-    tiles = triton.cdiv(triton.cdiv(positions, bins), blocks["BLOCK_P"])
+    tiles = -(-positions // (bins * blocks["BLOCK_P"]))
     splits = max(1, min(tiles, _PROGRAMS // (batch * bins * parts)))
     dtype = x.dtype if splits == 1 else sum_dtype(x)
     out = torch.empty(batch, splits, bins, channels, dtype=dtype, device=x.device)
@@ -96,8 +96,12 @@ def pool(x: Tensor, bins: int) -> Tensor:
         _pool_kernel[(batch * bins * splits * parts,)](
             x, out, channels, width, positions, bins, splits, *x.stride(), TYPE=_type(x), **blocks
         )
-    means = out[:, 0] if splits == 1 else out.sum(1).to(x.dtype)
-    return means.transpose(1, 2).contiguous()
+    means = out.squeeze(1) if splits == 1 else out.sum(1).to(x.dtype)
+    return means.transpose(1, 2)
+
+
+pool = custom_op("atconv::pool", launch_pool, mutates_args=())
+"""`launch_pool` as an operator of torch's: with a gradient, and known to compilers."""
 
 
 @custom_op("atconv::spread", mutates_args=())
@@ -105,7 +109,7 @@ def spread(gradient: Tensor, height: int, width: int, channels_last: bool) -> Te
     """Every bin's value, divided by its number of positions, at each of them: B C bins → B C H W."""
     (batch, channels, bins), positions = gradient.shape, height * width
     out = _empty_spread(gradient, height, width, channels_last)
-    blocks = _blocks(channels, channels_last)
+    blocks = _blocks(channels, channels_last, positions)
     programs = batch * triton.cdiv(positions, blocks["BLOCK_P"]) * triton.cdiv(channels, blocks["BLOCK_C"])
     with torch.cuda.device_of(gradient):
         _spread_kernel[(programs,)](
@@ -115,10 +119,13 @@ def spread(gradient: Tensor, height: int, width: int, channels_last: bool) -> Te
     return out
 
 
-def _blocks(channels: int, channels_last: bool) -> dict[str, int]:
-    """A tile whose longer edge lies along memory."""
+def _blocks(channels: int, channels_last: bool, positions: int) -> dict[str, int]:
+    """A tile whose longer edge lies along memory, with no more positions than there are to take."""
     block_c = tile_channels(channels) if channels_last else 8
-    return {"BLOCK_P": _VALUES // block_c, "BLOCK_C": block_c}
+    block_p = _VALUES // block_c
+    while block_p // 2 >= max(positions, _FEWEST):
+        block_p //= 2
+    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": max(1, block_p * block_c // 1024)}
 
 
 def _type(x: Tensor) -> Any:
@@ -135,7 +142,7 @@ def _empty_spread(gradient: Tensor, height: int, width: int, channels_last: bool
 
 @pool.register_fake
 def _(x: Tensor, bins: int) -> Tensor:
-    return torch.empty(*x.shape[:2], bins, dtype=x.dtype, device=x.device)
+    return torch.empty(x.shape[0], bins, x.shape[1], dtype=x.dtype, device=x.device).transpose(1, 2)
 
 
 @spread.register_fake

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from atconv.modules import ATConv1d, ATConv2d, ATConv3d
 from atconv.modules.base import ATConv
-from atconv.ops.depthwise_conv import DepthwiseConv2d
 from atconv.ops.plain import is_plain
+from atconv.ops.static_conv import DepthwiseConv2d, PointwiseConv2d
 from atconv.replace.place import Place
 from atconv.replace.start import check_finite, in_double, is_rounding, start_at
 
@@ -24,7 +24,7 @@ __all__ = [
     "default_convolutions",
 ]
 
-_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d)
+_KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DepthwiseConv2d, PointwiseConv2d)
 
 
 @dataclass(eq=False)
