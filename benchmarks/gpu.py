@@ -18,10 +18,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -34,12 +34,22 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SECONDS = {"tests": 90, "kernels": 80, "backbones": 110, "generators": 90, "loop": 40, "tiles": 40}
 """parts, the most valuable first, and the time of each"""
+COMPILED = {
+    "backbones": (
+        "AttNet-T2.*inference",
+        "AttNet-T2, training",
+        "ConvNeXt-T, inference",
+        "ConvNeXt-T, training",
+    ),
+    "generators": ("sit_xl", "sit_atconv_xl"),
+}
+"""what is compiled side by side, by part and the beginnings of rows"""
 GRACE = 30  # for what a part has begun when its time is up
 TESTS = (
     "tests/ops/test_triton_conv.py",
     "tests/ops/test_triton_modules.py",
-    "tests/ops/test_triton_grid.py",
     "tests/engine/test_trainer_on_devices.py",
+    "tests/ops/test_triton_grid.py",
 )
 
 
@@ -50,23 +60,47 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480.0, help="for all parts together")
     parser.add_argument("--trial", action="store_true", help="every line, tiny, on any machine")
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--compile-only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available() and not arguments.trial:
         raise SystemExit("gpu.py: PyTorch sees no CUDA GPU here; --trial runs every line without one")
-    folder = arguments.results or (Path(mkdtemp()) if arguments.trial else RESULTS / _gpu_name())
+    folder = arguments.results or (Path(tempfile.mkdtemp()) if arguments.trial else RESULTS / _gpu_name())
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.in_process:
         (part,) = arguments.parts
-        _measure(part, folder, arguments.seconds, arguments.trial)
+        if arguments.compile_only:
+            _compile(part, arguments.compile_only)
+        else:
+            _measure(part, folder, arguments.seconds, arguments.trial)
         return
     until = time.monotonic() + arguments.seconds
     for part in arguments.parts:
         seconds = min(SECONDS[part], until - time.monotonic())
         if seconds > 5:
+            # Tests are not timed: compilers work meanwhile, so that measuring finds their results.
+            ahead = _compile_ahead(folder) if part == "tests" and not arguments.trial else []
             _run(part, folder, seconds, arguments.trial)
+            for process in ahead:
+                process.kill()
     table = "\n".join(_table(folder))
     (folder / "table.md").write_text(table + "\n")
     print(table)
+
+
+def _compile_ahead(folder: Path) -> list[subprocess.Popen[bytes]]:
+    """Processes that call the compiled models once each, for torch's cache on disk."""
+    command = [sys.executable, __file__, "--in-process", "--results", str(folder), "--compile-only"]
+    environment = _environment() | {"TORCHINDUCTOR_COMPILE_THREADS": "4"}
+    return [
+        subprocess.Popen([*command, pattern, "--parts", part], env=environment, stderr=subprocess.DEVNULL)
+        for part, patterns in COMPILED.items()
+        for pattern in patterns
+    ]
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _run(part: str, folder: Path, seconds: float, trial: bool) -> None:
@@ -74,8 +108,7 @@ def _run(part: str, folder: Path, seconds: float, trial: bool) -> None:
     print(f"{part} …", flush=True)
     command = [sys.executable, __file__, "--in-process", "--parts", part, "--results", str(folder)]
     command += ["--seconds", str(seconds), *(["--trial"] if trial else [])]
-    paths = [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = _environment()
     if trial:
         environment["TRITON_INTERPRET"] = "1"
     started = time.monotonic()
@@ -109,6 +142,14 @@ def _measure(part: str, folder: Path, seconds: float, trial: bool) -> None:
         print(f"  {left} rows left for another time")
 
 
+def _compile(part: str, pattern: str) -> None:
+    """Call the compiled models whose rows match."""
+    setup = Setup(torch.device("cuda"), trial=False)
+    for name, measure in _cases(part, setup, until=0.0):
+        if "compiled" in name and re.match(pattern, name):
+            _attempt(measure)
+
+
 def _cases(part: str, setup: Setup, until: float) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Names and measurements of a part. Imported late: one that cannot be imported stops no other."""
     if part == "tests":
@@ -136,18 +177,26 @@ def _attempt(measure: Callable[[], Row]) -> Row:
 
 
 def _run_tests(path: str, until: float) -> Row:
-    """pytest's last line, and the tests that failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", path]
-    if (
-        importlib.util.find_spec("xdist") and torch.cuda.is_available()
-    ):  # compiling kernels takes one core each
+    """How many tests passed, and those that failed; where time is up, of those that ran."""
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--no-header", path]
+    if importlib.util.find_spec("xdist") and torch.cuda.is_available():  # compiling takes one core each
         command += ["-n", str(min(8, os.cpu_count() or 1))]
     limit = max(10.0, until - time.monotonic())
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
-    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing"]
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    row: Row = {"summary": lines[-1].strip("= "), "failed": failed[:20]}
-    return row | ({"error": lines[-1]} if done.returncode else {})
+    ended = "in time"
+    with tempfile.TemporaryFile("w+") as log:
+        try:
+            subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=limit)
+        except subprocess.TimeoutExpired:
+            ended = "time was up"
+        log.seek(0)
+        lines = log.read().splitlines()
+    # A line of a test holds its name and what became of it, in either order.
+    names = [next((word for word in line.split() if "::" in word), "") for line in lines]
+    passed = {n for n, line in zip(names, lines, strict=True) if n and " PASSED" in line}
+    failed = {n for n, line in zip(names, lines, strict=True) if n and (" FAILED" in line or "ERROR" in line)}
+    row: Row = {"passed": len(passed), "failed": sorted(failed)[:20], "ended": ended}
+    wrong = failed or ended != "in time" or not passed
+    return row | ({"error": " | ".join(lines[-3:])[:500]} if wrong else {})
 
 
 def _table(folder: Path) -> Iterator[str]:

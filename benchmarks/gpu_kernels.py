@@ -56,16 +56,22 @@ def _map(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, last: bool) -
     return torch.randn(shape, device=setup.device, dtype=dtype).contiguous(memory_format=layout)
 
 
+def _kernels(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, size: int) -> Tensor:
+    """B C K K, as the operator makes them: the channels lie together."""
+    taps = torch.randn(shape[0], size**2, shape[1], device=setup.device, dtype=dtype)
+    return taps.transpose(1, 2).unflatten(2, (size, size))
+
+
 def _compare(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, last: bool, size: int) -> Row:
     """Microseconds of each form, and GB/s of our kernels for the bytes that must be moved."""
     from atconv.ops import triton_conv, triton_pool
 
     x, g = (_map(setup, shape, dtype, last) for _ in range(2))
-    k = torch.randn(*shape[:2], size, size, device=setup.device, dtype=dtype)
+    k = _kernels(setup, shape, dtype, size)
     strength = torch.rand(shape[1], device=setup.device)
     ours = {
-        "forward": lambda: triton_conv.convolve(x, k, strength, False),
-        "map gradient": lambda: triton_conv.convolve(g, k, strength, True),
+        "forward": lambda: triton_conv.convolve(x, k, strength, None, False),
+        "map gradient": lambda: triton_conv.convolve(g, k, strength, None, True),
         "kernel gradient": lambda: triton_conv.correlate(x, g, size, size),
         "pooling": lambda: triton_pool.pool(x, size**2),
     }
@@ -76,7 +82,7 @@ def _compare(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, last: boo
         row |= {f"{name} µs": 1e6 * seconds, f"{name} GB/s": maps * moved / seconds / 1e9}
     same = [1, 1], [size // 2] * 2, [1, 1]  # stride, padding, dilation
     others: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "ours": lambda x, k: triton_conv.convolve(x, k, None, False),
+        "ours": lambda x, k: triton_conv.convolve(x, k, None, None, False),
         "grouped": lambda x, k: forms.grouped(x, k, *same),
         "static depthwise": lambda x, k: forms.shared(x, k[:1], *same),
     }
@@ -116,28 +122,51 @@ def _attention(setup: Setup, shape: tuple[int, ...]) -> Row:
 
 
 def tiles(setup: Setup) -> Iterator[Case]:
-    """Microseconds by size of a tile and warps, to choose `triton_conv.TUNING` from."""
+    """Microseconds by division of a map, to choose `triton_rows.STRIPS` and `triton_conv.TUNING` from."""
     shapes = ((1, 3, 4, 5),) if setup.trial else COMPILED
+    for program, shape in itertools.product(("convolve", "correlate"), shapes):
+        for columns, channels, stages in itertools.product((4, 8), (64, 128), (2, 3, 4)):
+            warps = 1 if program == "correlate" else columns * channels // 128
+            division = f"{columns} columns, {channels} channels, {warps} warps, {stages} stages"
+            name = f"{program} {'×'.join(map(str, shape))}, {division}"
+            yield name, partial(_strip, setup, program, shape, (columns, channels, warps, 1024, stages))
     values = (1024, 2048) if setup.trial else (2048, 4096, 8192)
-    for last, program, shape in itertools.product((True, False), ("convolve", "correlate"), shapes):
+    for program, shape in itertools.product(("convolve", "correlate"), shapes):
         for count, warps in itertools.product(values, (4, 8)):
-            layout = "last" if last else "first"
-            name = f"{program} {'×'.join(map(str, shape))} {layout}, {count} values, {warps} warps"
-            yield name, partial(_tile, setup, program, shape, last, count, warps)
+            name = f"{program} {'×'.join(map(str, shape))} channels first, {count} values, {warps} warps"
+            yield name, partial(_tile, setup, program, shape, count, warps)
 
 
-def _tile(setup: Setup, program: str, shape: tuple[int, ...], last: bool, values: int, warps: int) -> Row:
+def _strip(setup: Setup, program: str, shape: tuple[int, ...], division: tuple[int, ...]) -> Row:
+    from atconv.ops import triton_rows
+
+    before = triton_rows.STRIPS[program]
+    triton_rows.STRIPS[program] = triton_rows.Strips(*division)
+    triton_rows._launch.cache_clear()
+    try:
+        return _program(setup, program, _map(setup, shape, torch.bfloat16, True))
+    finally:
+        triton_rows.STRIPS[program] = before
+        triton_rows._launch.cache_clear()
+
+
+def _tile(setup: Setup, program: str, shape: tuple[int, ...], values: int, warps: int) -> Row:
     from atconv.ops import triton_conv
 
-    x = _map(setup, shape, torch.bfloat16, last)
-    k = torch.randn(*shape[:2], 3, 3, device=setup.device, dtype=torch.bfloat16)
-    calls = {
-        "convolve": lambda: triton_conv.convolve(x, k, None, False),
-        "correlate": lambda: triton_conv.correlate(x, x, 3, 3),
-    }
     before = triton_conv.TUNING[program]
     triton_conv.TUNING[program] = triton_conv.Tuning(values, warps)
     try:
-        return {"µs": 1e6 * setup.seconds(calls[program], cold=True)}
+        return _program(setup, program, _map(setup, shape, torch.bfloat16, False))
     finally:
         triton_conv.TUNING[program] = before
+
+
+def _program(setup: Setup, program: str, x: Tensor) -> Row:
+    from atconv.ops import triton_conv
+
+    k = _kernels(setup, tuple(x.shape), x.dtype, 3)
+    calls = {
+        "convolve": lambda: triton_conv.convolve(x, k, None, None, False),
+        "correlate": lambda: triton_conv.correlate(x, x, 3, 3),
+    }
+    return {"µs": 1e6 * setup.seconds(calls[program], cold=True)}

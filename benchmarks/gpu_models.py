@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import timm
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atconv.deploy import fold
 from atconv.ops.backend import Backend, use_backend
 from gpu_timing import Row, Setup
 from plain import plain_attnet
@@ -31,49 +34,52 @@ TRIAL = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
 
 
 def make_backbone(setup: Setup, name: str) -> nn.Module:
-    """AttNet-T2, its plain transcription, or a model of timm. Small ones for a trial."""
-    if name not in ("AttNet-T2", "plain"):
-        return timm.create_model("convnext_atto" if setup.trial else OTHERS[name], num_classes=10)
-    small: dict[str, Any] = TRIAL if setup.trial else {}
-    model = timm.create_model("attnet_t2", num_classes=10, **small)
-    return model if name == "AttNet-T2" else plain_attnet(model)
+    """AttNet-T2, folded for inference or plainly transcribed, or a model of timm; small for a trial."""
+    with setup.device:
+        if name in OTHERS:
+            return timm.create_model("convnext_atto" if setup.trial else OTHERS[name], num_classes=10)
+        small: dict[str, Any] = TRIAL if setup.trial else {}
+        model = timm.create_model("attnet_t2", num_classes=10, **small)
+    if name == "plain":
+        return plain_attnet(model)
+    return fold(model.eval()) if name == "AttNet-T2 folded" else model
 
 
 def backbones(setup: Setup) -> Iterator[Case]:
-    """Images a second and memory, bfloat16, channels-last."""
-    batch = 2 if setup.trial else 128
+    """Images a second and memory, bfloat16, channels-last; the most telling rows first."""
     run = partial(_backbone, setup)
+    pair = ("AttNet-T2", "ConvNeXt-T")
+    for train, compiled in ((False, False), (True, False), (False, True), (True, True)):
+        kind = f"{'training' if train else 'inference'}, {'compiled' if compiled else 'eager'}"
+        for name in pair:
+            yield f"{name}, {kind}", partial(run, name, train=train, compiled=compiled)
+        if compiled and not train:
+            yield f"AttNet-T2 folded, {kind}", partial(run, "AttNet-T2 folded", compiled=True)
+            for name in ("AttNet-T2 folded", "ConvNeXt-T"):
+                yield f"{name}, {kind}, CUDA graph", partial(run, name, compiled=True, graph=True)
     for train in (False, True):
         kind = "training" if train else "inference"
-        for name, backend in (("AttNet-T2", "eager"), ("AttNet-T2", "triton"), ("ConvNeXt-T", "eager")):
-            yield f"{name}, {kind}, {backend}", partial(run, name, batch, train, backend)
-    for name in ("AttNet-T2", "ConvNeXt-T"):
-        for train in (False, True):
-            kind = "training" if train else "inference"
-            yield f"{name}, {kind}, compiled", partial(run, name, batch, train, "eager", compiled=True)
-    yield (
-        "AttNet-T2, inference, triton, compiled",
-        partial(run, "AttNet-T2", batch, False, "triton", compiled=True),
-    )
-    for train in (False, True):
-        kind = "training" if train else "inference"
-        for name in ("plain", *list(OTHERS)[1:]):
-            yield f"{name}, {kind}, eager", partial(run, name, batch, train, "eager")
-    for name in ("AttNet-T2", "ConvNeXt-T"):
-        yield f"{name}, one image, eager", partial(run, name, 1, False, "eager")
-        yield f"{name}, one image, CUDA graph", partial(run, name, 1, False, "eager", graph=True)
+        label = f"AttNet-T2, {kind}, eager, PyTorch's operators"
+        yield label, partial(run, "AttNet-T2", train=train, backend="eager")
+        yield f"plain, {kind}, eager", partial(run, "plain", train=train)
+    for name in (*pair, "AttNet-T2 folded"):
+        yield f"{name}, one image, eager", partial(run, name, batch=1)
+        yield f"{name}, one image, CUDA graph", partial(run, name, batch=1, graph=True)
+    for name, train in itertools.product(list(OTHERS)[1:], (False, True)):
+        yield f"{name}, {'training' if train else 'inference'}, eager", partial(run, name, train=train)
 
 
 def _backbone(
     setup: Setup,
     name: str,
-    batch: int,
-    train: bool,
-    backend: Backend,
+    batch: int = 128,
+    train: bool = False,
+    backend: Backend = "auto",
     compiled: bool = False,
     graph: bool = False,
 ) -> Row:
     torch.compiler.reset()
+    batch = min(batch, 2) if setup.trial else batch
     torch.manual_seed(0)
     model = make_backbone(setup, name).to(setup.device, memory_format=torch.channels_last)
     size = 32 if setup.trial else 224
@@ -93,7 +99,7 @@ def compile_blocks(setup: Setup, model: Any) -> None:
     torch._dynamo.config.recompile_limit = 64
     blocks = model.blocks if hasattr(model, "blocks") else [b for s in model.stages for b in s.blocks]
     for block in blocks:
-        block.compile(backend=setup.compiler)
+        block.compile(backend=setup.compiler, dynamic=False)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -144,59 +150,55 @@ LATENTS = {32: 32, 64: 16, 128: 4}
 
 def generators(setup: Setup) -> Iterator[Case]:
     """Seconds of a velocity evaluation, bfloat16, and of sampling an image."""
-    run = partial(_velocity, setup)
-    for size in (8,) if setup.trial else LATENTS:
-        for compiled in (False, True):
-            for family, backend in (("", "eager"), ("atconv_", "eager"), ("atconv_", "triton")):
-                name = f"sit_{family}xl_2"
-                label = f"{name}, latent {size}², {backend}{', compiled' if compiled else ''}"
-                yield label, partial(run, name, size, backend, compiled)
-    for family, backend in (("", "eager"), ("atconv_", "eager"), ("atconv_", "triton")):
-        yield (
-            f"sit_{family}xl_2, one image in 50 steps, {backend}",
-            partial(_sampling, setup, f"sit_{family}xl_2", backend),
-        )
-    for size in () if setup.trial else LATENTS:
-        for family, backend in (("", "eager"), ("atconv_", "eager"), ("atconv_", "triton")):
-            name = f"sit_{family}b_2"
-            yield f"{name}, latent {size}², {backend}", partial(run, name, size, backend, False)
+    sizes = (8,) if setup.trial else tuple(LATENTS)
+    for variant, compiled in (("xl_2", False), ("xl_2", True), ("b_2", False)):
+        for size, family in itertools.product(sizes, ("sit", "sit_atconv")):
+            label = f"{family}_{variant}, latent {size}²{', compiled' if compiled else ''}"
+            yield label, partial(_velocity, setup, f"{family}_{variant}", size, compiled)
+        if variant == "xl_2" and not compiled:
+            for graphs, family in itertools.product((False, True), ("sit", "sit_atconv")):
+                label = f"{family}_xl_2, one image in 50 steps{', CUDA graphs' if graphs else ''}"
+                yield label, partial(_sampling, setup, f"{family}_xl_2", graphs)
 
 
-def _sit(setup: Setup, name: str) -> Any:
+@lru_cache(2)
+def _sit(setup: Setup, name: str, compiled: bool = False) -> Any:
     from atconv.models.sit import create_sit  # diffusers is not everywhere
 
     small: dict[str, Any] = {"depth": 1, "hidden_size": 16, "num_heads": 2} if setup.trial else {}
     torch.manual_seed(0)
-    model = create_sit(name, **small).eval()
+    with setup.device:
+        model = create_sit(name, **small).eval()
     for parameter in model.parameters():  # no layer is left at its initial zeros
         nn.init.normal_(parameter, std=0.02)
+    if compiled:
+        compile_blocks(setup, model)
     return nn.Module.to(model, setup.device, torch.bfloat16)
 
 
-def _velocity(setup: Setup, name: str, size: int, backend: Backend, compiled: bool) -> Row:
-    torch.compiler.reset()
+def _velocity(setup: Setup, name: str, size: int, compiled: bool) -> Row:
     batch = LATENTS.get(size, 1)
-    model = _sit(setup, name)
-    if compiled:
-        compile_blocks(setup, model)
+    model = _sit(setup, name, compiled)
     x = torch.randn(batch, 4, size, size, device=setup.device, dtype=torch.bfloat16)
     t, labels = (
         torch.rand(batch, device=setup.device),
         torch.zeros(batch, dtype=torch.long, device=setup.device),
     )
-    with use_backend(backend), torch.inference_mode():
+    with torch.inference_mode():
         step = partial(model, x, t, labels)
         seconds = setup.seconds(step)
         return {"batch": batch, "ms": 1000 * seconds, "ms a sample": 1000 * seconds / batch}
 
 
-def _sampling(setup: Setup, name: str, backend: Backend) -> Row:
+def _sampling(setup: Setup, name: str, graphs: bool) -> Row:
     from atconv.diffusion.pipeline import SiTPipeline
     from atconv.diffusion.schedulers import ODEScheduler
 
-    pipeline = SiTPipeline(_sit(setup, name), ODEScheduler(method="euler"))
+    model = copy.copy(_sit(setup, name))  # which is compiled as a whole
+    if graphs:
+        model.compile(backend=setup.compiler, mode=None if setup.trial else "reduce-overhead")
+    pipeline = SiTPipeline(model, ODEScheduler(method="euler"))
     pipeline.set_progress_bar_config(disable=True)
     options: dict[str, Any] = {"class_labels": [0], "guidance_scale": 4.0, "output_type": "latent"}
     options |= {"num_inference_steps": 2, "height": 8, "width": 8} if setup.trial else {}
-    with use_backend(backend):
-        return {"seconds": setup.seconds(lambda: pipeline(**options))}
+    return {"seconds": setup.seconds(lambda: pipeline(**options))}
