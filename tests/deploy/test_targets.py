@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from unittest import mock
 
@@ -10,6 +11,7 @@ import torch
 from packaging.version import Version
 
 from atconv import deploy
+from atconv.deploy import mobile
 from atconv.ops import processor
 from support.helpers import tiny_attnet
 
@@ -55,12 +57,20 @@ def test_executorch_computes_what_the_model_does(tmp_path: Path) -> None:
     assert [weight.stride() for weight in model.parameters()] == layouts
 
 
+def test_a_library_does_not_set_up_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with mobile._own_root_handlers():
+        logging.basicConfig()
+    assert logging.root.handlers == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fp16", [False, True])
-def test_coreml_is_converted(fp16: bool, tmp_path: Path) -> None:
+def test_coreml_is_converted(fp16: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     coremltools = pytest.importorskip("coremltools")
     model = deploy.fold(tiny_attnet(glu_norm=True))
     path = deploy.export_coreml(model, tmp_path / "model.mlpackage", torch.randn(1, 3, 64, 96), fp16=fp16)
+    assert capfd.readouterr() == ("", "")
     spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
     [image], [logits] = spec.description.input, spec.description.output
     assert list(image.type.multiArrayType.shape) == [1, 3, 64, 96]

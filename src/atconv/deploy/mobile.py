@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ __all__ = ["export_coreml", "export_executorch", "open_executorch"]
 @name_missing_extra()
 def export_executorch(model: nn.Module, path: str | Path, inputs: Inputs, sizes: Sizes = "fixed") -> Path:
     """Write a .pte file, whose products and convolutions run on XNNPACK. As `export_onnx` otherwise."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+    with _own_root_handlers():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
 
     path = ensure_parent(path)
     model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # it rejects channels-last weights
@@ -69,7 +72,8 @@ def export_coreml(
         import coremltools
 
     path = ensure_parent(path)
-    with torch.no_grad(), quiet(), log_level("coremltools", logging.CRITICAL):
+    progress = redirect_stderr(io.StringIO())  # a bar for each of its passes
+    with torch.no_grad(), quiet(), log_level("coremltools", logging.CRITICAL), progress:
         program = trace(model, inputs, sizes).run_decompositions({})
         precision = coremltools.precision.FLOAT16 if fp16 else coremltools.precision.FLOAT32
         converted = coremltools.convert(
@@ -80,3 +84,15 @@ def export_coreml(
         )
         converted.save(str(path))
     return path
+
+
+@contextmanager
+def _own_root_handlers() -> Iterator[None]:
+    """Modules that are imported here cannot set up logging, which would show each of our lines twice:
+    `logging.basicConfig` does nothing where there is a handler."""
+    handler = logging.NullHandler()
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
