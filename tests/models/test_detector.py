@@ -93,6 +93,21 @@ def test_features_are_those_that_timm_gives() -> None:
         assert torch.equal(ours, theirs)
 
 
+def test_a_trace_resizes_as_the_model_does() -> None:
+    resize = tiny(min_size=48, max_size=64).eval().transform
+    traced = torch.jit.trace(lambda image: resize.resize(image)[0], torch.rand(3, 48, 60))
+    for height, width, expected in (
+        (53, 97, (34, 64)),
+        (97, 53, (64, 34)),
+        (30, 30, (48, 48)),
+        (1, 99, (1, 64)),
+    ):
+        image = torch.rand(3, height, width)
+        ours, _ = resize.resize(image)
+        assert ours.shape[1:] == expected
+        torch.testing.assert_close(traced(image), ours)
+
+
 def test_images_are_normalized_once() -> None:
     model = tiny(in_chans=1, mean=[0.25], std=[0.5], min_size=64, max_size=64)
     seen, _ = model.transform([torch.full((1, 64, 64), 0.75)])

@@ -174,15 +174,17 @@ def _check_options(architecture: DetectorArchitecture, options: Mapping[str, Any
 
 
 class _Transform(GeneralizedRCNNTransform):
-    """torchvision's, for images of any shape: neither side becomes shorter than a pixel."""
+    """torchvision's, for images of any shape: neither side becomes shorter than a pixel. Sizes are computed
+    in whole numbers: torchvision's become another pixel in a file, which rounds otherwise."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, Any]:
-        height, width = image.shape[-2:]
-        if min(height, width) * self.max_size > max(height, width):
-            return super().resize(image, target)
-        size = (1, self.max_size) if height < width else (self.max_size, 1)
+        short_side = self.torch_choice(list(self.min_size)) if self.training else self.min_size[-1]
+        shape = torch._shape_as_tensor(image)[-2:]  # a value of the graph, where it is traced
+        sides = torch.minimum(short_side * shape // shape.min(), self.max_size * shape // shape.max())
+        sides = sides.clamp(min=1)
+        size: Any = tuple(sides) if torch.jit.is_tracing() else tuple(sides.tolist())
         if target is not None:
-            target = {**target, "boxes": resize_boxes(target["boxes"], [height, width], list(size))}
+            target = {**target, "boxes": resize_boxes(target["boxes"], list(image.shape[-2:]), list(size))}
             if "masks" in target:
                 target["masks"] = F.interpolate(target["masks"][:, None].float(), size)[:, 0].byte()
         return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0], target

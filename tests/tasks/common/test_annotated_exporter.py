@@ -19,7 +19,7 @@ from PIL import Image
 
 from atconv import load
 from atconv.data.boxes import decode_mask
-from atconv.tasks.detection.export import DetectionExporter, _compare
+from atconv.tasks.detection.export import DetectionExporter, _compare, _Difference
 from atconv.tasks.segmentation.data import resized
 from atconv.tasks.segmentation.export import SegmentationExporter, _filter, _resized
 from support.image_files import saved_image
@@ -136,14 +136,14 @@ def test_a_segmenter_goes_to_phones(architecture: Any, format: Any, tmp_path: Pa
     options = {} if architecture == "unet" else {"segmenter_args": {}}
     run = segment(tmp_path / "run", architecture=architecture, flip_tta=format == "coreml", **options)
     [file] = load(run).export(format=format, out=str(tmp_path / "out")).files
-    assert file.accepts == "one image of 40 × 50"
+    assert file.accepts == "one image of 40 × 56"
     if format == "executorch":
         assert file.agreement, "not compared with predict"
     else:
         spec = tools.models.MLModel(str(tmp_path / "out" / file.name), skip_model_load=True).get_spec()
         [images], [mask] = spec.description.input, spec.description.output
-        assert list(images.type.multiArrayType.shape) == [1, 1, 40, 50]
-        assert (mask.name, list(mask.type.multiArrayType.shape)) == ("mask", [1, 40, 50])
+        assert list(images.type.multiArrayType.shape) == [1, 1, 40, 56]
+        assert (mask.name, list(mask.type.multiArrayType.shape)) == ("mask", [1, 40, 56])
 
 
 @settings(deadline=None, max_examples=40)
@@ -180,6 +180,37 @@ def test_a_file_that_detects_something_else_is_rejected() -> None:
                 exporter.agreement(changed(**changes), images)
 
 
+def test_rounding_may_change_what_it_changes_of_the_model_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = DetectionExporter(load(detection_run()))
+    images = exporter.images(None, None, 2)
+
+    def without(lost: int) -> Any:
+        return lambda images: tuple(each[lost:] for each in exporter.graph(images))
+
+    with torch.inference_mode():
+        assert exporter._own_difference(images[0]).lost == 0
+        monkeypatch.setattr(exporter, "_own_difference", lambda image: _Difference(1, 0.0, 0.0, 0.0))
+        assert 2 in exporter.agreement(without(1), images).values()
+        assert "2 are missing or new" in caplog.text
+        with pytest.raises(ValueError, match=r"6 are missing or new.* changes 2 of the model's own\. Train"):
+            exporter.agreement(without(3), images)
+
+
+def test_nothing_detected_is_nothing_compared(caplog: pytest.LogCaptureFixture) -> None:
+    predictor = load(detection_run())
+    predictor.model.roi_heads.score_thresh = 1.0
+    exporter = DetectionExporter(predictor)
+    images = exporter.images(None, None, 2)
+    with torch.inference_mode():
+        assert exporter.agreement(exporter.graph, images) == {}
+        assert "the model detects nothing in 2 images" in caplog.text
+        exporter.graph.detector.roi_heads.score_thresh = 0.0
+        with pytest.raises(ValueError, match=r"of 0 objects .* are missing or new"):
+            exporter.agreement(exporter.graph, images)
+
+
 def test_objects_are_matched_whatever_their_order() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [20, 20, 40, 40.5]])
     scores, labels = torch.tensor([0.9, 0.8, 0.8]), torch.tensor([0, 1, 1])
@@ -187,6 +218,13 @@ def test_objects_are_matched_whatever_their_order() -> None:
     assert _compare((boxes[order], scores[order], labels[order]), (boxes, scores, labels))[:3] == (0, 0, 0)
     lost = _compare((boxes[:1], scores[:1], 1 - labels[:1]), (boxes[:1], scores[:1], labels[:1]))
     assert lost.lost == 2
+
+
+def test_a_segmenters_usual_size_is_the_datas_or_the_crops() -> None:
+    exporter = SegmentationExporter(load(segmentation_run()))
+    assert exporter.shape == (1, 40, 80)  # a crop of 32 × 64
+    exporter.images(None, None, 4)
+    assert exporter.shape == (1, 40, 56)
 
 
 def test_a_file_that_segments_something_else_is_rejected() -> None:

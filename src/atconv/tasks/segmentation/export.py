@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from atconv.deploy import FORMATS, Call
 from atconv.models.segmenters import DIVISOR
 from atconv.tasks.common.annotated_exporter import AnnotatedExporter
 from atconv.tasks.common.exporter import Agreement
-from atconv.tasks.segmentation.data import MAX_RATIO, SegmentationTransform
+from atconv.tasks.segmentation.data import MAX_RATIO, SegmentationTransform, resized
 
 __all__ = ["SegmentationExporter"]
 
@@ -30,6 +31,7 @@ class SegmentationExporter(AnnotatedExporter):
 
     def __init__(self, predictor: Any) -> None:
         super().__init__(predictor)
+        self._size: tuple[int, int] = predictor.config.crop
         if predictor.flip_tta:
             self.formats = tuple(name for name in self.formats if name != "executorch")
             self.why_not = "ExecuTorch's runtime fails on averages over mirror images (--flip-tta)"
@@ -40,8 +42,15 @@ class SegmentationExporter(AnnotatedExporter):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        size = self.predictor.transform.short_side
-        return self.predictor.model_config["segmenter"]["in_chans"], size, size * 5 // 4
+        size = resized(self._size, self.predictor.transform.short_side)
+        return self.predictor.model_config["segmenter"]["in_chans"], *size
+
+    def images(self, data: str | None, data_root: str | None, count: int) -> list[Image.Image]:
+        """Their most frequent size is the one of a file for one size; without images, the crop's shape is."""
+        images = super().images(data, data_root, count)
+        for (width, height), _ in Counter(image.size for image in images).most_common(1):
+            self._size = height, width
+        return images
 
     def describe(self) -> dict[str, Any]:
         mask = {"axes": "batch height width", "dtype": "uint8", "values": "index into classes"}
