@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ __all__ = ["export_coreml", "export_executorch", "open_executorch"]
 @name_missing_extra()
 def export_executorch(model: nn.Module, path: str | Path, inputs: Inputs, sizes: Sizes = "fixed") -> Path:
     """Write a .pte file, whose products and convolutions run on XNNPACK. As `export_onnx` otherwise."""
-    with _own_root_handlers():
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
+    handlers = logging.root.handlers[:]
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
 
+    logging.root.handlers[:] = handlers  # its modules add one, which would show each of our lines twice
     path = ensure_parent(path)
     model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # it rejects channels-last weights
     program = trace(model, inputs, sizes)
@@ -72,8 +73,8 @@ def export_coreml(
         import coremltools
 
     path = ensure_parent(path)
-    progress = redirect_stderr(io.StringIO())  # a bar for each of its passes
-    with torch.no_grad(), quiet(), log_level("coremltools", logging.CRITICAL), progress:
+    bars = redirect_stderr(io.StringIO())  # of its passes
+    with torch.no_grad(), quiet(), log_level("coremltools", logging.CRITICAL), bars:
         program = trace(model, inputs, sizes).run_decompositions({})
         precision = coremltools.precision.FLOAT16 if fp16 else coremltools.precision.FLOAT32
         converted = coremltools.convert(
@@ -84,15 +85,3 @@ def export_coreml(
         )
         converted.save(str(path))
     return path
-
-
-@contextmanager
-def _own_root_handlers() -> Iterator[None]:
-    """Modules that are imported here cannot set up logging, which would show each of our lines twice:
-    `logging.basicConfig` does nothing where there is a handler."""
-    handler = logging.NullHandler()
-    logging.root.addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.root.removeHandler(handler)

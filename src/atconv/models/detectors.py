@@ -181,8 +181,9 @@ class _Transform(GeneralizedRCNNTransform):
         short_side = self.torch_choice(list(self.min_size)) if self.training else self.min_size[-1]
         shape = torch._shape_as_tensor(image)[-2:]  # a value of the graph, where it is traced
         sides = torch.minimum(short_side * shape // shape.min(), self.max_size * shape // shape.max())
-        sides = sides.clamp(min=1)
-        size: Any = tuple(sides) if torch.jit.is_tracing() else tuple(sides.tolist())
+        size: Any = sides.clamp(min=1).unbind()
+        if not torch.jit.is_tracing():
+            size = [int(side) for side in size]
         if target is not None:
             target = {**target, "boxes": resize_boxes(target["boxes"], list(image.shape[-2:]), list(size))}
             if "masks" in target:

@@ -176,7 +176,7 @@ def test_a_file_that_detects_something_else_is_rejected() -> None:
     with torch.inference_mode():
         assert max(exporter.agreement(changed(), images).values()) < 1e-4
         for changes in ({"box": 0.2}, {"score": 0.01}, {"lost": 1}):
-            with pytest.raises(ValueError, match=r"objects .* are missing or new"):
+            with pytest.raises(ValueError, match=r"objects missing or new, of \d+ objects"):
                 exporter.agreement(changed(**changes), images)
 
 
@@ -193,8 +193,8 @@ def test_rounding_may_change_what_it_changes_of_the_model_itself(
         assert exporter._own_difference(images[0]).lost == 0
         monkeypatch.setattr(exporter, "_own_difference", lambda image: _Difference(1, 0.0, 0.0, 0.0))
         assert 2 in exporter.agreement(without(1), images).values()
-        assert "2 are missing or new" in caplog.text
-        with pytest.raises(ValueError, match=r"6 are missing or new.* changes 2 of the model's own\. Train"):
+        assert "objects in 2 images: 2;" in caplog.text
+        with pytest.raises(ValueError, match=r"images: 6;.* changes 2 of the model's own\. Train"):
             exporter.agreement(without(3), images)
 
 
@@ -207,7 +207,7 @@ def test_nothing_detected_is_nothing_compared(caplog: pytest.LogCaptureFixture) 
         assert exporter.agreement(exporter.graph, images) == {}
         assert "the model detects nothing in 2 images" in caplog.text
         exporter.graph.detector.roi_heads.score_thresh = 0.0
-        with pytest.raises(ValueError, match=r"of 0 objects .* are missing or new"):
+        with pytest.raises(ValueError, match=r"objects missing or new, of 0 objects"):
             exporter.agreement(exporter.graph, images)
 
 

@@ -30,6 +30,7 @@ _AXES = {
     "masks": {0: "objects", 1: "height", 2: "width"},
 }
 _MAX_LOST = 0.02  # share of objects that rounding may move over a threshold
+_LIMITS = (0.1, 1e-3, 0.05)  # of boxes in pixels, scores and masks: see _Difference
 _NOISE = 1e-6  # of pixels in 0…1, as large as rounding
 
 
@@ -49,7 +50,7 @@ class DetectionExporter(AnnotatedExporter):
 
     @property
     def output_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("boxes", "scores", "labels", "masks")[: 4 if self._has_masks else 3]
+        return ("boxes", "scores", "labels", "masks")[: 4 if isinstance(self.model, MaskRCNN) else 3]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -101,49 +102,34 @@ class DetectionExporter(AnnotatedExporter):
         if not differences:
             return {}
         found = _together(differences)
-        self._check(found, objects, images)
-        if not objects:
-            logger.warning(
-                "the model detects nothing in %d images: that the file detects what the model does is not "
-                "verified. Train it longer, or name images with --data",
-                len(images),
-            )
-            return {}
-        count = f"{objects} objects in {len(images)} images"
-        masks = {"mask, 1 - intersection over union": found.mask} if self._has_masks else {}
-        return {
-            f"objects missing or new, of {count}": found.lost,
-            "box, pixels": found.box,
-            "score": found.score,
-            **masks,
-        }
-
-    def _check(self, found: _Difference, objects: int, images: list[Image.Image]) -> None:
-        """Raise ValueError if a file differs more than rounding explains. Rounding decides between objects of
-        equal scores, which a model that has hardly learned has many of: so much may a file differ, too."""
-        limits: tuple[float, ...] = (_MAX_LOST * objects, 0.1, 1e-3, 0.05)
-        if all(value <= limit for value, limit in zip(found, limits, strict=True)):
-            return
-        own = _together([self._own_difference(image) for image in images])
-        about = (
-            f"of {objects} objects {found.lost} are missing or new, boxes differ by {found.box:.2g} pixels, "
-            f"scores by {found.score:.1e}"
-            + (f", masks by {100 * found.mask:.1f} %" if self._has_masks else "")
-            + f"; rounding alone changes {own.lost} of the model's own"
+        masks = {"mask, 1 - intersection over union": found.mask} if "masks" in self.output_names else {}
+        counted = f"objects missing or new, of {objects} objects in {len(images)} images"
+        agreement = {counted: found.lost, "box, pixels": found.box, "score": found.score, **masks}
+        limits = (_MAX_LOST * objects, *_LIMITS)
+        if not all(value <= limit for value, limit in zip(found, limits, strict=True)):
+            # Rounding decides between objects of equal scores, which a model that has hardly learned has many
+            # of: so much may a file differ, too.
+            own = _together([self._own_difference(image) for image in images])
+            text = "; ".join(f"{name}: {value:.2g}" for name, value in agreement.items())
+            text += f"; rounding alone changes {own.lost} of the model's own"
+            accepted = (max(limit, 2 * each) for limit, each in zip(limits, own, strict=True))
+            if not all(value <= limit for value, limit in zip(found, accepted, strict=True)):
+                raise ValueError(f"{text}. Train it longer, or name other images with --data")
+            logger.warning("%s: a model that was trained longer is compared better", text)
+        if objects:
+            return agreement
+        logger.warning(
+            "the model detects nothing in %d images: that the file detects what the model does is not "
+            "verified. Train it longer, or name images with --data",
+            len(images),
         )
-        if any(value > max(limit, 2 * each) for value, limit, each in zip(found, limits, own, strict=True)):
-            raise ValueError(about + ". Train it longer, or name other images with --data")
-        logger.warning("%s: a model that was trained longer is compared better", about)
+        return {}
 
     def _own_difference(self, image: Image.Image) -> _Difference:
         """How results of the model itself change with noise as large as rounding."""
         pixels = self.predictor.transform(image)[None]
         noise = _NOISE * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
         return _compare(self.graph(pixels + noise), self.graph(pixels))
-
-    @property
-    def _has_masks(self) -> bool:
-        return isinstance(self.model, MaskRCNN)
 
 
 class _OneImage(nn.Module):
