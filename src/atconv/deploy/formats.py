@@ -238,7 +238,12 @@ def log_level(name: str | None, level: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that torch's exporters give about torch itself."""
+    """Without the warnings that torch's exporters give about torch itself, and without handlers that they add
+    to the root of all logs, which would show each of our lines twice."""
+    handlers = logging.root.handlers[:]
     with log_level("torch", logging.ERROR), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        finally:
+            logging.root.handlers[:] = handlers

@@ -22,11 +22,10 @@ __all__ = ["export_coreml", "export_executorch", "open_executorch"]
 @name_missing_extra()
 def export_executorch(model: nn.Module, path: str | Path, inputs: Inputs, sizes: Sizes = "fixed") -> Path:
     """Write a .pte file, whose products and convolutions run on XNNPACK. As `export_onnx` otherwise."""
-    handlers = logging.root.handlers[:]
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
 
-    logging.root.handlers[:] = handlers  # its modules add one, which would show each of our lines twice
     path = ensure_parent(path)
     model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # it rejects channels-last weights
     program = trace(model, inputs, sizes)

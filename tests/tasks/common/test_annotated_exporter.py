@@ -19,7 +19,7 @@ from PIL import Image
 
 from atconv import load
 from atconv.data.boxes import decode_mask
-from atconv.tasks.detection.export import DetectionExporter, _compare, _Difference
+from atconv.tasks.detection.export import DetectionExporter, _compare
 from atconv.tasks.segmentation.data import resized
 from atconv.tasks.segmentation.export import SegmentationExporter, _filter, _resized
 from support.image_files import saved_image
@@ -176,7 +176,7 @@ def test_a_file_that_detects_something_else_is_rejected() -> None:
     with torch.inference_mode():
         assert max(exporter.agreement(changed(), images).values()) < 1e-4
         for changes in ({"box": 0.2}, {"score": 0.01}, {"lost": 1}):
-            with pytest.raises(ValueError, match=r"objects missing or new, of \d+ objects"):
+            with pytest.raises(ValueError, match=r"objects .* are missing or new"):
                 exporter.agreement(changed(**changes), images)
 
 
@@ -185,16 +185,20 @@ def test_rounding_may_change_what_it_changes_of_the_model_itself(
 ) -> None:
     exporter = DetectionExporter(load(detection_run()))
     images = exporter.images(None, None, 2)
+    inputs = exporter.inputs(1, 64, 80)
 
     def without(lost: int) -> Any:
         return lambda images: tuple(each[lost:] for each in exporter.graph(images))
 
     with torch.inference_mode():
-        assert exporter._own_difference(images[0]).lost == 0
-        monkeypatch.setattr(exporter, "_own_difference", lambda image: _Difference(1, 0.0, 0.0, 0.0))
+        assert exporter._own_lost(*inputs) == 0
+        assert exporter.error(without(1), inputs) == float("inf")
+        monkeypatch.setattr(exporter, "_own_lost", lambda pixels: 1)
+        assert exporter.error(without(1), inputs) == 0
+        assert exporter.error(without(3), inputs) == float("inf")
         assert 2 in exporter.agreement(without(1), images).values()
-        assert "objects in 2 images: 2;" in caplog.text
-        with pytest.raises(ValueError, match=r"images: 6;.* changes 2 of the model's own\. Train"):
+        assert "2 are missing or new, and rounding alone changes 2:" in caplog.text
+        with pytest.raises(ValueError, match=r"6 are missing or new, and rounding alone changes 2\. Train"):
             exporter.agreement(without(3), images)
 
 
@@ -205,9 +209,9 @@ def test_nothing_detected_is_nothing_compared(caplog: pytest.LogCaptureFixture) 
     images = exporter.images(None, None, 2)
     with torch.inference_mode():
         assert exporter.agreement(exporter.graph, images) == {}
-        assert "the model detects nothing in 2 images" in caplog.text
+        assert "nothing is detected in 2 images, so nothing is verified" in caplog.text
         exporter.graph.detector.roi_heads.score_thresh = 0.0
-        with pytest.raises(ValueError, match=r"objects missing or new, of 0 objects"):
+        with pytest.raises(ValueError, match=r"of 0 objects .* are missing or new"):
             exporter.agreement(exporter.graph, images)
 
 

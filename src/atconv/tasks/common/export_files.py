@@ -132,8 +132,7 @@ class _Writer:
 
     @torch.inference_mode()
     def _error(self, call: Any, size: Size) -> float:
-        inputs = self.exporter.inputs(*size)
-        return self.exporter.error(call(*inputs), self.exporter.forms["eager"](*inputs))
+        return self.exporter.error(call, self.exporter.inputs(*size))
 
 
 @contextmanager

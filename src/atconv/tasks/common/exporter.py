@@ -105,9 +105,9 @@ class Exporter(ABC):
         generator = torch.Generator().manual_seed(batch + height + width)
         return (torch.randn(batch, self.shape[0], height, width, generator=generator),)
 
-    def error(self, actual: Any, expected: Any) -> float:
+    def error(self, call: Call, inputs: tuple[Tensor, ...]) -> float:
         """How far outputs of a file are from those of the model, relative."""
-        return relative_error(actual, expected)
+        return relative_error(call(*inputs), self.forms["eager"](*inputs))
 
     def write(self, format: str, path: Any, inputs: tuple[Tensor, ...], sizes: str, **options: Any) -> None:
         """Write the graph as a file."""

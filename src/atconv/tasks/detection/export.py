@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
-from torchvision.ops import box_iou
 
 from atconv.data.boxes import decode_mask
 from atconv.deploy import Call
@@ -30,7 +29,7 @@ _AXES = {
     "masks": {0: "objects", 1: "height", 2: "width"},
 }
 _MAX_LOST = 0.02  # share of objects that rounding may move over a threshold
-_LIMITS = (0.1, 1e-3, 0.05)  # of boxes in pixels, scores and masks: see _Difference
+_MAX_BOX, _MAX_SCORE, _MAX_MASK = 0.1, 1e-3, 0.05  # differences of one object, as _Difference has them
 _NOISE = 1e-6  # of pixels in 0…1, as large as rounding
 
 
@@ -78,16 +77,17 @@ class DetectionExporter(AnnotatedExporter):
             self.graph, path, inputs, axes, options["opset"], self.input_names, self.output_names
         )
 
-    def error(self, actual: Any, expected: Any) -> float:
-        difference = _compare(actual, expected)
-        if difference.lost > _MAX_LOST * len(expected[0]):
+    def error(self, call: Call, inputs: tuple[Tensor, ...]) -> float:
+        expected = self.graph(*inputs)
+        found = _compare(call(*inputs), expected)
+        if found.lost > _MAX_LOST * len(expected[0]) and found.lost > 2 * self._own_lost(*inputs):
             return float("inf")
-        extent = max(1.0, float(expected[0].abs().max())) if len(expected[0]) else 1.0
-        return max(difference.box / extent, difference.score)
+        return max(found.box / max(inputs[0].shape), found.score)
 
     def agreement(self, call: Call, images: list[Image.Image]) -> Agreement:
+        inputs = [self.predictor.transform(image)[None] for image in images]
         differences, objects = [], 0
-        for image in images:
+        for image, pixels in zip(images, inputs, strict=True):
             [result] = self.predictor.infer([image], [""], threshold=0.0)
             expected = [
                 torch.tensor(result.boxes).reshape(-1, 4),
@@ -98,38 +98,30 @@ class DetectionExporter(AnnotatedExporter):
                 decoded = [torch.from_numpy(decode_mask(mask, *mask["size"])) for mask in result.masks]
                 expected.append(torch.stack(decoded) if decoded else torch.zeros(0, *image.size[::-1]))
             objects += len(expected[0])
-            differences.append(_compare(call(self.predictor.transform(image)[None]), tuple(expected)))
+            differences.append(_compare(call(pixels), tuple(expected)))
         if not differences:
             return {}
-        found = _together(differences)
-        masks = {"mask, 1 - intersection over union": found.mask} if "masks" in self.output_names else {}
-        counted = f"objects missing or new, of {objects} objects in {len(images)} images"
-        agreement = {counted: found.lost, "box, pixels": found.box, "score": found.score, **masks}
-        limits = (_MAX_LOST * objects, *_LIMITS)
-        if not all(value <= limit for value, limit in zip(found, limits, strict=True)):
-            # Rounding decides between objects of equal scores, which a model that has hardly learned has many
-            # of: so much may a file differ, too.
-            own = _together([self._own_difference(image) for image in images])
-            text = "; ".join(f"{name}: {value:.2g}" for name, value in agreement.items())
-            text += f"; rounding alone changes {own.lost} of the model's own"
-            accepted = (max(limit, 2 * each) for limit, each in zip(limits, own, strict=True))
-            if not all(value <= limit for value, limit in zip(found, accepted, strict=True)):
+        lost = sum(each.lost for each in differences)
+        if lost > _MAX_LOST * objects:
+            own = sum(map(self._own_lost, inputs))
+            text = f"of {objects} objects {lost} are missing or new, and rounding alone changes {own}"
+            if lost > 2 * own:
                 raise ValueError(f"{text}. Train it longer, or name other images with --data")
             logger.warning("%s: a model that was trained longer is compared better", text)
-        if objects:
-            return agreement
-        logger.warning(
-            "the model detects nothing in %d images: that the file detects what the model does is not "
-            "verified. Train it longer, or name images with --data",
-            len(images),
-        )
-        return {}
+        if not objects:
+            logger.warning("nothing is detected in %d images, so nothing is verified", len(images))
+            return {}
+        box, score, mask = (max(values) for values in list(zip(*differences, strict=True))[1:])
+        count = f"{objects} objects in {len(images)} images"
+        masks = {"mask, 1 - intersection over union": mask} if isinstance(self.model, MaskRCNN) else {}
+        return {f"objects missing or new, of {count}": lost, "box, pixels": box, "score": score, **masks}
 
-    def _own_difference(self, image: Image.Image) -> _Difference:
-        """How results of the model itself change with noise as large as rounding."""
-        pixels = self.predictor.transform(image)[None]
-        noise = _NOISE * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
-        return _compare(self.graph(pixels + noise), self.graph(pixels))
+    def _own_lost(self, pixels: Tensor) -> int:
+        """Objects that noise as large as rounding changes: it decides between those of equal scores, which a
+        model that has hardly learned has many of."""
+        expected, generator = self.graph(pixels), torch.Generator().manual_seed(0)
+        noise = [_NOISE * torch.randn(pixels.shape, generator=generator) for _ in range(3)]
+        return max(_compare(self.graph(pixels + each), expected).lost for each in noise)
 
 
 class _OneImage(nn.Module):
@@ -155,28 +147,24 @@ class _Difference(NamedTuple):
     """1 − intersection over union"""
 
 
-def _together(differences: list[_Difference]) -> _Difference:
-    """Of several images: the sum of the lost, and the largest of the others."""
-    lost, *others = zip(*differences, strict=True)
-    return _Difference(sum(lost), *(max(values) for values in others))
-
-
 def _compare(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> _Difference:
-    """Objects of two lists, matched by class and overlap: their order is not the same where scores are."""
-    boxes, scores, labels = actual[:3]
-    free, pairs = list(range(len(boxes))), []
-    overlap = box_iou(expected[0], boxes)
-    for i, label in enumerate(expected[2]):
-        fitting = [j for j in free if labels[j] == label and overlap[i, j] > 0.9]
+    """Objects of two lists, matched by all that they are: their order is not the same where scores are."""
+    box = (expected[0][:, None] - actual[0]).abs().amax(2)
+    score = (expected[1][:, None] - actual[1]).abs()
+    near = (expected[2][:, None] == actual[2]) & (box <= _MAX_BOX) & (score <= _MAX_SCORE)
+    free, pairs = set(range(len(actual[0]))), [(0.0, 0.0, 0.0)]
+    for i, row in enumerate(near):
+        masks = {j: _mask_difference(actual[3:], expected[3:], i, j) for j in free if row[j]}
+        fitting = [(float(box[i, j]), float(score[i, j]), m, j) for j, m in masks.items() if m <= _MAX_MASK]
         if fitting:
-            best = max(fitting, key=lambda j: (float(overlap[i, j]), -abs(float(scores[j] - expected[1][i]))))
-            free.remove(best)
-            pairs.append((i, best))
-    lost = len(expected[0]) - len(pairs) + len(free)
-    box = max((float((expected[0][i] - boxes[j]).abs().max()) for i, j in pairs), default=0.0)
-    score = max((float((expected[1][i] - scores[j]).abs()) for i, j in pairs), default=0.0)
-    masks = [(expected[3][i] > 0.5, actual[3][j] > 0.5) for i, j in pairs] if len(expected) > 3 else []
-    mask = max(
-        (1 - float((a & b).sum() / (a | b).sum().clamp_min(1)) for a, b in masks if a.any()), default=0.0
-    )
-    return _Difference(lost, box, score, mask)
+            *difference, j = min(fitting)
+            free.remove(j)
+            pairs.append((difference[0], difference[1], difference[2]))
+    lost = len(expected[0]) - len(pairs) + 1 + len(free)
+    return _Difference(lost, *(max(values) for values in zip(*pairs, strict=True)))
+
+
+def _mask_difference(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], i: int, j: int) -> float:
+    union = sum(((a[j] > 0.5) | (e[i] > 0.5)).sum() for a, e in zip(actual, expected, strict=True))
+    both = sum(((a[j] > 0.5) & (e[i] > 0.5)).sum() for a, e in zip(actual, expected, strict=True))
+    return 1 - float(both / union) if union else 0.0

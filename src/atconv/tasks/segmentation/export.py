@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
+from statistics import mode
 from typing import Any
 
 import torch
@@ -48,31 +48,33 @@ class SegmentationExporter(AnnotatedExporter):
     def images(self, data: str | None, data_root: str | None, count: int) -> list[Image.Image]:
         """Their most frequent size is the one of a file for one size; without images, the crop's shape is."""
         images = super().images(data, data_root, count)
-        for (width, height), _ in Counter(image.size for image in images).most_common(1):
-            self._size = height, width
+        if images:
+            self._size = mode((image.height, image.width) for image in images)
         return images
 
     def describe(self) -> dict[str, Any]:
         mask = {"axes": "batch height width", "dtype": "uint8", "values": "index into classes"}
         return {"inputs": self.image_input(), "outputs": {"mask": mask}}
 
-    def error(self, actual: Any, expected: Any) -> float:
-        """The share of pixels of another class."""
-        if actual.shape != expected.shape:
-            return float("inf")
-        return float((actual != expected).float().mean())
+    def error(self, call: Call, inputs: tuple[Tensor, ...]) -> float:
+        return _share(call(*inputs), self.graph(*inputs))
 
     def agreement(self, call: Call, images: list[Image.Image]) -> Agreement:
         shares = []
         for image in images:
             [result] = self.predictor.infer([image], [""])
             mask = call(self.predictor.transform.pixels(image)[None])
-            shares.append(self.error(mask[0], torch.from_numpy(result.mask)))
+            shares.append(_share(mask[0], torch.from_numpy(result.mask)))
         if not shares:
             return {}
         if not max(shares) <= self.tolerance:
             raise ValueError(f"{100 * max(shares):.2f} % of an image's pixels have another class")
         return {f"share of pixels of another class, {len(images)} images": max(shares)}
+
+
+def _share(actual: Tensor, expected: Tensor) -> float:
+    """Of pixels of another class."""
+    return float((actual != expected).float().mean()) if actual.shape == expected.shape else float("inf")
 
 
 class _Segment(nn.Module):
