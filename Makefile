@@ -65,7 +65,7 @@ gpu:
 gpu-wheels: $(VENV)/.dev
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-		--dest .wheels diffusers lmdb timm
+		--dest .wheels diffusers lmdb timm torch-fidelity
 
 clean:
 	rm -rf $(VENV) $(LOWEST) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

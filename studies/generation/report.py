@@ -14,7 +14,14 @@ from studies.generation.setup import FAMILIES, GUIDANCE, SAMPLES, SEEDS, STEPS, 
 from studies.harness import mean_and_deviation, paired_difference, smallest_difference
 
 COLORS = {"attention": "#4477aa", "hybrid": "#aa7744", "ATConv": "#228833"}
-METRICS = ("frechet_distance", "kernel_distance", "precision", "recall", "classifier_accuracy", "val_loss")
+METRICS = (
+    "frechet_distance",
+    "kernel_distance",
+    "sample_precision",
+    "sample_recall",
+    "classifier_accuracy",
+    "val_loss",
+)
 
 
 def print_pilot(out: Path) -> None:

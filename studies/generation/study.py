@@ -29,14 +29,15 @@ from studies import harness
 from studies.generation import report, timing
 from studies.generation.setup import CLASSIFIER, FAMILIES, GUIDANCE, HERE, SAMPLES, SEEDS, STEPS, read_recipe
 
-METRICS = (
-    "frechet_distance",
-    "kernel_distance",
-    "precision",
-    "recall",
-    "classifier_accuracy",
-    "evaluations_per_image",
-)
+METRICS = {
+    "frechet_distance": "frechet_distance",
+    "kernel_distance": "kernel_distance",
+    "sample_precision": "precision",  # a row's own precision is that of the training
+    "sample_recall": "recall",
+    "classifier_accuracy": "classifier_accuracy",
+    "evaluations_per_image": "evaluations_per_image",
+}
+"""metric by column"""
 
 
 def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
@@ -69,7 +70,7 @@ def train_and_evaluate(recipe: dict[str, Any], device: torch.device, run: Path) 
     )  # fmt: skip
     training, evaluation = json.loads((run / "metrics.json").read_text()), metrics.to_dict()
     columns = {name: training[name] for name in ("parameters", "macs", "steps", "val_loss")}
-    return columns | {name: evaluation[name] for name in METRICS}
+    return columns | {column: evaluation[name] for column, name in METRICS.items()}
 
 
 def pilot(args: Namespace) -> None:

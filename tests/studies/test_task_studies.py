@@ -60,6 +60,7 @@ def test_a_generation_run_adds_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyP
     row = generation.make_row(recipe, CPU, Job("hybrid", 0), tmp_path / "run")
     committed = read_rows(generation.HERE / "results.csv")
     assert ["family", "seed", *row] == list(committed[0])
+    assert not {"device", "precision"} & set(row)  # the sweep's own columns
     assert row["evaluations_per_image"] == 4
     assert all(np.isfinite(value) for value in row.values())
 
