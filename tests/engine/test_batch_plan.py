@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from atconv.data.loaders import EpochBatches
 from atconv.engine.batch_plan import plan_batches
 from atconv.engine.config import TrainConfig
 
@@ -88,6 +89,15 @@ def test_a_total_batch_that_divides_is_met_exactly(micro: int, accumulate: int, 
     total = micro * accumulate * processes
     plan = plan_batches(config(batch_size=micro, base_batch_size=total), 10 * total, processes)
     assert (plan.micro_batch, plan.accumulate, plan.global_batch_size) == (micro, accumulate, total)
+
+
+@pytest.mark.parametrize(("samples", "left"), [(81, 17), (64, 0), (128, 0), (130, 2)])
+def test_images_that_fill_no_batch_are_counted(samples: int, left: int) -> None:
+    plan = plan_batches(config(), samples, processes=1)
+    shown = [key.position for batch in EpochBatches(samples, plan, 0, 0) for key in batch]
+    assert len(set(shown)) == samples - left
+    text = f"leaves out {left} of {samples} images" if left else "learning rate 0.001"
+    assert plan.message.endswith(f"{text}, others each time: they fill no batch" if left else text)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def plan_batches(
 
     The global batch is met by accumulating micro-batches of `batch_size`; where it cannot be met exactly, or
     `global_batch_size` asks for another one, the learning rate scales with it. A training set smaller than
-    a batch makes the batch smaller. Incomplete batches at the end of an epoch are dropped.
+    a batch makes the batch smaller. An incomplete batch at the end of an epoch is left out, and counted.
 
     Args:
         samples: training samples.
@@ -75,4 +75,6 @@ def plan_batches(
         message += f" ({wanted} asked for)"
     if samples < wanted:
         message += f" (only {samples} training images for a batch of {wanted})"
+    if left := samples % total:
+        message += f"; an epoch leaves out {left} of {samples} images, others each time: they fill no batch"
     return BatchPlan(micro, accumulate, processes, samples // total, lr, message)
