@@ -18,6 +18,9 @@ LABELS = [0] * 60 + [1] * 6 + [2] * 3
 NAMES = ["ant", "bee", "cow"]
 SINGLE = Occurrences.of_labels(NAMES, LABELS)
 BOXES = Occurrences.of_counts(NAMES, [{0: 5}, {0: 1, 1: 2}, {}, {2: 1, 0: 4}], "box")
+PIXELS = Occurrences.of_counts(
+    NAMES, [{0: 9_000}, {0: 9_000, 1: 980, 2: 20}, {0: 9_000, 1: 1_960, 2: 40}], "pixel"
+)
 
 
 def epoch(weights: np.ndarray | None, samples: int, number: int = 0, start: int = 0) -> list[int]:
@@ -32,18 +35,26 @@ def test_inverse_weights_are_inverse_to_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.9, 0.999, 0.9999])
-def test_effective_weights_are_those_of_the_paper(beta: float) -> None:
-    effective = [(1 - beta**n) / (1 - beta) for n in (60, 6, 3)]
-    weights = class_weights(SINGLE, "effective", beta)
+@pytest.mark.parametrize(
+    ("occurrences", "amounts"),
+    [(SINGLE, [60, 6, 3]), (BOXES, [10, 2, 1]), (PIXELS, [2.7, 0.294, 0.006])],
+    ids=["images", "boxes", "pixels"],
+)
+def test_effective_weights_are_those_of_the_paper(
+    occurrences: Occurrences, amounts: list[float], beta: float
+) -> None:
+    effective = [(1 - beta**n) / (1 - beta) for n in amounts]
+    weights = class_weights(occurrences, "effective", beta)
     assert weights is not None
     assert weights * effective == pytest.approx(np.full(3, weights[0] * effective[0]))
-    assert (weights * [60, 6, 3]).sum() / 69 == pytest.approx(1)
+    assert (weights * amounts).sum() / sum(amounts) == pytest.approx(1)
 
 
-def test_effective_weights_go_from_equal_to_inverse() -> None:
-    inverse = class_weights(SINGLE, "inverse", 0.0)
-    assert class_weights(SINGLE, "effective", 0.0) == pytest.approx(np.ones(3))
-    assert class_weights(SINGLE, "effective", 1 - 1e-9) == pytest.approx(inverse, rel=1e-5)
+@pytest.mark.parametrize("occurrences", [SINGLE, BOXES, PIXELS], ids=["images", "boxes", "pixels"])
+def test_effective_weights_go_from_equal_to_inverse(occurrences: Occurrences) -> None:
+    inverse = class_weights(occurrences, "inverse", 0.0)
+    assert class_weights(occurrences, "effective", 0.0) == pytest.approx(np.ones(3))
+    assert class_weights(occurrences, "effective", 1 - 1e-9) == pytest.approx(inverse, rel=1e-5)
 
 
 def test_a_class_without_images_has_a_finite_weight() -> None:

@@ -75,8 +75,8 @@ def class_weights(occurrences: Occurrences, kind: ClassWeights, beta: float) -> 
     """The weight of each class in the loss; their mean over all images, boxes or pixels is 1.
 
     Args:
-        kind: inverse to how much of a class there is; or the inverse of its effective number of images,
-            (1 − βⁿ) / (1 − β) of n that hold it (Cui et al., arXiv 1901.05555).
+        kind: inverse to how much of a class there is, n, or to its effective number, (1 − βⁿ) / (1 − β) (Cui
+            et al., arXiv 1901.05555), where n pixels are counted in images of mean size.
         beta: β; at 0 all weights are equal, towards 1 they become inverse to n.
     """
     if kind == "none":
@@ -84,7 +84,8 @@ def class_weights(occurrences: Occurrences, kind: ClassWeights, beta: float) -> 
     totals = np.maximum(occurrences.totals, 1)
     if kind == "inverse":
         return totals.sum() / (len(totals) * totals)
-    weights = (1 - beta) / -np.expm1(np.maximum(occurrences.images, 1) * np.log(max(beta, 1e-300)))
+    amounts = totals * (occurrences.count / totals.sum() if occurrences.unit == "pixel" else 1.0)
+    weights = (1 - beta) / -np.expm1(amounts * (np.log(beta) if beta else -np.inf))
     return weights * (totals.sum() / (weights * totals).sum())
 
 

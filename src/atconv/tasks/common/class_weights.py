@@ -19,7 +19,6 @@ class ClassWeightOptions:
     common: ClassVar[tuple[str, ...]] = ()
 
     class_weights: ClassWeights = "none"
-    """weight of each class: inverse to its images, boxes or pixels, or to the effective number of images (Cui
-    et al.)"""
+    """weight of each class: inverse to its images, boxes or pixels, or to how many are effective"""
     class_weight_beta: BelowOne = 0.999
-    """β of effective: at 0 weights are equal, towards 1 inverse to the number of images with the class"""
+    """β of effective: at 0 weights are equal, towards 1 they become those of inverse"""
