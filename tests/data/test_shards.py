@@ -20,7 +20,7 @@ from atconv.data.checking import TooManyUnreadable
 from atconv.data.formats import open_sources
 from atconv.data.loaders import EpochBatches
 from atconv.data.sources import ImageSource
-from atconv.data.splits import make_splits
+from atconv.data.splits import make_splits, readable_split
 from atconv.engine.batch_plan import plan_batches
 from atconv.engine.config import TrainConfig
 from atconv.tasks import load
@@ -187,7 +187,7 @@ def test_classes_txt_names_numbers(tmp_path: Path) -> None:
     ],
 )
 def test_samples_without_a_label_are_left_out_as_unreadable_ones_are(
-    bad: Sample, reason: str, tmp_path: Path
+    bad: Sample, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = tmp_path / "shards"
     write_shard(data / "0.tar", [{"png": png(99)} | bad, *samples(19)])
@@ -197,8 +197,12 @@ def test_samples_without_a_label_are_left_out_as_unreadable_ones_are(
     [row] = read_rows(tmp_path / "skipped.csv")
     assert (row["split"], row["file"]) == ("train", "0.tar/0000.png")
     assert row["reason"].startswith(reason)
-    [found] = [f for f in check_data("", open_sources(config), 1.0).findings if f.kind == "unreadable"]
+    report = check_data("", open_sources(config), 1.0)
+    [found] = [finding for finding in report.findings if finding.kind == "unreadable"]
     assert (found.file, found.detail) == (row["file"], row["reason"])
+    assert report.table().rows[0][:3] == ["train", "20", "1"]
+    assert len(readable_split(open_sources(config)["train"])) == 19
+    assert f"left out 0.tar/0000.png: {reason}" in caplog.text
     with pytest.raises(TooManyUnreadable, match=rf"1 of 20 files .* the first is 0\.tar/0000\.png: {reason}"):
         make_splits(replace(config, max_skipped=0.0), tmp_path)
 

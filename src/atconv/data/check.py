@@ -99,8 +99,9 @@ class DataReport:
 
     def table(self) -> Table:
         """A row for each split: how many images, of which sizes and channels."""
+        bad = Counter(finding.split for finding in self.findings if finding.kind == "unreadable")
         rows = [
-            [name, str(len(each.kinds)), str(int((each.kinds == 0).sum())), *_sizes(each), _kinds(each)]
+            [name, str(len(each.readable) + bad[name]), str(bad[name]), *_sizes(each), _kinds(each)]
             for name, each in self.facts.items()
         ]
         columns = ("split", "images", "unreadable", "smallest", "median size", "largest", "channels")

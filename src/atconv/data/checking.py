@@ -28,6 +28,7 @@ __all__ = [
     "in_threads",
     "list_skipped",
     "log_skipped",
+    "name_skipped",
     "save_skipped",
 ]
 
@@ -139,9 +140,16 @@ def log_skipped(unreadable: Sequence[SkippedFile], total: int, limit: float) -> 
     Raises:
         TooManyUnreadable: they are more than a share of all files.
     """
-    for file in unreadable[:5]:
-        logger.warning("left out %s: %s", *escape_row([file.file, file.reason]))
+    name_skipped([(file.file, file.reason) for file in unreadable])
     _reject_too_many(unreadable, total, limit)
+
+
+def name_skipped(files: Sequence[tuple[str, str]]) -> None:
+    """Name the first files that are left out, and why, and count the others."""
+    for file in files[:5]:
+        logger.warning("left out %s: %s", *escape_row(list(file)))
+    if len(files) > 5:
+        logger.warning("left out %d more", len(files) - 5)
 
 
 def list_skipped(files: Sequence[SkippedFile], folder: Path, run: Path) -> None:

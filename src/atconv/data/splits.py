@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from atconv.data.arrays import SharedIntegers
-from atconv.data.checking import FileReport, SkippedFile, check_files, save_skipped
+from atconv.data.checking import FileReport, SkippedFile, check_files, name_skipped, save_skipped
 from atconv.data.config import DataConfig, log_unused_fractions
 from atconv.data.copies import copies_between, reject_only_copies
 from atconv.data.folders import SPLITS, inner_folder
@@ -214,15 +214,14 @@ def load_splits(config: DataConfig, run: Path) -> Splits:
 
 
 def readable_split(source: ImageSource) -> Split:
-    """All images of a source but the unreadable ones, which are named.
+    """All images of a source but the unreadable ones, which are named as those without a label are.
 
     Raises:
         ValueError: none can be read.
     """
     reasons = check_files(source, "decode").reasons
-    for i, reason in enumerate(reasons):
-        if reason is not None:
-            logger.warning("left out %s: %s", source.name(i), reason)
+    unreadable = [(source.name(i), reason) for i, reason in enumerate(reasons) if reason is not None]
+    name_skipped([*source.left_out, *unreadable])
     split = Split(source, [i for i, reason in enumerate(reasons) if reason is None])
     if not len(split):
         raise ValueError(f"none of {count_of(len(source), 'file')} is a readable image")

@@ -20,6 +20,7 @@ from atconv.tasks.classification.embedding import embed, is_embeddings, nearest,
 from atconv.tasks.classification.neighbors import neighbors
 from support.image_files import KINDS, saved_image
 from support.tiny import atconv, read_rows, trained_run
+from support.wds import png, samples, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,16 @@ def test_an_image_is_its_own_nearest_neighbor(colors: Path, tmp_path: Path) -> N
     again = read_rows(tmp_path / "m" / "neighbors.csv")
     assert [row["similarity"] for row in again] == [row["similarity"] for row in rows]
     assert [row["neighbor"] for row in again] == [str(colors / row["neighbor"]) for row in rows]
+
+
+def test_samples_without_a_label_are_named_where_neighbors_are_sought(colors: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", [*samples(2), *[{"png": png(i)} for i in range(6)]])
+    query = colors / "<1>" / "3.png"
+    out = tmp_path / "n"
+    ended = atconv("neighbors", trained_run(), query, "--of", tmp_path, "--out", out, "--workers=0")
+    assert ended.code == 0, ended.err
+    assert [f"left out 0.tar/{i:04d}.png: " in ended.err for i in range(2, 8)] == [True] * 5 + [False]
+    assert "left out 1 more" in ended.err
 
 
 def test_embeddings_of_another_model_are_rejected(colors: Path, tmp_path: Path) -> None:

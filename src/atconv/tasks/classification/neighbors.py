@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atconv.data.checking import name_skipped
 from atconv.data.config import DataConfig
 from atconv.data.formats import open_sources
 from atconv.data.images import read_image
 from atconv.data.splits import Split
 from atconv.engine.options import PositiveInt, Workers
-from atconv.io import count_of, escape_row, write_rows
+from atconv.io import count_of, write_rows
 from atconv.plots import plt, save, shorten
 from atconv.tasks.classification.embedding import Backbone, is_embeddings, nearest, read_embeddings
 
@@ -124,8 +125,7 @@ def _embed_data(
     parts, classes = [], []
     for name, source in open_sources(DataConfig(data=data, data_root=data_root)).items():
         part = backbone.embed(Split(source, range(len(source))), name, batch_size, workers)
-        for file in part.skipped:
-            logger.warning("left out %s: %s", *escape_row([file.file, file.reason]))
+        name_skipped([*source.left_out, *((file.file, file.reason) for file in part.skipped)])
         parts.append(part)
         classes += [_class_names(part.split, i) for i in range(len(part.split))]
     names = [part.split.name(i) for part in parts for i in range(len(part.split))]
