@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import Dataset
 
-from atconv.data.loaders import EpochBatches, train_loader
+from atconv.data.loaders import EpochBatches, EpochLoader, SampleKey, train_loader
 from atconv.data.sources import DigitsSource
 from atconv.data.splits import Split
 from atconv.engine.batch_plan import BatchPlan, plan_batches
@@ -104,7 +106,7 @@ def test_an_augmentation_has_another_seed_in_another_epoch() -> None:
 def loader_of(split: Split, config: ClassificationConfig, samples: int, start: int = 0) -> Any:
     plan = plan_batches(config, samples, 1)
     listed = EpochBatches(samples, plan, config.seed, 0, repeats=config.repeats, start=start)
-    return train_loader(split, train_transform(config), config.in_chans, listed, config.workers)
+    return train_loader(split, train_transform(config), config.in_chans, config.workers).batches(listed)
 
 
 def batches(workers: int, start: int = 0, **changes: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -148,8 +150,8 @@ def test_loading_leaves_the_generators_of_the_process_alone() -> None:
     before = torch.get_rng_state()
     images = Split(DigitsSource(), [0, 1, 2, 3])
     config = tiny_config(batch_size=4, base_batch_size=4, rotate=20.0)
-    loader = loader_of(images, config, 4)
-    loader.dataset[next(iter(loader.batch_sampler))[0]]
+    loader = train_loader(images, train_transform(config), config.in_chans, workers=0)
+    loader._loader.dataset[SampleKey(2, 7)]
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -168,3 +170,25 @@ def test_labels_are_those_of_the_images() -> None:
         for image, label in zip(images, labels, strict=True):
             pixels = ((image[0] * 0.5 + 0.5) * 255).round().to(torch.uint8).numpy().tobytes()
             assert known[pixels] == label
+
+
+class _Processes(Dataset[tuple[int, int]]):
+    """Positions, and the process that read them."""
+
+    def __getitem__(self, key: SampleKey) -> tuple[int, int]:
+        return key.position, os.getpid()
+
+
+def test_workers_stay_from_epoch_to_epoch() -> None:
+    loader = EpochLoader[list[torch.Tensor]](_Processes(), workers=2)
+    listed = [list(EpochBatches(8, plan(8, 2, 2), 0, epoch)) for epoch in range(3)]
+    next(loader.batches(listed[0]))  # the rest is not taken
+    epochs = [list(loader.batches(keys)) for keys in listed[1:]]
+    for keys, taken in zip(listed[1:], epochs, strict=True):
+        assert [positions.tolist() for positions, _ in taken] == [
+            [k.position for k in batch] for batch in keys
+        ]
+    processes = [{int(pid) for _, pids in taken for pid in pids} for taken in epochs]
+    assert processes[0] == processes[1]
+    assert len(processes[0]) == 2
+    assert os.getpid() not in processes[0]

@@ -13,9 +13,8 @@ import torch.multiprocessing  # noqa: F401  (hands tensors on in shared memory)
 from atconv.data.config import MaskOptions
 from atconv.data.formats import open_boxes, open_masks, open_sources
 from atconv.data.lmdb_format import build_lmdb
-from atconv.data.loaders import EpochBatches, SeededItems, train_loader
+from atconv.data.loaders import SeededItems, train_loader
 from atconv.data.splits import Split
-from atconv.engine.batch_plan import BatchPlan
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.detection.config import DetectionConfig
 from atconv.tasks.detection.data import TrainExamples as DetectionExamples
@@ -66,8 +65,7 @@ def test_labeled_images(kind: str, tmp_path: Path) -> None:
     def dataset(count: int) -> Any:
         (tmp_path / str(count)).mkdir()
         split = labeled(kind, tmp_path / str(count), count)
-        plan = BatchPlan(2, 1, 1, count // 2, 0.1, "")
-        return train_loader(split, abs, 3, EpochBatches(count, plan, 0, 0), 0).dataset  # type: ignore[arg-type]
+        return train_loader(split, abs, 3, workers=0)._loader.dataset  # type: ignore[arg-type]
 
     assert_alike(dataset)
 

@@ -6,8 +6,8 @@ together with its seed, so workers, their number and a resume in mid-epoch chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from atconv.engine.rng import derive_seed, seed_generators, seeded
 
 __all__ = [
     "EpochBatches",
+    "EpochLoader",
     "SampleKey",
     "SeededItems",
     "eval_loader",
@@ -151,23 +152,61 @@ def _collate_readable(items: list[Any]) -> tuple[Tensor, Tensor, list[tuple[str,
     return images, torch.from_numpy(np.array([label for _, label in readable])), unreadable
 
 
+class EpochLoader(Generic[T]):
+    """Batches of a data set, epoch after epoch from the same worker processes.
+
+    Started anew in each epoch, workers would take seconds to import torch and to open files again.
+
+    Args:
+        dataset: items by key.
+        workers: processes, 0 for none.
+        pin: page-lock the batches, for copies to a GPU.
+        collate: makes a batch of items; default: as torch does.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        workers: int,
+        pin: bool = False,
+        collate: Callable[[Any], T] | None = None,
+    ) -> None:
+        self._keys = _Listed()
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._keys,
+            num_workers=workers,
+            pin_memory=pin,
+            collate_fn=collate,
+            persistent_workers=workers > 0,
+        )
+
+    def batches(self, keys: Iterable[list[SampleKey]]) -> Iterator[T]:
+        """The batches of these keys. Those of an earlier call that were not taken are dropped."""
+        self._keys.listed = keys
+        return iter(self._loader)
+
+
+class _Listed(Sampler[list[SampleKey]]):
+    """Keys that may be replaced between epochs."""
+
+    listed: Iterable[list[SampleKey]] = ()
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return iter(self.listed)
+
+
 def train_loader(
-    split: Split,
-    transform: Transform,
-    in_chans: int,
-    batches: EpochBatches,
-    workers: int,
-    pin: bool = False,
-) -> DataLoader[Any]:
-    """The micro-batches that `batches` lists. `pin` page-locks them, for copies to a GPU."""
-    dataset = SeededItems(_Images(split, transform, in_chans).__getitem__)
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin)
+    split: Split, transform: Transform, in_chans: int, workers: int, pin: bool = False
+) -> EpochLoader[Any]:
+    """Batches of a split's images by their keys."""
+    return EpochLoader(SeededItems(_Images(split, transform, in_chans).__getitem__), workers, pin)
 
 
 def eval_loader(
     split: Split, transform: Transform, in_chans: int, batch_size: int, workers: int, pin: bool = False
 ) -> DataLoader[Any]:
-    """Batches of a split in its order. `pin` as for `train_loader`."""
+    """Batches of a split in its order. `pin` as for `EpochLoader`."""
     return DataLoader(_Images(split, transform, in_chans), batch_size, num_workers=workers, pin_memory=pin)
 
 

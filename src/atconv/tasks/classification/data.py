@@ -64,14 +64,16 @@ class ClassificationData:
         self.transform = train_transform(config)
         self.final_name = "test" if "test" in splits.by_name else "val"
         self.final: Split = splits[self.final_name]
+        pin = accelerator.device.type == "cuda"
+        self._loader = train_loader(train, self.transform, config.in_chans, config.workers, pin)
 
     def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         config, rank = self.config, self.accelerator.process_index
-        train, pin = self.splits["train"], self.accelerator.device.type == "cuda"
-        batches = EpochBatches(
-            self.samples, plan, config.seed, epoch, rank, config.repeats, start, self.weights, train.shards
+        shards = self.splits["train"].shards
+        keys = EpochBatches(
+            self.samples, plan, config.seed, epoch, rank, config.repeats, start, self.weights, shards
         )
-        return iter(train_loader(train, self.transform, config.in_chans, batches, config.workers, pin))
+        return self._loader.batches(keys)
 
     def val_batches(self, transform: Transform, batch_size: int) -> Iterable[Any]:
         """This process's share of the validation images."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -12,7 +13,6 @@ import timm
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from atconv.data.annotated import AnnotatedSplit, batches_of_equal_size
 from atconv.data.annotated_splits import (
@@ -24,7 +24,7 @@ from atconv.data.annotated_splits import (
 from atconv.data.checking import CheckImages
 from atconv.data.config import log_unused_fractions
 from atconv.data.imbalance import Occurrences, class_weights, image_weights, log_classes
-from atconv.data.loaders import EpochBatches, SeededItems
+from atconv.data.loaders import EpochBatches, EpochLoader, SeededItems
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
 from atconv.engine.progress import heartbeat
@@ -159,17 +159,15 @@ class AnnotatedTask(Task, Generic[C, S]):
 
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         rank = self.accelerator.process_index
-        keys: Any = EpochBatches(
+        keys = EpochBatches(
             self.samples, plan, self.config.seed, epoch, rank, start=start, weights=self.weights
         )
-        loader = DataLoader(
-            SeededItems(self.examples),
-            batch_sampler=keys,
-            num_workers=self.config.workers,
-            collate_fn=self.collate,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-        return iter(loader)
+        return self._loader.batches(keys)
+
+    @cached_property
+    def _loader(self) -> EpochLoader[Any]:
+        pin = self.accelerator.device.type == "cuda"
+        return EpochLoader(SeededItems(self.examples), self.config.workers, pin, self.collate)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         was_training = model.training

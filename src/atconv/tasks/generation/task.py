@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from atconv.data.config import DataConfig, log_unused_fractions, reject_options
 from atconv.data.imbalance import Occurrences, image_weights, log_classes
-from atconv.data.loaders import EpochBatches, SampleKey
+from atconv.data.loaders import EpochBatches, EpochLoader, SampleKey
 from atconv.data.splits import open_splits
 from atconv.diffusion.interpolants import make_interpolant
 from atconv.diffusion.pipeline import SiTPipeline
@@ -90,7 +90,7 @@ class GenerationTask(Task):
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         config, rank = self.config, self.accelerator.process_index
         keys = EpochBatches(self.samples, plan, config.seed, epoch, rank, start=start, weights=self.weights)
-        return iter(self._loader(self.train, keys, config.workers, config.label_dropout, config.hflip))
+        return self._loader.batches(keys)
 
     def loss(self, model: nn.Module, batch: Example, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         errors, tokens = self._errors(model, batch)
@@ -109,7 +109,9 @@ class GenerationTask(Task):
         size = self.config.batch_size
         batches = [keys[i : i + size] for i in range(0, len(keys), size)]
         sums = torch.zeros(2, device=accelerator.device)
-        for batch in heartbeat(self._loader(self.val, batches), "validating", len(batches)):
+        pin = accelerator.device.type == "cuda"
+        loader = EpochLoader[Example](self._examples(self.val), workers=0, pin=pin)
+        for batch in heartbeat(loader.batches(batches), "validating", len(batches)):
             with accelerator.autocast():
                 losses, _ = self._errors(sit, Example(*(part.to(accelerator.device) for part in batch)))
             sums += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
@@ -174,16 +176,16 @@ class GenerationTask(Task):
         title = ", ".join(part for part in (self.config.model, when, f"guidance {guidance:g}") if part)
         plot_grid(images, _GRID_COLUMNS, names, title, path)
 
-    def _loader(
-        self,
-        samples: SampleDataset,
-        batches: Iterable[list[SampleKey]],
-        workers: int = 0,
-        label_dropout: float = 0.0,
-        hflip: float = 0.0,
-    ) -> DataLoader[Example]:
-        """Batches of examples, listed by their keys."""
-        examples = TrainingExamples(
+    @cached_property
+    def _loader(self) -> EpochLoader[Example]:
+        config, pin = self.config, self.accelerator.device.type == "cuda"
+        examples = self._examples(self.train, config.label_dropout, config.hflip)
+        return EpochLoader(examples, config.workers, pin)
+
+    def _examples(
+        self, samples: SampleDataset, label_dropout: float = 0.0, hflip: float = 0.0
+    ) -> TrainingExamples:
+        return TrainingExamples(
             samples,
             self.interpolant,
             self.interpolant.interval(self.config.prediction, sampling=False),
@@ -193,9 +195,6 @@ class GenerationTask(Task):
             self.sit.null_label,
             images=self.encoder is not None,
         )
-        keys: Any = batches
-        pin = self.accelerator.device.type == "cuda"
-        return DataLoader(examples, batch_sampler=keys, num_workers=workers, pin_memory=pin)
 
     def _errors(self, model: nn.Module, batch: Example) -> tuple[Tensor, Any]:
         """Mean squared error of each sample, B; and the projected tokens of a model that has them."""
