@@ -156,7 +156,21 @@ def test_nothing_is_loaded_from_elsewhere(tab: Any, requests: list[str], server:
     assert hosts == {urlsplit(server.local_url).netloc}
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 900, 1280])
 def test_nothing_is_wider_than_the_window(tab: Any, width: int) -> None:
     tab.set_viewport_size({"width": width, "height": 844})
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_answers_come_before_the_examples(tab: Any, width: int) -> None:
+    tab.set_viewport_size({"width": width, "height": 844})
+    image, last, examples = (
+        where.bounding_box() for where in (tab.locator(".upload"), panel(tab, "masks"), tab.locator(".more"))
+    )
+    if width == 390:
+        assert image["y"] + image["height"] <= last["y"]
+        assert last["y"] + last["height"] <= examples["y"]
+    else:
+        assert image["x"] == examples["x"] < last["x"]
+        assert image["y"] + image["height"] <= examples["y"] < last["y"] + last["height"]

@@ -37,6 +37,9 @@ CSS = """
 .run p { margin: .1rem 0 0; font-size: .85rem; overflow-wrap: anywhere }
 .note { font-size: .9rem; min-height: 1.4em; overflow-wrap: anywhere }
 .note.error { color: var(--error-text-color); font-weight: 600 }
+.images { display: grid; grid: "given answers" auto "more answers" 1fr / minmax(0, 1fr) minmax(0, 2fr) }
+@media (max-width: 960px) { .images { grid: "given" "answers" "more" / minmax(0, 1fr) } }
+.given { grid-area: given } .answers { grid-area: answers } .more { grid-area: more }
 .upload .image-frame img { width: 100%; height: 100%; object-fit: contain }
 :is(.output-class, dt.text, td, th) { overflow-wrap: anywhere; white-space: normal }
 """
@@ -91,17 +94,17 @@ def _title(tasks: Sequence[str]) -> str:
 
 def _add_images(panels: Sequence[ImagePanel], examples: Sequence[Image.Image], max_megapixels: float) -> None:
     tasks = {panel.predictor.task for panel in panels}
-    with gr.Row():
-        with gr.Column(scale=1, min_width=320):
+    with gr.Row(elem_classes="images"):
+        with gr.Column(elem_classes="given"):
             image = gr.Image(
                 label="Image", type="filepath", image_mode=None, format="png", height=320,
                 placeholder="Drop an image here, paste one, or click to choose a file", elem_classes="upload",
             )  # fmt: skip
             note = gr.HTML(_note(_HINT))
-            if examples:
-                gr.Examples(
-                    [[example] for example in examples], image, label="Examples", examples_per_page=24
-                )
+        with gr.Column(elem_classes="answers"), gr.Row():
+            for panel in panels:
+                panel.build()
+        with gr.Column(elem_classes="more"):
             explain = gr.Checkbox(
                 label="Explain",
                 info="what supports the class, and the kernels that were made for the image",
@@ -116,9 +119,10 @@ def _add_images(panels: Sequence[ImagePanel], examples: Sequence[Image.Image], m
                 threshold = gr.Slider(
                     0, 1, 0.5, step=0.05, label="Lowest score of an object", visible="detection" in tasks
                 )
-        with gr.Column(scale=2, min_width=320), gr.Row():
-            for panel in panels:
-                panel.build()
+            if examples:
+                gr.Examples(
+                    [[example] for example in examples], image, label="Examples", examples_per_page=24
+                )
     outputs = [component for panel in panels for component in panel.outputs]
     gr.on(
         [image.change, top.release, threshold.release, explain.change],
