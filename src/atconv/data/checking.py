@@ -28,7 +28,6 @@ __all__ = [
     "in_threads",
     "list_skipped",
     "log_skipped",
-    "name_skipped",
     "save_skipped",
 ]
 
@@ -135,21 +134,16 @@ def save_skipped(
 
 
 def log_skipped(unreadable: Sequence[SkippedFile], total: int, limit: float) -> None:
-    """Name the first files that an evaluation leaves out.
+    """Name the first files that an evaluation leaves out, and count the others.
 
     Raises:
         TooManyUnreadable: they are more than a share of all files.
     """
-    name_skipped([(file.file, file.reason) for file in unreadable])
+    for file in unreadable[:5]:
+        logger.warning("left out %s: %s", *escape_row([file.file, file.reason]))
+    if len(unreadable) > 5:
+        logger.warning("left out %d more", len(unreadable) - 5)
     _reject_too_many(unreadable, total, limit)
-
-
-def name_skipped(files: Sequence[tuple[str, str]]) -> None:
-    """Name the first files that are left out, and why, and count the others."""
-    for file in files[:5]:
-        logger.warning("left out %s: %s", *escape_row(list(file)))
-    if len(files) > 5:
-        logger.warning("left out %d more", len(files) - 5)
 
 
 def list_skipped(files: Sequence[SkippedFile], folder: Path, run: Path) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from atconv.data.arrays import SharedIntegers
-from atconv.data.checking import FileReport, SkippedFile, check_files, name_skipped, save_skipped
+from atconv.data.checking import FileReport, SkippedFile, check_files, log_skipped, save_skipped
 from atconv.data.config import DataConfig, log_unused_fractions
 from atconv.data.copies import copies_between, reject_only_copies
 from atconv.data.folders import SPLITS, inner_folder
@@ -221,7 +221,8 @@ def readable_split(source: ImageSource) -> Split:
     """
     reasons = check_files(source, "decode").reasons
     unreadable = [(source.name(i), reason) for i, reason in enumerate(reasons) if reason is not None]
-    name_skipped([*source.left_out, *unreadable])
+    skipped = [SkippedFile("", *each) for each in [*source.left_out, *unreadable]]
+    log_skipped(skipped, len(skipped), limit=1)
     split = Split(source, [i for i, reason in enumerate(reasons) if reason is None])
     if not len(split):
         raise ValueError(f"none of {count_of(len(source), 'file')} is a readable image")

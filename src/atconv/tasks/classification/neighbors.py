@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atconv.data.checking import name_skipped
+from atconv.data.checking import SkippedFile, log_skipped
 from atconv.data.config import DataConfig
 from atconv.data.formats import open_sources
 from atconv.data.images import read_image
@@ -125,7 +125,8 @@ def _embed_data(
     parts, classes = [], []
     for name, source in open_sources(DataConfig(data=data, data_root=data_root)).items():
         part = backbone.embed(Split(source, range(len(source))), name, batch_size, workers)
-        name_skipped([*source.left_out, *((file.file, file.reason) for file in part.skipped)])
+        skipped = [*(SkippedFile(name, *each) for each in source.left_out), *part.skipped]
+        log_skipped(skipped, len(skipped), limit=1)
         parts.append(part)
         classes += [_class_names(part.split, i) for i in range(len(part.split))]
     names = [part.split.name(i) for part in parts for i in range(len(part.split))]
