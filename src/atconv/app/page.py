@@ -176,13 +176,9 @@ def _add_generators(panels: Sequence[GenerationPanel]) -> None:
                 info="1 is none; more makes images of a class more alike",
             )  # fmt: skip
             seed = gr.Number(
-                0,
-                label="Seed",
-                precision=0,
-                minimum=0,
-                maximum=2**31 - 1,
+                0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1,
                 info="the same seed, the same images",
-            )
+            )  # fmt: skip
             button = gr.Button("Generate", variant="primary")
             note = gr.HTML(_note("Choose a class and press Generate." if classes else "Press Generate."))
         with gr.Column(scale=2, min_width=320), gr.Row():
@@ -228,6 +224,5 @@ def _run(panels: Sequence[Any], results: Callable[[Any], list[Any]], about: str)
 
 def _note(text: str, error: bool = False) -> str:
     """HTML of one line."""
-    return (
-        f"<div class='note{' error' if error else ''}' role='status'>{escape(' '.join(text.split()))}</div>"
-    )
+    kind = "note error" if error else "note"
+    return f"<div class='{kind}' role='status'>{escape(' '.join(text.split()))}</div>"

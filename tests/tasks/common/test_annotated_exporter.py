@@ -229,6 +229,8 @@ def test_a_segmenters_usual_size_is_the_datas_or_the_crops() -> None:
     assert exporter.shape == (1, 40, 80)  # a crop of 32 × 64
     exporter.images(None, None, 4)
     assert exporter.shape == (1, 40, 56)
+    exporter.predictor.config = None  # a folder with the model alone
+    assert SegmentationExporter(exporter.predictor).shape == (1, 40, 40)
 
 
 def test_a_file_that_segments_something_else_is_rejected() -> None:

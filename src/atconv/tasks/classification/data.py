@@ -15,13 +15,7 @@ from atconv.data.folders import choose_split
 from atconv.data.formats import LabelFormat, open_sources, recognize
 from atconv.data.imbalance import Occurrences, image_weights, log_classes
 from atconv.data.label_tables import TABLE_OPTIONS
-from atconv.data.loaders import (
-    EpochBatches,
-    Transform,
-    eval_loader,
-    readable_loader,
-    train_loader,
-)
+from atconv.data.loaders import EpochBatches, Transform, eval_loader, readable_loader, train_loader
 from atconv.data.run_images import is_own_data, known_splits, log_trained_on, with_all
 from atconv.data.splits import Split, Splits, load_splits, open_splits
 from atconv.engine.batch_plan import BatchPlan
@@ -77,12 +71,8 @@ class ClassificationData:
 
     def val_batches(self, transform: Transform, batch_size: int) -> Iterable[Any]:
         """This process's share of the validation images."""
-        val, rank, processes = (
-            self.splits["val"],
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        share = Split(val.source, val.indices[rank::processes])
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        share = Split(self.val.source, self.val.indices[rank::processes])
         pin = self.accelerator.device.type == "cuda"
         return eval_loader(share, transform, self.config.in_chans, batch_size, self.config.workers, pin)
 

@@ -15,6 +15,7 @@ from atconv.deploy import FORMATS, Call
 from atconv.models.segmenters import DIVISOR
 from atconv.tasks.common.annotated_exporter import AnnotatedExporter
 from atconv.tasks.common.exporter import Agreement
+from atconv.tasks.segmentation.config import SegmentationConfig
 from atconv.tasks.segmentation.data import MAX_RATIO, SegmentationTransform, resized
 
 __all__ = ["SegmentationExporter"]
@@ -31,7 +32,7 @@ class SegmentationExporter(AnnotatedExporter):
 
     def __init__(self, predictor: Any) -> None:
         super().__init__(predictor)
-        self._size: tuple[int, int] = predictor.config.crop
+        self._size: tuple[int, int] = getattr(predictor.config, "crop", SegmentationConfig.crop)
         if predictor.flip_tta:
             self.formats = tuple(name for name in self.formats if name != "executorch")
             self.why_not = "ExecuTorch's runtime fails on averages over mirror images (--flip-tta)"
