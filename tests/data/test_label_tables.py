@@ -198,6 +198,17 @@ def test_folders_of_classes_are_not_given_up_for_a_table(tmp_path: Path) -> None
     assert open_sources(DataConfig(data=str(data)))["train"].classes == ["a", "b"]
 
 
+@pytest.mark.parametrize("text", ["image,label\n0.png,a,b\n", ""])
+def test_a_damaged_table_next_to_one_folder_is_named(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = image_folder(tmp_path / "data", {"pictures": 3})
+    path = table(data, text)
+    (source,) = open_sources(DataConfig(data=str(data))).values()
+    (remark,) = [each for each in source.remarks if each.startswith(f"not read, {path}")]
+    assert ("row 2 has 3 cells" if text else "is empty") in remark
+
+
 def test_images_are_found_near_the_table_and_nowhere_else(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data", {"pics": 2, "more": 3})
     secret = image_folder(tmp_path / "secret", {"x": 1}) / "x" / "0.png"

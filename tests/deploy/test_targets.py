@@ -34,7 +34,8 @@ def test_openvino_computes_what_the_model_does(tmp_path: Path) -> None:
 def test_smaller_openvino_files_are_near(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")
-    model, images = tiny_attnet(glu_norm=True), torch.randn(16, 3, 64, 96)
+    # In widths like these OpenVINO could not open a file whose kernels were made in int8.
+    model, images = tiny_attnet(glu_norm=True, dims=(32, 64, 128, 240)), torch.randn(16, 3, 64, 96)
     path = deploy.export_openvino(deploy.fold(model), tmp_path / "model.xml", images[:2])
     small = deploy.quantize_openvino(path, tmp_path / "int8.xml", images.split(4))
     assert small.with_suffix(".bin").stat().st_size < 0.6 * path.with_suffix(".bin").stat().st_size

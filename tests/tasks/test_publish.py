@@ -210,6 +210,21 @@ def test_the_card_tells_what_was_measured_and_what_not() -> None:
     assert unmeasured.data.eval_results is None
 
 
+def test_evaluations_on_other_data_stand_under_its_name(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained_run(), tmp_path / "run"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name, change in {
+        "streets-test": {"top1": 12.5},
+        "streets-test-2": {"top1": 13.5, "tta": "flip"},
+    }.items():
+        (run / "evaluation" / name).mkdir(parents=True)
+        (run / "evaluation" / name / "metrics.json").write_text(json.dumps(metrics | change))
+    card = ModelCard.load(Path(publish(run, str(tmp_path / "model"), dataset="photos")) / "README.md")
+    top1 = [(r.dataset_name, r.metric_value) for r in card.data.eval_results if r.metric_type == "accuracy"]
+    assert top1 == [("photos", round(metrics["top1"], 4)), ("streets-test", 12.5)]
+    assert "images, test-time augmentation: flip" in card.text
+
+
 def test_evaluations_with_a_verdict_are_in_the_card(tmp_path: Path) -> None:
     run = Path(shutil.copytree(generation_run(), tmp_path / "run"))
     measured = {"split": "train", "images": 500, "features": "Inception", "frechet_distance": 12.5}

@@ -22,6 +22,7 @@ from atconv.data.folders import inner_folder, paths_by_split, split_of, splits_a
 from atconv.data.images import Mode, as_mode, list_images, plugin_advice, read_image
 from atconv.data.labels import make_labels
 from atconv.data.lmdb_format import LmdbReader, is_lmdb
+from atconv.data.table_files import why_unreadable
 from atconv.io import first_few, read_bytes
 
 __all__ = [
@@ -247,7 +248,10 @@ def open_folder(config: DataConfig) -> dict[str, ImageSource]:
     path = Path(config.data)
     named = class_splits(path)
     if not named:
-        return {"train": FolderSource(path)}
+        source = FolderSource(path)
+        if len(source.classes) == 1:  # labels may be meant to come from a table
+            source.remarks += [f"not read, {reason}" for reason in why_unreadable(path)]
+        return {"train": source}
     _check_train(path, named)
     sources = {split: FolderSource(folder, path.resolve().name) for split, folder in named.items()}
     for split in [name for name, source in sources.items() if _is_unlabeled(source, sources["train"])]:
@@ -304,4 +308,8 @@ def _check_classes(root: Path, names: Sequence[str]) -> None:
 
 def _check_train(path: Path, splits: Collection[str]) -> None:
     if "train" not in splits:
-        raise ValueError(f"{path} has a validation or test folder but no train folder")
+        only = next(iter(splits))
+        raise ValueError(
+            f"{path} has a validation or test folder but no train folder; to evaluate on all images of one, "
+            f"give {path / only}"
+        )

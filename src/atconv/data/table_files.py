@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atconv.data.images import image_suffixes
+from atconv.data.images import image_suffixes, scan
 from atconv.extras import name_missing_extra
 from atconv.io import check_file, first_few
 
-__all__ = ["TABLE_SUFFIXES", "TableFile", "read_table"]
+__all__ = ["TABLE_SUFFIXES", "TableFile", "read_table", "why_unreadable"]
 
 TABLE_SUFFIXES = {".csv", ".tsv", ".txt", ".parquet", ".pq"}
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -82,6 +82,21 @@ class _Parquet(TableFile):
 
 def _text(cell: Any) -> str:
     return "" if cell is None or cell != cell else str(cell).strip()  # NaN is not equal to itself
+
+
+def why_unreadable(folder: Path) -> list[str]:
+    """What is wrong with the tables in a folder that cannot be read."""
+    reasons = []
+    for entry in scan(folder):
+        path = folder / entry.name
+        if path.suffix.lower() in TABLE_SUFFIXES - {".txt"} and path.is_file():
+            try:
+                read_table(path)
+            except ModuleNotFoundError:
+                pass
+            except ValueError as error:
+                reasons.append(str(error))
+    return reasons
 
 
 def read_table(path: Path, head: bool = False) -> TableFile:

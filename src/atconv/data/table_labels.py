@@ -67,7 +67,10 @@ def _one_label(parts: Sequence[Cells], guessed: bool) -> tuple[list[str], list[N
     cells = [(row, str(cell)) for part in parts for row, cell in part]
     empty = [row for row, cell in cells if not cell]
     if empty:
-        raise ValueError(f"{first_few(empty, '; ')}: the label is empty. Write one, or remove the row")
+        raise ValueError(
+            f"{first_few(empty, '; ')}: the label is empty. Write one, or remove the row; "
+            "where images may have none, or several, give --label-separator"
+        )
     numeric = all(re.fullmatch(r"-?\d+(\.\d*)?(e[-+]?\d+)?", cell.lower()) for _, cell in cells)
     for row, cell in cells if numeric else ():
         if float(cell) % 1:

@@ -118,7 +118,11 @@ def quantize_openvino(path: Path, out: Path, batches: Iterable[Tensor]) -> Path:
 
 
 def _products_of_activations(model: Any) -> list[str]:
-    """Names of products without a constant: they make the kernels, which stay in float32."""
+    """Names of products that are not of activations and weights, in this order: they make the kernels, which
+    stay in float32. Where the weights come first, OpenVINO takes a scale for each row for one of channels."""
     products = [node for node in model.get_ops() if node.get_type_name() == "MatMul"]
-    kinds = {node: [each.get_node().get_type_name() for each in node.input_values()] for node in products}
-    return [node.get_friendly_name() for node in products if "Constant" not in kinds[node]]
+    return [
+        node.get_friendly_name()
+        for node in products
+        if node.input_value(1).get_node().get_type_name() != "Constant"
+    ]

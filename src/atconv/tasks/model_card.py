@@ -94,18 +94,23 @@ def model_card(content: CardContent) -> ModelCard:
 
 
 def _front_matter(content: CardContent) -> ModelCardData:
-    about, main = content.spec.publication, content.metrics
+    about = content.spec.publication
+    own = content.dataset, content.hub_dataset or "custom", content.metrics
+    # Hugging Face has no place for test-time augmentation.
+    others = [
+        (name, "custom", each) for name, each in content.evaluations if each.get("tta", "none") == "none"
+    ]
     results = [
         EvalResult(
             task_type=about.pipeline_tag,
-            dataset_type=content.hub_dataset or "custom",
-            dataset_name=content.dataset,
+            dataset_type=kind_of_data,
+            dataset_name=data,
             dataset_split=metrics.get("split"),
             metric_type=kind,
             metric_name=name,
             metric_value=value,
         )
-        for metrics in (main, *(each for _, each in content.evaluations))
+        for data, kind_of_data, metrics in (own, *others)
         for name, kind, value, _ in content.rows(metrics)
     ]
     return ModelCardData(
@@ -160,6 +165,8 @@ def _metrics(content: CardContent) -> str:
             split, images = metrics.get("split", "validation"), metrics.get("images")
             where = f"{_escape(name)}: " if name else ""
             counted = f", {images:,} images" if images else ""
+            tta = metrics.get("tta", "none")
+            counted += f", test-time augmentation: {tta}" if tta != "none" else ""
             parts.append(f"{where}{split} split{counted}\n\n{_table(('metric', 'value'), rows)}")
     if any("[" in part for part in parts):
         kind = content.spec.publication.intervals
@@ -176,7 +183,7 @@ def _by_class(content: CardContent) -> str:
     intervals = "recall" in columns and "images" in columns
     heads = ("class", *map(metric_name, columns), *(("recall, 95 %",) if intervals else ()))
     cells = [
-        (row["class"], *map(_cell, (row[name] for name in columns)), *(_recall(row) if intervals else ()))
+        (row["class"], *(_cell(name, row[name]) for name in columns), *(_recall(row) if intervals else ()))
         for row in shown
     ]
     more = f"\n\nAll {len(rows)} classes are in per_class.csv." if len(rows) > len(shown) else ""
@@ -232,10 +239,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def _cell(value: Any) -> str:
+def _cell(column: str, value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    digits = 3 if column == "threshold" else 1  # of a share, and of percent
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def _escape(text: str) -> str:

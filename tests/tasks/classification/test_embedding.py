@@ -16,7 +16,7 @@ from PIL import Image
 import atconv as package
 from atconv.analysis.features import pooled_features
 from atconv.data.sources import DigitsSource
-from atconv.tasks.classification.embedding import embed, is_embeddings, nearest, read_embeddings
+from atconv.tasks.classification.embedding import Backbone, embed, is_embeddings, nearest, read_embeddings
 from atconv.tasks.classification.neighbors import neighbors
 from support.image_files import KINDS, saved_image
 from support.tiny import atconv, read_rows, trained_run
@@ -51,7 +51,8 @@ def test_embeddings_are_what_the_classifier_is_given(files: Path, tmp_path: Path
     out = tmp_path / f"features{suffix}"
     ended = atconv("embed", trained_run(), files, "--out", out, "--batch-size=5", "--workers=0")
     assert ended.code == 0, ended.err
-    features, names = read_embeddings(out)
+    digest = Backbone.open(str(trained_run())).digest
+    features, names = read_embeddings(out, digest)
     readable = sorted(str(path) for path in files.iterdir() if "bad" not in path.name)
     assert names == readable
     np.testing.assert_allclose(features, own_features(readable).numpy(), rtol=1e-5, atol=1e-5)
@@ -59,6 +60,8 @@ def test_embeddings_are_what_the_classifier_is_given(files: Path, tmp_path: Path
     for name in ("a-bad.png", "z-bad.jpg"):
         assert f"left out {files / name}" in ended.err
     assert is_embeddings(out)
+    with pytest.raises(ValueError, match=f"of another model: the digest of its weights is {digest}"):
+        read_embeddings(out, "0" * 16)
 
 
 def test_the_order_is_that_of_the_arguments(tmp_path: Path) -> None:
@@ -132,14 +135,14 @@ def test_a_strangers_file_is_read_or_rejected(
     path = tmp_path_factory.mktemp("files") / f"features{suffix}"
     path.write_bytes((b"\x93NUMPY\x01\x00" if suffix == ".npy" else b"PAR1") + content)
     with pytest.raises(ValueError, match=path.name):
-        read_embeddings(path)
+        read_embeddings(path, "")
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     np.save(tmp_path / "features.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    (tmp_path / "features.csv").write_text("row,image\n0,a.png\n")
+    (tmp_path / "features.csv").write_text("row,image,model\n0,a.png,0\n")
     with pytest.raises(ValueError, match="is not a file of atconv embed"):
-        read_embeddings(tmp_path / "features.npy")
+        read_embeddings(tmp_path / "features.npy", "0")
 
 
 @settings(deadline=None)
@@ -192,8 +195,9 @@ def test_samples_without_a_label_are_named_where_neighbors_are_sought(colors: Pa
 
 
 def test_embeddings_of_another_model_are_rejected(colors: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "other.npy", np.ones((1, 7), np.float32))
-    (tmp_path / "other.csv").write_text("row,image\n0,a.png\n")
+    channels = Backbone.open(str(trained_run())).model.num_features
+    np.save(tmp_path / "other.npy", np.ones((1, channels), np.float32))
+    (tmp_path / "other.csv").write_text("row,image,model\n0,a.png,0123456789abcdef\n")
     ended = atconv(
         "neighbors",
         trained_run(),
@@ -205,7 +209,7 @@ def test_embeddings_of_another_model_are_rejected(colors: Path, tmp_path: Path) 
         "--workers=0",
     )
     assert ended.code == 2
-    assert "other.npy has 7 channels" in ended.err
+    assert "other.npy is of another model: the digest of its weights is 0123456789abcdef" in ended.err
     assert not (tmp_path / "n").exists()
 
 

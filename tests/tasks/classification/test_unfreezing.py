@@ -50,7 +50,8 @@ def test_stages_are_added_from_the_last_to_the_first() -> None:
         unfreezing.apply(epoch)
         frozen = everything - trainable(model)
         assert frozen == {name for name in everything if name.startswith(STAGES[count:])}, epoch
-    assert "from epoch 15 on" in unfreezing.describe()
+    assert "from epoch 15 on" in unfreezing.describe(15)
+    assert "1 of 5 stages never train: that takes 15 epochs" in unfreezing.describe(14)
     at_once = Unfreezing(model, head_epochs=1)
     at_once.apply(0)
     assert all(name.startswith("head.") for name in trainable(model))

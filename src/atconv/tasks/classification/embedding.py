@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,15 @@ class Backbone:
         predictor.to(where)
         return cls(Path(model).resolve().name, predictor.model, predictor.transform, where, predictor)
 
+    @property
+    def digest(self) -> str:
+        """Of the weights: features of different models cannot be compared."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
     @torch.inference_mode()
     def embed(self, split: Split, name: str, batch_size: int = 64, workers: int = 2) -> Embedded:
         """Features of the images of a split that can be read, in their order.
@@ -144,7 +154,8 @@ def embed(
     Args:
         model: folder of a classification run, or a model by timm's name.
         images: image files, folders or globs.
-        out: .npy, images × channels, with the names in a .csv file next to it; or .parquet with both.
+        out: .npy, images × channels, with the names in a .csv file next to it; or .parquet with both. Each
+            row says which weights it is of.
         weights: weights file of a named model; default: timm's pretrained weights.
         batch_size: images in one forward pass.
         workers: data-loading processes.
@@ -163,10 +174,12 @@ def embed(
     file.parent.mkdir(parents=True, exist_ok=True)
     names = [split.name(i) for i in range(len(split))]
     if file.suffix == ".npy":
-        write_rows(file.with_suffix(".csv"), [{"row": i, "image": name} for i, name in enumerate(names)])
+        digest = backbone.digest
+        rows = [{"row": i, "image": name, "model": digest} for i, name in enumerate(names)]
+        write_rows(file.with_suffix(".csv"), rows)
         write_atomically(file, lambda path: np.save(path, features))
     else:
-        _write_parquet(file, features, names)
+        _write_parquet(file, features, names, backbone.digest)
     logger.info("%s × %d channels in %s", count_of(len(names), "image"), features.shape[1], file)
     return file
 
@@ -183,13 +196,14 @@ def _check_out(out: Path) -> None:
             import pyarrow  # noqa: F401
 
 
-def _write_parquet(out: Path, features: NDArray[np.float32], names: Sequence[str]) -> None:
+def _write_parquet(out: Path, features: NDArray[np.float32], names: Sequence[str], model: str) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
     texts = [name.encode("utf-8", "backslashreplace").decode() for name in escape_row(names)]
     values = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
-    table = pa.table({"image": pa.array(texts, pa.string()), "embedding": values})
+    models = pa.array([model] * len(names), pa.string())
+    table = pa.table({"image": pa.array(texts, pa.string()), "model": models, "embedding": values})
     write_atomically(out, lambda path: parquet.write_table(table, path))
 
 
@@ -202,43 +216,51 @@ def is_embeddings(path: Path) -> bool:
     return "embedding" in read_table(path).columns
 
 
-def read_embeddings(path: Path) -> tuple[NDArray[np.float32], list[str]]:
+def read_embeddings(path: Path, model: str) -> tuple[NDArray[np.float32], list[str]]:
     """Features, images × channels, and names of a file that `embed` wrote. Nothing is unpickled.
+
+    Args:
+        model: digest of the weights that they must be of.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file, or its names are not one for each row.
+        ValueError: it is no such file, its names are not one for each row, or it is of another model.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        features, names = _read_npy(path) if path.suffix == ".npy" else _read_parquet(path)
+        features, names, models = _read_npy(path) if path.suffix == ".npy" else _read_parquet(path)
         if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
             raise ValueError(f"rows of numbers are needed, got {features.dtype} {features.shape}")
         if not len(names) == len(features) > 0:
             raise ValueError(f"{len(names)} names for {len(features)} rows")
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a file of atconv embed: {str(error)[:200]}") from error
+    if others := set(models) - {model}:
+        raise ValueError(
+            f"{path} is of another model: the digest of its weights is {min(others)}, that of these {model}; "
+            "embed its images again with this model"
+        )
     return features.astype(np.float32), names
 
 
-def _read_npy(path: Path) -> tuple[NDArray[Any], list[str]]:
+def _read_npy(path: Path) -> tuple[NDArray[Any], list[str], list[str]]:
     # Mapped, a file that claims to hold more than it does is rejected.
     features = np.load(path, mmap_mode="r", allow_pickle=False)
-    rows = read_rows(path.with_suffix(".csv"), {"image": str})
-    return features, [row["image"] for row in rows]
+    rows = read_rows(path.with_suffix(".csv"), {"image": str, "model": str})
+    return features, [row["image"] for row in rows], [row["model"] for row in rows]
 
 
 @name_missing_extra()
-def _read_parquet(path: Path) -> tuple[NDArray[Any], list[str]]:
+def _read_parquet(path: Path) -> tuple[NDArray[Any], list[str], list[str]]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path, columns=["image", "embedding"])
+        table = parquet.read_table(path, columns=["image", "model", "embedding"])
         column = table["embedding"].combine_chunks()
-        names = [str(name) for name in table["image"].to_pylist()]
-        return column.flatten().to_numpy().reshape(len(names), -1), names
+        names, models = ([str(text) for text in table[name].to_pylist()] for name in ("image", "model"))
+        return column.flatten().to_numpy().reshape(len(names), -1), names, models
     except (pa.ArrowException, KeyError, AttributeError) as error:
         raise ValueError(str(error)) from error
 

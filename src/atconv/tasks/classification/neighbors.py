@@ -89,13 +89,8 @@ def neighbors(
     backbone = Backbone.open(model, weights, device)
     queries = backbone.embed_files(images, batch_size, workers)
     if is_embeddings(Path(of)):
-        features, names = read_embeddings(Path(of))
+        features, names = read_embeddings(Path(of), backbone.digest)
         searched = _Images(features, names, [""] * len(names))
-        given, needed = features.shape[1], queries.features.shape[1]
-        if given != needed:
-            raise ValueError(
-                f"{of} has {given} channels, and {backbone.name} gives {needed}: it is of another model"
-            )
     else:
         searched = _embed_data(backbone, of, data_root, batch_size, workers)
     similarities, places = nearest(queries.features, searched.features, count)

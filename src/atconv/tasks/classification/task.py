@@ -72,7 +72,7 @@ class ClassificationTask(Task):
         if config.unfreezes:
             self.unfreezing = Unfreezing(model, config.head_epochs, config.unfreeze_epochs)
             if accelerator.is_main_process:
-                logger.info(self.unfreezing.describe())
+                logger.info(self.unfreezing.describe(config.epochs))
 
     def prepare_epoch(self, epoch: int) -> None:
         if self.unfreezing is not None:

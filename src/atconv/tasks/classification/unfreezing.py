@@ -56,14 +56,18 @@ class Unfreezing:
             for parameter in stage:
                 parameter.requires_grad_(i < trained)
 
-    def describe(self) -> str:
-        """What trains when, for people."""
+    def describe(self, epochs: int) -> str:
+        """What trains when in a run of so many epochs, for people."""
         text = f"the head trains alone up to epoch {self.head_epochs}"
         if self.unfreeze_epochs is None:
             return f"{text}, then the whole model"
         whole = self.head_epochs + (len(self.stages) - 1) * self.unfreeze_epochs
         each = "each epoch" if self.unfreeze_epochs == 1 else f"every {self.unfreeze_epochs} epochs"
-        return f"{text}, then a stage more {each}, and the whole model from epoch {whole + 1} on"
+        text += f", then a stage more {each}, "
+        if whole < epochs:
+            return f"{text}and the whole model from epoch {whole + 1} on"
+        left = len(self.stages) - self._trained_stages(epochs - 1)
+        return f"{text}so that {left} of {len(self.stages)} stages never train: that takes {whole + 1} epochs"
 
     def _trained_stages(self, epoch: int) -> int:
         if epoch < self.head_epochs:
