@@ -125,8 +125,7 @@ def log_classes(splits: Mapping[str, Occurrences], advice: str) -> None:
         shown = [_amount(train, int(i)) for i in ranked]
         if len(shown) > 10:
             shown[5:-5] = ["…"]
-        there = totals[totals > 0]  # no advice helps a class without a sample
-        imbalanced = there.max() >= _IMBALANCED[train.unit] * there.min()
+        imbalanced = totals[ranked[0]] >= _IMBALANCED[train.unit] * totals[ranked[-1]]
         listed = first_few(shown, count=len(shown))
         plural = _plural(train.unit)
         if imbalanced:

@@ -96,9 +96,12 @@ def model_card(content: CardContent) -> ModelCard:
 def _front_matter(content: CardContent) -> ModelCardData:
     about = content.spec.publication
     own = content.dataset, content.hub_dataset or "custom", content.metrics
+    # Results of one type of data and one split are put under one name: each has a type of its own.
     # Hugging Face has no place for test-time augmentation.
     others = [
-        (name, "custom", each) for name, each in content.evaluations if each.get("tta", "none") == "none"
+        (name, re.sub(r"[^\w.-]+", "-", name), each)
+        for name, each in content.evaluations
+        if each.get("tta", "none") == "none"
     ]
     results = [
         EvalResult(
