@@ -155,7 +155,7 @@ def _collate_readable(items: list[Any]) -> tuple[Tensor, Tensor, list[tuple[str,
 class EpochLoader(Generic[T]):
     """Batches of a data set, epoch after epoch from the same worker processes.
 
-    Started anew in each epoch, workers would take seconds to import torch and to open files again.
+    Workers take seconds to import torch and to open files: this is done once, not in each epoch.
 
     Args:
         dataset: items by key.

@@ -134,7 +134,7 @@ def triton_computes(
     return stride == [1] * axes and dilation == [1] * axes and padding == same
 
 
-def triton(x: Tensor, kernel: Tensor, alpha: Tensor | None) -> Tensor:
+def triton(x: Tensor, kernel: Tensor, alpha: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """Our own kernels for GPUs. They inhibit as they load, and take `kernel` in any dtype."""
     from atconv.ops import triton_conv  # Triton is not installed everywhere
 
@@ -142,8 +142,8 @@ def triton(x: Tensor, kernel: Tensor, alpha: Tensor | None) -> Tensor:
     kernel = share_kernels(kernel, x).expand(x.shape[0], *[-1] * (x.ndim - 1))
     compute = triton_conv.convolve if is_recorded(x) else triton_conv.launch_convolve
     if x.ndim == 4:
-        return compute(x, kernel, strength, None, False)
-    return compute(x.unsqueeze(2), kernel.unsqueeze(2), strength, None, False).squeeze(2)
+        return compute(x, kernel, strength, bias, False)
+    return compute(x.unsqueeze(2), kernel.unsqueeze(2), strength, bias, False).squeeze(2)
 
 
 def _convolve(

@@ -7,7 +7,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atconv.ops.backend import is_recorded, uses_triton
+from atconv.ops.backend import uses_triton
+from atconv.ops.dynamic_depthwise_conv import triton
 from atconv.ops.layout import from_rows, lies_channels_last, to_rows
 from atconv.ops.tracing import is_exporting
 
@@ -65,10 +66,6 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def _by_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    from atconv.ops import triton_conv  # Triton is not installed everywhere
-
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    kernel = weight.transpose(0, 1).expand(x.shape[0], -1, -1, -1)
-    compute = triton_conv.convolve if is_recorded(x) else triton_conv.launch_convolve
-    return compute(x, kernel, None, bias, False)
+    return triton(x, weight.transpose(0, 1), None, bias)
