@@ -35,7 +35,6 @@ def _trainer(setup: Setup) -> Row:
     """Images a second of `Trainer` on batches in pinned memory, and of the same step alone."""
     from accelerate.state import AcceleratorState
 
-    from atconv.engine.batch_plan import plan_batches
     from atconv.engine.config import TrainConfig
     from atconv.engine.distributed import make_accelerator
     from atconv.engine.run import Run
@@ -48,7 +47,8 @@ def _trainer(setup: Setup) -> Row:
 
         samples = batch * steps
 
-        def __init__(self) -> None:
+        def __init__(self, run: Run, accelerator: Any) -> None:
+            self.run, self.accelerator = run, accelerator
             self.model = make_backbone(setup, "AttNet-T2").to(memory_format=torch.channels_last)
             images = [torch.randn(batch, 3, size, size) for _ in range(4)]
             if setup.device.type == "cuda":
@@ -71,8 +71,7 @@ def _trainer(setup: Setup) -> Row:
 
         def report(self, history: Any) -> None: ...
 
-    task = Synthetic()
-    x = task.images[0].to(setup.device)
+    x = torch.randn(batch, 3, size, size, device=setup.device).contiguous(memory_format=torch.channels_last)
     bare = setup.seconds(training_step(setup, make_backbone(setup, "AttNet-T2").to(
         setup.device, memory_format=torch.channels_last), x))  # fmt: skip
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -84,15 +83,14 @@ def _trainer(setup: Setup) -> Row:
         accelerator = make_accelerator(config, folder)
         run = Run(Path(folder))
         run.checkpoints.mkdir()
-        plan = plan_batches(config, task.samples, 1)
-        history = Trainer(task, config, plan, run, accelerator).fit()
+        history = Trainer(Synthetic(run, accelerator), config).fit()
     rate = history.rows[-1]["images_per_second"]  # of the second epoch
     return {"trainer images/s": rate, "bare images/s": batch / bare, "share": rate * bare / batch}
 
 
 def _loader(setup: Setup) -> Row:
     """Images a second that one process reads and augments: JPEGs of 500 × 375 to crops of 224²."""
-    from atconv.data.sources import FolderSource
+    from atconv.data.sources.folders import FolderSource
     from atconv.data.splits import Split
     from atconv.tasks.classification.augmentation import train_transform
     from atconv.tasks.classification.config import ClassificationConfig

@@ -23,19 +23,20 @@ from unittest import mock
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from atconv.data import sources
 from atconv.data.arrays import SharedIntegers, SharedItems
-from atconv.data.boxes import Box, BoxImage, BoxSplit
-from atconv.data.image_finder import Place
-from atconv.data.images import Listing
-from atconv.data.label_tables import TableSource
-from atconv.data.lmdb_format import build_lmdb
+from atconv.data.boxes.split import Box, BoxImage, BoxSplit
+from atconv.data.listing import Listing
 from atconv.data.loaders import EpochBatches, SampleKey
-from atconv.data.mask_classes import MaskClasses
-from atconv.data.masks import MaskSplit
-from atconv.data.shards import Shard, ShardSource
+from atconv.data.masks.classes import MaskClasses
+from atconv.data.masks.split import MaskSplit
+from atconv.data.sources import folders as folder_source
+from atconv.data.sources.lmdb import LmdbSource
+from atconv.data.sources.lmdb_file import build_lmdb
+from atconv.data.sources.shards import Shard, ShardSource
 from atconv.data.splits import Split
-from atconv.data.table_files import read_table
+from atconv.data.tables.files import read_table
+from atconv.data.tables.image_finder import Place
+from atconv.data.tables.source import TableSource
 from atconv.engine.batch_plan import BatchPlan
 
 CLASSES = [f"class{i:03d}" for i in range(1000)]
@@ -45,10 +46,10 @@ BATCH = 500
 def folders(count: int, folder: Path) -> Any:
     names = [f"{CLASSES[i % 1000]}/image_{i:08d}.jpg" for i in range(count)]
     with (
-        mock.patch.object(sources, "list_images", return_value=Listing(names)),
-        mock.patch.object(sources, "subfolders", return_value=[folder / name for name in CLASSES]),
+        mock.patch.object(folder_source, "list_images", return_value=Listing(names)),
+        mock.patch.object(folder_source, "subfolders", return_value=[folder / name for name in CLASSES]),
     ):
-        return Split(sources.FolderSource(folder), range(count))
+        return Split(folder_source.FolderSource(folder), range(count))
 
 
 def table(count: int, folder: Path) -> Any:
@@ -75,7 +76,7 @@ def shards(count: int, folder: Path) -> Any:
 
 def lmdb(count: int, folder: Path) -> Any:
     build_lmdb(folder / "a.lmdb", ((bytes(8), i % 1000) for i in range(count)), count, CLASSES)
-    return Split(sources.LmdbSource(folder / "a.lmdb"), range(count))
+    return Split(LmdbSource(folder / "a.lmdb"), range(count))
 
 
 def boxes(count: int, folder: Path) -> Any:
@@ -120,7 +121,7 @@ class Lookups(Dataset[int]):
             return len(listed.boxes(i))
         if isinstance(listed, MaskSplit):
             return len(str(listed.mask_path(i)))
-        if isinstance(listed.source, sources.LmdbSource):
+        if isinstance(listed.source, LmdbSource):
             return len(listed.source.encoded(int(listed.indices[i])))
         return len(listed.name(i)) + listed.source.target(i)
 

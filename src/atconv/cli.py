@@ -201,7 +201,7 @@ def _print_predictions(
     out: str | None = None,
     **options: Any,
 ) -> None:
-    from atconv.data.images import find_images
+    from atconv.data.listing import find_images
     from atconv.engine.progress import progress
 
     if as_json and as_csv:
@@ -332,7 +332,7 @@ def _fills() -> dict[str, Fill]:
     fills: dict[str, Fill] = {
         "models": _function("atconv.tasks.classification.family:list_models"),
         "data check": _check_data,
-        "data lmdb": _function("atconv.data.pack:pack_folder", "folder", "out"),
+        "data lmdb": _function("atconv.data.sources.pack:pack_folder", "folder", "out"),
         "study": _function("atconv.tasks.classification.study:study", "config", train=train_or_resume),
         "analyze": _function(
             "atconv.tasks.classification.analyze:analyze", "run", "images", task="classification"

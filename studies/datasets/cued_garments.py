@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from atconv.data.lmdb_format import build_lmdb
+from atconv.data.sources.lmdb_file import build_lmdb
 from studies.datasets import run_command
 from studies.datasets.garments import Garments, Pixels, load_garments, paste, paste_fragments, scale
 

@@ -9,7 +9,7 @@ import pytest
 
 from atconv.data.config import DataConfig
 from atconv.data.formats import open_sources
-from atconv.data.pack import pack_folder
+from atconv.data.sources.pack import pack_folder
 from atconv.data.splits import make_splits
 from support.tiny import atconv, image_folder, tiny_options, trained_run
 

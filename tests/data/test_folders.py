@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from atconv.data.folders import choose_split, split_of
-from atconv.data.images import image_suffixes, list_images, read_image
-from atconv.data.pack import pack_folder
-from atconv.data.sources import DigitsSource, FolderSource
+from atconv.data.images import image_suffixes, read_image
+from atconv.data.listing import list_images
+from atconv.data.sources.digits import DigitsSource
+from atconv.data.sources.folders import FolderSource
+from atconv.data.sources.pack import pack_folder
 from atconv.data.splits import Splits, load_splits, make_splits
 from support.tiny import atconv, image_folder, read_rows, tiny_config, tiny_options, train_tiny, trained_run
 

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from atconv.data.images import PrepareImage, image_suffixes, list_images, mode_for, open_image, read_image
-from atconv.data.sources import FolderSource
+from atconv.data.images import PrepareImage, image_suffixes, mode_for, open_image, read_image
+from atconv.data.listing import list_images
+from atconv.data.sources.folders import FolderSource
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -295,7 +296,10 @@ def test_heic_is_read_where_its_plugin_is_installed_and_named_where_not(tmp_path
     Image.new("L", (4, 4)).save(tmp_path / "a" / "1.png")
     (tmp_path / "a" / "2.heic").write_bytes(b"none")
     others = image_suffixes() - {".heic", ".heif", ".hif"}
-    with mock.patch("atconv.data.images.image_suffixes", return_value=others):
+    with (
+        mock.patch("atconv.data.images.image_suffixes", return_value=others),
+        mock.patch("atconv.data.listing.image_suffixes", return_value=others),
+    ):
         assert "3 .heic; for .heic: pip install 'atconv[heif]'" in FolderSource(tmp_path).remarks[0]
         with pytest.raises(ValueError, match=r"2.heic: .*; for .heic: pip install 'atconv\[heif\]'"):
             read_image(tmp_path / "a" / "2.heic")

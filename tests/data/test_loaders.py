@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from atconv.data.loaders import EpochBatches, EpochLoader, SampleKey, train_loader
-from atconv.data.sources import DigitsSource
+from atconv.data.sources.digits import DigitsSource
 from atconv.data.splits import Split
 from atconv.engine.batch_plan import BatchPlan, plan_batches
 from atconv.engine.config import TrainConfig

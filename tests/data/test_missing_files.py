@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from atconv.data.annotated_splits import drop_copies
-from atconv.data.checking import TooManyUnreadable
 from atconv.data.formats import open_boxes, open_masks
+from atconv.data.unreadable import TooManyUnreadable
 from support.box_formats import voc_folder, yolo_folder
 from support.tiny import read_rows
 from support.tiny_dense import annotated_folder

@@ -12,8 +12,8 @@ import torch.multiprocessing  # noqa: F401  (hands tensors on in shared memory)
 
 from atconv.data.config import MaskOptions
 from atconv.data.formats import open_boxes, open_masks, open_sources
-from atconv.data.lmdb_format import build_lmdb
 from atconv.data.loaders import SeededItems, train_loader
+from atconv.data.sources.lmdb_file import build_lmdb
 from atconv.data.splits import Split
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.detection.config import DetectionConfig

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from atconv.data.folders import SPLITS
-from atconv.data.sources import DigitsSource, FolderSource
+from atconv.data.sources.digits import DigitsSource
+from atconv.data.sources.folders import FolderSource
 from atconv.data.splits import Splits, load_splits, make_splits, stratified_holdout
 from support.tiny import image_folder, read_rows, tiny_config
 

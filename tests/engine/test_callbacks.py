@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from atconv.engine.callbacks import Callback, EarlyStopping, ProgressBar
+from atconv.engine.history import History
 from atconv.engine.progress import progress
 from atconv.engine.tables import speed_text
-from atconv.engine.trainer import History, Trainer
+from atconv.engine.trainer import Trainer
 from atconv.tasks import resume, train
 from support.tiny import no_plots, read_rows, tiny_config
 

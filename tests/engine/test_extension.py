@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from atconv.engine.callbacks import EarlyStopping
-from atconv.engine.trainer import History
+from atconv.engine.history import History
 from atconv.tasks import resume
 from support.tiny import KillAt, atconv, no_plots, read_rows, train_tiny, trained_run
 

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import atconv
-from atconv.data.checking import SkippedFile, save_skipped
-from atconv.data.sources import DigitsSource
+from atconv.data.sources.digits import DigitsSource
+from atconv.data.unreadable import SkippedFile, save_skipped
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from atconv.engine.run import Run
 from support.tiny import TINY_ARGS, read_rows, train_tiny, trained_run

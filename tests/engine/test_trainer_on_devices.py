@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from atconv.engine.batch_plan import BatchPlan, plan_batches
+from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.config import TrainConfig
 from atconv.engine.distributed import make_accelerator, release_accelerator
+from atconv.engine.history import History
 from atconv.engine.run import Run
 from atconv.engine.task import Task
-from atconv.engine.trainer import Callback, History, Trainer
+from atconv.engine.trainer import Callback, Trainer
 from support.helpers import tiny_attnet
 
 BATCH, STEPS = 8, 20
@@ -27,7 +29,8 @@ class Noise(Task):
 
     samples = BATCH * STEPS
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run, accelerator: Accelerator) -> None:
+        self.run, self.accelerator = run, accelerator
         self.model = tiny_attnet(drop_path_rate=0.1)
 
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
@@ -63,7 +66,7 @@ def fit(folder: Path, device: str, precision: str, callbacks: list[Callback]) ->
     run = Run(folder)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(config, str(folder))
-    trainer = Trainer(Noise(), config, plan_batches(config, Noise.samples, 1), run, accelerator, callbacks)
+    trainer = Trainer(Noise(run, accelerator), config, callbacks)
     try:
         trainer.fit()
     finally:

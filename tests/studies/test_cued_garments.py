@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atconv.data.lmdb_format import LmdbReader
+from atconv.data.sources.lmdb_file import LmdbReader
 from studies.datasets import cued_garments
 from studies.datasets.cued_garments import SIZE, Parts, build_cued_garments, digit_scans, make_frame
 from studies.datasets.garments import Garments

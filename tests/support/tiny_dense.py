@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from atconv.data.boxes import BoxSplit
+from atconv.data.boxes.split import BoxSplit
 from atconv.tasks import train
 from atconv.tasks.detection import DetectionConfig
 from atconv.tasks.segmentation import SegmentationConfig

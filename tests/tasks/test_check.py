@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from atconv.data.check import DataReport
-from atconv.data.check_images import Finding, inspect_images
-from atconv.data.check_page import write_report
-from atconv.data.sources import DigitsSource, FolderSource
+from atconv.data.checks.check import DataReport
+from atconv.data.checks.images import Finding, inspect_images
+from atconv.data.checks.page import write_report
+from atconv.data.sources.digits import DigitsSource
+from atconv.data.sources.folders import FolderSource
 from support.browser import browser
 from support.tiny import atconv, trained_run
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from atconv.data.pack import pack_folder
+from atconv.data.sources.pack import pack_folder
 from atconv.engine.run import Run
 from atconv.tasks import train
 from atconv.tasks.classification.augmentation import train_transform

@@ -15,14 +15,15 @@ import numpy as np
 from PIL import Image
 
 from atconv.data.arrays import SharedIntegers, SharedItems, SharedNames
-from atconv.data.checking import (
+from atconv.data.images import Mode, opened_image, read_image, stored_geometry, upright
+from atconv.data.listing import is_ignored, scan
+from atconv.data.orientation import Exif, annotation_turn, turn_size
+from atconv.data.unreadable import (
     CheckImages,
     content_digest,
     hex_digest,
     in_threads,
 )
-from atconv.data.images import Mode, is_ignored, opened_image, read_image, scan, stored_geometry, upright
-from atconv.data.orientation import Exif, annotation_turn, turn_size
 from atconv.io import count_of, first_few, read_bytes
 
 __all__ = [

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from atconv.data.annotated import AnnotatedSplit
-from atconv.data.checking import SkippedFile, save_skipped
 from atconv.data.copies import copies_between, reject_only_copies
 from atconv.data.folders import SPLITS
 from atconv.data.saved_split import read_split
 from atconv.data.splits import stratified_holdout
+from atconv.data.unreadable import SkippedFile, save_skipped
 from atconv.engine.rng import derive_seed
 from atconv.io import write_json
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
-from atconv.data.checking import SkippedFile
 from atconv.data.folders import SPLITS
+from atconv.data.unreadable import SkippedFile
 
 __all__ = ["copies_between", "reject_only_copies"]
 

@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from atconv.data.images import holds_runs, image_suffixes, images_in, is_ignored, scan
+from atconv.data.images import image_suffixes
+from atconv.data.listing import holds_runs, images_in, is_ignored, scan
 from atconv.io import first_few
 
 __all__ = [

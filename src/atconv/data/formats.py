@@ -13,23 +13,26 @@ from typing import Any, Literal
 
 from atconv.data import other_formats as other
 from atconv.data.annotated import AnnotatedSplit, check_split, log_tool_folders
-from atconv.data.boxes import BadAnnotations, BoxSplit
-from atconv.data.checking import CheckImages
-from atconv.data.coco import coco_splits, is_coco, is_coco_file, read_coco
+from atconv.data.boxes.coco import coco_splits, is_coco, is_coco_file, read_coco
+from atconv.data.boxes.split import BadAnnotations, BoxSplit
+from atconv.data.boxes.voc import read_voc
+from atconv.data.boxes.voc_files import is_voc, is_voc_file, voc_splits
+from atconv.data.boxes.yolo import read_yolo
+from atconv.data.boxes.yolo_files import is_yolo, is_yolo_config, yolo_splits
 from atconv.data.config import DataConfig, MaskOptions, reject_options
 from atconv.data.folders import choose_split, subfolders
-from atconv.data.images import is_run
-from atconv.data.label_tables import TABLE_OPTIONS, label_tables, open_tables
-from atconv.data.mask_layouts import has_masks
-from atconv.data.masks import MaskSplit, mask_splits, read_mask_folder
+from atconv.data.listing import is_run
+from atconv.data.masks.layouts import has_masks
+from atconv.data.masks.split import MaskSplit, mask_splits, read_mask_folder
 from atconv.data.orientation import Exif
-from atconv.data.shards import open_shards, shard_splits
-from atconv.data.sources import DigitsSource, ImageSource, lmdb_files, open_folder, open_lmdb
-from atconv.data.timm_sources import UnopenedDataset, is_timm_name, open_timm
-from atconv.data.voc import read_voc
-from atconv.data.voc_files import is_voc, is_voc_file, voc_splits
-from atconv.data.yolo import read_yolo
-from atconv.data.yolo_files import is_yolo, is_yolo_config, yolo_splits
+from atconv.data.sources.base import ImageSource
+from atconv.data.sources.digits import DigitsSource
+from atconv.data.sources.folders import open_folder
+from atconv.data.sources.lmdb import lmdb_files, open_lmdb
+from atconv.data.sources.shards import open_shards, shard_splits
+from atconv.data.sources.timm_datasets import UnopenedDataset, is_timm_name, open_timm
+from atconv.data.tables.source import TABLE_OPTIONS, label_tables, open_tables
+from atconv.data.unreadable import CheckImages
 from atconv.extras import name_missing_extra
 
 __all__ = [

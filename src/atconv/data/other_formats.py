@@ -11,9 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from atconv.data.box_files import read_start
+from atconv.data.boxes.reading import read_start
 from atconv.data.folders import splits_among, subfolders
-from atconv.data.images import image_suffixes, scan
+from atconv.data.images import image_suffixes
+from atconv.data.listing import scan
 
 __all__ = [
     "UNREAD_BOXES",

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from atconv.data.checking import check_files
 from atconv.data.folders import SPLITS
 from atconv.data.saved_split import read_split
-from atconv.data.sources import ImageSource
+from atconv.data.sources.base import ImageSource
 from atconv.data.splits import Split
+from atconv.data.unreadable import check_files
 from atconv.engine.run import Run
 from atconv.io import count_of, first_few
 

@@ -19,14 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from atconv.data.arrays import SharedIntegers
-from atconv.data.checking import FileReport, SkippedFile, check_files, log_skipped, save_skipped
 from atconv.data.config import DataConfig, log_unused_fractions
 from atconv.data.copies import copies_between, reject_only_copies
 from atconv.data.folders import SPLITS, inner_folder
 from atconv.data.formats import open_sources
 from atconv.data.images import Mode
 from atconv.data.saved_split import read_split
-from atconv.data.sources import ImageSource
+from atconv.data.sources.base import ImageSource
+from atconv.data.unreadable import FileReport, SkippedFile, check_files, log_skipped, save_skipped
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
 from atconv.io import count_of, first_few, write_json

@@ -32,6 +32,7 @@ __all__ = [
     "BestModel",
     "CsvLogger",
     "EarlyStopping",
+    "EpochPlots",
     "FileWriter",
     "ProgressBar",
     "TrackerLogger",
@@ -98,6 +99,13 @@ class BestModel(FileWriter):
     def write(self, trainer: Trainer) -> None:
         if trainer.history.usable and trainer.history.best == trainer.epoch - 1:
             trainer.task.save_model(trainer.ema_model)
+
+
+class EpochPlots(FileWriter):
+    """What the task plots of each epoch's model."""
+
+    def write(self, trainer: Trainer) -> None:
+        trainer.task.plot_epoch(trainer.ema_model, trainer.epoch)
 
 
 class CsvLogger(FileWriter):
@@ -185,7 +193,7 @@ def default_callbacks(
     callbacks: list[Callback] = [EarlyStopping(patience, extended_at)] if patience is not None else []
     callbacks += [TrackerLogger()] if tracker else []
     if main_process:
-        callbacks += [BestModel(), CsvLogger(), ProgressBar()]
+        callbacks += [BestModel(), CsvLogger(), ProgressBar(), EpochPlots()]
     return callbacks
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from atconv.engine.batch_plan import BatchPlan
+from atconv.engine.history import History
+from atconv.engine.run import Run
 
 if TYPE_CHECKING:
-    from atconv.engine.trainer import Callback, History
+    from accelerate import Accelerator
 
 __all__ = ["Task"]
 
@@ -19,6 +21,10 @@ __all__ = ["Task"]
 class Task(ABC):
     """What a run trains. The trainer asks it; neither writes into the other."""
 
+    run: Run
+    """the folder that checkpoints go to"""
+    accelerator: Accelerator
+    """from `make_accelerator`"""
     model: nn.Module
     samples: int
     """training samples in an epoch"""
@@ -58,9 +64,8 @@ class Task(ABC):
     def save_model(self, model: nn.Module) -> None:
         """Write the weights of the best epoch so far, atomically. Only the main process calls it."""
 
-    def callbacks(self) -> list[Callback]:
-        """What this task does besides at the end of each epoch, in the main process."""
-        return []
+    def plot_epoch(self, model: nn.Module, epoch: int) -> None:  # noqa: B027  (most tasks plot at the end)
+        """Plots of a model after an epoch, counted from 1. Only the main process calls it."""
 
     @abstractmethod
     def report(self, history: History) -> None:

@@ -3,7 +3,7 @@
 A `Task` says what a batch, a loss and an evaluation are. The loop does the rest: accumulation, autocast,
 clipping, schedule, EMA, checkpoints, resume. What people and files see of it is in `callbacks`.
 
-Reads top to bottom: `History`, `Callback`, `Trainer.fit`, one epoch, one step, checkpoint.
+Reads top to bottom: `Callback`, `Trainer.fit`, one epoch, one step, checkpoint.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from timm.layers import convert_sync_batchnorm
 from timm.models import model_parameters
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
-from atconv.engine.batch_plan import BatchPlan
+from atconv.engine.batch_plan import plan_batches
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from atconv.engine.config import TrainConfig
 from atconv.engine.distributed import (
@@ -36,57 +34,16 @@ from atconv.engine.distributed import (
     load_optimizer,
     shard,
 )
+from atconv.engine.history import History
 from atconv.engine.optimizer import make_ema, make_optimizer, make_scheduler
 from atconv.engine.rng import derive_seed
-from atconv.engine.run import Run
 from atconv.engine.task import Task
 
-__all__ = ["Callback", "History", "StepMetrics", "Trainer", "set_training_mode"]
+__all__ = ["Callback", "StepMetrics", "Trainer", "set_training_mode"]
 
 logger = logging.getLogger(__name__)
 
 _ADVICE = "Lower lr, lengthen warmup_epochs or set clip_grad"
-
-
-@dataclass
-class History:
-    """One row of metrics an epoch, read-only."""
-
-    monitor: str | None
-    rows: list[Mapping[str, Any]] = field(default_factory=list)
-
-    @property
-    def best(self) -> int:
-        """Index of the epoch to keep. Of equals the last is taken: it has annealed longer."""
-        scores = self._scores()
-        return max(range(len(scores)), key=lambda i: (scores[i], i), default=-1)
-
-    @property
-    def usable(self) -> bool:
-        """Whether there is an epoch to keep: one whose validation gave numbers."""
-        return max(self._scores(), default=-math.inf) > -math.inf
-
-    @property
-    def improved(self) -> int:
-        """Index of the last epoch that was better than all before it."""
-        scores = self._scores()
-        if self.monitor is None:
-            return len(scores) - 1
-        return max(range(len(scores)), key=lambda i: (scores[i], -i), default=-1)
-
-    @property
-    def kept(self) -> str:
-        """The epoch to keep, for people; where it equals an earlier one, that one too."""
-        best, improved = self.best + 1, self.improved + 1
-        return f"{best}" if best == improved else f"{best} (equal to epoch {improved})"
-
-    def _scores(self) -> list[float]:
-        scores = (0.0 if self.monitor is None else row[self.monitor] for row in self.rows)
-        finite = (math.isfinite(row.get("val_loss", 0.0)) for row in self.rows)
-        return [
-            score if good and math.isfinite(score) else -math.inf
-            for score, good in zip(scores, finite, strict=True)
-        ]
 
 
 class Callback:
@@ -114,32 +71,25 @@ class Callback:
 
 
 class Trainer:
-    """Trains a task in a run's folder, from its newest checkpoint if there is one.
+    """Trains a task, from the newest checkpoint in its run's folder if there is one.
 
     Args:
-        task: what to train.
+        task: what to train, in which folder, on which devices.
         config: the loop's options.
-        plan: batches, from `plan_batches`.
-        run: the folder that checkpoints go to.
-        accelerator: from `make_accelerator`.
         callbacks: what is shown, written and stopped.
 
     Raises:
-        ValueError: the newest checkpoint is damaged, or of another batch plan.
+        ValueError: too few samples for a batch, or the newest checkpoint is damaged or of other batches.
         FloatingPointError: in `fit`, when the loss is not finite.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        config: TrainConfig,
-        plan: BatchPlan,
-        run: Run,
-        accelerator: Accelerator,
-        callbacks: Sequence[Callback] = (),
-    ) -> None:
-        self.task, self.config, self.plan, self.run = task, config, plan, run
-        self.accelerator, self.callbacks = accelerator, callbacks
+    def __init__(self, task: Task, config: TrainConfig, callbacks: Sequence[Callback] = ()) -> None:
+        self.task, self.config, self.callbacks = task, config, callbacks
+        self.run, self.accelerator = task.run, task.accelerator
+        accelerator = self.accelerator
+        self.plan = plan = plan_batches(
+            config, task.samples, accelerator.num_processes, task.pairs, task.min_batch
+        )
         network = task.model
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             network = convert_sync_batchnorm(network)  # timm's: keeps fused activations

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import chain, count
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import find_executable_batch_size
 from torch import nn
 
-from atconv.engine.batch_plan import BatchPlan
+from atconv.engine.batch_plan import plan_batches
 from atconv.engine.config import TrainConfig
 from atconv.engine.learning_rate_test import LearningRateTest, Rising, run_test
 from atconv.engine.progress import progress
 from atconv.engine.rng import seeded
-from atconv.engine.run import Run
 from atconv.engine.task import Task
 from atconv.engine.trainer import Trainer, set_training_mode
 from atconv.io import write_rows
@@ -35,19 +32,13 @@ __all__ = ["as_in_last_epoch", "tune"]
 logger = logging.getLogger(__name__)
 
 
-def tune(
-    config: TrainConfig,
-    task: Task,
-    run: Run,
-    accelerator: Accelerator,
-    plan_for: Callable[[TrainConfig], BatchPlan],
-) -> None:
+def tune(config: TrainConfig, task: Task) -> None:
     """Search what a configuration asks for, and write it into that configuration.
 
     Raises:
         ValueError: no batch fits memory, or batches are tried in several processes.
     """
-    trial: Any = partial(_trial, task, run, accelerator)
+    accelerator = task.accelerator
     if config.auto_find_batch_size:
         if accelerator.num_processes > 1:
             raise ValueError(
@@ -55,27 +46,25 @@ def tune(
             )
         smallest = max(2 if task.pairs else 1, task.min_batch)
         asked, config.auto_find_batch_size = config.batch_size, False
-        # Accumulation takes no more memory.
-        _find_batch_size(config, lambda: trial(config, replace(plan_for(config), accumulate=1)), smallest)
+        _find_batch_size(config, task, smallest)
         logger.info("batch_size %d fits memory (%d asked for)", config.batch_size, asked)
     if config.find_lr:
         config.find_lr = False
-        with trial(config, plan_for(config)) as trainer:
+        with _trial(config, task) as trainer:
             found = _test_learning_rates(trainer)
         if accelerator.is_main_process:
-            write_rows(run.path / "find_lr.csv", found.rows())
-            found.plot(config.lr, run.path / "find_lr.png")
-            logger.info("%s (%s)", found.describe(config.lr), run.path / "find_lr.png")
+            write_rows(task.run.path / "find_lr.csv", found.rows())
+            found.plot(config.lr, task.run.path / "find_lr.png")
+            logger.info("%s (%s)", found.describe(config.lr), task.run.path / "find_lr.png")
         config.lr = found.suggestion or config.lr
     accelerator.free_memory()
 
 
 @contextmanager
-def _trial(
-    task: Task, run: Run, accelerator: Accelerator, config: TrainConfig, plan: BatchPlan
-) -> Iterator[Trainer]:
+def _trial(config: TrainConfig, task: Task) -> Iterator[Trainer]:
     """A trainer of a copy of the model, in which trains what does in the last epoch: no epoch trains more.
     What it shares with the run is as before in the end."""
+    accelerator = task.accelerator
     accelerator.free_memory()  # of the trial before
     copied = copy.copy(task)
     copied.model = as_in_last_epoch(task, config.epochs)
@@ -83,7 +72,7 @@ def _trial(
     scale = None if scaler is None else scaler.state_dict()
     try:
         with seeded(config.seed):
-            trainer = Trainer(copied, config, plan, run, accelerator)
+            trainer = Trainer(copied, config)
             set_training_mode(trainer.network, config.freeze_bn)
             yield trainer
     finally:
@@ -124,9 +113,13 @@ def _losses(trainer: Trainer) -> Iterator[float]:
         trainer.step_in_epoch += 1
 
 
-def _find_batch_size(
-    config: TrainConfig, trial: Callable[[], AbstractContextManager[Trainer]], smallest: int
-) -> None:
+def _one_micro_batch(config: TrainConfig, task: Task) -> TrainConfig:
+    """The same micro-batches without accumulation, which takes no more memory."""
+    plan = plan_batches(config, task.samples, 1, task.pairs, task.min_batch)
+    return replace(config, global_batch_size=plan.micro_batch)
+
+
+def _find_batch_size(config: TrainConfig, task: Task, smallest: int) -> None:
     """Halve batch_size until two optimizer steps fit memory; the first makes the optimizer's state."""
 
     def halve() -> int:
@@ -141,7 +134,7 @@ def _find_batch_size(
     def fits(batch_size: int) -> None:
         config.batch_size = batch_size
         try:
-            with trial() as trainer:
+            with _trial(_one_micro_batch(config, task), task) as trainer:
                 losses = _losses(trainer)
                 next(losses), next(losses)
         except torch.OutOfMemoryError as error:

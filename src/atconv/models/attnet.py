@@ -104,14 +104,14 @@ class AttNetBlock(nn.Module):
         **dd: Any,
     ) -> None:
         super().__init__()
+        scale = nn.Identity if ls_init_value is None else partial(LayerScale2d, dim, ls_init_value, **dd)
+        drop_path = partial(DropPath, drop_path_rate) if drop_path_rate > 0 else nn.Identity
         self.norm1 = LayerNorm2d(dim, eps=1e-6, **dd)
         self.token_mixer: Any = token_mixer
-        self.ls1 = _layer_scale(dim, ls_init_value, **dd)
-        self.drop_path1 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.ls1, self.drop_path1 = scale(), drop_path()
         self.norm2 = LayerNorm2d(dim, eps=1e-6, **dd)
         self.channel_mixer = ConvGLU(dim, mlp_ratio, glu_norm, glu_conv, **dd)
-        self.ls2 = _layer_scale(dim, ls_init_value, **dd)
-        self.drop_path2 = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.ls2, self.drop_path2 = scale(), drop_path()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.token_mixer(self.norm1(x))))
@@ -145,8 +145,7 @@ class AttNetStage(nn.Module):
 class AttNet(nn.Module):
     """AttNet backbone with classifier. B in_chans H W → B num_classes.
 
-    Any H, W; each convolution of stride 2 rounds up. Build it by name:
-    `timm.create_model("attnet_t2", num_classes=10)`.
+    Any H, W: stride 2 rounds up. Build it by name: `timm.create_model("attnet_t2", num_classes=10)`.
 
     Args:
         in_chans: channels of the input image.
@@ -189,7 +188,10 @@ class AttNet(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         mixers: Any = token_mixer if isinstance(token_mixer, (list, tuple)) else [token_mixer] * 4
         options = mixer_args if isinstance(mixer_args, Sequence) else [mixer_args or {}] * 4
-        _check_stages(depths=depths, dims=dims, mlp_ratios=mlp_ratios, token_mixer=mixers, mixer_args=options)
+        stages = dict(depths=depths, dims=dims, mlp_ratios=mlp_ratios, token_mixer=mixers, mixer_args=options)
+        for name, values in stages.items():
+            if len(values) != 4:
+                raise ValueError(f"AttNet has 4 stages: {name} must have 4 entries, got {values}")
         self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = dims[-1]
         self.stem = Stem(in_chans, dims[0], stem_stride, **dd)
@@ -293,16 +295,6 @@ class AttNet(nn.Module):
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int, **dd: Any) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False, **dd)
-
-
-def _layer_scale(dim: int, init_value: float | None, **dd: Any) -> nn.Module:
-    return nn.Identity() if init_value is None else LayerScale2d(dim, init_value, **dd)
-
-
-def _check_stages(**lists: Sequence[Any]) -> None:
-    for name, values in lists.items():
-        if len(values) != 4:
-            raise ValueError(f"AttNet has 4 stages: {name} must have 4 entries, got {values}")
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from atconv.analysis.features import pooled_features
 from atconv.data.annotated import AnnotatedSplit
-from atconv.data.check import check_data, open_data
-from atconv.data.check_images import Images
-from atconv.data.check_page import MARKER, write_report
+from atconv.data.checks.check import check_data, open_data
+from atconv.data.checks.images import Images
+from atconv.data.checks.page import MARKER, write_report
 from atconv.data.config import DataConfig, MaskOptions
 from atconv.data.imbalance import log_classes
 from atconv.engine.options import PositiveInt, Share

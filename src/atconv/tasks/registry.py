@@ -42,8 +42,9 @@ def task_of(run: Run) -> TaskSpec:
                 return spec
         wrong = f"task is {options['task']!r}" if "task" in options else "it names no task"
         raise ValueError(f"{run.config} is damaged: {wrong}; there are {', '.join(TASKS)}")
-    if (run.path / "model_index.json").is_file():
-        return get_task("generation")
+    for spec in map(get_task, TASKS):
+        if spec.model_file and (run.path / spec.model_file).is_file():
+            return spec
     named = read_json(run.model_config, {"task": Literal[TASKS] | None}, inside="_atconv").get("task")
     return get_task(named or "classification")
 

@@ -66,6 +66,8 @@ class TaskSpec:
     """(configuration, options chosen by the user) → the configuration with what comes along with the weights
     that it starts from"""
     default_recipe: str = "small"
+    model_file: str = ""
+    """a file that only its models have; empty where config.json names the task"""
     tools: tuple[str, ...] = ("train", "evaluate", "predict")
     """its commands"""
     writes: tuple[str, ...] = ("inhibition.csv",)

@@ -135,7 +135,7 @@ def train_or_resume(config: Any, run: Path) -> None:
 def _discard(run: Run, before: Collection[str] | None, error: Exception) -> None:
     """Leave a folder as it was `before` a run that failed before its first step: the names in it, or None
     where there was no folder. The list of unreadable files stays where it says what is wrong."""
-    from atconv.data.checking import TooManyUnreadable
+    from atconv.data.unreadable import TooManyUnreadable
 
     kept = {*(before or ()), *(["skipped.csv"] if isinstance(error, TooManyUnreadable) else [])}
     run.discard(kept, keep_folder=before is not None)
@@ -212,7 +212,6 @@ def _prepare(
     extended_at: int,
 ) -> tuple[Any, Any]:
     """Everything up to the first step: data, model, batches, checkpoint."""
-    from atconv.engine.batch_plan import plan_batches
     from atconv.engine.callbacks import default_callbacks
     from atconv.engine.checkpoint import latest_checkpoint
     from atconv.engine.trainer import Trainer
@@ -224,20 +223,18 @@ def _prepare(
             f"patience needs a score that says which epoch is better, and {spec.name} has none: the last "
             "epoch is kept. Leave patience out"
         )
-    processes, main_process = accelerator.num_processes, accelerator.is_main_process
-    plan_for = partial(
-        plan_batches, samples=task.samples, processes=processes, even=task.pairs, min_batch=task.min_batch
-    )
+    main_process = accelerator.is_main_process
     if (config.find_lr or config.auto_find_batch_size) and latest_checkpoint(run.checkpoints) is None:
         from atconv.engine.tuning import tune
 
-        tune(config, task, run, accelerator, plan_for)
+        tune(config, task)
         if main_process:
             write_config(config, spec.name, run)  # with what was found: a resumed run does not search again
-    plan, tracker = plan_for(config), bool(accelerator.log_with)
-    used = default_callbacks(config.patience, tracker, main_process, extended_at)
+    used = default_callbacks(config.patience, bool(accelerator.log_with), main_process, extended_at)
     if main_process:
-        logger.info(plan.message)
+        used.append(InhibitionLogger())
+    trainer = Trainer(task, config, [*used, *callbacks])
+    if main_process:
+        logger.info(trainer.plan.message)
         task.save_config()
-        used += [InhibitionLogger(), *task.callbacks()]
-    return task, Trainer(task, config, plan, run, accelerator, [*used, *callbacks])
+    return task, trainer

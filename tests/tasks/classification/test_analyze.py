@@ -19,7 +19,7 @@ from PIL import Image
 from atconv import load
 from atconv.analysis import explain, explanation_layer
 from atconv.analysis.probe import _center_field
-from atconv.data.sources import DigitsSource
+from atconv.data.sources.digits import DigitsSource
 from atconv.tasks.classification.analyze import Probe, _first_of_each_class, analyze
 from support.browser import browser
 from support.tiny import TINY_ARGS, atconv, train_tiny, trained_run

@@ -15,7 +15,7 @@ from PIL import Image
 
 import atconv as package
 from atconv.analysis.features import pooled_features
-from atconv.data.sources import DigitsSource
+from atconv.data.sources.digits import DigitsSource
 from atconv.tasks.classification.embedding import Backbone, embed, is_embeddings, nearest, read_embeddings
 from atconv.tasks.classification.neighbors import neighbors
 from support.image_files import KINDS, saved_image

@@ -20,7 +20,7 @@ from PIL import Image
 
 from atconv import deploy, load
 from atconv.data.images import open_image
-from atconv.data.sources import DigitsSource
+from atconv.data.sources.digits import DigitsSource
 from atconv.data.transforms import EvalTransform
 from atconv.io import file_digest
 from atconv.tasks.classification.export import ClassificationExporter

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import atconv as package
-from atconv.data.images import find_images
-from atconv.data.sources import DigitsSource
+from atconv.data.listing import find_images
+from atconv.data.sources.digits import DigitsSource
 from support.tiny import atconv, trained_run
 
 

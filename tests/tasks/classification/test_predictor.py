@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import atconv
-from atconv.data.sources import DigitsSource
+from atconv.data.sources.digits import DigitsSource
 from atconv.engine.predictor import Predictor
 from atconv.models.attnet import AttNet
 from atconv.tasks.classification.predictor import Classification, ClassificationPredictor

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import atconv  # noqa: F401  (registers the models with timm)
 from atconv.data.imbalance import Occurrences, log_classes
-from atconv.data.sources import DigitsSource
+from atconv.data.sources.digits import DigitsSource
 from atconv.data.splits import Split
 from atconv.engine import devices
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint

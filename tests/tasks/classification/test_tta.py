@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import atconv as package
-from atconv.data.sources import DigitsSource
+from atconv.data.sources.digits import DigitsSource
 from atconv.tasks.classification.augmentation import test_time_views as views_of
 from atconv.tasks.classification.predictor import ClassificationPredictor
 from support.tiny import atconv, trained_run

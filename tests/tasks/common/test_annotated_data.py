@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from atconv.data.annotated import batches_of_equal_size
-from atconv.data.boxes import BoxSplit
+from atconv.data.boxes.split import BoxSplit
 from atconv.data.formats import open_boxes, open_masks
-from atconv.data.masks import IGNORED
+from atconv.data.masks.split import IGNORED
 from atconv.tasks.detection.data import DetectionTransform, eval_batches
 from atconv.tasks.detection.data import augmentation as boxes_augmentation
 from atconv.tasks.detection.metrics import mean_average_precision

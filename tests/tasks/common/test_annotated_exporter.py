@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from atconv import load
-from atconv.data.boxes import decode_mask
+from atconv.data.boxes.split import decode_mask
 from atconv.tasks.detection.export import DetectionExporter, _compare
 from atconv.tasks.segmentation.data import resized
 from atconv.tasks.segmentation.export import SegmentationExporter, _filter, _resized

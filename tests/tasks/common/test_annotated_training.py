@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import atconv
-from atconv.data.boxes import decode_mask
+from atconv.data.boxes.split import decode_mask
 from atconv.engine.run import Run
 from atconv.tasks import get_task, train
 from atconv.tasks.segmentation.data import SegmentationTransform

@@ -20,7 +20,8 @@ from atconv.analysis import (
     stage_fields,
 )
 from atconv.analysis.features import evenly_spaced
-from atconv.data.images import find_images, read_image
+from atconv.data.images import read_image
+from atconv.data.listing import find_images
 from atconv.engine.options import PositiveInt
 from atconv.engine.predictor import ImageLike
 from atconv.engine.progress import progress

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atconv.data.checking import SkippedFile, log_skipped
 from atconv.data.folders import choose_split
 from atconv.data.formats import LabelFormat, open_sources, recognize
 from atconv.data.imbalance import Occurrences, image_weights, log_classes
-from atconv.data.label_tables import TABLE_OPTIONS
 from atconv.data.loaders import EpochBatches, Transform, eval_loader, readable_loader, train_loader
 from atconv.data.run_images import is_own_data, known_splits, log_trained_on, with_all
 from atconv.data.splits import Split, Splits, load_splits, open_splits
+from atconv.data.tables.source import TABLE_OPTIONS
+from atconv.data.unreadable import SkippedFile, log_skipped
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
 from atconv.tasks.classification.augmentation import train_transform

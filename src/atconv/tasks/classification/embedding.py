@@ -18,13 +18,14 @@ from torch import Tensor
 
 from atconv.analysis.features import pooled_features
 from atconv.data.arrays import SharedNames
-from atconv.data.checking import SkippedFile
-from atconv.data.images import Mode, find_images, read_image
+from atconv.data.images import Mode, read_image
+from atconv.data.listing import find_images
 from atconv.data.loaders import readable_loader
 from atconv.data.nearest import nearest_blocks
-from atconv.data.sources import ImageSource
+from atconv.data.sources.base import ImageSource
 from atconv.data.splits import Split
 from atconv.data.transforms import EvalTransform
+from atconv.data.unreadable import SkippedFile
 from atconv.engine.devices import resolve_device
 from atconv.engine.options import PositiveInt, Workers
 from atconv.engine.progress import progress
@@ -211,7 +212,7 @@ def is_embeddings(path: Path) -> bool:
     """Whether a file is one of `embed`, and not a table of labels."""
     if path.suffix != ".parquet" or not path.is_file():
         return path.suffix == ".npy"
-    from atconv.data.table_files import read_table
+    from atconv.data.tables.files import read_table
 
     return "embedding" in read_table(path).columns
 

@@ -19,7 +19,6 @@ from atconv.engine.progress import progress
 from atconv.models.attnet import AttNet
 from atconv.tasks.classification.data import ReadableBatches
 from atconv.tasks.classification.metrics import predict_batches
-from atconv.tasks.classification.predictor import ClassificationPredictor
 from atconv.tasks.common.exporter import Agreement, Exporter, Int8Accuracy, Written
 
 __all__ = ["ClassificationExporter"]
@@ -31,7 +30,6 @@ class ClassificationExporter(Exporter):
     """Images, B C H W, as the predictor's transform gives them → logits."""
 
     formats = tuple(deploy.FORMATS)
-    predictor: ClassificationPredictor
     int8_formats = tuple(name for name, entry in deploy.FORMATS.items() if entry.quantize)
     output_names = ("logits",)
     fixed_batch = True

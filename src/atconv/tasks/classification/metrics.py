@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atconv.data.checking import SkippedFile
+from atconv.data.unreadable import SkippedFile
 from atconv.engine.options import Percent
 from atconv.engine.predictor import Metrics
 from atconv.engine.tables import Table, over_classes, speed_text

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atconv.data.checking import SkippedFile, log_skipped
 from atconv.data.config import DataConfig
 from atconv.data.formats import open_sources
 from atconv.data.images import read_image
 from atconv.data.splits import Split
+from atconv.data.unreadable import SkippedFile, log_skipped
 from atconv.engine.options import PositiveInt, Workers
 from atconv.io import count_of, write_rows
 from atconv.plots import plt, save, shorten

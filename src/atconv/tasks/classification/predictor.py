@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
-from atconv.data.checking import list_skipped
 from atconv.data.images import open_image
 from atconv.data.splits import Split
 from atconv.data.transforms import EvalTransform
+from atconv.data.unreadable import list_skipped
 from atconv.engine.options import PositiveInt, Share, Workers
 from atconv.engine.predictor import ImageLike, ImagePredictor, Result
 from atconv.engine.progress import progress

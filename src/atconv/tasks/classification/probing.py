@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from atconv.data.checking import TooManyUnreadable, log_skipped
 from atconv.data.config import DataConfig
 from atconv.data.formats import open_sources
 from atconv.data.run_images import RunImages, is_own_data, log_trained_on
 from atconv.data.saved_split import read_split
 from atconv.data.splits import Splits, load_splits, make_splits
+from atconv.data.unreadable import TooManyUnreadable, log_skipped
 from atconv.engine.options import PositiveInt, Seed, Workers
 from atconv.engine.run import Run, next_run_dir
 from atconv.engine.tables import Table

@@ -17,11 +17,11 @@ from atconv.data.images import mode_for
 from atconv.data.transforms import EvalTransform
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
+from atconv.engine.history import History
 from atconv.engine.reading import read_json
 from atconv.engine.rng import seeded
 from atconv.engine.run import Run
 from atconv.engine.task import Task
-from atconv.engine.trainer import History
 from atconv.io import save_tensors, write_atomically
 from atconv.plots import Panel
 from atconv.tasks.classification.augmentation import train_transform

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from atconv.data.annotated import AnnotatedSplit, batches_of_equal_size
-from atconv.data.checking import SkippedFile, list_skipped, log_skipped
 from atconv.data.folders import SPLITS, choose_split
 from atconv.data.formats import Annotation, annotated_splits
 from atconv.data.images import open_image
 from atconv.data.orientation import Exif
 from atconv.data.run_images import RunImages, is_own_data, log_trained_on
 from atconv.data.saved_split import read_split
+from atconv.data.unreadable import SkippedFile, list_skipped, log_skipped
 from atconv.engine.options import PositiveInt, check_value
 from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result, check_batch_size
 from atconv.engine.progress import progress

@@ -21,12 +21,13 @@ from atconv.data.annotated_splits import (
     save_or_check_split,
     train_val_test_split,
 )
-from atconv.data.checking import CheckImages
 from atconv.data.config import log_unused_fractions
 from atconv.data.imbalance import Occurrences, class_weights, image_weights, log_classes
 from atconv.data.loaders import EpochBatches, EpochLoader, SeededItems
+from atconv.data.unreadable import CheckImages
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
+from atconv.engine.history import History
 from atconv.engine.progress import heartbeat
 from atconv.engine.reading import read_json
 from atconv.engine.recipes import read_config
@@ -34,7 +35,6 @@ from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.engine.tables import metric_name
 from atconv.engine.task import Task
-from atconv.engine.trainer import History
 from atconv.io import count_of, save_tensors, write_json
 from atconv.models.attnet import AttNet
 from atconv.models.release import load_release

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from atconv.engine.history import History
 from atconv.engine.predictor import Metrics, Predictor
 from atconv.engine.reading import read_json
 from atconv.engine.run import Run
 from atconv.engine.tables import Table, metric_name
-from atconv.engine.trainer import History
 from atconv.io import first_few
 from atconv.plots import Panel, plot_curves
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from atconv.data.boxes import BoxSplit
+from atconv.data.boxes.split import BoxSplit
 from atconv.data.images import PrepareImage, mode_for
 from atconv.tasks.detection.config import DetectionConfig
 

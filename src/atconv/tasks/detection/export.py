@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from atconv.data.boxes import decode_mask
+from atconv.data.boxes.split import decode_mask
 from atconv.deploy import Call
 from atconv.deploy.traced import export_onnx_traced
 from atconv.tasks.common.annotated_exporter import AnnotatedExporter

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
-from atconv.data.boxes import BadAnnotations
+from atconv.data.boxes.split import BadAnnotations
 from atconv.engine.options import Percent
 from atconv.engine.tables import Table, metric_name, over_classes, speed_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics

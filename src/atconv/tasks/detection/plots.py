@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from atconv.data.boxes import BoxSplit
+from atconv.data.boxes.split import BoxSplit
 from atconv.plots import class_labels, shorten
 from atconv.tasks.common.drawing import class_colors, drawn_size, find_font, plot_rows
 from atconv.tasks.detection.data import DetectionTransform, Target, load_target

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 
-from atconv.data.boxes import BadAnnotations, BoxSplit, decode_mask, encode_mask
+from atconv.data.boxes.split import BadAnnotations, BoxSplit, decode_mask, encode_mask
 from atconv.data.formats import open_boxes
 from atconv.data.orientation import Exif
 from atconv.engine.options import PositiveInt, Share

@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from atconv.data.boxes import BoxSplit
-from atconv.data.checking import CheckImages
+from atconv.data.boxes.split import BoxSplit
 from atconv.data.formats import open_boxes
 from atconv.data.imbalance import Occurrences
+from atconv.data.unreadable import CheckImages
 from atconv.engine.run import Run
 from atconv.io import first_few
 from atconv.models.detector_losses import weigh_classes

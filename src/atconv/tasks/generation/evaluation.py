@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset
 from atconv.data.config import DataConfig
 from atconv.data.folders import choose_split
 from atconv.data.formats import open_sources
-from atconv.data.sources import ImageSource
+from atconv.data.sources.base import ImageSource
 from atconv.data.splits import Split, readable_split
 from atconv.engine.options import PositiveInt, Seed, check_value, rule_of
 from atconv.tasks.generation.data import SplitImages

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
-from atconv.data.images import images_in, read_image
+from atconv.data.images import read_image
+from atconv.data.listing import images_in
 from atconv.io import write_atomically
 
 __all__ = [

@@ -20,14 +20,13 @@ from atconv.data.splits import open_splits
 from atconv.diffusion.interpolants import make_interpolant
 from atconv.diffusion.pipeline import SiTPipeline
 from atconv.engine.batch_plan import BatchPlan
-from atconv.engine.callbacks import Callback, FileWriter
 from atconv.engine.checkpoint import latest_checkpoint
+from atconv.engine.history import History
 from atconv.engine.progress import heartbeat
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
 from atconv.engine.tables import Table
 from atconv.engine.task import Task
-from atconv.engine.trainer import History, Trainer
 from atconv.io import save_tensors, write_json
 from atconv.models.sit import SiT
 from atconv.plots import Panel, plot_curves
@@ -41,7 +40,7 @@ from atconv.tasks.generation.predictor import GenerationPredictor
 from atconv.tasks.generation.repa import AlignedSiT, FrozenEncoder, alignment_loss
 from atconv.tasks.generation.sampling import SamplerConfig, sample_images
 
-__all__ = ["GenerationTask", "SampleGrids", "make_task"]
+__all__ = ["GenerationTask", "make_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +130,14 @@ class GenerationTask(Task):
     def save_model(self, model: nn.Module) -> None:
         save_tensors(_sit_of(model).state_dict(), self.run.path / _WEIGHTS)
 
-    def callbacks(self) -> list[Callback]:
-        return [SampleGrids(self, self.config.sample_every)] if self.config.sample_every else []
+    def plot_epoch(self, model: nn.Module, epoch: int) -> None:
+        """A grid of samples every so many epochs, and after the last: RUN/samples/epoch-N.png."""
+        every = self.config.sample_every
+        if not every or (epoch % every and epoch != self.config.epochs):
+            return
+        folder = self.run.path / "samples"
+        folder.mkdir(exist_ok=True)
+        self.plot_samples(_sit_of(model), f"epoch {epoch}", folder / f"epoch-{epoch:04d}.png")
 
     def report(self, history: History) -> None:
         """After the last epoch: learning curves, a grid of samples, metrics.json."""
@@ -219,22 +224,6 @@ class GenerationTask(Task):
             sample_size=list(self.train.shape[1:]),
             class_names=self.classes if sit.num_classes else None,
         )
-
-
-class SampleGrids(FileWriter):
-    """Plots a grid of samples every so many epochs, and after the last: RUN/samples/epoch-N.png."""
-
-    def __init__(self, task: GenerationTask, every: int) -> None:
-        self.task, self.every = task, every
-
-    def write(self, trainer: Trainer) -> None:
-        epoch = trainer.epoch
-        if epoch % self.every and epoch != trainer.config.epochs:
-            return
-        folder = trainer.run.path / "samples"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"epoch-{epoch:04d}.png"
-        self.task.plot_samples(_sit_of(trainer.ema_model), f"epoch {epoch}", path)
 
 
 def make_task(config: GenerationConfig, run: Run, accelerator: Accelerator) -> GenerationTask:

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from atconv.data.images import PrepareImage, mode_for
-from atconv.data.masks import IGNORED, MaskSplit
+from atconv.data.masks.split import IGNORED, MaskSplit
 from atconv.models.normalization import normalization
 from atconv.models.segmenters import DIVISOR
 from atconv.tasks.segmentation.config import SegmentationConfig

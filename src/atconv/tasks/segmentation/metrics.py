@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from atconv.data.masks import IGNORED
+from atconv.data.masks.split import IGNORED
 from atconv.engine.options import Percent
 from atconv.engine.tables import Table, over_classes, speed_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics

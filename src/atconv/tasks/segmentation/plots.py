@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from torchvision.utils import draw_segmentation_masks
 
-from atconv.data.masks import IGNORED, MaskSplit
+from atconv.data.masks.split import IGNORED, MaskSplit
 from atconv.plots import class_labels, shorten
 from atconv.tasks.common.drawing import Color, class_colors, drawn_size, plot_rows
 from atconv.tasks.segmentation.data import Classify, SegmentationTransform

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from atconv.data.config import MaskOptions
 from atconv.data.formats import open_masks
-from atconv.data.masks import MaskSplit
+from atconv.data.masks.split import MaskSplit
 from atconv.data.orientation import Exif
 from atconv.engine.options import PositiveInt
 from atconv.models.segmenters import segmenter

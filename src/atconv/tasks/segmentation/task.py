@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from segmentation_models_pytorch.losses import DiceLoss
 from torch import Tensor, nn
 
-from atconv.data.checking import CheckImages, in_threads
 from atconv.data.formats import open_masks
 from atconv.data.imbalance import Occurrences
-from atconv.data.masks import IGNORED, MaskSplit
+from atconv.data.masks.split import IGNORED, MaskSplit
+from atconv.data.unreadable import CheckImages, in_threads
 from atconv.engine.run import Run
 from atconv.tasks.common.annotated_task import AnnotatedTask
 from atconv.tasks.segmentation.config import SegmentationConfig

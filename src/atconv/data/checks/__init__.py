@@ -1,0 +1,1 @@
+"""A look at DATA before training, as `atconv data check` prints it."""

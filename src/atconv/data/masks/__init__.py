@@ -1,0 +1,1 @@
+"""Images with a mask each: where they lie, and what their values mean."""

@@ -1,0 +1,1 @@
+"""Labels in a table: CSV and its relatives, and Parquet."""
