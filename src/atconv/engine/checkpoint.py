@@ -84,22 +84,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         tensors = load_file(path / _TENSORS)
-        content = json.loads((path / _REST).read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise _damage(path, str(error)) from error
-    try:
-        state = _unpack(content, tensors)
-    except (ValueError, TypeError, LookupError) as error:
-        raise _damage(path, f"{_REST} is not what was written") from error
-    if not isinstance(state, dict):
-        raise _damage(path, "its state is not a mapping")
+        state = _unpack(json.loads((path / _REST).read_text(encoding="utf-8")), tensors)
+        if not isinstance(state, dict):
+            raise ValueError("its state is not a mapping")
+    except (OSError, SafetensorError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(
+            f"checkpoint {path} is damaged ({error}); delete that folder to resume from an older one, if any"
+        ) from error
     return state
-
-
-def _damage(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"checkpoint {path} is damaged ({reason}); delete that folder to resume from an older one, if any"
-    )
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -14,38 +13,10 @@ from atconv.engine.reading import read_yaml
 from atconv.engine.run import Run
 from atconv.io import write_atomically
 
-__all__ = [
-    "read_config",
-    "read_extended_at",
-    "read_options",
-    "read_recipe",
-    "recipe_names",
-    "recipe_path",
-    "write_config",
-]
+__all__ = ["read_config", "read_extended_at", "read_options", "read_recipe", "write_config"]
 
 T = TypeVar("T")
 _EXTENDED = "extended_at"  # in config.yaml, besides the options
-
-
-def recipe_names(package: str) -> list[str]:
-    """Recipes that ship with a task's package, selectable by name."""
-    folder = resources.files(package) / "recipes"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
-
-
-def recipe_path(package: str, name: str) -> Path:
-    """The file of a recipe: a YAML file, or the name of one that ships with a task's package.
-
-    Raises:
-        ValueError: neither.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    names = recipe_names(package)
-    if name in names:
-        return Path(str(resources.files(package) / "recipes" / f"{name}.yaml"))
-    raise ValueError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(names)}")
 
 
 def read_recipe(path: Path, kind: type, task: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import logging
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -39,47 +38,15 @@ _WRITTEN = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Run:
     """The paths of one run."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def split(self) -> Path:
-        return self.path / "split.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def lock(self) -> Path:
-        return self.path / ".lock"
-
-    @property
-    def aside(self) -> Path:
-        return self.path / ".overwritten"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.txt"
-
-    @property
-    def model_config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def weights(self) -> Path:
-        return self.path / "model.safetensors"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.log = path / "config.yaml", path / "log.txt"
+        self.split, self.metrics = path / "split.json", path / "metrics.json"
+        self.checkpoints, self.lock, self.aside = path / "checkpoints", path / ".lock", path / ".overwritten"
+        self.model_config, self.weights = path / "config.json", path / "model.safetensors"
 
     @classmethod
     def create(cls, path: str | Path, beside_files: bool = False) -> Run:

@@ -113,12 +113,6 @@ def _losses(trainer: Trainer) -> Iterator[float]:
         trainer.step_in_epoch += 1
 
 
-def _one_micro_batch(config: TrainConfig, task: Task) -> TrainConfig:
-    """The same micro-batches without accumulation, which takes no more memory."""
-    plan = plan_batches(config, task.samples, 1, task.pairs, task.min_batch)
-    return replace(config, global_batch_size=plan.micro_batch)
-
-
 def _find_batch_size(config: TrainConfig, task: Task, smallest: int) -> None:
     """Halve batch_size until two optimizer steps fit memory; the first makes the optimizer's state."""
 
@@ -133,8 +127,10 @@ def _find_batch_size(config: TrainConfig, task: Task, smallest: int) -> None:
 
     def fits(batch_size: int) -> None:
         config.batch_size = batch_size
+        plan = plan_batches(config, task.samples, 1, task.pairs, task.min_batch)
+        alone = replace(config, global_batch_size=plan.micro_batch)  # accumulation takes no more memory
         try:
-            with _trial(_one_micro_batch(config, task), task) as trainer:
+            with _trial(alone, task) as trainer:
                 losses = _losses(trainer)
                 next(losses), next(losses)
         except torch.OutOfMemoryError as error:

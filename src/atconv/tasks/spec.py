@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atconv.engine import recipes
+from atconv.engine.recipes import read_config, read_recipe
 from atconv.engine.run import Run
 from atconv.extras import name_missing_extra
 
@@ -79,19 +80,25 @@ class TaskSpec:
 
     def recipe_names(self) -> list[str]:
         """Recipes that ship with the task, selectable by name."""
-        return recipes.recipe_names(f"atconv.tasks.{self.name}")
+        folder = resources.files(f"atconv.tasks.{self.name}") / "recipes"
+        return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
 
     def recipe_path(self, name: str) -> Path:
-        """The file of a recipe. Raises ValueError where there is none of that name."""
-        return recipes.recipe_path(f"atconv.tasks.{self.name}", name)
+        """A YAML file, or that of a recipe of the task by name. Raises ValueError where it is neither."""
+        if Path(name).is_file():
+            return Path(name)
+        names = self.recipe_names()
+        if name not in names:
+            raise ValueError(f"no recipe {name!r}: give a YAML file, or one of {', '.join(names)}")
+        return Path(str(resources.files(f"atconv.tasks.{self.name}") / "recipes" / f"{name}.yaml"))
 
     def read_recipe(self, name: str) -> dict[str, Any]:
         """The options in a recipe, by its name or file. Raises ValueError where they do not fit."""
-        return recipes.read_recipe(self.recipe_path(name), self.config, self.name)
+        return read_recipe(self.recipe_path(name), self.config, self.name)
 
     def read_config(self, run: Run) -> Any:
         """The configuration of a run of this task. Raises ValueError where it is not one."""
-        return recipes.read_config(run, self.config, self.name)
+        return read_config(run, self.config, self.name)
 
     @name_missing_extra()
     def make_task(self, config: Any, run: Run, accelerator: Accelerator) -> Task:

@@ -6,11 +6,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from atconv.engine.recipes import read_extended_at, write_config
 from atconv.engine.run import Run, next_run_dir, run_lock, run_log
 from atconv.tasks.registry import open_run, task_of, task_of_config
@@ -19,7 +21,7 @@ from atconv.tasks.spec import TaskSpec
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from atconv.engine.trainer import Callback
+    from atconv.engine.trainer import Callback, Trainer
 
 __all__ = ["resume", "train", "train_or_resume"]
 
@@ -150,6 +152,33 @@ def _set_aside(path: Path) -> None:
     run.set_aside(spec.writes, spec.evaluation_writes)
 
 
+def _epochs_behind(run: Run, epochs: int) -> int:
+    """The epochs that a run has behind it.
+
+    Raises:
+        ValueError: it has no checkpoint, or is to have no more `epochs` than that.
+    """
+    newest = latest_checkpoint(run.checkpoints)
+    if newest is None:
+        raise ValueError(f"{run.path} has no checkpoint to train longer from: {run.ways_on}")
+    epoch = int(load_checkpoint(newest)["epoch"])
+    if epochs <= epoch:
+        raise ValueError(f"{run.path} has {epoch} epochs behind it: give --epochs {epoch + 1} or more")
+    return epoch
+
+
+def _save_extension(trainer: Trainer, task: str, extended_at: int) -> None:
+    """Write how long a run is from now on, and say what its learning rate does."""
+    config, before = trainer.config, trainer.lr
+    write_config(config, task, trainer.run, extended_at)
+    trainer.scheduler.step_update(trainer.step)  # as its next step does
+    logger.info(
+        "extended at epoch %d to %d epochs: the learning rate, %.3g so far, follows the %s schedule of %d "
+        "epochs from here, with %.3g next",
+        *(extended_at, config.epochs, before, config.schedule, config.epochs, trainer.lr),
+    )
+
+
 def _fit(
     spec: TaskSpec,
     config: Any,
@@ -161,17 +190,12 @@ def _fit(
 ) -> Path:
     """Train what is left to train in a run's folder, then report once. `discard` is called where a new run
     fails before its first step. One that `extends` is of another length than it was configured with."""
-    from contextlib import ExitStack
-
-    from atconv.engine.checkpoint import latest_checkpoint
-    from atconv.engine.extension import epochs_behind, save_extension
-
     with ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(run_lock(run))
             stack.enter_context(run_log(run))
         try:
-            extended_at = epochs_behind(run, config.epochs) if extends else read_extended_at(run)
+            extended_at = _epochs_behind(run, config.epochs) if extends else read_extended_at(run)
             task, trainer = _prepare(spec, config, run, accelerator, callbacks, extended_at)
         except Exception as error:
             if discard is not None and accelerator.is_main_process:
@@ -186,7 +210,7 @@ def _fit(
         if accelerator.is_main_process:
             run.metrics.unlink(missing_ok=True)  # of before the run was extended: it is written last
             if extends:
-                save_extension(trainer, spec.name, extended_at)
+                _save_extension(trainer, spec.name, extended_at)
         if trainer.step:
             logger.info("resuming at epoch %d, step %d", trainer.epoch + 1, trainer.step)
         try:
@@ -213,7 +237,6 @@ def _prepare(
 ) -> tuple[Any, Any]:
     """Everything up to the first step: data, model, batches, checkpoint."""
     from atconv.engine.callbacks import default_callbacks
-    from atconv.engine.checkpoint import latest_checkpoint
     from atconv.engine.trainer import Trainer
     from atconv.tasks.common.inhibition import InhibitionLogger
 
