@@ -29,6 +29,7 @@ from atconv.modules import ATConv2d
 from atconv.ops.gated_product import GELU, project_gated
 from atconv.ops.layout import fast_layout
 from atconv.ops.plain import is_plain
+from atconv.ops.residual import add_branch
 from atconv.ops.static_conv import DepthwiseConv2d, PointwiseConv2d
 
 __all__ = ["VARIANTS", "AttNet"]
@@ -93,16 +94,9 @@ class AttNetBlock(nn.Module):
     """x + dp(ls(mixer(LN(x)))), then x + dp(ls(glu(LN(x)))). B C H W → same."""
 
     def __init__(
-        self,
-        dim: int,
-        token_mixer: nn.Module,
-        mlp_ratio: float,
-        glu_norm: bool,
-        glu_conv: bool,
-        ls_init_value: float | None,
-        drop_path_rate: float,
-        **dd: Any,
-    ) -> None:
+        self, dim: int, token_mixer: nn.Module, mlp_ratio: float, glu_norm: bool, glu_conv: bool,
+        ls_init_value: float | None, drop_path_rate: float, **dd: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         scale = nn.Identity if ls_init_value is None else partial(LayerScale2d, dim, ls_init_value, **dd)
         drop_path = partial(DropPath, drop_path_rate) if drop_path_rate > 0 else nn.Identity
@@ -114,8 +108,12 @@ class AttNetBlock(nn.Module):
         self.ls2, self.drop_path2 = scale(), drop_path()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.ls1(self.token_mixer(self.norm1(x))))
-        return x + self.drop_path2(self.ls2(self.channel_mixer(self.norm2(x))))
+        if torch.jit.is_scripting():
+            x = x + self.drop_path1(self.ls1(self.token_mixer(self.norm1(x))))
+            return x + self.drop_path2(self.ls2(self.channel_mixer(self.norm2(x))))
+        else:  # noqa: RET505  (TorchScript compiles what follows a return)
+            x = add_branch(x, self.token_mixer(self.norm1(x)), self.ls1, self.drop_path1)
+            return add_branch(x, self.channel_mixer(self.norm2(x)), self.ls2, self.drop_path2)
 
     def macs(self, height: int, width: int) -> int:
         return self.token_mixer.macs(height, width) + self.channel_mixer.macs(height, width)
