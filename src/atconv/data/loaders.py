@@ -24,6 +24,7 @@ from atconv.engine.rng import derive_seed, seed_generators, seeded
 __all__ = [
     "EpochBatches",
     "EpochLoader",
+    "Items",
     "SampleKey",
     "SeededItems",
     "eval_loader",
@@ -33,6 +34,7 @@ __all__ = [
 
 T = TypeVar("T")
 Transform = Callable[[Image.Image], Tensor]
+_CPU = torch.device("cpu")
 _OPEN_SHARDS = 16  # that an epoch reads from at a time
 
 
@@ -107,13 +109,20 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return SampleKey(position, derive_seed("sample", self.seed, self.epoch, position, copy))
 
 
-class SeededItems(Dataset[T]):
-    """Items by key: what `load` makes of a position, with all generators seeded by the key."""
+class Items(Dataset[T]):
+    """Items by position: what `load` makes of it."""
 
     def __init__(self, load: Callable[[int], T]) -> None:
         self.load = load
 
-    def __getitem__(self, key: SampleKey) -> T:
+    def __getitem__(self, position: int) -> T:
+        return self.load(position)
+
+
+class SeededItems(Items[T]):
+    """Items by key: what `load` makes of a position, with all generators seeded by the key."""
+
+    def __getitem__(self, key: SampleKey) -> T:  # type: ignore[override]
         if get_worker_info() is None:
             with seeded(key.seed):
                 return self.load(key.position)
@@ -160,7 +169,7 @@ class EpochLoader(Generic[T]):
     Args:
         dataset: items by key.
         workers: processes, 0 for none.
-        pin: page-lock the batches, for copies to a GPU.
+        device: that batches are for. For a GPU they are page-locked, so that copies need not wait.
         collate: makes a batch of items; default: as torch does.
     """
 
@@ -168,7 +177,7 @@ class EpochLoader(Generic[T]):
         self,
         dataset: Dataset[Any],
         workers: int,
-        pin: bool = False,
+        device: torch.device = _CPU,
         collate: Callable[[Any], T] | None = None,
     ) -> None:
         self._keys = _Listed()
@@ -176,44 +185,55 @@ class EpochLoader(Generic[T]):
             dataset,
             batch_sampler=self._keys,
             num_workers=workers,
-            pin_memory=pin,
+            pin_memory=device.type == "cuda",
             collate_fn=collate,
             persistent_workers=workers > 0,
         )
 
-    def batches(self, keys: Iterable[list[SampleKey]]) -> Iterator[T]:
+    def batches(self, keys: Iterable[list[Any]]) -> Iterator[T]:
         """The batches of these keys. Those of an earlier call that were not taken are dropped."""
         self._keys.listed = keys
         return iter(self._loader)
 
 
-class _Listed(Sampler[list[SampleKey]]):
+class _Listed(Sampler[list[Any]]):
     """Keys that may be replaced between epochs."""
 
-    listed: Iterable[list[SampleKey]] = ()
+    listed: Iterable[list[Any]] = ()
 
-    def __iter__(self) -> Iterator[list[SampleKey]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         return iter(self.listed)
 
 
 def train_loader(
-    split: Split, transform: Transform, in_chans: int, workers: int, pin: bool = False
+    split: Split, transform: Transform, in_chans: int, workers: int, device: torch.device = _CPU
 ) -> EpochLoader[Any]:
     """Batches of a split's images by their keys."""
-    return EpochLoader(SeededItems(_Images(split, transform, in_chans).__getitem__), workers, pin)
+    return EpochLoader(SeededItems(_Images(split, transform, in_chans).__getitem__), workers, device)
 
 
 def eval_loader(
-    split: Split, transform: Transform, in_chans: int, batch_size: int, workers: int, pin: bool = False
+    split: Split,
+    transform: Transform,
+    in_chans: int,
+    batch_size: int,
+    workers: int,
+    device: torch.device = _CPU,
 ) -> DataLoader[Any]:
-    """Batches of a split in its order. `pin` as for `EpochLoader`."""
-    return DataLoader(_Images(split, transform, in_chans), batch_size, num_workers=workers, pin_memory=pin)
+    """Batches of a split in its order. `device` as for `EpochLoader`."""
+    dataset = _Images(split, transform, in_chans)
+    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
 
 
 def readable_loader(
-    split: Split, transform: Transform, in_chans: int, batch_size: int, workers: int, pin: bool = False
+    split: Split,
+    transform: Transform,
+    in_chans: int,
+    batch_size: int,
+    workers: int,
+    device: torch.device = _CPU,
 ) -> DataLoader[Any]:
     """As `eval_loader`; each batch holds the images that can be read, their labels, and for the others why
     not and their positions. A batch may have no image."""
-    dataset = _ReadableImages(split, transform, in_chans)
+    dataset, pin = _ReadableImages(split, transform, in_chans), device.type == "cuda"
     return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin, collate_fn=_collate_readable)

@@ -11,17 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
+from atconv.data import loaders
 from atconv.data.annotated import batches_of_equal_size
 from atconv.data.boxes.split import BoxSplit
 from atconv.data.formats import open_boxes, open_masks
 from atconv.data.masks.split import IGNORED
-from atconv.tasks.detection.data import DetectionTransform, eval_batches
+from atconv.tasks.detection.data import DetectionTransform, eval_batches, load_target
 from atconv.tasks.detection.data import augmentation as boxes_augmentation
 from atconv.tasks.detection.metrics import mean_average_precision
 from atconv.tasks.segmentation.config import SegmentationConfig
-from atconv.tasks.segmentation.data import _RandomShortSide, resized
+from atconv.tasks.segmentation.data import SegmentationTransform, _RandomShortSide, predictions, resized
 from atconv.tasks.segmentation.data import augmentation as masks_augmentation
 from support.tiny_dense import annotated_folder, shared_data
 
@@ -90,7 +92,7 @@ def metrics_of(split: BoxSplit, change: Any) -> dict[str, float]:
         change(detections)
         answers.append(detections)
     batches = batches_of_equal_size(split, range(len(split)), 2)
-    loaded = eval_batches(split, batches, DetectionTransform(1), False)
+    loaded = eval_batches(split, batches, DetectionTransform(1), False, torch.device("cpu"))
     return mean_average_precision(Answers(answers), loaded, False)
 
 
@@ -142,6 +144,42 @@ def test_a_long_image_is_not_blown_up(size: tuple[int, int]) -> None:
     Watched(16, 48)(image, tv_tensors.Mask(torch.zeros(size, dtype=torch.uint8)))
     assert seen[0] == seen[1]
     assert 160 <= max(seen[0]) <= 480
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cuda")])
+def test_evaluated_images_lie_in_pinned_memory_for_a_gpu(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are those of the split, in order."""
+    pinned: list[bool] = []
+
+    class Watched(DataLoader[Any]):
+        def __init__(self, *args: Any, pin_memory: bool, **options: Any) -> None:
+            pinned.append(pin_memory)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(loaders, "DataLoader", Watched)
+    boxes, masks = open_boxes(shared_data(), True)["val"], open_masks(shared_data())["val"]
+    positions = batches_of_equal_size(boxes, range(len(boxes)), 2)
+    order = [i for batch in positions for i in batch]
+    detect = DetectionTransform(1)
+    batches = list(eval_batches(boxes, positions, detect, True, device))
+    for i, image in zip(order, (image for images, _ in batches for image in images), strict=True):
+        assert torch.equal(image, detect(boxes.read(i, "L")))
+    for i, target in zip(order, (target for _, targets in batches for target in targets), strict=True):
+        torch.testing.assert_close(target, load_target(boxes, i, True), rtol=0, atol=0)
+    segment, seen = SegmentationTransform(1, 40, None, None), []
+
+    def classify(inputs: Tensor, size: tuple[int, int]) -> Tensor:
+        seen.extend(inputs)
+        return torch.zeros(len(inputs), *size, dtype=torch.int64)
+
+    pairs = list(predictions(masks, positions, segment, classify, device))
+    for i, one, (mask, predicted) in zip(order, seen, pairs, strict=True):
+        assert torch.equal(one, segment(masks.read(i, "L")))
+        assert torch.equal(mask, torch.from_numpy(masks.mask(i)))
+        assert predicted.shape == mask.shape
+    assert pinned == [device.type == "cuda"] * 2
 
 
 def test_batches_hold_images_of_one_size() -> None:

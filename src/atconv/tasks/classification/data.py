@@ -24,6 +24,7 @@ from atconv.tasks.classification.augmentation import train_transform
 from atconv.tasks.classification.config import ClassificationConfig
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
     from torch import Tensor
 
@@ -58,8 +59,9 @@ class ClassificationData:
         self.transform = train_transform(config)
         self.final_name = "test" if "test" in splits.by_name else "val"
         self.final: Split = splits[self.final_name]
-        pin = accelerator.device.type == "cuda"
-        self._loader = train_loader(train, self.transform, config.in_chans, config.workers, pin)
+        self._loader = train_loader(
+            train, self.transform, config.in_chans, config.workers, accelerator.device
+        )
 
     def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         config, rank = self.config, self.accelerator.process_index
@@ -73,8 +75,8 @@ class ClassificationData:
         """This process's share of the validation images."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         share = Split(self.val.source, self.val.indices[rank::processes])
-        pin = self.accelerator.device.type == "cuda"
-        return eval_loader(share, transform, self.config.in_chans, batch_size, self.config.workers, pin)
+        config, device = self.config, self.accelerator.device
+        return eval_loader(share, transform, config.in_chans, batch_size, config.workers, device)
 
 
 def open_data(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> ClassificationData:
@@ -206,13 +208,13 @@ class ReadableBatches:
         batch_size: int,
         workers: int,
         config: Any,
-        pin: bool = False,
+        device: torch.device,
     ) -> None:
         self.name, self.split = name, split
         self.limit: float = (config or ClassificationConfig()).max_skipped
         self.skipped: list[SkippedFile] = []
         in_chans = transform.input_size[0]
-        self._loader = readable_loader(split, transform, in_chans, batch_size, workers, pin)
+        self._loader = readable_loader(split, transform, in_chans, batch_size, workers, device)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -113,14 +113,15 @@ class Backbone:
         Raises:
             ValueError: none of them can be read.
         """
-        in_chans, pin = self.transform.input_size[0], self.device.type == "cuda"
-        loader = readable_loader(split, self.transform, in_chans, batch_size, workers, pin)
+        in_chans = self.transform.input_size[0]
+        loader = readable_loader(split, self.transform, in_chans, batch_size, workers, self.device)
         features: list[Tensor] = []
         unreadable: list[tuple[str, int]] = []
         for images, _, failed in progress(loader, f"embedding {name}", len(loader)):
             unreadable += failed
             if len(images):
-                features.append(pooled_features(self.model, images.to(self.device)).float().cpu())
+                images = images.to(self.device, non_blocking=True)
+                features.append(pooled_features(self.model, images).float().cpu())
         skipped = [SkippedFile(name, split.name(place), reason) for reason, place in unreadable]
         if not features:
             raise ValueError(f"none of {count_of(len(split), 'image')} could be read: {skipped[0].reason}")

@@ -125,4 +125,6 @@ class ClassificationExporter(Exporter):
 
     def _batches(self, name: str, split: Split, batch_size: int) -> ReadableBatches:
         predictor = self.predictor
-        return ReadableBatches(name, split, predictor.transform, batch_size, 0, predictor.config)
+        return ReadableBatches(
+            name, split, predictor.transform, batch_size, 0, predictor.config, predictor.device
+        )

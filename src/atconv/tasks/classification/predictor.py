@@ -197,8 +197,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         Raises:
             TooManyUnreadable: of more files than `max_skipped` of the run allows.
         """
-        pin = self.device.type == "cuda"
-        batches = ReadableBatches(name, images, self.transform, batch_size, workers, self.config, pin)
+        batches = ReadableBatches(name, images, self.transform, batch_size, workers, self.config, self.device)
         started = time.perf_counter()
         shown = progress(batches, "evaluating", len(batches))
         probabilities, labels = predict_batches(partial(self.probabilities, tta=tta), shown, self.device)

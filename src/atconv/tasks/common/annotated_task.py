@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -60,6 +60,8 @@ class AnnotatedTask(Task, Generic[C, S]):
     """
 
     predictor: ClassVar[type[AnnotatedPredictor[Any, Any, Any]]]
+    collate: Callable[[Any], Any] | None = None
+    """makes a batch of examples; default: as torch does"""
     examples: Callable[[int], tuple[Any, Any]]
     """a training image and its target by position, augmented"""
 
@@ -143,11 +145,6 @@ class AnnotatedTask(Task, Generic[C, S]):
     def check_splits(self) -> None:
         """Raise ValueError where splits cannot be trained on."""
 
-    @staticmethod
-    @abstractmethod
-    def collate(examples: Sequence[tuple[Any, Any]]) -> Any:
-        """A batch."""
-
     @abstractmethod
     def validate(self, model: nn.Module, split: S, batches: Iterable[list[int]]) -> dict[str, float]:
         """Metrics of a model in eval mode, over all processes, of which each has its own batches of
@@ -166,8 +163,8 @@ class AnnotatedTask(Task, Generic[C, S]):
 
     @cached_property
     def _loader(self) -> EpochLoader[Any]:
-        pin = self.accelerator.device.type == "cuda"
-        return EpochLoader(SeededItems(self.examples), self.config.workers, pin, self.collate)
+        examples, device = SeededItems(self.examples), self.accelerator.device
+        return EpochLoader(examples, self.config.workers, device, self.collate)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         was_training = model.training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,18 @@ from torchvision.transforms import v2
 
 from atconv.data.boxes.split import BoxSplit
 from atconv.data.images import PrepareImage, mode_for
+from atconv.data.loaders import EpochLoader, Items
 from atconv.tasks.detection.config import DetectionConfig
 
-__all__ = ["DetectionTransform", "Target", "TrainExamples", "augmentation", "eval_batches", "load_target"]
+__all__ = [
+    "DetectionTransform",
+    "Target",
+    "TrainExamples",
+    "augmentation",
+    "collate",
+    "eval_batches",
+    "load_target",
+]
 
 Target = dict[str, Any]
 
@@ -85,10 +94,22 @@ def augmentation(hflip: float, jitter: float) -> v2.Transform:
     )
 
 
+def collate(examples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    """A batch of images, which differ in size, and their targets."""
+    return [image for image, _ in examples], [target for _, target in examples]
+
+
 def eval_batches(
-    split: BoxSplit, batches: Iterable[list[int]], transform: DetectionTransform, masks: bool
+    split: BoxSplit,
+    batches: Iterable[list[int]],
+    transform: DetectionTransform,
+    masks: bool,
+    device: torch.device,
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """Images, each C H W in 0…1, and their annotations, from batches of positions."""
-    for batch in batches:
-        images = [transform(split.read(i, transform.mode)) for i in batch]
-        yield images, [load_target(split, i, masks) for i in batch]
+    """Images, each C H W in 0…1, for a device, and their annotations, from batches of positions."""
+
+    def load(position: int) -> tuple[Tensor, Target]:
+        image = transform(split.read(position, transform.mode))
+        return image, load_target(split, position, masks)
+
+    return EpochLoader(Items(load), 0, device, collate).batches(batches)

@@ -99,7 +99,7 @@ def _measure(
     metric.warn_on_many_detections = False
     device = next(model.parameters()).device
     for images, targets in batches:
-        outputs = model([image.to(device) for image in images])
+        outputs = model([image.to(device, non_blocking=True) for image in images])
         metric.update([_detections(output, masks) for output in outputs], targets)
     return metric
 

@@ -159,7 +159,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
         )
 
     def measure(self, split: BoxSplit, batches: Iterable[list[int]], **settings: Any) -> dict[str, Any]:
-        loaded = eval_batches(split, batches, self.transform, self.masks)
+        loaded = eval_batches(split, batches, self.transform, self.masks, self.device)
         coco, per_class = compute_metrics(self.model, loaded, self.classes, self.masks)
         return {"coco": coco, "per_class": per_class}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from atconv.io import first_few
 from atconv.models.detector_losses import weigh_classes
 from atconv.tasks.common.annotated_task import AnnotatedTask
 from atconv.tasks.detection.config import DetectionConfig
-from atconv.tasks.detection.data import DetectionTransform, Target, TrainExamples, eval_batches
+from atconv.tasks.detection.data import DetectionTransform, TrainExamples, collate, eval_batches
 from atconv.tasks.detection.metrics import mean_average_precision
 from atconv.tasks.detection.predictor import DetectionPredictor
 
@@ -38,6 +38,7 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
     def __init__(self, config: DetectionConfig, run: Run, accelerator: Accelerator) -> None:
         super().__init__(config, run, accelerator)
         self.transform = DetectionTransform(config.in_chans)
+        self.collate = collate
         self.examples = TrainExamples(self.splits["train"], config)
         if self.class_weights is not None:
             weigh_classes(self.model, self.class_weights)
@@ -78,10 +79,6 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
         arguments = self.config.model_arguments(len(self.classes))
         return {"task": "detection", "label_names": self.classes, "detector": arguments}
 
-    @staticmethod
-    def collate(examples: Sequence[tuple[Any, Any]]) -> tuple[list[Tensor], list[Target]]:
-        return [image for image, _ in examples], [target for _, target in examples]
-
     def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the detector's losses. It samples sizes and boxes from torch's generator, which the
         trainer has seeded by the step."""
@@ -91,8 +88,9 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
 
     def validate(self, model: nn.Module, split: BoxSplit, batches: Iterable[list[int]]) -> dict[str, float]:
         """map and map_50 of boxes, and mask_map where there are masks."""
-        masks = self.config.masks
-        return mean_average_precision(model, eval_batches(split, batches, self.transform, masks), masks)
+        masks, device = self.config.masks, self.accelerator.device
+        loaded = eval_batches(split, batches, self.transform, masks, device)
+        return mean_average_precision(model, loaded, masks)
 
 
 make_task = DetectionTask

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from atconv.data.config import DataConfig, log_unused_fractions, reject_options
@@ -108,11 +109,11 @@ class GenerationTask(Task):
         size = self.config.batch_size
         batches = [keys[i : i + size] for i in range(0, len(keys), size)]
         sums = torch.zeros(2, device=accelerator.device)
-        pin = accelerator.device.type == "cuda"
-        loader = EpochLoader[Example](self._examples(self.val), workers=0, pin=pin)
+        loader = EpochLoader[Example](self._examples(self.val), 0, accelerator.device)
         for batch in heartbeat(loader.batches(batches), "validating", len(batches)):
+            batch = send_to_device(batch, accelerator.device, non_blocking=True)
             with accelerator.autocast():
-                losses, _ = self._errors(sit, Example(*(part.to(accelerator.device) for part in batch)))
+                losses, _ = self._errors(sit, batch)
             sums += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
         total, count = accelerator.reduce(sums, reduction="sum").tolist()
         return {"val_loss": total / count}
@@ -183,9 +184,9 @@ class GenerationTask(Task):
 
     @cached_property
     def _loader(self) -> EpochLoader[Example]:
-        config, pin = self.config, self.accelerator.device.type == "cuda"
+        config = self.config
         examples = self._examples(self.train, config.label_dropout, config.hflip)
-        return EpochLoader(examples, config.workers, pin)
+        return EpochLoader(examples, config.workers, self.accelerator.device)
 
     def _examples(
         self, samples: SampleDataset, label_dropout: float = 0.0, hflip: float = 0.0

@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from atconv.data.images import PrepareImage, mode_for
+from atconv.data.loaders import EpochLoader, Items
 from atconv.data.masks.split import IGNORED, MaskSplit
 from atconv.models.normalization import normalization
 from atconv.models.segmenters import DIVISOR
@@ -123,12 +124,19 @@ def augmentation(config: SegmentationConfig) -> v2.Transform:
 
 
 def predictions(
-    split: MaskSplit, batches: Iterable[list[int]], transform: SegmentationTransform, classify: Classify
+    split: MaskSplit,
+    batches: Iterable[list[int]],
+    transform: SegmentationTransform,
+    classify: Classify,
+    device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Mask and prediction of each image, H W of class indices, at the size of the image. Each batch has
-    positions of images of one size."""
-    for batch in batches:
-        inputs = torch.stack([transform(split.read(i, transform.mode)) for i in batch])
-        masks = [torch.from_numpy(split.mask(i)) for i in batch]
-        height, width = masks[0].shape
+    positions of images of one size, and its inputs are for a device."""
+
+    def load(position: int) -> tuple[Tensor, Tensor]:
+        return transform(split.read(position, transform.mode)), torch.from_numpy(split.mask(position))
+
+    loader = EpochLoader[tuple[Tensor, Tensor]](Items(load), 0, device)
+    for inputs, masks in loader.batches(batches):
+        height, width = masks.shape[1:]
         yield from zip(masks, classify(inputs, (height, width)), strict=True)

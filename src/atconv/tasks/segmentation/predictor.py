@@ -182,7 +182,7 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
 
     def measure(self, split: MaskSplit, batches: Iterable[list[int]], **settings: Any) -> dict[str, Any]:
         classify = partial(self.classify, flip_tta=settings["flip_tta"])
-        pairs = predictions(split, batches, self.transform, classify)
+        pairs = predictions(split, batches, self.transform, classify, self.device)
         counts, images = count_pixels(pairs, len(self.classes))
         return {
             **intervals(images),
@@ -216,7 +216,7 @@ def classify_pixels(
     Args:
         flip_tta: average the predictions for each image and its mirror image.
     """
-    inputs = inputs.to(next(model.parameters()).device)
+    inputs = inputs.to(next(model.parameters()).device, non_blocking=True)
     scores = model(inputs).float()
     if flip_tta:
         mirrored = model(inputs.flip(3)).float().flip(3)

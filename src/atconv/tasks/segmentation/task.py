@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from segmentation_models_pytorch.losses import DiceLoss
@@ -75,10 +74,6 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         }
         return {**model.config, "_model_class": type(model).__name__, "_atconv": content}
 
-    @staticmethod
-    def collate(examples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
-        return torch.stack([image for image, _ in examples]), torch.stack([mask for _, mask in examples])
-
     def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy and Dice, to which small classes count as much. Ignored pixels do not count."""
         inputs, masks = batch
@@ -94,7 +89,7 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
     def validate(self, model: nn.Module, split: MaskSplit, batches: Iterable[list[int]]) -> dict[str, float]:
         """miou and accuracy in percent."""
         classify = partial(classify_pixels, model, self.transform)
-        pairs = predictions(split, batches, self.transform, classify)
+        pairs = predictions(split, batches, self.transform, classify, self.accelerator.device)
         counts, _ = count_pixels(pairs, len(self.classes))
         counts = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum").cpu()
         return {"miou": mean_iou(counts), "accuracy": pixel_accuracy(counts)}
