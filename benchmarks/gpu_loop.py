@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from gpu_models import make_backbone, training_step
 from gpu_timing import Row, Setup
+from loading import ways_to_load, write_images
 
 __all__ = ["loop"]
 
@@ -28,7 +27,9 @@ BATCH, STEPS = 128, 60
 def loop(setup: Setup) -> Iterator[Case]:
     """AttNet-T2 at 224² on synthetic images."""
     yield "trainer", lambda: _trainer(setup)
-    yield "loader, one core", lambda: _loader(setup)
+    yield "loader, one core", lambda: _loader(setup, (500, 375), "full")
+    yield "loader, one core, large JPEGs", lambda: _loader(setup, (2000, 1500), "full")
+    yield "loader, one core, large JPEGs reduced", lambda: _loader(setup, (2000, 1500), "reduced")
 
 
 def _trainer(setup: Setup) -> Row:
@@ -88,30 +89,14 @@ def _trainer(setup: Setup) -> Row:
     return {"trainer images/s": rate, "bare images/s": batch / bare, "share": rate * bare / batch}
 
 
-def _loader(setup: Setup) -> Row:
-    """Images a second that one process reads and augments: JPEGs of 500 × 375 to crops of 224²."""
-    from atconv.data.sources.folders import FolderSource
-    from atconv.data.splits import Split
-    from atconv.tasks.classification.augmentation import train_transform
-    from atconv.tasks.classification.config import ClassificationConfig
-
-    count = 4 if setup.trial else 200
+def _loader(setup: Setup, size: tuple[int, int], way: str) -> Row:
+    """Images a second that one process reads and augments: JPEGs to crops of 224²."""
+    count = 4 if setup.trial else 24
     with tempfile.TemporaryDirectory() as folder:
-        _write_images(Path(folder), count)
-        split = Split(FolderSource(Path(folder)), range(count))
-        transform = train_transform(ClassificationConfig(data=folder, image_size=224))
+        write_images(Path(folder), count, size)
+        load = ways_to_load(Path(folder))[way]
+        load(0)
         started = time.perf_counter()
         for i in range(count):
-            image, _ = split.item(i, "RGB")
-            transform(image)
+            load(i)
         return {"images/s": count / (time.perf_counter() - started)}
-
-
-def _write_images(folder: Path, count: int) -> None:
-    """Smooth random colors, about as large in bytes as photographs."""
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        coarse = rng.integers(0, 256, (47, 63, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)
-        (folder / f"class{i % 2}").mkdir(exist_ok=True)
-        image.save(folder / f"class{i % 2}" / f"{i}.jpg", quality=90)

@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
+from atconv.data.images import PrepareImage
 from atconv.data.loaders import EpochBatches, EpochLoader, SampleKey, train_loader
 from atconv.data.sources.digits import DigitsSource
 from atconv.data.splits import Split
@@ -106,7 +107,8 @@ def test_an_augmentation_has_another_seed_in_another_epoch() -> None:
 def loader_of(split: Split, config: ClassificationConfig, samples: int, start: int = 0) -> Any:
     plan = plan_batches(config, samples, 1)
     listed = EpochBatches(samples, plan, config.seed, 0, repeats=config.repeats, start=start)
-    return train_loader(split, train_transform(config), config.in_chans, config.workers).batches(listed)
+    prepare = PrepareImage(config.in_chans)
+    return train_loader(split, train_transform(config), prepare, config.workers).batches(listed)
 
 
 def batches(workers: int, start: int = 0, **changes: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -150,7 +152,7 @@ def test_loading_leaves_the_generators_of_the_process_alone() -> None:
     before = torch.get_rng_state()
     images = Split(DigitsSource(), [0, 1, 2, 3])
     config = tiny_config(batch_size=4, base_batch_size=4, rotate=20.0)
-    loader = train_loader(images, train_transform(config), config.in_chans, workers=0)
+    loader = train_loader(images, train_transform(config), PrepareImage(config.in_chans), workers=0)
     loader._loader.dataset[SampleKey(2, 7)]
     assert torch.equal(torch.get_rng_state(), before)
 

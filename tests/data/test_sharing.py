@@ -12,6 +12,7 @@ import torch.multiprocessing  # noqa: F401  (hands tensors on in shared memory)
 
 from atconv.data.config import MaskOptions
 from atconv.data.formats import open_boxes, open_masks, open_sources
+from atconv.data.images import PrepareImage
 from atconv.data.loaders import SeededItems, train_loader
 from atconv.data.sources.lmdb_file import build_lmdb
 from atconv.data.splits import Split
@@ -65,7 +66,7 @@ def test_labeled_images(kind: str, tmp_path: Path) -> None:
     def dataset(count: int) -> Any:
         (tmp_path / str(count)).mkdir()
         split = labeled(kind, tmp_path / str(count), count)
-        return train_loader(split, abs, 3, workers=0)._loader.dataset  # type: ignore[arg-type]
+        return train_loader(split, abs, PrepareImage(3), workers=0)._loader.dataset  # type: ignore[arg-type]
 
     assert_alike(dataset)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from atconv.data.images import mode_for
+from atconv.data.images import PrepareImage
 from atconv.data.splits import Split
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.rng import derive_seed, seed_generators, seeded
@@ -133,14 +133,14 @@ class SeededItems(Items[T]):
 class _Images(Dataset[tuple[Tensor, Any]]):
     """The images of a split, transformed, and their labels."""
 
-    def __init__(self, split: Split, transform: Transform, in_chans: int) -> None:
-        self.split, self.transform, self.mode = split, transform, mode_for(in_chans)
+    def __init__(self, split: Split, transform: Transform, prepare: PrepareImage) -> None:
+        self.split, self.transform, self.prepare = split, transform, prepare
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, position: int) -> tuple[Tensor, Any]:
-        image, label = self.split.item(position, self.mode)
+        image, label = self.split.item(position, self.prepare)
         return self.transform(image), label
 
 
@@ -206,34 +206,35 @@ class _Listed(Sampler[list[Any]]):
 
 
 def train_loader(
-    split: Split, transform: Transform, in_chans: int, workers: int, device: torch.device = _CPU
+    split: Split, transform: Transform, prepare: PrepareImage, workers: int, device: torch.device = _CPU
 ) -> EpochLoader[Any]:
-    """Batches of a split's images by their keys."""
-    return EpochLoader(SeededItems(_Images(split, transform, in_chans).__getitem__), workers, device)
+    """Batches of a split's images by their keys. `prepare` comes before the transform, and gets images before
+    they are decoded."""
+    return EpochLoader(SeededItems(_Images(split, transform, prepare).__getitem__), workers, device)
 
 
 def eval_loader(
     split: Split,
     transform: Transform,
-    in_chans: int,
+    prepare: PrepareImage,
     batch_size: int,
     workers: int,
     device: torch.device = _CPU,
 ) -> DataLoader[Any]:
-    """Batches of a split in its order. `device` as for `EpochLoader`."""
-    dataset = _Images(split, transform, in_chans)
+    """Batches of a split in its order. `prepare` as for `train_loader`, `device` as for `EpochLoader`."""
+    dataset = _Images(split, transform, prepare)
     return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
 
 
 def readable_loader(
     split: Split,
     transform: Transform,
-    in_chans: int,
+    prepare: PrepareImage,
     batch_size: int,
     workers: int,
     device: torch.device = _CPU,
 ) -> DataLoader[Any]:
     """As `eval_loader`; each batch holds the images that can be read, their labels, and for the others why
     not and their positions. A batch may have no image."""
-    dataset, pin = _ReadableImages(split, transform, in_chans), device.type == "cuda"
+    dataset, pin = _ReadableImages(split, transform, prepare), device.type == "cuda"
     return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=pin, collate_fn=_collate_readable)

@@ -23,7 +23,7 @@ from atconv.data.config import DataConfig, log_unused_fractions
 from atconv.data.copies import copies_between, reject_only_copies
 from atconv.data.folders import SPLITS, inner_folder
 from atconv.data.formats import open_sources
-from atconv.data.images import Mode
+from atconv.data.images import Mode, PrepareImage
 from atconv.data.saved_split import read_split
 from atconv.data.sources.base import ImageSource
 from atconv.data.unreadable import FileReport, SkippedFile, check_files, log_skipped, save_skipped
@@ -75,13 +75,14 @@ class Split:
         """How many images are of each class."""
         return self.source.counts(self.indices)
 
-    def item(self, position: int, mode: Mode) -> tuple[Image.Image, Any]:
-        """An image, and what a loss takes for it; see `ImageSource.target`."""
+    def item(self, position: int, prepare: PrepareImage) -> tuple[Image.Image, Any]:
+        """What the first step of a transform makes of an image, and what a loss takes for it; see
+        `ImageSource.prepared` and `target`."""
         index = int(self.indices[position])
-        return self.source.read(index, mode), self.source.target(index)
+        return self.source.prepared(index, prepare), self.source.target(index)
 
     def read(self, position: int, mode: Mode) -> Image.Image:
-        return self.item(position, mode)[0]
+        return self.source.read(int(self.indices[position]), mode)
 
     def name(self, position: int) -> str:
         return self.source.name(int(self.indices[position]))

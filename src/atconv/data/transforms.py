@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -10,6 +11,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 from atconv.data.images import PrepareImage, preparation
+from atconv.data.reduced import Cut, CutImage
 
 __all__ = ["EvalTransform"]
 
@@ -27,6 +29,12 @@ class EvalTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         return self.transform(self.prepare(image))
 
+    @property
+    def reduced(self) -> CutImage:
+        """A step before it that resizes images as they are read, of JPEGs decoded no larger than needed."""
+        resize = self.transform.transforms[0]
+        return CutImage(self.input_size[0], partial(_resized, resize.size, resize.interpolation.name))
+
     def describe(self) -> dict[str, Any]:
         """What it does, for programs that must do the same: "preparation" says it step by step."""
         names = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
@@ -41,3 +49,10 @@ class EvalTransform:
         ]
         about = {"channels": channels, "size": [height, width], "preparation": steps}
         return about | {name: self.data[name] for name in names}
+
+
+def _resized(short: int, interpolation: str, width: int, height: int) -> Cut:
+    """The whole image with its shorter side resized, as torchvision does it."""
+    long = int(short * max(width, height) / min(width, height))
+    size = (short, long) if width <= height else (long, short)
+    return Cut((0, 0, width, height), size, Image.Resampling[interpolation])

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from atconv.data.images import Mode
+from atconv.data.images import Mode, PrepareImage, opened_image, read_image
 from atconv.data.labels import make_labels
-from atconv.io import first_few
+from atconv.io import first_few, read_bytes
 
 __all__ = ["ImageSource", "check_train"]
 
 
-class ImageSource(ABC):
+class ImageSource:
     """Labeled images by index: a class index for each, or a matrix images × classes of 0 and 1."""
 
     checkable: bool = False
@@ -93,13 +92,26 @@ class ImageSource(ABC):
             "out, or train on images of them too"
         )
 
-    @abstractmethod
-    def read(self, index: int, mode: Mode) -> Image.Image:
-        """The image, upright, as RGB or gray. Raises ValueError where it is unreadable."""
+    def file(self, index: int) -> Path | BinaryIO:
+        """The file of an image, for sources that are `checkable`."""
+        raise NotImplementedError
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of the file, for sources that are `checkable`."""
-        raise NotImplementedError
+        """The bytes of its file."""
+        file = self.file(index)
+        return read_bytes(file) if isinstance(file, Path) else file.read()
+
+    def read(self, index: int, mode: Mode) -> Image.Image:
+        """The image, upright, as RGB or gray; sources that are not `checkable` write this. Raises ValueError
+        where it is unreadable."""
+        return read_image(self.file(index), mode)
+
+    def prepared(self, index: int, prepare: PrepareImage) -> Image.Image:
+        """What the first step of a transform makes of an image, which it gets before a file is decoded."""
+        if not self.checkable:
+            return prepare(self.read(index, prepare.mode))
+        with opened_image(self.file(index)) as image:
+            return prepare(image)
 
     def name(self, index: int) -> str:
         """A name that stays the same from run to run."""

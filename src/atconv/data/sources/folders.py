@@ -6,16 +6,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from atconv.data.arrays import SharedNames
 from atconv.data.config import DataConfig
 from atconv.data.folders import inner_folder, paths_by_split, splits_among, subfolders
-from atconv.data.images import Mode, plugin_advice, read_image
+from atconv.data.images import plugin_advice
 from atconv.data.listing import list_images
 from atconv.data.sources.base import ImageSource, check_train
 from atconv.data.tables.files import why_unreadable
-from atconv.io import first_few, read_bytes
+from atconv.io import first_few
 
 __all__ = ["FolderSource", "class_splits", "open_folder"]
 
@@ -67,11 +65,8 @@ class FolderSource(ImageSource):
         text = super()._unknown_classes(names).replace("has classes", "has class folders")
         return text + (f". Or is {inner} what you mean?" if inner else "")
 
-    def read(self, index: int, mode: Mode) -> Image.Image:
-        return read_image(self.root / self._names[index], mode)
-
-    def encoded(self, index: int) -> bytes:
-        return read_bytes(self.root / self._names[index])
+    def file(self, index: int) -> Path:
+        return self.root / self._names[index]
 
     def name(self, index: int) -> str:
         return self._names[index]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-
-from PIL import Image
+from typing import BinaryIO
 
 from atconv.data.config import DataConfig
 from atconv.data.folders import paths_by_split, split_of
-from atconv.data.images import Mode, read_image
 from atconv.data.sources.base import ImageSource, check_train
 from atconv.data.sources.lmdb_file import LmdbReader, is_lmdb
 
@@ -25,11 +23,8 @@ class LmdbSource(ImageSource):
         self.reader = LmdbReader(path)
         super().__init__(str(path), self.reader.classes, self.reader.labels())
 
-    def read(self, index: int, mode: Mode) -> Image.Image:
-        return read_image(io.BytesIO(self.encoded(index)), mode)
-
-    def encoded(self, index: int) -> bytes:
-        return self.reader[index][0]
+    def file(self, index: int) -> BinaryIO:
+        return io.BytesIO(self.reader[index][0])
 
 
 def lmdb_files(data: Path) -> list[Path]:

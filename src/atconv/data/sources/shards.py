@@ -19,13 +19,12 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from atconv.data.arrays import SharedIntegers, SharedNames
 from atconv.data.boxes.reading import read_names
 from atconv.data.config import DataConfig
 from atconv.data.folders import SPLITS, split_of, splits_among, subfolders
-from atconv.data.images import Mode, image_suffixes, read_image
+from atconv.data.images import image_suffixes
 from atconv.data.listing import is_ignored, scan
 from atconv.data.other_formats import has_image
 from atconv.data.sources.base import ImageSource
@@ -82,20 +81,17 @@ class ShardSource(ImageSource):
     def shards(self) -> NDArray[np.int32]:
         return self._shards.array
 
-    def _file(self, index: int) -> str:
+    def _shard(self, index: int) -> str:
         return self._files[int(self.shards[index])]
 
-    def read(self, index: int, mode: Mode) -> Image.Image:
-        return read_image(io.BytesIO(self.encoded(index)), mode)
-
-    def encoded(self, index: int) -> bytes:
+    def file(self, index: int) -> BinaryIO:
         start, length = self._places.array[index].tolist()
-        with (self._root / self._file(index)).open("rb") as file:
-            file.seek(start)
-            return file.read(length)
+        with (self._root / self._shard(index)).open("rb") as shard:
+            shard.seek(start)
+            return io.BytesIO(shard.read(length))
 
     def name(self, index: int) -> str:
-        return f"{self._file(index)}/{self._names[index]}"
+        return f"{self._shard(index)}/{self._names[index]}"
 
 
 def shard_splits(data: Path) -> dict[str, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 from torchvision.datasets import DatasetFolder
@@ -13,7 +13,6 @@ from atconv.data.arrays import SharedItems
 from atconv.data.config import DataConfig
 from atconv.data.images import Mode, read_image, upright
 from atconv.data.sources.base import ImageSource
-from atconv.io import read_bytes
 
 __all__ = ["TimmSource", "UnopenedDataset", "is_timm_name", "open_timm"]
 
@@ -78,9 +77,9 @@ class TimmSource(ImageSource):
         image = self._item(index)[0]
         return upright(image, mode) if isinstance(image, Image.Image) else read_image(image, mode)
 
-    def encoded(self, index: int) -> bytes:
+    def file(self, index: int) -> Path | BinaryIO:
         item = self._item(index)[0]
-        return read_bytes(Path(item)) if self._files else item.read()
+        return Path(item) if self._files else item
 
     def _item(self, index: int) -> tuple[Any, Any]:
         source = self._reader or (self._dataset.samples if self._files else self._dataset)

@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from atconv.data.arrays import SharedIntegers, SharedNames
 from atconv.data.config import DataConfig
 from atconv.data.folders import SPLIT_NAMES, SPLITS, split_of, splits_among, subfolders
-from atconv.data.images import Mode, read_image
 from atconv.data.listing import scan
 from atconv.data.other_formats import has_image
 from atconv.data.sources.base import ImageSource
@@ -24,7 +22,7 @@ from atconv.data.tables.columns import NO, YES, Columns, choose_columns, fold_co
 from atconv.data.tables.files import TABLE_SUFFIXES, TableFile, read_table
 from atconv.data.tables.image_finder import ImageFinder, Place
 from atconv.data.tables.labels import Cells, flag_labels, number_labels
-from atconv.io import count_of, first_few, read_bytes
+from atconv.io import count_of, first_few
 
 __all__ = ["TABLE_OPTIONS", "TableSource", "label_tables", "open_tables"]
 
@@ -63,17 +61,11 @@ class TableSource(ImageSource):
         self._missing = SharedNames(place if isinstance(place, str) else "" for _, place in images)
         self._rows, self._table, self._first_row = SharedIntegers(rows), table.path, table.first_row
 
-    def _path(self, index: int) -> Path:
+    def file(self, index: int) -> Path:
         if reason := self._missing[index]:
             row = self._rows.array[index] + self._first_row
             raise ValueError(f"{self._table}, row {row}: {reason}")
         return self._folders[self._folder_of.array[index]] / self._names[index]
-
-    def read(self, index: int, mode: Mode) -> Image.Image:
-        return read_image(self._path(index), mode)
-
-    def encoded(self, index: int) -> bytes:
-        return read_bytes(self._path(index))
 
     def name(self, index: int) -> str:
         return self._names[index]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
+import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import Compose, RandomAffine
 from torchvision.transforms.functional import InterpolationMode
 
+from atconv.data.reduced import Cut, CutImage
 from atconv.tasks.classification.config import ClassificationConfig
 
-__all__ = ["Tta", "test_time_views", "train_transform"]
+__all__ = ["Tta", "reduced_crop", "test_time_views", "train_transform"]
 
 Tta: TypeAlias = Literal["none", "flip", "crops"]
 """test-time augmentation"""
@@ -61,6 +66,23 @@ def train_transform(config: ClassificationConfig) -> Callable[[Image.Image], Ten
         config.rotate, (config.shift, config.shift), interpolation=InterpolationMode.BILINEAR
     )
     return Compose([affine, transform])
+
+
+def reduced_crop(transform: Any, in_chans: int) -> tuple[CutImage, Callable[[Image.Image], Tensor]]:
+    """The random crop that timm's training transform begins with, as images are read, and the rest of the
+    transform. The crop is the same, but of JPEGs that are decoded no larger than it needs."""
+    crop, *others = transform.transforms
+    return CutImage(in_chans, partial(_random_crop, crop)), Compose(others)
+
+
+def _random_crop(crop: RandomResizedCropAndInterpolation, width: int, height: int) -> Cut:
+    """What timm's random crop takes of an image, sampled from the same generators in the same order."""
+    # It asks for nothing but the size.
+    image = torch.empty(height, width, device="meta")
+    y, x, h, w = crop.get_params(image, crop.scale, crop.ratio)
+    several = isinstance(crop.interpolation, tuple)
+    chosen = random.choice(crop.interpolation) if several else crop.interpolation
+    return Cut((x, y, x + w, y + h), crop.size[::-1], Image.Resampling[chosen.name])
 
 
 def test_time_views(images: Tensor, tta: Tta) -> Iterator[Tensor]:

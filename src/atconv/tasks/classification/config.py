@@ -94,6 +94,8 @@ class AugmentationOptions:
     """mean of each channel, or one for all; default: ImageNet's, or 0.5 for gray"""
     std: tuple[Positive, ...] | None = None
     """standard deviation of each channel, or one for all; default: ImageNet's, or 0.5 for gray"""
+    reduced_decode: bool = False
+    """in training, decode JPEGs at 1/2, 1/4 or 1/8 of their size where the crop needs no more"""
 
 
 @dataclass(kw_only=True)
@@ -157,6 +159,11 @@ class ClassificationConfig(
             raise ValueError(f"crop_scale must be two areas, 0 < min ≤ max ≤ 1, got {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop_ratio must be two ratios, 0 < min ≤ max, got {self.crop_ratio}")
+        if self.reduced_decode and (self.rotate or self.shift):
+            raise ValueError(
+                "reduced_decode and rotate or shift do not go together: whole images are turned and shifted "
+                "before they are cropped; leave one out"
+            )
         if (self.distill != "none") != (self.teacher is not None):
             raise ValueError(
                 "distillation needs both: distill (soft, hard or dkd) and teacher (a timm name or a run)"

@@ -12,15 +12,17 @@ import numpy as np
 
 from atconv.data.folders import choose_split
 from atconv.data.formats import LabelFormat, open_sources, recognize
+from atconv.data.images import PrepareImage
 from atconv.data.imbalance import Occurrences, image_weights, log_classes
-from atconv.data.loaders import EpochBatches, Transform, eval_loader, readable_loader, train_loader
+from atconv.data.loaders import EpochBatches, eval_loader, readable_loader, train_loader
 from atconv.data.run_images import is_own_data, known_splits, log_trained_on, with_all
 from atconv.data.splits import Split, Splits, load_splits, open_splits
 from atconv.data.tables.source import TABLE_OPTIONS
+from atconv.data.transforms import EvalTransform
 from atconv.data.unreadable import SkippedFile, log_skipped
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
-from atconv.tasks.classification.augmentation import train_transform
+from atconv.tasks.classification.augmentation import reduced_crop, train_transform
 from atconv.tasks.classification.config import ClassificationConfig
 
 if TYPE_CHECKING:
@@ -56,12 +58,12 @@ class ClassificationData:
         self.labels = train.source.labels[train.indices] if config.class_weights != "none" else None
         self.weights = image_weights(occurrences(train), config.sampler, config.repeat_threshold)
         self.val: Split = splits["val"]
-        self.transform = train_transform(config)
         self.final_name = "test" if "test" in splits.by_name else "val"
         self.final: Split = splits[self.final_name]
-        self._loader = train_loader(
-            train, self.transform, config.in_chans, config.workers, accelerator.device
-        )
+        prepare, transform = PrepareImage(config.in_chans), train_transform(config)
+        if config.reduced_decode:
+            prepare, transform = reduced_crop(transform, config.in_chans)
+        self._loader = train_loader(train, transform, prepare, config.workers, accelerator.device)
 
     def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
         config, rank = self.config, self.accelerator.process_index
@@ -71,12 +73,13 @@ class ClassificationData:
         )
         return self._loader.batches(keys)
 
-    def val_batches(self, transform: Transform, batch_size: int) -> Iterable[Any]:
+    def val_batches(self, transform: EvalTransform, batch_size: int) -> Iterable[Any]:
         """This process's share of the validation images."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         share = Split(self.val.source, self.val.indices[rank::processes])
         config, device = self.config, self.accelerator.device
-        return eval_loader(share, transform, config.in_chans, batch_size, config.workers, device)
+        prepare = transform.reduced if config.reduced_decode else transform.prepare
+        return eval_loader(share, transform, prepare, batch_size, config.workers, device)
 
 
 def open_data(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> ClassificationData:
@@ -213,8 +216,7 @@ class ReadableBatches:
         self.name, self.split = name, split
         self.limit: float = (config or ClassificationConfig()).max_skipped
         self.skipped: list[SkippedFile] = []
-        in_chans = transform.input_size[0]
-        self._loader = readable_loader(split, transform, in_chans, batch_size, workers, device)
+        self._loader = readable_loader(split, transform, transform.prepare, batch_size, workers, device)
 
     def __len__(self) -> int:
         return len(self._loader)

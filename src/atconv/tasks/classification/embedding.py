@@ -13,12 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from atconv.analysis.features import pooled_features
 from atconv.data.arrays import SharedNames
-from atconv.data.images import Mode, read_image
 from atconv.data.listing import find_images
 from atconv.data.loaders import readable_loader
 from atconv.data.nearest import nearest_blocks
@@ -43,12 +41,14 @@ logger = logging.getLogger(__name__)
 class FileSource(ImageSource):
     """Image files, whatever they show."""
 
+    checkable = True
+
     def __init__(self, files: Sequence[Path]) -> None:
         super().__init__("the images", ["image"], np.zeros(len(files), np.int64))
         self._names = SharedNames(map(str, files))
 
-    def read(self, index: int, mode: Mode) -> Image.Image:
-        return read_image(Path(self._names[index]), mode)
+    def file(self, index: int) -> Path:
+        return Path(self._names[index])
 
     def name(self, index: int) -> str:
         return self._names[index]
@@ -113,8 +113,8 @@ class Backbone:
         Raises:
             ValueError: none of them can be read.
         """
-        in_chans = self.transform.input_size[0]
-        loader = readable_loader(split, self.transform, in_chans, batch_size, workers, self.device)
+        prepare = self.transform.prepare
+        loader = readable_loader(split, self.transform, prepare, batch_size, workers, self.device)
         features: list[Tensor] = []
         unreadable: list[tuple[str, int]] = []
         for images, _, failed in progress(loader, f"embedding {name}", len(loader)):
