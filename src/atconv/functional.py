@@ -33,6 +33,7 @@ from atconv.ops.checking import per_axis
 from atconv.ops.context_pooling import pool
 from atconv.ops.layout import both_ends
 from atconv.ops.static_conv import pointwise_conv
+from atconv.ops.tracing import is_symbolic
 
 __all__ = [
     "atconv",
@@ -119,8 +120,9 @@ def generate_kernel(mixed: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     Returns:
         kernels row by row, B C K².
     """
-    # From the left: the transpose of `mixed` would be strided, see above.
-    kernel = weight @ mixed
+    # From the left: the transpose of `mixed` would be strided, see above. One product for each sample: `@`
+    # makes one of all, and copies twice for it.
+    kernel = weight @ mixed if is_symbolic() else torch.bmm(weight.expand(mixed.shape[0], -1, -1), mixed)
     if bias is not None:  # before the transpose: OpenVINO's int8 rejects a bias behind it
         kernel = kernel + (bias[:, None] if bias.ndim == 1 else bias.mT)
     return kernel.transpose(1, 2)
