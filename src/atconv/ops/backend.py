@@ -20,7 +20,15 @@ from torch.autograd import forward_ad
 
 from atconv.ops.tracing import is_exporting
 
-__all__ = ["Backend", "get_backend", "is_recorded", "set_backend", "use_backend", "uses_triton"]
+__all__ = [
+    "Backend",
+    "get_backend",
+    "is_recorded",
+    "set_backend",
+    "use_backend",
+    "uses_triton",
+    "uses_untried_triton",
+]
 
 Backend = Literal["auto", "eager", "triton"]
 
@@ -68,6 +76,12 @@ def uses_triton(x: Tensor) -> bool:
     if not torch.compiler.is_compiling() and _is_transformed():
         return False
     return x.numel() > 0 and x.numel() // x.shape[0] < _MAX_VALUES
+
+
+def uses_untried_triton(x: Tensor) -> bool:
+    """Whether Triton kernels that no GPU has run yet compute it: only where the backend is `triton`. To be
+    dropped when `make gpu` has found them right and faster."""
+    return _backend == "triton" and isinstance(x, Tensor) and uses_triton(x)
 
 
 def _is_known_faster(device: torch.device) -> bool:

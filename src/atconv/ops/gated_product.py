@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atconv.ops.backend import is_recorded, uses_untried_triton
 from atconv.ops.layout import from_rows, to_rows
 from atconv.ops.static_conv import pointwise_conv
 from atconv.ops.tracing import is_symbolic
@@ -59,8 +60,15 @@ def gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tens
 
 
 def _by_rows(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    rows = to_rows(gate), to_rows(value)
     multiply: Any = _GatedProduct.apply if torch.is_grad_enabled() else _gated_product
-    product, inverse = multiply(to_rows(gate), to_rows(value), eps)
+    if uses_untried_triton(gate) and gate.dtype == value.dtype:
+        from atconv.ops import triton_channels  # Triton is not installed everywhere
+
+        if all(map(triton_channels.takes, rows)):
+            recorded = is_recorded(gate)
+            multiply = triton_channels.gated_product if recorded else triton_channels.launch_gated_product
+    product, inverse = multiply(*rows, eps)
     return from_rows(product), from_rows(inverse)
 
 
