@@ -48,11 +48,7 @@ def _allows(path: Path, mode: int) -> bool:
 def _command_for(error: Exception, command: str) -> str:
     """What fits DATA which a command recognizes as something else than it needs."""
     formats = sys.modules.get("atconv.data.formats")  # where it is not loaded, the error is not from there
-    if formats is None:
-        return ""
-    if isinstance(error, formats.UnopenedDataset) and error.dataset == "torch/fashion_mnist":
-        return " (python -m studies.datasets.fashion_mnist ROOT, in a checkout, unpacks Debian's files)"
-    if not isinstance(error, formats.UnfitData):
+    if formats is None or not isinstance(error, formats.UnfitData):
         return ""
     found, needed = error.found, error.needed
     if found.annotation in (None, needed):

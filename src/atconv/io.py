@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "check_file",
+    "check_target",
     "count_of",
     "escape_controls",
     "escape_row",
@@ -53,6 +54,14 @@ def read_bytes(path: Path) -> bytes:
     """
     check_file(path)
     return path.read_bytes()
+
+
+def check_target(folder: Path, marker: str, what: str) -> None:
+    """Raise ValueError unless a folder to write to is new, empty, or has the file of an earlier `what`."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder with --out")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+        raise ValueError(f"{folder} holds something that is no {what}: name another folder with --out")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atconv.app.describe import metrics_line, model_line, unique_names
+from atconv.app.describe import metrics_line, model_line
 from atconv.app.uploads import read_upload
+from atconv.engine.run import unique_names
 from support.tiny import trained_run
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from atconv.engine.predictor import Predictor
@@ -12,10 +10,7 @@ from atconv.engine.reading import read_json
 from atconv.engine.tables import metric_name
 from atconv.io import count_of
 
-__all__ = ["Runs", "card", "metrics_line", "model_line", "shown_metrics", "unique_names"]
-
-Runs = Sequence[str | Path] | Mapping[str, str | Path]
-"""folders of runs, with names or without"""
+__all__ = ["card", "metrics_line", "model_line", "shown_metrics"]
 
 # The first three of these that are in a run's metrics.json are shown.
 _PERCENTAGES = (
@@ -71,21 +66,3 @@ def metrics_line(predictor: Predictor[Any, Any]) -> str:
     split, images = metrics.get("split", "test"), metrics.get("images")
     counted = f" of {count_of(images, 'image')}" if isinstance(images, int) else ""
     return f"{', '.join(values)} ({split} split{counted})"
-
-
-def unique_names(runs: Runs) -> dict[str, Path]:
-    """Runs by the last part of their path, or by more of it where that is not unique; those that have names
-    keep them.
-
-    Raises:
-        ValueError: a run is named twice.
-    """
-    if isinstance(runs, Mapping):
-        return {name: Path(run) for name, run in runs.items()}
-    paths = [Path(run).resolve() for run in runs]
-    if len(set(paths)) < len(paths):
-        raise ValueError(f"a run is named twice: {', '.join(map(str, runs))}")
-    length = 1
-    while len({path.parts[-length:] for path in paths}) < len(paths):
-        length += 1
-    return {"/".join(path.parts[-length:]): Path(run) for path, run in zip(paths, runs, strict=True)}

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from atconv.app.describe import Runs, unique_names
 from atconv.app.examples import validation_images
 from atconv.app.space import write_space
 from atconv.data.images import read_image
 from atconv.data.listing import images_in
 from atconv.engine.options import NonNegativeInt, Port, Positive
 from atconv.engine.predictor import Predictor
+from atconv.engine.run import Runs, unique_names
 from atconv.extras import name_missing_extra
 from atconv.tasks import load
 

@@ -14,9 +14,10 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from atconv import __version__
-from atconv.app.describe import metrics_line, model_line, shown_metrics, unique_names
+from atconv.app.describe import metrics_line, model_line, shown_metrics
 from atconv.app.examples import validation_images
 from atconv.engine.predictor import Predictor
+from atconv.engine.run import unique_names
 from atconv.extras import name_missing_extra
 from atconv.io import count_of
 from atconv.tasks import load

@@ -224,26 +224,16 @@ def _geometry(split: AnnotatedSplit, results: Sequence[_Inspection], exif: Exif 
             "and annotations may belong to the pixels as stored or to the image turned upright: "
             f"{first_few(unclear)}. Look at one and give --exif stored or --exif upright"
         )
-    _log_turns(split.where, results, rows, exif)
-    return rows
-
-
-def _log_turns(
-    where: Path, results: Sequence[_Inspection], rows: Sequence[Sequence[int]], exif: Exif | None
-) -> None:
-    """Say how many images carry an EXIF orientation, and what was decided."""
     turns = [row[0] for row, result in zip(rows, results, strict=True) if result.orientation != 1]
     if turns:
         turned = sum(turn != 1 for turn in turns)
         logger.info(
             "%s: %s an EXIF orientation; annotations are taken to lie on the stored pixels of %d, and on the "
             "upright image of %d (%s)",
-            where,
-            count_of(len(turns), "image carries", "images carry"),
-            turned,
-            len(turns) - turned,
-            "as sizes tell" if exif is None else f"--exif {exif}",
+            *(split.where, count_of(len(turns), "image carries", "images carry"), turned),
+            *(len(turns) - turned, "as sizes tell" if exif is None else f"--exif {exif}"),
         )
+    return rows
 
 
 def _size_problem(split: AnnotatedSplit, position: int, result: _Inspection) -> str | None:

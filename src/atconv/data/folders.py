@@ -18,6 +18,7 @@ __all__ = [
     "SPLIT_NAMES",
     "child_folder",
     "choose_split",
+    "image_folders",
     "inner_folder",
     "paths_by_split",
     "split_folder",
@@ -107,6 +108,11 @@ def subfolders(folder: Path) -> list[Path]:
 def child_folder(folder: Path, names: Collection[str]) -> Path | None:
     """The folder in a folder that has one of these names, in any case."""
     return next((path for path in subfolders(folder) if path.name.lower() in names), None)
+
+
+def image_folders(*places: Path) -> list[Path]:
+    """The folders in some folders that are called images or the like."""
+    return [path for place in places for path in subfolders(place) if path.name.lower() in IMAGE_FOLDERS]
 
 
 def inner_folder(folder: Path) -> Path | None:

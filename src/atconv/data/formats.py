@@ -30,7 +30,7 @@ from atconv.data.sources.digits import DigitsSource
 from atconv.data.sources.folders import open_folder
 from atconv.data.sources.lmdb import lmdb_files, open_lmdb
 from atconv.data.sources.shards import open_shards, shard_splits
-from atconv.data.sources.timm_datasets import UnopenedDataset, is_timm_name, open_timm
+from atconv.data.sources.timm_datasets import is_timm_name, open_timm
 from atconv.data.tables.source import TABLE_OPTIONS, label_tables, open_tables
 from atconv.data.unreadable import CheckImages
 from atconv.extras import name_missing_extra
@@ -42,7 +42,6 @@ __all__ = [
     "Format",
     "LabelFormat",
     "UnfitData",
-    "UnopenedDataset",
     "annotated_splits",
     "open_annotated",
     "open_boxes",
@@ -192,11 +191,19 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         name="a table",
-        recognizes=other.is_table,
+        recognizes=other.file_of(".xls", ".xlsx", ".json", ".jsonl"),
         advice="save labels as CSV or Parquet, or convert boxes to COCO's format, and give the folder",
     ),
-    Format(name="a file of weights", recognizes=other.is_weights, advice="give a folder of images"),
-    Format(name="a file of arrays", recognizes=other.is_arrays, advice="save its images as PNG files"),
+    Format(
+        name="a file of weights",
+        recognizes=other.file_of(".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx"),
+        advice="give a folder of images",
+    ),
+    Format(
+        name="a file of arrays",
+        recognizes=other.file_of(".npy", ".npz", ".mat", ".h5", ".hdf5"),
+        advice="save its images as PNG files",
+    ),
     Format(name="an archive", recognizes=other.is_archive, advice="unpack it, and give the folder"),
     Format(
         name="one image",

@@ -5,19 +5,34 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from atconv.engine.options import BelowOne
 from atconv.io import count_of, first_few
 
-__all__ = ["ClassWeights", "Occurrences", "Sampler", "class_weights", "image_weights", "log_classes"]
+__all__ = ["ClassWeightOptions", "Occurrences", "class_weights", "image_weights", "log_classes"]
 
 logger = logging.getLogger(__name__)
 
 ClassWeights = Literal["none", "inverse", "effective"]
 Sampler = Literal["shuffle", "balanced", "repeat_factor"]
+
+
+@dataclass(kw_only=True)
+class ClassWeightOptions:
+    """What a class weighs in the loss."""
+
+    group: ClassVar[str] = "loss"
+    common: ClassVar[tuple[str, ...]] = ()
+
+    class_weights: ClassWeights = "none"
+    """weight of each class: inverse to its images, boxes or pixels, or to how many are effective"""
+    class_weight_beta: BelowOne = 0.999
+    """β of effective: at 0 weights are equal, towards 1 they become those of inverse"""
+
 
 # Times as much of the largest class as of the smallest, from which on it is said; background has most pixels.
 _IMBALANCED = {"image": 3, "box": 3, "pixel": 20}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from atconv.data.arrays import SharedIntegers
 
-__all__ = ["Labels", "MultiLabels", "OneLabel", "make_labels"]
+__all__ = ["Labels", "MultiLabels", "make_labels"]
 
 
-class Labels(ABC):
-    """Labels of images by position, in memory that workers share."""
+class Labels:
+    """The class of each image by position, in memory that workers share; −1 is an image that is not used."""
 
-    multi_label: bool
+    multi_label = False
 
     def __init__(self, classes: Sequence[str], values: ArrayLike) -> None:
         self.classes = list(classes)
@@ -29,56 +28,32 @@ class Labels(ABC):
         return self._values.array
 
     @property
-    @abstractmethod
     def strata(self) -> NDArray[np.int64]:
         """One class for every image, of which splits hold equal shares."""
-
-    @abstractmethod
-    def target(self, index: int) -> Any:
-        """What a loss takes for an image."""
-
-    @abstractmethod
-    def counts(self, indices: ArrayLike) -> NDArray[np.int64]:
-        """How many of some images are of each class."""
-
-    @abstractmethod
-    def renumber(
-        self, classes: Sequence[str], used: Sequence[int] | None = None
-    ) -> tuple[Labels, Sequence[str]]:
-        """The same by other classes, matched by name; and the names of classes that are not among them,
-        where images at the positions `used` (default: all) are of such."""
-
-    @abstractmethod
-    def to_multi(self) -> MultiLabels:
-        """The same, for a model of several labels an image."""
-
-
-class OneLabel(Labels):
-    """Each image is of one class; −1 is an image that is not used."""
-
-    multi_label = False
-
-    @property
-    def strata(self) -> NDArray[np.int64]:
         return self.array
 
-    def target(self, index: int) -> int:
+    def target(self, index: int) -> Any:
+        """What a loss takes for an image."""
         return int(self.array[index])
 
     def counts(self, indices: ArrayLike) -> NDArray[np.int64]:
+        """How many of some images are of each class."""
         return np.bincount(self.array[np.asarray(indices, dtype=np.int64)], minlength=len(self.classes))
 
     def renumber(
         self, classes: Sequence[str], used: Sequence[int] | None = None
     ) -> tuple[Labels, Sequence[str]]:
+        """The same by other classes, matched by name; and the names of classes that are not among them,
+        where images at the positions `used` (default: all) are of such."""
         numbers = {name: number for number, name in enumerate(classes)}
         renumbered = np.array([*(numbers.get(name, -1) for name in self.classes), -1])[self.array]
         own = self.array if used is None else self.array[used]
         after = renumbered if used is None else renumbered[used]
         unknown = sorted(self.classes[label] for label in np.unique(own[after < 0]))
-        return OneLabel(classes, renumbered), unknown
+        return Labels(classes, renumbered), unknown
 
     def to_multi(self) -> MultiLabels:
+        """The same, for a model of several labels an image."""
         return MultiLabels(self.classes, self.array[:, None] == np.arange(len(self.classes)))
 
 
@@ -121,4 +96,4 @@ class MultiLabels(Labels):
 def make_labels(classes: Sequence[str], values: ArrayLike) -> Labels:
     """Labels from class indices, or from a matrix images × classes of 0 and 1."""
     values = np.asarray(values)
-    return MultiLabels(classes, values) if values.ndim == 2 else OneLabel(classes, values)
+    return (MultiLabels if values.ndim == 2 else Labels)(classes, values)

@@ -16,20 +16,8 @@ from atconv.data.folders import splits_among, subfolders
 from atconv.data.images import image_suffixes
 from atconv.data.listing import scan
 
-__all__ = [
-    "UNREAD_BOXES",
-    "has_image",
-    "holds_archives",
-    "is_archive",
-    "is_arrays",
-    "is_image",
-    "is_table",
-    "is_weights",
-]
+__all__ = ["UNREAD_BOXES", "file_of", "has_image", "holds_archives", "is_archive", "is_image"]
 
-_TABLES = {".xls", ".xlsx", ".json", ".jsonl"}
-_WEIGHTS = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx"}
-_ARRAYS = {".npy", ".npz", ".mat", ".h5", ".hdf5"}
 _LOOKED_AT = 1000  # files of a folder
 
 
@@ -39,16 +27,9 @@ def _places(path: Path) -> list[dict[str, Path]]:
     return [{folder.name.lower(): folder for folder in subfolders(place)} for place in places]
 
 
-def is_table(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in _TABLES
-
-
-def is_weights(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in _WEIGHTS
-
-
-def is_arrays(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in _ARRAYS
+def file_of(*suffixes: str) -> Callable[[Path], bool]:
+    """Whether a path is a file with one of these suffixes."""
+    return lambda path: path.is_file() and path.suffix.lower() in suffixes
 
 
 def is_archive(path: Path) -> bool:

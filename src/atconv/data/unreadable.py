@@ -149,11 +149,10 @@ def log_skipped(unreadable: Sequence[SkippedFile], total: int, limit: float) -> 
 def list_skipped(files: Sequence[SkippedFile], folder: Path, run: Path) -> None:
     """Write skipped.csv of an evaluation, in place of an earlier one's. In the folder of a run that is the
     list of training, and stays."""
-    if folder == run:
-        return
-    path = folder / "skipped.csv"
-    path.unlink(missing_ok=True)
-    write_rows(path, [file._asdict() for file in files])
+    if folder != run:
+        path = folder / "skipped.csv"
+        path.unlink(missing_ok=True)
+        write_rows(path, [file._asdict() for file in files])
 
 
 def _reject_too_many(unreadable: Sequence[SkippedFile], total: int, limit: float, listed: str = "") -> None:

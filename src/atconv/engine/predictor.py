@@ -19,12 +19,13 @@ from typing_extensions import Self
 from atconv.analysis.features import evenly_spaced
 from atconv.engine.config import TrainConfig
 from atconv.engine.devices import resolve_device
-from atconv.engine.options import Count, NonNegative, Percent, check_value
+from atconv.engine.options import Count, NonNegative, Percent, PositiveInt, check_value
 from atconv.engine.reading import naming_damage, read_json
 from atconv.engine.run import Run
-from atconv.engine.tables import Table
+from atconv.engine.tables import Table, speed_text
+from atconv.io import write_json, write_rows
 
-__all__ = ["ImageLike", "ImagePredictor", "Metrics", "Predictor", "Result", "check_batch_size"]
+__all__ = ["ImageLike", "ImagePredictor", "Metrics", "Predictor", "Result"]
 
 ImageLike = str | Path | Image.Image | NDArray[Any]
 
@@ -59,6 +60,9 @@ class Result:
 class Metrics:
     """How good a model is on one split. Percentages are 0…100."""
 
+    hidden: ClassVar[tuple[str, ...]] = ()
+    """fields that `to_dict` leaves out, such as arrays"""
+
     split: str
     images: Count
     images_per_second: NonNegative
@@ -69,11 +73,15 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        return {name: value for name, value in vars(self).items() if name not in self.hidden}
 
     def tables(self, title: str) -> list[Table]:
         """What to show a person."""
         return []
+
+    def last_rows(self) -> list[tuple[str, str]]:
+        """How many images, and how fast: the end of a table of metrics."""
+        return [("images", str(self.images)), ("speed", speed_text(self.images_per_second))]
 
     def settings(self) -> dict[str, Any]:
         """Options that the metrics depend on, as `to_dict` names them. Metrics of other settings are not
@@ -188,9 +196,16 @@ class Predictor(ABC, Generic[R, M]):
         """What is published with the run: what its task says of any run, and what is special in this one."""
         return about
 
-    @abstractmethod
     def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
-        """Write tables, plots and last metrics.json, with `about` before the metrics in it."""
+        """Write per_class.csv, what else the task has, and last metrics.json, with `about` before the metrics
+        in it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(folder / "per_class.csv", metrics.per_class)
+        self.save_results(metrics, folder)
+        write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
+
+    def save_results(self, metrics: M, folder: Path) -> None:
+        """Write the task's own tables and plots of an evaluation."""
 
     @abstractmethod
     def export(self, **options: Any) -> Any:
@@ -205,6 +220,8 @@ class Predictor(ABC, Generic[R, M]):
 class ImagePredictor(Predictor[R, M]):
     """The face of a model that says something of images."""
 
+    result_class: ClassVar[type[Any]]
+    """of the results"""
     draws: ClassVar[bool] = False
     """whether `save_predictions` draws results"""
     csv_columns: ClassVar[Sequence[str]] = ()
@@ -229,7 +246,7 @@ class ImagePredictor(Predictor[R, M]):
         Raises:
             ValueError: `batch_size` < 1.
         """
-        check_batch_size(batch_size)
+        check_value("batch_size", batch_size, PositiveInt)
         remaining, count = iter(images), 0
         while batch := list(islice(remaining, batch_size)):
             names = _names(batch, count)
@@ -241,7 +258,8 @@ class ImagePredictor(Predictor[R, M]):
                 inputs: list[Any] = [opened[i] for i in readable]
                 inferred = iter(self.infer(inputs, [names[i] for i in readable], **options))
             for name, image in zip(names, opened, strict=True):
-                yield self.unreadable(name, image) if isinstance(image, str) else next(inferred)
+                failed = isinstance(image, str)
+                yield self.result_class(image=name, error=image) if failed else next(inferred)
 
     def _try_open(self, image: ImageLike) -> Image.Image | str:
         """An image, or why it cannot be read."""
@@ -276,10 +294,6 @@ class ImagePredictor(Predictor[R, M]):
     def infer(self, images: Sequence[Image.Image], names: Sequence[str], **options: Any) -> list[R]:
         """Results of images from `open_image`."""
 
-    @abstractmethod
-    def unreadable(self, name: str, error: str) -> R:
-        """The result of an image that could not be read."""
-
     def save_predictions(
         self, results: Iterable[R], folder: str | Path, protected: Iterable[str | Path] = ()
     ) -> list[R]:
@@ -300,12 +314,6 @@ class ImagePredictor(Predictor[R, M]):
             ValueError: results of this task are not drawn, an image was no file, or would be written over.
         """
         raise ValueError(f"results of {self.task} are not drawn; print them or save their to_dict()")
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raise ValueError where it is no number of images."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def _read(images: Any, position: int) -> Image.Image | None:

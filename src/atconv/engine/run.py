@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,8 +27,10 @@ try:
 except ModuleNotFoundError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Run", "is_skipped_list", "next_run_dir", "run_lock", "run_log"]
+__all__ = ["Run", "Runs", "is_skipped_list", "next_run_dir", "run_lock", "run_log", "unique_names"]
 
+Runs = Sequence[str | Path] | Mapping[str, str | Path]
+"""folders of runs, with names or without"""
 
 _EVALUATION = ("metrics.json", "per_class.csv", "skipped.csv")
 # What runs of every task write, and nothing else does.
@@ -194,6 +196,24 @@ def next_run_dir(data: str, model: str) -> Path:
     name = f"{Path(data).name or 'data'}-{model}"
     candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
     return next(path for path in candidates if not path.exists())
+
+
+def unique_names(runs: Runs) -> dict[str, Path]:
+    """Runs by the last part of their path, or by more of it where that is not unique; those that have names
+    keep them.
+
+    Raises:
+        ValueError: a run is named twice.
+    """
+    if isinstance(runs, Mapping):
+        return {name: Path(run) for name, run in runs.items()}
+    paths = [Path(run).resolve() for run in runs]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"a run is named twice: {', '.join(map(str, runs))}")
+    length = 1
+    while len({path.parts[-length:] for path in paths}) < len(paths):
+        length += 1
+    return {"/".join(path.parts[-length:]): Path(run) for path, run in zip(paths, runs, strict=True)}
 
 
 @contextmanager

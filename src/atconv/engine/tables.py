@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from atconv.io import escape_row, first_few
 
-__all__ = ["Table", "metric_name", "over_classes", "speed_text"]
+__all__ = ["Table", "interval_text", "metric_name", "over_classes", "percent_text", "speed_text"]
 
 _WORDS = {
     "val": "validation",
+    "ap": "AP",
     "map": "mAP",
     "mar": "mAR",
     "miou": "mIoU",
@@ -25,6 +26,16 @@ def metric_name(column: str) -> str:
     """What tables and plots call a column of metrics: box_map_50 is box mAP@50."""
     words = " ".join(_WORDS.get(word, word) for word in column.split("_"))
     return re.sub(r" (\d+)", r"@\1", words)
+
+
+def percent_text(value: float | None) -> str:
+    """A percentage; – where there was nothing to measure."""
+    return "–" if value is None else f"{value:.1f} %"
+
+
+def interval_text(value: float, interval: Sequence[float]) -> str:
+    """A percentage with its interval."""
+    return f"{value:.2f} %  [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def speed_text(images_per_second: float) -> str:

@@ -21,7 +21,7 @@ from atconv.data.config import DataConfig, MaskOptions
 from atconv.data.imbalance import log_classes
 from atconv.engine.options import PositiveInt, Share
 from atconv.engine.progress import progress
-from atconv.io import count_of
+from atconv.io import check_target, count_of
 from atconv.tasks.classification.embedding import Backbone
 
 __all__ = ["CheckOptions", "check"]
@@ -66,7 +66,11 @@ def check(options: CheckOptions, out: str | None = None) -> Path:
         FileNotFoundError, ValueError: no such data, model or run, or the folder holds something else or lies
             in DATA.
     """
-    folder = _folder(options.data, out)
+    data = Path(options.data).resolve()
+    folder = Path(out) if out is not None else Path("runs") / f"check-{data.name}"
+    if data.is_dir() and folder.resolve().is_relative_to(data):
+        raise ValueError(f"{folder} lies in DATA, where nothing is written: name another folder with --out")
+    check_target(folder, MARKER, "check")
     embed = None if options.model is None else Embedder(options)
     masks = MaskOptions(**{field.name: getattr(options, field.name) for field in fields(MaskOptions)})
     splits = open_data(options, masks)
@@ -107,19 +111,3 @@ class Embedder:
                 embeddings[done : done + len(batch)] = features.float().cpu().numpy()
                 done += len(batch)
         return embeddings
-
-
-def _folder(data: str, out: str | None) -> Path:
-    """Where to write.
-
-    Raises:
-        ValueError: it lies in DATA, or holds something that is no earlier check.
-    """
-    folder = Path(out) if out is not None else Path("runs") / f"check-{Path(data).resolve().name}"
-    if Path(data).is_dir() and folder.resolve().is_relative_to(Path(data).resolve()):
-        raise ValueError(f"{folder} lies in DATA, where nothing is written: name another folder with --out")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder with --out")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
-        raise ValueError(f"{folder} holds something that is no check: name another folder with --out")
-    return folder

@@ -33,7 +33,15 @@ from atconv.data.boxes.coco_checks import (
 )
 from atconv.data.boxes.reading import clip_corners, local_name
 from atconv.data.boxes.split import BadAnnotations, Box, BoxImage, BoxSplit, check_classes, report_bad
-from atconv.data.folders import IMAGE_FOLDERS, SPLITS, split_folder, split_of, splits_among, subfolders
+from atconv.data.folders import (
+    IMAGE_FOLDERS,
+    SPLITS,
+    image_folders,
+    split_folder,
+    split_of,
+    splits_among,
+    subfolders,
+)
 from atconv.data.images import image_suffixes
 from atconv.data.listing import scan
 from atconv.data.unreadable import in_threads
@@ -207,7 +215,7 @@ def _image_folders(data: Path, split: str, file: Path, images: Path | None) -> l
     train2017/ or images/train2017/; Label Studio's names start with images/."""
     root = images or data
     near = [] if images or file.parent == data else [file.parent]
-    pools = [folder for place in (root, *near) for folder in subfolders(place) if _is_pool(folder)]
+    pools = image_folders(root, *near)
     folders = [place / _year(file) for place in (root, *pools)] if file.parent != data else []
     folders += [*(split_folder(pool, split) for pool in pools), split_folder(root, split), root]
     folders = [*near, *folders] if near and split_of(file.parent.name) else [*folders, *near]
@@ -217,10 +225,6 @@ def _image_folders(data: Path, split: str, file: Path, images: Path | None) -> l
 def _file_name(name: Any, folders: Sequence[Path]) -> Any:
     """With slashes where Windows wrote it, and without the server of a URL."""
     return local_name(name.replace("\\", "/"), folders) if isinstance(name, str) else name
-
-
-def _is_pool(folder: Path) -> bool:
-    return folder.name.lower() in IMAGE_FOLDERS
 
 
 def _folder_of(images: Sequence[dict[str, Any]], folders: Sequence[Path]) -> Path:

@@ -12,6 +12,7 @@ from atconv.data.folders import (
     IMAGE_FOLDERS,
     SPLITS,
     child_folder,
+    image_folders,
     split_folders,
     split_of,
     splits_among,
@@ -50,10 +51,9 @@ def is_yolo(path: Path) -> bool:
     if not path.is_dir():
         return False
     places = [path, *splits_among(subfolders(path))]
-    pools = [f for place in places for f in subfolders(place) if f.name.lower() in IMAGE_FOLDERS]
     try:
         named = [source for sources in _named_sources(path, None)[0].values() for source in sources]
-        return any(_is_labeled(path, source) for source in [*named, *pools, *places])
+        return any(_is_labeled(path, source) for source in [*named, *image_folders(*places), *places])
     except ValueError:  # of a data.yaml or a list, which is said when it is read
         return True
 
@@ -188,14 +188,10 @@ def _is_list(path: Path) -> bool:
 
 def _folders(data: Path) -> Sources:
     """images/SPLIT, images/, SPLIT/images or SPLIT, else the folder itself."""
-    for folder in subfolders(data):
-        if folder.name.lower() in IMAGE_FOLDERS:
-            return {split: [path] for split, path in split_folders(folder).items()} or {"train": [folder]}
+    for folder in image_folders(data):
+        return {split: [path] for split, path in split_folders(folder).items()} or {"train": [folder]}
     splits = split_folders(data) if splits_among(subfolders(data)) else {}
-    inner = {
-        split: [f for f in subfolders(p) if f.name.lower() in IMAGE_FOLDERS] for split, p in splits.items()
-    }
-    return {split: inner[split] or [path] for split, path in splits.items()} or {"train": [data]}
+    return {split: image_folders(path) or [path] for split, path in splits.items()} or {"train": [data]}
 
 
 def find_images(sources: Sequence[Path], data: Path, images: Path | None) -> list[Path]:
@@ -211,7 +207,7 @@ def find_images(sources: Sequence[Path], data: Path, images: Path | None) -> lis
 def _listed(file: Path, data: Path, images: Path | None) -> list[Path]:
     """The images that a text file names, one on each line."""
     root, paths = images or data, []
-    pools = [folder for folder in subfolders(root) if folder.name.lower() in IMAGE_FOLDERS]
+    pools = image_folders(root)
     roots = [file.parent, root, data, *pools, *(inner for pool in pools for inner in subfolders(pool))]
     for number, line in enumerate(read_lines(file, names=True), 1):
         name = local_name(line.strip(), roots)

@@ -14,7 +14,7 @@ from atconv.data.config import DataConfig
 from atconv.data.images import Mode, read_image, upright
 from atconv.data.sources.base import ImageSource
 
-__all__ = ["TimmSource", "UnopenedDataset", "is_timm_name", "open_timm"]
+__all__ = ["TimmSource", "is_timm_name", "open_timm"]
 
 
 def is_timm_name(data: Path) -> bool:
@@ -33,14 +33,6 @@ def open_timm(config: DataConfig) -> dict[str, ImageSource]:
         for split, name in names.items()
         if name is not None
     }
-
-
-class UnopenedDataset(ValueError):
-    """timm cannot open a dataset of this name."""
-
-    def __init__(self, message: str, dataset: str) -> None:
-        super().__init__(message)
-        self.dataset = dataset
 
 
 class TimmSource(ImageSource):
@@ -102,7 +94,7 @@ def open_timm_dataset(name: str, root: str | None, split: str) -> Any:
         raise ValueError(f"{name} needs a package that is not installed: {error}") from error
     except (AssertionError, LookupError, RuntimeError, ValueError, OSError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UnopenedDataset(f"timm cannot open {name}, split {split}, in {root}: {reason}", name) from error
+        raise ValueError(f"timm cannot open {name}, split {split}, in {root}: {reason}") from error
 
 
 def _class_names(dataset: Any, reader: Any, labels: Sequence[int]) -> list[str]:

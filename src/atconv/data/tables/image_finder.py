@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atconv.data.boxes.reading import url_ends
-from atconv.data.folders import IMAGE_FOLDERS, split_of, subfolders
+from atconv.data.folders import image_folders, split_of, subfolders
 from atconv.data.images import image_suffixes
 from atconv.io import first_few
 
@@ -34,14 +34,12 @@ class ImageFinder:
     """
 
     def __init__(self, folder: Path, split: str | None) -> None:
-        children = subfolders(folder)
-        first = [folder, *(child for child in children if child.name.lower() in IMAGE_FOLDERS)]
+        first = [folder, *image_folders(folder)]
         first += [
             child for place in first for child in subfolders(place) if split and split_of(child.name) == split
         ]
-        others = [c for c in children if c not in first and not (split and split_of(c.name))]
-        others += [i for c in others for i in subfolders(c) if i.name.lower() in IMAGE_FOLDERS]
-        self.folder, self._first, self._others = folder, first, others
+        others = [c for c in subfolders(folder) if c not in first and not (split and split_of(c.name))]
+        self.folder, self._first, self._others = folder, first, others + image_folders(*others)
         self._listed: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str) -> Place | str:

@@ -22,10 +22,11 @@ from atconv.analysis import (
 from atconv.analysis.features import evenly_spaced
 from atconv.data.images import read_image
 from atconv.data.listing import find_images
-from atconv.engine.options import PositiveInt
+from atconv.engine.options import PositiveInt, check_value
 from atconv.engine.predictor import ImageLike
 from atconv.engine.progress import progress
-from atconv.io import read_rows, write_json
+from atconv.engine.run import unique_names
+from atconv.io import check_target, read_rows, write_json
 from atconv.modules import ATConv2d, ATConvTokens, inhibition_strength
 from atconv.tasks import load
 from atconv.tasks.classification.analyze_page import ReportData, write_report
@@ -65,13 +66,12 @@ def analyze(
         ValueError: the run has no ATConv, a compared run has no known token mixer, no image can be read,
             or the folder holds something else.
     """
-    if max_images < 1:
-        raise ValueError(f"max_images must be at least 1, got {max_images}")
+    check_value("max_images", max_images, PositiveInt)
     folder = Path(out) if out is not None else Path(run) / "analysis"
-    _check_out(folder)
+    check_target(folder, "analysis.json", "analysis")
     paths = _readable(evenly_spaced(find_images(images), max_images))
-    names = _short_names([str(run), *compare])
-    probes = {name: Probe.open(path, paths, device) for name, path in names.items()}
+    runs = unique_names([run, *compare])
+    probes = {name: Probe.open(path, paths, device) for name, path in runs.items()}
     model = next(iter(probes.values())).predictor.model
     kinds = sorted({type(model.get_submodule(name)).__name__ for name in mixer_layers(model)})
     if not {ATConv2d.__name__, ATConvTokens.__name__} & set(kinds):
@@ -209,14 +209,6 @@ def _summary(data: ReportData, paths: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _check_out(folder: Path) -> None:
-    """Raise ValueError unless the folder is new, empty, or holds an earlier analysis."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "analysis.json").is_file():
-        raise ValueError(f"{folder} holds something that is no analysis: name another folder with --out")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder with --out")
-
-
 def _readable(paths: Sequence[Path]) -> list[Path]:
     readable, errors = [], []
     for path in paths:
@@ -231,14 +223,6 @@ def _readable(paths: Sequence[Path]) -> list[Path]:
     for reason in errors:
         logger.warning("skipped: %s", reason)
     return readable
-
-
-def _short_names(runs: Sequence[str]) -> dict[str, str]:
-    """Runs by a short name: the last part of the path where that is unique."""
-    if len({Path(path).resolve() for path in runs}) < len(runs):
-        raise ValueError(f"a run is named twice: {', '.join(runs)}")
-    names = [Path(path).resolve().name for path in runs]
-    return dict(zip(names if len(set(names)) == len(names) else runs, runs, strict=True))
 
 
 def _first_of_each_class(labels: Tensor) -> list[int]:

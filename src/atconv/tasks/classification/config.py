@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from atconv.data.config import DataConfig
+from atconv.data.imbalance import ClassWeightOptions
 from atconv.engine.config import TrainConfig
 from atconv.engine.options import (
     BelowOne,
@@ -24,7 +25,6 @@ from atconv.engine.options import (
 from atconv.engine.recipes import read_config
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
-from atconv.tasks.common.class_weights import ClassWeightOptions
 from atconv.tasks.common.model_options import ModelOptions
 from atconv.tasks.common.start import inherit
 

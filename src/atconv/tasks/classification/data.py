@@ -13,10 +13,10 @@ import numpy as np
 from atconv.data.folders import choose_split
 from atconv.data.formats import LabelFormat, open_sources, recognize
 from atconv.data.images import PrepareImage
-from atconv.data.imbalance import Occurrences, image_weights, log_classes
+from atconv.data.imbalance import Occurrences, image_weights
 from atconv.data.loaders import EpochBatches, eval_loader, readable_loader, train_loader
 from atconv.data.run_images import is_own_data, known_splits, log_trained_on, with_all
-from atconv.data.splits import Split, Splits, load_splits, open_splits
+from atconv.data.splits import Split, Splits, load_splits
 from atconv.data.tables.source import TABLE_OPTIONS
 from atconv.data.transforms import EvalTransform
 from atconv.data.unreadable import SkippedFile, log_skipped
@@ -36,9 +36,7 @@ __all__ = [
     "data_config",
     "eval_batch_size",
     "imbalance_advice",
-    "log_labels",
     "occurrences",
-    "open_data",
     "open_split",
 ]
 
@@ -82,24 +80,9 @@ class ClassificationData:
         return eval_loader(share, transform, prepare, batch_size, config.workers, device)
 
 
-def open_data(config: ClassificationConfig, run: Run, accelerator: Accelerator) -> ClassificationData:
-    """The images of a run.
-
-    Raises:
-        ValueError: DATA does not fit; see `open_splits`.
-    """
-    return ClassificationData(config, open_splits(config, config.seed, run, accelerator), accelerator)
-
-
 def eval_batch_size(config: ClassificationConfig) -> int:
     """Images in a forward pass of evaluation: without gradients there is room for 32."""
     return max(config.batch_size, _MIN_EVAL_BATCH)
-
-
-def log_labels(config: ClassificationConfig, splits: Splits) -> None:
-    """Say how many images each class has."""
-    counts = {name: occurrences(split) for name, split in splits.by_name.items()}
-    log_classes(counts, imbalance_advice(config, splits["train"].source.multi_label))
 
 
 def imbalance_advice(config: ClassificationConfig, multi_label: bool = False) -> str:
@@ -199,8 +182,11 @@ class ReadableBatches:
     """Batches of the images of a split that can be read, in its order. Once they have been gone through,
     `split` holds those images, and `skipped` the files that are left out.
 
+    Args:
+        limit: the largest share of files that may be unreadable; None does not even name them.
+
     Raises:
-        TooManyUnreadable: at the end, of more files than `max_skipped` of the run's configuration allows.
+        TooManyUnreadable: at the end, of more.
     """
 
     def __init__(
@@ -210,11 +196,10 @@ class ReadableBatches:
         transform: Any,
         batch_size: int,
         workers: int,
-        config: Any,
+        limit: float | None,
         device: torch.device,
     ) -> None:
-        self.name, self.split = name, split
-        self.limit: float = (config or ClassificationConfig()).max_skipped
+        self.name, self.split, self.limit = name, split, limit
         self.skipped: list[SkippedFile] = []
         self._loader = readable_loader(split, transform, transform.prepare, batch_size, workers, device)
 
@@ -228,6 +213,7 @@ class ReadableBatches:
             if len(labels):
                 yield images, labels
         self.skipped = [SkippedFile(self.name, split.name(place), reason) for reason, place in unreadable]
-        log_skipped(self.skipped, len(split), self.limit)
+        if self.limit is not None:
+            log_skipped(self.skipped, len(split), self.limit)
         if unreadable:
             self.split = Split(split.source, np.delete(split.indices, [place for _, place in unreadable]))

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from atconv.analysis.features import pooled_features
 from atconv.data.arrays import SharedNames
 from atconv.data.listing import find_images
-from atconv.data.loaders import readable_loader
 from atconv.data.nearest import nearest_blocks
 from atconv.data.sources.base import ImageSource
 from atconv.data.splits import Split
@@ -30,6 +28,7 @@ from atconv.engine.progress import progress
 from atconv.extras import name_missing_extra
 from atconv.io import count_of, escape_controls, escape_row, read_rows, write_atomically, write_rows
 from atconv.tasks import load
+from atconv.tasks.classification.data import ReadableBatches
 from atconv.tasks.classification.model import open_named_model
 from atconv.tasks.classification.predictor import ClassificationPredictor
 
@@ -113,20 +112,15 @@ class Backbone:
         Raises:
             ValueError: none of them can be read.
         """
-        prepare = self.transform.prepare
-        loader = readable_loader(split, self.transform, prepare, batch_size, workers, self.device)
-        features: list[Tensor] = []
-        unreadable: list[tuple[str, int]] = []
-        for images, _, failed in progress(loader, f"embedding {name}", len(loader)):
-            unreadable += failed
-            if len(images):
-                images = images.to(self.device, non_blocking=True)
-                features.append(pooled_features(self.model, images).float().cpu())
-        skipped = [SkippedFile(name, split.name(place), reason) for reason, place in unreadable]
+        batches = ReadableBatches(name, split, self.transform, batch_size, workers, None, self.device)
+        features = [
+            pooled_features(self.model, images.to(self.device, non_blocking=True)).float().cpu()
+            for images, _ in progress(batches, f"embedding {name}")
+        ]
         if not features:
-            raise ValueError(f"none of {count_of(len(split), 'image')} could be read: {skipped[0].reason}")
-        kept = Split(split.source, np.delete(split.indices, [place for _, place in unreadable]))
-        return Embedded(torch.cat(features).numpy(), kept, skipped)
+            reason = batches.skipped[0].reason
+            raise ValueError(f"none of {count_of(len(split), 'image')} could be read: {reason}")
+        return Embedded(torch.cat(features).numpy(), batches.split, batches.skipped)
 
     def embed_files(self, patterns: Sequence[str], batch_size: int = 64, workers: int = 2) -> Embedded:
         """Features of image files, folders or globs. Those that cannot be read are named and left out.

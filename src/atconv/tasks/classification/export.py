@@ -125,6 +125,5 @@ class ClassificationExporter(Exporter):
 
     def _batches(self, name: str, split: Split, batch_size: int) -> ReadableBatches:
         predictor = self.predictor
-        return ReadableBatches(
-            name, split, predictor.transform, batch_size, 0, predictor.config, predictor.device
-        )
+        limit, device = predictor.max_skipped, predictor.device
+        return ReadableBatches(name, split, predictor.transform, batch_size, 0, limit, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,10 @@ from torch import Tensor
 from atconv.data.unreadable import SkippedFile
 from atconv.engine.options import Percent
 from atconv.engine.predictor import Metrics
-from atconv.engine.tables import Table, over_classes, speed_text
+from atconv.engine.tables import Table, interval_text, metric_name, over_classes, percent_text
 from atconv.tasks.classification.augmentation import Tta
 
 __all__ = [
-    "MAX_CLASSES_SHOWN",
     "ClassificationMetrics",
     "ClassifierMetrics",
     "compute_metrics",
@@ -28,15 +27,14 @@ __all__ = [
     "wilson_interval",
 ]
 
-MAX_CLASSES_SHOWN = 30
+_MAX_CLASSES_SHOWN = 30
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClassifierMetrics(Metrics):
     """What metrics of classifiers share, of one class an image and of several."""
 
-    hidden: ClassVar[tuple[str, ...]] = ("probabilities", "labels", "skipped", "source", "classes")
-    """what `to_dict` leaves out: arrays, and lists of files and classes"""
+    hidden = ("probabilities", "labels", "skipped", "source", "classes", "thresholds")
 
     classes: list[str]
     probabilities: NDArray[np.float32]
@@ -47,10 +45,6 @@ class ClassifierMetrics(Metrics):
     """files that are unreadable and left out"""
     source: Any = field(default=None, repr=False)
     """where the images are read from, by position: `read(position, mode)` and `name(position)`"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the arrays and lists of files and classes, for JSON."""
-        return {name: value for name, value in vars(self).items() if name not in self.hidden}
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"tta": self.tta}
@@ -66,12 +60,24 @@ class ClassifierMetrics(Metrics):
         ]
 
     def last_rows(self) -> list[tuple[str, str]]:
-        """How many images, how fast and how they were seen: the end of a table of scores."""
-        return [
-            ("images", str(self.images)),
-            ("speed", speed_text(self.images_per_second)),
-            *([("test-time augmentation", self.tta)] if self.tta != "none" else []),
+        tta = [("test-time augmentation", self.tta)] if self.tta != "none" else []
+        return super().last_rows() + tta
+
+    def class_table(self, rank: str, columns: Sequence[str]) -> Table:
+        """Metrics by class, of many classes only those with the lowest of the column `rank`."""
+        many = len(self.classes) > _MAX_CLASSES_SHOWN
+        rows = sorted(self.per_class, key=lambda row: row[rank] or 0.0) if many else self.per_class
+        cells = [
+            (row["class"], str(row["images"]), *(_cell(name, row[name]) for name in columns))
+            for row in rows[:_MAX_CLASSES_SHOWN]
         ]
+        lowest = f"the {_MAX_CLASSES_SHOWN} classes with the lowest {metric_name(rank)}"
+        headers = ("class", "images", *map(metric_name, columns))
+        return Table(lowest if many else "classes", headers, cells)
+
+
+def _cell(name: str, value: float | None) -> str:
+    return f"{value:.3f}" if name == "threshold" else percent_text(value)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,29 +105,16 @@ class ClassificationMetrics(ClassifierMetrics):
 
     def tables(self, title: str) -> list[Table]:
         """Accuracy; and metrics by class, of many classes only those with the lowest recall."""
-        rows = [("top-1  [95 % interval]", _percent(self.top1, self.top1_interval))]
+        rows = [("top-1  [95 % interval]", interval_text(self.top1, self.top1_interval))]
         if self.top5 is not None and self.top5_interval is not None:
-            rows.append(("top-5  [95 % interval]", _percent(self.top5, self.top5_interval)))
+            rows.append(("top-5  [95 % interval]", interval_text(self.top5, self.top5_interval)))
         rows += [
             *self.class_means(),
             ("calibration error", f"{self.calibration_error:.2f} %"),
             *self.last_rows(),
         ]
-        many = len(self.classes) > MAX_CLASSES_SHOWN
-        shown = sorted(self.per_class, key=lambda row: row["recall"]) if many else self.per_class
-        cells = [
-            (
-                r["class"],
-                str(r["images"]),
-                *(f"{r[k]:.1f} %" for k in ("precision", "recall", "f1")),
-            )
-            for r in shown[:MAX_CLASSES_SHOWN]
-        ]
-        heading = f"the {MAX_CLASSES_SHOWN} classes with the lowest recall" if many else "classes"
-        return [
-            Table(title, ("metric", "value"), rows),
-            Table(heading, ("class", "images", "precision", "recall", "F1"), cells),
-        ]
+        by_class = self.class_table("recall", ("precision", "recall", "f1"))
+        return [Table(title, ("metric", "value"), rows), by_class]
 
 
 @torch.inference_mode()
@@ -214,7 +207,3 @@ def _per_class(
         }
         for i, name in enumerate(classes)
     ]
-
-
-def _percent(value: float, interval: tuple[float, float]) -> str:
-    return f"{value:.2f} %  [{interval[0]:.2f}, {interval[1]:.2f}]"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from atconv.engine.options import Percent
 from atconv.engine.tables import Table
-from atconv.tasks.classification.metrics import MAX_CLASSES_SHOWN, ClassifierMetrics
+from atconv.tasks.classification.metrics import ClassifierMetrics
 
 __all__ = [
     "MultiLabelMetrics",
@@ -25,8 +25,6 @@ __all__ = [
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MultiLabelMetrics(ClassifierMetrics):
     """Metrics of one classifier of several labels an image on one split. Percentages are 0…100."""
-
-    hidden = (*ClassifierMetrics.hidden, "thresholds")
 
     map: Percent
     """mean average precision of the classes that have images"""
@@ -54,21 +52,8 @@ class MultiLabelMetrics(ClassifierMetrics):
             ("all labels right", f"{self.exact_match:.2f} %"),
             *self.last_rows(),
         ]
-        many = len(self.classes) > MAX_CLASSES_SHOWN
-        ranked = sorted(self.per_class, key=lambda row: row["ap"] or 0.0) if many else self.per_class
-        columns = ("ap", "precision", "recall", "f1")
-        cells = [
-            (
-                row["class"],
-                str(row["images"]),
-                *("–" if row[name] is None else f"{row[name]:.1f} %" for name in columns),
-                f"{row['threshold']:.3f}",
-            )
-            for row in ranked[:MAX_CLASSES_SHOWN]
-        ]
-        heading = f"the {MAX_CLASSES_SHOWN} classes with the lowest AP" if many else "classes"
-        names = ("class", "images", "AP", "precision", "recall", "F1", "threshold")
-        return [Table(title, ("metric", "value"), rows), Table(heading, names, cells)]
+        by_class = self.class_table("ap", ("ap", "precision", "recall", "f1", "threshold"))
+        return [Table(title, ("metric", "value"), rows), by_class]
 
 
 def compute_multi_label_metrics(

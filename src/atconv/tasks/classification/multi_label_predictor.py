@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from atconv.data.splits import Split
+from atconv.data.unreadable import list_skipped
 from atconv.engine.options import PositiveInt, Share
 from atconv.io import write_json, write_rows
 from atconv.tasks.classification import TIMM_USAGE
 from atconv.tasks.classification.augmentation import Tta
-from atconv.tasks.classification.metrics import ClassifierMetrics
 from atconv.tasks.classification.multi_label_metrics import (
     MultiLabelMetrics,
     choose_thresholds,
@@ -62,7 +62,7 @@ class MultiLabelPredictor(ClassificationPredictor):
     probability reaches their threshold."""
 
     multi_label = True
-    metrics_class: ClassVar[type[ClassifierMetrics]] = MultiLabelMetrics
+    result_class, metrics_class = MultiLabelClassification, MultiLabelMetrics
     thresholds: list[float]
     """of each class, chosen on validation images after training; ½ before"""
 
@@ -91,9 +91,6 @@ class MultiLabelPredictor(ClassificationPredictor):
             probabilities=[float(shares[i]) for i in order],
             scores=dict(zip(self.classes, shares.tolist(), strict=True)),
         )
-
-    def unreadable(self, name: str, error: str) -> MultiLabelClassification:
-        return MultiLabelClassification(image=name, error=error)
 
     def evaluate(self, *args: Any, **options: Any) -> MultiLabelMetrics:  # type: ignore[override]
         return super().evaluate(*args, **options)  # type: ignore[return-value]
@@ -126,9 +123,10 @@ class MultiLabelPredictor(ClassificationPredictor):
         write_json(self.run.model_config, content | {"thresholds": self.thresholds})
 
     def save_results(self, metrics: MultiLabelMetrics, folder: Path) -> None:  # type: ignore[override]
-        """Write predictions.csv, classes.png and mistakes.png."""
+        """Write predictions.csv, classes.png and mistakes.png; and skipped.csv where files were left out."""
         from atconv.tasks.classification import plots
 
+        list_skipped(metrics.skipped, folder, self.run.path)
         predicted, shares = metrics.predicted, metrics.probabilities
         rows = [
             {

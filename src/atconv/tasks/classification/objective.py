@@ -23,6 +23,7 @@ from atconv.io import count_of
 from atconv.plots import Panel
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.model import open_named_model
+from atconv.tasks.classification.predictor import ClassificationPredictor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -275,8 +276,6 @@ def open_teacher(config: ClassificationConfig) -> nn.Module | None:
     name = str(config.teacher)
     model: Any
     if Path(name).is_dir():
-        from atconv.tasks.classification.predictor import ClassificationPredictor
-
         if config.teacher_weights is not None:
             raise ValueError(
                 f"teacher_weights are for a teacher by timm's name, and {name} is a run, which has its own: "

@@ -27,7 +27,7 @@ from atconv.engine.progress import progress
 from atconv.engine.reading import check_weights, naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
-from atconv.io import write_json, write_rows
+from atconv.io import write_rows
 from atconv.tasks.classification.augmentation import Tta, test_time_views
 from atconv.tasks.classification.config import MULTI_LABEL, ClassificationConfig
 from atconv.tasks.classification.data import ReadableBatches, open_split
@@ -67,6 +67,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
     """A trained classifier. `predictor(images, top=5)`; the model takes B C H W of `transform`'s results."""
 
     task = "classification"
+    result_class: ClassVar[type[Classification]] = Classification
     metrics_class: ClassVar[type[ClassifierMetrics]] = ClassificationMetrics
     csv_columns = ("image", "rank", "class", "probability")
     multi_label: ClassVar[bool] = False
@@ -103,6 +104,11 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         predictor = MultiLabelPredictor(run, *args)
         predictor.thresholds = thresholds or [0.5] * len(predictor.classes)
         return predictor
+
+    @property
+    def max_skipped(self) -> float:
+        """The largest share of unreadable files that an evaluation leaves out."""
+        return getattr(self.config, "max_skipped", ClassificationConfig.max_skipped)
 
     def open_image(self, image: ImageLike) -> Image.Image:
         return open_image(image, self.transform.prepare.mode)
@@ -158,9 +164,6 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         views = [self.activation(self.model(view).float()) for view in test_time_views(inputs, tta)]
         return views[0] if len(views) == 1 else torch.stack(views).mean(0)
 
-    def unreadable(self, name: str, error: str) -> Classification:
-        return Classification(image=name, error=error)
-
     def evaluate(  # type: ignore[override]
         self,
         data: str | None = None,
@@ -197,10 +200,10 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         Raises:
             TooManyUnreadable: of more files than `max_skipped` of the run allows.
         """
-        batches = ReadableBatches(name, images, self.transform, batch_size, workers, self.config, self.device)
-        started = time.perf_counter()
-        shown = progress(batches, "evaluating", len(batches))
-        probabilities, labels = predict_batches(partial(self.probabilities, tta=tta), shown, self.device)
+        limit, device = self.max_skipped, self.device
+        batches = ReadableBatches(name, images, self.transform, batch_size, workers, limit, device)
+        predict, started = partial(self.probabilities, tta=tta), time.perf_counter()
+        probabilities, labels = predict_batches(predict, progress(batches, "evaluating"), device)
         speed = len(labels) / (time.perf_counter() - started)
         metrics = self.measure(probabilities, labels, speed, name, batches.split)
         return replace(metrics, skipped=batches.skipped, trained_on=images.trained_on, tta=tta)
@@ -222,21 +225,11 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         """Metrics from probabilities and labels of images; `source` reads and names them by position."""
         return compute_metrics(probabilities, labels, self.classes, speed, split, source)
 
-    def save_evaluation(
-        self, metrics: ClassificationMetrics, folder: Path, about: dict[str, Any] | None = None
-    ) -> None:
-        """Write per_class.csv, predictions.csv, confusion.png, mistakes.png, and last metrics.json; and
-        skipped.csv where files were left out."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / "per_class.csv", metrics.per_class)
-        list_skipped(metrics.skipped, folder, self.run.path)
-        self.save_results(metrics, folder)
-        write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
-
     def save_results(self, metrics: ClassificationMetrics, folder: Path) -> None:
-        """Write predictions.csv, confusion.png and mistakes.png."""
+        """Write predictions.csv, confusion.png and mistakes.png; skipped.csv of files that are left out."""
         from atconv.tasks.classification import plots
 
+        list_skipped(metrics.skipped, folder, self.run.path)
         classes, predicted = self.classes, metrics.probabilities.argmax(1)
         rows = [
             {

@@ -18,7 +18,7 @@ from atconv.data.splits import Splits, load_splits, make_splits
 from atconv.data.unreadable import TooManyUnreadable, log_skipped
 from atconv.engine.options import PositiveInt, Seed, Workers
 from atconv.engine.run import Run, next_run_dir
-from atconv.engine.tables import Table
+from atconv.engine.tables import Table, interval_text
 from atconv.io import write_json
 from atconv.tasks.classification.embedding import Backbone, Embedded, nearest
 from atconv.tasks.classification.metrics import ClassificationMetrics, compute_metrics
@@ -54,11 +54,7 @@ class Probes:
     def table(self) -> Table:
         """What to show a person."""
         rows = [
-            (
-                name,
-                f"{m.top1:.2f} %  [{m.top1_interval[0]:.2f}, {m.top1_interval[1]:.2f}]",
-                *(value for _, value in m.class_means()),
-            )
+            (name, interval_text(m.top1, m.top1_interval), *(value for _, value in m.class_means()))
             for name, m in self.metrics.items()
         ]
         note = " (C was chosen on them)" if self.split == "val" else ""

@@ -14,6 +14,8 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from atconv.data.images import mode_for
+from atconv.data.imbalance import log_classes
+from atconv.data.splits import open_splits
 from atconv.data.transforms import EvalTransform
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
@@ -30,9 +32,8 @@ from atconv.tasks.classification.data import (
     ClassificationData,
     data_config,
     eval_batch_size,
-    log_labels,
+    imbalance_advice,
     occurrences,
-    open_data,
 )
 from atconv.tasks.classification.model import check_model, make_model
 from atconv.tasks.classification.multi_label import MultiLabelObjective
@@ -128,9 +129,10 @@ def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
     for transform in (train_transform(config), EvalTransform(data_config(config))):
         with seeded(config.seed):
             transform(Image.new(mode_for(config.in_chans), (config.image_size, config.image_size)))
-    data = open_data(config, run, accelerator)
+    data = ClassificationData(config, open_splits(config, config.seed, run, accelerator), accelerator)
     if new and accelerator.is_main_process:
-        log_labels(config, data.splits)
+        counts = {name: occurrences(split) for name, split in data.splits.by_name.items()}
+        log_classes(counts, imbalance_advice(config, data.multi_label))
     model = make_model(config, len(data.classes), load_weights=new)
     if new and config.checkpoint is not None and accelerator.is_main_process:
         log_other_classes(config, data.classes, "the classifier head")

@@ -7,13 +7,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
+from atconv.data.imbalance import ClassWeightOptions
 from atconv.engine.config import TrainConfig
 from atconv.engine.options import BelowOne, Fraction, Positive, Share
 from atconv.engine.recipes import read_config, read_options
 from atconv.engine.run import Run
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
-from atconv.tasks.common.class_weights import ClassWeightOptions
 from atconv.tasks.common.model_file import read_classifier
 from atconv.tasks.common.model_options import ModelOptions
 from atconv.tasks.common.start import inherit

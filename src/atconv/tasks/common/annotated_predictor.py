@@ -24,12 +24,11 @@ from atconv.data.run_images import RunImages, is_own_data, log_trained_on
 from atconv.data.saved_split import read_split
 from atconv.data.unreadable import SkippedFile, list_skipped, log_skipped
 from atconv.engine.options import PositiveInt, check_value
-from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result, check_batch_size
+from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result
 from atconv.engine.progress import progress
 from atconv.engine.reading import check_weights, naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
-from atconv.io import write_json, write_rows
 from atconv.models.backbone import check_model_name
 from atconv.tasks.common.annotated_config import AnnotatedConfig
 from atconv.tasks.common.drawing import PlotFiles
@@ -54,15 +53,14 @@ class DrawnResult(Result):
 class AnnotatedMetrics(Metrics):
     """Metrics, and the images that they are of."""
 
+    hidden = ("source",)
+
     exif: Exif | None = None
     """what annotations of images with an EXIF orientation belong to; None: sizes decide"""
     source: Any = field(default=None, repr=False, compare=False)
 
     def settings(self) -> dict[str, Any]:
         return {"exif": self.exif}
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "source"}
 
 
 R = TypeVar("R", bound=DrawnResult)
@@ -81,7 +79,6 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
     part: ClassVar[str]
     """name of the model's arguments in config.json"""
     config_class: ClassVar[type[AnnotatedConfig]]
-    result_class: ClassVar[type[Any]]
     metrics_class: ClassVar[type[Any]]
     model_config: dict[str, Any]
     """what config.json says"""
@@ -167,15 +164,12 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
     def open_image(self, image: ImageLike) -> Image.Image:
         return open_image(image, self.transform.mode)
 
-    def unreadable(self, name: str, error: str) -> R:
-        return self.result_class(image=name, error=error)
-
     def evaluate_split(
         self, data: str | None, split: str, images: str | None, batch_size: int, **chosen: Any
     ) -> M:
         """What `evaluate` does in both tasks. Images that cannot be read are left out up to the limit of the
         run."""
-        check_batch_size(batch_size)
+        check_value("batch_size", batch_size, PositiveInt)
         name, opened = self.choose_split(data, split, images, **chosen)
         skipped = [SkippedFile(name, *row) for row in opened.skipped]
         limit = getattr(self.config, "max_skipped", AnnotatedConfig.max_skipped)
@@ -251,15 +245,11 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         name = choose_split(splits, split, data)
         return name, splits[name]
 
-    def save_evaluation(self, metrics: M, folder: Path, about: dict[str, Any] | None = None) -> None:
-        """Write per_class.csv, predictions.png, skipped.csv where images were left out, and last
-        metrics.json."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save_results(self, metrics: M, folder: Path) -> None:
+        """Write predictions.png, and skipped.csv where images were left out."""
         skipped = [SkippedFile(metrics.split, *row) for row in metrics.source.skipped]
         list_skipped(skipped, folder, self.run.path)
-        write_rows(folder / "per_class.csv", metrics.per_class)
         self.plot_split(metrics.source, folder / "predictions.png")
-        write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
 
     def save_predictions(
         self, results: Iterable[R], folder: str | Path, protected: Iterable[str | Path] = ()

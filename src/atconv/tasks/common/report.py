@@ -67,7 +67,6 @@ def evaluate_run(predictor: Predictor[Any, M], data: str | None = None, **option
         title += f", {metrics.trained_on} of {metrics.images} images trained on"
     for table in metrics.tables(title):
         logger.info(table)
-    folder.mkdir(parents=True, exist_ok=True)
     predictor.save_evaluation(metrics, folder)
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
     logger.info("written to %s: %s", folder, files)

@@ -17,7 +17,7 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from atconv.data.boxes.split import BadAnnotations
 from atconv.engine.options import Percent
-from atconv.engine.tables import Table, metric_name, over_classes, speed_text
+from atconv.engine.tables import Table, metric_name, over_classes, percent_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 from atconv.tasks.detection.data import Target
 
@@ -40,11 +40,11 @@ class DetectionMetrics(AnnotatedMetrics):
 
     def tables(self, title: str) -> list[Table]:
         absent = [row["class"] for row in self.per_class if row["box_map"] is None]
-        rows = [(metric_name(name), _percent(value)) for name, value in self.coco.items()]
+        rows = [(metric_name(name), percent_text(value)) for name, value in self.coco.items()]
         rows[0] = (rows[0][0], rows[0][1] + over_classes(len(self.per_class), absent))
-        rows += [("images", str(self.images)), ("speed", speed_text(self.images_per_second))]
+        rows += self.last_rows()
         columns = [name for name in self.per_class[0] if name != "class"]
-        cells = [[row["class"], *(_percent(row[name]) for name in columns)] for row in self.per_class]
+        cells = [[row["class"], *(percent_text(row[name]) for name in columns)] for row in self.per_class]
         headers = ("class", *map(metric_name, columns))
         return [Table(title, ("metric", "value"), rows), Table("classes", headers, cells)]
 
@@ -120,7 +120,3 @@ def _prefixes(masks: bool) -> list[tuple[str, str]]:
 def _in_percent(value: Tensor) -> float | None:
     """COCO says −1 where there was nothing to measure."""
     return None if value < 0 else 100 * float(value)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} %"

@@ -26,7 +26,6 @@ from atconv.engine.predictor import Predictor, Result
 from atconv.engine.reading import check_weights, naming_damage, read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.run import Run
-from atconv.io import write_json
 from atconv.models.sit import SiT
 from atconv.tasks.common.model_file import check_classes
 from atconv.tasks.generation.config import GenerationConfig
@@ -206,13 +205,6 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
         known = known_splits(self.run, sources["train"])
         del known["all"]
         return known or None
-
-    def save_evaluation(
-        self, metrics: GenerationMetrics, folder: Path, about: dict[str, Any] | None = None
-    ) -> None:
-        """Write metrics.json."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "metrics.json", {**(about or {}), **metrics.to_dict()})
 
 
 def _types(init: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from atconv.data.masks.split import IGNORED
 from atconv.engine.options import Percent
-from atconv.engine.tables import Table, over_classes, speed_text
+from atconv.engine.tables import Table, interval_text, over_classes, percent_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
 
 __all__ = [
@@ -53,17 +53,16 @@ class SegmentationMetrics(AnnotatedMetrics):
 
     def tables(self, title: str) -> list[Table]:
         absent = [row["class"] for row in self.per_class if row["iou"] is None]
-        miou = _percent(self.miou, self.miou_interval) + over_classes(len(self.per_class), absent)
+        miou = interval_text(self.miou, self.miou_interval) + over_classes(len(self.per_class), absent)
+        right = interval_text(self.pixel_accuracy, self.pixel_accuracy_interval)
         rows = [
             ("mean IoU  [95 % interval]", miou),
-            ("right pixels  [95 % interval]", _percent(self.pixel_accuracy, self.pixel_accuracy_interval)),
-            ("images", str(self.images)),
-            ("speed", speed_text(self.images_per_second)),
+            ("right pixels  [95 % interval]", right),
+            *self.last_rows(),
             ("flip TTA", "yes" if self.flip_tta else "no"),
         ]
         cells = [
-            (row["class"], *("–" if row[n] is None else f"{row[n]:.1f} %" for n in ("iou", "accuracy")))
-            for row in self.per_class
+            (row["class"], percent_text(row["iou"]), percent_text(row["accuracy"])) for row in self.per_class
         ]
         return [
             Table(title, ("metric", "value"), rows),
@@ -132,7 +131,3 @@ def _overlaps(counts: Tensor) -> tuple[Tensor, Tensor]:
 def _mean_ratio(intersection: Tensor, union: Tensor) -> Tensor:
     """Mean IoU in percent over the last axis; 0 where no class occurs."""
     return 100 * (intersection / union).nanmean(-1).nan_to_num()
-
-
-def _percent(value: float, interval: tuple[float, float]) -> str:
-    return f"{value:.2f} %  [{interval[0]:.2f}, {interval[1]:.2f}]"
