@@ -106,6 +106,11 @@ class Splits:
     def __getitem__(self, name: str) -> Split:
         return self.by_name[name]
 
+    @property
+    def final(self) -> str:
+        """The split that a finished model is evaluated on."""
+        return "test" if "test" in self.by_name else "val"
+
 
 def open_splits(
     config: DataConfig, seed: int, run: Run, accelerator: Accelerator, min_classes: int = 2

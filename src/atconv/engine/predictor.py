@@ -276,13 +276,13 @@ class ImagePredictor(Predictor[R, M]):
             FileNotFoundError, ValueError: no such data or split, or classes that the run does not know.
         """
 
-    def examples(self, count: int, split: str = "val") -> list[Image.Image]:
-        """Some images of a split of the run's own data, evenly spaced, in color, without unreadable ones.
+    def examples(self, count: int) -> list[Image.Image]:
+        """Some validation images of the run's own data, evenly spaced, in color, without unreadable ones.
 
         Raises:
             FileNotFoundError, ValueError: the data or the split is not there.
         """
-        _, images = self.choose_split(None, split)
+        _, images = self.choose_split(None, "val")
         read = (_read(images, i) for i in evenly_spaced(range(len(images)), count))
         return [image for image in read if image is not None]
 

@@ -201,6 +201,11 @@ class ClassificationConfig(
         return self.head_epochs > 0
 
     @property
+    def eval_batch_size(self) -> int:
+        """Images in a forward pass of evaluation: without gradients there is room for 32."""
+        return max(self.batch_size, 32)
+
+    @property
     def evens_out(self) -> bool:
         """Whether classes count alike however many images they have."""
         return self.class_weights != "none" or self.sampler != "shuffle"

@@ -1,10 +1,9 @@
-"""A classifier's images: training batches of an epoch, validation batches, and what the finished model is
-evaluated on."""
+"""What a classifier is evaluated on, and what is said of its classes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,77 +11,22 @@ import numpy as np
 
 from atconv.data.folders import choose_split
 from atconv.data.formats import LabelFormat, open_sources, recognize
-from atconv.data.images import PrepareImage
-from atconv.data.imbalance import Occurrences, image_weights
-from atconv.data.loaders import EpochBatches, eval_loader, readable_loader, train_loader
+from atconv.data.imbalance import Occurrences
+from atconv.data.loaders import readable_loader
 from atconv.data.run_images import is_own_data, known_splits, log_trained_on, with_all
-from atconv.data.splits import Split, Splits, load_splits
+from atconv.data.splits import Split, load_splits
 from atconv.data.tables.source import TABLE_OPTIONS
-from atconv.data.transforms import EvalTransform
 from atconv.data.unreadable import SkippedFile, log_skipped
-from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.run import Run
-from atconv.tasks.classification.augmentation import reduced_crop, train_transform
 from atconv.tasks.classification.config import ClassificationConfig
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
     from torch import Tensor
 
-__all__ = [
-    "ClassificationData",
-    "ReadableBatches",
-    "data_config",
-    "eval_batch_size",
-    "imbalance_advice",
-    "occurrences",
-    "open_split",
-]
+__all__ = ["ReadableBatches", "data_config", "imbalance_advice", "occurrences", "open_split"]
 
 logger = logging.getLogger(__name__)
-
-_MIN_EVAL_BATCH = 32
-
-
-class ClassificationData:
-    """The splits of a run, and batches of them."""
-
-    def __init__(self, config: ClassificationConfig, splits: Splits, accelerator: Accelerator) -> None:
-        self.config, self.splits, self.accelerator = config, splits, accelerator
-        self.classes, self.samples = splits.classes, len(splits["train"])
-        train = splits["train"]
-        self.multi_label = train.source.multi_label
-        self.labels = train.source.labels[train.indices] if config.class_weights != "none" else None
-        self.weights = image_weights(occurrences(train), config.sampler, config.repeat_threshold)
-        self.val: Split = splits["val"]
-        self.final_name = "test" if "test" in splits.by_name else "val"
-        self.final: Split = splits[self.final_name]
-        prepare, transform = PrepareImage(config.in_chans), train_transform(config)
-        if config.reduced_decode:
-            prepare, transform = reduced_crop(transform, config.in_chans)
-        self._loader = train_loader(train, transform, prepare, config.workers, accelerator.device)
-
-    def train_batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
-        config, rank = self.config, self.accelerator.process_index
-        shards = self.splits["train"].shards
-        keys = EpochBatches(
-            self.samples, plan, config.seed, epoch, rank, config.repeats, start, self.weights, shards
-        )
-        return self._loader.batches(keys)
-
-    def val_batches(self, transform: EvalTransform, batch_size: int) -> Iterable[Any]:
-        """This process's share of the validation images."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        share = Split(self.val.source, self.val.indices[rank::processes])
-        config, device = self.config, self.accelerator.device
-        prepare = transform.reduced if config.reduced_decode else transform.prepare
-        return eval_loader(share, transform, prepare, batch_size, config.workers, device)
-
-
-def eval_batch_size(config: ClassificationConfig) -> int:
-    """Images in a forward pass of evaluation: without gradients there is room for 32."""
-    return max(config.batch_size, _MIN_EVAL_BATCH)
 
 
 def imbalance_advice(config: ClassificationConfig, multi_label: bool = False) -> str:

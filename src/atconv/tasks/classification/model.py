@@ -78,7 +78,8 @@ def make_model(config: ClassificationConfig, classes: int, load_weights: bool = 
     if config.checkpoint is not None and load_weights:
         _load_weights(model, config)
     if config.freeze_backbone:
-        _freeze_backbone(model)
+        model.requires_grad_(False)  # frozen BatchNorm keeps its statistics too
+        head_of(model).requires_grad_(True)
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing()
@@ -119,9 +120,3 @@ def _load_weights(model: nn.Module, config: ClassificationConfig) -> None:
         load_release(model, path, config.use_ema)
     else:
         raise ValueError(f"a checkpoint for {config.model} is a run's folder; {path} is not one")
-
-
-def _freeze_backbone(model: Any) -> None:
-    """Leave only the head trainable; frozen BatchNorm keeps its statistics too."""
-    model.requires_grad_(False)
-    head_of(model).requires_grad_(True)

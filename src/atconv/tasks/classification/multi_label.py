@@ -18,7 +18,6 @@ from atconv.engine.rng import seeded
 from atconv.engine.run import Run
 from atconv.plots import Panel
 from atconv.tasks.classification.config import MULTI_LABEL, ClassificationConfig
-from atconv.tasks.classification.data import eval_batch_size
 from atconv.tasks.classification.multi_label_metrics import mean_average_precision, micro_f1
 from atconv.tasks.classification.objective import Objective, make_mixup, predict_logits
 
@@ -105,4 +104,4 @@ class MultiLabelObjective(Objective):
         return {"problem_type": MULTI_LABEL, "thresholds": thresholds if known else [0.5] * self.classes}
 
     def finish(self, predictor: Any, val: Split) -> None:
-        predictor.choose_thresholds(val, eval_batch_size(self.config), self.config.workers)
+        predictor.choose_thresholds(val, self.config.eval_batch_size, self.config.workers)

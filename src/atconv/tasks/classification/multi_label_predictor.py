@@ -92,9 +92,6 @@ class MultiLabelPredictor(ClassificationPredictor):
             scores=dict(zip(self.classes, shares.tolist(), strict=True)),
         )
 
-    def evaluate(self, *args: Any, **options: Any) -> MultiLabelMetrics:  # type: ignore[override]
-        return super().evaluate(*args, **options)  # type: ignore[return-value]
-
     right_name = "all labels right"
 
     def right(self, probabilities: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -126,7 +126,7 @@ def _open_splits(backbone: Backbone, config: DataConfig, folder: Run, seed: int)
     if is_own_data(predictor.config, config.data) and predictor.run.split.is_file():
         return load_splits(predictor.config, predictor.run.path)  # type: ignore[arg-type]
     splits = make_splits(config, folder.path, seed)
-    final = _final(splits)
+    final = splits.final
     saved = read_split(folder.split)
     digests = saved.get("digests", {}).get(final, [""] * len(saved[final]))
     trained_on = RunImages(predictor.run).count_trained(saved[final], digests)
@@ -134,14 +134,10 @@ def _open_splits(backbone: Backbone, config: DataConfig, folder: Run, seed: int)
     return splits
 
 
-def _final(splits: Splits) -> str:
-    return "test" if "test" in splits.by_name else "val"
-
-
 def _run_probes(
     backbone: Backbone, splits: Splits, data: str, limit: float, batch_size: int, workers: int
 ) -> Probes:
-    final = _final(splits)
+    final = splits.final
     embedded: dict[str, Embedded] = {}
     for name in dict.fromkeys(("train", "val", final)):
         embedded[name] = backbone.embed(splits[name], name, batch_size, workers)

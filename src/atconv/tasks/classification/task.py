@@ -13,9 +13,10 @@ from PIL import Image
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from atconv.data.images import mode_for
-from atconv.data.imbalance import log_classes
-from atconv.data.splits import open_splits
+from atconv.data.images import PrepareImage, mode_for
+from atconv.data.imbalance import image_weights, log_classes
+from atconv.data.loaders import EpochBatches, eval_loader, train_loader
+from atconv.data.splits import Split, Splits, open_splits
 from atconv.data.transforms import EvalTransform
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
@@ -26,15 +27,9 @@ from atconv.engine.run import Run
 from atconv.engine.task import Task
 from atconv.io import save_tensors, write_atomically
 from atconv.plots import Panel
-from atconv.tasks.classification.augmentation import train_transform
+from atconv.tasks.classification.augmentation import reduced_crop, train_transform
 from atconv.tasks.classification.config import MULTI_LABEL, ClassificationConfig
-from atconv.tasks.classification.data import (
-    ClassificationData,
-    data_config,
-    eval_batch_size,
-    imbalance_advice,
-    occurrences,
-)
+from atconv.tasks.classification.data import data_config, imbalance_advice, occurrences
 from atconv.tasks.classification.model import check_model, make_model
 from atconv.tasks.classification.multi_label import MultiLabelObjective
 from atconv.tasks.classification.objective import Objective, open_teacher
@@ -57,17 +52,24 @@ class ClassificationTask(Task):
         config: ClassificationConfig,
         run: Run,
         accelerator: Accelerator,
-        data: ClassificationData,
+        splits: Splits,
         model: nn.Module,
         teacher: nn.Module | None,
         min_batch: int,
     ) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
-        self.data, self.model, self.min_batch = data, model, min_batch
-        self.samples, self.pairs = data.samples, config.mixes
+        self.splits, self.model, self.min_batch = splits, model, min_batch
+        train = splits["train"]
+        self.samples, self.pairs = len(train), config.mixes
+        self.weights = image_weights(occurrences(train), config.sampler, config.repeat_threshold)
+        prepare, transform = PrepareImage(config.in_chans), train_transform(config)
+        if config.reduced_decode:
+            prepare, transform = reduced_crop(transform, config.in_chans)
+        self.loader = train_loader(train, transform, prepare, config.workers, accelerator.device)
         self.transform = EvalTransform(data_config(config))
-        kind = MultiLabelObjective if data.multi_label else Objective
-        self.objective = kind(config, data.classes, data.labels, teacher).to(accelerator.device)
+        kind = MultiLabelObjective if train.source.multi_label else Objective
+        labels = train.source.labels[train.indices] if config.class_weights != "none" else None
+        self.objective = kind(config, splits.classes, labels, teacher).to(accelerator.device)
         self.monitor = self.objective.monitor
         self.unfreezing: Unfreezing | None = None
         if config.unfreezes:
@@ -80,22 +82,30 @@ class ClassificationTask(Task):
             self.unfreezing.apply(epoch)
 
     def batches(self, plan: BatchPlan, epoch: int, start: int) -> Iterator[Any]:
-        return self.data.train_batches(plan, epoch, start)
+        config, rank, shards = self.config, self.accelerator.process_index, self.splits["train"].shards
+        keys = EpochBatches(
+            self.samples, plan, config.seed, epoch, rank, config.repeats, start, self.weights, shards
+        )
+        return self.loader.batches(keys)
 
     def loss(self, model: nn.Module, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = batch
         return self.objective(model, images, labels, seed)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        batches = self.data.val_batches(self.transform, eval_batch_size(self.config))
-        return self.objective.validate(model, batches, self.accelerator)
+        config, val, accelerator = self.config, self.splits["val"], self.accelerator
+        share = Split(val.source, val.indices[accelerator.process_index :: accelerator.num_processes])
+        size, workers = config.eval_batch_size, config.workers
+        prepare = self.transform.reduced if config.reduced_decode else self.transform.prepare
+        batches = eval_loader(share, self.transform, prepare, size, workers, accelerator.device)
+        return self.objective.validate(model, batches, accelerator)
 
     def save_config(self) -> None:
         """config.json for timm and transformers: architecture, arguments, input, label names."""
         write_atomically(self.run.model_config, self._write_config)
 
     def _write_config(self, path: Path) -> None:
-        about = {"label_names": self.data.classes, **self.objective.model_config(self.run)}
+        about = {"label_names": self.splits.classes, **self.objective.model_config(self.run)}
         save_config_for_hf(self.model, str(path), model_config=about, data_config=data_config(self.config))
         content = json.loads(path.read_text())
         # It stands outside the arguments too, and transformers would give it to the model twice.
@@ -107,13 +117,13 @@ class ClassificationTask(Task):
 
     def report(self, history: History) -> None:
         predictor = ClassificationPredictor.open(self.run).to(self.accelerator.device)
-        self.objective.finish(predictor, self.data.val)
-        metrics = predictor.evaluate_on(
-            self.data.final, self.data.final_name, eval_batch_size(self.config), self.config.workers
-        )
+        config, splits = self.config, self.splits
+        self.objective.finish(predictor, splits["val"])
+        final, size = splits[splits.final], config.eval_batch_size
+        metrics = predictor.evaluate_on(final, splits.final, size, config.workers)
         lr = Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"})
         panels = [*self.objective.panels(), lr]
-        absent = occurrences(self.data.val).absent if self.monitor != "val_top1" else []
+        absent = occurrences(splits["val"]).absent if self.monitor != "val_top1" else []
         report_run(self.run, self.model, history, panels, predictor, metrics, absent)
 
 
@@ -129,15 +139,16 @@ def make_task(config: ClassificationConfig, run: Run, accelerator: Accelerator) 
     for transform in (train_transform(config), EvalTransform(data_config(config))):
         with seeded(config.seed):
             transform(Image.new(mode_for(config.in_chans), (config.image_size, config.image_size)))
-    data = ClassificationData(config, open_splits(config, config.seed, run, accelerator), accelerator)
+    splits = open_splits(config, config.seed, run, accelerator)
+    classes, multi_label = splits.classes, splits["train"].source.multi_label
     if new and accelerator.is_main_process:
-        counts = {name: occurrences(split) for name, split in data.splits.by_name.items()}
-        log_classes(counts, imbalance_advice(config, data.multi_label))
-    model = make_model(config, len(data.classes), load_weights=new)
+        counts = {name: occurrences(split) for name, split in splits.by_name.items()}
+        log_classes(counts, imbalance_advice(config, multi_label))
+    model = make_model(config, len(classes), load_weights=new)
     if new and config.checkpoint is not None and accelerator.is_main_process:
-        log_other_classes(config, data.classes, "the classifier head")
-        _log_other_kind(config, data.multi_label)
-    return ClassificationTask(config, run, accelerator, data, model, teacher, min_batch)
+        log_other_classes(config, classes, "the classifier head")
+        _log_other_kind(config, multi_label)
+    return ClassificationTask(config, run, accelerator, splits, model, teacher, min_batch)
 
 
 def _log_other_kind(config: ClassificationConfig, multi_label: bool) -> None:

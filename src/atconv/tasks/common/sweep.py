@@ -120,9 +120,9 @@ def paired_differences(values: Mapping[tuple[str, int], float], variant: str, re
     ]
 
 
-def confidence_half_width(values: Sequence[float], level: float = 0.95) -> float | None:
-    """Half of Student's confidence interval of the mean; None of fewer than two values."""
+def confidence_half_width(values: Sequence[float]) -> float | None:
+    """Half of Student's 95 % confidence interval of the mean; None of fewer than two values."""
     if len(values) < 2:
         return None
-    quantile = float(stats.t.ppf((1 + level) / 2, len(values) - 1))
+    quantile = float(stats.t.ppf(0.975, len(values) - 1))
     return quantile * statistics.stdev(values) / len(values) ** 0.5

@@ -271,6 +271,6 @@ def _flat(images: ImageSet, mirror: bool = False) -> Tensor:
     return torch.cat([torch.from_numpy(part.reshape(len(part), -1)).float() / 255 for part in parts])
 
 
-def _nearest(images: Tensor, references: Tensor, chunk: int = 1000) -> Tensor:
+def _nearest(images: Tensor, references: Tensor) -> Tensor:
     """Distance of each image to its nearest reference."""
-    return torch.cat([torch.cdist(part, references).amin(1) for part in images.split(chunk)])
+    return torch.cat([torch.cdist(part, references).amin(1) for part in images.split(1000)])
