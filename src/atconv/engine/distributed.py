@@ -26,7 +26,6 @@ from atconv.engine.config import TrainConfig
 from atconv.engine.devices import available_precision, resolve_device
 
 __all__ = [
-    "Gathered",
     "full_optimizer_state",
     "full_state_dict",
     "load_model",
@@ -113,16 +112,6 @@ def load_model(model: nn.Module, state: dict[str, Any]) -> None:
     from torch.distributed.checkpoint import state_dict as dcp
 
     dcp.set_model_state_dict(model, state, options=dcp.StateDictOptions(full_state_dict=True))
-
-
-class Gathered:
-    """What timm's moving average reads of a split model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def state_dict(self) -> dict[str, Any]:
-        return full_state_dict(self.model)
 
 
 # By hand: torch.distributed.checkpoint.state_dict takes a step to make the state that it then replaces, drops

@@ -13,7 +13,8 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from types import MappingProxyType
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,6 @@ from atconv.engine.batch_plan import plan_batches
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from atconv.engine.config import TrainConfig
 from atconv.engine.distributed import (
-    Gathered,
     full_optimizer_state,
     full_state_dict,
     load_model,
@@ -211,7 +211,9 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            trained: Any = Gathered(self.network) if self.config.shard else self.network
+            trained: Any = self.network
+            if self.config.shard:  # the average reads full tensors, and of the model nothing else
+                trained = SimpleNamespace(state_dict=partial(full_state_dict, self.network))
             self.ema.update(trained, step=self.step + 1)
         return StepMetrics(self.step, self.lr, tuple(totals), torch.stack(list(totals.values())))
 
@@ -226,11 +228,8 @@ class Trainer:
         for each, values in zip(steps, reduced.tolist(), strict=True):
             metrics = dict(zip(each.names, values, strict=True))
             if not math.isfinite(metrics["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {metrics['loss']} at step {each.step} (epoch {self.epoch + 1}), learning "
-                    f"rate {each.lr:.3g}. {_ADVICE}. "
-                    f"Last checkpoint: {latest_checkpoint(self.run.checkpoints) or 'none yet'}"
-                )
+                place = f"at step {each.step} (epoch {self.epoch + 1})"
+                raise self._diverged(f"the loss is {metrics['loss']} {place}", each.lr)
             for name, value in metrics.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
         return metrics
@@ -239,11 +238,13 @@ class Trainer:
         """Raise FloatingPointError where the model can only say NaN from now on."""
         for name, weight in self.ema_model.named_parameters():
             if not weight.isfinite().all():
-                raise FloatingPointError(
-                    f"the weights of {name} are not finite after epoch {self.epoch}, learning rate "
-                    f"{self.lr:.3g}. {_ADVICE}. "
-                    f"Last checkpoint: {latest_checkpoint(self.run.checkpoints) or 'none yet'}"
+                raise self._diverged(
+                    f"the weights of {name} are not finite after epoch {self.epoch}", self.lr
                 )
+
+    def _diverged(self, what: str, lr: float) -> FloatingPointError:
+        last = latest_checkpoint(self.run.checkpoints) or "none yet"
+        return FloatingPointError(f"{what}, learning rate {lr:.3g}. {_ADVICE}. Last checkpoint: {last}")
 
     def _save_checkpoint(self) -> None:
         model, optimizer = full_state_dict(self.network), full_optimizer_state(self.optimizer)

@@ -1,8 +1,5 @@
-"""Images with a mask each that holds the class of every pixel.
-
-`mask_layouts` finds them, such as DATA/images/SPLIT/x.jpg and DATA/masks/SPLIT/x.png; `mask_classes` reads
-what they hold for the classes, which a table names, such as DATA/classes.txt.
-"""
+"""Images with a mask each that holds the class of every pixel, such as DATA/images/SPLIT/x.jpg and
+DATA/masks/SPLIT/x.png, and a table of the classes, such as DATA/classes.txt."""
 
 from __future__ import annotations
 

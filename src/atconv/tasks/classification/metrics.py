@@ -24,6 +24,7 @@ __all__ = [
     "compute_metrics",
     "expected_calibration_error",
     "predict_batches",
+    "rows_by_class",
     "wilson_interval",
 ]
 
@@ -144,7 +145,7 @@ def compute_metrics(
     hits = order == labels[:, None]
     top1 = int(hits[:, 0].sum())
     top5 = int(hits[:, :5].any(1).sum()) if len(classes) > 5 else None
-    per_class = _per_class(order[:, 0], labels, classes)
+    per_class = rows_by_class(order[:, 0], labels, classes)
     seen = np.union1d(order[:, 0], labels)
     return ClassificationMetrics(
         split=split,
@@ -188,9 +189,10 @@ def expected_calibration_error(
     return float(gaps.sum() / weight.sum())
 
 
-def _per_class(
-    predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: Sequence[str]
+def rows_by_class(
+    predicted: NDArray[Any], labels: NDArray[Any], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
+    """Images, precision, recall and F1 of each class, from class indices or images × classes of 0 and 1."""
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(

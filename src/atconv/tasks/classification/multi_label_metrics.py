@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from atconv.engine.options import Percent
 from atconv.engine.tables import Table
-from atconv.tasks.classification.metrics import ClassifierMetrics
+from atconv.tasks.classification.metrics import ClassifierMetrics, rows_by_class
 
 __all__ = [
     "MultiLabelMetrics",
@@ -67,7 +67,17 @@ def compute_multi_label_metrics(
 ) -> MultiLabelMetrics:
     """All metrics from probabilities and labels, both images × classes."""
     labels, predicted = labels > 0, probabilities >= np.array(thresholds)
-    per_class = _per_class(probabilities, labels, predicted, classes, thresholds)
+    columns = zip(average_precisions(probabilities, labels), thresholds, strict=True)
+    per_class = [
+        {
+            "class": row["class"],
+            "images": row["images"],
+            "ap": None if ap is None else 100 * ap,
+            **row,
+            "threshold": float(threshold),
+        }
+        for row, (ap, threshold) in zip(rows_by_class(predicted, labels, classes), columns, strict=True)
+    ]
     seen = np.flatnonzero(labels.any(0) | predicted.any(0))
     return MultiLabelMetrics(
         split=split,
@@ -126,27 +136,3 @@ def choose_thresholds(probabilities: NDArray[Any], labels: NDArray[Any]) -> list
         below = scores[scores < values[best]]
         thresholds.append(float((values[best] + (below.max() if len(below) else 0.0)) / 2))
     return thresholds
-
-
-def _per_class(
-    probabilities: NDArray[np.float32],
-    labels: NDArray[np.bool_],
-    predicted: NDArray[np.bool_],
-    classes: Sequence[str],
-    thresholds: Sequence[float],
-) -> list[dict[str, Any]]:
-    hits = (predicted & labels).sum(0)
-    images, given = labels.sum(0), predicted.sum(0)
-    precisions = average_precisions(probabilities, labels)
-    return [
-        {
-            "class": name,
-            "images": int(images[i]),
-            "ap": None if precisions[i] is None else 100 * float(precisions[i] or 0),
-            "precision": 100 * float(hits[i] / max(given[i], 1)),
-            "recall": 100 * float(hits[i] / max(images[i], 1)),
-            "f1": 100 * float(2 * hits[i] / max(images[i] + given[i], 1)),
-            "threshold": float(thresholds[i]),
-        }
-        for i, name in enumerate(classes)
-    ]

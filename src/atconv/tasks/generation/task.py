@@ -248,7 +248,9 @@ def make_task(config: GenerationConfig, run: Run, accelerator: Accelerator) -> G
         splits, classes, vae = {name: folder[name] for name in ("train", "val")}, folder.classes, folder.vae
         logger.info("latents %s of %s", " × ".join(map(str, splits["train"].shape)), folder.message)
     else:
-        splits, classes = _open_pixels(config, run, accelerator)
+        opened = open_splits(config, config.seed, run, accelerator, min_classes=1)
+        splits = {name: Pixels(opened[name], size, config.in_chans) for name in ("train", "val")}
+        classes = opened.classes
     shape = splits["train"].shape
     sit = make_model(config, len(classes) if config.conditional else 0, shape, load_weights=new)
     if new and config.conditional:
@@ -266,14 +268,6 @@ def _check_model(config: GenerationConfig, shape: tuple[int, int, int], new: boo
             AlignedSiT(sit, config.repa_block, encoder.features)
     if config.checkpoint is not None and new:
         check_weights(Path(config.checkpoint))
-
-
-def _open_pixels(
-    config: GenerationConfig, run: Run, accelerator: Accelerator
-) -> tuple[dict[str, SampleDataset], list[str]]:
-    splits = open_splits(config, config.seed, run, accelerator, min_classes=1)
-    pixels = {name: Pixels(splits[name], config.image_size, config.in_chans) for name in ("train", "val")}
-    return {**pixels}, splits.classes
 
 
 def _sit_of(model: nn.Module) -> SiT:
