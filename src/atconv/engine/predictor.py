@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -283,8 +284,11 @@ class ImagePredictor(Predictor[R, M]):
             FileNotFoundError, ValueError: the data or the split is not there.
         """
         _, images = self.choose_split(None, "val")
-        read = (_read(images, i) for i in evenly_spaced(range(len(images)), count))
-        return [image for image in read if image is not None]
+        examples = []
+        for i in evenly_spaced(range(len(images)), count):
+            with suppress(OSError, ValueError):
+                examples.append(images.read(i, "RGB"))
+        return examples
 
     @abstractmethod
     def open_image(self, image: ImageLike) -> Image.Image:
@@ -314,14 +318,6 @@ class ImagePredictor(Predictor[R, M]):
             ValueError: results of this task are not drawn, an image was no file, or would be written over.
         """
         raise ValueError(f"results of {self.task} are not drawn; print them or save their to_dict()")
-
-
-def _read(images: Any, position: int) -> Image.Image | None:
-    try:
-        image: Image.Image = images.read(position, "RGB")
-        return image
-    except (OSError, ValueError):
-        return None
 
 
 def _names(images: Sequence[ImageLike], start: int = 0) -> list[str]:

@@ -130,14 +130,15 @@ def _write(
             _copy(file, target)
     if metrics.get("per_class"):
         write_rows(folder / "per_class.csv", metrics["per_class"])
-    recipe = _recipe(run)
+    options = read_options(run) if run.config.is_file() else {}
+    recipe = {name: _portable(value) for name, value in options.items() if name not in _OF_THIS_MACHINE}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     card = model_card(
         CardContent(
             spec=replace(spec, publication=predictor.publication(about)),
             name=name,
             license=license,
-            dataset=dataset or _data_name(run),
+            dataset=dataset or _data_name(str(options.get("data") or "")),
             classes=predictor.classes,
             parameters=sum(p.numel() for p in predictor.model.parameters()),
             recipe=recipe,
@@ -163,12 +164,6 @@ def _copy(file: Path, target: Path) -> None:
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _recipe(run: Run) -> dict[str, Any]:
-    """The options of a run, without where things lie on this machine."""
-    options = read_options(run) if run.config.is_file() else {}
-    return {name: _portable(value) for name, value in options.items() if name not in _OF_THIS_MACHINE}
-
-
 def _portable(value: Any) -> Any:
     """A value with paths of this machine as names alone."""
     if isinstance(value, dict):
@@ -181,9 +176,8 @@ def _portable(value: Any) -> Any:
     return value
 
 
-def _data_name(run: Run) -> str:
-    """What the data are called: a name of timm's without its prefix, or that of a file or folder."""
-    data = str(read_options(run).get("data") or "") if run.config.is_file() else ""
+def _data_name(data: str) -> str:
+    """What DATA is called: a name of timm's without its prefix, or that of a file or folder."""
     for prefix in ("hfds/", "torch/"):
         if data.startswith(prefix):
             return data.removeprefix(prefix)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from atconv.data.annotated import AnnotatedSplit
 from atconv.data.boxes.split import BoxSplit
-from atconv.data.checks.images import Finding, ImageFacts
+from atconv.data.checks.images import Finding, ImageFacts, size_text
 from atconv.data.imbalance import Occurrences
 from atconv.data.orientation import annotation_turn, turn_size
 from atconv.data.unreadable import in_threads
@@ -70,7 +70,7 @@ def _look_at(
             text = f"EXIF orientation {orientation}: see whether annotations lie on stored or upright pixels"
             problems.append(("unclear orientation", text, none))
         if annotated is not None and annotated not in (stored, turn_size(stored, orientation)):
-            text = f"{_text(stored)} pixels, and its annotations are for {_text(annotated)}"
+            text = f"{size_text(stored)} pixels, and its annotations are for {size_text(annotated)}"
             problems.append(("other size", text, none))
     if isinstance(images, BoxSplit):
         labels.update(box.label - 1 for box in images.items[index].boxes if not box.crowd)
@@ -98,7 +98,7 @@ def _box_problems(
         smallest = extents[extents.prod(1).argmin()] * scale[:2]
         text = (
             f"{tiny.sum()} of {count_of(len(single), 'box', 'boxes')}, the smallest "
-            f"{smallest[0]:.3g} × {smallest[1]:.3g} pixels in {_text(size)}"
+            f"{smallest[0]:.3g} × {smallest[1]:.3g} pixels in {size_text(size)}"
         )
         yield "tiny box", text, shares[tiny]
     twice = _twice(shares)
@@ -119,7 +119,3 @@ def _twice(boxes: NDArray[np.float64]) -> NDArray[np.int64]:
         same = shared > _SAME * (areas[i] + areas[i + 1 :] - shared)
         pairs += [(i, i + 1 + int(j)) for j in np.flatnonzero(same)]
     return np.array(pairs, np.int64).reshape(-1, 2)
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]} × {size[1]}"

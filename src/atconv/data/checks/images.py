@@ -184,7 +184,7 @@ def unusual_images(facts: Mapping[str, ImageFacts]) -> Iterator[Finding]:
     for name, each in facts.items():
         apart = np.abs(ratios[name] - np.log2(usual)) > np.log2(_UNUSUAL_SHAPE)
         for i in np.flatnonzero(apart):
-            detail = f"{_size_text(each.sizes[i])} pixels; most are {usual:.2g} times as wide as high"
+            detail = f"{size_text(each.sizes[i])} pixels; most are {usual:.2g} times as wide as high"
             yield Finding("unusual shape", name, each.images.name(int(i)), detail, int(i))
         for i in np.flatnonzero(np.isin(each.kinds, few) & (each.kinds > 0)):
             detail = f"{KINDS[each.kinds[i]]}; most are {KINDS[1 + int(kinds.argmax())]}"
@@ -200,5 +200,5 @@ def _ratios(facts: ImageFacts) -> NDArray[np.float64]:
     return ratios
 
 
-def _size_text(size: Sequence[int]) -> str:
+def size_text(size: Sequence[int]) -> str:
     return f"{size[0]} × {size[1]}"

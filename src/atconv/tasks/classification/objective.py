@@ -19,7 +19,7 @@ from atconv.data.imbalance import Occurrences, class_weights
 from atconv.engine.progress import heartbeat
 from atconv.engine.rng import seeded
 from atconv.engine.run import Run
-from atconv.io import count_of
+from atconv.io import count_of, first_few
 from atconv.plots import Panel
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.model import open_named_model
@@ -319,22 +319,18 @@ def _match_classes(teacher: str, known: Sequence[str] | None, classes: Sequence[
     if not known:
         logger.warning(
             "teacher %r does not name its classes: its outputs are taken in the order of the data's, %s",
-            teacher, _preview(classes),
+            teacher, first_few(classes),
         )  # fmt: skip
         return None
     if repeated := sorted(name for name, count in Counter(known).items() if count > 1):
-        raise ValueError(f"teacher {teacher!r} has several classes of one name: {_preview(repeated)}")
+        raise ValueError(f"teacher {teacher!r} has several classes of one name: {first_few(repeated)}")
     missing = sorted(set(classes) - set(known))
     if missing:
         extra = sorted(set(known) - set(classes))
-        instead = f", it has {_preview(extra)} instead" if extra else ""
+        instead = f", it has {first_few(extra)} instead" if extra else ""
         raise ValueError(
-            f"teacher {teacher!r} knows other classes than the data: {_preview(missing)} are "
+            f"teacher {teacher!r} knows other classes than the data: {first_few(missing)} are "
             f"missing{instead}; name the folders alike, or take a teacher of these classes"
         )
     index = {name: i for i, name in enumerate(known)}
     return [index[name] for name in classes]
-
-
-def _preview(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + ("…" if len(names) > 5 else "")

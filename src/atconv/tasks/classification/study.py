@@ -16,7 +16,7 @@ Each run adds a row to results.csv. A run that has a row is not run again, an in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -224,7 +224,7 @@ def _make_row(
         "parameters": parameters,
         "macs": macs,
         "seconds": round(sum(row["seconds"] for row in read_rows(run / "metrics.csv", {"seconds": float}))),
-        "dims": _joined(study.dims(variant)),
+        "dims": " ".join(map(str, study.dims(variant))),
     }
 
 
@@ -246,7 +246,3 @@ def _check_runs(study: Study, runs: Path) -> None:
             raise ValueError(
                 f"{run.path} was begun with another recipe ({changes}): name another folder with --out"
             )
-
-
-def _joined(dims: Sequence[int]) -> str:
-    return " ".join(map(str, dims))
