@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from atconv.data.splits import Split
@@ -17,9 +17,9 @@ from atconv.engine.reading import read_json
 from atconv.engine.rng import seeded
 from atconv.engine.run import Run
 from atconv.plots import Panel
-from atconv.tasks.classification.config import MULTI_LABEL, ClassificationConfig
+from atconv.tasks.classification.config import MULTI_LABEL
 from atconv.tasks.classification.multi_label_metrics import mean_average_precision, micro_f1
-from atconv.tasks.classification.objective import Objective, make_mixup, predict_logits
+from atconv.tasks.classification.objective import Objective, predict_logits
 
 __all__ = ["MultiLabelObjective"]
 
@@ -30,26 +30,9 @@ class MultiLabelObjective(Objective):
     many images are not of the class. The best epoch has the highest mean average precision.
 
     Args: as for `Objective`; `labels` are images × classes.
-
-    Raises:
-        ValueError: there is a teacher: distillation compares classes that exclude each other.
     """
 
-    def __init__(
-        self,
-        config: ClassificationConfig,
-        classes: Sequence[str],
-        labels: ArrayLike | None,
-        teacher: nn.Module | None = None,
-    ) -> None:
-        if teacher is not None:
-            raise ValueError(
-                f"{config.data} has several labels an image, and distillation is for one class each: leave "
-                "--distill and --teacher out"
-            )
-        super().__init__(config, classes, labels)
-        self.monitor = "val_map"
-        self.mixup = make_mixup(config, len(classes), multi_label=True) if config.mixes else None
+    multi_label, monitor = True, "val_map"
 
     def class_weights(self, labels: NDArray[Any], classes: Sequence[str]) -> Any:
         """What an image of each class weighs, relative to one that is not of it."""

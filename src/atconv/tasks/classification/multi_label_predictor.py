@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from atconv.data.splits import Split
 from atconv.data.unreadable import list_skipped
-from atconv.engine.options import PositiveInt, Share
 from atconv.io import write_json, write_rows
 from atconv.tasks.classification import TIMM_USAGE
-from atconv.tasks.classification.augmentation import Tta
 from atconv.tasks.classification.multi_label_metrics import (
     MultiLabelMetrics,
     choose_thresholds,
@@ -69,21 +66,10 @@ class MultiLabelPredictor(ClassificationPredictor):
     def activation(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
-    def infer(  # type: ignore[override]
-        self,
-        images: Sequence[Image.Image],
-        names: Sequence[str],
-        top: PositiveInt | None = None,
-        threshold: Share | None = None,
-        tta: Tta = "none",
-    ) -> list[MultiLabelClassification]:
-        minimum = torch.tensor(self.thresholds if threshold is None else [threshold] * len(self.classes))
-        probabilities = self.infer_all(images, tta)
-        return [self._result(*pair, minimum, top) for pair in zip(names, probabilities, strict=True)]
-
-    def _result(
-        self, name: str, shares: Tensor, minimum: Tensor, top: int | None
+    def result(
+        self, name: str, shares: Tensor, top: int | None, threshold: float | None
     ) -> MultiLabelClassification:
+        minimum = torch.tensor(self.thresholds if threshold is None else [threshold] * len(self.classes))
         order = [i for i in shares.argsort(descending=True).tolist() if shares[i] >= minimum[i]][:top]
         return MultiLabelClassification(
             image=name,

@@ -35,7 +35,6 @@ __all__ = [
     "Teacher",
     "distillation_loss",
     "dkd_loss",
-    "make_mixup",
     "match_teacher",
     "open_teacher",
     "predict_logits",
@@ -98,11 +97,14 @@ class Objective(nn.Module):
         classes: names of the classes.
         labels: class index of every training image, for class weights; None where not known.
         teacher: from `open_teacher`.
+
+    Raises:
+        ValueError: there is a teacher of several labels an image: distillation compares classes that exclude
+            each other.
     """
 
+    multi_label = False
     weights: Tensor | None
-    monitor: str
-    """metric of `validate` that picks the best epoch"""
 
     def __init__(
         self,
@@ -112,10 +114,14 @@ class Objective(nn.Module):
         teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if teacher is not None and self.multi_label:
+            raise ValueError(
+                f"{config.data} has several labels an image, and distillation is for one class each: leave "
+                "--distill and --teacher out"
+            )
         self.config, self.classes = config, len(classes)
-        self.monitor = "val_balanced_accuracy" if config.evens_out else "val_top1"
         self.smoothing = 0.0 if config.mixes else config.label_smoothing  # Mixup smooths itself
-        self.mixup = make_mixup(config, len(classes)) if config.mixes else None
+        self.mixup = _make_mixup(config, len(classes), self.multi_label) if config.mixes else None
         weights = None
         if config.class_weights != "none":
             if labels is None:
@@ -123,6 +129,11 @@ class Objective(nn.Module):
             weights = self.class_weights(np.asarray(labels), classes)
         self.register_buffer("weights", None if weights is None else torch.tensor(weights).float())
         self.teacher = None if teacher is None else match_teacher(config, teacher, classes)
+
+    @property
+    def monitor(self) -> str:
+        """The metric of `validate` that picks the best epoch."""
+        return "val_balanced_accuracy" if self.config.evens_out else "val_top1"
 
     def class_weights(self, labels: NDArray[Any], classes: Sequence[str]) -> Any:
         """What each class weighs in the loss."""
@@ -197,7 +208,7 @@ class Objective(nn.Module):
         """After the last epoch, before the run is evaluated: choose what its predictions depend on."""
 
 
-def make_mixup(config: ClassificationConfig, classes: int, multi_label: bool = False) -> Mixup:
+def _make_mixup(config: ClassificationConfig, classes: int, multi_label: bool) -> Mixup:
     """timm's Mixup and CutMix, as a configuration says. Of several labels it smooths each towards ½."""
     return Mixup(
         mixup_alpha=config.mixup,

@@ -21,7 +21,7 @@ from atconv.data.images import open_image
 from atconv.data.splits import Split
 from atconv.data.transforms import EvalTransform
 from atconv.data.unreadable import list_skipped
-from atconv.engine.options import PositiveInt, Share, Workers
+from atconv.engine.options import PositiveInt, Share, Workers, check_value
 from atconv.engine.predictor import ImageLike, ImagePredictor, Result
 from atconv.engine.progress import progress
 from atconv.engine.reading import check_weights, naming_damage, read_json
@@ -140,17 +140,20 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
             tta: test-time augmentation: average probabilities of the image and its mirror image (flip), and
                 of both in center crops of 90 and 80 % of the sides (crops).
         """
+        if top is not None:
+            check_value("top", top, PositiveInt)
+        probabilities = self.infer_all(images, tta)
+        return [self.result(*pair, top, threshold) for pair in zip(names, probabilities, strict=True)]
+
+    def result(self, name: str, shares: Tensor, top: int | None, threshold: float | None) -> Classification:
+        """The result of an image by the probability of every class."""
         if threshold is not None:
             raise ValueError(
                 f"threshold is for several labels an image, and {self.run.path} gives one class each"
             )
-        if top is not None and top < 1:
-            raise ValueError(f"top must be at least 1, got {top}")
-        values, indices = self.infer_all(images, tta).topk(min(top or _TOP, len(self.classes)), dim=1)
-        return [
-            Classification(image=name, classes=[self.classes[i] for i in best], probabilities=shares)
-            for name, best, shares in zip(names, indices.tolist(), values.tolist(), strict=True)
-        ]
+        values, best = shares.topk(min(top or _TOP, len(self.classes)))
+        classes = [self.classes[i] for i in best.tolist()]
+        return Classification(image=name, classes=classes, probabilities=values.tolist())
 
     @torch.inference_mode()
     def infer_all(self, images: Sequence[Image.Image], tta: Tta = "none") -> Tensor:
