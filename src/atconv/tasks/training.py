@@ -256,8 +256,8 @@ def _prepare(
     used = default_callbacks(config.patience, bool(accelerator.log_with), main_process, extended_at)
     if main_process:
         used.append(InhibitionLogger())
+        task.save_config()  # before a trainer shards the model, which changes its class
     trainer = Trainer(task, config, [*used, *callbacks])
     if main_process:
         logger.info(trainer.plan.message)
-        task.save_config()
     return task, trainer
