@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from atconv.ops.backend import use_backend
 from atconv.ops.gated_product import gated_product
+from atconv.ops.layer_norm import LayerNorm2d
 from support.conv_loop import TOLERANCES, error
 
 pytest.importorskip("triton")
@@ -29,6 +31,10 @@ def plain_gate(gate: Tensor, value: Tensor, eps: float = EPS) -> tuple[Tensor, T
     """In float64."""
     product = F.gelu(gate.double()) * value.double()
     return product, (product.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def triton_gate(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+    return triton_channels.gated_product(*inputs, EPS)
 
 
 def make_rows(count: int, channels: int, dtype: torch.dtype) -> Tensor:
@@ -55,10 +61,71 @@ def gate_cases(rows: int, channels: int, dtype: torch.dtype) -> tuple[list[Tenso
 def test_gated_products_equal_their_formula(channels: int, dtype: torch.dtype) -> None:
     rows = random.Random(channels).randint(1, 2 * 2048 // channels + 2)
     inputs, cotangents = gate_cases(min(rows, 300), channels, dtype)
-    actual = with_gradients(lambda g, v: triton_channels.gated_product(g, v, EPS), inputs, cotangents)
+    actual = with_gradients(triton_gate, inputs, cotangents)
     expected = with_gradients(plain_gate, inputs, cotangents)
     assert [a.dtype for a in actual] == [dtype] * 4
     assert max(map(error, actual, expected)) < TOLERANCES[dtype]
+
+
+def plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = EPS) -> Tensor:
+    """In float64."""
+    centered = x.double() - x.double().mean(-1, keepdim=True)
+    return (
+        centered * (centered.square().mean(-1, keepdim=True) + eps).rsqrt() * weight.double() + bias.double()
+    )
+
+
+def triton_norm(*inputs: Tensor) -> Tensor:
+    return triton_channels.layer_norm(*inputs, EPS, inputs[0].dtype)
+
+
+def norm_cases(rows: int, channels: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """Rows that lie around 3, with weights in full precision, as autocast has them."""
+    full = torch.promote_types(dtype, torch.float32)
+    x = (make_rows(rows, channels, dtype) + 3).detach().requires_grad_()
+    affine = [make_rows(1, channels, full)[0].detach().requires_grad_() for _ in range(2)]
+    return [x, *affine], [make_rows(rows, channels, dtype)]
+
+
+def norm_errors(rows: int, channels: int, dtype: torch.dtype) -> list[float]:
+    inputs, cotangents = norm_cases(rows, channels, dtype)
+    actual = with_gradients(triton_norm, inputs, cotangents)
+    expected = with_gradients(plain_norm, inputs, cotangents)
+    assert [a.dtype for a in actual] == [dtype, *(t.dtype for t in inputs)]
+    # The gradient of one channel's values is zero, and rounded.
+    scales = [1e-30, float(cotangents[0].detach().abs().max()) if channels == 1 else 1e-30, 1e-30, 1e-30]
+    return list(map(error, actual, expected, scales))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_norms_equal_their_formula(channels: int, dtype: torch.dtype) -> None:
+    rows = random.Random(channels).randint(2, 2 * 2048 // channels + 2)
+    errors = norm_errors(min(rows, 300), channels, dtype)
+    assert max(errors[:2]) < TOLERANCES[dtype]
+    assert max(errors[2:]) < TOLERANCES[torch.promote_types(dtype, torch.float32)]  # no rounding on the way
+
+
+def test_programs_share_rows_and_their_sums_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = norm_errors(50, 341, torch.float64)
+    monkeypatch.setattr(triton_channels, "_PROGRAMS", 3)  # for 13 blocks
+    assert max(norm_errors(50, 341, torch.float64) + expected) < TOLERANCES[torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_tolerances_notice_a_missing_term_of_the_norm(dtype: torch.dtype) -> None:
+    for channels in (8, 341):
+        (x, weight, bias), (cotangent,) = norm_cases(9, channels, dtype)
+        x64, d = x.detach().double(), cotangent.detach().double() * weight.double()
+        right = with_gradients(plain_norm, [x, weight, bias], [cotangent])
+        centered = x64 - x64.mean(-1, keepdim=True)
+        inverse = (centered.square().mean(-1, keepdim=True) + EPS).rsqrt()
+        values = centered * inverse
+        without_mean = inverse * (d - values * (d * values).mean(-1, keepdim=True))
+        without_along = inverse * (d - d.mean(-1, keepdim=True))
+        for wrong in (without_mean, without_along):
+            assert error(wrong, right[1]) > 2 * TOLERANCES[dtype]
+        assert error(plain_norm(x, weight, bias, 0.0), right[0]) > 2 * TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,26 +147,28 @@ def test_random_rows(seed: int) -> None:
     rng = random.Random(seed)
     for dtype in DTYPES:
         inputs, cotangents = gate_cases(rng.randint(1, 60), rng.randint(1, 3000), dtype)
-        actual = with_gradients(lambda g, v: triton_channels.gated_product(g, v, EPS), inputs, cotangents)
+        actual = with_gradients(triton_gate, inputs, cotangents)
         expected = with_gradients(plain_gate, inputs, cotangents)
         assert max(map(error, actual, expected)) < TOLERANCES[dtype]
+        assert max(norm_errors(rng.randint(1, 60), rng.randint(2, 3000), dtype)) < TOLERANCES[dtype]
 
 
-def test_results_are_equal_bit_for_bit() -> None:
-    inputs, cotangents = gate_cases(19, 129, torch.bfloat16)
-    first, second = (
-        with_gradients(lambda g, v: triton_channels.gated_product(g, v, EPS), inputs, cotangents)
-        for _ in range(2)
-    )
-    assert all(map(torch.equal, first, second))
+@pytest.mark.parametrize(("function", "cases"), [(triton_gate, gate_cases), (triton_norm, norm_cases)])
+def test_results_are_equal_bit_for_bit(function: Callable[..., Any], cases: Callable[..., Any]) -> None:
+    case = cases(19, 129, torch.bfloat16)
+    assert all(map(torch.equal, with_gradients(function, *case), with_gradients(function, *case)))
 
 
-@pytest.mark.parametrize("wanted", [(True, True), (True, False)])
-def test_gradients_of_gradients(wanted: tuple[bool, bool]) -> None:
-    rows = [make_rows(2, 3, torch.float64).requires_grad_(w) for w in wanted]
-    function = lambda *rows: triton_channels.gated_product(*rows, EPS)  # noqa: E731
-    assert torch.autograd.gradcheck(function, rows)
-    assert torch.autograd.gradgradcheck(function, rows)
+@pytest.mark.parametrize("frozen", [None, 0, 1])
+@pytest.mark.parametrize(("function", "cases"), [(triton_gate, gate_cases), (triton_norm, norm_cases)])
+def test_gradients_of_gradients(
+    function: Callable[..., Any], cases: Callable[..., Any], frozen: int | None
+) -> None:
+    inputs = cases(2, 3, torch.float64)[0]
+    if frozen is not None:
+        inputs[frozen].requires_grad_(False)
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
 
 
 def test_torch_accepts_the_operators() -> None:
@@ -107,6 +176,10 @@ def test_torch_accepts_the_operators() -> None:
     torch.library.opcheck(triton_channels.gated_product, (gate, value, EPS))
     tensors = [t.detach() for t in (gate, value, of_product, of_inverse)]
     torch.library.opcheck(triton_channels.gated_product_gradients, (*tensors, EPS))
+    inputs, (gradient,) = norm_cases(2, 3, torch.float64)
+    torch.library.opcheck(triton_channels.layer_norm, (*inputs, EPS, torch.float64))
+    tensors = [t.detach() for t in (*inputs[:2], gradient)]
+    torch.library.opcheck(triton_channels.layer_norm_gradients, (*tensors, EPS))
 
 
 @pytest.fixture
@@ -140,3 +213,33 @@ def test_only_the_triton_backend_takes_what_has_run_on_no_gpu(launches: list[int
     for a, e in zip(actual, expected, strict=True):
         assert a.stride() == e.stride()
         assert error(a, e) < 1e-6
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_norms_of_maps_take_the_kernel_likewise(launches: list[int], recorded: bool, affine: bool) -> None:
+    norm = LayerNorm2d(6, affine=affine).to(DEVICE)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 6, 3, 4, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    with torch.set_grad_enabled(recorded):
+        expected = timm.layers.LayerNorm2d.forward(norm, x)
+        assert torch.equal(norm(x), expected)
+        assert launches == []
+        with use_backend("triton"):
+            actual = norm(x)
+            assert launches == [6] * (affine or not recorded)
+            assert torch.equal(norm(x.contiguous()), timm.layers.LayerNorm2d.forward(norm, x.contiguous()))
+        assert len(launches) < 2
+    assert actual.stride() == expected.stride()
+    assert error(actual, expected) < 1e-6
+
+
+def test_under_autocast_norms_give_half_precision_of_sums_in_full(launches: list[int]) -> None:
+    norm = LayerNorm2d(6).to(DEVICE)
+    x = torch.randn(2, 6, 3, 4, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    with use_backend("triton"), torch.autocast(DEVICE.type, torch.bfloat16):
+        y = norm(x)
+    assert launches == [6]
+    assert y.dtype == torch.bfloat16
+    assert error(y, norm(x)) < TOLERANCES[torch.bfloat16]

@@ -20,6 +20,7 @@ JOBS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "gate, 344": ("triton_channels", "_gate_kernel", "*bf16", ROWS | {"K": 344}),
     "gate, 341": ("triton_channels", "_gate_kernel", "*bf16", ROWS | {"K": 341}),
     "gradients of gate, 344": ("triton_channels", "_gate_gradients_kernel", "*bf16", ROWS | {"K": 344}),
+    "gradients of norm, 288": ("triton_channels", "_norm_gradients_kernel", "*bf16", ROWS | {"K": 288}),
 }
 """Module, kernel, what its tensors hold, and its constants."""
 
@@ -59,11 +60,13 @@ def compiled() -> dict[str, dict[str, Any]]:
     return result
 
 
-@pytest.mark.parametrize(("kernel", "carried"), [("convolve", 2), ("correlate", 9 + 2)])
+@pytest.mark.parametrize(
+    ("kernel", "carried"), [("convolve", 2), ("correlate", 9 + 2), ("gradients of norm, 288", 2)]
+)
 def test_what_a_kernel_carries_from_row_to_row(
     kernel: str, carried: int, compiled: dict[str, dict[str, Any]]
 ) -> None:
-    """Two rows, and nine sums: Triton 3.6 takes a row for constant where it starts as the other does."""
+    """Two rows, and sums: Triton 3.6 takes a row for constant where it starts as the other does."""
     assert compiled[kernel]["carried"] == [carried]
 
 

@@ -89,7 +89,8 @@ def test_pytorchs_operators_convolve_where_the_kernels_do_not(name: str, launche
 
 
 def test_a_backbone_equals_the_eager_one(launches: list[str]) -> None:
-    model = tiny_attnet(depths=(1, 1, 0, 0), dims=(4, 6, 6, 6)).to(DEVICE).double()
+    options = dict(depths=(1, 1, 0, 0), dims=(4, 6, 6, 6), glu_norm=True, ls_init_value=0.5)
+    model = tiny_attnet(**options).to(DEVICE).double()
     x = torch.randn(1, 3, 24, 16, device=DEVICE, dtype=torch.float64)
     for layout in (torch.contiguous_format, torch.channels_last):
         one = x.contiguous(memory_format=layout)
@@ -109,6 +110,17 @@ def test_autocast_computes_in_half_precision(launches: list[str]) -> None:
         expected = torch.autograd.grad(mixer(x).square().mean(), list(mixer.parameters()))
     for a, e in zip(gradients, expected, strict=True):
         assert_close(a, e, 0.05)
+
+
+def test_a_backbone_trains_under_autocast() -> None:
+    model = tiny_attnet(depths=(1, 1, 0, 0), dims=(8, 8, 8, 8), glu_norm=True, ls_init_value=0.5).to(DEVICE)
+    x = torch.randn(2, 3, 24, 16, device=DEVICE)
+    expected = [t.detach() for t in results("eager", model, x)]
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        actual = [t.detach() for t in results("triton", model, x)]
+    names = ["output", "input", *(name for name, _ in model.named_parameters())]
+    errors = {n: float((a - e).norm() / e.norm()) for n, a, e in zip(names, actual, expected, strict=True)}
+    assert max(errors.values()) < 0.2, errors
 
 
 @pytest.mark.usefixtures("reset_compiler")

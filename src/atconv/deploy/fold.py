@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from atconv.ops.static_conv import DepthwiseConv2d, PointwiseConv2d
 
 __all__ = ["FoldedConvGLU", "fold"]
 
+_Norm = TypeVar("_Norm", bound=LayerNorm2d)
 _WHOLE = 8  # channels: in half precision, GPUs multiply fast where rows have multiples of 16 bytes
 
 
@@ -202,5 +203,5 @@ def _widened_depthwise(layer: DepthwiseConv2d, extra: int) -> DepthwiseConv2d:
     return made
 
 
-def _without_affine(norm: LayerNorm2d) -> LayerNorm2d:
-    return LayerNorm2d(norm.normalized_shape[0], eps=norm.eps, affine=False).eval()
+def _without_affine(norm: _Norm) -> _Norm:
+    return type(norm)(norm.normalized_shape[0], eps=norm.eps, affine=False).eval()

@@ -10,7 +10,6 @@ from typing import Any
 import torch.fx
 from timm.layers import (
     DropPath,
-    LayerNorm2d,
     LayerScale2d,
     NormMlpClassifierHead,
     RmsNorm2d,
@@ -27,6 +26,7 @@ from atconv.mixers import create_mixer
 from atconv.models.published import NO_DILATION, NO_DOWNLOAD
 from atconv.modules import ATConv2d
 from atconv.ops.gated_product import GELU, project_gated
+from atconv.ops.layer_norm import LayerNorm2d
 from atconv.ops.layout import fast_layout
 from atconv.ops.plain import is_plain
 from atconv.ops.residual import add_branch
