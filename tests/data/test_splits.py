@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from atconv.data.folders import SPLITS
+from atconv.data.formats import open_sources
 from atconv.data.sources.digits import DigitsSource
 from atconv.data.sources.folders import FolderSource
-from atconv.data.splits import Splits, load_splits, make_splits, stratified_holdout
+from atconv.data.splits import Splits, load_splits, make_splits, open_splits, stratified_holdout
+from atconv.engine.run import Run
 from support.tiny import image_folder, read_rows, tiny_config
 
 
@@ -67,6 +70,18 @@ def test_the_saved_split_is_opened_again(flat: Path, tmp_path: Path) -> None:
         shutil.copy(path, flat / "ant" / f"new{i}.png")
     config = tiny_config(data=str(flat), in_chans=3, seed=4)
     assert names(load_splits(config, tmp_path / "run")) == names(made)
+
+
+def test_a_new_run_opens_its_data_once(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = mock.Mock(side_effect=open_sources)
+    monkeypatch.setattr("atconv.data.splits.open_sources", opened)
+    run, accelerator = Run.create(tmp_path / "run"), mock.Mock(is_main_process=True)
+    made = open_splits(tiny_config(data=str(flat), in_chans=3), 0, run, accelerator)
+    assert opened.call_count == 1
+    loaded = open_splits(tiny_config(data=str(flat), in_chans=3), 0, run, accelerator)
+    assert opened.call_count == 2
+    assert names(loaded) == names(made)
+    assert {name: loaded[name].labels for name in SPLITS} == {name: made[name].labels for name in SPLITS}
 
 
 def test_an_image_of_the_saved_split_that_is_gone_is_named(flat: Path, tmp_path: Path) -> None:

@@ -115,15 +115,16 @@ class Splits:
 def open_splits(
     config: DataConfig, seed: int, run: Run, accelerator: Accelerator, min_classes: int = 2
 ) -> Splits:
-    """The splits of a run, made by its first process where there are none yet.
+    """The splits of a run, made by its first process where there are none yet; the others load them.
 
     Raises:
         ValueError: as `make_splits` and `load_splits` do.
     """
+    made = None
     if accelerator.is_main_process and not run.split.is_file():
-        make_splits(config, run.path, seed, min_classes)
+        made = make_splits(config, run.path, seed, min_classes)
     accelerator.wait_for_everyone()
-    splits = load_splits(config, run.path)
+    splits = made or load_splits(config, run.path)
     logger.info(splits.message)
     return splits
 

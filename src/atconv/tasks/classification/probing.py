@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atconv.data.config import DataConfig
-from atconv.data.formats import open_sources
 from atconv.data.run_images import RunImages, is_own_data, log_trained_on
 from atconv.data.saved_split import read_split
 from atconv.data.splits import Splits, load_splits, make_splits
@@ -102,11 +101,11 @@ def probe(
     """
     backbone = Backbone.open(model, weights, device)
     config = DataConfig(data=data, data_root=data_root)
-    if next(iter(open_sources(config).values())).multi_label:
-        raise ValueError(f"{data} has several labels an image: a probe takes one class each")
     folder = Run.create(out if out is not None else next_run_dir(data, f"probe-{backbone.name}"))
     try:
         splits = _open_splits(backbone, config, folder, seed)
+        if splits["train"].source.multi_label:
+            raise ValueError(f"{data} has several labels an image: a probe takes one class each")
         logger.info(splits.message)
         found = _run_probes(backbone, splits, data, config.max_skipped, batch_size, workers)
     except Exception as error:

@@ -77,10 +77,9 @@ def encode(
         raise ValueError(
             f"this VAE takes image sizes that {pixels_per_latent(model)} divides, got image_size {image_size}"
         )
-    if state.is_main_process:
-        _begin(folder, info, model)
+    made = _begin(folder, info, model) if state.is_main_process else None
     state.wait_for_everyone()
-    splits = load_splits(info.data_config(), folder)
+    splits = made or load_splits(info.data_config(), folder)
     _encode_shards(folder, info, splits, model.to(run_device), batch_size, state)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -89,8 +88,8 @@ def encode(
     return folder
 
 
-def _begin(folder: Path, info: LatentInfo, model: Any) -> None:
-    """Write all but the shards, or check that an earlier call wrote the same."""
+def _begin(folder: Path, info: LatentInfo, model: Any) -> Splits | None:
+    """Write all but the shards, and return the splits; or check that an earlier call wrote the same."""
     if is_latents(str(folder)):
         earlier = LatentInfo.read(folder)
         differing = [k for k, v in asdict(info).items() if v != getattr(earlier, k)]
@@ -98,7 +97,7 @@ def _begin(folder: Path, info: LatentInfo, model: Any) -> None:
             raise ValueError(
                 f"{folder} holds latents of other settings ({', '.join(differing)}): name another with --out"
             )
-        return
+        return None
     begun = {"split.json", "vae"}  # what an interrupted call may have left, besides skipped.csv
     if folder.exists() and any(
         not (child.name in begun or child.name.startswith(".writing-") or is_skipped_list(child))
@@ -110,6 +109,7 @@ def _begin(folder: Path, info: LatentInfo, model: Any) -> None:
     logger.info(splits.message)
     save_vae(model, folder / "vae")
     write_json(folder / "latents.json", asdict(info))
+    return splits
 
 
 def _encode_shards(
