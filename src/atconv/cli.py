@@ -131,29 +131,12 @@ def _start(
         return
     if options["data"] is None and not print_config:
         parser.error(f"DATA is missing: give {spec.data}")
-    _give_way(options, chosen, recipe, spec.config.epochs)
-    configuration = spec.config(**options | {"data": options["data"] or ""})
+    changes = {name: options[name] for name in options.keys() & chosen}
+    configuration = spec.config.from_recipe(recipe, **changes | {"data": options["data"] or ""})
     if print_config:
         print(yaml.safe_dump(json.loads(json.dumps(asdict(configuration))), sort_keys=False), end="")
         return
     train(configuration, out, overwrite=overwrite, chosen=set(chosen))
-
-
-def _give_way(options: dict[str, Any], chosen: Mapping[str, Any], recipe: Mapping[str, Any], n: int) -> None:
-    """Fit defaults, and what a recipe sets, to the options that were chosen; `n` is the default of epochs."""
-    if "warmup_epochs" not in chosen and options["warmup_epochs"] > options["epochs"]:
-        share = options["warmup_epochs"] / recipe.get("epochs", n)  # of the epochs, which warm-up keeps
-        options["warmup_epochs"] = round(share * options["epochs"], 3)
-    if recipe.get("head_epochs") and "head_epochs" not in chosen:
-        most = 0 if chosen.get("freeze_backbone") else options["epochs"] - 1
-        options["head_epochs"] = min(options["head_epochs"], most)
-    for name in {"min_lr", "warmup_lr"} - set(chosen):
-        if "lr" in chosen or name not in recipe:
-            options[name] = min(options[name], options["lr"])
-    if "max_size" in chosen and "min_size" not in chosen:
-        options["min_size"] = [min(size, options["max_size"]) for size in options["min_size"]]
-    elif "min_size" in chosen and "max_size" not in chosen:  # 5 : 3 as 1333 and 800
-        options["max_size"] = max(options["max_size"], 5 * max(options["min_size"], default=0) // 3)
 
 
 def _evaluate(spec: TaskSpec, parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:

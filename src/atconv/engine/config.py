@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from timm.optim import get_optimizer_info
+from typing_extensions import Self
 
 from atconv.engine.options import (
     BelowOne,
@@ -17,7 +19,9 @@ from atconv.engine.options import (
     PositiveShare,
     Seed,
     Workers,
+    as_list,
     check_options,
+    check_value,
 )
 
 __all__ = ["TrainConfig"]
@@ -107,6 +111,33 @@ class TrainConfig:
     """where else metrics are sent, besides metrics.csv"""
     seed: Seed = 0
     """seed of everything random"""
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any], **changes: Any) -> Self:
+        """A recipe with changes. Where defaults and what the recipe sets do not go with these, they give way:
+        a smaller lr lowers min_lr, fewer epochs shorten warm-up.
+
+        Raises:
+            TypeError, ValueError: an option that there is not, or a value that it does not take.
+        """
+        hints = get_type_hints(cls, include_extras=True)
+        options = {f.name: getattr(cls, f.name) for f in fields(cls) if hasattr(cls, f.name)}
+        for name, value in {**options, **recipe, **changes}.items():
+            kind = hints.get(name, Any)  # the constructor names what it does not know
+            check_value(name, value, kind)
+            options[name] = as_list(value, kind)
+        cls.give_way(options, changes, recipe)
+        return cls(**options)
+
+    @classmethod
+    def give_way(cls, options: dict[str, Any], changes: Collection[str], recipe: Mapping[str, Any]) -> None:
+        """Fit `options`, in place, to the `changes` among them: what is default or set by the `recipe`."""
+        if "warmup_epochs" not in changes and options["warmup_epochs"] > options["epochs"]:
+            share = options["warmup_epochs"] / recipe.get("epochs", cls.epochs)  # which warm-up keeps
+            options["warmup_epochs"] = round(share * options["epochs"], 3)
+        for name in {"min_lr", "warmup_lr"} - set(changes):
+            if "lr" in changes or name not in recipe:
+                options[name] = min(options[name], options["lr"])
 
     @property
     def unfreezes(self) -> bool:

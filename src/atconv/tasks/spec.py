@@ -96,6 +96,16 @@ class TaskSpec:
         """The options in a recipe, by its name or file. Raises ValueError where they do not fit."""
         return read_recipe(self.recipe_path(name), self.config, self.name)
 
+    def make_config(self, recipe: str, **changes: Any) -> Any:
+        """The configuration of a recipe, by its name or file, with changes.
+
+        >>> atconv.tasks.get_task("detection").make_config("small", data="street/", max_size=64)
+
+        Raises:
+            TypeError, ValueError: an option that there is not, or a value that it does not take.
+        """
+        return self.config.from_recipe(self.read_recipe(recipe), **changes)
+
     def read_config(self, run: Run) -> Any:
         """The configuration of a run of this task. Raises ValueError where it is not one."""
         return read_config(run, self.config, self.name)

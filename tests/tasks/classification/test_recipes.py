@@ -143,6 +143,35 @@ def test_defaults_give_way_to_what_is_chosen() -> None:
         assert (printed["min_size"], printed["max_size"]) == sizes
 
 
+def test_python_makes_the_configuration_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("min_size: 500\nepochs: 4\nwarmup_epochs: 2\n")
+    for task, recipe, changes in (
+        ("classification", "finetune", {"epochs": 1, "lr": 1e-9}),
+        ("detection", str(tmp_path / "mine.yaml"), {"epochs": 1, "max_size": 64}),
+        ("segmentation", "small", {"epochs": 1}),
+        ("generation", "small", {"lr": 1e-9}),
+    ):
+        spec = get_task(task)
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
+        command = (*spec.command.split(), "train", "digits", f"--config={recipe}", *options, "--print-config")
+        printed = spec.config(**yaml.safe_load(atconv(*command).out))
+        assert spec.make_config(recipe, data="digits", **changes) == printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"epochs": "many"}, ValueError, "epochs must be a whole number, got 'many'"),
+        ({"epoch": 3}, TypeError, "epoch"),
+    ],
+)
+def test_changes_of_a_recipe_are_checked(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        TASK.make_config("small", data="digits", **changes)
+
+
 def test_an_unknown_recipe_names_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"no recipe 'attnet_t9': give a YAML file, or one of attnet_s, "):
         TASK.recipe_path("attnet_t9")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from atconv.data.config import DataConfig
 from atconv.data.imbalance import ClassWeightOptions
@@ -191,6 +191,13 @@ class ClassificationConfig(
             raise ValueError("unfreeze_epochs adds stages after head_epochs: set head_epochs too")
         if self.unfreezes and self.shard:
             raise ValueError("head_epochs and shard do not go together: shards are made once, of all weights")
+
+    @classmethod
+    def give_way(cls, options: dict[str, Any], changes: Collection[str], recipe: Mapping[str, Any]) -> None:
+        super().give_way(options, changes, recipe)
+        if "head_epochs" not in changes:
+            frozen = "freeze_backbone" in changes and options["freeze_backbone"]
+            options["head_epochs"] = min(options["head_epochs"], 0 if frozen else options["epochs"] - 1)
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel of the input."""

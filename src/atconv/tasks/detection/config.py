@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -56,6 +57,14 @@ class DetectionConfig(DetectorOptions, AnnotatedConfig):
             least = 1 if name.endswith(_COUNTS) else 0
             if isinstance(value, (int, float)) and value < least:
                 raise ValueError(f"detector_args: {name} must be at least {least}, got {value}")
+
+    @classmethod
+    def give_way(cls, options: dict[str, Any], changes: Collection[str], recipe: Mapping[str, Any]) -> None:
+        super().give_way(options, changes, recipe)
+        if "max_size" in changes and "min_size" not in changes:
+            options["min_size"] = [min(size, options["max_size"]) for size in options["min_size"]]
+        elif "min_size" in changes and "max_size" not in changes:  # 5 : 3 as 1333 and 800
+            options["max_size"] = max(options["max_size"], 5 * max(options["min_size"], default=0) // 3)
 
     @property
     def masks(self) -> bool:
