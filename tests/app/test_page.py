@@ -91,12 +91,12 @@ def test_an_image_goes_through_all_runs(tab: Any, digit: Path, runs: dict[str, P
 def test_a_prediction_is_explained(tab: Any, digit: Path) -> None:
     upload(tab, digit)
     tab.get_by_label("Explain").check()
-    pictures = panel(tab, "digits").locator("img")
-    pictures.nth(1).wait_for()
-    assert pictures.count() == 2  # support and kernels
-    assert min(pictures.nth(i).evaluate(WIDTH) for i in (0, 1)) > 350
+    plots = panel(tab, "digits").locator("img")
+    plots.nth(1).wait_for()
+    assert plots.count() == 2  # support and kernels
+    assert min(plots.nth(i).evaluate(WIDTH) for i in (0, 1)) > 350
     tab.get_by_label("Explain").uncheck()
-    pictures.first.wait_for(state="hidden")
+    plots.first.wait_for(state="hidden")
 
 
 def test_examples_are_validation_images(tab: Any) -> None:

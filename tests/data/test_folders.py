@@ -383,7 +383,7 @@ def camvid(root: Path) -> None:
     masks(root, "val", "val_labels")
 
 
-def refused(data: Path, *command: str) -> str:
+def rejected(data: Path, *command: str) -> str:
     """What a command that trains says of DATA, in one line."""
     ended = atconv(*(command or ("train",)), data, f"--out={data.parent / 'run'}")
     assert ended.code == 2
@@ -412,7 +412,7 @@ def refused(data: Path, *command: str) -> str:
 def test_data_of_other_tasks_are_recognized(tmp_path: Path, make, fits: str) -> None:
     make(tmp_path / "data")
     assert re.search(
-        f"data is recognized as .*{fits}; to use the images alone, give", refused(tmp_path / "data")
+        f"data is recognized as .*{fits}; to use the images alone, give", rejected(tmp_path / "data")
     )
 
 
@@ -440,7 +440,7 @@ def test_classes_with_files_beside_them_are_not_taken_for_other_data(tmp_path: P
 )
 def test_files_of_other_kinds_are_recognized(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    assert message in refused(tmp_path / name)
+    assert message in rejected(tmp_path / name)
 
 
 UNANNOTATED = "images without boxes or masks: for "
@@ -466,7 +466,7 @@ def test_detection_and_segmentation_recognize_what_is_not_theirs(
 ) -> None:
     data = tmp_path / ("data.csv" if message == TABLE else "data")
     make(data)
-    err = refused(data, command, "train")
+    err = rejected(data, command, "train")
     assert f"{data} is recognized as " in err
     assert message in err
     if "for " in message:
@@ -503,7 +503,7 @@ def test_an_evaluation_says_what_the_run_and_the_data_are(tmp_path: Path, make) 
 @pytest.mark.parametrize("make", [yolo, voc, coco])
 def test_a_wrapper_names_the_folder_inside(tmp_path: Path, make) -> None:
     make(tmp_path / "data" / "archive")
-    assert "data/archive has: give that folder" in refused(tmp_path / "data", "detect", "train")
+    assert "data/archive has: give that folder" in rejected(tmp_path / "data", "detect", "train")
 
 
 def test_masks_and_boxes_name_each_others_command(tmp_path: Path) -> None:
@@ -511,10 +511,10 @@ def test_masks_and_boxes_name_each_others_command(tmp_path: Path) -> None:
     camvid(tmp_path / "camvid")
     coco(tmp_path / "coco")
     message = "images with masks: for boxes, give a folder with images/.*, or use `atconv segment train`\n"
-    assert re.search(message, refused(tmp_path / "masks", "detect", "train"))
-    assert re.search(message, refused(tmp_path / "camvid", "detect", "train"))
+    assert re.search(message, rejected(tmp_path / "masks", "detect", "train"))
+    assert re.search(message, rejected(tmp_path / "camvid", "detect", "train"))
     message = "in COCO's format: for masks, give a folder with images/.*, or use `atconv detect train`\n"
-    assert re.search(message, refused(tmp_path / "coco", "segment", "train"))
+    assert re.search(message, rejected(tmp_path / "coco", "segment", "train"))
 
 
 @pytest.mark.parametrize(
@@ -528,7 +528,7 @@ def test_masks_and_boxes_name_each_others_command(tmp_path: Path) -> None:
 )
 def test_files_that_are_no_data_are_called_what_they_are(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).write_bytes(b"nothing that can be read")
-    assert message in refused(tmp_path / name)
+    assert message in rejected(tmp_path / name)
 
 
 def test_one_image_is_no_data(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def saved(run: Path) -> dict[str, list[str]]:
     return {name: content[name] for name in ("train", "val", "test") if name in content}
 
 
-def figures(metrics: Any) -> dict[str, Any]:
+def metrics_of(metrics: Any) -> dict[str, Any]:
     values = json.loads(json.dumps(metrics.to_dict()))
     del values["images_per_second"]
     return values
@@ -94,7 +94,7 @@ def test_a_copy_of_the_data_is_evaluated_on_the_split_held_out(
     own, copied = predictor.evaluate(), predictor.evaluate(str(copy))
     assert own.split == ("test" if task == "classification" else "val")
     assert own.trained_on == 0
-    assert figures(copied) == figures(own)
+    assert metrics_of(copied) == metrics_of(own)
     assert "trained on" not in caplog.text
 
 
@@ -170,7 +170,7 @@ def test_images_are_known_by_what_they_hold(runs: Runs, tmp_path: Path) -> None:
     renamed = shutil.copytree(data, tmp_path / "renamed")
     rename(renamed)
     own, again = predictor.evaluate(), predictor.evaluate(str(renamed))
-    assert figures(again) == figures(own)
+    assert metrics_of(again) == metrics_of(own)
     others = image_folder(tmp_path / "others", {"ant": 20, "bee": 20}, seed=1)  # of the same names
     metrics = predictor.evaluate(str(others))
     assert (metrics.split, metrics.trained_on) == ("all", 0)
@@ -211,7 +211,7 @@ def test_images_that_were_not_checked_are_known_by_their_names(
         for name in ("bad.png", "copy of 1.png"):  # the run left them out
             (copy / "bee" / name).unlink(missing_ok=True)
     predictor = atconv.load(unchecked)
-    assert figures(predictor.evaluate(str(copy))) == figures(predictor.evaluate())
+    assert metrics_of(predictor.evaluate(str(copy))) == metrics_of(predictor.evaluate())
 
 
 def test_a_command_says_so_in_a_line_and_in_the_table(runs: Runs, tmp_path: Path) -> None:

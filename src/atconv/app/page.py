@@ -111,9 +111,9 @@ def _add_images(panels: Sequence[ImagePanel], examples: Sequence[Image.Image], m
                 visible="classification" in tasks,
             )
             with gr.Accordion("Options", open=False, visible=tasks != {"segmentation"}):
-                most = max(len(panel.predictor.classes) for panel in panels)
+                limit = max(len(panel.predictor.classes) for panel in panels)
                 top = gr.Slider(
-                    1, min(most, 20), min(5, most), step=1, label="Classes shown",
+                    1, min(limit, 20), min(5, limit), step=1, label="Classes shown",
                     visible="classification" in tasks,
                 )  # fmt: skip
                 threshold = gr.Slider(

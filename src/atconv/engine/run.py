@@ -51,11 +51,11 @@ class Run:
         self.model_config, self.weights = path / "config.json", path / "model.safetensors"
 
     @classmethod
-    def create(cls, path: str | Path, beside_files: bool = False) -> Run:
+    def create(cls, path: str | Path, allow_files: bool = False) -> Run:
         """Make the folder of a new run.
 
         Args:
-            beside_files: it may hold files that are no run's.
+            allow_files: it may hold files that are no run's.
 
         Raises:
             ValueError: it exists and is not empty; nothing in it is touched.
@@ -64,7 +64,7 @@ class Run:
         used = path.exists() and (
             not path.is_dir() or not all(map(is_skipped_list, path.iterdir()))  # a rejected run leaves it
         )
-        if used and not (beside_files and path.is_dir()):
+        if used and not (allow_files and path.is_dir()):
             run = cls(path)
             ways = run.ways_on if run.config.is_file() else "it is not the folder of a run"
             raise ValueError(f"{path} exists already: {ways}; or name another with --out")

@@ -83,7 +83,8 @@ def create_mixer(
     if name not in MIXERS:
         near = difflib.get_close_matches(name, MIXERS, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
-        raise ValueError(f"no token mixer {name!r}{hint} There are {', '.join(MIXERS)}")
+        own = "; one of your own goes into atconv.mixers.MIXERS first"
+        raise ValueError(f"no token mixer {name!r}{hint} There are {', '.join(MIXERS)}{own}")
     check_min(dim=dim)
     if name == "window_attention" and block % 2:
         options.setdefault("shift", options.get("window", 7) // 2)

@@ -187,8 +187,8 @@ class _Fit:
             gram, cross = single.gram + means.gram, single.cross + means.cross
             averages = torch.full_like(cross, 1 / cross.shape[1])
             kernels = _solve(gram, cross)
-            least = (single.missed(kernels) + means.missed(kernels))[:, None].expand_as(cross)
-            ridge = least / self.maps / averages**2
+            residual = (single.missed(kernels) + means.missed(kernels))[:, None].expand_as(cross)
+            ridge = residual / self.maps / averages**2
             kernels = _solve(gram + torch.diag_embed(ridge), cross + ridge * averages)
             self._measure(start_at(self.mixer, kernels), averages)
 

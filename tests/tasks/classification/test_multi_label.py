@@ -99,8 +99,8 @@ def test_thresholds_give_the_highest_f1_that_there_is() -> None:
     thresholds = choose_thresholds(probabilities, labels)
     for own, shares, threshold in zip(labels.T[:3], probabilities.T, thresholds, strict=False):
 
-        def f1(least: float, own: np.ndarray = own, shares: np.ndarray = shares) -> float:
-            return 2 * (own & (shares >= least)).sum() / (own.sum() + (shares >= least).sum())
+        def f1(threshold: float, own: np.ndarray = own, shares: np.ndarray = shares) -> float:
+            return 2 * (own & (shares >= threshold)).sum() / (own.sum() + (shares >= threshold).sum())
 
         assert f1(threshold) == max(map(f1, shares))
     assert thresholds[3] == 0.5

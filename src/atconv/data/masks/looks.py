@@ -46,8 +46,8 @@ def look_at(path: Path) -> Look | None:
         return Look(_flat_jpeg(pixels), len(np.unique(pixels // 64)), gray, size)
     values = pixels if pixels.ndim == 2 else pixels @ np.array([1 << 16, 1 << 8, 1], np.int32)
     counts = np.sort(np.unique(values, return_counts=True)[1])[::-1]
-    most = 1 + int(np.searchsorted(counts.cumsum(), 0.97 * counts.sum()))
-    return Look(most <= min(_FEW, max(2, counts.sum() // 4)), len(counts), gray, size)
+    needed = 1 + int(np.searchsorted(counts.cumsum(), 0.97 * counts.sum()))
+    return Look(needed <= min(_FEW, max(2, counts.sum() // 4)), len(counts), gray, size)
 
 
 def _flat_jpeg(pixels: NDArray[np.int32]) -> bool:

@@ -54,9 +54,9 @@ class DetectionConfig(DetectorOptions, AnnotatedConfig):
         super().__post_init__()
         check_sizes(self.min_size, self.max_size)
         for name, value in self.detector_args.items():
-            least = 1 if name.endswith(_COUNTS) else 0
-            if isinstance(value, (int, float)) and value < least:
-                raise ValueError(f"detector_args: {name} must be at least {least}, got {value}")
+            minimum = 1 if name.endswith(_COUNTS) else 0
+            if isinstance(value, (int, float)) and value < minimum:
+                raise ValueError(f"detector_args: {name} must be at least {minimum}, got {value}")
 
     @classmethod
     def give_way(cls, options: dict[str, Any], changes: Collection[str], recipe: Mapping[str, Any]) -> None:
