@@ -94,6 +94,9 @@ def open_timm_dataset(name: str, root: str | None, split: str) -> Any:
         raise ValueError(f"{name} needs a package that is not installed: {error}") from error
     except (AssertionError, LookupError, RuntimeError, ValueError, OSError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if name == "torch/fashion_mnist":
+            unpack = "python -m studies.datasets.fashion_mnist ROOT, in a checkout, unpacks Debian's files"
+            reason += f" ({unpack})"
         raise ValueError(f"timm cannot open {name}, split {split}, in {root}: {reason}") from error
 
 
