@@ -27,6 +27,7 @@ def add_branch(x: Tensor, y: Tensor, scale: nn.Module, drop_path: nn.Module) -> 
 
 def add_scaled(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     """x + scale·y."""
-    if is_symbolic():  # Core ML has no addcmul, and a compiler fuses
+    # Core ML has no addcmul, a compiler fuses, and the gradient of addcmul takes a pass more.
+    if is_symbolic() or torch.is_grad_enabled():
         return x + y * scale
     return torch.addcmul(x, y, scale)
