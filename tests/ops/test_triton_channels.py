@@ -24,17 +24,18 @@ from atconv.ops import triton_channels
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CHANNELS = (1, 3, 8, 40, 64, 129, 341)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-EPS = 0.1  # so large that one that is left out is noticed
+COUNT = 30  # as none of them
+EPS = 0.3  # so large that one that is left out is noticed
 
 
 def plain_gate(gate: Tensor, value: Tensor, eps: float = EPS) -> tuple[Tensor, Tensor]:
     """In float64."""
     product = F.gelu(gate.double()) * value.double()
-    return product, (product.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return product, (product.square().sum(-1, keepdim=True) / COUNT + eps).rsqrt()
 
 
 def triton_gate(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-    return triton_channels.gated_product(*inputs, EPS)
+    return triton_channels.gated_product(*inputs, EPS, COUNT)
 
 
 def make_rows(count: int, channels: int, dtype: torch.dtype) -> Tensor:
@@ -53,7 +54,7 @@ def with_gradients(
 def gate_cases(rows: int, channels: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     inputs = [make_rows(rows, channels, dtype) for _ in range(2)]
     # That of the inverse is large: its share of the gradients is divided by the channels.
-    return inputs, [make_rows(rows, channels, dtype), make_rows(rows, 1, dtype) * channels**0.5]
+    return inputs, [make_rows(rows, channels, dtype), make_rows(rows, 1, dtype) * COUNT**0.5]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,11 +81,11 @@ def triton_norm(*inputs: Tensor) -> Tensor:
 
 
 def norm_cases(rows: int, channels: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """Rows that lie around 3, with weights in full precision, as autocast has them."""
+    """Rows that lie around 3, with weights in full precision, as autocast has them. No means are zero."""
     full = torch.promote_types(dtype, torch.float32)
     x = (make_rows(rows, channels, dtype) + 3).detach().requires_grad_()
-    affine = [make_rows(1, channels, full)[0].detach().requires_grad_() for _ in range(2)]
-    return [x, *affine], [make_rows(rows, channels, dtype)]
+    affine = [(make_rows(1, channels, full)[0] + 1).detach().requires_grad_() for _ in range(2)]
+    return [x, *affine], [make_rows(rows, channels, dtype) + 1]
 
 
 def norm_errors(rows: int, channels: int, dtype: torch.dtype) -> list[float]:
@@ -173,9 +174,9 @@ def test_gradients_of_gradients(
 
 def test_torch_accepts_the_operators() -> None:
     (gate, value), (of_product, of_inverse) = gate_cases(2, 3, torch.float64)
-    torch.library.opcheck(triton_channels.gated_product, (gate, value, EPS))
+    torch.library.opcheck(triton_channels.gated_product, (gate, value, EPS, COUNT))
     tensors = [t.detach() for t in (gate, value, of_product, of_inverse)]
-    torch.library.opcheck(triton_channels.gated_product_gradients, (*tensors, EPS))
+    torch.library.opcheck(triton_channels.gated_product_gradients, (*tensors, EPS, COUNT))
     inputs, (gradient,) = norm_cases(2, 3, torch.float64)
     torch.library.opcheck(triton_channels.layer_norm, (*inputs, EPS, torch.float64))
     tensors = [t.detach() for t in (*inputs[:2], gradient)]

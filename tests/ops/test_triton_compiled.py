@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton")
 
 STRIPS = dict(BLOCK_W=16, BLOCK_C=32, STAGES=3, FLIP=False, INHIBIT=True, BIAS=True)
-ROWS = dict(EPS=1e-6, BLOCK_R=4, BLOCK_K=512)
+ROWS = dict(COUNT=341, EPS=1e-6, BLOCK_R=4, BLOCK_K=512)
 JOBS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "convolve": ("triton_rows", "_convolve_kernel", "*fp32", STRIPS),
     "correlate": ("triton_rows", "_correlate_kernel", "*fp32", STRIPS),

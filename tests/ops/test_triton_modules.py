@@ -112,6 +112,7 @@ def test_autocast_computes_in_half_precision(launches: list[str]) -> None:
         assert_close(a, e, 0.05)
 
 
+@pytest.mark.slow
 def test_a_backbone_trains_under_autocast() -> None:
     model = tiny_attnet(depths=(1, 1, 0, 0), dims=(8, 8, 8, 8), glu_norm=True, ls_init_value=0.5).to(DEVICE)
     x = torch.randn(2, 3, 24, 16, device=DEVICE)

@@ -25,16 +25,15 @@ from torch import Tensor, nn
 from atconv.mixers import create_mixer
 from atconv.models.published import NO_DILATION, NO_DOWNLOAD
 from atconv.modules import ATConv2d
-from atconv.ops.gated_product import GELU, project_gated
+from atconv.ops.gated_product import GELU
+from atconv.ops.gated_unit import fused_gated_unit
 from atconv.ops.layer_norm import LayerNorm2d
 from atconv.ops.layout import fast_layout
-from atconv.ops.plain import is_plain
 from atconv.ops.residual import add_branch
 from atconv.ops.static_conv import DepthwiseConv2d, PointwiseConv2d
 
 __all__ = ["VARIANTS", "AttNet"]
-for _leaf in ("fast_layout", "project_gated"):  # of torch.fx's graphs
-    torch.fx.wrap(_leaf)
+torch.fx.wrap("fast_layout")  # a node of torch.fx's graphs
 
 
 class Stem(nn.Module):
@@ -77,13 +76,11 @@ class ConvGLU(nn.Module):
         self.proj = PointwiseConv2d(hidden, dim, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.dwconv(self.gate_proj(x)), self.value_proj(x)
         if not torch.jit.is_scripting():
-            norm, act, proj = self.norm, self.act, self.proj
-            if is_plain(norm, RmsNorm2d) and is_plain(act, GELU) and is_plain(proj, PointwiseConv2d):
-                weight = proj.weight * norm.weight[:, None, None]
-                return project_gated(gate, value, norm.eps, weight, proj.bias)
-        return self.proj(self.norm(self.act(gate) * value))
+            y = fused_gated_unit(self, x)
+            if y is not None:
+                return y
+        return self.proj(self.norm(self.act(self.dwconv(self.gate_proj(x))) * self.value_proj(x)))
 
     def macs(self, height: int, width: int) -> int:
         taps = 0 if isinstance(self.dwconv, nn.Identity) else 9

@@ -1,6 +1,6 @@
 """Triton kernels of what is computed from the channels of one position, for rows … K that lie together.
 
-    gated product    p = GELU(gate)·value and 1/√(mean_c p² + eps) in one pass, both gradients in another
+    gated product    p = GELU(gate)·value and 1/√(Σ_c p² / n + eps) in one pass, both gradients in another
     layer norm       (x − mean_c x)/√(var_c x + eps)·w + b in one pass, that of x and sums for w, b in another
 
 A program holds whole rows in registers: their sums cost no second pass. Gradients compute them again, so that
@@ -60,7 +60,7 @@ def _normal(x):
 
 @triton.jit(do_not_specialize=["ROWS"])
 def _gate_kernel(
-    gate, value, product, inverse, ROWS,
+    gate, value, product, inverse, ROWS, COUNT: tl.constexpr,
     K: tl.constexpr, EPS: tl.constexpr, TYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     rows, there, places, inside = _place(tl.program_id(0), ROWS, K, BLOCK_R, BLOCK_K)
@@ -68,13 +68,13 @@ def _gate_kernel(
     v = tl.load(value + places, mask=inside, other=0.0).to(TYPE)
     p = (g * _normal(g) * v).to(product.dtype.element_ty)
     tl.store(product + places, p, mask=inside)
-    mean = tl.sum(p.to(TYPE) * p.to(TYPE), axis=1) / K
+    mean = tl.sum(p.to(TYPE) * p.to(TYPE), axis=1) / COUNT
     tl.store(inverse + rows, tl.rsqrt(mean + EPS).to(inverse.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=["ROWS"])
 def _gate_gradients_kernel(
-    gate, value, of_product, of_inverse, of_gate, of_value, ROWS,
+    gate, value, of_product, of_inverse, of_gate, of_value, ROWS, COUNT: tl.constexpr,
     K: tl.constexpr, EPS: tl.constexpr, TYPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     rows, there, places, inside = _place(tl.program_id(0), ROWS, K, BLOCK_R, BLOCK_K)
@@ -84,8 +84,8 @@ def _gate_gradients_kernel(
     below = _normal(g)
     gelu = g * below
     p = gelu * v
-    inverse = tl.rsqrt(tl.sum(p * p, axis=1) / K + EPS)
-    share = tl.load(of_inverse + rows, mask=there, other=0.0).to(TYPE) * inverse * inverse * inverse / K
+    inverse = tl.rsqrt(tl.sum(p * p, axis=1) / COUNT + EPS)
+    share = tl.load(of_inverse + rows, mask=there, other=0.0).to(TYPE) * inverse * inverse * inverse / COUNT
     d -= p * share[:, None]
     slope = below + g * 0.3989422804014327 * tl.exp(-0.5 * g * g)
     tl.store(of_gate + places, (d * v * slope).to(of_gate.dtype.element_ty), mask=inside)
@@ -142,12 +142,12 @@ def _norm_gradients_kernel(
     tl.store(sums + K, tl.sum(of_bias, axis=0), mask=channels < K)
 
 
-def launch_gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """GELU(gate)·value of rows … K, and 1/√(mean of a row's squares + eps), … 1."""
+def launch_gated_product(gate: Tensor, value: Tensor, eps: float, count: int) -> tuple[Tensor, Tensor]:
+    """GELU(gate)·value of rows … K, and 1/√(sum of a row's squares / count + eps), … 1."""
     product, inverse = _empty_product(gate)
     grid, options = _launch(gate, eps)
     with torch.cuda.device_of(gate):
-        _gate_kernel[grid](gate.contiguous(), value.contiguous(), product, inverse, **options)
+        _gate_kernel[grid](gate.contiguous(), value.contiguous(), product, inverse, COUNT=count, **options)
     return product, inverse
 
 
@@ -157,14 +157,14 @@ gated_product = custom_op("atconv::gated_product", launch_gated_product, mutates
 
 @custom_op("atconv::gated_product_gradients", mutates_args=())
 def gated_product_gradients(
-    gate: Tensor, value: Tensor, of_product: Tensor, of_inverse: Tensor, eps: float
+    gate: Tensor, value: Tensor, of_product: Tensor, of_inverse: Tensor, eps: float, count: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of gate and value, given those of both results."""
     tensors = [t.contiguous() for t in (gate, value, of_product, of_inverse)]
     of_gate, of_value = torch.empty_like(tensors[0]), torch.empty_like(tensors[1])
     grid, options = _launch(gate, eps)
     with torch.cuda.device_of(gate):
-        _gate_gradients_kernel[grid](*tensors, of_gate, of_value, **options)
+        _gate_gradients_kernel[grid](*tensors, of_gate, of_value, COUNT=count, **options)
     return of_gate, of_value
 
 
@@ -219,13 +219,13 @@ def _empty_product(gate: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @gated_product.register_fake
-def _(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _(gate: Tensor, value: Tensor, eps: float, count: int) -> tuple[Tensor, Tensor]:
     return _empty_product(gate)
 
 
 @gated_product_gradients.register_fake
 def _(
-    gate: Tensor, value: Tensor, of_product: Tensor, of_inverse: Tensor, eps: float
+    gate: Tensor, value: Tensor, of_product: Tensor, of_inverse: Tensor, eps: float, count: int
 ) -> tuple[Tensor, Tensor]:
     return gate.new_empty(gate.shape), value.new_empty(value.shape)
 
@@ -241,20 +241,20 @@ def _(x: Tensor, weight: Tensor, gradient: Tensor, eps: float) -> tuple[Tensor, 
 
 
 def _save_gated_product(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.eps = inputs
+    *tensors, ctx.eps, ctx.count = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _gated_product_gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    tensors, eps = ctx.saved_tensors, ctx.eps
+    tensors, eps, count = ctx.saved_tensors, ctx.eps, ctx.count
     if torch.is_grad_enabled():  # a second derivative is wanted
-        return *_by_pytorch(lambda g, v: _plain_gated_product(g, v, eps), tensors, gradients), None
-    return *gated_product_gradients(*tensors, *gradients, eps), None
 
+        def plain(gate: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            product = F.gelu(gate) * value
+            return product, torch.rsqrt(product.square().sum(-1, keepdim=True) / count + eps)
 
-def _plain_gated_product(gate: Tensor, value: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    product = F.gelu(gate) * value
-    return product, torch.rsqrt(product.square().mean(-1, keepdim=True) + eps)
+        return *_by_pytorch(plain, tensors, gradients), None, None
+    return *gated_product_gradients(*tensors, *gradients, eps, count), None, None
 
 
 def _save_layer_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
