@@ -205,6 +205,7 @@ def list_at(content: Any, place: tuple[Any, ...]) -> Any:
         ("detection", ("per_class",), 5),
         ("detection", ("coco", "box_map"), "x"),
         ("segmentation", ("miou",), -1),
+        ("segmentation", ("per_class", 0, "pixels"), 0.5),
         ("generation", ("val_loss",), "x"),
         ("generation", (), {}),
     ],

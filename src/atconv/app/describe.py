@@ -7,8 +7,8 @@ from typing import Any
 
 from atconv.engine.predictor import Predictor
 from atconv.engine.reading import read_json
-from atconv.engine.tables import metric_name
 from atconv.io import count_of
+from atconv.tasks.common.metric_names import metric_name
 
 __all__ = ["card", "metrics_line", "model_line", "shown_metrics"]
 

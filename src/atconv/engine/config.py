@@ -140,8 +140,8 @@ class TrainConfig:
                 options[name] = min(options[name], options["lr"])
 
     @property
-    def unfreezes(self) -> bool:
-        """Whether some parameters are frozen in some epochs."""
+    def find_unused_parameters(self) -> bool:
+        """Whether some parameters get no gradient in some epochs, as torch's DDP must know."""
         return False
 
     def __post_init__(self) -> None:

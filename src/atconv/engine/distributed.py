@@ -67,7 +67,7 @@ def make_accelerator(config: TrainConfig, tracking_folder: str) -> Accelerator:
         # The first process checks all image files while the others wait.
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(hours=12)),
-            DistributedDataParallelKwargs(find_unused_parameters=config.unfreezes),
+            DistributedDataParallelKwargs(find_unused_parameters=config.find_unused_parameters),
         ],
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))

@@ -17,7 +17,6 @@ from PIL import Image
 from torch import nn
 from typing_extensions import Self
 
-from atconv.analysis.features import evenly_spaced
 from atconv.engine.config import TrainConfig
 from atconv.engine.devices import resolve_device
 from atconv.engine.options import Count, NonNegative, Percent, PositiveInt, check_value
@@ -63,9 +62,14 @@ class Metrics:
 
     hidden: ClassVar[tuple[str, ...]] = ()
     """fields that `to_dict` leaves out, such as arrays"""
+    records: ClassVar[tuple[str, ...]] = ()
+    """fields that `to_dict` gives as dicts"""
+    counts: ClassVar[tuple[str, ...]] = ()
+    """columns of `per_class` that are counts; the others are percentages"""
 
     split: str
     images: Count
+    """how many"""
     images_per_second: NonNegative
     """reading, transform and model together"""
     trained_on: Count = 0
@@ -178,7 +182,7 @@ class Predictor(ABC, Generic[R, M]):
             ValueError: it is damaged: a value that such metrics cannot have, or other classes.
         """
         types = get_type_hints(self.metrics_class, include_extras=True)
-        records = {name: dict | None for name in ("memorization", "sampling") if name in types}
+        records = dict.fromkeys(self.metrics_class.records, dict | None)
         content = read_json(path, _ABOUT_RUN | types | records, partial=True)
         rows = content.get("per_class", [])
         with naming_damage(path):
@@ -187,8 +191,8 @@ class Predictor(ABC, Generic[R, M]):
             if rows and [row.get("class") for row in rows] != self.classes:
                 raise ValueError("per_class has other classes than the model")
             for name, value in (item for row in rows for item in row.items() if item[0] != "class"):
-                counts = name in ("images", "pixels")
-                check_value(f"{name} in per_class", value, Count if counts else Percent | None)
+                kind = Count if name in self.metrics_class.counts else Percent | None
+                check_value(f"{name} in per_class", value, kind)
             if len({tuple(row) for row in rows}) > 1:
                 raise ValueError("per_class has rows of different columns")
         return content
@@ -285,7 +289,8 @@ class ImagePredictor(Predictor[R, M]):
         """
         _, images = self.choose_split(None, "val")
         examples = []
-        for i in evenly_spaced(range(len(images)), count):
+        last = len(images) - 1
+        for i in np.linspace(0, last, min(count, last + 1)).round().astype(int).tolist():
             with suppress(OSError, ValueError):
                 examples.append(images.read(i, "RGB"))
         return examples

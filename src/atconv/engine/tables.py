@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from atconv.io import escape_row, first_few
 
-__all__ = ["Table", "interval_text", "metric_name", "over_classes", "percent_text", "speed_text"]
-
-_WORDS = {
-    "val": "validation",
-    "ap": "AP",
-    "map": "mAP",
-    "mar": "mAR",
-    "miou": "mIoU",
-    "top1": "top-1",
-    "top5": "top-5",
-    "f1": "F1",
-}
-
-
-def metric_name(column: str) -> str:
-    """What tables and plots call a column of metrics: box_map_50 is box mAP@50."""
-    words = " ".join(_WORDS.get(word, word) for word in column.split("_"))
-    return re.sub(r" (\d+)", r"@\1", words)
+__all__ = ["Table", "interval_text", "over_classes", "percent_text", "speed_text"]
 
 
 def percent_text(value: float | None) -> str:

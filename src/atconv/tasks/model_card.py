@@ -11,8 +11,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from atconv.engine.tables import metric_name
 from atconv.tasks.classification.metrics import wilson_interval
+from atconv.tasks.common.metric_names import metric_name
 from atconv.tasks.spec import TaskSpec
 
 __all__ = ["NO_LICENSE", "CardContent", "model_card"]

@@ -189,7 +189,7 @@ class ClassificationConfig(
             )
         if self.unfreeze_epochs is not None and not self.head_epochs:
             raise ValueError("unfreeze_epochs adds stages after head_epochs: set head_epochs too")
-        if self.unfreezes and self.shard:
+        if self.head_epochs and self.shard:
             raise ValueError("head_epochs and shard do not go together: shards are made once, of all weights")
 
     @classmethod
@@ -204,7 +204,7 @@ class ClassificationConfig(
         return normalization(self.in_chans, self.mean, self.std)
 
     @property
-    def unfreezes(self) -> bool:
+    def find_unused_parameters(self) -> bool:
         return self.head_epochs > 0
 
     @property

@@ -15,8 +15,9 @@ from torch import Tensor
 from atconv.data.unreadable import SkippedFile
 from atconv.engine.options import Percent
 from atconv.engine.predictor import Metrics
-from atconv.engine.tables import Table, interval_text, metric_name, over_classes, percent_text
+from atconv.engine.tables import Table, interval_text, over_classes, percent_text
 from atconv.tasks.classification.augmentation import Tta
+from atconv.tasks.common.metric_names import metric_name
 
 __all__ = [
     "ClassificationMetrics",
@@ -36,6 +37,7 @@ class ClassifierMetrics(Metrics):
     """What metrics of classifiers share, of one class an image and of several."""
 
     hidden = ("probabilities", "labels", "skipped", "source", "classes", "thresholds")
+    counts = ("images",)
 
     classes: list[str]
     probabilities: NDArray[np.float32]

@@ -72,7 +72,7 @@ class ClassificationTask(Task):
         self.objective = kind(config, splits.classes, labels, teacher).to(accelerator.device)
         self.monitor = self.objective.monitor
         self.unfreezing: Unfreezing | None = None
-        if config.unfreezes:
+        if config.head_epochs:
             self.unfreezing = Unfreezing(model, config.head_epochs, config.unfreeze_epochs)
             if accelerator.is_main_process:
                 logger.info(self.unfreezing.describe(config.epochs))

@@ -33,7 +33,6 @@ from atconv.engine.reading import read_json
 from atconv.engine.recipes import read_config
 from atconv.engine.rng import derive_seed, seeded
 from atconv.engine.run import Run
-from atconv.engine.tables import metric_name
 from atconv.engine.task import Task
 from atconv.io import count_of, save_tensors, write_json
 from atconv.models.attnet import AttNet
@@ -41,6 +40,7 @@ from atconv.models.release import load_release
 from atconv.plots import Panel
 from atconv.tasks.common.annotated_config import AnnotatedConfig
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor
+from atconv.tasks.common.metric_names import metric_name
 from atconv.tasks.common.report import report_run
 from atconv.tasks.common.start import classes_of, load_from_run, log_difference, log_other_classes
 

@@ -15,9 +15,10 @@ from atconv.engine.history import History
 from atconv.engine.predictor import Metrics, Predictor
 from atconv.engine.reading import read_json
 from atconv.engine.run import Run
-from atconv.engine.tables import Table, metric_name
+from atconv.engine.tables import Table
 from atconv.io import first_few
 from atconv.plots import Panel, plot_curves
+from atconv.tasks.common.metric_names import metric_name
 
 __all__ = ["evaluate_run", "free_path", "report_run"]
 

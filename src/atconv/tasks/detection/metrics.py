@@ -17,8 +17,9 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from atconv.data.boxes.split import BadAnnotations
 from atconv.engine.options import Percent
-from atconv.engine.tables import Table, metric_name, over_classes, percent_text
+from atconv.engine.tables import Table, over_classes, percent_text
 from atconv.tasks.common.annotated_predictor import AnnotatedMetrics
+from atconv.tasks.common.metric_names import metric_name
 from atconv.tasks.detection.data import Target
 
 __all__ = ["DetectionMetrics", "compute_metrics", "mean_average_precision"]

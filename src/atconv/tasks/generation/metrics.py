@@ -57,6 +57,8 @@ class Memorization:
 class GenerationMetrics(Metrics):
     """Metrics of one set of samples, `images` of them, compared with one set of real images."""
 
+    records = ("memorization",)
+
     real_images: int
     features: str
     """what the distances are measured in: "Inception", or a run's features"""

@@ -39,6 +39,8 @@ class SegmentationMetrics(AnnotatedMetrics):
     """Metrics of one segmenter on one split, in percent. By class: IoU (None where it does not occur),
     accuracy (share of its pixels), pixels."""
 
+    counts = ("pixels",)
+
     miou: Percent
     """mean over the classes that occur, in masks or predictions"""
     miou_interval: tuple[Percent, Percent]
