@@ -62,6 +62,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
     _supports_gradient_checkpointing = True
     _no_split_modules: Any = ["SiTBlock"]  # noqa: RUF012  (as diffusers declares them)
     _repeated_blocks: Any = ["SiTBlock"]  # noqa: RUF012
+    positions: Tensor
 
     @register_to_config
     def __init__(
@@ -101,7 +102,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
         act: type[nn.Module] = nn.SiLU if mixer_act == "silu" else GELUTanh
         self.blocks = nn.ModuleList()
         for i in range(depth):
-            if _uses_atconv(token_mixer, i):
+            if token_mixer == "atconv" or (token_mixer == "hybrid" and i % 2 == 1):
                 mixer: nn.Module = ATConvTokens(hidden_size, act_layer=act, **mixer_args or {})
                 gate = nn.Linear(hidden_size, hidden_size) if channel_gate else None
             else:
@@ -109,9 +110,7 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
             self.blocks.append(SiTBlock(hidden_size, mixer, gate, self.mlp_hidden_size))
         self.head = SiTHead(hidden_size, patch_size**2 * self.out_channels)
         if self.has_positions:
-            table = position_table(_TABLE_LENGTH, hidden_size)
-            self.positions: Tensor
-            self.register_buffer("positions", table, persistent=False)
+            self.register_buffer("positions", position_table(_TABLE_LENGTH, hidden_size), persistent=False)
         self._init_weights()
 
     def forward(
@@ -240,10 +239,8 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
             nn.init.normal_(weight, std=0.02)
         if self.label_embed is not None:
             nn.init.normal_(self.label_embed.weight, std=0.02)
-        # Every block starts as the identity, and the output is zero.
-        for part in self.modules():
-            if isinstance(part, (SiTBlock, SiTHead)):
-                nn.init.zeros_(part.modulation.weight)
+        for part in (*self.blocks, self.head):  # every block starts as the identity, and the output is zero
+            nn.init.zeros_(part.modulation.weight)
         nn.init.zeros_(self.head.linear.weight)
 
 
@@ -309,10 +306,6 @@ def position_table(length: int, dim: int) -> Tensor:
     frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
     angles = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
-
-
-def _uses_atconv(family: MixerFamily, index: int) -> bool:
-    return family == "atconv" or (family == "hybrid" and index % 2 == 1)
 
 
 def _check_sizes(
