@@ -288,6 +288,7 @@ class SiTPipeline(DiffusionPipeline):
         if not 0 <= number < classes:
             raise ValueError(
                 f"no class {label!r}: the model has {classes}, 0 ({names[0]}) to {classes - 1} ({names[-1]})"
+                "; a generator takes classes, no images"
             )
         return number
 

@@ -105,6 +105,11 @@ def test_masks_are_learned_and_measured_too(tmp_path: Path) -> None:
     assert set(read_rows(run / "metrics.csv")[0]) >= {"val_map", "val_map_50", "val_mask_map", "train_mask"}
     assert {"box_map", "mask_map"} <= set(json.loads((run / "metrics.json").read_text())["coco"])
     predictor = atconv.load(run)
+    metrics = predictor.evaluate()
+    scores = (metrics.box_map, metrics.box_map_50, metrics.mask_map, metrics.mask_map_50)
+    assert scores == tuple(
+        metrics.coco[f"{kind}_{name}"] for kind in ("box", "mask") for name in ("map", "map_50")
+    )
     image = shared_data() / "images" / "val" / "0.png"
     output = predictor.model([predictor.transform(Image.open(image))])[0]
     assert output["masks"].shape[1:] == (1, 40, 56)

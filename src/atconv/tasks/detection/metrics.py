@@ -36,6 +36,25 @@ class DetectionMetrics(AnnotatedMetrics):
     bad_annotations: BadAnnotations = "reject"
     """what was done with annotations that are wrong"""
 
+    @property
+    def box_map(self) -> float | None:
+        """Mean average precision of boxes, over IoU 0.5 … 0.95."""
+        return self.coco["box_map"]
+
+    @property
+    def box_map_50(self) -> float | None:
+        """That of boxes at IoU 0.5."""
+        return self.coco["box_map_50"]
+
+    @property
+    def mask_map(self) -> float | None:
+        """That of masks; None where the detector gives none."""
+        return self.coco.get("mask_map")
+
+    @property
+    def mask_map_50(self) -> float | None:
+        return self.coco.get("mask_map_50")
+
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"bad_annotations": self.bad_annotations}
 

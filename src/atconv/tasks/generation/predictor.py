@@ -151,7 +151,7 @@ class GenerationPredictor(Predictor[GeneratedImage, GenerationMetrics]):
             ids = range(len(self.classes)) if class_labels is None else class_labels
             labels = [i for i in self.pipeline.get_label_ids(ids) for _ in range(per_class)]
         elif class_labels is not None:
-            raise ValueError(f"{self.run.path} has no classes: leave class_labels out")
+            raise ValueError(f"{self.run.path} has no classes: leave class_labels out; it takes no images")
         return sample_images(self.pipeline, labels, options, seed, batch_size, height, width)
 
     def evaluate(  # type: ignore[override]
