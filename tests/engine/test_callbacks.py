@@ -165,9 +165,32 @@ def test_what_is_no_callback_is_rejected_before_anything_is_made(
     callbacks: Any, message: str, tmp_path: Path
 ) -> None:
     for start in (lambda: train(tiny_config(), tmp_path / "run", callbacks=callbacks),
-                  lambda: resume(tmp_path / "run", callbacks)):  # fmt: skip
+                  lambda: resume(tmp_path / "run", callbacks=callbacks)):  # fmt: skip
         with pytest.raises(TypeError, match=f"instances of subclasses of .*Callback.*{message}"):
             start()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [
+        (
+            {"on_epoch": lambda self, trainer, row: None},
+            r"on_epoch is never called: .*; did you mean on_epoch_end\?",
+        ),
+        (
+            {"on_epoch_end": lambda self, row: None},
+            r"on_epoch_end must be on_epoch_end\(self, trainer, row\)",
+        ),
+        ({"stops": lambda self: True}, r"stops must be stops\(self, trainer\)"),
+    ],
+    ids=["misspelled", "too few arguments", "none"],
+)
+def test_a_hook_that_cannot_be_called_is_rejected_at_once(
+    hooks: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TypeError, match=f"Mine.{message}"):
+        train(tiny_config(), tmp_path / "run", callbacks=[type("Mine", (Callback,), hooks)()])
     assert not (tmp_path / "run").exists()
 
 

@@ -6,6 +6,7 @@ would miss: what it writes follows from the history and the files that are there
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import sys
@@ -23,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from atconv.engine.options import did_you_mean
 from atconv.engine.progress import Heartbeat
 from atconv.engine.tables import speed_text
 from atconv.engine.trainer import Callback, Trainer
@@ -198,7 +200,7 @@ def default_callbacks(
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Raise TypeError unless they are a list of instances of `Callback`."""
+    """Raise TypeError unless they are a list of instances of `Callback`, with its hooks, as it has them."""
     listed = isinstance(callbacks, (list, tuple))
     wrong = [each for each in callbacks if not isinstance(each, Callback)] if listed else [callbacks]
     if wrong:
@@ -207,3 +209,17 @@ def check_callbacks(callbacks: Any) -> None:
             "callbacks must be a list of instances of subclasses of atconv.engine.trainer.Callback, such as "
             f"[PrintLoss()], got {'the class' if cls is wrong[0] else 'a'} {cls.__name__}"
         )
+    hooks = {name: hook for name, hook in vars(Callback).items() if not name.startswith("_")}
+    for callback in callbacks:
+        cls = type(callback)
+        for name in dir(cls):
+            if name.startswith("on_") and name not in hooks:
+                known = f"there are {', '.join(hooks)}{did_you_mean(name, hooks)}"
+                raise TypeError(f"{cls.__name__}.{name} is never called: {known}")
+        for name, hook in hooks.items():
+            _, *passed = inspect.signature(hook).parameters
+            try:
+                inspect.signature(getattr(callback, name)).bind(*passed)
+            except TypeError as error:
+                expected = f"{name}(self, {', '.join(passed)})"
+                raise TypeError(f"{cls.__name__}.{name} must be {expected}: {error}") from None

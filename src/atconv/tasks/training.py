@@ -50,7 +50,7 @@ def train(
         the run's folder, which `atconv.load` opens.
 
     Raises:
-        TypeError: `config` is of no task, or `callbacks` are no callbacks.
+        TypeError: `config` is of no task, or `callbacks` are none or have hooks that cannot be called.
         ValueError: an option, the data or the weights do not fit; nothing was trained, no folder is left.
         FloatingPointError: the loss is not finite; checkpoints so far are kept.
         OSError: a disk is full or read-only; the last complete checkpoint is kept.
@@ -86,8 +86,8 @@ def train(
 
 def resume(
     run: str | Path,
-    callbacks: Sequence[Callback] = (),
     *,
+    callbacks: Sequence[Callback] = (),
     epochs: int | None = None,
     patience: int | None = None,
 ) -> Path:
