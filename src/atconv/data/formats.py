@@ -91,7 +91,7 @@ class AnnotatedFormat(Format):
     """what to give, for messages"""
     splits: Callable[..., Sequence[str]]
     """(folder, its folder of images if that was given, **options that say where files lie) → names of splits,
-    none where it is not this"""
+    none where it is not this; where they do not agree, `recognizes` decides"""
     places: tuple[str, ...] = ()
     """the options of the task that `splits` takes"""
     read: Callable[..., AnnotatedSplit]
@@ -343,7 +343,8 @@ def _annotated_format(
     for known in FORMATS:
         if isinstance(known, AnnotatedFormat) and known.annotation == annotation:
             names = known.splits(data, images, **{name: own[name] for name in known.places})
-            if names:
+            others = (each for each in formats if each is not known)
+            if names and (not any(each.recognizes(data) for each in others) or known.recognizes(data)):
                 return known, names
         elif type(known) is Format and known.annotation in (None, annotation) and known.recognizes(data):
             break
