@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 from PIL import Image
 
-from atconv.app.panels import ClassificationPanel, ImageOptions
+from atconv.app.panels import ClassificationPanel, DrawnPanel, ImageOptions, make_panel
+from atconv.tasks import TASKS
 from atconv.tasks.classification import explain as drawn
 
 IMAGE = Image.new("L", (8, 8))
@@ -39,3 +40,10 @@ def test_what_is_not_shown_is_said_and_thresholds_are(multi_label: bool) -> None
     assert note["visible"]
     assert ("it may give an image several" in note["value"]) == multi_label
     assert "no attentive convolution" in note["value"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_names_its_panel(task: str) -> None:
+    panel = make_panel("mine", SimpleNamespace(task=task))
+    assert panel.title
+    assert type(panel) is not DrawnPanel  # which is for tasks that name none

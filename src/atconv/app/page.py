@@ -12,18 +12,12 @@ import gradio as gr
 from PIL import Image
 
 from atconv import __version__
-from atconv.app.panels import GenerationPanel, ImageOptions, ImagePanel, SampleOptions, image_panel
+from atconv.app.panels import GenerationPanel, ImageOptions, ImagePanel, SampleOptions, make_panel
 from atconv.app.uploads import read_upload
 from atconv.engine.predictor import Predictor
 
 __all__ = ["CSS", "build_page", "page_theme"]
 
-_TITLES = {
-    "classification": "Classify an image",
-    "detection": "Detect objects",
-    "segmentation": "Segment an image",
-    "generation": "Generate images",
-}
 _MAX_SAMPLES, _MAX_STEPS, _MAX_GUIDANCE = 16, 250, 10.0
 _EACH = "one of each class"
 _COMPARED = 3  # examples whose kernels are shown next to an image's
@@ -63,9 +57,10 @@ def build_page(
         examples: images to click on.
         max_megapixels: of an image; larger ones are not decoded.
     """
-    generators = [GenerationPanel(n, p) for n, p in predictors.items() if p.task == "generation"]
-    panels = [image_panel(n, p) for n, p in predictors.items() if p.task != "generation"]
-    title = _title([predictor.task for predictor in predictors.values()])
+    every = [make_panel(name, predictor) for name, predictor in predictors.items()]
+    generators = [panel for panel in every if isinstance(panel, GenerationPanel)]
+    panels = [panel for panel in every if isinstance(panel, ImagePanel)]
+    title = every[0].title if len(every) == 1 else f"{len(every)} runs side by side"
     with gr.Blocks(
         title=f"{title}: {', '.join(predictors)}", analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
@@ -86,12 +81,6 @@ def build_page(
     return page
 
 
-def _title(tasks: Sequence[str]) -> str:
-    if len(tasks) > 1:
-        return f"{len(tasks)} runs side by side"
-    return _TITLES[tasks[0]]
-
-
 def _add_images(panels: Sequence[ImagePanel], examples: Sequence[Image.Image], max_megapixels: float) -> None:
     tasks = {panel.predictor.task for panel in panels}
     with gr.Row(elem_classes="images"):
@@ -110,7 +99,7 @@ def _add_images(panels: Sequence[ImagePanel], examples: Sequence[Image.Image], m
                 info="what supports the class, and the kernels that were made for the image",
                 visible="classification" in tasks,
             )
-            with gr.Accordion("Options", open=False, visible=tasks != {"segmentation"}):
+            with gr.Accordion("Options", open=False, visible=bool(tasks & {"classification", "detection"})):
                 limit = max(len(panel.predictor.classes) for panel in panels)
                 top = gr.Slider(
                     1, min(limit, 20), min(5, limit), step=1, label="Classes shown",

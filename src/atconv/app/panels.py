@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gradio as gr
 from PIL import Image
@@ -16,8 +16,9 @@ from PIL import Image
 from atconv.app.describe import card
 from atconv.engine.predictor import Predictor, Result
 from atconv.io import first_few
+from atconv.tasks import get_task
 
-__all__ = ["GenerationPanel", "ImageOptions", "ImagePanel", "SampleOptions", "image_panel"]
+__all__ = ["GenerationPanel", "ImageOptions", "ImagePanel", "SampleOptions", "make_panel"]
 
 _MIN_SIDE = 256  # pixels: smaller images are enlarged
 
@@ -47,6 +48,8 @@ class SampleOptions:
 
 @dataclass
 class _Panel:
+    title: ClassVar[str]
+    """of a page with this panel alone"""
     name: str
     predictor: Any
     outputs: list[Any] = field(default_factory=list)
@@ -76,6 +79,8 @@ class ImagePanel(_Panel, ABC):
 
 class ClassificationPanel(ImagePanel):
     """Classes with their probabilities; where the prediction comes from, and the kernels."""
+
+    title = "Classify an image"
 
     def make_outputs(self) -> list[Any]:
         label, note = gr.Label(label="Classes"), gr.HTML(visible=False)
@@ -118,6 +123,10 @@ class ClassificationPanel(ImagePanel):
 class DrawnPanel(ImagePanel):
     """The image with what was found in it, and a table."""
 
+    title = "Look at an image"
+    takes: ClassVar[tuple[str, ...]] = ()
+    """the options that its predictor takes"""
+
     def make_outputs(self) -> list[Any]:
         return [gr.Image(label="Result", **_PLOT), self.make_table()]
 
@@ -128,8 +137,7 @@ class DrawnPanel(ImagePanel):
         return [None, gr.update(value=None, visible=False)]
 
     def results(self, image: Image.Image, options: ImageOptions) -> list[Any]:
-        chosen = {"threshold": options.threshold} if self.predictor.task == "detection" else {}
-        [result] = self.predictor(image, **chosen)
+        [result] = self.predictor(image, **{name: getattr(options, name) for name in self.takes})
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "drawn.png"
             self.predictor.save_prediction(result, self.predictor.open_image(image), file)
@@ -143,8 +151,16 @@ class DrawnPanel(ImagePanel):
         return gr.update(value=rows, visible=True)
 
 
+class DetectionPanel(DrawnPanel):
+    """The image with its objects."""
+
+    title, takes = "Detect objects", ("threshold",)
+
+
 class SegmentationPanel(DrawnPanel):
     """The image with the classes of its pixels, and their shares."""
+
+    title = "Segment an image"
 
     def make_table(self) -> Any:
         return gr.Label(label="Share of the image", show_heading=False)
@@ -158,6 +174,8 @@ class SegmentationPanel(DrawnPanel):
 
 class GenerationPanel(_Panel):
     """New images."""
+
+    title = "Generate images"
 
     def make_outputs(self) -> list[Any]:
         return [gr.Gallery(show_label=False, columns=5, height="auto", format="png", buttons=["download"])]
@@ -177,16 +195,12 @@ class GenerationPanel(_Panel):
 _PLOT: dict[str, Any] = {
     "format": "png", "interactive": False, "show_label": False, "buttons": ["download", "fullscreen"],
 }  # fmt: skip
-_PANELS: dict[str, type[ImagePanel]] = {
-    "classification": ClassificationPanel,
-    "detection": DrawnPanel,
-    "segmentation": SegmentationPanel,
-}
 
 
-def image_panel(name: str, predictor: Predictor[Any, Any]) -> ImagePanel:
-    """The panel of a run whose model says something of images."""
-    return _PANELS[predictor.task](name, predictor)
+def make_panel(name: str, predictor: Predictor[Any, Any]) -> ImagePanel | GenerationPanel:
+    """The panel of a run, which its task names."""
+    panel: ImagePanel | GenerationPanel = globals()[get_task(predictor.task).panel](name, predictor)
+    return panel
 
 
 def _lines(lines: Sequence[str]) -> Any:

@@ -51,7 +51,7 @@ def task_of(run: Run) -> TaskSpec:
 
 def task_for(annotation: str) -> TaskSpec:
     """The task that learns from such annotations: labels, boxes or masks."""
-    return get_task({"labels": "classification", "boxes": "detection", "masks": "segmentation"}[annotation])
+    return next(spec for spec in map(get_task, TASKS) if spec.annotation == annotation)
 
 
 def open_run(run: str | Path) -> Run:

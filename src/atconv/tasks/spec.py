@@ -66,6 +66,10 @@ class TaskSpec:
     inherit_config: Callable[[Any, Collection[str]], Any]
     """(configuration, options chosen by the user) → the configuration with what comes along with the weights
     that it starts from"""
+    annotation: str = ""
+    """what of its images it learns from: labels, boxes or masks, where data with these call for it"""
+    panel: str = "DrawnPanel"
+    """the class of `atconv.app.panels` that shows its runs on the web page"""
     default_recipe: str = "small"
     model_file: str = ""
     """a file that only its models have; empty where config.json names the task"""

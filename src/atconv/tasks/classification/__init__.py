@@ -22,6 +22,8 @@ SPEC = TaskSpec(
     data="an image folder, a table of labels, an LMDB file, WebDataset shards, a timm dataset name "
     "(torch/..., hfds/...) or digits",
     inherit_config=inherit_config,
+    annotation="labels",
+    panel="ClassificationPanel",
     evaluation_writes=("predictions.csv", "confusion.png", "mistakes.png", "classes.png"),
     tools=("train", "evaluate", "predict", "study", "analyze", "embed", "neighbors", "probe", "export"),
     publication=Publication(

@@ -25,6 +25,7 @@ SPEC = TaskSpec(
     data="an image folder, an LMDB file, a timm dataset name (torch/..., hfds/...), digits, or a folder of "
     "latents from atconv generate encode",
     inherit_config=inherit_config,
+    panel="GenerationPanel",
     model_file="model_index.json",
     writes=("inhibition.csv", "samples.png", "samples/epoch-*.png", *_MODEL),
     tools=("train", "sample", "evaluate", "encode"),
