@@ -1,10 +1,12 @@
-"""The operator's convolution and pooling alone: our kernels, other forms of the function, and attention."""
+"""The operator's convolution and pooling alone, and norms and gates around it: our kernels, other forms of
+the functions, and attention."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,9 @@ from torch import Tensor
 
 from atconv.ops import context_pooling
 from atconv.ops import dynamic_depthwise_conv as forms
+from atconv.ops.backend import Backend, use_backend
+from atconv.ops.gated_product import gated_product
+from atconv.ops.layer_norm import normalize_channels
 from gpu_timing import Row, Setup
 
 __all__ = ["kernels", "tiles"]
@@ -31,6 +36,9 @@ SHAPES = (
     (8, 64, 256, 256),
 )
 COMPILED = SHAPES[:2]  # it takes seconds each
+# Of AttNet-T2's gated units, with whole rows and without, and of its norms.
+GATES = ((128, 344, 56, 56), (128, 341, 56, 56), (128, 688, 28, 28), (128, 768, 14, 14), (128, 1368, 7, 7))
+NORMS = ((128, 64, 56, 56), (128, 128, 28, 28), (128, 288, 14, 14), (128, 512, 7, 7))
 HEAD = 64  # channels of a head of attention
 MAX_TOKENS = 64**2  # that attention is measured on
 
@@ -42,6 +50,9 @@ def kernels(setup: Setup) -> Iterator[Case]:
     for shape in shapes:
         name = "×".join(map(str, shape))
         yield f"{name} bfloat16 last K=3", partial(_compare, setup, shape, torch.bfloat16, True, 3)
+    for kind, measure, of_kind in (("gate", _gate, GATES), ("norm", _norm, NORMS)):
+        for shape in shapes if setup.trial else of_kind:
+            yield f"{kind} {'×'.join(map(str, shape))}", partial(measure, setup, shape)
     for shape in shapes:
         name = "×".join(map(str, shape))
         yield f"{name} attention", partial(_attention, setup, shape)
@@ -103,7 +114,47 @@ def _compare(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, last: boo
     return row
 
 
-def _both(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], gradient: Tensor) -> None:
+def _gate(setup: Setup, shape: tuple[int, ...]) -> Row:
+    """The gated product, which reads two maps and writes one; its gradient reads three and writes two."""
+    gate, value, g = (_map(setup, shape, torch.bfloat16, True) for _ in range(3))
+    gradients = g, g[:, :1].contiguous()
+    return _by_backend(setup, lambda *maps: gated_product(*maps, 1e-6), (gate, value), gradients, 3, 5)
+
+
+def _norm(setup: Setup, shape: tuple[int, ...]) -> Row:
+    """The norm over channels, which reads a map and writes one; its gradient reads two and writes one."""
+    x, g = (_map(setup, shape, torch.bfloat16, True) for _ in range(2))
+    affine = (torch.rand(shape[1], device=setup.device) for _ in range(2))
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return normalize_channels(x, [shape[1]], weight.to(x), bias.to(x), 1e-6, False)
+
+    return _by_backend(setup, function, (x, *affine), g, 2, 3)
+
+
+def _by_backend(
+    setup: Setup,
+    function: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    gradients: Any,
+    moved: int,
+    moved_back: int,
+) -> Row:
+    """Microseconds of PyTorch's operators and of our kernels, and GB/s of these for the maps they move."""
+    row: Row = {}
+    size = inputs[0].numel() * inputs[0].element_size() / 1e9  # GB of a map
+    inputs = tuple(t.requires_grad_() for t in inputs)
+    backends: tuple[Backend, ...] = ("eager", "triton")
+    for backend in backends:
+        with use_backend(backend):
+            with torch.no_grad():
+                forward = setup.seconds(partial(function, *inputs), cold=True)
+            both = setup.seconds(partial(_both, function, inputs, gradients), cold=True)
+        row |= {f"{backend} forward µs": 1e6 * forward, f"{backend} both µs": 1e6 * both}
+    return row | {"forward GB/s": moved * size / forward, "both GB/s": (moved + moved_back) * size / both}
+
+
+def _both(function: Callable[..., Any], inputs: tuple[Tensor, ...], gradient: Any) -> None:
     torch.autograd.grad(function(*inputs), inputs, gradient)
 
 

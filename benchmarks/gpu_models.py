@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atconv.deploy import fold
+from atconv.ops import gated_unit
 from atconv.ops.backend import Backend, use_backend
 from gpu_timing import Row, Setup
 from plain import plain_attnet
@@ -53,6 +55,10 @@ def backbones(setup: Setup) -> Iterator[Case]:
         kind = f"{'training' if train else 'inference'}, {'compiled' if compiled else 'eager'}"
         for name in pair:
             yield f"{name}, {kind}", partial(run, name, train=train, compiled=compiled)
+        label, options = f"AttNet-T2, {kind}, all kernels", dict(train=train, compiled=compiled)
+        yield label, partial(run, "AttNet-T2", backend="triton", **options)
+        if not compiled and not train:
+            yield f"{label}, CUDA graph", partial(run, "AttNet-T2", backend="triton", graph=True)
         if compiled and not train:
             yield f"AttNet-T2 folded, {kind}", partial(run, "AttNet-T2 folded", compiled=True)
             for name in ("AttNet-T2 folded", "ConvNeXt-T"):
@@ -61,6 +67,8 @@ def backbones(setup: Setup) -> Iterator[Case]:
         kind = "training" if train else "inference"
         label = f"AttNet-T2, {kind}, eager, PyTorch's operators"
         yield label, partial(run, "AttNet-T2", train=train, backend="eager")
+        label = f"AttNet-T2, {kind}, eager, all kernels, not widened"
+        yield label, partial(run, "AttNet-T2", train=train, backend="triton", whole=1)
         yield f"plain, {kind}, eager", partial(run, "plain", train=train)
     for name in (*pair, "AttNet-T2 folded"):
         yield f"{name}, one image, eager", partial(run, name, batch=1)
@@ -77,7 +85,9 @@ def _backbone(
     backend: Backend = "auto",
     compiled: bool = False,
     graph: bool = False,
+    whole: int = gated_unit.WHOLE,
 ) -> Row:
+    """`auto` takes the kernels that have run on a GPU before, for inference; `triton` takes all of them."""
     torch.compiler.reset()
     batch = min(batch, 2) if setup.trial else batch
     torch.manual_seed(0)
@@ -86,7 +96,7 @@ def _backbone(
     x = torch.randn(batch, 3, size, size, device=setup.device).contiguous(memory_format=torch.channels_last)
     if compiled:
         compile_blocks(setup, model)
-    with use_backend(backend):
+    with use_backend(backend), mock.patch.object(gated_unit, "WHOLE", whole):
         step = training_step(setup, model, x) if train else _inference(model, x)
         if graph and setup.device.type == "cuda":
             step = _captured(step)
