@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -16,7 +19,10 @@ from atconv.engine.config import TrainConfig
 from atconv.engine.recipes import write_config
 from atconv.engine.run import Run
 from atconv.tasks import TASKS, get_task, load, task_of
-from support.tiny import atconv, image_folder, trained_run
+from atconv.tasks.classification.objective import open_teacher
+from atconv.tasks.generation.commands import sample_run
+from atconv.tasks.generation.features import RunFeatures
+from support.tiny import atconv, image_folder, tiny_config, trained_run
 
 
 def started_run(folder: Path, task: str) -> Run:
@@ -122,6 +128,22 @@ def test_the_front_door_lists_the_commands_that_there_are() -> None:
 
     grouped = {f"{name} {tool}" for name, tools in atconv_command.TOOLS.items() for tool in tools}
     assert set(_fills()) == (set(atconv_command.COMMANDS) - set(atconv_command.TOOLS)) | grouped
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        sample_run,
+        lambda path: tiny_config(checkpoint=str(path)).source_run(),
+        lambda path: open_teacher(tiny_config(distill="soft", teacher=str(path))),
+        lambda path: RunFeatures(path, torch.device("cpu")),
+    ],
+    ids=["sampling", "checkpoint", "teacher", "features"],
+)
+def test_python_too_says_what_is_given_in_place_of_a_run(use: Callable[[Path], Any], tmp_path: Path) -> None:
+    images = image_folder(tmp_path / "images", {"ant": 2, "bee": 2})
+    with pytest.raises(ValueError, match="images is not a run: it is recognized as images"):
+        use(images)
 
 
 def wrong_runs(folder: Path) -> dict[str, tuple[Path, str]]:

@@ -24,6 +24,7 @@ from atconv.plots import Panel
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv.tasks.classification.model import open_named_model
 from atconv.tasks.classification.predictor import ClassificationPredictor
+from atconv.tasks.registry import open_run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -292,7 +293,7 @@ def open_teacher(config: ClassificationConfig) -> nn.Module | None:
                 f"teacher_weights are for a teacher by timm's name, and {name} is a run, which has its own: "
                 "leave them out"
             )
-        predictor = ClassificationPredictor.open(Run.open(name))
+        predictor = ClassificationPredictor.open(open_run(name))
         if predictor.multi_label:
             raise ValueError(f"teacher {name!r} gives several labels an image: take one of one class each")
         model = predictor.model

@@ -198,9 +198,9 @@ class AnnotatedTask(Task, Generic[C, S]):
 
 def _backbone_weights(config: AnnotatedConfig) -> dict[str, Tensor]:
     """Weights of the classifier that a new run's backbone starts from."""
-    path = Path(str(config.checkpoint))
-    if path.is_dir():
-        state_dict = Run.open(path).read_weights()
+    path, run = Path(str(config.checkpoint)), config.source_run()
+    if run is not None:
+        state_dict = run.read_weights()
     else:
         model = timm.create_model(config.model, in_chans=config.in_chans, **config.model_args)
         if not isinstance(model, AttNet):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from atconv.engine.options import Rule
 from atconv.engine.run import Run
+from atconv.tasks.registry import open_run
 
 __all__ = ["ModelOptions"]
 
@@ -51,4 +52,4 @@ class ModelOptions:
             return None
         if not Path(self.checkpoint).exists():
             raise FileNotFoundError(f"no such file or run: {self.checkpoint}")
-        return Run.open(self.checkpoint) if Path(self.checkpoint).is_dir() else None
+        return open_run(self.checkpoint) if Path(self.checkpoint).is_dir() else None

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from atconv.engine.devices import resolve_device
 from atconv.engine.options import Pixels, PositiveInt, Seed
-from atconv.engine.run import Run
 from atconv.io import write_json
 from atconv.tasks.common.report import evaluate_run, free_path
 from atconv.tasks.generation.evaluation import Comparison, EvaluationConfig
@@ -17,6 +16,7 @@ from atconv.tasks.generation.plots import grid_pixels, plot_grid
 from atconv.tasks.generation.predictor import GenerationPredictor
 from atconv.tasks.generation.samples import parse_classes, read_samples, write_npz, write_pngs
 from atconv.tasks.generation.sampling import SamplerConfig
+from atconv.tasks.registry import open_run
 
 __all__ = ["evaluate_samples", "sample_run"]
 
@@ -64,7 +64,7 @@ def sample_run(
         raise ValueError(f"{target} holds files already: name a new folder with --out")
     if per_class < 1 or batch_size < 1:
         raise ValueError(f"per_class and batch_size must be at least 1, got {per_class} and {batch_size}")
-    predictor = GenerationPredictor.open(Run.open(run)).to(device)
+    predictor = GenerationPredictor.open(open_run(run)).to(device)
     names = predictor.classes
     if classes != "all" and not names:
         raise ValueError(f"{run} has no classes: leave --classes out; --per-class is the number of images")
@@ -114,7 +114,7 @@ def evaluate_samples(
     """
     path = Path(samples)
     if (path / "model_index.json").is_file() or (path / "config.yaml").is_file():
-        predictor = GenerationPredictor.open(Run.open(path)).to(device)
+        predictor = GenerationPredictor.open(open_run(path)).to(device)
         return evaluate_run(predictor, data, options=options, **evaluation)
     if data is None:
         raise ValueError(f"{samples} is no run, which would have data of its own: give DATA to compare with")

@@ -76,7 +76,7 @@ class RunFeatures(FeatureModel):
     inception = False
 
     def __init__(self, run: str | Path, device: torch.device) -> None:
-        task = tasks.task_of(Run.open(run)).name
+        task = tasks.task_of(tasks.open_run(run)).name
         if task != "classification":
             raise ValueError(f"{run} is a {task} run: it has no classifier; give a run of atconv train")
         predictor = tasks.load(run).to(device)

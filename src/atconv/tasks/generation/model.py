@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 
 from atconv.engine.rng import derive_seed, seeded
-from atconv.engine.run import Run
 from atconv.models.release import load_release, read_checkpoint
 from atconv.models.sit import SiT, create_sit
 from atconv.tasks.common.start import load_from_run, log_difference
 from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.predictor import GenerationPredictor
+from atconv.tasks.registry import open_run
 
 __all__ = ["build_sit", "check_weights", "make_model"]
 
@@ -59,7 +59,7 @@ def build_sit(config: GenerationConfig, classes: int, shape: tuple[int, int, int
 def check_weights(path: Path) -> None:
     """Raise FileNotFoundError or ValueError where there are no weights, or they are damaged."""
     if path.is_dir():
-        GenerationPredictor.open(Run.open(path))
+        GenerationPredictor.open(open_run(path))
     else:
         read_checkpoint(path)
 
@@ -69,7 +69,7 @@ def _load_weights(sit: SiT, config: GenerationConfig, shape: tuple[int, int, int
     if not path.is_dir():
         load_release(sit, path)
         return
-    predictor = GenerationPredictor.open(Run.open(path))
+    predictor = GenerationPredictor.open(open_run(path))
     load_from_run(sit, predictor.pipeline.transformer.state_dict(), config)
     there, here = list(predictor.pipeline.config.sample_size), list(shape[1:])
     log_difference(config, "height and width of samples", there, here, "the weights stay as they are")
