@@ -105,12 +105,13 @@ def select_jobs(
 
 
 def run_side_by_side(sweep: Sweep, jobs: Sequence[Job], processes: int) -> None:
-    """Make the missing rows in so many processes, which share the CPU's cores.
+    """Make the missing rows in so many processes at most, which share the CPU's cores.
 
     Raises:
         SystemExit: a process failed; the rows that it did not make are still missing.
     """
-    if processes == 1:
+    processes = min(processes, sum(not sweep.has_row(job) for job in jobs))
+    if processes <= 1:
         sweep.run(jobs)
         return
     threads = str(max(1, (os.cpu_count() or 1) // processes))

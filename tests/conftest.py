@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.plots import draw_plots
+
 # Without a GPU, Triton's kernels are interpreted. Triton reads this when it is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -23,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if not torch.cuda.is_available() else ():
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before fixtures are made."""
+    draw_plots(item.get_closest_marker("plots") is not None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -228,7 +228,11 @@ def test_exported_programs_take_other_sizes(axes: int, options: dict[str, Any]) 
     assert_close(program.module()(x), module(x), 1e-12)
 
 
-@pytest.mark.parametrize(("axes", "options"), [OPTIONS[i] for i in (1, 2, 4, 8)], ids=str)
+@pytest.mark.parametrize(
+    ("axes", "options"),
+    [pytest.param(*OPTIONS[i], marks=pytest.mark.slow if i in (1, 4) else ()) for i in (1, 2, 4, 8)],
+    ids=str,
+)
 @torch.no_grad()
 def test_onnx_files_take_other_sizes(axes: int, options: dict[str, Any], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -263,8 +263,8 @@ def test_a_loss_that_is_not_finite_is_one_line(tmp_path: Path) -> None:
 
 def test_without_data_a_run_is_evaluated_on_its_own(tmp_path: Path) -> None:
     run = train_tiny(tmp_path / "run")
-    assert atconv("evaluate", run, "--workers=0", plots=False).code == 0
-    assert atconv("evaluate", run, "digits", "--workers=0", plots=False).code == 0
+    assert atconv("evaluate", run, "--workers=0").code == 0
+    assert atconv("evaluate", run, "digits", "--workers=0").code == 0
     assert [path.name for path in (run / "evaluation").iterdir()] == ["digits-test"]
 
 
@@ -273,11 +273,13 @@ def test_evaluation_of_every_task_needs_no_data(task: str) -> None:
     assert " [DATA]" in atconv(*f"{get_task(task).command} evaluate --help".split()).out
 
 
-@pytest.mark.parametrize("arguments", ["--help", "detect --help", "train --help", "models"])
+@pytest.mark.parametrize(
+    "arguments", ["atconv_command --help", "atconv_command detect --help", "atconv models"]
+)
 def test_a_reader_that_has_seen_enough_is_no_error(arguments: str) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "atconv", *arguments.split()]
+    command = [sys.executable, "-m", *arguments.split()]
     ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert ended.stderr == ""
@@ -315,7 +317,7 @@ def test_a_top_of_zero_is_rejected(tmp_path: Path) -> None:
 
 def test_without_a_terminal_a_run_prints_a_line_an_epoch_and_no_bar(tmp_path: Path) -> None:
     command = ("train", "digits", *tiny_options(epochs=2), f"--out={tmp_path / 'run'}")
-    ended = atconv(*command, plots=False, own_process=True)
+    ended = atconv(*command, own_process=True)
     assert ended.code == 0
     assert not ended.err
     lines = ended.out.splitlines()
@@ -329,7 +331,7 @@ def test_runs_are_named_and_numbered_where_none_is_given(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert atconv("train", "digits", *tiny_options(), plots=False).code == 0
+        assert atconv("train", "digits", *tiny_options()).code == 0
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
         "digits-attnet_xxs",
         "digits-attnet_xxs-2",
@@ -339,8 +341,8 @@ def test_runs_are_named_and_numbered_where_none_is_given(
 def test_a_saved_configuration_runs_again_to_the_same_weights(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     options = tiny_options(mixup=0.2, crop_scale=[0.4, 1.0], rotate=8, betas=[0.8, 0.99])
-    assert atconv("train", "digits", *options, f"--out={first}", plots=False).code == 0
-    ended = atconv("train", f"--config={first / 'config.yaml'}", f"--out={second}", plots=False)
+    assert atconv("train", "digits", *options, f"--out={first}").code == 0
+    ended = atconv("train", f"--config={first / 'config.yaml'}", f"--out={second}")
     assert ended.code == 0, ended.err
     assert (first / "config.yaml").read_bytes() == (second / "config.yaml").read_bytes()
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
@@ -359,7 +361,7 @@ def test_option_names_may_have_dashes(tmp_path: Path) -> None:
 def test_the_tracker_gets_the_metrics(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     run = tmp_path / "run"
-    ended = atconv("train", "digits", *tiny_options(tracker="tensorboard"), f"--out={run}", plots=False)
+    ended = atconv("train", "digits", *tiny_options(tracker="tensorboard"), f"--out={run}")
     assert ended.code == 0, ended.err
     assert list(run.rglob("events.out.tfevents.*"))
 
@@ -367,9 +369,9 @@ def test_the_tracker_gets_the_metrics(tmp_path: Path) -> None:
 def test_class_names_are_printed_as_they_are(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data", {"[red]": 20, "[b]": 20})
     options = tiny_options(in_chans=3, test_fraction=0.3, batch_size=8, base_batch_size=8)
-    ended = atconv("train", data, *options, f"--out={tmp_path / 'run'}", plots=False)
+    ended = atconv("train", data, *options, f"--out={tmp_path / 'run'}")
     assert ended.code == 0, ended.err
-    ended = atconv("evaluate", tmp_path / "run", data, "--workers=0", plots=False)
+    ended = atconv("evaluate", tmp_path / "run", data, "--workers=0")
     assert ended.code == 0, ended.err
     assert "[red]" in ended.out
     classes = json.loads((tmp_path / "run" / "config.json").read_text())["label_names"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 
 from atconv.data.formats import open_boxes
-from atconv.deploy import open_onnx
+from atconv.deploy import FORMATS, open_onnx
 from atconv.extras import PACKAGES, name_missing_extra
 from atconv.models.segmenters import segmenter
 from support.tiny import atconv, trained_run
@@ -59,6 +60,8 @@ def test_a_task_names_the_line_that_installs_it() -> None:
 def test_a_command_names_the_line_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # `mock.patch.dict` would drop what torch imports meanwhile, which torch cannot import twice.
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    written = replace(FORMATS["onnx"], write=lambda graph, path, *arguments, **options: path.touch())
+    monkeypatch.setitem(FORMATS, "onnx", written)  # takes long, and needs other packages
     ended = atconv("export", trained_run(), f"--out={tmp_path}")
     assert ended.code == 2
     assert ended.err == "atconv export: onnxruntime is missing: pip install 'atconv[export]'\n"

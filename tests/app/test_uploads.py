@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def test_the_lines_about_a_run_are_its_own() -> None:
     assert model_line(predictor) == f"attnet_xxs, {parameters / 1e6:.2g} M parameters, 10 classes"
     top1 = predictor.evaluate(split="test", workers=0).top1
     assert metrics_line(predictor).startswith(f"top-1 {top1:.1f} %, top-5 ")
-    assert metrics_line(predictor).endswith("(test split of 1420 images)")
+    images = len(json.loads((trained_run() / "split.json").read_text())["test"])
+    assert metrics_line(predictor).endswith(f"(test split of {images} images)")
 
 
 def test_examples_are_of_the_validation_split(tmp_path: Path) -> None:

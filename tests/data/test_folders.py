@@ -551,6 +551,7 @@ def test_auto_takes_the_split_to_evaluate_on(names: str, expected: str) -> None:
     assert choose_split(names.split(), "auto", "DATA") == expected
 
 
+@pytest.mark.plots
 def test_names_that_are_not_utf8_come_through_a_run(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data", {"ant": 30, "bee": 30})
     (data / "bee").rename(os.fsdecode(os.fsencode(data) + b"/b\xe9e"))

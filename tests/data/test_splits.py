@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets._base import load_digits
 
 from atconv.data.folders import SPLITS
 from atconv.data.formats import open_sources
@@ -297,7 +298,8 @@ def test_a_missing_folder_says_what_data_may_be(tmp_path: Path) -> None:
         split(tmp_path / "none", tmp_path / "run")
 
 
-def test_digits_need_no_files(tmp_path: Path) -> None:
+def test_digits_need_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sklearn.datasets.load_digits", load_digits)  # other tests use a few
     (tmp_path / "run").mkdir()
     splits = make_splits(tiny_config(test_fraction=0.2, val_fraction=0.1), tmp_path / "run")
     by_split = names(splits)
@@ -308,8 +310,6 @@ def test_digits_need_no_files(tmp_path: Path) -> None:
 
 
 def test_digits_are_ink_on_black() -> None:
-    from sklearn.datasets import load_digits
-
     source = DigitsSource()
     seen = np.asarray(source.read(5, "L"), dtype=float)
     assert np.abs(seen - load_digits().images[5] * 255 / 16).max() <= 0.5

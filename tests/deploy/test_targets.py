@@ -18,9 +18,12 @@ from support.helpers import tiny_attnet
 SHAPES = [(2, 3, 64, 96), (1, 3, 64, 33), (3, 3, 70, 45), (1, 3, 8, 70)]
 
 
-def test_openvino_computes_what_the_model_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "depths", [(1, 0, 0, 0), pytest.param((1, 1, 1, 1), marks=pytest.mark.slow)], ids=str
+)
+def test_openvino_computes_what_the_model_does(depths: tuple[int, ...], tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    model, images = tiny_attnet(glu_norm=True), torch.randn(2, 3, 64, 96)
+    model, images = tiny_attnet(glu_norm=True, depths=depths), torch.randn(2, 3, 64, 96)
     if Version(torch.__version__) < Version("2.12"):
         with pytest.raises(ValueError, match="OpenVINO does not read the graph that torch"):
             deploy.export_openvino(deploy.fold(model), tmp_path / "model.xml", images)

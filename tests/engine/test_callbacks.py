@@ -17,15 +17,9 @@ from atconv.engine.progress import progress
 from atconv.engine.tables import speed_text
 from atconv.engine.trainer import Trainer
 from atconv.tasks import resume, train
-from support.tiny import no_plots, read_rows, tiny_config
+from support.tiny import read_rows, tiny_config
 
 STEPS = 10
-
-
-@pytest.fixture(autouse=True)
-def _no_plots() -> Any:
-    with no_plots():
-        yield
 
 
 class Recorder(Callback):

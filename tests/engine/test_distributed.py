@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from atconv.data.sources.digits import DigitsSource
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
 from support.tiny import atconv, read_rows, tiny_options
 from support.torchrun import in_processes, torchrun
@@ -47,16 +48,26 @@ def assert_same_weights(run: Path, expected: Path, tolerance: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits of other tests: for processes that torchrun starts `digits` are all of them."""
+    folder, source = tmp_path_factory.mktemp("data") / "scans", DigitsSource()
+    for i, label in enumerate(source.labels):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        source.read(i, "L").save(folder / str(label) / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("one") / "run"
-    ended = atconv("train", "digits", *options(BATCH), f"--out={run}", plots=False)
+    ended = atconv("train", data, *options(BATCH), f"--out={run}")
     assert ended.code == 0, ended.err
     return run
 
 
-def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
+def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, data: Path, one_process: Path) -> None:
     run = tmp_path / "run"
-    ended = torchrun("train", "digits", *options(BATCH // 2), f"--out={run}")
+    ended = torchrun("train", str(data), *options(BATCH // 2), f"--out={run}")
     assert ended.code == 0, ended.err
     assert "16 images × 2 process(es) × 1 micro-batch(es)" in ended.out
     assert ended.out.count("epoch   1/2") == ended.out.count("classes, images:") == 1, (
@@ -70,18 +81,20 @@ def test_two_gloo_processes_train_the_weights_of_one(tmp_path: Path, one_process
             assert float(ours[name]) == pytest.approx(float(theirs[name]), abs=1e-4), name
 
 
-def test_two_accumulated_micro_batches_train_the_weights_of_one(tmp_path: Path, one_process: Path) -> None:
+def test_two_accumulated_micro_batches_train_the_weights_of_one(
+    tmp_path: Path, data: Path, one_process: Path
+) -> None:
     run = tmp_path / "run"
-    ended = atconv("train", "digits", *options(BATCH // 2), f"--out={run}", plots=False)
+    ended = atconv("train", data, *options(BATCH // 2), f"--out={run}")
     assert ended.code == 0, ended.err
     assert "16 images × 1 process(es) × 2 micro-batch(es)" in ended.out
     assert_same_weights(run, one_process, 1e-5)
 
 
-def test_the_weights_that_are_compared_were_trained(tmp_path: Path, one_process: Path) -> None:
+def test_the_weights_that_are_compared_were_trained(tmp_path: Path, data: Path, one_process: Path) -> None:
     run = tmp_path / "run"
     changed = [*options(BATCH), "--label-smoothing=0.2"]
-    assert atconv("train", "digits", *changed, f"--out={run}", plots=False).code == 0
+    assert atconv("train", data, *changed, f"--out={run}").code == 0
     with pytest.raises(AssertionError):
         assert_same_weights(run, one_process, 1e-5)
 

@@ -14,13 +14,13 @@ import yaml
 from atconv.engine.callbacks import EarlyStopping
 from atconv.engine.history import History
 from atconv.tasks import resume
-from support.tiny import KillAt, atconv, no_plots, read_rows, train_tiny, trained_run
+from support.tiny import KillAt, atconv, read_rows, train_tiny, trained_run
 
 EPOCHS, STEPS = 4, 10
 
 
 def extend(run: Path, *options: str, kill_at: KillAt | None = None) -> str:
-    ended = atconv("train", "--resume", run, *options, kill_at=kill_at, plots=False)
+    ended = atconv("train", "--resume", run, *options, kill_at=kill_at)
     assert ended.code == (0 if kill_at is None else -9), ended.err
     return ended.out
 
@@ -70,8 +70,7 @@ def test_a_killed_extension_continues_to_the_same_end(
 
 
 def test_a_run_that_patience_stopped_has_it_again(tmp_path: Path) -> None:
-    with no_plots():
-        run = train_tiny(tmp_path / "run", epochs=6, patience=1, lr=1e-12, min_lr=0.0, warmup_lr=0.0)
+    run = train_tiny(tmp_path / "run", epochs=6, patience=1, lr=1e-12, min_lr=0.0, warmup_lr=0.0)
     assert len(read_rows(run / "metrics.csv")) == 2  # at such a rate, no epoch is better
     assert "is finished already" in extend(run)
     extend(run, "--epochs=7")

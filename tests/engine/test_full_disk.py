@@ -31,7 +31,7 @@ def test_a_run_whose_disk_fills_stops_in_one_line_and_resumes_with_more_space(
     options = tiny_options(epochs=2, checkpoint_steps=4)
     disk = small_disk(int(1.25 * MiB))  # the model and one checkpoint, not two
     run = disk / "run"
-    ended = atconv("train", "digits", *options, f"--out={run}", plots=False)
+    ended = atconv("train", "digits", *options, f"--out={run}")
     assert ended.code == 2
     assert ended.err.count("\n") == 1, ended.err
     assert "No space left" in ended.err
@@ -42,9 +42,9 @@ def test_a_run_whose_disk_fills_stops_in_one_line_and_resumes_with_more_space(
     assert load_checkpoint(newest)["step_in_epoch"] == 4
 
     small_disk(16 * MiB)
-    assert atconv("train", "--resume", run, plots=False).code == 0
+    assert atconv("train", "--resume", run).code == 0
     elsewhere = tmp_path / "elsewhere"
-    assert atconv("train", "digits", *options, f"--out={elsewhere}", plots=False).code == 0
+    assert atconv("train", "digits", *options, f"--out={elsewhere}").code == 0
     assert (run / "model.safetensors").read_bytes() == (elsewhere / "model.safetensors").read_bytes()
 
 
@@ -52,7 +52,7 @@ def test_a_run_whose_disk_fills_stops_in_one_line_and_resumes_with_more_space(
 def test_a_disk_too_small_for_anything_stops_in_one_line(
     small_disk: Callable[[int], Path], size: int
 ) -> None:
-    ended = atconv("train", "digits", *tiny_options(), f"--out={small_disk(size) / 'run'}", plots=False)
+    ended = atconv("train", "digits", *tiny_options(), f"--out={small_disk(size) / 'run'}")
     assert ended.code == 2
     assert ended.err.count("\n") == 1, ended.err
     assert "No space left" in ended.err

@@ -38,18 +38,18 @@ OPTIONS = tiny_options(
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    ended = atconv("train", "digits", *OPTIONS, f"--out={run}", plots=False)
+    ended = atconv("train", "digits", *OPTIONS, f"--out={run}")
     assert ended.code == 0, ended.err
     return run
 
 
 def killed(run: Path, kill_at: KillAt) -> None:
-    ended = atconv("train", "digits", *OPTIONS, f"--out={run}", kill_at=kill_at, plots=False)
+    ended = atconv("train", "digits", *OPTIONS, f"--out={run}", kill_at=kill_at)
     assert ended.code == -signal.SIGKILL, (ended.code, ended.err)
 
 
 def resumed(run: Path) -> Finished:
-    ended = atconv("train", "--resume", run, plots=False)
+    ended = atconv("train", "--resume", run)
     assert ended.code == 0, ended.err
     return ended
 
@@ -93,7 +93,7 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, uninterrupted: Pat
 
 def test_a_kill_from_outside_while_a_checkpoint_is_written(tmp_path: Path, uninterrupted: Path) -> None:
     run = tmp_path / "run"
-    process = start_atconv("train", "digits", *OPTIONS, f"--out={run}", output=tmp_path, plots=False)
+    process = start_atconv("train", "digits", *OPTIONS, f"--out={run}", output=tmp_path)
     while not list(run.glob("checkpoints/.writing-step-*")) and process.exitcode is None:
         time.sleep(0.001)
     process.kill()
@@ -122,7 +122,7 @@ def test_a_run_may_be_killed_more_than_once(tmp_path: Path, uninterrupted: Path)
     run = tmp_path / "run"
     killed(run, KillAt(STEP, nth=6))
     for nth in (5, 9):
-        ended = atconv("train", "--resume", run, kill_at=KillAt(STEP, nth=nth), plots=False)
+        ended = atconv("train", "--resume", run, kill_at=KillAt(STEP, nth=nth))
         assert ended.code == -signal.SIGKILL
     ended = resumed(run)
     assert "resuming at epoch 2" in ended.out

@@ -22,15 +22,9 @@ from atconv.engine.tuning import as_in_last_epoch
 from atconv.models.attnet import AttNet
 from atconv.tasks import resume
 from atconv.tasks.classification.unfreezing import Unfreezing
-from support.tiny import TINY_ARGS, atconv, no_plots, read_rows, reset_accelerate, tiny_options, train_tiny
+from support.tiny import TINY_ARGS, atconv, read_rows, reset_accelerate, tiny_options, train_tiny
 from support.tiny_dense import detect, segment
 from support.tiny_sit import train_tiny_sit
-
-
-@pytest.fixture(autouse=True)
-def _no_plots() -> Any:
-    with no_plots():
-        yield
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.datasets._base import load_digits
 
 from atconv.data.sources.lmdb_file import LmdbReader
 from studies.datasets import cued_garments
@@ -80,7 +81,8 @@ def test_the_frames_are_those_that_results_were_made_with() -> None:
     assert digest.hexdigest() == "6d1c8d192f5be7a18d1fa1adca7f35295ad9aca6e49f891a37d86294ec36f918"
 
 
-def test_no_digit_is_in_both_splits() -> None:
+def test_no_digit_is_in_both_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sklearn.datasets.load_digits", load_digits)  # other tests use a few
     train, test = digit_scans("train"), digit_scans("test")
     for cue, (train_scans, test_scans) in enumerate(zip(train, test, strict=True)):
         assert len(train_scans) > 3 * len(test_scans) > 60, cue

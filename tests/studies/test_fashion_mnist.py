@@ -70,7 +70,7 @@ def test_a_run_trains_on_them(source: Path, tmp_path: Path) -> None:
     options = tiny_options(
         data_root=str(tmp_path / "root"), val_fraction=0.2, batch_size=16, base_batch_size=16, workers=1
     )
-    ended = atconv("train", "torch/fashion_mnist", *options, f"--out={tmp_path / 'run'}", plots=False)
+    ended = atconv("train", "torch/fashion_mnist", *options, f"--out={tmp_path / 'run'}")
     assert ended.code == 0, ended.err
     assert (tmp_path / "run" / "model.safetensors").is_file()
 

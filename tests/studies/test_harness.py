@@ -15,6 +15,7 @@ from atconv.io import read_rows, write_rows
 from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed
 from studies import harness
 from studies.harness import mean_and_deviation, paired_difference, run_side_by_side, smallest_difference
+from support.tiny import preload_forkserver
 from support.tiny_study import counted_row
 
 JOBS = seed_by_seed({"a": 3, "b": 1})
@@ -28,7 +29,9 @@ def test_jobs_come_seed_by_seed() -> None:
     assert [(job.variant, job.seed) for job in JOBS] == [("a", 0), ("b", 0), ("a", 1), ("a", 2)]
 
 
-def test_two_processes_make_each_row_once(tmp_path: Path) -> None:
+def test_two_processes_make_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = preload_forkserver()  # of processes that need not import the package
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: context)
     run_side_by_side(make_sweep(tmp_path), JOBS, 2)
     rows = read_rows(tmp_path / "results.csv")
     assert sorted((row["model"], row["seed"], row["score"]) for row in rows) == [

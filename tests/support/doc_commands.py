@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets._base import load_digits  # all of them, whatever other tests use
 from sklearn.utils import Bunch
 
 from atconv.models import attnet, sit

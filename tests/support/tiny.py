@@ -15,8 +15,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -24,23 +24,45 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import sklearn.datasets
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from sklearn.datasets._base import load_digits
+from sklearn.utils import Bunch
 
 from atconv.tasks import train
 from atconv.tasks.classification.config import ClassificationConfig
 from atconv_command import main
+from support.plots import draw_plots, empty_plots, plots_are_drawn
 
 # Inherited by the processes started below: two OpenMP programs at once slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+empty_plots(
+    *(
+        f"classification.plots.plot_{name}"
+        for name in ("confusion_matrix", "mistakes", "class_scores", "multi_label_mistakes")
+    ),
+    "common.report.plot_curves",
+)
+
+
+@functools.cache
+def few_digits() -> Bunch:
+    """The first 480 of the 1,797 digits: testing on the others takes longer than to train."""
+    digits = load_digits()
+    return Bunch(**digits | {"images": digits.images[:480], "target": digits.target[:480]})
+
+
+sklearn.datasets.load_digits = few_digits
+
 TINY_ARGS = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32], "stem_stride": 1}
 
-# 336 training, 41 validation and 1420 test images or nearly so: ten steps an epoch.
+# 339 training, 41 validation and 100 test images or nearly so: ten steps an epoch.
 TINY: dict[str, Any] = {
     "data": "digits",
-    "test_fraction": 0.79,
+    "test_fraction": 0.21,
     "model": "attnet_xxs",
     "model_args": TINY_ARGS,
     "image_size": 8,
@@ -118,6 +140,8 @@ _PRELOADED = (
     "sklearn.datasets",
     "sklearn.metrics",
     "support.tiny",
+    "support.tiny_dense",
+    "support.tiny_sit",
 )
 
 
@@ -139,16 +163,14 @@ class KillAt:
     nth: int = 1
 
 
-def atconv(
-    *arguments: str | Path, kill_at: KillAt | None = None, plots: bool = True, own_process: bool = False
-) -> Finished:
+def atconv(*arguments: str | Path, kill_at: KillAt | None = None, own_process: bool = False) -> Finished:
     """Run `atconv ARGUMENT...` to its end: in this process, which saves seconds, or where it is to be killed
     (code −9) or asked for in a process of its own."""
     texts = [str(argument) for argument in arguments]
     if kill_at is None and not own_process:
-        return _run_here(texts, plots)
+        return _run_here(texts)
     with tempfile.TemporaryDirectory() as folder:
-        process = start_atconv(*texts, output=Path(folder), kill_at=kill_at, plots=plots)
+        process = start_atconv(*texts, output=Path(folder), kill_at=kill_at)
         process.join(180)
         if process.exitcode is None:
             process.kill()
@@ -158,7 +180,7 @@ def atconv(
         )
 
 
-def _run_here(arguments: list[str], plots: bool) -> Finished:
+def _run_here(arguments: list[str]) -> Finished:
     """The command in this process, which is left as it was."""
     reset_accelerate()
     logger, out, err = logging.getLogger("atconv"), io.StringIO(), io.StringIO()
@@ -167,7 +189,6 @@ def _run_here(arguments: list[str], plots: bool) -> Finished:
         redirect_stdout(out),
         redirect_stderr(err),
         mock.patch.object(sys, "argv", ["atconv", *arguments]),
-        nullcontext() if plots else no_plots(),
     ):
         try:
             main()
@@ -180,11 +201,9 @@ def _run_here(arguments: list[str], plots: bool) -> Finished:
     return Finished(code, out.getvalue(), err.getvalue())
 
 
-def start_atconv(
-    *arguments: str | Path, output: Path, kill_at: KillAt | None = None, plots: bool = True
-) -> ForkServerProcess:
+def start_atconv(*arguments: str | Path, output: Path, kill_at: KillAt | None = None) -> ForkServerProcess:
     """Start it in a process of its own; its output goes to the files out and err of a folder."""
-    return start_process(run_command, [str(a) for a in arguments], output, kill_at, plots)
+    return start_process(run_command, [str(a) for a in arguments], output, kill_at, plots_are_drawn())
 
 
 def preload_forkserver() -> ForkServerContext:
@@ -216,19 +235,8 @@ def run_command(
     if kill_at is not None:
         _arm(kill_at)
     sys.argv = ["atconv", *arguments]
-    with nullcontext() if plots else no_plots():
-        main()
-
-
-@contextmanager
-def no_plots() -> Iterator[None]:
-    """Leave out the plots at the end of a run, which take longer than a tiny run itself."""
-    plots = ("confusion_matrix", "mistakes", "class_scores", "multi_label_mistakes")
-    names = [f"classification.plots.plot_{name}" for name in plots]
-    with ExitStack() as stack:
-        for name in (*names, "common.report.plot_curves"):
-            stack.enter_context(mock.patch(f"atconv.tasks.{name}"))
-        yield
+    draw_plots(plots)
+    main()
 
 
 def _arm(kill_at: KillAt) -> None:

@@ -17,7 +17,10 @@ from atconv.data.boxes.split import BoxSplit
 from atconv.tasks import train
 from atconv.tasks.detection import DetectionConfig
 from atconv.tasks.segmentation import SegmentationConfig
+from support.plots import empty_plots
 from support.tiny import flag
+
+empty_plots("detection.predictor.plot_split", "segmentation.predictor.plot_split")
 
 BACKBONE = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "mlp_ratios": [2, 2, 2, 2]}
 CLASSES = ["dark", "bright"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import atconv
@@ -94,14 +94,22 @@ def check(use: Callable[[Path], object], run: Path, file: Path, text: bytes) -> 
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("examples", [5, pytest.param(15, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("task", "name", "use"), CASES, ids=lambda value: value if isinstance(value, str) else ""
 )
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
-)
-@given(data=st.data())
 def test_a_value_of_another_kind_is_read_or_named(
+    copies: dict[str, Path], task: str, name: str, use: Callable[[Path], object], examples: int
+) -> None:
+    @settings(max_examples=examples, deadline=None, database=None)
+    @given(data=st.data())
+    def check_one(data: st.DataObject) -> None:
+        check_another_value(copies, task, name, use, data)
+
+    check_one()
+
+
+def check_another_value(
     copies: dict[str, Path], task: str, name: str, use: Callable[[Path], object], data: st.DataObject
 ) -> None:
     file = copies[task] / name

@@ -25,15 +25,9 @@ from atconv.tasks.generation import GenerationConfig
 from atconv.tasks.segmentation import SegmentationConfig
 from atconv.tasks.segmentation.metrics import SegmentationMetrics
 from atconv.tasks.segmentation.task import SegmentationTask
-from support.tiny import image_folder, no_plots, reset_accelerate, tiny_config, train_tiny
+from support.tiny import image_folder, reset_accelerate, tiny_config, train_tiny
 from support.tiny_dense import DETECT, SEGMENT, annotated_folder, detect, segment, shared_data
 from support.tiny_sit import TINY_RUN
-
-
-@pytest.fixture(autouse=True)
-def _no_plots() -> Any:
-    with no_plots():
-        yield
 
 
 class FailAt(Callback):

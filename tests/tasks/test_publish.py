@@ -171,7 +171,8 @@ def test_paths_and_names_of_people_do_no_harm(tmp_path: Path) -> None:
     assert not any(word in texts for word in ("secret", "se*cret", "people"))
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert (recipe["checkpoint"], recipe["teacher_weights"]) == ("weights", "teacher.pth")
-    assert r"| a \| b \# \<img src=x onerror=y\>\` | 141 |" in texts
+    images = metrics["per_class"][0]["images"]
+    assert rf"| a \| b \# \<img src=x onerror=y\>\` | {images} |" in texts
     assert "Started from: the weights weights" in texts
     assert (
         "recipe.yaml --checkpoint WEIGHTS --teacher-weights WEIGHTS\n```\n\nThe run was extended at epoch 1"

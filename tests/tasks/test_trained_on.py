@@ -16,7 +16,7 @@ from PIL import Image
 import atconv
 from atconv.tasks import train
 from support.tiny import atconv as command
-from support.tiny import image_folder, no_plots, tiny_config
+from support.tiny import image_folder, tiny_config
 from support.tiny_dense import annotated_folder, detect, segment
 
 
@@ -49,12 +49,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     (folders / "bee" / "bad.png").write_text("text")
     shutil.copy(folders / "bee" / "1.png", folders / "bee" / "copy of 1.png")
     dense = flat_folder(root / "dense")
-    with no_plots():
-        return {
-            "classification": (classify(root / "classification", folders), folders),
-            "detection": (detect(root / "detection", dense, epochs=1, val_fraction=0.25), dense),
-            "segmentation": (segment(root / "segmentation", dense, epochs=1, val_fraction=0.25), dense),
-        }
+    return {
+        "classification": (classify(root / "classification", folders), folders),
+        "detection": (detect(root / "detection", dense, epochs=1, val_fraction=0.25), dense),
+        "segmentation": (segment(root / "segmentation", dense, epochs=1, val_fraction=0.25), dense),
+    }
 
 
 TASKS = ("classification", "detection", "segmentation")

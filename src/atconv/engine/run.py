@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -242,11 +243,19 @@ def run_lock(run: Run) -> Iterator[None]:
             run.lock.unlink(missing_ok=True)
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk ends a run as where other files are written, not in a traceback a line."""
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
+
+
 @contextmanager
 def run_log(run: Run) -> Iterator[None]:
     """Append what the package logs to the run's log.txt."""
     package = logging.getLogger("atconv")
-    handler, level = logging.FileHandler(run.log, encoding="utf-8", errors="backslashreplace"), package.level
+    handler, level = _LogFile(run.log, encoding="utf-8", errors="backslashreplace"), package.level
     package.addHandler(handler)
     package.setLevel(logging.INFO)
     try:

@@ -385,9 +385,9 @@ def test_a_run_trains_on_a_packed_file_and_is_evaluated_on_it(tmp_path: Path, wo
     data = image_folder(tmp_path / "folder", {"ant": 24, "bee": 24})
     pack_folder(data, tmp_path / "data.lmdb")
     options = tiny_options(in_chans=3, test_fraction=0.2, batch_size=8, base_batch_size=8, workers=workers)
-    ended = atconv("train", tmp_path / "data.lmdb", *options, f"--out={tmp_path / 'run'}", plots=False)
+    ended = atconv("train", tmp_path / "data.lmdb", *options, f"--out={tmp_path / 'run'}")
     assert ended.code == 0, ended.err
-    ended = atconv("evaluate", tmp_path / "run", tmp_path / "data.lmdb", f"--workers={workers}", plots=False)
+    ended = atconv("evaluate", tmp_path / "run", tmp_path / "data.lmdb", f"--workers={workers}")
     assert ended.code == 0, ended.err
 
 

@@ -272,10 +272,10 @@ def test_processes_share_few_shards_and_the_test_split_is_evaluated(
 def test_a_killed_run_resumes_to_the_sample(shards: Path, tmp_path: Path) -> None:
     options = tiny_options(**(OPTIONS | {"epochs": 2, "checkpoint_steps": 2, "base_batch_size": 4}))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert atconv("train", shards, *options, f"--out={whole}", plots=False).code == 0
+    assert atconv("train", shards, *options, f"--out={whole}").code == 0
     kill = KillAt("torch.optim.AdamW.step", nth=9 + 4)
-    assert atconv("train", shards, *options, f"--out={killed}", plots=False, kill_at=kill).code == -9
-    ended = atconv("train", "--resume", killed, plots=False)
+    assert atconv("train", shards, *options, f"--out={killed}", kill_at=kill).code == -9
+    ended = atconv("train", "--resume", killed)
     assert ended.code == 0, ended.err
     expected, found = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
     assert all(found[name].equal(tensor) for name, tensor in expected.items())

@@ -21,7 +21,7 @@ from atconv.tasks.classification.metrics import (
     expected_calibration_error,
     wilson_interval,
 )
-from support.tiny import Finished, atconv, image_folder, no_plots, read_rows, train_tiny, trained_run
+from support.tiny import Finished, atconv, image_folder, read_rows, train_tiny, trained_run
 
 # Six images, six classes: right, right, wrong (second), wrong (last), right, wrong (second).
 PROBABILITIES = np.array(
@@ -60,6 +60,7 @@ def test_balanced_accuracy_and_macro_f1_count_classes_alike() -> None:
     assert {"balanced_accuracy", "macro_f1"} <= set(metrics.to_dict())
 
 
+@pytest.mark.plots
 @pytest.mark.parametrize("wrong", [0, 1, 7])
 def test_titles_fit_and_mistakes_are_named(wrong: int, tmp_path: Path) -> None:
     probabilities = np.tile(np.array([[0.9, 0.1]], dtype=np.float32), (1797, 1))
@@ -85,6 +86,7 @@ def test_titles_fit_and_mistakes_are_named(wrong: int, tmp_path: Path) -> None:
         plots.plt.close(figure)
 
 
+@pytest.mark.plots
 @pytest.mark.parametrize(
     "classes", [[f"class {i}" for i in range(40)], [f"a very long name, the {i}th" for i in range(6)]]
 )
@@ -168,8 +170,11 @@ def evaluated(run: Path) -> tuple[Finished, Path]:
     return ended, run / "evaluation" / "digits-test"
 
 
-def test_the_command_writes_every_file(evaluated: tuple[Finished, Path]) -> None:
-    _, folder = evaluated
+@pytest.mark.plots
+def test_the_command_writes_every_file(run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    assert atconv("evaluate", run, "digits", "--workers=0").code == 0
+    folder = run / "evaluation" / "digits-test"
     names = ["confusion.png", "metrics.json", "mistakes.png", "per_class.csv", "predictions.csv"]
     assert sorted(p.name for p in folder.iterdir()) == names
     for image in folder.glob("*.png"):
@@ -222,7 +227,7 @@ def test_evaluation_says_what_the_run_said_after_training(
 
 
 def test_another_split_may_be_asked_for(run: Path) -> None:
-    ended = atconv("evaluate", run, "digits", "--split=val", "--workers=0", plots=False)
+    ended = atconv("evaluate", run, "digits", "--split=val", "--workers=0")
     assert ended.code == 0, ended.err
     held_out = json.loads((run / "split.json").read_text())["val"]
     rows = read_rows(run / "evaluation" / "digits-val" / "predictions.csv")
@@ -240,7 +245,7 @@ def save_digits(folder: Path, indices: list[int]) -> Path:
 
 def test_a_folder_of_other_images_is_evaluated_in_full(run: Path, tmp_path: Path) -> None:
     folder = save_digits(tmp_path / "others", [0, 1, 2, 11, 12])  # of the classes 0, 1 and 2 alone
-    ended = atconv("evaluate", run, folder, "--workers=0", plots=False)
+    ended = atconv("evaluate", run, folder, "--workers=0")
     assert ended.code == 0, ended.err
     metrics = json.loads((run / "evaluation" / "others-all" / "metrics.json").read_text())
     assert metrics["images"] == 5
@@ -251,7 +256,7 @@ def test_unreadable_images_are_named_and_left_out_up_to_a_limit(run: Path, tmp_p
     folder = save_digits(tmp_path / "spoiled", range(20))
     (folder / "1" / "bad.png").write_text("text")
     for _ in range(2):
-        ended = atconv("evaluate", run, folder, "--workers=0", plots=False)
+        ended = atconv("evaluate", run, folder, "--workers=0")
         assert ended.code == 0, ended.err
         assert "left out 1/bad.png" in ended.err
         result = run / "evaluation" / "spoiled-all"
@@ -260,7 +265,7 @@ def test_unreadable_images_are_named_and_left_out_up_to_a_limit(run: Path, tmp_p
         assert (row["split"], row["file"]) == ("all", "1/bad.png")
         assert "not a readable image" in row["reason"]
     (folder / "1" / "bad.png").unlink()
-    assert atconv("evaluate", run, folder, "--workers=0", plots=False).code == 0
+    assert atconv("evaluate", run, folder, "--workers=0").code == 0
     assert not (result / "skipped.csv").exists()
     for name in ("a", "b", "c"):
         (folder / "2" / f"{name}.png").write_text("text")
@@ -274,12 +279,11 @@ def test_unreadable_images_are_named_and_left_out_up_to_a_limit(run: Path, tmp_p
 def test_images_of_the_runs_own_split_that_became_unreadable_are_left_out(tmp_path: Path) -> None:
     data = image_folder(tmp_path / "data", {"ant": 40, "bee": 40})
     options = {"data": str(data), "in_chans": 3, "test_fraction": 0.5}
-    with no_plots():
-        run = train_tiny(tmp_path / "run", **options)
+    run = train_tiny(tmp_path / "run", **options)
     test = json.loads((run / "split.json").read_text())["test"]
     spoiled = data / test[0]
     spoiled.write_bytes(spoiled.read_bytes()[:-30])
-    ended = atconv("evaluate", run, data, plots=False)
+    ended = atconv("evaluate", run, data)
     assert ended.code == 0, ended.err
     result = run / "evaluation" / "data-test"
     assert json.loads((result / "metrics.json").read_text())["images"] == len(test) - 1
@@ -314,4 +318,6 @@ def test_a_split_that_the_data_lacks_ends_in_one_line(run: Path, tmp_path: Path)
 def test_all_splits_of_one_source_can_be_evaluated_together(run: Path) -> None:
     ended = atconv("evaluate", run, "digits", "--split=all", "--workers=0")
     assert ended.code == 0, ended.err
-    assert json.loads((run / "evaluation" / "digits-all" / "metrics.json").read_text())["images"] == 1797
+    assert json.loads((run / "evaluation" / "digits-all" / "metrics.json").read_text())["images"] == len(
+        DigitsSource()
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,16 @@ from atconv.tasks.common import export as module
 from atconv.tasks.common import export_files as files
 from atconv.tasks.common.exporter import Exporter
 from support.image_files import KINDS, saved_image
-from support.tiny import Finished, atconv, image_folder, trained_run
+from support.tiny import TINY_ARGS, Finished, atconv, image_folder, train_tiny
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "onnx_predict.py"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(trained_run(), tmp_path_factory.mktemp("exported") / "run"))
+    """Of two blocks: each takes seconds to export."""
+    model_args = TINY_ARGS | {"depths": [1, 0, 0, 1]}
+    return train_tiny(tmp_path_factory.mktemp("exported") / "run", epochs=2, model_args=model_args)
 
 
 @pytest.fixture(scope="module")
@@ -316,8 +317,12 @@ def test_a_broken_description_is_named_before_any_work(run: Path, tmp_path: Path
 def test_a_wrong_file_is_not_kept(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.pt2").write_text("the earlier one")
+
+    def write(graph: torch.nn.Module, path: Path, *arguments: Any) -> None:
+        path.write_text("a wrong one")
+
     with (
-        changed_format("torch", open=lambda path: lambda x: torch.zeros(len(x), 10)),
+        changed_format("torch", write=write, open=lambda path: lambda x: torch.zeros(len(x), 10)),
         pytest.raises(RuntimeError, match=r"does not compute what the model does: relative error 1\.0e"),
     ):
         load(run).export(format="torch", out=str(tmp_path / "out"))

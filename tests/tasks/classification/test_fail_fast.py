@@ -13,7 +13,7 @@ import torch
 from atconv.models.backbone import min_batch
 from atconv.tasks.classification import task
 from atconv.tasks.classification.model import check_model
-from support.tiny import TINY_ARGS, image_folder, no_plots, read_rows, tiny_config, train_tiny, trained_run
+from support.tiny import TINY_ARGS, image_folder, read_rows, tiny_config, train_tiny, trained_run
 
 
 @pytest.fixture
@@ -108,8 +108,7 @@ def test_one_image_a_micro_batch_is_too_few_for_batch_norm(
     data = image_folder(tmp_path / "data", {"ant": 8, "bee": 8})
     options: dict[str, Any] = {"data": str(data), "in_chans": 3, "model": "resnet10t", "model_args": {}}
     options |= {"test_fraction": 0.2, "batch_size": batch_size, "base_batch_size": 4}
-    with no_plots():
-        run = train_tiny(tmp_path / "run", **options)
+    run = train_tiny(tmp_path / "run", **options)
     assert len(read_rows(run / "metrics.csv")) == 1
     said = "batch norm needs 2 images in a micro-batch, batch_size is 1" in caplog.text
     assert said == (batch_size == 1)

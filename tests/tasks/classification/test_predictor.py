@@ -17,7 +17,7 @@ from atconv.data.sources.digits import DigitsSource
 from atconv.engine.predictor import Predictor
 from atconv.models.attnet import AttNet
 from atconv.tasks.classification.predictor import Classification, ClassificationPredictor
-from support.tiny import no_plots, tiny_config, trained_run
+from support.tiny import tiny_config, trained_run
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +151,14 @@ def test_an_evaluation_is_saved_where_it_is_asked_for(
     predictor: ClassificationPredictor, tmp_path: Path
 ) -> None:
     metrics = predictor.evaluate(split="val", workers=0)
-    with no_plots():
-        predictor.save_evaluation(metrics, tmp_path / "here", {"note": "mine"})
+    predictor.save_evaluation(metrics, tmp_path / "here", {"note": "mine"})
     saved = json.loads((tmp_path / "here" / "metrics.json").read_text())
     assert saved.pop("note") == "mine"
     assert saved == json.loads(json.dumps(metrics.to_dict()))
     assert {path.name for path in (tmp_path / "here").iterdir()} == {
+        "confusion.png",
         "metrics.json",
+        "mistakes.png",
         "per_class.csv",
         "predictions.csv",
     }
@@ -180,4 +181,4 @@ def test_without_its_configuration_a_run_predicts_and_needs_data_to_be_evaluated
     assert opened(image)[0].probabilities == predictor(image)[0].probabilities
     with pytest.raises(ValueError, match=r"has no config\.yaml that says what it was trained on: give DATA"):
         opened.evaluate()
-    assert opened.evaluate("digits", workers=0).images == 1797
+    assert opened.evaluate("digits", workers=0).images == len(DigitsSource())

@@ -31,7 +31,6 @@ from support.tiny import (
     TINY,
     TINY_ARGS,
     image_folder,
-    no_plots,
     read_rows,
     reset_accelerate,
     tiny_config,
@@ -39,12 +38,6 @@ from support.tiny import (
     trained_run,
 )
 from support.tiny_sit import generation_run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_plots() -> Any:
-    with no_plots():
-        yield
 
 
 def last_state(run: Path) -> dict[str, Any]:

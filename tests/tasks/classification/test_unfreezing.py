@@ -79,17 +79,17 @@ def test_the_backbone_stays_bit_for_bit_and_a_resume_crosses_the_border(tmp_path
     )  # fmt: skip
     whole, run = tmp_path / "whole", tmp_path / "run"
     border = KillAt("torch.optim.AdamW.step", nth=11)
-    assert atconv("train", "digits", *options, f"--out={run}", plots=False, kill_at=border).code < 0
+    assert atconv("train", "digits", *options, f"--out={run}", kill_at=border).code < 0
     after_head = moved(run)
     assert after_head
     assert all(name.startswith("head.") for name in after_head)
     best, start = load_file(run / "model.safetensors"), load_file(trained_run() / "model.safetensors")
     assert all(torch.equal(best[n], start[n]) for n in best if not n.startswith("head."))
-    assert atconv("train", "digits", *options, f"--out={whole}", plots=False).code == 0
+    assert atconv("train", "digits", *options, f"--out={whole}").code == 0
     for stage in ("stages.3.", "stages.2."):
         assert {name for name in moved(whole) if name.startswith(stage) and name.endswith("running_mean")}
     assert not {name for name in moved(whole) if name.startswith(STAGES[2:])}
-    assert atconv("train", "--resume", run, plots=False).code == 0
+    assert atconv("train", "--resume", run).code == 0
     for name in ("model.safetensors", "checkpoints/step-30/state.safetensors"):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
 

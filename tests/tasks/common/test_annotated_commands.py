@@ -30,6 +30,7 @@ from support.tiny import atconv, read_rows
 from support.tiny_dense import annotated_folder, detection_run, segment, segmentation_run, shared_data
 
 
+@pytest.mark.plots
 def test_detection_is_evaluated_as_in_training(tmp_path: Path) -> None:
     ended = atconv("detect", "evaluate", detection_run(), shared_data(), "--batch-size=4")
     assert ended.code == 0, ended.err
@@ -42,6 +43,7 @@ def test_detection_is_evaluated_as_in_training(tmp_path: Path) -> None:
     assert min(Image.open(folder / "predictions.png").size) > 300
 
 
+@pytest.mark.plots
 def test_segmentation_does_not_depend_on_batches() -> None:
     predictor = load(segmentation_run())
     one = predictor.evaluate(batch_size=1)

@@ -298,12 +298,11 @@ def test_what_is_no_vae_is_rejected_in_one_line(images: Path, tmp_path: Path) ->
 # Trained on.
 
 
+@pytest.mark.plots
 def test_a_generator_learns_latents_and_its_pipeline_decodes_them(
     encoded: Path, vae: Path, tmp_path: Path
 ) -> None:
-    run = train_tiny_sit(
-        tmp_path / "run", plots=True, data=str(encoded), hflip=0.5, batch_size=8, base_batch_size=8
-    )
+    run = train_tiny_sit(tmp_path / "run", data=str(encoded), hflip=0.5, batch_size=8, base_batch_size=8)
     assert (run / "samples.png").is_file()
     pipeline = SiTPipeline.from_pretrained(run)
     assert (pipeline.vae.config.scaling_factor, pipeline.vae.config.shift_factor) == (SCALE, SHIFT)

@@ -97,8 +97,9 @@ def test_a_model_without_classes_is_trained_without_labels() -> None:
     assert model.label_embed is None
 
 
+@pytest.mark.plots
 def test_a_run_holds_what_it_says(tmp_path: Path) -> None:
-    run = train_tiny_sit(tmp_path / "run", plots=True, epochs=4, sample_every=2)
+    run = train_tiny_sit(tmp_path / "run", epochs=4, sample_every=2)
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["epoch-0002.png", "epoch-0004.png"]
     for name in ("config.yaml", "split.json", "model_index.json", "samples.png", "curves.png", WEIGHTS,
                  "scheduler/scheduler_config.json"):  # fmt: skip
@@ -280,7 +281,7 @@ def test_repa_aligns_while_it_trains_and_leaves_no_projector(tmp_path: Path) -> 
     run = train_tiny_sit(
         tmp_path / "run",
         epochs=2,
-        test_fraction=0.93,
+        test_fraction=0.74,
         batch_size=16,
         base_batch_size=16,
         lr=3e-3,
@@ -429,7 +430,7 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path, uninterrupted: Pat
 
 def test_a_killed_run_with_an_encoder_resumes_to_the_same_end(tmp_path: Path) -> None:
     options = tiny_run_options(
-        test_fraction=0.93, batch_size=16, base_batch_size=16, checkpoint_steps=2,
+        test_fraction=0.74, batch_size=16, base_batch_size=16, checkpoint_steps=2,
         repa_encoder="vit_tiny_patch16_224", repa_weights="none", repa_block=1,
     )  # fmt: skip
     complete, killed = tmp_path / "complete", tmp_path / "killed"
