@@ -222,8 +222,8 @@ def _check_scheduler(path: Path, index: dict[str, Any]) -> None:
     for name in ("interpolant", "prediction"):
         if content[name] != index[name]:
             raise ValueError(
-                f"{file} has {name} {content[name]}, {path / 'model_index.json'} has {index[name]}: one of "
-                "them is damaged"
+                f"{file} has {name} {content[name]!r}, {path / 'model_index.json'} has {index[name]!r}: one "
+                "of them is damaged"
             )
     with naming_damage(file):
         kind.from_config(content)
