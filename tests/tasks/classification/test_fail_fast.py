@@ -54,7 +54,7 @@ def test_a_wrong_option_is_said_before_data_is_read(
     def touched(*_: Any) -> None:
         raise AssertionError("data was read")
 
-    monkeypatch.setattr(task, "open_data", touched)
+    monkeypatch.setattr(task, "open_splits", touched)
     for name in {"checkpoint", "teacher"} & set(changes):
         changes = changes | {name: weights.get(changes[name], changes[name])}
     with pytest.raises((ValueError, FileNotFoundError), match=message):
