@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from atconv import deploy
 from atconv.data.splits import Split
@@ -18,7 +17,6 @@ from atconv.deploy.formats import log_level
 from atconv.engine.progress import progress
 from atconv.models.attnet import AttNet
 from atconv.tasks.classification.data import ReadableBatches
-from atconv.tasks.classification.metrics import predict_batches
 from atconv.tasks.common.exporter import Agreement, Exporter, Int8Accuracy, Written
 
 __all__ = ["ClassificationExporter"]
@@ -103,13 +101,14 @@ class ClassificationExporter(Exporter):
         correct = []
         for file in (source, written):
             call: Any = file.call
-            shown = progress(
-                self._batches("measured", self.measured, batch_size), f"measuring {file.path.name}"
-            )
+            batches = self._batches("measured", self.measured, batch_size)
+            with torch.inference_mode():
+                pairs = [
+                    (self.predictor.activation(call(images).float()), labels)
+                    for images, labels in progress(batches, f"measuring {file.path.name}")
+                ]
             correct.append(
-                self.predictor.right(
-                    *predict_batches(partial(self._probabilities, call), shown, torch.device("cpu"))
-                )
+                self.predictor.right(*(torch.cat(part).numpy() for part in zip(*pairs, strict=True)))
             )
         before, after = correct
         top1 = [100 * float(hits.mean()) for hits in correct]
@@ -119,9 +118,6 @@ class ClassificationExporter(Exporter):
             self.predictor.right_name, *top1, len(before), wrong, right,
         )  # fmt: skip
         return written, Int8Accuracy(len(before), top1[0], top1[1], wrong, right)
-
-    def _probabilities(self, call: Any, images: Tensor) -> Tensor:
-        return self.predictor.activation(call(images).float())
 
     def _batches(self, name: str, split: Split, batch_size: int) -> ReadableBatches:
         predictor = self.predictor

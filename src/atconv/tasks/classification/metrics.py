@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from atconv.data.unreadable import SkippedFile
 from atconv.engine.options import Percent
@@ -24,7 +22,6 @@ __all__ = [
     "ClassifierMetrics",
     "compute_metrics",
     "expected_calibration_error",
-    "predict_batches",
     "rows_by_class",
     "wilson_interval",
 ]
@@ -118,19 +115,6 @@ class ClassificationMetrics(ClassifierMetrics):
         ]
         by_class = self.class_table("recall", ("precision", "recall", "f1"))
         return [Table(title, ("metric", "value"), rows), by_class]
-
-
-@torch.inference_mode()
-def predict_batches(
-    predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Class probabilities (images × classes) and labels of all batches; `predict` makes probabilities of
-    images on the device."""
-    probabilities, labels = [], []
-    for images, targets in batches:
-        probabilities.append(predict(images.to(device, non_blocking=True)).cpu())
-        labels.append(targets)
-    return torch.cat(probabilities).numpy(), torch.cat(labels).numpy()
 
 
 def compute_metrics(

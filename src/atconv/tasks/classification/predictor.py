@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -31,12 +30,7 @@ from atconv.io import write_rows
 from atconv.tasks.classification.augmentation import Tta, test_time_views
 from atconv.tasks.classification.config import MULTI_LABEL, ClassificationConfig
 from atconv.tasks.classification.data import ReadableBatches, open_split
-from atconv.tasks.classification.metrics import (
-    ClassificationMetrics,
-    ClassifierMetrics,
-    compute_metrics,
-    predict_batches,
-)
+from atconv.tasks.classification.metrics import ClassificationMetrics, ClassifierMetrics, compute_metrics
 from atconv.tasks.common.model_file import read_classifier
 
 __all__ = ["Classification", "ClassificationPredictor"]
@@ -195,6 +189,7 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         name, opened = self.choose_split(data, split, data_root, images)
         return self.evaluate_on(opened, name, batch_size, workers, tta)
 
+    @torch.inference_mode()
     def evaluate_on(
         self, images: Split, name: str, batch_size: int = 64, workers: int = 2, tta: Tta = "none"
     ) -> ClassificationMetrics:
@@ -205,8 +200,12 @@ class ClassificationPredictor(ImagePredictor[Classification, ClassificationMetri
         """
         limit, device = self.max_skipped, self.device
         batches = ReadableBatches(name, images, self.transform, batch_size, workers, limit, device)
-        predict, started = partial(self.probabilities, tta=tta), time.perf_counter()
-        probabilities, labels = predict_batches(predict, progress(batches, "evaluating"), device)
+        started = time.perf_counter()
+        pairs = [
+            (self.probabilities(inputs.to(device, non_blocking=True), tta).cpu(), targets)
+            for inputs, targets in progress(batches, "evaluating")
+        ]
+        probabilities, labels = (torch.cat(part).numpy() for part in zip(*pairs, strict=True))
         speed = len(labels) / (time.perf_counter() - started)
         metrics = self.measure(probabilities, labels, speed, name, batches.split)
         return replace(metrics, skipped=batches.skipped, trained_on=images.trained_on, tta=tta)
