@@ -577,7 +577,9 @@ def test_causal_mixers_train_and_compile(options: dict[str, Any]) -> None:
         assert_close(compiled(x), module(x), 1e-12)
 
 
-@pytest.mark.parametrize("options", [{}, {"causal": True, "chunk": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, marks=pytest.mark.slow), {"causal": True, "chunk": 3}], ids=str
+)
 @torch.no_grad()
 def test_sequences_of_tokens_export_for_every_length(options: dict[str, Any], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -598,7 +600,9 @@ def test_sequences_of_tokens_export_for_every_length(options: dict[str, Any], tm
 EXPORTED = [CAUSAL[0], CAUSAL[2], CAUSAL[4]]
 
 
-@pytest.mark.parametrize("options", EXPORTED, ids=str)
+@pytest.mark.parametrize(
+    "options", [EXPORTED[1], *(pytest.param(each, marks=pytest.mark.slow) for each in EXPORTED[::2])], ids=str
+)
 @torch.no_grad()
 def test_causal_mixers_export_for_every_length(options: dict[str, Any], tmp_path: Path) -> None:
     module = build(1, {"causal": True, **options}).float().eval()
@@ -621,8 +625,18 @@ def test_causal_mixers_export_for_every_length(options: dict[str, Any], tmp_path
         assert_close(torch.from_numpy(y)[..., :3], expected[..., :3], 1e-5)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("options", [{}, {"chunk": 4}, {"routing": False}], ids=str)
+@pytest.mark.parametrize(
+    ("options", "strict"),
+    [
+        ({}, False),
+        ({"chunk": 4}, True),
+        ({"routing": False}, False),
+        pytest.param({}, True, marks=pytest.mark.slow),
+        pytest.param({"chunk": 4}, False, marks=pytest.mark.slow),
+        pytest.param({"routing": False}, True, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 @torch.no_grad()
 def test_causal_mixers_export_strictly_or_not(options: dict[str, Any], strict: bool) -> None:
     module, x = build(1, {"causal": True, **options}), image(1, size=12)

@@ -16,7 +16,7 @@ from atconv import load
 from atconv.diffusion import ODEScheduler
 from atconv.tasks.generation.export import GenerationExporter
 from support.tiny import atconv
-from support.tiny_sit import generation_run, train_tiny_sit, unconditional_run
+from support.tiny_sit import TINY_RUN, generation_run, train_tiny_sit
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "onnx_generate.py"
 
@@ -58,8 +58,10 @@ def test_the_loop_of_the_example_samples_as_the_pipeline_does(
 
 
 def test_a_model_without_classes_is_exported(tmp_path: Path) -> None:
-    check_samples(unconditional_run(), tmp_path, guidance=1.0)
-    assert "labels" not in json.loads((tmp_path / "export.json").read_text())["inputs"]
+    model_args = TINY_RUN["model_args"] | {"depth": 1}
+    run = train_tiny_sit(tmp_path / "run", conditional=False, model_args=model_args)
+    check_samples(run, tmp_path / "out", guidance=1.0)
+    assert "labels" not in json.loads((tmp_path / "out" / "export.json").read_text())["inputs"]
 
 
 @pytest.mark.slow
