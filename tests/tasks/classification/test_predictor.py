@@ -16,7 +16,8 @@ import atconv
 from atconv.data.sources.digits import DigitsSource
 from atconv.engine.predictor import Predictor
 from atconv.models.attnet import AttNet
-from atconv.tasks.classification.predictor import Classification, ClassificationPredictor
+from atconv.tasks.classification.classifier import Classification
+from atconv.tasks.classification.predictor import ClassificationPredictor
 from support.tiny import tiny_config, trained_run
 
 

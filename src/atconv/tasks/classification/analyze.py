@@ -30,7 +30,7 @@ from atconv.io import check_target, read_rows, write_json
 from atconv.modules import ATConv2d, ATConvTokens, inhibition_strength
 from atconv.tasks import load
 from atconv.tasks.classification.analyze_page import ReportData, write_report
-from atconv.tasks.classification.predictor import ClassificationPredictor
+from atconv.tasks.classification.classifier import ClassifierPredictor
 
 __all__ = ["analyze"]
 
@@ -91,7 +91,7 @@ def analyze(
 class Probe:
     """The model of a run and the images that it is shown."""
 
-    predictor: ClassificationPredictor
+    predictor: ClassifierPredictor[Any]
     images: Tensor
     """B C H W, on the model's device"""
     predicted: Tensor
@@ -105,7 +105,7 @@ class Probe:
             FileNotFoundError, ValueError: no such run, or it has no classifier or no known token mixer.
         """
         predictor = load(run)
-        if not isinstance(predictor, ClassificationPredictor):
+        if not isinstance(predictor, ClassifierPredictor):
             raise ValueError(f"{run} is a {predictor.task} run: only classification runs are analyzed")
         if predictor.multi_label:
             raise ValueError(f"{run} gives several labels an image: only runs of one class each are analyzed")
@@ -118,7 +118,7 @@ class Probe:
         return cls.show(predictor, paths)
 
     @classmethod
-    def show(cls, predictor: ClassificationPredictor, images: Sequence[ImageLike]) -> Probe:
+    def show(cls, predictor: ClassifierPredictor[Any], images: Sequence[ImageLike]) -> Probe:
         """Show images to an open model."""
         inputs = torch.stack([predictor.transform(predictor.open_image(image)) for image in images])
         inputs = inputs.to(predictor.device)

@@ -28,9 +28,9 @@ from atconv.engine.progress import progress
 from atconv.extras import name_missing_extra
 from atconv.io import count_of, escape_controls, escape_row, read_rows, write_atomically, write_rows
 from atconv.tasks import load
+from atconv.tasks.classification.classifier import ClassifierPredictor
 from atconv.tasks.classification.data import ReadableBatches
 from atconv.tasks.classification.model import open_named_model
-from atconv.tasks.classification.predictor import ClassificationPredictor
 
 __all__ = ["Backbone", "Embedded", "FileSource", "embed", "is_embeddings", "nearest", "read_embeddings"]
 
@@ -72,7 +72,7 @@ class Backbone:
     model: Any
     transform: EvalTransform
     device: torch.device
-    predictor: ClassificationPredictor | None = None
+    predictor: ClassifierPredictor[Any] | None = None
     """of a run"""
 
     @classmethod
@@ -91,7 +91,7 @@ class Backbone:
         if weights is not None:
             raise ValueError(f"{model} is a run, which has weights: leave {weights} out, or give timm's name")
         predictor = load(model)
-        if not isinstance(predictor, ClassificationPredictor):
+        if not isinstance(predictor, ClassifierPredictor):
             raise ValueError(f"{model} is a {predictor.task} run: give a classification run")
         predictor.to(where)
         return cls(Path(model).resolve().name, predictor.model, predictor.transform, where, predictor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -12,12 +13,12 @@ from atconv.analysis import collect_kernels, explain, explanation_layer, image_p
 from atconv.engine.predictor import ImageLike
 from atconv.plots import DPI
 from atconv.tasks.classification.analyze import Probe
-from atconv.tasks.classification.predictor import ClassificationPredictor
+from atconv.tasks.classification.classifier import ClassifierPredictor
 
 __all__ = ["draw_kernels", "draw_support"]
 
 
-def draw_support(predictor: ClassificationPredictor, image: ImageLike) -> Image.Image | None:
+def draw_support(predictor: ClassifierPredictor[Any], image: ImageLike) -> Image.Image | None:
     """The image above the places that support its predicted class: by Grad-CAM, or by attention rollout for a
     ViT. None for a model that has neither maps nor global self-attention, or of several labels an image."""
     if predictor.multi_label:
@@ -32,7 +33,7 @@ def draw_support(predictor: ClassificationPredictor, image: ImageLike) -> Image.
     return _drawn(image_plots.plot_explanations(probe.pixels([0]), explanations, labels, layer))
 
 
-def draw_kernels(predictor: ClassificationPredictor, images: Sequence[ImageLike]) -> Image.Image | None:
+def draw_kernels(predictor: ClassifierPredictor[Any], images: Sequence[ImageLike]) -> Image.Image | None:
     """One kernel of each layer for each image. None for a model without the operator."""
     probe = Probe.show(predictor, images)
     try:

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from atconv.data.splits import Split
 from atconv.data.unreadable import list_skipped
+from atconv.engine.reading import read_json
+from atconv.engine.run import Run
 from atconv.io import write_json, write_rows
 from atconv.tasks.classification import TIMM_USAGE
+from atconv.tasks.classification.classifier import Classification, ClassifierPredictor
 from atconv.tasks.classification.multi_label_metrics import (
     MultiLabelMetrics,
     choose_thresholds,
     compute_multi_label_metrics,
 )
-from atconv.tasks.classification.predictor import Classification, ClassificationPredictor
 
 __all__ = ["MultiLabelClassification", "MultiLabelPredictor"]
 
@@ -54,14 +56,19 @@ class MultiLabelClassification(Classification):
         return super().csv_rows() or [[self.image, "", "", ""]]
 
 
-class MultiLabelPredictor(ClassificationPredictor):
+class MultiLabelPredictor(ClassifierPredictor[MultiLabelMetrics]):
     """A trained classifier of several labels an image. `predictor(images)` gives the classes whose
     probability reaches their threshold."""
 
     multi_label = True
     result_class, metrics_class = MultiLabelClassification, MultiLabelMetrics
-    thresholds: list[float]
-    """of each class, chosen on validation images after training; ½ before"""
+    right_name = "all labels right"
+
+    def __init__(self, run: Run, *args: Any) -> None:
+        super().__init__(run, *args)
+        known = read_json(run.model_config, {}).get("thresholds")
+        self.thresholds: list[float] = known or [0.5] * len(self.classes)
+        """of each class, chosen on validation images after training; ½ before"""
 
     def activation(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -78,8 +85,6 @@ class MultiLabelPredictor(ClassificationPredictor):
             scores=dict(zip(self.classes, shares.tolist(), strict=True)),
         )
 
-    right_name = "all labels right"
-
     def right(self, probabilities: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.bool_]:
         return ((probabilities >= np.array(self.thresholds)) == (labels > 0)).all(1)
 
@@ -91,7 +96,7 @@ class MultiLabelPredictor(ClassificationPredictor):
         limits = ("An image gets each class whose probability reaches its threshold: several, or none.",)
         return replace(about, libraries=(_TIMM_USAGE, *others), limits=limits)
 
-    def measure(  # type: ignore[override]
+    def measure(
         self, probabilities: NDArray[np.float32], labels: NDArray[Any], speed: float, split: str, source: Any
     ) -> MultiLabelMetrics:
         return compute_multi_label_metrics(
@@ -105,7 +110,7 @@ class MultiLabelPredictor(ClassificationPredictor):
         content = json.loads(self.run.model_config.read_text(encoding="utf-8"))
         write_json(self.run.model_config, content | {"thresholds": self.thresholds})
 
-    def save_results(self, metrics: MultiLabelMetrics, folder: Path) -> None:  # type: ignore[override]
+    def save_results(self, metrics: MultiLabelMetrics, folder: Path) -> None:
         """Write predictions.csv, classes.png and mistakes.png; and skipped.csv where files were left out."""
         from atconv.tasks.classification import plots
 

@@ -1,4 +1,4 @@
-"""config.json of a run, as far as several tasks read it, checked."""
+"""The model of a run, as far as several tasks read it, checked."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
+
 from atconv.engine.options import CropShare, Pixels, PositiveInt, Share, check_value
-from atconv.engine.reading import naming_damage, read_json
+from atconv.engine.reading import check_weights, naming_damage, read_json
+from atconv.engine.run import Run
 from atconv.models.backbone import check_model_name
 from atconv.models.normalization import normalization
 
-__all__ = ["check_classes", "check_normalization", "read_classifier"]
+__all__ = ["check_classes", "check_normalization", "open_classifier", "read_classifier"]
 
 _CLASSIFIER: dict[str, Any] = {
     "architecture": str,
@@ -56,6 +59,25 @@ def read_classifier(file: Path) -> dict[str, Any]:
         if len(thresholds) != len(classes):
             raise ValueError(f"{len(thresholds)} thresholds for {len(classes)} classes")
     return content
+
+
+def open_classifier(run: Run) -> tuple[Any, dict[str, Any]]:
+    """The best model of a classification run, as timm builds it, and its config.json.
+
+    Raises:
+        ValueError: no epoch of it has finished, it is of another task, or its files are damaged.
+    """
+    state = run.read_weights()
+    content = read_json(run.model_config, {})
+    for name, words in (("label_names", "classes"), ("architecture", "architecture")):
+        if not content.get(name):
+            raise ValueError(f"{run.path} is not a classification run: its config.json names no {words}")
+    content = read_classifier(run.model_config)
+    with naming_damage(run.model_config, f"its model_args make no {content['architecture']}"):
+        model = timm.create_model(f"local-dir:{run.path}")
+    check_weights(model, {name: tensor.shape for name, tensor in state.items()}, run.model_config)
+    model.load_state_dict(state)
+    return model, content
 
 
 def check_classes(names: Sequence[str], outputs: int) -> None:
