@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atconv import tasks
+from atconv.data.transforms import EvalTransform
 from atconv.engine.reading import read_json
 from atconv.engine.run import Run
 from atconv.io import file_digest
+from atconv.tasks.common.model_file import open_classifier
 from atconv.tasks.generation.samples import to_pil
+from atconv.tasks.registry import open_run, task_of
 
 __all__ = ["FeatureModel", "InceptionFeatures", "RunFeatures", "open_features"]
 
@@ -76,13 +78,14 @@ class RunFeatures(FeatureModel):
     inception = False
 
     def __init__(self, run: str | Path, device: torch.device) -> None:
-        task = tasks.task_of(tasks.open_run(run)).name
+        opened = open_run(run)
+        task = task_of(opened).name
         if task != "classification":
             raise ValueError(f"{run} is a {task} run: it has no classifier; give a run of atconv train")
-        predictor = tasks.load(run).to(device)
-        self.model: Any = predictor.model
-        self.transform, self.classes, self.device = predictor.transform, predictor.classes, device
-        self.title, self.accuracy = f"features of {run}", _saved_accuracy(predictor.run)
+        model, content = open_classifier(opened)
+        self.model, self.transform = model.eval().to(device), EvalTransform(model.pretrained_cfg)
+        self.classes, self.device = content["label_names"], device
+        self.title, self.accuracy = f"features of {run}", _saved_accuracy(opened)
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
