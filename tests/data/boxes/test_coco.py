@@ -244,8 +244,16 @@ def test_a_rotated_image_is_measured_upright(tmp_path: Path) -> None:
     Image.new("L", (40, 56)).save(data / "images" / "train" / "0.jpg", exif=exif)
     content["images"][0]["file_name"] = "0.jpg"  # 56 × 40 when upright
     (data / "train.json").write_text(json.dumps(content))
+    content["annotations"] = [c for c in content["annotations"] if c["image_id"] != 100]
+    content["annotations"].append({"id": 99, "image_id": 100, "category_id": 7, "bbox": [50, 2, 6, 30]})
+    (data / "train.json").write_text(json.dumps(content))
+    how: Any
     for how in ("decode", "header"):
-        open_boxes(data, False, check_images=how)  # type: ignore[arg-type]
+        split = open_boxes(data, False, check_images=how)["train"]
+        assert (split.size(0), split.turn(0)) == ((40, 56), 1)  # height and width
+        assert [box.corners for box in split.boxes(0)] == [
+            (50, 2, 56, 32)
+        ]  # as it is, not clipped to 40 × 56
 
 
 def test_coco_is_read_as_it_comes(tmp_path: Path) -> None:
