@@ -9,15 +9,14 @@ Time runs from t = 0, noise, to t = 1, data, everywhere in this package. (Most o
 way, and in 1000 steps.)
 """
 
-try:
+from atconv.extras import name_missing_extra
+
+with name_missing_extra():
     from atconv.diffusion.field import Field
     from atconv.diffusion.interpolants import make_interpolant
     from atconv.diffusion.likelihood import bits_per_dim, log_likelihood
     from atconv.diffusion.pipeline import SiTPipeline
     from atconv.diffusion.schedulers import ODEScheduler, SDEScheduler
-except ModuleNotFoundError as error:
-    package = str(error.name).partition(".")[0]
-    raise ImportError(f"atconv.diffusion needs {package}: pip install 'atconv[generation]'") from error
 
 __all__ = [
     "Field",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from atconv.extras import name_missing_extra
 from atconv.models.attnet import AttNet
 
 if TYPE_CHECKING:
@@ -15,20 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["AttNet", "SiT", "create_sit", "detector", "segmenter"]
 
-_LATE = {  # name → module and the extra that it needs
-    "SiT": ("sit", "generation"),
-    "create_sit": ("sit", "generation"),
-    "detector": ("detectors", "dense"),
-    "segmenter": ("segmenters", "dense"),
-}
+_LATE = {"SiT": "sit", "create_sit": "sit", "detector": "detectors", "segmenter": "segmenters"}
+"""modules by name"""
 
 
+@name_missing_extra()
 def __getattr__(name: str) -> object:
     """Import the others where they are asked for: they need extras, and take seconds."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, extra = _LATE[name]
-    try:
-        return getattr(import_module(f"{__name__}.{module}"), name)
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{name} needs {error.name}: pip install 'atconv[{extra}]'") from error
+    return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
