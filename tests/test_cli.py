@@ -204,6 +204,7 @@ def rejected(*arguments: str | Path) -> str:
         ),
         (["train", "torch/fashion_mnist"], "--data-root"),
         (["train", "torch/no_such", "--data-root=."], "timm cannot open torch/no_such"),
+        (["train", "torch/cifar10", "--data-root=."], "Put its files there\n"),
         (["train", "wds/images"], "WebDataset shards"),
         (["train", "--resume=no/such/run"], "no such run folder"),
         (["train", "--resume=."], "is not a run"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from pathlib import Path
 
 from atconv.tasks import task_for
@@ -47,11 +46,8 @@ def _allows(path: Path, mode: int) -> bool:
 
 def _command_for(error: Exception, command: str) -> str:
     """What fits DATA which a command recognizes as something else than it needs."""
-    formats = sys.modules.get("atconv.data.formats")  # where it is not loaded, the error is not from there
-    if formats is None or not isinstance(error, formats.UnfitData):
-        return ""
-    found, needed = error.found, error.needed
-    if found.annotation in (None, needed):
+    found, needed = getattr(error, "found", None), getattr(error, "needed", "")  # of an UnfitData
+    if found is None or found.annotation in (None, needed):
         return ""
     fitting, tool = task_for(found.annotation), command.split()[-1]
     if tool == "lmdb":

@@ -94,9 +94,11 @@ def open_timm_dataset(name: str, root: str | None, split: str) -> Any:
         raise ValueError(f"{name} needs a package that is not installed: {error}") from error
     except (AssertionError, LookupError, RuntimeError, ValueError, OSError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        if name == "torch/fashion_mnist":
-            unpack = "python -m studies.datasets.fashion_mnist ROOT, in a checkout, unpacks Debian's files"
-            reason += f" ({unpack})"
+        if name.startswith("torch/") and isinstance(error, RuntimeError):  # it is not there
+            reason += ". Put its files there"
+            script = Path(__file__).parents[4] / "studies" / "datasets" / f"{name.removeprefix('torch/')}.py"
+            if script.is_file():  # in a checkout
+                reason += f", as python -m studies.datasets.{script.stem} {root} does"
         raise ValueError(f"timm cannot open {name}, split {split}, in {root}: {reason}") from error
 
 
