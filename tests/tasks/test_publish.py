@@ -20,7 +20,7 @@ from PIL import Image
 import atconv
 from atconv.diffusion import SiTPipeline
 from atconv.tasks import get_task
-from atconv.tasks.classification.metrics import wilson_interval
+from atconv.tasks.common.intervals import wilson_interval
 from atconv.tasks.hub import upload
 from atconv.tasks.model_card import CardContent, model_card
 from atconv.tasks.publish import publish

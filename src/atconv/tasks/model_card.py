@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from atconv.tasks.classification.metrics import wilson_interval
+from atconv.tasks.common.intervals import wilson_interval
 from atconv.tasks.common.metric_names import metric_name
 from atconv.tasks.spec import TaskSpec
 

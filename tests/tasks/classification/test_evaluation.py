@@ -19,8 +19,8 @@ from atconv.tasks.classification import plots
 from atconv.tasks.classification.metrics import (
     compute_metrics,
     expected_calibration_error,
-    wilson_interval,
 )
+from atconv.tasks.common.intervals import wilson_interval
 from support.tiny import Finished, atconv, image_folder, read_rows, train_tiny, trained_run
 
 # Six images, six classes: right, right, wrong (second), wrong (last), right, wrong (second).

@@ -19,9 +19,9 @@ from PIL import Image
 
 from atconv.plots import shorten
 from atconv.tasks import load
-from atconv.tasks.classification.metrics import wilson_interval
 from atconv.tasks.common import drawing
 from atconv.tasks.common.drawing import PlotFiles, class_colors, drawn_size, find_font
+from atconv.tasks.common.intervals import wilson_interval
 from atconv.tasks.detection.plots import draw_detections
 from atconv.tasks.segmentation.data import SegmentationTransform
 from atconv.tasks.segmentation.metrics import intervals, mean_iou

@@ -15,6 +15,7 @@ from atconv.engine.options import Percent
 from atconv.engine.predictor import Metrics
 from atconv.engine.tables import Table, interval_text, over_classes, percent_text
 from atconv.tasks.classification.augmentation import Tta
+from atconv.tasks.common.intervals import wilson_interval
 from atconv.tasks.common.metric_names import metric_name
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "compute_metrics",
     "expected_calibration_error",
     "rows_by_class",
-    "wilson_interval",
 ]
 
 _MAX_CLASSES_SHOWN = 30
@@ -150,14 +150,6 @@ def compute_metrics(
         labels=labels,
         source=source,
     )
-
-
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a share, in percent."""
-    from scipy.stats import binomtest  # predicting needs none of it
-
-    interval = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def expected_calibration_error(
