@@ -103,3 +103,9 @@ def test_a_test_split_with_the_images_of_val_is_no_test(
     kept = drop_copies({**splits, "test": splits["val"]}, 0.0, tmp_path / "skipped.csv")
     assert {name: len(split) for name, split in kept.items()} == {"train": 3, "val": 2}
     assert "have the same images: they are val, and no test" in caplog.text
+
+
+def test_data_without_a_training_split_says_what_it_has() -> None:
+    nothing: Any = None
+    with pytest.raises(ValueError, match="no training split, only val, test: give one named train"):
+        train_val_test_split({"val": nothing, "test": nothing}, 0.1, 0)

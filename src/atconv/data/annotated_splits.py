@@ -69,9 +69,7 @@ def train_val_test_split(splits: Mapping[str, S], fraction: float, seed: int) ->
         ValueError: there is no training split, or it has only one image.
     """
     if "train" not in splits:
-        raise ValueError(
-            "there is no training split: give train.json and images, or images/train and masks/train"
-        )
+        raise ValueError(f"there is no training split, only {', '.join(splits)}: give one named train")
     if "val" in splits:
         return dict(splits)
     everything = splits["train"]

@@ -9,17 +9,32 @@ from typing import Any, ClassVar, Literal
 
 from atconv.engine.options import Fraction, Share
 
-__all__ = ["DataConfig", "MaskOptions", "log_unused_fractions", "reject_options"]
+__all__ = ["DataConfig", "MaskOptions", "SplitOptions", "log_unused_fractions", "reject_options"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class DataConfig:
+class SplitOptions:
+    """Options that data of any kind has."""
+
+    group: ClassVar[str] = "data"
+    common: ClassVar[tuple[str, ...]] = ("val_fraction",)
+
+    val_fraction: Fraction = 0.1
+    """share of training images held out where DATA has no val split"""
+    check_images: Literal["decode", "header", "none"] = "decode"
+    """how image files are checked before training: decode each, read its header, or not at all"""
+    max_skipped: Share = 0.05
+    """largest share of unreadable files that are left out; more stops the run"""
+
+
+@dataclass(kw_only=True)
+class DataConfig(SplitOptions):
     """Options that say which images there are and how they are divided into splits."""
 
     group: ClassVar[str] = "data"
-    common: ClassVar[tuple[str, ...]] = ("val_fraction", "label_column")
+    common: ClassVar[tuple[str, ...]] = ("label_column",)
 
     data: str = ""
     """image folder, table of labels, LMDB, WebDataset shards, timm dataset (torch/…, hfds/…) or digits"""
@@ -43,14 +58,8 @@ class DataConfig:
     """validation split of a named timm dataset; default: held out from the training split"""
     test_split: str | None = None
     """test split of a named timm dataset, looked at once after training"""
-    val_fraction: Fraction = 0.1
-    """share of training images held out where DATA has no val split"""
     test_fraction: Fraction = 0.15
     """share of all images held out for the test where DATA is one flat folder or digits"""
-    check_images: Literal["decode", "header", "none"] = "decode"
-    """how image files are checked before training: decode each, read its header, or not at all"""
-    max_skipped: Share = 0.05
-    """largest share of unreadable files that are left out; more stops the run"""
 
 
 @dataclass(kw_only=True)

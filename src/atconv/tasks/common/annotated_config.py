@@ -7,9 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
+from atconv.data.config import SplitOptions
 from atconv.data.imbalance import ClassWeightOptions
 from atconv.engine.config import TrainConfig
-from atconv.engine.options import BelowOne, Fraction, Positive, Share
+from atconv.engine.options import BelowOne, Positive, Share
 from atconv.engine.recipes import read_config, read_options
 from atconv.engine.run import Run
 from atconv.models.backbone import check_model_name
@@ -22,22 +23,16 @@ __all__ = ["AnnotatedConfig", "inherit_config"]
 
 
 @dataclass(kw_only=True)
-class AnnotatedDataOptions:
+class AnnotatedDataOptions(SplitOptions):
     """Which images there are."""
 
     group: ClassVar[str] = "data"
-    common: ClassVar[tuple[str, ...]] = ("val_fraction",)
+    common: ClassVar[tuple[str, ...]] = ()
 
     data: str = ""
     """folder with images and annotations"""
     images: str | None = None
     """folder of the images where they lie outside DATA; names in annotations may lead anywhere inside it"""
-    val_fraction: Fraction = 0.1
-    """share of training images held out where DATA has no val split"""
-    check_images: Literal["decode", "header", "none"] = "decode"
-    """how image files are checked before training: decode each, read its header, or not at all"""
-    max_skipped: Share = 0.05
-    """largest share of unreadable files that are left out; more stops the run"""
     exif: Literal["upright", "stored"] | None = None
     """what annotations of images with an EXIF orientation belong to: the image turned upright, or the pixels
     as stored; by default sizes decide, and images whose size does not tell are rejected"""
