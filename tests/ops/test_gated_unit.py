@@ -52,6 +52,8 @@ def test_a_widened_unit_is_the_same_function(norm: bool, conv: bool, widths: lis
         widths.clear()
         for a, e in zip(actual, expected, strict=True):
             assert_close(a, e, 1e-13)
+        for gradient, parameter in zip(actual[2:], glu.parameters(), strict=True):
+            assert gradient.stride() == parameter.stride()  # DistributedDataParallel warns of others
 
 
 def test_whole_rows_and_layers_that_something_acts_on_are_not_widened(widths: list[int]) -> None:

@@ -57,5 +57,7 @@ def _missing_channels(glu: Any) -> int:
 
 def _widened(layer: nn.Conv2d, extra: int) -> tuple[Tensor, Tensor | None]:
     """Weight and bias with so many more outputs, which are zero."""
-    weight = F.pad(layer.weight, (0, 0, 0, 0, 0, 0, 0, extra))
-    return weight, None if layer.bias is None else F.pad(layer.bias, (0, extra))
+    weight, bias = layer.weight, layer.bias
+    if isinstance(layer, DepthwiseConv2d):  # as there, for the strides of its gradient
+        weight = weight.squeeze(1).unsqueeze(1)
+    return F.pad(weight, (0, 0, 0, 0, 0, 0, 0, extra)), None if bias is None else F.pad(bias, (0, extra))
