@@ -21,13 +21,10 @@ from atconv.plots import shorten
 from atconv.tasks import load
 from atconv.tasks.common import drawing
 from atconv.tasks.common.drawing import PlotFiles, class_colors, drawn_size, find_font
-from atconv.tasks.common.intervals import wilson_interval
 from atconv.tasks.detection.plots import draw_detections
-from atconv.tasks.segmentation.data import SegmentationTransform
-from atconv.tasks.segmentation.metrics import intervals, mean_iou
 from atconv.tasks.segmentation.plots import plot_prediction
 from support.tiny import atconv, read_rows
-from support.tiny_dense import annotated_folder, detection_run, segment, segmentation_run, shared_data
+from support.tiny_dense import annotated_folder, detection_run, segmentation_run, shared_data
 
 
 @pytest.mark.plots
@@ -41,44 +38,6 @@ def test_detection_is_evaluated_as_in_training(tmp_path: Path) -> None:
     assert evaluated["coco"] == trained["coco"]
     assert [row["class"] for row in read_rows(folder / "per_class.csv")] == ["bright", "dark"]
     assert min(Image.open(folder / "predictions.png").size) > 300
-
-
-@pytest.mark.plots
-def test_segmentation_does_not_depend_on_batches() -> None:
-    predictor = load(segmentation_run())
-    one = predictor.evaluate(batch_size=1)
-    two = predictor.evaluate(str(shared_data()), split="val", batch_size=3)
-    trained = json.loads((segmentation_run() / "metrics.json").read_text())
-    assert one.miou == pytest.approx(two.miou, abs=0.02)
-    assert one.miou == pytest.approx(trained["miou"], abs=0.02)
-    low, high = one.miou_interval
-    assert 0 < low < one.miou < high < 100
-    assert [row["class"] for row in one.per_class] == ["ground", "dark", "bright"]
-
-
-def test_flip_tta_sees_an_image_and_its_mirror_image_alike() -> None:
-    predictor = load(segmentation_run())
-    predictor.transform = SegmentationTransform(1, 64, None, None)  # nothing is padded
-    x, size = torch.randn(2, 1, 64, 96), (64, 96)
-    for flip_tta in (True, False):
-        mirrored = predictor.classify(x.flip(3), size, flip_tta)
-        assert torch.equal(mirrored, predictor.classify(x, size, flip_tta).flip(2)) == flip_tta
-
-
-def test_flip_tta_is_chosen_shown_and_recorded(tmp_path: Path) -> None:
-    ended = atconv("segment", "evaluate", segmentation_run(), shared_data(), "--flip-tta")
-    assert ended.code == 0, ended.err
-    assert any("flip TTA" in line and "yes" in line for line in ended.out.splitlines())
-    evaluated = json.loads((segmentation_run() / "evaluation" / "data-val" / "metrics.json").read_text())
-    trained = json.loads((segmentation_run() / "metrics.json").read_text())
-    assert (evaluated["flip_tta"], trained["flip_tta"]) == (True, False)
-    run = segment(tmp_path / "run", epochs=1, flip_tta=True)
-    assert load(run).flip_tta
-    assert json.loads((run / "metrics.json").read_text())["flip_tta"]
-    content = json.loads((run / "config.json").read_text())
-    del content["_atconv"]["flip_tta"]
-    (run / "config.json").write_text(json.dumps(content))
-    assert not load(run).flip_tta  # a run from before the option opens too
 
 
 def copied(run: Path, to: Path, **changes: Any) -> Path:
@@ -148,92 +107,6 @@ def test_evaluation_takes_annotations_as_the_run_was_configured_to(tmp_path: Pat
         predictor.evaluate(str(data), bad_annotations="reject")
 
 
-def test_mean_iou_counts_classes_that_occur() -> None:
-    counts = torch.tensor([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-    assert mean_iou(counts) == pytest.approx(100 * (6 / 9 + 3 / 6) / 2)
-    assert mean_iou(torch.zeros(2, 2)) == 0
-
-
-def test_intervals_count_images_and_not_pixels() -> None:
-    right, wrong = torch.tensor([[1, 0], [1, 0], [1, 0]]), torch.tensor([[0, 0], [1, 1], [1, 0]])
-    images = 150 * [right] + 50 * [wrong]
-    found = intervals(images)
-    assert found == intervals(images)
-    assert found == intervals([100 * image for image in images])
-    low, high = wilson_interval(150, 200)
-    assert found["pixel_accuracy_interval"] == pytest.approx((low, high), abs=1)
-    assert found["miou_interval"] == pytest.approx((low / 2, high / 2), abs=0.5)
-
-
-def test_detected_objects_are_drawn_and_printed(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    images = shared_data() / "images" / "val"
-    ended = atconv("detect", "predict", detection_run(), images, "--threshold=0.01", "--json", f"--out={out}")
-    assert ended.code == 0, ended.err
-    results = json.loads(ended.out)
-    assert len(results) == 4
-    for result in results:
-        assert result["scores"] == sorted(result["scores"], reverse=True)
-        assert all(score >= 0.01 for score in result["scores"])
-        assert set(result["classes"]) <= {"bright", "dark"}
-        assert max(Image.open(result["plot"]).size) >= 480
-        assert result["masks"] is None
-
-
-def test_segments_are_drawn_and_written(tmp_path: Path) -> None:
-    out = tmp_path / "drawn"
-    (tmp_path / "bad.png").write_text("text")
-    images = [shared_data() / "images" / "val" / "0.png", shared_data() / "images" / "train" / "0.png"]
-    ended = atconv("segment", "predict", segmentation_run(), *images, tmp_path / "bad.png", f"--out={out}")
-    assert ended.code == 0
-    assert "bad.png: not a readable image" in ended.err
-    for name in ("0.png", "0-2.png"):
-        mask = Image.open(out / "masks" / name)
-        assert mask.size == Image.open(images[0]).size
-        assert mask.mode == "P"
-        assert mask.getpalette()[:9] == [value for color in class_colors(3) for value in color]
-        assert np.asarray(mask).max() <= 2
-        assert min(Image.open(out / name).size) > 300
-    assert "ground" in ended.out
-
-
-def test_a_drawn_box_lies_where_it_was_detected() -> None:
-    detections = {
-        "boxes": torch.tensor([[10.0, 20.0, 30.0, 36.0]]),
-        "labels": torch.tensor([2]),
-        "scores": torch.tensor([0.9]),
-    }
-    drawn = draw_detections(torch.zeros(1, 48, 64), detections, ["a", "b"])
-    factor = drawn.shape[2] // 64
-    inside = (drawn.sum(0) > 0).nonzero()
-    assert inside.min(0).values.tolist() == [20 * factor, 10 * factor]
-    assert inside.max(0).values[1] <= 30 * factor + 60
-    assert not draw_detections(torch.zeros(1, 48, 64), detections, ["a", "b"], threshold=0.95).any()
-
-
-def test_lines_are_wider_on_large_images() -> None:
-    def width(size: int) -> int:
-        box = torch.tensor([[0.25, 0.25, 0.75, 0.75]]) * size
-        drawn = draw_detections(
-            torch.zeros(1, size, size), {"boxes": box, "labels": torch.tensor([1])}, ["a"]
-        )
-        return int((drawn.sum(0)[size // 2] > 0).sum())
-
-    assert 3 * width(960) <= width(3840)
-
-
-def test_masks_that_overlap_keep_their_colors() -> None:
-    masks = torch.zeros(2, 480, 480)
-    masks[0, :, :300] = masks[1, :, 180:] = 1
-    objects = {"boxes": torch.tensor([[0.0, 0, 1, 1]]).repeat(2, 1), "labels": torch.tensor([1, 2])}
-    drawn = draw_detections(torch.ones(3, 480, 480), {**objects, "masks": masks}, ["a", "b"])
-    first, both, second = (drawn[:, 400, column].tolist() for column in (90, 240, 400))
-    assert len({tuple(first), tuple(both), tuple(second)}) == 3
-    upper, lower = class_colors(2)
-    expected = [0.45 * a + 0.55 * (0.45 * b + 0.55 * 255) for a, b in zip(upper, lower, strict=True)]
-    assert both == pytest.approx(expected, abs=2)
-
-
 @pytest.mark.parametrize("run", [detection_run, segmentation_run])
 def test_predictions_are_saved_when_asked_for(run: Callable[[], Path], tmp_path: Path) -> None:
     predictor, images = load(run()), shared_data() / "images" / "val"
@@ -245,20 +118,6 @@ def test_predictions_are_saved_when_asked_for(run: Callable[[], Path], tmp_path:
     assert [result.plot and Path(result.plot).name for result in saved] == ["0.png", None, "1.png"]
     with pytest.raises(ValueError, match="is no file: only results of files are drawn"):
         predictor.save_predictions(predictor(np.zeros((40, 40), np.uint8)), tmp_path / "drawn")
-
-
-def test_ignored_pixels_are_drawn_gray(tmp_path: Path) -> None:
-    image, mask = Image.new("RGB", (64, 48), "black"), torch.zeros(48, 64, dtype=torch.uint8)
-    shares = []
-    for rows in (0, 24):
-        mask[:rows] = 255
-        plot_prediction(image, mask, ["background", "a"], tmp_path / "drawn.png")
-        drawn = np.asarray(Image.open(tmp_path / "drawn.png").convert("RGB")).astype(int)
-        gray = (abs(drawn - int(0.55 * 128)) <= 1).all(2)
-        right = gray[:, gray.shape[1] // 2 :]
-        shares.append(right.mean())
-    assert shares[0] < 0.01
-    assert 0.25 < shares[1] < 0.5  # half of the image, less the margins
 
 
 def test_colors_differ_and_names_do_too() -> None:

@@ -11,18 +11,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from atconv import load
 from atconv.data.boxes.split import decode_mask
-from atconv.tasks.detection.export import DetectionExporter, _compare
-from atconv.tasks.segmentation.data import resized
-from atconv.tasks.segmentation.export import SegmentationExporter, _filter, _resized
 from support.image_files import saved_image
 from support.tiny import atconv
 from support.tiny_dense import detect, detection_run, segment, segmentation_run
@@ -150,102 +143,6 @@ def test_a_segmenter_goes_to_phones(architecture: Any, format: Any, tmp_path: Pa
         [images], [mask] = spec.description.input, spec.description.output
         assert list(images.type.multiArrayType.shape) == [1, 1, 40, 56]
         assert (mask.name, list(mask.type.multiArrayType.shape)) == ("mask", [1, 40, 56])
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 60), st.integers(1, 60))
-def test_the_filter_is_antialiased_interpolation(length: int, size: int) -> None:
-    x = torch.rand(1, 1, 1, length)
-    expected = F.interpolate(x, (1, size), mode="bilinear", antialias=True)
-    torch.testing.assert_close(x @ _filter(length, size).T, expected, rtol=0, atol=1e-5)
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 600))
-def test_open_sizes_are_the_sizes_of_the_transform(height: int, width: int, short_side: int) -> None:
-    assert _resized(height, width, short_side) == resized((height, width), short_side)
-
-
-def test_a_file_that_detects_something_else_is_rejected() -> None:
-    exporter = DetectionExporter(load(detection_run()))
-    images = exporter.images(None, None, 2)
-    assert len(images) == 2
-
-    def changed(**changes: float) -> Any:
-        def call(images: torch.Tensor) -> Any:
-            boxes, scores, labels = exporter.graph(images)
-            keep = slice(int(changes.get("lost", 0)), None)
-            shifted, scored = boxes + changes.get("box", 0), scores + changes.get("score", 0)
-            return shifted[keep], scored[keep], labels[keep]
-
-        return call
-
-    with torch.inference_mode():
-        assert max(exporter.agreement(changed(), images).values()) < 1e-4
-        for changes in ({"box": 0.2}, {"score": 0.01}, {"lost": 1}):
-            with pytest.raises(ValueError, match=r"objects .* are missing or new"):
-                exporter.agreement(changed(**changes), images)
-
-
-def test_rounding_may_change_what_it_changes_of_the_model_itself(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    exporter = DetectionExporter(load(detection_run()))
-    images = exporter.images(None, None, 2)
-    inputs = exporter.inputs(1, 64, 80)
-
-    def without(lost: int) -> Any:
-        return lambda images: tuple(each[lost:] for each in exporter.graph(images))
-
-    with torch.inference_mode():
-        assert exporter._own_lost(*inputs) == 0
-        assert exporter.error(without(1), inputs) == float("inf")
-        monkeypatch.setattr(exporter, "_own_lost", lambda pixels: 1)
-        assert exporter.error(without(1), inputs) == 0
-        assert exporter.error(without(3), inputs) == float("inf")
-        assert 2 in exporter.agreement(without(1), images).values()
-        assert "2 are missing or new, and rounding alone changes 2:" in caplog.text
-        with pytest.raises(ValueError, match=r"6 are missing or new, and rounding alone changes 2\. Train"):
-            exporter.agreement(without(3), images)
-
-
-def test_nothing_detected_is_nothing_compared(caplog: pytest.LogCaptureFixture) -> None:
-    predictor = load(detection_run())
-    predictor.model.roi_heads.score_thresh = 1.0
-    exporter = DetectionExporter(predictor)
-    images = exporter.images(None, None, 2)
-    with torch.inference_mode():
-        assert exporter.agreement(exporter.graph, images) == {}
-        assert "nothing is detected in 2 images, so nothing is verified" in caplog.text
-        exporter.graph.detector.roi_heads.score_thresh = 0.0
-        with pytest.raises(ValueError, match=r"of 0 objects .* are missing or new"):
-            exporter.agreement(exporter.graph, images)
-
-
-def test_objects_are_matched_whatever_their_order() -> None:
-    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [20, 20, 40, 40.5]])
-    scores, labels = torch.tensor([0.9, 0.8, 0.8]), torch.tensor([0, 1, 1])
-    order = [2, 0, 1]
-    assert _compare((boxes[order], scores[order], labels[order]), (boxes, scores, labels))[:3] == (0, 0, 0)
-    lost = _compare((boxes[:1], scores[:1], 1 - labels[:1]), (boxes[:1], scores[:1], labels[:1]))
-    assert lost.lost == 2
-
-
-def test_a_segmenters_usual_size_is_the_datas_or_the_crops() -> None:
-    exporter = SegmentationExporter(load(segmentation_run()))
-    assert exporter.shape == (1, 40, 80)  # a crop of 32 × 64
-    exporter.images(None, None, 4)
-    assert exporter.shape == (1, 40, 56)
-    exporter.predictor.config = None  # a folder with the model alone
-    assert SegmentationExporter(exporter.predictor).shape == (1, 40, 40)
-
-
-def test_a_file_that_segments_something_else_is_rejected() -> None:
-    exporter = SegmentationExporter(load(segmentation_run()))
-    images = exporter.images(None, None, 2)
-    with torch.inference_mode():
-        assert max(exporter.agreement(exporter.graph, images).values()) <= 2e-3
-        with pytest.raises(ValueError, match="pixels have another class"):
-            exporter.agreement(lambda x: 2 - exporter.graph(x), images)
 
 
 @pytest.mark.parametrize(
