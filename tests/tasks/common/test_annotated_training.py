@@ -86,9 +86,10 @@ def test_a_killed_run_resumes_to_the_same_bits(task: str, kill_at: KillAt, tmp_p
         assert metrics(run, name) == metrics(full, name), name
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_run_holds_what_it_says(task: str) -> None:
-    run = detection_run() if task == "detect" else segmentation_run()
+@pytest.mark.plots
+@pytest.mark.parametrize("start", [detect, segment])
+def test_a_run_holds_what_it_says(start: Callable[[Path], Path], tmp_path: Path) -> None:
+    run = start(tmp_path / "run")
     for name in ("config.yaml", "split.json", "config.json", "model.safetensors", "per_class.csv"):
         assert (run / name).is_file(), name
     for name in ("curves.png", "predictions.png"):
