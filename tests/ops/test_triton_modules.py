@@ -115,13 +115,15 @@ def test_autocast_computes_in_half_precision(launches: list[str]) -> None:
 @pytest.mark.slow
 def test_a_backbone_trains_under_autocast() -> None:
     model = tiny_attnet(depths=(1, 1, 0, 0), dims=(8, 8, 8, 8), glu_norm=True, ls_init_value=0.5).to(DEVICE)
-    x = torch.randn(2, 3, 24, 16, device=DEVICE)
-    expected = [t.detach() for t in results("eager", model, x)]
+    # Of two values, which 24 × 16 leave behind the last stage, batch norm has no gradient.
+    x = torch.randn(2, 3, 64, 32, device=DEVICE)
+    expected = results("eager", model, x)
     with torch.autocast(DEVICE.type, torch.bfloat16):
-        actual = [t.detach() for t in results("triton", model, x)]
+        halves = {backend: results(backend, model, x) for backend in ("eager", "triton")}
     names = ["output", "input", *(name for name, _ in model.named_parameters())]
-    errors = {n: float((a - e).norm() / e.norm()) for n, a, e in zip(names, actual, expected, strict=True)}
-    assert max(errors.values()) < 0.2, errors
+    for name, e, *pair in zip(names, expected, *halves.values(), strict=True):
+        of_eager, of_triton = (float((a - e).detach().norm() / e.detach().norm()) for a in pair)
+        assert of_triton < 3 * of_eager + 0.05, (name, of_eager, of_triton)
 
 
 @pytest.mark.usefixtures("reset_compiler")
