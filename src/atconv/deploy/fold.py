@@ -14,13 +14,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from atconv.models.attnet import AttNet, AttNetBlock, AttNetStage, ConvGLU, Stem
 from atconv.modules import ATConv2d
 from atconv.ops.gated_product import GELU, project_gated
+from atconv.ops.gated_unit import WHOLE
 from atconv.ops.plain import is_plain
 from atconv.ops.static_conv import DepthwiseConv2d, PointwiseConv2d
 
 __all__ = ["FoldedConvGLU", "fold"]
 
 _Norm = TypeVar("_Norm", bound=LayerNorm2d)
-_WHOLE = 8  # channels: in half precision, GPUs multiply fast where rows have multiples of 16 bytes
 
 
 def fold(model: AttNet) -> AttNet:
@@ -84,7 +84,7 @@ class FoldedConvGLU(nn.Module):
         dwconv = glu.dwconv
         extra = 0
         if is_plain(dwconv, DepthwiseConv2d):
-            extra = -self.hidden % _WHOLE
+            extra = -self.hidden % WHOLE
             dwconv = _widened_depthwise(dwconv, extra)
         # The mean that the norm divides by is over the new channels too.
         share = (1 + extra / self.hidden) ** 0.5 if self.eps is not None else 1.0

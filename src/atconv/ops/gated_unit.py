@@ -14,7 +14,7 @@ from atconv.ops.gated_product import GELU, project_gated
 from atconv.ops.plain import is_plain
 from atconv.ops.static_conv import DepthwiseConv2d, PointwiseConv2d, depthwise_conv, pointwise_conv
 
-__all__ = ["fused_gated_unit"]
+__all__ = ["WHOLE", "fused_gated_unit"]
 for _leaf in ("depthwise_conv", "pointwise_conv", "project_gated"):  # of torch.fx's graphs
     torch.fx.wrap(_leaf)
 
