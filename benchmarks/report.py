@@ -41,8 +41,18 @@ def write_report(folder: Path) -> Path:
         "process; a floor is measured in it too, before and after them.",
         "Written by `make bench`.\n",
     ]
-    sections = (_inference, _others, _training, _commands, _sizes, _operators, _deployed)
-    lines += [line for section in sections for line in section(rows, folder)]
+    sections = {
+        _inference: "eager-8",
+        _others: "eager",
+        _training: "training",
+        _commands: "commands",
+        _sizes: "sizes",
+        _operators: "operators",
+        _deployed: "deployed",
+    }
+    for section, results_of in sections.items():
+        if any(name.startswith(results_of) for name in rows):
+            lines += section(rows, folder)
     page = folder.with_suffix(".md")
     page.write_text("\n".join(lines) + "\n")
     return page

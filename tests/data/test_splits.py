@@ -233,6 +233,14 @@ def test_too_many_unreadable_files_stop_the_run(flat: Path, tmp_path: Path) -> N
     assert len(read_rows(tmp_path / "run" / "skipped.csv")) == 4
 
 
+def test_a_run_needs_a_readable_file_whatever_the_limit(tmp_path: Path) -> None:
+    for label in ("ant", "bee"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        (tmp_path / "data" / label / "a.png").write_text("text")
+    with pytest.raises(ValueError, match=r"2 of 2 files are unreadable; they are listed in .*skipped\.csv"):
+        split(tmp_path / "data", tmp_path / "run", max_skipped=1.0)
+
+
 def test_reading_headers_alone_finds_what_is_no_image(flat: Path, tmp_path: Path) -> None:
     spoil(flat)
     split(flat, tmp_path / "run", max_skipped=0.1, check_images="header")

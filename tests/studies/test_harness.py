@@ -63,11 +63,11 @@ def test_commands_counted_rows_of_some_seeds_and_variants_in_another_folder(
 
     def plan(args: Any) -> tuple[Sweep, list[Job]]:
         assert (args.data, args.device) == ("data", torch.device("cpu"))
-        return Sweep(args.out / "results.csv", args.runs, counted_row, args.device, "fp32"), JOBS
+        return Sweep(args.out / args.data / "results.csv", args.runs, counted_row, args.device, "fp32"), JOBS
 
     out = tmp_path / "again"
     run("run", "data", "--seeds", "0", "2", "--only", "a", "--device", "cpu", "--out", str(out))
-    assert [(row["variant"], row["seed"]) for row in read_rows(out / "results.csv")] == [
+    assert [(row["variant"], row["seed"]) for row in read_rows(out / "data" / "results.csv")] == [
         ("a", "0"),
         ("a", "2"),
     ]

@@ -118,6 +118,7 @@ def image_suffixes() -> frozenset[str]:
 @functools.cache
 def _load_plugins() -> None:
     """Let Pillow read all that it can here, HEIC too where its plugin is installed."""
+    Image.preinit()  # the common formats first: Image.open tries them in this order
     Image.init()
     with suppress(ImportError):
         from pillow_heif import register_heif_opener

@@ -156,8 +156,10 @@ def list_skipped(files: Sequence[SkippedFile], folder: Path, run: Path) -> None:
 
 
 def _reject_too_many(unreadable: Sequence[SkippedFile], total: int, limit: float, listed: str = "") -> None:
-    if len(unreadable) > limit * total:
+    too_many = len(unreadable) > limit * total
+    if too_many or 0 < total == len(unreadable):
+        allowed = f", more than max_skipped ({limit:.0%}) allows" if too_many else ""
         raise TooManyUnreadable(
-            f"{len(unreadable)} of {total} files are unreadable, more than max_skipped ({limit:.0%}) allows; "
-            f"{listed}the first is {unreadable[0].file}: {unreadable[0].reason}"
+            f"{len(unreadable)} of {total} files are unreadable{allowed}; {listed}the first is "
+            f"{unreadable[0].file}: {unreadable[0].reason}"
         )

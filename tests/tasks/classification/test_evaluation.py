@@ -9,6 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -274,6 +275,14 @@ def test_unreadable_images_are_named_and_left_out_up_to_a_limit(run: Path, tmp_p
     assert (
         "3 of 23 files are unreadable, more than max_skipped (5%) allows; the first is 2/a.png" in ended.err
     )
+    for image in folder.glob("*/*.png"):
+        image.write_text("text")
+    everything = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((everything / "config.yaml").read_text())
+    (everything / "config.yaml").write_text(yaml.safe_dump(config | {"max_skipped": 1.0}))
+    ended = atconv("evaluate", everything, folder, "--workers=0")
+    assert ended.code == 2
+    assert "23 of 23 files are unreadable; the first is " in ended.err
 
 
 def test_images_of_the_runs_own_split_that_became_unreadable_are_left_out(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ class Sweep:
             FloatingPointError: some runs diverged and have no row; all others have ended.
         """
         self._check_precision()
-        self.runs.mkdir(parents=True, exist_ok=True)
+        for folder in (self.runs, self.table.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         busy, diverged = 0, []
         for job in jobs:
             run = self.runs / job.folder
