@@ -1,10 +1,10 @@
 """Why is ATConv behind attention in a small SiT? Deeper networks of equal size, and one change at a time.
 
-    python -m studies.depth.study run DATA_ROOT      # every row that is missing, in any number of steps
-    python -m studies.depth.study report             # table and plot of the rows that are there
+    python -m studies.depth.study run SET        # every row that is missing, in any number of steps
+    python -m studies.depth.study report SET     # table and plot of the rows that are there
 
-Recipe, samples and classifier are those of the generation study, and so is DATA_ROOT. variants.yaml says what
-is compared.
+SET is fashion_mnist or natural: sets.yaml says where the data lies, what differs from the recipe of the
+generation study, and in whose features distances are measured. variants.yaml says what is compared.
 """
 
 from __future__ import annotations
@@ -38,29 +38,49 @@ def read_variants() -> tuple[dict[str, dict[str, Any]], int]:
     return content["depth"] | content["change"], content["seeds"]
 
 
+def read_set(name: str) -> tuple[dict[str, Any], Path]:
+    """The recipe for a set, and the run in whose features its distances are measured.
+
+    Raises:
+        ValueError: there is no such set.
+    """
+    sets = yaml.safe_load((HERE / "sets.yaml").read_text())
+    if name not in sets:
+        raise ValueError(f"no set {name}; there are {', '.join(sets)}")
+    return read_recipe() | sets[name]["recipe"], HERE / sets[name]["classifier"]
+
+
 def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
     variants, seeds = read_variants()
-    recipe = read_recipe() | {"data_root": args.data, "device": args.device.type}
+    recipe, classifier = read_set(args.data)
+    recipe["device"] = args.device.type
     if args.workers is not None:
         recipe["workers"] = args.workers
-    make = partial(make_row, recipe, variants, args.device)
-    sweep = Sweep(args.out / "results.csv", args.runs, make, args.device, recipe["precision"])
+    make = partial(make_row, recipe, classifier, variants, args.device)
+    table, runs = args.out / args.data / "results.csv", args.runs / args.data
+    sweep = Sweep(table, runs, make, args.device, recipe["precision"])
     return sweep, seed_by_seed(dict.fromkeys(variants, seeds))
 
 
 def make_row(
-    recipe: dict[str, Any], variants: dict[str, dict[str, Any]], device: torch.device, job: Job, run: Path
+    recipe: dict[str, Any],
+    classifier: Path,
+    variants: dict[str, dict[str, Any]],
+    device: torch.device,
+    job: Job,
+    run: Path,
 ) -> dict[str, Any]:
     model_args = recipe["model_args"] | variants[job.variant]
     options = {"model": "sit_s_2", "model_args": model_args, "seed": job.seed}
-    return train_and_evaluate(recipe | options, device, run)
+    return train_and_evaluate(recipe | options, device, run, classifier)
 
 
 def report(args: Namespace) -> None:
     """Print a table with differences paired by seed, and plot results.png."""
-    rows = read_rows(args.out / "results.csv")
+    out = args.out / args.data
+    rows = read_rows(out / "results.csv")
     if not rows:
-        raise ValueError("results.csv has no rows yet: start with the stage run")
+        raise ValueError(f"{args.data} has no rows yet: start with the stage run")
     names = [name for name in read_variants()[0] if any(row["variant"] == name for row in rows)]
     print("| | seeds | parameters | MACs (M) | " + " | ".join(COLUMNS) + f" | distance − {CHANGED}'s |")
     print("| --- |" + " ---: |" * (len(COLUMNS) + 4))
@@ -75,7 +95,7 @@ def report(args: Namespace) -> None:
             "" if name == CHANGED else difference or "",
         ]
         print(f"| {name} | " + " | ".join(cells) + " |")
-    plot_distances(rows, names, args.out / "results.png")
+    plot_distances(rows, names, out / "results.png")
 
 
 def plot_distances(rows: Sequence[dict[str, str]], names: Sequence[str], path: Path) -> None:
@@ -95,4 +115,4 @@ def plot_distances(rows: Sequence[dict[str, str]], names: Sequence[str], path: P
 
 
 if __name__ == "__main__":
-    harness.main(__doc__, HERE, plan, report)
+    harness.main(__doc__, HERE, plan, report, data_stages=("run", "report"))

@@ -53,16 +53,20 @@ def make_sweep(args: Namespace, table: Path, runs: Path, options: dict[str, Any]
 
 def make_row(recipe: dict[str, Any], device: torch.device, job: Job, run: Path) -> dict[str, Any]:
     """Train, sample and evaluate."""
-    return train_and_evaluate(recipe | {"model": FAMILIES[job.variant], "seed": job.seed}, device, run)
+    options = {"model": FAMILIES[job.variant], "seed": job.seed}
+    return train_and_evaluate(recipe | options, device, run, CLASSIFIER)
 
 
-def train_and_evaluate(recipe: dict[str, Any], device: torch.device, run: Path) -> dict[str, Any]:
-    """Make the run of a recipe, or continue it, sample and evaluate. Returns the columns of its row."""
+def train_and_evaluate(
+    recipe: dict[str, Any], device: torch.device, run: Path, classifier: Path
+) -> dict[str, Any]:
+    """Make the run of a recipe, or continue it, sample and evaluate in a classifier's features. Returns the
+    columns of its row."""
     train_or_resume(GenerationConfig(**recipe), run)
     metrics = atconv.load(run).to(device).evaluate(
         recipe["data"],
         split="test",
-        features=str(CLASSIFIER),
+        features=str(classifier),
         images=SAMPLES,
         batch_size=100,
         seed=recipe["seed"],

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from atconv import load
 from atconv.io import read_rows, write_rows
 from atconv.models.sit import create_sit
 from atconv.tasks.common.sweep import Job, Sweep
@@ -82,11 +83,13 @@ def test_depths_have_equal_parameters() -> None:
 def test_a_row_of_depth_is_one_of_the_generation_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(depth, "train_and_evaluate", lambda recipe, device, run: recipe)
-    recipe = depth.make_row(
-        generation.read_recipe(), depth.read_variants()[0], CPU, Job("channel gate", 2), tmp_path
+    monkeypatch.setattr(depth, "train_and_evaluate", lambda *arguments: arguments)
+    on_garments, classifier = depth.read_set("fashion_mnist")
+    recipe, _, run, judge = depth.make_row(
+        on_garments, classifier, depth.read_variants()[0], CPU, Job("channel gate", 2), tmp_path
     )
-    expected = generation.read_recipe() | {"model": "sit_s_2", "seed": 2}
+    assert (run, judge.resolve()) == (tmp_path, generation.CLASSIFIER.resolve())
+    expected = generation.read_recipe() | {"model": "sit_s_2", "seed": 2, "data_root": "data"}
     assert recipe.pop("model_args") == {
         "patch_size": 2, "depth": 6, "hidden_size": 64, "num_heads": 4, "token_mixer": "atconv",
         "channel_gate": True,
@@ -102,9 +105,20 @@ def test_the_report_of_depth_names_all_variants(tmp_path: Path, capsys: pytest.C
          "frechet_distance": 5.0 + place + seed, "classifier_accuracy": 50.0, "val_loss": 0.3}
         for place, name in enumerate(variants) for seed in range(seeds)
     ]  # fmt: skip
-    write_rows(tmp_path / "results.csv", rows)
-    depth.report(Namespace(out=tmp_path))
+    (tmp_path / "natural").mkdir()
+    write_rows(tmp_path / "natural" / "results.csv", rows)
+    depth.report(Namespace(out=tmp_path, data="natural"))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(variants)
     assert "+10 ± 0" in lines[-1]  # the thirteenth row minus the third, in every seed
-    assert (tmp_path / "results.png").stat().st_size > 10_000
+    assert (tmp_path / "natural" / "results.png").stat().st_size > 10_000
+
+
+def test_depth_on_natural_images_takes_color_and_a_judge_of_its_own() -> None:
+    recipe, classifier = depth.read_set("natural")
+    assert (recipe["in_chans"], recipe["image_size"]) == (3, 32)
+    GenerationConfig(**recipe)
+    judge = load(classifier)
+    assert judge.model.pretrained_cfg["input_size"] == (3, 32, 32)
+    with pytest.raises(ValueError, match="no set animals; there are fashion_mnist, natural"):
+        depth.read_set("animals")
