@@ -26,7 +26,7 @@ from atconv.data.formats import open_sources
 from atconv.data.images import Mode, PrepareImage
 from atconv.data.saved_split import read_split
 from atconv.data.sources.base import ImageSource
-from atconv.data.unreadable import FileReport, SkippedFile, check_files, log_skipped, save_skipped
+from atconv.data.unreadable import FileReport, SkippedFile, check_files, name_skipped, save_skipped
 from atconv.engine.rng import derive_seed
 from atconv.engine.run import Run
 from atconv.io import count_of, first_few, write_json
@@ -229,7 +229,7 @@ def readable_split(source: ImageSource) -> Split:
     reasons = check_files(source, "decode").reasons
     unreadable = [(source.name(i), reason) for i, reason in enumerate(reasons) if reason is not None]
     skipped = [SkippedFile("", *each) for each in [*source.left_out, *unreadable]]
-    log_skipped(skipped, len(skipped), limit=1)
+    name_skipped(skipped)
     split = Split(source, [i for i, reason in enumerate(reasons) if reason is None])
     if not len(split):
         raise ValueError(f"none of {count_of(len(source), 'file')} is a readable image")

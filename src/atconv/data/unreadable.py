@@ -28,6 +28,7 @@ __all__ = [
     "in_threads",
     "list_skipped",
     "log_skipped",
+    "name_skipped",
     "save_skipped",
 ]
 
@@ -120,7 +121,7 @@ def save_skipped(
     in another split.
 
     Raises:
-        TooManyUnreadable: more than a share of all files are unreadable.
+        TooManyUnreadable: more than a share of all files are unreadable, or all of them.
     """
     files = [*unreadable, *copies]
     path.unlink(missing_ok=True)
@@ -133,16 +134,21 @@ def save_skipped(
         )
 
 
-def log_skipped(unreadable: Sequence[SkippedFile], total: int, limit: float) -> None:
-    """Name the first files that an evaluation leaves out, and count the others.
-
-    Raises:
-        TooManyUnreadable: they are more than a share of all files.
-    """
+def name_skipped(unreadable: Sequence[SkippedFile]) -> None:
+    """Name the first files that are left out, and count the others."""
     for file in unreadable[:5]:
         logger.warning("left out %s: %s", *escape_row([file.file, file.reason]))
     if len(unreadable) > 5:
         logger.warning("left out %d more", len(unreadable) - 5)
+
+
+def log_skipped(unreadable: Sequence[SkippedFile], total: int, limit: float) -> None:
+    """Name the files that an evaluation leaves out, as `name_skipped` does.
+
+    Raises:
+        TooManyUnreadable: they are more than a share of all files, or all of them.
+    """
+    name_skipped(unreadable)
     _reject_too_many(unreadable, total, limit)
 
 

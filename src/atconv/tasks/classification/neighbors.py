@@ -16,7 +16,7 @@ from atconv.data.config import DataConfig
 from atconv.data.formats import open_sources
 from atconv.data.images import read_image
 from atconv.data.splits import Split
-from atconv.data.unreadable import SkippedFile, log_skipped
+from atconv.data.unreadable import SkippedFile, name_skipped
 from atconv.engine.options import PositiveInt, Workers
 from atconv.io import count_of, write_rows
 from atconv.plots import plt, save, shorten
@@ -121,7 +121,7 @@ def _embed_data(
     for name, source in open_sources(DataConfig(data=data, data_root=data_root)).items():
         part = backbone.embed(Split(source, range(len(source))), name, batch_size, workers)
         skipped = [*(SkippedFile(name, *each) for each in source.left_out), *part.skipped]
-        log_skipped(skipped, len(skipped), limit=1)
+        name_skipped(skipped)
         parts.append(part)
         classes += [_class_names(part.split, i) for i in range(len(part.split))]
     names = [part.split.name(i) for part in parts for i in range(len(part.split))]
