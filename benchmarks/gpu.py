@@ -5,13 +5,14 @@
     python benchmarks/gpu.py --trial           # every line, tiny, on any machine: no numbers
 
 A part writes PART.json into benchmarks/results/GPU/ after each row, ends when its time is up, and measures
-only what is not there yet: start it again for the rest, delete what is to be measured again. Rows that
-failed say why, and are tried again. A table of all is printed last and written as table.md.
+only what the code as it is has not measured yet: start it again for the rest. Rows that failed say why, and
+are tried again. A table of all is printed last and written as table.md; it marks rows of other code.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +132,15 @@ def _measure(part: str, folder: Path, seconds: float, trial: bool) -> None:
     setup = Setup(torch.device("cuda" if torch.cuda.is_available() and not trial else "cpu"), trial)
     path = folder / f"{part}.json"
     rows: dict[str, Row] = json.loads(path.read_text())["rows"] if path.exists() else {}
-    left = 0
+    left, code = 0, _code()
     for name, measure in _cases(part, setup, until):
-        if "error" not in rows.get(name, {"error": ""}):
+        row = rows.get(name, {})
+        if "error" not in row and row.get("code") == code:
             continue
         if time.monotonic() > until:
             left += 1
             continue
-        rows[name] = _attempt(measure)
+        rows[name] = _attempt(measure) | {"code": code}
         print(f"  {name}: {measured(rows[name])}", flush=True)
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps({"machine": _machine(), "rows": rows}, indent=1) + "\n")
@@ -211,8 +214,19 @@ def _table(folder: Path) -> Iterator[str]:
         result: dict[str, Any] = json.loads(path.read_text())
         yield f"## {part}\n\n{result['machine']}\n"
         yield "| | |\n| --- | --- |"
-        yield from (f"| {name} | {measured(row)} |" for name, row in result["rows"].items())
+        for name, row in result["rows"].items():
+            older = "" if row.get("code") == _code() else " (of other code)"
+            yield f"| {name}{older} | {measured(row)} |"
         yield ""
+
+
+@cache
+def _code() -> str:
+    """What the package's files are, in a few letters."""
+    content = hashlib.sha256()
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        content.update(path.read_bytes())
+    return content.hexdigest()[:12]
 
 
 def _machine() -> str:

@@ -87,7 +87,8 @@ def _compare(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, last: boo
         "pooling": lambda: triton_pool.pool(x, size**2),
     }
     moved = x.numel() * x.element_size()  # bytes of one map
-    row: Row = {"MB": 2 * moved / 1e6}
+    copy = setup.seconds(partial(torch.empty_like(x).copy_, x), cold=True)
+    row: Row = {"MB": 2 * moved / 1e6, "copy of as much µs": 1e6 * copy}
     for name, call in ours.items():
         seconds, maps = setup.seconds(call, cold=True), 1 if name == "pooling" else 2
         row |= {f"{name} µs": 1e6 * seconds, f"{name} GB/s": maps * moved / seconds / 1e9}

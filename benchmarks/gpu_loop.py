@@ -51,10 +51,10 @@ def _trainer(setup: Setup) -> Row:
         def __init__(self, run: Run, accelerator: Any) -> None:
             self.run, self.accelerator = run, accelerator
             self.model = make_backbone(setup, "AttNet-T2").to(memory_format=torch.channels_last)
-            images = [torch.randn(batch, 3, size, size) for _ in range(4)]
-            if setup.device.type == "cuda":
-                images = [image.pin_memory() for image in images]
-            self.images = [image.contiguous(memory_format=torch.channels_last) for image in images]
+            layout = torch.channels_last
+            images = [torch.randn(batch, 3, size, size).contiguous(memory_format=layout) for _ in range(4)]
+            pin = setup.device.type == "cuda"
+            self.images = [image.pin_memory() for image in images] if pin else images
 
         def batches(self, plan: Any, epoch: int, start: int) -> Iterator[Any]:
             return itertools.cycle((image, torch.arange(batch) % 10) for image in self.images)

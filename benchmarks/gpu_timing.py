@@ -74,4 +74,5 @@ def _wall_seconds(call: Callable[[], object]) -> float:
 
 def measured(row: Row) -> str:
     """One line of a row: its values with three digits."""
-    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+    values = {key: value for key, value in row.items() if key != "code"}
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from atconv.tasks import task_for
 from atconv.terminal import fail
 
 __all__ = ["explain"]
+
+_OF_WORKER = re.compile(r"Caught (\w+) in DataLoader worker .*^(?:[\w.]+\.)?\1: (.*)", re.S | re.M)
+"""what PyTorch raises for an error in a process that loads data: its traceback as text, and the error"""
 
 
 def explain(command: str, error: Exception) -> None:
@@ -22,7 +26,8 @@ def explain(command: str, error: Exception) -> None:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = str(error)
+    text = " ".join((found[2] if (found := _OF_WORKER.match(text)) else text).split())
     if "alloc_cpu" in text or "out of memory" in text:  # torch's text is of its own source
         return "not enough memory: a smaller model, smaller images or batches need less"
     if isinstance(error, MemoryError):

@@ -32,7 +32,8 @@ def test_every_benchmark_can_be_imported(name: str) -> None:
 
 
 def rows(folder: Path, part: str) -> dict[str, Any]:
-    return json.loads((folder / f"{part}.json").read_text())["rows"]
+    found = json.loads((folder / f"{part}.json").read_text())["rows"]
+    return {name: {key: value for key, value in row.items() if key != "code"} for name, row in found.items()}
 
 
 def use_cases(
@@ -56,6 +57,21 @@ def test_rows_that_are_there_are_kept_and_failed_ones_tried_again(
     table = "\n".join(gpu._table(tmp_path))
     assert "| three | ms 4 |" in table
     assert "a trial, not measured" in table or torch.cuda.is_available()
+
+
+def test_rows_of_other_code_are_measured_again(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "_code", lambda: "before")
+    use_cases(gpu, monkeypatch, {"one": lambda: {"ms": 1.0}, "two": lambda: {"ms": 2.0}})
+    gpu._measure("loop", tmp_path, 60, True)
+    monkeypatch.setattr(gpu, "_code", lambda: "now")
+    use_cases(gpu, monkeypatch, {"one": lambda: {"ms": 3.0}})
+    gpu._measure("loop", tmp_path, 60, True)
+    assert rows(tmp_path, "loop") == {"one": {"ms": 3.0}, "two": {"ms": 2.0}}
+    table = "\n".join(gpu._table(tmp_path))
+    assert "| one | ms 3 |" in table
+    assert "| two (of other code) | ms 2 |" in table
 
 
 def test_what_the_time_does_not_allow_is_left_for_another_start(

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +63,35 @@ def test_a_command_says_in_one_line_that_the_environment_asks_for_an_unknown_bac
                       ATCONV_BACKEND="cuda")  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "atconv: ATCONV_BACKEND is one of auto, eager, triton, got 'cuda'\n"
+
+
+@pytest.mark.parametrize(
+    ("major", "hip", "recorded", "taken"),
+    [(8, None, False, True), (9, None, True, False), (7, None, False, False), (9, "6.4", False, False)],
+)
+def test_auto_takes_the_kernels_for_inference_on_gpus_from_ampere_on(
+    major: int, hip: str | None, recorded: bool, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_INSTALLED", True)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+    with torch.set_grad_enabled(recorded):
+        assert backend._is_tried(torch.device("cuda")) == taken
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "fits"),
+    [
+        ((9, 4, 3, 3), (36, 9, 3, 1), True),
+        ((1, 2, 1, 3), (2**40, 2**31 - 3, 3, 1), True),
+        ((1, 2, 1, 3), (2**40, 2**31 - 2, 3, 1), False),  # a slice of a large map, or N B C tokens
+        ((1, 2, 2**15, 2**15), (0, 0, 0, 0), False),  # what is written is that large
+    ],
+)
+def test_kernels_take_maps_whose_offsets_are_32_bit_integers(
+    shape: tuple[int, ...], stride: tuple[int, ...], fits: bool
+) -> None:
+    assert backend._fits(torch.empty_strided(shape, stride, device="meta")) == fits
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")

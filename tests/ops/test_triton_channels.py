@@ -236,6 +236,16 @@ def test_norms_of_maps_take_the_kernel_likewise(launches: list[int], recorded: b
     assert error(actual, expected) < 1e-6
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_norms_without_bias_are_pytorchs(launches: list[int], recorded: bool) -> None:
+    norm = LayerNorm2d(6, bias=False).to(DEVICE)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 6, 3, 4, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    with torch.set_grad_enabled(recorded), use_backend("triton"):
+        assert torch.equal(norm(x), timm.layers.LayerNorm2d.forward(norm, x))
+    assert launches == []
+
+
 def test_under_autocast_norms_give_half_precision_of_sums_in_full(launches: list[int]) -> None:
     norm = LayerNorm2d(6).to(DEVICE)
     x = torch.randn(2, 6, 3, 4, device=DEVICE).contiguous(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ STRIPS = dict(BLOCK_W=16, BLOCK_C=32, STAGES=3, FLIP=False, INHIBIT=True, BIAS=T
 ROWS = dict(COUNT=341, EPS=1e-6, BLOCK_R=4, BLOCK_K=512)
 JOBS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "convolve": ("triton_rows", "_convolve_kernel", "*fp32", STRIPS),
+    "convolve without bias": ("triton_rows", "_convolve_kernel", "*fp32", STRIPS | {"BIAS": False}),
     "correlate": ("triton_rows", "_correlate_kernel", "*fp32", STRIPS),
     "gate, 344": ("triton_channels", "_gate_kernel", "*bf16", ROWS | {"K": 344}),
     "gate, 341": ("triton_channels", "_gate_kernel", "*bf16", ROWS | {"K": 341}),
@@ -61,7 +62,13 @@ def compiled() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "carried"), [("convolve", 2), ("correlate", 9 + 2), ("gradients of norm, 288", 2)]
+    ("kernel", "carried"),
+    [
+        ("convolve", 2),
+        ("convolve without bias", 2),
+        ("correlate", 9 + 2),
+        ("gradients of norm, 288", 2),
+    ],
 )
 def test_what_a_kernel_carries_from_row_to_row(
     kernel: str, carried: int, compiled: dict[str, dict[str, Any]]

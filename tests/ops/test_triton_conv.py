@@ -22,12 +22,16 @@ from support.conv_loop import (
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 from atconv.ops import triton_conv, triton_pool
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = [
     (3, (2, 3, 2, 5), torch.float64, False),
     (3, (1, 33, 9, 7), torch.float32, True),
+    (3, (1, 2, 11, 19), torch.float32, True),
     (3, (2, 3, 3, 17), torch.float32, False),
     (3, (1, 3, 7, 8), torch.float16, True),
     (3, (2, 2, 8, 3), torch.bfloat16, True),
@@ -65,6 +69,20 @@ def test_kernels_equal_loops(
     actual = with_gradients(y, inputs, cotangent)
     expected = with_gradients(convolve_by_loops(*inputs), inputs, cotangent)
     assert max(errors(actual, expected)) < TOLERANCES[dtype]
+
+
+@triton.jit
+def _ends_of_bin(out, i, N, BINS):  # type: ignore[no-untyped-def]
+    start, stop = triton_pool._bin(i, N, BINS)
+    tl.store(out, start)
+    tl.store(out + 1, stop)
+
+
+@pytest.mark.parametrize(("i", "positions", "bins"), [(32_767, 65_536, 32_768), (48, 6_620**2, 49)])
+def test_bins_of_large_maps_end_where_they_should(i: int, positions: int, bins: int) -> None:
+    ends = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    _ends_of_bin[(1,)](ends, i, positions, bins)
+    assert ends.tolist() == [i * positions // bins, positions]
 
 
 @pytest.mark.parametrize("mistake", ["tap", "border", "edge"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atconv import ATConv1d, ATConv2d, ATConv3d, ATConvTokens
+from atconv import ATConv1d, ATConv2d, ATConv3d, ATConvTokens, functional
 from atconv.analysis.routing import collect_kernels, detach_kernels
 from atconv.ops.backend import Backend, use_backend
 from support.helpers import assert_close, randomize, tiny_attnet
@@ -112,6 +112,17 @@ def test_autocast_computes_in_half_precision(launches: list[str]) -> None:
         assert_close(a, e, 0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_gives_functions_the_dtype_that_pytorchs_operators_give(dtype: torch.dtype) -> None:
+    inputs = [torch.randn(2, 6, 5, 5, dtype=dtype, device=DEVICE), torch.randn(2, 6, 3, 3, device=DEVICE)]
+    y = {}
+    for backend in ("eager", "triton"):
+        with use_backend(backend), torch.autocast(DEVICE.type, torch.bfloat16):
+            y[backend] = functional.dynamic_depthwise_conv(*inputs)
+    assert y["triton"].dtype == y["eager"].dtype
+    assert_close(y["triton"], y["eager"], 0.02)
+
+
 @pytest.mark.slow
 def test_a_backbone_trains_under_autocast() -> None:
     model = tiny_attnet(depths=(1, 1, 0, 0), dims=(8, 8, 8, 8), glu_norm=True, ls_init_value=0.5).to(DEVICE)
@@ -135,6 +146,20 @@ def test_compiled_without_graph_break(name: str, launches: list[str]) -> None:
     assert launches == ["convolve", "convolve", "correlate"]
     for a, e in zip(actual, results("eager", lambda x: mixer(x), x), strict=True):
         assert_close(a, e, 1e-12)
+
+
+@pytest.mark.usefixtures("reset_compiler")
+@pytest.mark.parametrize("transform", ["jvp", "vmap"])
+def test_compiled_transforms_of_functions_work(transform: str, launches: list[str]) -> None:
+    mixer, x = mixer_and_input("map")
+    if transform == "vmap":
+        x, transformed = torch.stack([x, 2 * x]), torch.vmap(lambda x: mixer(x))
+    else:
+        transformed = lambda x: torch.func.jvp(mixer, (x,), (x.cos(),))[1]  # noqa: E731
+    actual = torch.compile(transformed, backend="aot_eager", fullgraph=True)(x)
+    assert launches == []
+    with use_backend("eager"):
+        assert_close(actual, transformed(x), 1e-12)
 
 
 @pytest.mark.usefixtures("reset_compiler")

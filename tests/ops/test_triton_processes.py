@@ -91,7 +91,6 @@ def _compare(rank: int, port: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are not interpreted")
-@pytest.mark.skipif(False, reason="")
 def test_steps_on_the_kernels_are_those_of_pytorchs_operators() -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -1,7 +1,7 @@
 """Which backend computes the operator's own primitives: PyTorch's operators, or Triton kernels.
 
-`auto` takes what was found right and faster: for inference on NVIDIA's GPUs from Ampere on the kernels, where
-Triton is installed, else PyTorch's operators. `triton` takes the kernels wherever they run, for training too:
+`auto` takes PyTorch's operators; for inference on NVIDIA's GPUs from Ampere on, where Triton is installed,
+the kernels that tests on an H100 found right. `triton` takes the kernels wherever they run, for training too:
 on any GPU that Triton compiles for, or in Triton's interpreter (TRITON_INTERPRET=1), which is for tests. The
 environment variable ATCONV_BACKEND sets it for a process.
 """
@@ -22,6 +22,7 @@ from atconv.ops.tracing import is_exporting
 
 __all__ = [
     "Backend",
+    "autocast_dtype",
     "get_backend",
     "is_recorded",
     "set_backend",
@@ -33,7 +34,7 @@ __all__ = [
 Backend = Literal["auto", "eager", "triton"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MAX_VALUES = 2**31  # of one sample: positions in it are 32-bit integers
+_MAX_OFFSET = 2**31  # within a sample: offsets are 32-bit integers there
 
 
 def get_backend() -> Backend:
@@ -70,12 +71,10 @@ def uses_triton(x: Tensor) -> bool:
     if x.device.type == "cpu":
         runs = _INTERPRETED and _backend == "triton"
     else:
-        runs = x.is_cuda and (_backend == "triton" or _is_known_faster(x.device))
-    if not runs or is_exporting():
+        runs = x.is_cuda and (_backend == "triton" or _is_tried(x.device))
+    if not runs or is_exporting() or _is_transformed():
         return False
-    if not torch.compiler.is_compiling() and _is_transformed():
-        return False
-    return x.numel() > 0 and x.numel() // x.shape[0] < _MAX_VALUES
+    return x.numel() > 0 and _fits(x)
 
 
 def uses_untried_triton(x: Tensor) -> bool:
@@ -84,7 +83,13 @@ def uses_untried_triton(x: Tensor) -> bool:
     return _backend == "triton" and isinstance(x, Tensor) and uses_triton(x)
 
 
-def _is_known_faster(device: torch.device) -> bool:
+def _fits(x: Tensor) -> bool:
+    """Whether 32 bits hold the offsets within a sample, of this map and of one of its shape."""
+    span = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    return max(span, x.numel() // x.shape[0]) < _MAX_OFFSET
+
+
+def _is_tried(device: torch.device) -> bool:
     """Whether `auto` takes the kernels on a GPU. Gradients wait until `make gpu` has found them right."""
     if torch.is_grad_enabled() or not _INSTALLED or torch.version.hip is not None:
         return False
@@ -95,6 +100,13 @@ def is_recorded(x: Tensor) -> bool:
     """Whether a kernel must be called as an operator of torch's: for gradients, compilers and tensors of
     other classes. Calling it as a function takes less time."""
     return torch.is_grad_enabled() or torch.compiler.is_compiling() or type(x) is not Tensor
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which autocast, where it is on, has PyTorch multiply this tensor; else its own."""
+    device = x.device.type
+    on = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if on else x.dtype
 
 
 def _is_transformed() -> bool:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atconv.ops.backend import is_recorded, uses_triton
+from atconv.ops.backend import autocast_dtype, is_recorded, uses_triton
 from atconv.ops.layout import both_ends, channels_last, is_channels_last
 from atconv.ops.processor import cpu_computes
 from atconv.ops.tracing import is_symbolic
@@ -135,9 +135,11 @@ def triton_computes(
 
 
 def triton(x: Tensor, kernel: Tensor, alpha: Tensor | None, bias: Tensor | None = None) -> Tensor:
-    """Our own kernels for GPUs. They inhibit as they load, and take `kernel` in any dtype."""
+    """Our own kernels for GPUs. They inhibit as they load, and take `kernel` in any dtype. Under autocast the
+    map is in half precision, as for PyTorch's convolutions."""
     from atconv.ops import triton_conv  # Triton is not installed everywhere
 
+    x = x.to(autocast_dtype(x))
     strength = None if alpha is None else share_kernels(torch.sigmoid(alpha)[None], x)[0]
     kernel = share_kernels(kernel, x).expand(x.shape[0], *[-1] * (x.ndim - 1))
     compute = triton_conv.convolve if is_recorded(x) else triton_conv.launch_convolve

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers.fast_norm import fast_layer_norm
 from torch import Tensor
 
-from atconv.ops.backend import is_recorded, uses_untried_triton
+from atconv.ops.backend import autocast_dtype, is_recorded, uses_untried_triton
 from atconv.ops.layout import from_rows, to_rows
 from atconv.ops.tracing import is_symbolic
 
@@ -35,7 +35,7 @@ def normalize_channels(
     """
     rows = to_rows(x)
     if not torch.jit.is_scripting():
-        by_triton = not fast and _triton_computes(rows, weight)
+        by_triton = not fast and _triton_computes(rows, weight, bias)
         if by_triton:
             return from_rows(_by_triton(rows, weight, bias, eps))
     if fast:
@@ -43,21 +43,19 @@ def normalize_channels(
     return from_rows(F.layer_norm(rows, shape, weight, bias, eps))
 
 
-def _triton_computes(rows: Tensor, weight: Tensor | None) -> bool:
+def _triton_computes(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     if is_symbolic() or not uses_untried_triton(rows):  # a compiler fuses what is plain
         return False
     from atconv.ops import triton_channels  # Triton is not installed everywhere
 
-    # Norms without weights are those of folded models, which are not trained.
-    return triton_channels.takes(rows) and not (weight is None and is_recorded(rows))
+    if weight is None and bias is None:  # those of folded models, which are not trained
+        return not is_recorded(rows) and triton_channels.takes(rows)
+    return weight is not None and bias is not None and triton_channels.takes(rows)
 
 
 def _by_triton(rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     from atconv.ops import triton_channels
 
-    device, dtype = rows.device.type, rows.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
     compute = triton_channels.layer_norm if is_recorded(rows) else triton_channels.launch_layer_norm
-    y: Tensor = compute(rows, weight, bias, eps, dtype)
+    y: Tensor = compute(rows, weight, bias, eps, autocast_dtype(rows))
     return y

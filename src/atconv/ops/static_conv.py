@@ -38,7 +38,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # Those of other sizes were not measured.
         by_triton = size == 3 and x.ndim == 4 and lies_channels_last(x) and uses_triton(x)
         if by_triton:
-            return _by_triton(x, weight, bias)
+            return triton(x, weight.transpose(0, 1), None, bias)
     return F.conv2d(x, weight, bias, padding=size // 2, groups=len(weight))
 
 
@@ -63,9 +63,3 @@ class DepthwiseConv2d(nn.Conv2d):
         if self.groups == self.out_channels:
             return depthwise_conv(input, weight, self.bias)
         return self._conv_forward(input, weight, self.bias)  # LoRA's first half is of its layer's class
-
-
-def _by_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    return triton(x, weight.transpose(0, 1), None, bias)

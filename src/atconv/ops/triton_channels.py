@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, register_autograd
 
-from atconv.ops.triton_conv import sum_dtype
+from atconv.ops.triton_conv import sum_dtype, sum_type
 
 __all__ = [
     "gated_product",
@@ -207,7 +207,7 @@ def _launch(rows: Tensor, eps: float) -> tuple[tuple[int], dict[str, Any]]:
         "ROWS": count,
         "K": channels,
         "EPS": eps,
-        "TYPE": tl.float64 if rows.dtype == torch.float64 else tl.float32,
+        "TYPE": sum_type(rows),
         "BLOCK_R": block_r,
         "BLOCK_K": block_k,
         "num_warps": max(4, block_k // 512),

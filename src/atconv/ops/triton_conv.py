@@ -38,6 +38,7 @@ __all__ = [
     "empty_map",
     "launch_convolve",
     "sum_dtype",
+    "sum_type",
     "tile_channels",
 ]
 
@@ -198,7 +199,7 @@ def _launch(x: Tensor, rows: int, columns: int, program: str) -> tuple[tuple[int
         "KH": rows,
         "KW": columns,
         "UNROLL": rows * columns if rows * columns <= _UNROLLED else by_rows,
-        "TYPE": tl.float64 if x.dtype == torch.float64 else tl.float32,
+        "TYPE": sum_type(x),
         "BLOCK_H": block_h,
         "BLOCK_W": block_w,
         "BLOCK_C": block_c,
@@ -239,6 +240,11 @@ def empty_map(x: Tensor) -> Tensor:
 def sum_dtype(x: Tensor) -> torch.dtype:
     """The dtype that values of `x` are summed in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def sum_type(x: Tensor) -> Any:
+    """`sum_dtype` as kernels take it."""
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 @convolve.register_fake

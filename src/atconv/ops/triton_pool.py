@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.library import custom_op, register_autograd
 
 from atconv.ops.layout import lies_channels_last
-from atconv.ops.triton_conv import sum_dtype, tile_channels
+from atconv.ops.triton_conv import sum_dtype, sum_type, tile_channels
 
 __all__ = ["launch_pool", "pool", "spread"]
 
@@ -32,8 +32,9 @@ _PROGRAMS = 1024  # that keep a GPU busy
 
 @triton.jit
 def _bin(i, N, BINS):
-    """First position of a bin, and the one behind its last."""
-    return i * N // BINS, ((i + 1) * N + BINS - 1) // BINS
+    """First position of a bin, and the one behind its last. Many bins of many positions: 32 bits overflow."""
+    i = tl.cast(i, tl.int64)
+    return (i * N // BINS).to(tl.int32), (((i + 1) * N + BINS - 1) // BINS).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["W", "N", "BINS", "SPLITS"])
@@ -94,7 +95,7 @@ def launch_pool(x: Tensor, bins: int) -> Tensor:
     out = torch.empty(batch, splits, bins, channels, dtype=dtype, device=x.device)
     with torch.cuda.device_of(x):
         _pool_kernel[(batch * bins * splits * parts,)](
-            x, out, channels, width, positions, bins, splits, *x.stride(), TYPE=_type(x), **blocks
+            x, out, channels, width, positions, bins, splits, *x.stride(), TYPE=sum_type(x), **blocks
         )
     means = out.squeeze(1) if splits == 1 else out.sum(1).to(x.dtype)
     return means.transpose(1, 2)
@@ -114,7 +115,7 @@ def spread(gradient: Tensor, height: int, width: int, channels_last: bool) -> Te
     with torch.cuda.device_of(gradient):
         _spread_kernel[(programs,)](
             gradient, out, channels, width, positions, bins, *gradient.stride(), *out.stride(),
-            TYPE=_type(gradient), **blocks,
+            TYPE=sum_type(gradient), **blocks,
         )  # fmt: skip
     return out
 
@@ -126,10 +127,6 @@ def _blocks(channels: int, channels_last: bool, positions: int) -> dict[str, int
     while block_p // 2 >= max(positions, _FEWEST):
         block_p //= 2
     return {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": max(1, block_p * block_c // 1024)}
-
-
-def _type(x: Tensor) -> Any:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def _empty_spread(gradient: Tensor, height: int, width: int, channels_last: bool) -> Tensor:

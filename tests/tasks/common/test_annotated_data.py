@@ -14,6 +14,8 @@ from atconv.data import loaders
 from atconv.data.annotated import batches_of_equal_size
 from atconv.data.formats import open_boxes, open_masks
 from atconv.tasks.detection.data import DetectionTransform, eval_batches, load_target
+from atconv.tasks.detection.data import EvalExamples as DetectionExamples
+from atconv.tasks.segmentation.data import EvalExamples as SegmentationExamples
 from atconv.tasks.segmentation.data import SegmentationTransform, predictions
 from support.tiny_dense import annotated_folder, shared_data
 
@@ -31,10 +33,11 @@ def test_only_the_split_that_is_asked_for_is_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cuda")])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_evaluated_images_lie_in_pinned_memory_for_a_gpu(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
+    workers: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And are those of the split, in order."""
+    """And are those of the split, in order, however many processes load them."""
     pinned: list[bool] = []
 
     class Watched(DataLoader[Any]):
@@ -47,7 +50,7 @@ def test_evaluated_images_lie_in_pinned_memory_for_a_gpu(
     positions = batches_of_equal_size(boxes, range(len(boxes)), 2)
     order = [i for batch in positions for i in batch]
     detect = DetectionTransform(1)
-    batches = list(eval_batches(boxes, positions, detect, True, device))
+    batches = list(eval_batches(DetectionExamples(boxes, detect, True), positions, workers, device))
     for i, image in zip(order, (image for images, _ in batches for image in images), strict=True):
         assert torch.equal(image, detect(boxes.read(i, "L")))
     for i, target in zip(order, (target for _, targets in batches for target in targets), strict=True):
@@ -58,7 +61,8 @@ def test_evaluated_images_lie_in_pinned_memory_for_a_gpu(
         seen.extend(inputs)
         return torch.zeros(len(inputs), *size, dtype=torch.int64)
 
-    pairs = list(predictions(masks, positions, segment, classify, device))
+    examples = SegmentationExamples(masks, segment)
+    pairs = list(predictions(examples, positions, classify, workers, device))
     for i, one, (mask, predicted) in zip(order, seen, pairs, strict=True):
         assert torch.equal(one, segment(masks.read(i, "L")))
         assert torch.equal(mask, torch.from_numpy(masks.mask(i)))

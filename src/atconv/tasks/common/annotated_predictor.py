@@ -23,7 +23,7 @@ from atconv.data.orientation import Exif
 from atconv.data.run_images import RunImages, is_own_data, log_trained_on
 from atconv.data.saved_split import read_split
 from atconv.data.unreadable import SkippedFile, list_skipped, log_skipped
-from atconv.engine.options import PositiveInt, check_value
+from atconv.engine.options import PositiveInt, Workers, check_value
 from atconv.engine.predictor import ImageLike, ImagePredictor, Metrics, Result
 from atconv.engine.progress import progress
 from atconv.engine.reading import check_weights, naming_damage, read_json
@@ -112,8 +112,11 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         return {}
 
     @abstractmethod
-    def measure(self, split: S, batches: Iterable[list[int]], **settings: Any) -> dict[str, Any]:
-        """The fields of the metrics that are this task's own, from batches of positions."""
+    def measure(
+        self, split: S, batches: Iterable[list[int]], workers: int, **settings: Any
+    ) -> dict[str, Any]:
+        """The fields of the metrics that are this task's own, from batches of positions that processes
+        load."""
 
     @abstractmethod
     def plot_split(self, split: S, path: Path) -> None:
@@ -165,22 +168,23 @@ class AnnotatedPredictor(ImagePredictor[R, M], Generic[R, M, S]):
         return open_image(image, self.transform.mode)
 
     def evaluate_split(
-        self, data: str | None, split: str, images: str | None, batch_size: int, **chosen: Any
+        self, data: str | None, split: str, images: str | None, batch_size: int, workers: int, **chosen: Any
     ) -> M:
         """What `evaluate` does in both tasks. Images that cannot be read are left out up to the limit of the
         run."""
         check_value("batch_size", batch_size, PositiveInt)
+        check_value("workers", workers, Workers)
         name, opened = self.choose_split(data, split, images, **chosen)
         skipped = [SkippedFile(name, *row) for row in opened.skipped]
         limit = getattr(self.config, "max_skipped", AnnotatedConfig.max_skipped)
         log_skipped(skipped, len(opened) + len(skipped), limit)
-        return self.evaluate_on(name, opened, batch_size, **chosen)
+        return self.evaluate_on(name, opened, batch_size, workers, **chosen)
 
-    def evaluate_on(self, name: str, split: S, batch_size: int, **chosen: Any) -> M:
+    def evaluate_on(self, name: str, split: S, batch_size: int, workers: int, **chosen: Any) -> M:
         """Metrics on images that are open already."""
         settings, started = self._settings(chosen), time.perf_counter()
         batches = progress(batches_of_equal_size(split, range(len(split)), batch_size), "evaluating")
-        values = self.measure(split, batches, **settings)
+        values = self.measure(split, batches, workers, **settings)
         speed = len(split) / (time.perf_counter() - started)
         return self.metrics_class(
             split=name, images=len(split), images_per_second=speed, trained_on=split.trained_on, source=split,

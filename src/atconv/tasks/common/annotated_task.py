@@ -190,8 +190,8 @@ class AnnotatedTask(Task, Generic[C, S]):
             Panel("Learning rate", "at the end of the epoch", {"learning rate": "lr"}),
         ]
         predictor = self.predictor.open(self.run).to(self.accelerator.device)
-        split = "test" if "test" in self.splits else "val"
-        metrics = predictor.evaluate_on(split, self.splits[split], self.config.batch_size)
+        split, config = "test" if "test" in self.splits else "val", self.config
+        metrics = predictor.evaluate_on(split, self.splits[split], config.batch_size, config.workers)
         absent = self.count_classes(self.splits["val"]).absent
         report_run(self.run, self.model, history, panels, predictor, metrics, absent)
 

@@ -20,6 +20,7 @@ from atconv.tasks.detection.config import DetectionConfig
 
 __all__ = [
     "DetectionTransform",
+    "EvalExamples",
     "Target",
     "TrainExamples",
     "augmentation",
@@ -99,17 +100,19 @@ def collate(examples: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], li
     return [image for image, _ in examples], [target for _, target in examples]
 
 
+class EvalExamples:
+    """An image, C H W in 0…1, and its annotations, by position."""
+
+    def __init__(self, split: BoxSplit, transform: DetectionTransform, masks: bool) -> None:
+        self.split, self.transform, self.masks = split, transform, masks
+
+    def __call__(self, position: int) -> tuple[Tensor, Target]:
+        image = self.transform(self.split.read(position, self.transform.mode))
+        return image, load_target(self.split, position, self.masks)
+
+
 def eval_batches(
-    split: BoxSplit,
-    batches: Iterable[list[int]],
-    transform: DetectionTransform,
-    masks: bool,
-    device: torch.device,
+    examples: EvalExamples, batches: Iterable[list[int]], workers: int, device: torch.device
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """Images, each C H W in 0…1, for a device, and their annotations, from batches of positions."""
-
-    def load(position: int) -> tuple[Tensor, Target]:
-        image = transform(split.read(position, transform.mode))
-        return image, load_target(split, position, masks)
-
-    return EpochLoader(Items(load), 0, device, collate).batches(batches)
+    """Images, for a device, and their annotations, from batches of positions."""
+    return EpochLoader(Items(examples), workers, device, collate).batches(batches)

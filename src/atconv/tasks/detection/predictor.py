@@ -15,11 +15,11 @@ from torchvision.models.detection import MaskRCNN
 from atconv.data.boxes.split import BadAnnotations, BoxSplit, decode_mask, encode_mask
 from atconv.data.formats import open_boxes
 from atconv.data.orientation import Exif
-from atconv.engine.options import PositiveInt, Share
+from atconv.engine.options import PositiveInt, Share, Workers
 from atconv.models.detectors import detector
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
 from atconv.tasks.detection.config import DetectionConfig
-from atconv.tasks.detection.data import DetectionTransform, Target, eval_batches
+from atconv.tasks.detection.data import DetectionTransform, EvalExamples, Target, eval_batches
 from atconv.tasks.detection.metrics import DetectionMetrics, compute_metrics
 from atconv.tasks.detection.plots import draw_detections, plot_split
 
@@ -119,6 +119,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
         data: str | None = None,
         split: Literal["auto", "train", "val", "test", "all"] = "auto",
         batch_size: PositiveInt = 8,
+        workers: Workers = 2,
         bad_annotations: BadAnnotations | None = None,
         exif: Exif | None = None,
         images: str | None = None,
@@ -130,6 +131,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
             split: train, val, test or all; "auto" takes test, else val, else all. Metrics say how many of the
                 images were trained on.
             batch_size: images in one forward pass.
+            workers: data-loading processes.
             bad_annotations: reject annotations that are wrong, or skip them: they are named and left out;
                 default: as the run was configured.
             exif: what annotations of images with an EXIF orientation belong to, the image turned upright or
@@ -141,7 +143,7 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
                 `batch_size` < 1.
         """
         return self.evaluate_split(
-            data, split, images, batch_size, bad_annotations=bad_annotations, exif=exif
+            data, split, images, batch_size, workers, bad_annotations=bad_annotations, exif=exif
         )
 
     def export(self, **options: Any) -> Any:
@@ -158,8 +160,11 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
             data, self.masks, classes=self.classes, split=split, skip_unreadable=True, **settings
         )
 
-    def measure(self, split: BoxSplit, batches: Iterable[list[int]], **settings: Any) -> dict[str, Any]:
-        loaded = eval_batches(split, batches, self.transform, self.masks, self.device)
+    def measure(
+        self, split: BoxSplit, batches: Iterable[list[int]], workers: int, **settings: Any
+    ) -> dict[str, Any]:
+        examples = EvalExamples(split, self.transform, self.masks)
+        loaded = eval_batches(examples, batches, workers, self.device)
         coco, per_class = compute_metrics(self.model, loaded, self.classes, self.masks)
         return {"coco": coco, "per_class": per_class}
 

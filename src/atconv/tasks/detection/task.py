@@ -20,7 +20,13 @@ from atconv.io import first_few
 from atconv.models.detector_losses import weigh_classes
 from atconv.tasks.common.annotated_task import AnnotatedTask
 from atconv.tasks.detection.config import DetectionConfig
-from atconv.tasks.detection.data import DetectionTransform, TrainExamples, collate, eval_batches
+from atconv.tasks.detection.data import (
+    DetectionTransform,
+    EvalExamples,
+    TrainExamples,
+    collate,
+    eval_batches,
+)
 from atconv.tasks.detection.metrics import mean_average_precision
 from atconv.tasks.detection.predictor import DetectionPredictor
 
@@ -88,8 +94,9 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
 
     def validate(self, model: nn.Module, split: BoxSplit, batches: Iterable[list[int]]) -> dict[str, float]:
         """map and map_50 of boxes, and mask_map where there are masks."""
-        masks, device = self.config.masks, self.accelerator.device
-        loaded = eval_batches(split, batches, self.transform, masks, device)
+        masks = self.config.masks
+        examples = EvalExamples(split, self.transform, masks)
+        loaded = eval_batches(examples, batches, self.config.workers, self.accelerator.device)
         return mean_average_precision(model, loaded, masks)
 
 

@@ -22,6 +22,7 @@ from atconv.tasks.segmentation.config import SegmentationConfig
 __all__ = [
     "MAX_RATIO",
     "Classify",
+    "EvalExamples",
     "SegmentationTransform",
     "TrainExamples",
     "augmentation",
@@ -123,20 +124,27 @@ def augmentation(config: SegmentationConfig) -> v2.Transform:
     )
 
 
+class EvalExamples:
+    """An input, C H W, and its mask, H W at the size of the image, by position."""
+
+    def __init__(self, split: MaskSplit, transform: SegmentationTransform) -> None:
+        self.split, self.transform = split, transform
+
+    def __call__(self, position: int) -> tuple[Tensor, Tensor]:
+        image = self.transform(self.split.read(position, self.transform.mode))
+        return image, torch.from_numpy(self.split.mask(position))
+
+
 def predictions(
-    split: MaskSplit,
+    examples: EvalExamples,
     batches: Iterable[list[int]],
-    transform: SegmentationTransform,
     classify: Classify,
+    workers: int,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Mask and prediction of each image, H W of class indices, at the size of the image. Each batch has
     positions of images of one size, and its inputs are for a device."""
-
-    def load(position: int) -> tuple[Tensor, Tensor]:
-        return transform(split.read(position, transform.mode)), torch.from_numpy(split.mask(position))
-
-    loader = EpochLoader[tuple[Tensor, Tensor]](Items(load), 0, device)
+    loader = EpochLoader[tuple[Tensor, Tensor]](Items(examples), workers, device)
     for inputs, masks in loader.batches(batches):
         height, width = masks.shape[1:]
         yield from zip(masks, classify(inputs, (height, width)), strict=True)

@@ -19,12 +19,12 @@ from atconv.data.config import MaskOptions
 from atconv.data.formats import open_masks
 from atconv.data.masks.split import MaskSplit
 from atconv.data.orientation import Exif
-from atconv.engine.options import PositiveInt
+from atconv.engine.options import PositiveInt, Workers
 from atconv.models.segmenters import segmenter
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
 from atconv.tasks.common.drawing import class_colors
 from atconv.tasks.segmentation.config import SegmentationConfig
-from atconv.tasks.segmentation.data import SegmentationTransform, predictions
+from atconv.tasks.segmentation.data import EvalExamples, SegmentationTransform, predictions
 from atconv.tasks.segmentation.metrics import (
     SegmentationMetrics,
     count_pixels,
@@ -135,6 +135,7 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         split: Literal["auto", "train", "val", "test", "all"] = "auto",
         flip_tta: bool | None = None,
         batch_size: PositiveInt = 8,
+        workers: Workers = 2,
         exif: Exif | None = None,
         images: str | None = None,
     ) -> SegmentationMetrics:
@@ -147,6 +148,7 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
             flip_tta: average predictions for every image and its mirror image; default: as the run was
                 configured.
             batch_size: images in one forward pass.
+            workers: data-loading processes.
             exif: what masks of images with an EXIF orientation belong to, the image turned upright or the
                 pixels as stored; default: as the run was configured.
             images: folder of the images where they lie outside DATA; default: the run's, for its own DATA.
@@ -155,7 +157,7 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
             FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or
                 `batch_size` < 1.
         """
-        return self.evaluate_split(data, split, images, batch_size, flip_tta=flip_tta, exif=exif)
+        return self.evaluate_split(data, split, images, batch_size, workers, flip_tta=flip_tta, exif=exif)
 
     def export(self, **options: Any) -> Any:
         from atconv.tasks.common.export import export
@@ -180,9 +182,11 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
             skip_unreadable=True,
         )
 
-    def measure(self, split: MaskSplit, batches: Iterable[list[int]], **settings: Any) -> dict[str, Any]:
+    def measure(
+        self, split: MaskSplit, batches: Iterable[list[int]], workers: int, **settings: Any
+    ) -> dict[str, Any]:
         classify = partial(self.classify, flip_tta=settings["flip_tta"])
-        pairs = predictions(split, batches, self.transform, classify, self.device)
+        pairs = predictions(EvalExamples(split, self.transform), batches, classify, workers, self.device)
         counts, images = count_pixels(pairs, len(self.classes))
         return {
             **intervals(images),

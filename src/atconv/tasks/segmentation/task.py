@@ -19,7 +19,7 @@ from atconv.data.unreadable import CheckImages, in_threads
 from atconv.engine.run import Run
 from atconv.tasks.common.annotated_task import AnnotatedTask
 from atconv.tasks.segmentation.config import SegmentationConfig
-from atconv.tasks.segmentation.data import SegmentationTransform, TrainExamples, predictions
+from atconv.tasks.segmentation.data import EvalExamples, SegmentationTransform, TrainExamples, predictions
 from atconv.tasks.segmentation.metrics import count_pixels, mean_iou, pixel_accuracy
 from atconv.tasks.segmentation.predictor import SegmentationPredictor, classify_pixels
 
@@ -89,7 +89,8 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
     def validate(self, model: nn.Module, split: MaskSplit, batches: Iterable[list[int]]) -> dict[str, float]:
         """miou and accuracy in percent."""
         classify = partial(classify_pixels, model, self.transform)
-        pairs = predictions(split, batches, self.transform, classify, self.accelerator.device)
+        examples = EvalExamples(split, self.transform)
+        pairs = predictions(examples, batches, classify, self.config.workers, self.accelerator.device)
         counts, _ = count_pixels(pairs, len(self.classes))
         counts = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum").cpu()
         return {"miou": mean_iou(counts), "accuracy": pixel_accuracy(counts)}
