@@ -28,7 +28,7 @@ from studies.generation.setup import read_recipe
 from studies.generation.study import train_and_evaluate
 
 HERE = Path(__file__).parent
-CHANGED = "ATConv, 6 blocks"
+REFERENCES = ("ATConv, 6 blocks", "attention, 6 blocks")
 COLUMNS = ("frechet_distance", "classifier_accuracy", "val_loss")
 
 
@@ -38,8 +38,9 @@ def read_variants() -> tuple[dict[str, dict[str, Any]], int]:
     return content["depth"] | content["change"], content["seeds"]
 
 
-def read_set(name: str) -> tuple[dict[str, Any], Path]:
-    """The recipe for a set, and the run in whose features its distances are measured.
+def read_set(name: str) -> tuple[dict[str, Any], Path, Path | None]:
+    """The recipe for a set, the run in whose features its distances are measured, and the table of a study
+    that has families of 6 blocks with the same recipe.
 
     Raises:
         ValueError: there is no such set.
@@ -47,12 +48,21 @@ def read_set(name: str) -> tuple[dict[str, Any], Path]:
     sets = yaml.safe_load((HERE / "sets.yaml").read_text())
     if name not in sets:
         raise ValueError(f"no set {name}; there are {', '.join(sets)}")
-    return read_recipe() | sets[name]["recipe"], HERE / sets[name]["classifier"]
+    content = sets[name]
+    families = HERE / content["families"] if "families" in content else None
+    return read_recipe() | content["recipe"], HERE / content["classifier"], families
+
+
+def with_families(rows: list[dict[str, str]], families: Path) -> list[dict[str, str]]:
+    """Rows, and those of another study's families of 6 blocks that are not among them."""
+    made = {(row["variant"], row["seed"]) for row in rows}
+    others = [row | {"variant": f"{row['family']}, 6 blocks"} for row in read_rows(families)]
+    return rows + [row for row in others if (row["variant"], row["seed"]) not in made]
 
 
 def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
     variants, seeds = read_variants()
-    recipe, classifier = read_set(args.data)
+    recipe, classifier, _ = read_set(args.data)
     recipe["device"] = args.device.type
     if args.workers is not None:
         recipe["workers"] = args.workers
@@ -77,22 +87,28 @@ def make_row(
 
 def report(args: Namespace) -> None:
     """Print a table with differences paired by seed, and plot results.png."""
-    out = args.out / args.data
+    out, (_, _, families) = args.out / args.data, read_set(args.data)
     rows = read_rows(out / "results.csv")
     if not rows:
         raise ValueError(f"{args.data} has no rows yet: start with the stage run")
+    if families is not None:
+        rows = with_families(rows, families)
     names = [name for name in read_variants()[0] if any(row["variant"] == name for row in rows)]
-    print("| | seeds | parameters | MACs (M) | " + " | ".join(COLUMNS) + f" | distance − {CHANGED}'s |")
-    print("| --- |" + " ---: |" * (len(COLUMNS) + 4))
+    references = [f"distance − {name}'s" for name in REFERENCES]
+    print("| " + " | ".join(["", "seeds", "parameters", "MACs (M)", *COLUMNS, *references]) + " |")
+    print("| --- |" + " ---: |" * (3 + len(COLUMNS) + len(references)))
     for name in names:
         own = [row for row in rows if row["variant"] == name]
-        difference = harness.paired_difference(rows, "frechet_distance", name, CHANGED)
+        differences = (
+            "" if name == other else harness.paired_difference(rows, "frechet_distance", name, other)
+            for other in REFERENCES
+        )
         cells = [
             str(len(own)),
             f"{int(own[0]['parameters']):,}",
             f"{int(own[0]['macs']) / 1e6:.1f}",
             *(harness.mean_and_deviation([float(row[column]) for row in own]) for column in COLUMNS),
-            "" if name == CHANGED else difference or "",
+            *(difference or "" for difference in differences),
         ]
         print(f"| {name} | " + " | ".join(cells) + " |")
     plot_distances(rows, names, out / "results.png")

@@ -84,7 +84,7 @@ def test_a_row_of_depth_is_one_of_the_generation_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(depth, "train_and_evaluate", lambda *arguments: arguments)
-    on_garments, classifier = depth.read_set("fashion_mnist")
+    on_garments, classifier, _ = depth.read_set("fashion_mnist")
     recipe, _, run, judge = depth.make_row(
         on_garments, classifier, depth.read_variants()[0], CPU, Job("channel gate", 2), tmp_path
     )
@@ -96,6 +96,27 @@ def test_a_row_of_depth_is_one_of_the_generation_study(
     }  # fmt: skip
     assert recipe == {name: value for name, value in expected.items() if name != "model_args"}
     GenerationConfig(**recipe)
+
+
+def test_the_report_of_depth_takes_families_of_the_generation_study_that_it_has_not_run_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"variant": "ATConv, 6 blocks", "seed": 0, "parameters": 1, "macs": 10**7,
+           "frechet_distance": 9.0, "classifier_accuracy": 50.0, "val_loss": 0.3}  # fmt: skip
+    positions = [row | {"variant": "positions", "seed": seed, "frechet_distance": 8.0} for seed in range(2)]
+    (tmp_path / "fashion_mnist").mkdir()
+    write_rows(tmp_path / "fashion_mnist" / "results.csv", [row, *positions])
+    depth.report(Namespace(out=tmp_path, data="fashion_mnist"))
+    lines = {line.split(" | ")[0]: line.split(" | ") for line in capsys.readouterr().out.splitlines()}
+    distances = {
+        int(each["seed"]): float(each["frechet_distance"])
+        for each in read_rows(generation.HERE / "results.csv")
+        if each["family"] == "ATConv"
+    } | {0: 9.0}
+    assert lines["| ATConv, 6 blocks"][1] == lines["| attention, 6 blocks"][1] == "3"
+    assert lines["| ATConv, 6 blocks"][4].startswith(f"{np.mean(list(distances.values())):.4g} ")
+    difference = 8.0 - (distances[0] + distances[1]) / 2
+    assert lines["| positions"][7].startswith(f"{difference:+.4g} ")
 
 
 def test_the_report_of_depth_names_all_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +136,7 @@ def test_the_report_of_depth_names_all_variants(tmp_path: Path, capsys: pytest.C
 
 
 def test_depth_on_natural_images_takes_color_and_a_judge_of_its_own() -> None:
-    recipe, classifier = depth.read_set("natural")
+    recipe, classifier, _ = depth.read_set("natural")
     assert (recipe["in_chans"], recipe["image_size"]) == (3, 32)
     GenerationConfig(**recipe)
     judge = load(classifier)

@@ -45,7 +45,7 @@ FINDINGS = {
     "missing or hold values that stand for no class.",
     "copy with another label": "One file under two classes: at least one label is wrong.",
     "copy in another split": "The same file in two splits, which makes the score of the later one too good. "
-    "Training of classifiers leaves the earlier one out.",
+    "Training leaves the earlier one out.",
     "copy": "The same file twice in a split.",
     "near copy in another split": "Nearly the same image in two splits: saved again, resized, or taken a "
     "moment later.",

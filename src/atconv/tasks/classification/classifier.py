@@ -165,7 +165,7 @@ class ClassifierPredictor(ImagePredictor[Classification, M]):
             data_root: folder of a named timm dataset, if not the run's.
             images: folder of the images that a table names, if they are neither next to it nor in the run's.
             batch_size: images in one forward pass.
-            workers: data-loading processes.
+            workers: data-loading processes; 0 loads in this one.
             tta: test-time augmentation, as `predict` has it: flip for 2 views of an image, crops for 6.
 
         Raises:

@@ -119,10 +119,10 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
         data: str | None = None,
         split: Literal["auto", "train", "val", "test", "all"] = "auto",
         batch_size: PositiveInt = 8,
-        workers: Workers = 2,
         bad_annotations: BadAnnotations | None = None,
         exif: Exif | None = None,
         images: str | None = None,
+        workers: Workers = 2,
     ) -> DetectionMetrics:
         """COCO's metrics on a split of DATA, the run's own by default.
 
@@ -131,12 +131,12 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
             split: train, val, test or all; "auto" takes test, else val, else all. Metrics say how many of the
                 images were trained on.
             batch_size: images in one forward pass.
-            workers: data-loading processes.
             bad_annotations: reject annotations that are wrong, or skip them: they are named and left out;
                 default: as the run was configured.
             exif: what annotations of images with an EXIF orientation belong to, the image turned upright or
                 the pixels as stored; default: as the run was configured.
             images: folder of the images where they lie outside DATA; default: the run's, for its own DATA.
+            workers: data-loading processes; 0 loads in this one.
 
         Raises:
             FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or

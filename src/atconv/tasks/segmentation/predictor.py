@@ -135,9 +135,9 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         split: Literal["auto", "train", "val", "test", "all"] = "auto",
         flip_tta: bool | None = None,
         batch_size: PositiveInt = 8,
-        workers: Workers = 2,
         exif: Exif | None = None,
         images: str | None = None,
+        workers: Workers = 2,
     ) -> SegmentationMetrics:
         """Metrics on a split of DATA, the run's own by default. Every image is evaluated at its own size.
 
@@ -148,10 +148,10 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
             flip_tta: average predictions for every image and its mirror image; default: as the run was
                 configured.
             batch_size: images in one forward pass.
-            workers: data-loading processes.
             exif: what masks of images with an EXIF orientation belong to, the image turned upright or the
                 pixels as stored; default: as the run was configured.
             images: folder of the images where they lie outside DATA; default: the run's, for its own DATA.
+            workers: data-loading processes; 0 loads in this one.
 
         Raises:
             FileNotFoundError, ValueError: no such data or split, classes that the run does not know, or
