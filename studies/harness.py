@@ -24,6 +24,7 @@ from scipy import optimize, stats
 from atconv import tune_allocator
 from atconv.engine.devices import resolve_device
 from atconv.tasks.common.sweep import Job, Sweep, confidence_half_width, paired_differences
+from atconv.terminal import fail
 
 __all__ = [
     "main",
@@ -72,18 +73,18 @@ def main(
     if args.stage in data_stages and args.data is None:
         parser.error(f"{args.stage} takes data: see --help")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args.device = resolve_device(args.device)
     args.runs = args.out / "runs" if args.out else Path("runs") / f"study-{folder.name}"
     args.out = args.out or folder
-    args.out.mkdir(parents=True, exist_ok=True)
     tune_allocator()
     try:
+        args.device = resolve_device(args.device)
+        args.out.mkdir(parents=True, exist_ok=True)
         if args.stage == "run":
             sweep, jobs = plan(args)
             run_side_by_side(sweep, select_jobs(jobs, args.seeds, args.only), args.jobs)
         (stages or {}).get(args.stage, report)(args)
     except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+        fail(str(error))
 
 
 def select_jobs(

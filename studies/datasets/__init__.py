@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from jsonargparse import auto_cli
+
+from atconv.terminal import fail
 
 __all__ = ["run_command"]
 
@@ -16,5 +17,4 @@ def run_command(build: Callable[..., Path]) -> None:
     try:
         print(f"written to {auto_cli(build)}")
     except (FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(error))

@@ -53,7 +53,7 @@ def test_rows_without_new_columns_stay(tmp_path: Path) -> None:
 
 
 def test_commands_counted_rows_of_some_seeds_and_variants_in_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reported: list[Path] = []
 
@@ -73,10 +73,15 @@ def test_commands_counted_rows_of_some_seeds_and_variants_in_another_folder(
     ]
     assert (out / "runs" / "a-2" / "made").is_file()
     assert reported == [out]
-    with pytest.raises(SystemExit, match="no variant c; there are a, b"):
-        run("run", "data", "--only", "c", "--device", "cpu", "--out", str(out))
-    with pytest.raises(SystemExit):
-        run("run")
+    for wrong, said in (
+        (["data", "--only", "c"], "no variant c; there are a, b\n"),
+        (["data", "--device", "abacus"], "abacus"),
+        ([], "run takes data"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run("run", *wrong)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
     run("report")
     assert reported == [out, tmp_path]
 
