@@ -221,9 +221,15 @@ def eval_loader(
     workers: int,
     device: torch.device = _CPU,
 ) -> DataLoader[Any]:
-    """Batches of a split in its order. `prepare` as for `train_loader`, `device` as for `EpochLoader`."""
-    dataset = _Images(split, transform, prepare)
-    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
+    """Batches of a split in its order, as often as they are asked for. `prepare` as for `train_loader`,
+    `device` as for `EpochLoader`."""
+    return DataLoader(
+        _Images(split, transform, prepare),
+        batch_size,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
 
 
 def readable_loader(

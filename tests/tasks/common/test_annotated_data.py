@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from atconv.data import loaders
 from atconv.data.annotated import batches_of_equal_size
 from atconv.data.formats import open_boxes, open_masks
-from atconv.tasks.detection.data import DetectionTransform, eval_batches, load_target
+from atconv.data.loaders import EpochLoader, Items
+from atconv.tasks.detection.data import DetectionTransform, collate, load_target
 from atconv.tasks.detection.data import EvalExamples as DetectionExamples
 from atconv.tasks.segmentation.data import EvalExamples as SegmentationExamples
 from atconv.tasks.segmentation.data import SegmentationTransform, predictions
@@ -50,7 +51,8 @@ def test_evaluated_images_lie_in_pinned_memory_for_a_gpu(
     positions = batches_of_equal_size(boxes, range(len(boxes)), 2)
     order = [i for batch in positions for i in batch]
     detect = DetectionTransform(1)
-    batches = list(eval_batches(DetectionExamples(boxes, detect, True), positions, workers, device))
+    loader = EpochLoader(Items(DetectionExamples(boxes, detect, True)), workers, device, collate)
+    batches = list(loader.batches(positions))
     for i, image in zip(order, (image for images, _ in batches for image in images), strict=True):
         assert torch.equal(image, detect(boxes.read(i, "L")))
     for i, target in zip(order, (target for _, targets in batches for target in targets), strict=True):
@@ -61,8 +63,8 @@ def test_evaluated_images_lie_in_pinned_memory_for_a_gpu(
         seen.extend(inputs)
         return torch.zeros(len(inputs), *size, dtype=torch.int64)
 
-    examples = SegmentationExamples(masks, segment)
-    pairs = list(predictions(examples, positions, classify, workers, device))
+    loader = EpochLoader(Items(SegmentationExamples(masks, segment)), workers, device)
+    pairs = list(predictions(loader.batches(positions), classify))
     for i, one, (mask, predicted) in zip(order, seen, pairs, strict=True):
         assert torch.equal(one, segment(masks.read(i, "L")))
         assert torch.equal(mask, torch.from_numpy(masks.mask(i)))

@@ -19,6 +19,8 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import atconv
 from atconv.data.boxes.split import decode_mask
@@ -51,6 +53,22 @@ STEP = "torch.optim.AdamW.step"
 def metrics(run: Path, name: str) -> list[dict[str, str]]:
     """The rows of a table, but for the speed of the machine."""
     return [{k: v for k, v in row.items() if "second" not in k} for row in read_rows(run / name)]
+
+
+@pytest.mark.parametrize("run", [train_tiny, detect, segment])
+def test_processes_that_load_images_stay_from_epoch_to_epoch(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    start = _MultiProcessingDataLoaderIter.__init__
+
+    def count(self: Any, loader: DataLoader[Any]) -> None:
+        started.append(loader.num_workers)
+        start(self, loader)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "__init__", count)
+    run(tmp_path / "run", epochs=3, workers=1)
+    assert started == [1, 1, 1]  # training, validation, evaluation at the end
 
 
 @pytest.mark.parametrize("task", TASKS)

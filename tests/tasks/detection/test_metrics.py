@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atconv.data.annotated import batches_of_equal_size
 from atconv.data.boxes.split import BoxSplit
 from atconv.data.formats import open_boxes
-from atconv.tasks.detection.data import DetectionTransform, EvalExamples, eval_batches
+from atconv.tasks.detection.data import DetectionTransform, EvalExamples, collate
 from atconv.tasks.detection.metrics import mean_average_precision
 from support.tiny_dense import shared_data
 
@@ -41,7 +41,7 @@ def metrics_of(split: BoxSplit, change: Any) -> dict[str, float]:
         answers.append(detections)
     batches = batches_of_equal_size(split, range(len(split)), 2)
     examples = EvalExamples(split, DetectionTransform(1), False)
-    loaded = eval_batches(examples, batches, 0, torch.device("cpu"))
+    loaded = [collate([examples(i) for i in batch]) for batch in batches]
     return mean_average_precision(Answers(answers), loaded, False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from atconv.data.images import PrepareImage, mode_for
 from atconv.data.imbalance import image_weights, log_classes
@@ -93,12 +95,16 @@ class ClassificationTask(Task):
         return self.objective(model, images, labels, seed)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
+        return self.objective.validate(model, self._val_loader, self.accelerator)
+
+    @cached_property
+    def _val_loader(self) -> DataLoader[Any]:
+        """This process's share of the validation images."""
         config, val, accelerator = self.config, self.splits["val"], self.accelerator
         share = Split(val.source, val.indices[accelerator.process_index :: accelerator.num_processes])
-        size, workers = config.eval_batch_size, config.workers
         prepare = self.transform.reduced if config.reduced_decode else self.transform.prepare
-        batches = eval_loader(share, self.transform, prepare, size, workers, accelerator.device)
-        return self.objective.validate(model, batches, accelerator)
+        size, workers = config.eval_batch_size, config.workers
+        return eval_loader(share, self.transform, prepare, size, workers, accelerator.device)
 
     def save_config(self) -> None:
         """config.json for timm and transformers: architecture, arguments, input, label names."""

@@ -23,7 +23,7 @@ from atconv.data.annotated_splits import (
 )
 from atconv.data.config import log_unused_fractions
 from atconv.data.imbalance import Occurrences, class_weights, image_weights, log_classes
-from atconv.data.loaders import EpochBatches, EpochLoader, SeededItems
+from atconv.data.loaders import EpochBatches, EpochLoader, Items, SeededItems
 from atconv.data.unreadable import CheckImages
 from atconv.engine.batch_plan import BatchPlan
 from atconv.engine.checkpoint import latest_checkpoint
@@ -64,6 +64,8 @@ class AnnotatedTask(Task, Generic[C, S]):
     """makes a batch of examples; default: as torch does"""
     examples: Callable[[int], tuple[Any, Any]]
     """a training image and its target by position, augmented"""
+    eval_examples: Callable[[int], tuple[Any, Any]]
+    """a validation image and its target by position"""
 
     def __init__(self, config: C, run: Run, accelerator: Accelerator) -> None:
         self.config, self.run, self.accelerator = config, run, accelerator
@@ -146,9 +148,9 @@ class AnnotatedTask(Task, Generic[C, S]):
         """Raise ValueError where splits cannot be trained on."""
 
     @abstractmethod
-    def validate(self, model: nn.Module, split: S, batches: Iterable[list[int]]) -> dict[str, float]:
+    def validate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         """Metrics of a model in eval mode, over all processes, of which each has its own batches of
-        positions."""
+        `eval_examples`."""
 
     @abstractmethod
     def model_config(self) -> dict[str, Any]:
@@ -166,12 +168,18 @@ class AnnotatedTask(Task, Generic[C, S]):
         examples, device = SeededItems(self.examples), self.accelerator.device
         return EpochLoader(examples, self.config.workers, device, self.collate)
 
+    @cached_property
+    def _val_loader(self) -> EpochLoader[Any]:
+        examples, device = Items(self.eval_examples), self.accelerator.device
+        return EpochLoader(examples, self.config.workers, device, self.collate)
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         was_training = model.training
         val, accelerator = self.splits["val"], self.accelerator
         positions = range(accelerator.process_index, len(val), accelerator.num_processes)
-        batches = batches_of_equal_size(val, positions, self.config.batch_size)
-        metrics = self.validate(model.eval(), val, heartbeat(batches, "validating"))
+        keys = batches_of_equal_size(val, positions, self.config.batch_size)
+        batches = self._val_loader.batches(heartbeat(keys, "validating"))
+        metrics = self.validate(model.eval(), batches)
         model.train(was_training)
         return {f"val_{name}": value for name, value in metrics.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from torchvision.transforms import v2
 
 from atconv.data.boxes.split import BoxSplit
 from atconv.data.images import PrepareImage, mode_for
-from atconv.data.loaders import EpochLoader, Items
 from atconv.tasks.detection.config import DetectionConfig
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "TrainExamples",
     "augmentation",
     "collate",
-    "eval_batches",
     "load_target",
 ]
 
@@ -109,10 +107,3 @@ class EvalExamples:
     def __call__(self, position: int) -> tuple[Tensor, Target]:
         image = self.transform(self.split.read(position, self.transform.mode))
         return image, load_target(self.split, position, self.masks)
-
-
-def eval_batches(
-    examples: EvalExamples, batches: Iterable[list[int]], workers: int, device: torch.device
-) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """Images, for a device, and their annotations, from batches of positions."""
-    return EpochLoader(Items(examples), workers, device, collate).batches(batches)

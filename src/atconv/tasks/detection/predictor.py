@@ -14,12 +14,13 @@ from torchvision.models.detection import MaskRCNN
 
 from atconv.data.boxes.split import BadAnnotations, BoxSplit, decode_mask, encode_mask
 from atconv.data.formats import open_boxes
+from atconv.data.loaders import EpochLoader, Items
 from atconv.data.orientation import Exif
 from atconv.engine.options import PositiveInt, Share, Workers
 from atconv.models.detectors import detector
 from atconv.tasks.common.annotated_predictor import AnnotatedPredictor, DrawnResult
 from atconv.tasks.detection.config import DetectionConfig
-from atconv.tasks.detection.data import DetectionTransform, EvalExamples, Target, eval_batches
+from atconv.tasks.detection.data import DetectionTransform, EvalExamples, Target, collate
 from atconv.tasks.detection.metrics import DetectionMetrics, compute_metrics
 from atconv.tasks.detection.plots import draw_detections, plot_split
 
@@ -163,8 +164,8 @@ class DetectionPredictor(AnnotatedPredictor[Detections, DetectionMetrics, BoxSpl
     def measure(
         self, split: BoxSplit, batches: Iterable[list[int]], workers: int, **settings: Any
     ) -> dict[str, Any]:
-        examples = EvalExamples(split, self.transform, self.masks)
-        loaded = eval_batches(examples, batches, workers, self.device)
+        examples = Items(EvalExamples(split, self.transform, self.masks))
+        loaded = EpochLoader(examples, workers, self.device, collate).batches(batches)
         coco, per_class = compute_metrics(self.model, loaded, self.classes, self.masks)
         return {"coco": coco, "per_class": per_class}
 

@@ -25,7 +25,6 @@ from atconv.tasks.detection.data import (
     EvalExamples,
     TrainExamples,
     collate,
-    eval_batches,
 )
 from atconv.tasks.detection.metrics import mean_average_precision
 from atconv.tasks.detection.predictor import DetectionPredictor
@@ -46,6 +45,7 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
         self.transform = DetectionTransform(config.in_chans)
         self.collate = collate
         self.examples = TrainExamples(self.splits["train"], config)
+        self.eval_examples = EvalExamples(self.splits["val"], self.transform, config.masks)
         if self.class_weights is not None:
             weigh_classes(self.model, self.class_weights)
 
@@ -92,12 +92,9 @@ class DetectionTask(AnnotatedTask[DetectionConfig, BoxSplit]):
         parts = {name.removeprefix("loss_"): value for name, value in losses.items()}
         return torch.stack(list(losses.values())).sum(), parts
 
-    def validate(self, model: nn.Module, split: BoxSplit, batches: Iterable[list[int]]) -> dict[str, float]:
+    def validate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         """map and map_50 of boxes, and mask_map where there are masks."""
-        masks = self.config.masks
-        examples = EvalExamples(split, self.transform, masks)
-        loaded = eval_batches(examples, batches, self.config.workers, self.accelerator.device)
-        return mean_average_precision(model, loaded, masks)
+        return mean_average_precision(model, batches, self.config.masks)
 
 
 make_task = DetectionTask

@@ -13,7 +13,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from atconv.data.images import PrepareImage, mode_for
-from atconv.data.loaders import EpochLoader, Items
 from atconv.data.masks.split import IGNORED, MaskSplit
 from atconv.models.normalization import normalization
 from atconv.models.segmenters import DIVISOR
@@ -136,15 +135,10 @@ class EvalExamples:
 
 
 def predictions(
-    examples: EvalExamples,
-    batches: Iterable[list[int]],
-    classify: Classify,
-    workers: int,
-    device: torch.device,
+    batches: Iterable[tuple[Tensor, Tensor]], classify: Classify
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Mask and prediction of each image, H W of class indices, at the size of the image. Each batch has
-    positions of images of one size, and its inputs are for a device."""
-    loader = EpochLoader[tuple[Tensor, Tensor]](Items(examples), workers, device)
-    for inputs, masks in loader.batches(batches):
+    """Mask and prediction of each image, H W of class indices, at the size of the image, from batches of
+    `EvalExamples` of one size."""
+    for inputs, masks in batches:
         height, width = masks.shape[1:]
         yield from zip(masks, classify(inputs, (height, width)), strict=True)

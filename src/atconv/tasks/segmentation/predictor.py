@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from atconv.data.config import MaskOptions
 from atconv.data.formats import open_masks
+from atconv.data.loaders import EpochLoader, Items
 from atconv.data.masks.split import MaskSplit
 from atconv.data.orientation import Exif
 from atconv.engine.options import PositiveInt, Workers
@@ -186,8 +187,9 @@ class SegmentationPredictor(AnnotatedPredictor[Segmentation, SegmentationMetrics
         self, split: MaskSplit, batches: Iterable[list[int]], workers: int, **settings: Any
     ) -> dict[str, Any]:
         classify = partial(self.classify, flip_tta=settings["flip_tta"])
-        pairs = predictions(EvalExamples(split, self.transform), batches, classify, workers, self.device)
-        counts, images = count_pixels(pairs, len(self.classes))
+        examples = Items(EvalExamples(split, self.transform))
+        loaded = EpochLoader[tuple[Tensor, Tensor]](examples, workers, self.device).batches(batches)
+        counts, images = count_pixels(predictions(loaded, classify), len(self.classes))
         return {
             **intervals(images),
             "miou": mean_iou(counts),

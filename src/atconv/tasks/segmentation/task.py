@@ -36,6 +36,7 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         super().__init__(config, run, accelerator)
         self.transform = SegmentationTransform(config.in_chans, config.short_side, config.mean, config.std)
         self.examples = TrainExamples(self.splits["train"], config)
+        self.eval_examples = EvalExamples(self.splits["val"], self.transform)
         self.min_batch = config.min_batch
         self.dice = DiceLoss("multiclass", ignore_index=IGNORED)
 
@@ -86,12 +87,10 @@ class SegmentationTask(AnnotatedTask[SegmentationConfig, MaskSplit]):
         dice = self.dice(logits, masks)
         return entropy + dice, {"entropy": entropy, "dice": dice}
 
-    def validate(self, model: nn.Module, split: MaskSplit, batches: Iterable[list[int]]) -> dict[str, float]:
+    def validate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         """miou and accuracy in percent."""
         classify = partial(classify_pixels, model, self.transform)
-        examples = EvalExamples(split, self.transform)
-        pairs = predictions(examples, batches, classify, self.config.workers, self.accelerator.device)
-        counts, _ = count_pixels(pairs, len(self.classes))
+        counts, _ = count_pixels(predictions(batches, classify), len(self.classes))
         counts = self.accelerator.reduce(counts.to(self.accelerator.device), reduction="sum").cpu()
         return {"miou": mean_iou(counts), "accuracy": pixel_accuracy(counts)}
 
