@@ -7,8 +7,9 @@
 
     python -m studies.mixers.study recipes natural    # choose the recipe, by a static 7×7
 
-SET is fashion_mnist, cued_garments, natural or natural_alone: SET.yaml says what is compared, as `atconv
-study` reads it. Dims are adjusted until each variant has the parameters of the reference to 2 %.
+SET is fashion_mnist, cued_garments or natural: SET.yaml says what is compared, as `atconv study` reads it.
+Dims are adjusted until each variant has the parameters of the reference to 2 %. SET_alone is the same without
+the 3×3 convolution of the channel mixer: there the token mixer alone mixes space within a stage.
 """
 
 from __future__ import annotations
@@ -44,9 +45,19 @@ def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
 
 def described(args: Namespace) -> Study:
     """What SET.yaml says, on the device that was asked for."""
-    study = read_study(HERE / f"{args.data}.yaml")
+    study = read_set(args.data)
     workers = study.recipe.workers if args.workers is None else args.workers
     return replace(study, recipe=replace(study.recipe, device=args.device.type, workers=workers))
+
+
+def read_set(name: str) -> Study:
+    """The study of SET or SET_alone."""
+    file = name.removesuffix("_alone")
+    study = read_study(HERE / f"{file}.yaml")
+    if name == file:
+        return study
+    model_args = study.recipe.model_args | {"glu_conv": False}
+    return replace(study, recipe=replace(study.recipe, model_args=model_args))
 
 
 def make_sweep(study: Study, out: Path, runs: Path) -> Sweep:

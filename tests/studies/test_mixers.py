@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +30,7 @@ from studies.mixers.matching import match_dims
 from studies.mixers.plots import _spread_out, compare_variants, plot_inhibition
 from studies.mixers.recipes import try_recipes
 from studies.mixers.routing import top1_with_averaged_kernels
-from studies.mixers.study import inhibition_of, make_sweep
+from studies.mixers.study import inhibition_of, make_sweep, read_set
 from support.tiny import reset_accelerate, tiny_config
 from support.tiny_study import TWO, result, study_file, write_results
 
@@ -59,10 +60,18 @@ def test_parameters_agree_within_two_percent(tmp_path: Path) -> None:
     assert config.model_args["dims"] == matched.dims(matched.variants["attention"])
 
 
+def test_token_mixers_alone_are_in_networks_without_another_convolution() -> None:
+    both, alone = (read_set(name) for name in ("natural", "natural_alone"))
+    assert alone.variants == both.variants
+    assert alone.recipe == replace(both.recipe, model_args=both.recipe.model_args | {"glu_conv": False})
+    with pytest.raises(FileNotFoundError, match="animals"):
+        read_set("animals_alone")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion_mnist", "cued_garments", "natural", "natural_alone"])
 def test_the_committed_studies_match_parameters_and_heads(name: str) -> None:
-    described = read_study(STUDIES / f"{name}.yaml")
+    described = read_set(name)
     vars(described)["num_classes"] = 10  # without the data
     target = described.cost(described.variants[described.reference])[0]
     matched = match_dims(described)
