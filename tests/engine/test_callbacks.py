@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from atconv.engine.callbacks import Callback, EarlyStopping, ProgressBar
 from atconv.engine.history import History
@@ -110,6 +112,16 @@ def test_an_error_of_a_callback_ends_the_run_which_then_resumes(tmp_path: Path) 
     calls.clear()
     resume(run, callbacks=[Recorder(calls)])
     assert calls == [], "a finished run is left as it is"
+
+
+def test_muon_and_its_adamw_for_vectors_resume_to_the_same_end(tmp_path: Path) -> None:
+    config = tiny_config(epochs=2, optimizer="muon")
+    train(config, tmp_path / "whole")
+    with pytest.raises(KeyError):
+        train(config, tmp_path / "cut", callbacks=[FailAt(13)])
+    resume(tmp_path / "cut")
+    files = (tmp_path / name / "model.safetensors" for name in ("cut", "whole"))
+    torch.testing.assert_close(*map(load_file, files), rtol=0, atol=0)
 
 
 def test_a_callback_stops_a_run_which_is_then_reported(tmp_path: Path) -> None:
