@@ -5,6 +5,7 @@ import os
 # One thread, also in the processes that tests start: their results are compared bit for bit.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import logging
 import shutil
 import subprocess
 from collections.abc import Callable, Generator, Iterator
@@ -29,7 +30,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Before fixtures are made."""
+    """Before fixtures are made. Commands that earlier tests ran in this process log to its terminal."""
+    logger = logging.getLogger("atconv")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
     draw_plots(item.get_closest_marker("plots") is not None)
 
 
