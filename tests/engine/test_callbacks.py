@@ -114,7 +114,7 @@ def test_an_error_of_a_callback_ends_the_run_which_then_resumes(tmp_path: Path) 
     assert calls == [], "a finished run is left as it is"
 
 
-def test_muon_and_its_adamw_for_vectors_resume_to_the_same_end(tmp_path: Path) -> None:
+def test_muon_and_the_adamw_in_it_resume_to_the_same_end(tmp_path: Path) -> None:
     config = tiny_config(epochs=2, optimizer="muon")
     train(config, tmp_path / "whole")
     with pytest.raises(KeyError):
