@@ -15,6 +15,7 @@ import logging
 import multiprocessing
 import os
 import statistics
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from atconv.tasks.common.sweep import Job, Sweep, confidence_half_width, paired_
 from atconv.terminal import fail
 
 __all__ = [
+    "machine_options",
     "main",
     "mean_and_deviation",
     "paired_difference",
@@ -73,7 +75,7 @@ def main(
     if args.stage in data_stages and args.data is None:
         parser.error(f"{args.stage} takes data: see --help")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args.runs = args.out / "runs" if args.out else Path("runs") / f"study-{folder.name}"
+    args.runs = args.out / "runs" if args.out else folder.parents[1] / "runs" / f"study-{folder.name}"
     args.out = args.out or folder
     tune_allocator()
     try:
@@ -83,8 +85,13 @@ def main(
             sweep, jobs = plan(args)
             run_side_by_side(sweep, select_jobs(jobs, args.seeds, args.only), args.jobs)
         (stages or {}).get(args.stage, report)(args)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, FloatingPointError, ValueError) as error:
         fail(str(error))
+
+
+def machine_options(args: argparse.Namespace) -> dict[str, object]:
+    """The options of a recipe that the command line decides: the device, and where given the workers."""
+    return {"device": args.device.type} | ({} if args.workers is None else {"workers": args.workers})
 
 
 def select_jobs(
@@ -93,11 +100,13 @@ def select_jobs(
     """The jobs of some seeds and variants.
 
     Raises:
-        ValueError: there is no such variant.
+        ValueError: there is no such variant or seed.
     """
     known = list(dict.fromkeys(job.variant for job in jobs))
     if unknown := set(variants or ()) - set(known):
         raise ValueError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if excess := set(seeds or ()) - {job.seed for job in jobs}:
+        raise ValueError(f"no seed {min(excess)}: they go from 0 to {max(job.seed for job in jobs)}")
     return [
         job
         for job in jobs
@@ -128,9 +137,19 @@ def run_side_by_side(sweep: Sweep, jobs: Sequence[Job], processes: int) -> None:
 
 
 def _work(sweep: Sweep, jobs: Sequence[Job]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     tune_allocator()
     sweep.run(jobs)
+
+
+def _end_with_parent() -> None:
+    """End this process when the command that started it has ended in any way. No run goes on unseen then, and
+    keeps others from continuing it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def mean_and_deviation(values: Sequence[float], mean: str = ".4g", deviation: str = ".2g") -> str:
@@ -142,14 +161,14 @@ def mean_and_deviation(values: Sequence[float], mean: str = ".4g", deviation: st
 def paired_difference(
     rows: Sequence[Mapping[str, str]], metric: str, variant: str, reference: str, column: str = "variant"
 ) -> str | None:
-    """Mean of a variant's metric minus the reference's, paired by seed, with its 95 % interval.
-
-    Returns:
-        None with fewer than two pairs.
-    """
+    """Mean of a variant's metric minus the reference's, paired by seed, with its 95 % interval. One pair has
+    none; without a pair there is nothing."""
     pairs = pairs_by_seed(rows, metric, variant, reference, column)
+    if not pairs:
+        return None
     half = confidence_half_width(pairs)
-    return None if half is None else f"{statistics.mean(pairs):+.4g} ± {half:.3g} (95 %, {len(pairs)} pairs)"
+    interval = "(one pair)" if half is None else f"± {half:.3g} (95 %, {len(pairs)} pairs)"
+    return f"{statistics.mean(pairs):+.4g} {interval}"
 
 
 def pairs_by_seed(

@@ -2,6 +2,7 @@
 
     python -m studies.depth.study run SET        # every row that is missing, in any number of steps
     python -m studies.depth.study report SET     # table and plot of the rows that are there
+    python -m studies.depth.study scale SET      # distances of training images and of noise, to scale.csv
 
 SET is fashion_mnist or natural: sets.yaml says where the data lies, what differs from the recipe of the
 generation study, and in whose features distances are measured. variants.yaml says what is compared.
@@ -16,15 +17,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
-from atconv.io import read_rows
+from atconv.data.formats import open_sources
+from atconv.data.splits import readable_split
+from atconv.io import read_rows, write_rows
 from atconv.plots import plt, save
 from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed
+from atconv.tasks.generation.config import GenerationConfig
+from atconv.tasks.generation.data import SplitImages
+from atconv.tasks.generation.evaluation import Comparison, EvaluationConfig
+from atconv.tasks.generation.metrics import noise_images
+from atconv.tasks.generation.samples import SampleSet, random_subset
 from studies import harness
 from studies.generation.report import COLORS
-from studies.generation.setup import read_recipe
+from studies.generation.setup import SAMPLES, read_recipe
 from studies.generation.study import train_and_evaluate
 
 HERE = Path(__file__).parent
@@ -63,9 +72,7 @@ def with_families(rows: list[dict[str, str]], families: Path) -> list[dict[str, 
 def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
     variants, seeds = read_variants()
     recipe, classifier, _ = read_set(args.data)
-    recipe["device"] = args.device.type
-    if args.workers is not None:
-        recipe["workers"] = args.workers
+    recipe |= harness.machine_options(args)
     make = partial(make_row, recipe, classifier, variants, args.device)
     table, runs = args.out / args.data / "results.csv", args.runs / args.data
     sweep = Sweep(table, runs, make, args.device, recipe["precision"])
@@ -91,17 +98,18 @@ def report(args: Namespace) -> None:
     rows = read_rows(out / "results.csv")
     if not rows:
         raise ValueError(f"{args.data} has no rows yet: start with the stage run")
-    if families is not None:
+    if families is not None and args.out == HERE:  # rows of your own compare with your own alone
         rows = with_families(rows, families)
     names = [name for name in read_variants()[0] if any(row["variant"] == name for row in rows)]
-    references = [f"distance − {name}'s" for name in REFERENCES]
+    compared = [(metric, other) for metric in ("frechet_distance", "val_loss") for other in REFERENCES]
+    references = [f"{metric} − {other}'s" for metric, other in compared]
     print("| " + " | ".join(["", "seeds", "parameters", "MACs (M)", *COLUMNS, *references]) + " |")
     print("| --- |" + " ---: |" * (3 + len(COLUMNS) + len(references)))
     for name in names:
         own = [row for row in rows if row["variant"] == name]
         differences = (
-            "" if name == other else harness.paired_difference(rows, "frechet_distance", name, other)
-            for other in REFERENCES
+            "" if name == other else harness.paired_difference(rows, metric, name, other)
+            for metric, other in compared
         )
         cells = [
             str(len(own)),
@@ -112,6 +120,31 @@ def report(args: Namespace) -> None:
         ]
         print(f"| {name} | " + " | ".join(cells) + " |")
     plot_distances(rows, names, out / "results.png")
+
+
+def scale(args: Namespace) -> None:
+    """What the distances of real images and of pure noise are, in the same features."""
+    recipe, classifier, _ = read_set(args.data)
+    config = GenerationConfig(model="sit_s_2", **recipe)
+    splits = {name: readable_split(source) for name, source in open_sources(config).items()}
+    shape = config.image_size, config.image_size, config.in_chans
+    options = EvaluationConfig(split="test", features=str(classifier), batch_size=100)
+    comparison = Comparison(config.data, shape, options, args.device, own=splits)
+    train = SplitImages(splits["train"], shape[0], shape[2])
+    chosen = random_subset(train, SAMPLES, seed=0)
+    images = {
+        "training images": np.stack([chosen[i] for i in range(SAMPLES)]),
+        "noise": noise_images(SAMPLES, shape),
+    }
+    rows = []
+    for name, pixels in images.items():
+        metrics = comparison(SampleSet(pixels))
+        columns = ("frechet_distance", "kernel_distance", "precision", "recall")
+        rows.append({"images": name} | {column: f"{getattr(metrics, column):.4g}" for column in columns})
+    path = args.out / args.data / "scale.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_rows(path, rows)
+    print(path.read_text())
 
 
 def plot_distances(rows: Sequence[dict[str, str]], names: Sequence[str], path: Path) -> None:
@@ -131,4 +164,4 @@ def plot_distances(rows: Sequence[dict[str, str]], names: Sequence[str], path: P
 
 
 if __name__ == "__main__":
-    harness.main(__doc__, HERE, plan, report, data_stages=("run", "report"))
+    harness.main(__doc__, HERE, plan, report, {"scale": scale}, ("run", "report", "scale"))

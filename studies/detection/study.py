@@ -50,23 +50,22 @@ METRICS = {"box_map": "mAP, %", "box_map_50": "mAP 50, %", "box_map_75": "mAP 75
 
 
 def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
-    make = partial(make_row, args.data, args.device)
-    precision = available_precision(
-        config(args.data, args.device, Job("AttNet", 0)).precision, args.device.type
-    )
+    machine = harness.machine_options(args)
+    make = partial(make_row, args.data, machine)
+    precision = available_precision(config(args.data, machine, Job("AttNet", 0)).precision, args.device.type)
     sweep = Sweep(args.out / "results.csv", args.runs, make, args.device, precision, column="backbone")
     return sweep, seed_by_seed(dict.fromkeys(BACKBONES, SEEDS))
 
 
-def config(scenes: str, device: torch.device, job: Job) -> DetectionConfig:
+def config(scenes: str, machine: dict[str, Any], job: Job) -> DetectionConfig:
     model, arguments = BACKBONES[job.variant]
     recipe = yaml.safe_load((HERE / "recipe.yaml").read_text())
-    run = {"data": scenes, "model": model, "model_args": arguments, "seed": job.seed, "device": device.type}
-    return DetectionConfig(**recipe | run)
+    run = {"data": scenes, "model": model, "model_args": arguments, "seed": job.seed}
+    return DetectionConfig(**recipe | run | machine)
 
 
-def make_row(scenes: str, device: torch.device, job: Job, run: Path) -> dict[str, Any]:
-    train_or_resume(config(scenes, device, job), run)
+def make_row(scenes: str, machine: dict[str, Any], job: Job, run: Path) -> dict[str, Any]:
+    train_or_resume(config(scenes, machine, job), run)
     metrics = json.loads((run / "metrics.json").read_text())["coco"]
     parameters = sum(parameter.numel() for parameter in atconv.load(run).model.parameters())
     return {name: f"{metrics[name]:.2f}" for name in METRICS} | {"parameters": parameters}

@@ -47,7 +47,7 @@ def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
 
 def make_sweep(args: Namespace, table: Path, runs: Path, options: dict[str, Any]) -> Sweep:
     """Runs of the recipe with some other options."""
-    recipe = read_recipe() | {"data_root": args.data, "device": args.device.type} | options
+    recipe = read_recipe() | {"data_root": args.data} | harness.machine_options(args) | options
     return Sweep(table, runs, partial(make_row, recipe, args.device), args.device, "fp32", column="family")
 
 

@@ -38,19 +38,20 @@ def _match(study: Study, variant: Variant, base: Sequence[int], target: int) -> 
         middle = (low + high) / 2
         below = _parameters(study, variant, _scaled(base, middle)) < target
         low, high = (middle, high) if below else (low, middle)
-    near = _scaled(base, low)
+    near, heads = _scaled(base, low), _heads(study, variant, base)
     candidates = [
-        [near[0], near[1], near[2] + _STEP * i, near[3] + _STEP * j]
+        [near[0], near[1] + _STEP * h, near[2] + _STEP * i, near[3] + _STEP * j]
+        for h in (range(-2, 3) if heads else (0,))  # of the second stage, only where its heads may need it
         for i in range(-2, 3)
         for j in range(-3, 4)
-        if near[2] + _STEP * i > 0 and near[3] + _STEP * j > 0
     ]
-    errors = [abs(_parameters(study, variant, c) / target - 1) for c in candidates]
-    heads = _heads(study, variant, base)
+    candidates = [dims for dims in candidates if min(dims) > 0]
+    errors = [abs(_parameters(study, variant, dims) / target - 1) for dims in candidates]
 
-    def rank(i: int) -> tuple[bool, bool, float]:
-        fits = errors[i] <= _TOLERANCE
-        return not fits, not (fits and _keeps_heads(study, variant, candidates[i], heads)), errors[i]
+    def rank(i: int) -> tuple[bool, int, int, float]:
+        dims, fits = candidates[i], errors[i] <= _TOLERANCE
+        other_heads = _other_heads(study, variant, dims, heads) if fits else 0
+        return not fits, other_heads, abs(dims[1] - near[1]), errors[i]
 
     chosen = min(range(len(candidates)), key=rank)
     best = candidates[chosen]
@@ -77,10 +78,12 @@ def _heads(study: Study, variant: Variant, dims: Sequence[int]) -> dict[int, int
     return heads
 
 
-def _keeps_heads(study: Study, variant: Variant, dims: Sequence[int], heads: dict[int, int]) -> bool:
-    """Whether a variant of these dims has these heads, each of a multiple of 4 channels."""
-    even = all(dims[stage] % (_STEP * count) == 0 for stage, count in heads.items())
-    return not heads or (even and _heads(study, variant, dims) == heads)
+def _other_heads(study: Study, variant: Variant, dims: Sequence[int], heads: dict[int, int]) -> int:
+    """How many heads a variant of these dims has more or fewer than these, in all stages. Where heads are no
+    multiple of 4 channels, the stage counts as if it had none."""
+    own = _heads(study, variant, dims) if heads else {}
+    even = {stage: count for stage, count in own.items() if dims[stage] % (_STEP * count) == 0}
+    return sum(abs(count - even.get(stage, 0)) for stage, count in heads.items())
 
 
 def _scaled(dims: Sequence[int], factor: float) -> list[int]:

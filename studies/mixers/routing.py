@@ -1,4 +1,4 @@
-"""Is routing used? A trained network with the kernels of each layer averaged over the test images."""
+"""Is routing used? A trained network with kernels that do not follow its image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from torch import Tensor, nn
 import atconv
 from atconv.modules import ATConv2d
 
-__all__ = ["top1_with_averaged_kernels"]
+__all__ = ["top1_with_other_kernels"]
 
 
-def top1_with_averaged_kernels(run: Path, device: str = "cpu") -> float | None:
-    """Top-1 on test images, percent, where no kernel depends on the image; None for a net without routing.
+def top1_with_other_kernels(run: Path, device: str = "cpu") -> dict[str, float]:
+    """Top-1 on test images, percent, where every image gets the kernels averaged over all of them, and where
+    each gets those of another image, drawn at random. Empty for a network without routing.
 
-    A first pass averages the kernels of each layer over all images. In a second pass every image gets those.
-    Lateral inhibition is linear, so averages before and after it are the same.
+    A first pass keeps the kernels that each layer makes for each image. Lateral inhibition is linear, so
+    averages before and after it are the same. Averages are no kernels that the network has met; those of
+    another image are, and differ from its own in content alone.
     """
     predictor = atconv.load(run).to(device)
     generators = [
@@ -26,26 +28,36 @@ def top1_with_averaged_kernels(run: Path, device: str = "cpu") -> float | None:
         if isinstance(module, ATConv2d) and module.kernel_gen is not None
     ]
     if not generators:
-        return None
-    averages = [_Average(generator) for generator in generators]
+        return {}
+    layers = [_Kernels(generator) for generator in generators]
     predictor.evaluate(split="test")
-    for average in averages:
-        average.give()
-    return float(predictor.evaluate(split="test").top1)
+    kept = [torch.cat(layer.made) for layer in layers]
+    images = len(kept[0])
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
+    top1 = {}
+    for name in ("top1_averaged_kernels", "top1_another_images_kernels"):
+        for layer, own in zip(layers, kept, strict=True):
+            averages = own.double().mean(0, keepdim=True).to(own).expand_as(own)
+            layer.give(averages if name == "top1_averaged_kernels" else own[order])
+        top1[name] = float(predictor.evaluate(split="test").top1)
+    return top1
 
 
-class _Average:
-    """The mean of a layer's outputs over samples; after `give` the layer's output for every sample."""
+class _Kernels:
+    """What a layer made for each image, in their order; or what it is to give instead."""
 
     def __init__(self, layer: nn.Module) -> None:
-        self.layer, self.total, self.count = layer, torch.zeros(()), 0
-        self.handle = layer.register_forward_hook(self._add)
+        self.made: list[Tensor] = []
+        self.given: Tensor | None = None
+        layer.register_forward_hook(self._exchange)
 
-    def _add(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.total = self.total + output.double().sum(0, keepdim=True).cpu()
-        self.count += len(output)
+    def give(self, kernels: Tensor) -> None:
+        """Let the layer give these, one for each image of the next pass over all of them."""
+        self.given = kernels
 
-    def give(self) -> None:
-        self.handle.remove()
-        mean = self.total / self.count
-        self.layer.register_forward_hook(lambda layer, inputs, output: mean.to(output).expand_as(output))
+    def _exchange(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if self.given is None:
+            self.made.append(output.cpu())
+            return None
+        batch, self.given = self.given.split([len(output), len(self.given) - len(output)])
+        return batch.to(output)

@@ -33,7 +33,7 @@ from studies.mixers.costs import pilot_study, time_study
 from studies.mixers.matching import match_dims
 from studies.mixers.plots import compare_variants, plot_inhibition
 from studies.mixers.recipes import try_recipes
-from studies.mixers.routing import top1_with_averaged_kernels
+from studies.mixers.routing import top1_with_other_kernels
 
 HERE = Path(__file__).parent
 
@@ -46,8 +46,7 @@ def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
 def described(args: Namespace) -> Study:
     """What SET.yaml says, on the device that was asked for."""
     study = read_set(args.data)
-    workers = study.recipe.workers if args.workers is None else args.workers
-    return replace(study, recipe=replace(study.recipe, device=args.device.type, workers=workers))
+    return replace(study, recipe=replace(study.recipe, **harness.machine_options(args)))
 
 
 def read_set(name: str) -> Study:
@@ -61,7 +60,7 @@ def read_set(name: str) -> Study:
 
 
 def make_sweep(study: Study, out: Path, runs: Path) -> Sweep:
-    """The study's runs. Their rows also have λ, and what the model is worth with averaged kernels."""
+    """The study's runs. Their rows also have λ, and what the model is worth with other kernels."""
     sweep = prepare_sweep(study, out, train_or_resume, runs)
     return replace(sweep, make_row=partial(_add_explanation, sweep.make_row, study.recipe.device))
 
@@ -69,12 +68,15 @@ def make_sweep(study: Study, out: Path, runs: Path) -> Sweep:
 def _add_explanation(make_row: Any, device: str, job: Job, run: Path) -> dict[str, Any]:
     columns = make_row(job, run)
     means, deviation = inhibition_of(run)
-    return columns | {
-        "inhibition": means[-1] if means else None,
-        "inhibition_spread": deviation,
-        "inhibition_by_epoch": " ".join(f"{mean:.4f}" for mean in means),
-        "top1_averaged_kernels": top1_with_averaged_kernels(run, device),
-    }
+    return (
+        columns
+        | {
+            "inhibition": means[-1] if means else None,
+            "inhibition_spread": deviation,
+            "inhibition_by_epoch": " ".join(f"{mean:.4f}" for mean in means),
+        }
+        | top1_with_other_kernels(run, device)
+    )
 
 
 def inhibition_of(run: Path) -> tuple[list[float], float | None]:
@@ -126,7 +128,11 @@ def report(args: Namespace) -> None:
     rows = read_rows(out / "results.csv")
     extra |= {
         header: cells
-        for header, column in (("top-1, kernels averaged", "top1_averaged_kernels"), ("λ", "inhibition"))
+        for header, column in (
+            ("top-1, kernels averaged", "top1_averaged_kernels"),
+            ("top-1, another image's kernels", "top1_another_images_kernels"),
+            ("λ", "inhibition"),
+        )
         if (cells := _means(rows, column))
     }
     summaries = report_study(out, study.variants, study.reference, extra)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,48 @@ def test_two_processes_make_each_row_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_rows(tmp_path / "results.csv") == rows
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks up processes in /proc")
+def test_a_killed_command_leaves_no_run_behind(tmp_path: Path) -> None:
+    code = """
+from pathlib import Path
+import torch
+from atconv.tasks.common.sweep import Sweep, seed_by_seed
+from studies.harness import run_side_by_side
+from support.tiny_study import endless_row
+sweep = Sweep(Path("results.csv"), Path("runs"), endless_row, torch.device("cpu"), "fp32")
+run_side_by_side(sweep, seed_by_seed({"a": 2}), 2)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    try:
+        made = [tmp_path / "runs" / f"a-{seed}" / "made" for seed in range(2)]
+        assert within(120, lambda: all(file.is_file() and file.read_text() for file in made))
+        children = [Path("/proc") / file.read_text().strip() for file in made]
+        assert all(child.exists() for child in children)
+    finally:
+        command.kill()
+        command.wait()
+    assert within(20, lambda: not any(is_running(child) for child in children))
+    assert not (tmp_path / "results.csv").exists()
+
+
+def is_running(process: Path) -> bool:
+    """Whether a process of /proc is there, and not only waits for its parent to notice its end."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def within(seconds: float, happens: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if happens():
+            return True
+        time.sleep(0.1)
+    return happens()
+
+
 def test_rows_without_new_columns_stay(tmp_path: Path) -> None:
     write_rows(tmp_path / "results.csv", [{"model": "a", "seed": 0, "score": 5}])
     make_sweep(tmp_path).run(JOBS[:2])
@@ -75,6 +121,7 @@ def test_commands_counted_rows_of_some_seeds_and_variants_in_another_folder(
     assert reported == [out]
     for wrong, said in (
         (["data", "--only", "c"], "no variant c; there are a, b\n"),
+        (["data", "--seeds", "0", "7"], "no seed 7: they go from 0 to 2\n"),
         (["data", "--device", "abacus"], "abacus"),
         ([], "run takes data"),
     ):
@@ -93,7 +140,8 @@ def test_means_and_paired_differences_are_written_out() -> None:
     rows = [{"variant": v, "seed": str(s), "score": str(score)} for (v, s), score in scores.items()]
     # Differences 1 and 3: t(0.975, 1 degree of freedom) = 12.706 times √2 / √2.
     assert paired_difference(rows, "score", "b", "a") == "+2 ± 12.7 (95 %, 2 pairs)"
-    assert paired_difference(rows[:3], "score", "b", "a") is None
+    assert paired_difference(rows[:3], "score", "b", "a") == "+1 (one pair)"
+    assert paired_difference(rows[:2], "score", "b", "a") is None
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 8])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_a_detection_run_adds_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     small = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
     monkeypatch.setitem(detection.BACKBONES, "AttNet", ("attnet_xxs", small))
     reset_accelerate()
-    make_row = partial(detection.make_row, str(tmp_path / "scenes"), CPU)
+    make_row = partial(detection.make_row, str(tmp_path / "scenes"), {"device": "cpu"})
     Sweep(tmp_path / "rows.csv", tmp_path / "runs", make_row, CPU, "fp32", "backbone").run([Job("AttNet", 0)])
     [row] = read_rows(tmp_path / "rows.csv")
     committed = read_rows(Path(detection.__file__).with_name("results.csv"))
@@ -99,15 +100,27 @@ def test_a_row_of_depth_is_one_of_the_generation_study(
 
 
 def test_the_report_of_depth_takes_families_of_the_generation_study_that_it_has_not_run_itself(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def report(out: Path) -> dict[str, list[str]]:
+        depth.report(Namespace(out=out, data="fashion_mnist"))
+        return {line.split(" | ")[0]: line.split(" | ") for line in capsys.readouterr().out.splitlines()}
+
     row = {"variant": "ATConv, 6 blocks", "seed": 0, "parameters": 1, "macs": 10**7,
            "frechet_distance": 9.0, "classifier_accuracy": 50.0, "val_loss": 0.3}  # fmt: skip
     positions = [row | {"variant": "positions", "seed": seed, "frechet_distance": 8.0} for seed in range(2)]
-    (tmp_path / "fashion_mnist").mkdir()
-    write_rows(tmp_path / "fashion_mnist" / "results.csv", [row, *positions])
-    depth.report(Namespace(out=tmp_path, data="fashion_mnist"))
-    lines = {line.split(" | ")[0]: line.split(" | ") for line in capsys.readouterr().out.splitlines()}
+    studies = tmp_path / "studies"
+    for folder in (studies / "depth", tmp_path / "own"):
+        (folder / "fashion_mnist").mkdir(parents=True)
+        write_rows(folder / "fashion_mnist" / "results.csv", [row, *positions])
+    for name in ("depth/sets.yaml", "depth/variants.yaml", "generation/results.csv"):
+        (studies / name).parent.mkdir(exist_ok=True)
+        shutil.copy(depth.HERE.parent / name, studies / name)
+    monkeypatch.setattr(depth, "HERE", studies / "depth")
+    alone = report(tmp_path / "own")  # rows of one's own are compared among themselves
+    assert "| attention, 6 blocks" not in alone
+    assert alone["| positions"][7:] == ["-1 (one pair)", "", "+0 (one pair)", " |"]
+    lines = report(studies / "depth")
     distances = {
         int(each["seed"]): float(each["frechet_distance"])
         for each in read_rows(generation.HERE / "results.csv")
@@ -116,7 +129,19 @@ def test_the_report_of_depth_takes_families_of_the_generation_study_that_it_has_
     assert lines["| ATConv, 6 blocks"][1] == lines["| attention, 6 blocks"][1] == "3"
     assert lines["| ATConv, 6 blocks"][4].startswith(f"{np.mean(list(distances.values())):.4g} ")
     difference = 8.0 - (distances[0] + distances[1]) / 2
-    assert lines["| positions"][7].startswith(f"{difference:+.4g} ")
+    assert lines["| positions"][7].startswith(f"{difference:+.4g} ± ")
+
+
+def test_the_scale_of_depth_has_real_images_near_and_noise_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = generation.read_recipe() | {"data": "digits", "test_split": None, "image_size": 28}
+    monkeypatch.setattr(depth, "read_set", lambda name: (recipe, trained_run(), None))
+    monkeypatch.setattr(depth, "SAMPLES", 200)
+    depth.scale(Namespace(out=tmp_path, data="digits", device=CPU))
+    real, noise = read_rows(tmp_path / "digits" / "scale.csv")
+    assert (real["images"], noise["images"]) == ("training images", "noise")
+    assert 5 * float(real["frechet_distance"]) < float(noise["frechet_distance"])
 
 
 def test_the_report_of_depth_names_all_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +156,8 @@ def test_the_report_of_depth_names_all_variants(tmp_path: Path, capsys: pytest.C
     depth.report(Namespace(out=tmp_path, data="natural"))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(variants)
-    assert "+10 ± 0" in lines[-1]  # the thirteenth row minus the third, in every seed
+    place = list(variants).index("positions")
+    assert f"+{place - 2} ± 0" in lines[2 + place]  # its row minus the third, in every seed
     assert (tmp_path / "natural" / "results.png").stat().st_size > 10_000
 
 

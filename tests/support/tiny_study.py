@@ -64,3 +64,9 @@ def counted_row(job: Job, run: Path) -> dict[str, Any]:
         file.write(f"{os.getpid()}\n")
     time.sleep(0.05)
     return {"score": 10 * job.seed + len(job.variant)}
+
+
+def endless_row(job: Job, run: Path) -> dict[str, Any]:
+    counted_row(job, run)
+    time.sleep(3600)
+    raise AssertionError("nobody ended this run")

@@ -13,10 +13,11 @@ from atconv.engine.reading import read_yaml
 from atconv.engine.run import Run
 from atconv.io import write_atomically
 
-__all__ = ["read_config", "read_extended_at", "read_options", "read_recipe", "write_config"]
+__all__ = ["options_here", "read_config", "read_extended_at", "read_options", "read_recipe", "write_config"]
 
 T = TypeVar("T")
 _EXTENDED = "extended_at"  # in config.yaml, besides the options
+_WHERE = ("data_root", "device", "workers", "tracker")  # say where a run is made, not what is made
 
 
 def read_recipe(path: Path, kind: type, task: str) -> dict[str, Any]:
@@ -80,6 +81,24 @@ def read_config(run: Run, kind: type[T], task: str) -> T:
         return kind(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{run.config} is damaged: {error}") from error
+
+
+def options_here(run: Run, config: T, task: str) -> dict[str, Any]:
+    """The options of a configuration that say where a run is made, to continue one that was begun elsewhere.
+
+    Raises:
+        ValueError: the run was begun with other options, besides those.
+    """
+    before, now = (asdict(each) for each in (read_config(run, type(config), task), config))  # type: ignore[call-overload]
+    found = {"lr": now["find_lr"], "batch_size": now["auto_find_batch_size"]}  # by a search, which is over
+    searched = {"find_lr", "auto_find_batch_size", *(name for name, asked in found.items() if asked)}
+    changed = [name for name in now if name not in (*_WHERE, *searched) and before[name] != now[name]]
+    if changed:
+        changes = ", ".join(f"{name}: {before[name]} → {now[name]}" for name in changed)
+        raise ValueError(
+            f"{run.path} was begun with another recipe ({changes}): name another folder with --out"
+        )
+    return {name: now[name] for name in _WHERE if name in now}
 
 
 def read_extended_at(run: Run) -> int:

@@ -52,8 +52,8 @@ class SiT(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]  # a
         mixer_args: options of `ATConvTokens`, such as {"kernel_size": 5}. This and the next two are ours, not
             the paper's.
         position_embedding: add the position embedding; default: as the family does.
-        channel_gate: scale what ATConv gives by a gate of its mean over positions, as DiCo does
-            (arXiv 2505.11196).
+        channel_gate: scale what ATConv gives by a gate of its mean over positions, like DiCo's
+            (arXiv 2505.11196), which stands before the last projection.
 
     Raises:
         ValueError: sizes that do not fit together.

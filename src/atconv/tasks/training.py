@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
-from atconv.engine.recipes import read_extended_at, write_config
+from atconv.engine.recipes import options_here, read_extended_at, write_config
 from atconv.engine.run import Run, next_run_dir, run_lock, run_log
 from atconv.tasks.registry import open_run, task_of, task_of_config
 from atconv.tasks.spec import TaskSpec
@@ -107,7 +107,6 @@ def resume(
             many epochs.
     """
     from atconv.engine.callbacks import check_callbacks
-    from atconv.engine.distributed import make_accelerator, release_accelerator
 
     check_callbacks(callbacks)
     if run:
@@ -118,20 +117,35 @@ def resume(
     changes = {"epochs": epochs, "patience": patience}
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
     extends = any(value is not None for value in changes.values())
-    accelerator = make_accelerator(config, str(folder.path))
-    try:
-        return _fit(spec, config, folder, accelerator, callbacks, extends=extends)
-    finally:
-        release_accelerator(accelerator)
+    return _continue(spec, config, folder, callbacks, extends)
 
 
 def train_or_resume(config: Any, run: Path) -> None:
-    """Train in a folder, or continue what was interrupted there at any moment. A finished run is kept."""
-    if (run / "config.yaml").is_file():
-        resume(run)
-    else:
+    """Train in a folder, or continue what was interrupted there at any moment, on the device that `config`
+    names now. A finished run is kept.
+
+    Raises:
+        ValueError: the run was begun with other options.
+    """
+    folder = Run(run)
+    if not folder.config.is_file():
         shutil.rmtree(run, ignore_errors=True)  # it was interrupted before there was anything to resume
         train(config, run)
+        return
+    folder.recover()
+    spec = task_of_config(config)
+    here = options_here(folder, spec.inherit_config(config, ()), spec.name)
+    _continue(spec, replace(spec.read_config(folder), **here), folder, (), extends=False)
+
+
+def _continue(spec: TaskSpec, config: Any, run: Run, callbacks: Sequence[Callback], extends: bool) -> Path:
+    from atconv.engine.distributed import make_accelerator, release_accelerator
+
+    accelerator = make_accelerator(config, str(run.path))
+    try:
+        return _fit(spec, config, run, accelerator, callbacks, extends=extends)
+    finally:
+        release_accelerator(accelerator)
 
 
 def _discard(run: Run, before: Collection[str] | None, error: Exception) -> None:

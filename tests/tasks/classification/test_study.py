@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,14 +15,16 @@ import yaml
 from filelock import FileLock
 
 from atconv import load
-from atconv.engine.recipes import write_config
+from atconv.engine import distributed
+from atconv.engine.recipes import options_here, write_config
 from atconv.engine.run import Run
+from atconv.engine.trainer import Trainer
 from atconv.io import read_rows
 from atconv.tasks import train_or_resume, training
 from atconv.tasks.classification.study import Study, prepare_sweep, read_study, study
 from atconv.tasks.classification.study_report import read_results, report_study, summarize
 from atconv.tasks.common.sweep import Job
-from support.tiny import reset_accelerate
+from support.tiny import reset_accelerate, tiny_config
 from support.tiny_study import TWO, result, study_file, write_results
 
 
@@ -103,6 +106,32 @@ def test_an_interrupted_run_is_continued(tmp_path: Path) -> None:
     with mock.patch.object(training, "train", side_effect=AssertionError("trained again")):
         run_study(described, tmp_path)
     assert len(read_rows(tmp_path / "results.csv")) == 1
+
+
+def test_a_run_goes_on_where_it_is_asked_for_and_as_it_was_begun(tmp_path: Path) -> None:
+    config = replace(tiny_config(), epochs=2)
+    reset_accelerate()
+    with mock.patch.object(Trainer, "fit", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        train_or_resume(config, tmp_path / "run")
+    reset_accelerate()
+    make = distributed.make_accelerator
+    with mock.patch.object(distributed, "make_accelerator", side_effect=make) as made:
+        train_or_resume(replace(config, workers=1), tmp_path / "run")
+    assert [call.args[0].workers for call in made.call_args_list] == [1]
+    assert len(read_rows(tmp_path / "run" / "metrics.csv")) == 2
+    with pytest.raises(ValueError, match=r"run was begun with another recipe \(lr: .*\): name another"):
+        train_or_resume(replace(config, lr=2 * config.lr), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("asked", "kept"), [("find_lr", "lr"), ("auto_find_batch_size", "batch_size")])
+def test_what_a_search_found_is_no_other_recipe(tmp_path: Path, asked: str, kept: str) -> None:
+    config = tiny_config()
+    found = replace(config, **{kept: 2 * getattr(config, kept)})
+    run = Run.create(tmp_path / "run")
+    write_config(found, "classification", run)
+    assert options_here(run, replace(config, **{asked: True}), "classification")["device"] == "cpu"
+    with pytest.raises(ValueError, match=f"{kept}: "):
+        options_here(run, config, "classification")
 
 
 def test_a_run_that_was_killed_before_its_config_was_written_starts_again(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ Each run adds a row to results.csv. A run that has a row is not run again, an in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from torch import nn
 from atconv.data.formats import open_sources
 from atconv.engine.devices import available_precision, resolve_device
 from atconv.engine.reading import read_json, read_yaml
-from atconv.engine.recipes import read_config
+from atconv.engine.recipes import options_here
 from atconv.engine.run import Run
 from atconv.io import read_rows
 from atconv.models.attnet import VARIANTS
@@ -38,8 +38,6 @@ from atconv.tasks.classification.study_report import report_study
 from atconv.tasks.common.sweep import Job, Sweep, seed_by_seed
 
 __all__ = ["Study", "Variant", "prepare_sweep", "read_study", "study"]
-
-_WHERE = {"data_root", "device", "workers", "tracker"}  # say where a run is made, not what is made
 
 
 @dataclass(frozen=True)
@@ -236,13 +234,6 @@ def _check_runs(study: Study, runs: Path) -> None:
     """
     for job in study.jobs:
         run = Run(runs / job.folder)
-        if not run.config.is_file():
-            continue
-        before = asdict(read_config(run, ClassificationConfig, "classification"))
-        now = asdict(inherit_config(study.config(study.variants[job.variant], job.seed)))
-        changed = [name for name in now if name not in _WHERE and before[name] != now[name]]
-        if changed:
-            changes = ", ".join(f"{name}: {before[name]} → {now[name]}" for name in changed)
-            raise ValueError(
-                f"{run.path} was begun with another recipe ({changes}): name another folder with --out"
-            )
+        if run.config.is_file():
+            config = inherit_config(study.config(study.variants[job.variant], job.seed))
+            options_here(run, config, "classification")

@@ -93,7 +93,7 @@ class Sweep:
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         row = {self.column: job.variant, "seed": job.seed, **columns}
         row |= {"device": device, "precision": self.precision}
-        with FileLock(self.runs / "table.lock"):
+        with FileLock(self.table.with_suffix(".lock")):
             rows: list[dict[str, Any]] = [*read_rows(self.table), row]
             names = dict.fromkeys(name for each in rows for name in each)
             write_rows(self.table, [{name: each.get(name, "") for name in names} for each in rows])

@@ -27,7 +27,7 @@ from atconv.engine.tables import Table
 from atconv.tasks.generation.features import FeatureModel, RunFeatures
 from atconv.tasks.generation.samples import ImageSet, SampleSet, batches
 
-__all__ = ["GenerationMetrics", "Memorization", "compare", "memorization"]
+__all__ = ["GenerationMetrics", "Memorization", "compare", "memorization", "noise_images"]
 
 _KID_SUBSET = 1000
 _KID_SUBSETS = 100
@@ -152,7 +152,7 @@ def compare(
     features, logits = extract(samples, model, batch_size, "features of samples")
     seconds = time.perf_counter() - started
     real_features, _ = extract(real, model, batch_size, "features of real images")
-    noise = SampleSet(_noise(min(count, _NOISE_IMAGES), samples.images.shape[1:]))
+    noise = SampleSet(noise_images(min(count, _NOISE_IMAGES), samples.images.shape[1:]))
     noise_features, noise_logits = extract(noise, model, batch_size, "features of noise")
     some_real = real_features[:: -(-real_count // _NOISE_REAL)]
     noise_shares = prc_features_to_metric(noise_features, some_real, verbose=False, save_cpu_ram=True)
@@ -195,8 +195,8 @@ def compare(
     )
 
 
-def _noise(count: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """What a generator that learned nothing makes: normal noise, clipped to the range of images."""
+def noise_images(count: int, shape: Sequence[int]) -> NDArray[np.uint8]:
+    """What a generator that learned nothing makes: normal noise, clipped to the range of images. N H W C."""
     normal = np.random.default_rng(0).standard_normal((count, *shape))
     return ((normal.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
 
