@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from studies.mixers.matching import match_dims
 from studies.mixers.plots import _spread_out, compare_variants, plot_inhibition
 from studies.mixers.recipes import try_recipes
 from studies.mixers.routing import top1_with_other_kernels
-from studies.mixers.study import inhibition_of, make_sweep, read_set
+from studies.mixers.study import inhibition_of, make_sweep, read_set, report
 from support.tiny import reset_accelerate, tiny_config
 from support.tiny_study import TWO, result, study_file, write_results
 
@@ -93,6 +95,18 @@ def test_the_committed_studies_match_parameters_and_heads(name: str, expected: l
         assert [h for h in heads if h] in ([], expected), variant.name
         shifts = [m.shift for m in matched.build(variant).modules() if hasattr(m, "shift")]
         assert variant.token_mixer != "window_attention" or any(shifts)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cued_garments", "natural", "natural_alone"])
+def test_the_committed_tables_are_those_of_the_rows(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    for table in ("results.csv", "timing.csv"):
+        if (STUDIES / name / table).is_file():
+            shutil.copy(STUDIES / name / table, folder)
+    report(Namespace(data=name, out=tmp_path, device=torch.device("cpu"), workers=None))
+    assert (folder / "results.md").read_text() == (STUDIES / name / "results.md").read_text()
+    assert (folder / "results.png").stat().st_size > 10_000
 
 
 def test_rows_have_the_inhibition_after_the_last_epoch(tmp_path: Path) -> None:
