@@ -157,7 +157,7 @@ def plot_distances(rows: Sequence[dict[str, str]], names: Sequence[str], path: P
         axis.scatter(statistics.mean(distances), place, marker="|", s=300, color=color)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set_xlim(left=0)
+    axis.set_xlim(0, 1.05 * max(float(row["frechet_distance"]) for row in rows))
     axis.set_xlabel("Fréchet distance in the classifier's features (bar: mean of the seeds)")
     axis.grid(alpha=0.3, axis="x")
     save(figure, path)
