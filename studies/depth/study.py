@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
@@ -30,7 +29,7 @@ from atconv.tasks.generation.config import GenerationConfig
 from atconv.tasks.generation.data import SplitImages
 from atconv.tasks.generation.evaluation import Comparison, EvaluationConfig
 from atconv.tasks.generation.metrics import noise_images
-from atconv.tasks.generation.samples import SampleSet, random_subset
+from atconv.tasks.generation.samples import SampleSet, batches, random_subset
 from studies import harness
 from studies.generation.report import COLORS
 from studies.generation.setup import SAMPLES, read_recipe
@@ -133,7 +132,7 @@ def scale(args: Namespace) -> None:
     train = SplitImages(splits["train"], shape[0], shape[2])
     chosen = random_subset(train, SAMPLES, seed=0)
     images = {
-        "training images": np.stack([chosen[i] for i in range(SAMPLES)]),
+        "training images": next(batches(chosen, SAMPLES)),
         "noise": noise_images(SAMPLES, shape),
     }
     rows = []

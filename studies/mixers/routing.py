@@ -32,28 +32,27 @@ def top1_with_other_kernels(run: Path, device: str = "cpu") -> dict[str, float]:
     layers = [_Kernels(generator) for generator in generators]
     predictor.evaluate(split="test")
     kept = [torch.cat(layer.made) for layer in layers]
-    images = len(kept[0])
-    order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
-    top1 = {}
-    for name in ("top1_averaged_kernels", "top1_another_images_kernels"):
-        for layer, own in zip(layers, kept, strict=True):
-            averages = own.double().mean(0, keepdim=True).to(own).expand_as(own)
-            layer.give(averages if name == "top1_averaged_kernels" else own[order])
-        top1[name] = float(predictor.evaluate(split="test").top1)
-    return top1
+    order = torch.randperm(len(kept[0]), generator=torch.Generator().manual_seed(0))
+
+    def top1_with(others: list[Tensor]) -> float:
+        for layer, kernels in zip(layers, others, strict=True):
+            layer.given = kernels
+        return float(predictor.evaluate(split="test").top1)
+
+    return {
+        "top1_averaged_kernels": top1_with([own.double().mean(0).to(own).expand_as(own) for own in kept]),
+        "top1_another_images_kernels": top1_with([own[order] for own in kept]),
+    }
 
 
 class _Kernels:
-    """What a layer made for each image, in their order; or what it is to give instead."""
+    """The kernels that a layer makes for each image, in their order; or those that it is `given` for all of
+    them, to use in a pass instead of its own."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.made: list[Tensor] = []
         self.given: Tensor | None = None
         layer.register_forward_hook(self._exchange)
-
-    def give(self, kernels: Tensor) -> None:
-        """Let the layer give these, one for each image of the next pass over all of them."""
-        self.given = kernels
 
     def _exchange(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if self.given is None:

@@ -132,7 +132,7 @@ def test_only_variants_with_inhibition_have_it_in_their_rows(tmp_path: Path) -> 
     assert pooling["top1_averaged_kernels"] == pooling["top1_another_images_kernels"] == ""
 
 
-def test_averaged_kernels_are_those_of_all_test_images(tmp_path: Path) -> None:
+def test_other_kernels_are_averages_over_all_test_images_or_another_images(tmp_path: Path) -> None:
     reset_accelerate()
     trained = tmp_path / "run"
     train_or_resume(tiny_config(), trained)
@@ -147,6 +147,7 @@ def test_averaged_kernels_are_those_of_all_test_images(tmp_path: Path) -> None:
     _, split = open_split(predictor.run, predictor.config, predictor.classes, None, "test", None)
     images = torch.stack([predictor.transform(split.read(i, "L")) for i in range(len(split))])
     layers = [each for each in predictor.model.modules() if isinstance(each, ATConv2d)]
+    swapped = top1_with_swapped_kernels(predictor.model, layers, images, torch.as_tensor(split.labels))
     kernels: dict[nn.Module, torch.Tensor] = {}
 
     def keep(layer: Any, inputs: Any, output: torch.Tensor) -> None:
@@ -163,6 +164,27 @@ def test_averaged_kernels_are_those_of_all_test_images(tmp_path: Path) -> None:
     averaged = other["top1_averaged_kernels"]
     assert averaged == pytest.approx(100 * right.double().mean().item(), abs=0.4)  # an image of 269
     assert abs(averaged - routed) > 1
+    assert other["top1_another_images_kernels"] == pytest.approx(swapped, abs=0.4)
+    assert abs(swapped - routed) > 1
+
+
+def top1_with_swapped_kernels(
+    model: nn.Module, layers: Sequence[ATConv2d], images: torch.Tensor, labels: torch.Tensor
+) -> float:
+    """All images in one batch, which makes kernels first, and then uses them in the order of the study."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    made: dict[nn.Module, torch.Tensor] = {}
+
+    def keep_or_swap(generator: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return made[generator][order] if generator in made else made.setdefault(generator, output)
+
+    handles = [layer.kernel_gen.register_forward_hook(keep_or_swap) for layer in layers]
+    with torch.inference_mode():
+        model(images)
+        right = model(images).argmax(1) == labels
+    for handle in handles:
+        handle.remove()
+    return 100 * right.double().mean().item()
 
 
 def test_recipes_are_tried_with_a_static_kernel_on_held_out_images(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import yaml
 
@@ -13,7 +13,14 @@ from atconv.engine.reading import read_yaml
 from atconv.engine.run import Run
 from atconv.io import write_atomically
 
-__all__ = ["options_here", "read_config", "read_extended_at", "read_options", "read_recipe", "write_config"]
+__all__ = [
+    "continued_config",
+    "read_config",
+    "read_extended_at",
+    "read_options",
+    "read_recipe",
+    "write_config",
+]
 
 T = TypeVar("T")
 _EXTENDED = "extended_at"  # in config.yaml, besides the options
@@ -83,13 +90,14 @@ def read_config(run: Run, kind: type[T], task: str) -> T:
         raise ValueError(f"{run.config} is damaged: {error}") from error
 
 
-def options_here(run: Run, config: T, task: str) -> dict[str, Any]:
-    """The options of a configuration that say where a run is made, to continue one that was begun elsewhere.
+def continued_config(run: Run, config: T, task: str) -> T:
+    """The configuration that a run was begun with, to continue it where `config` says: on its device, say.
 
     Raises:
-        ValueError: the run was begun with other options, besides those.
+        ValueError: the run was begun with another recipe; its config.yaml is damaged.
     """
-    before, now = (asdict(each) for each in (read_config(run, type(config), task), config))  # type: ignore[call-overload]
+    begun: Any = read_config(run, type(config), task)
+    before, now = asdict(begun), asdict(config)  # type: ignore[call-overload]
     found = {"lr": now["find_lr"], "batch_size": now["auto_find_batch_size"]}  # by a search, which is over
     searched = {"find_lr", "auto_find_batch_size", *(name for name, asked in found.items() if asked)}
     changed = [name for name in now if name not in (*_WHERE, *searched) and before[name] != now[name]]
@@ -98,7 +106,7 @@ def options_here(run: Run, config: T, task: str) -> dict[str, Any]:
         raise ValueError(
             f"{run.path} was begun with another recipe ({changes}): name another folder with --out"
         )
-    return {name: now[name] for name in _WHERE if name in now}
+    return cast(T, replace(begun, **{name: now[name] for name in _WHERE if name in now}))
 
 
 def read_extended_at(run: Run) -> int:

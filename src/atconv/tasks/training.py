@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atconv.engine.checkpoint import latest_checkpoint, load_checkpoint
-from atconv.engine.recipes import options_here, read_extended_at, write_config
+from atconv.engine.recipes import continued_config, read_extended_at, write_config
 from atconv.engine.run import Run, next_run_dir, run_lock, run_log
 from atconv.tasks.registry import open_run, task_of, task_of_config
 from atconv.tasks.spec import TaskSpec
@@ -134,8 +134,8 @@ def train_or_resume(config: Any, run: Path) -> None:
         return
     folder.recover()
     spec = task_of_config(config)
-    here = options_here(folder, spec.inherit_config(config, ()), spec.name)
-    _continue(spec, replace(spec.read_config(folder), **here), folder, (), extends=False)
+    config = continued_config(folder, spec.inherit_config(config, ()), spec.name)
+    _continue(spec, config, folder, (), extends=False)
 
 
 def _continue(spec: TaskSpec, config: Any, run: Run, callbacks: Sequence[Callback], extends: bool) -> Path:

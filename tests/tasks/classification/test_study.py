@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,11 +16,11 @@ from filelock import FileLock
 
 from atconv import load
 from atconv.engine import distributed
-from atconv.engine.recipes import options_here, write_config
+from atconv.engine.recipes import continued_config, write_config
 from atconv.engine.run import Run
 from atconv.engine.trainer import Trainer
 from atconv.io import read_rows
-from atconv.tasks import train_or_resume, training
+from atconv.tasks import get_task, train_or_resume, training
 from atconv.tasks.classification.study import Study, prepare_sweep, read_study, study
 from atconv.tasks.classification.study_report import read_results, report_study, summarize
 from atconv.tasks.common.sweep import Job
@@ -123,15 +123,26 @@ def test_a_run_goes_on_where_it_is_asked_for_and_as_it_was_begun(tmp_path: Path)
         train_or_resume(replace(config, lr=2 * config.lr), tmp_path / "run")
 
 
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation", "generation"])
+def test_a_run_of_every_task_is_of_the_recipe_it_was_begun_with(task: str, tmp_path: Path) -> None:
+    config = get_task(task).make_config("small", data="images", betas=(0.8, 0.9), workers=2)
+    run = Run.create(tmp_path / "run")
+    write_config(config, task, run)
+    elsewhere = replace(config, workers=0, device="cuda")
+    continued = continued_config(run, elsewhere, task)
+    assert (continued.workers, continued.device) == (0, "cuda")
+    assert asdict(continued) == asdict(elsewhere)
+
+
 @pytest.mark.parametrize(("asked", "kept"), [("find_lr", "lr"), ("auto_find_batch_size", "batch_size")])
 def test_what_a_search_found_is_no_other_recipe(tmp_path: Path, asked: str, kept: str) -> None:
     config = tiny_config()
     found = replace(config, **{kept: 2 * getattr(config, kept)})
     run = Run.create(tmp_path / "run")
     write_config(found, "classification", run)
-    assert options_here(run, replace(config, **{asked: True}), "classification")["device"] == "cpu"
+    assert continued_config(run, replace(config, **{asked: True}), "classification") == found
     with pytest.raises(ValueError, match=f"{kept}: "):
-        options_here(run, config, "classification")
+        continued_config(run, config, "classification")
 
 
 def test_a_run_that_was_killed_before_its_config_was_written_starts_again(tmp_path: Path) -> None:

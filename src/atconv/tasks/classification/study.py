@@ -29,7 +29,7 @@ from torch import nn
 from atconv.data.formats import open_sources
 from atconv.engine.devices import available_precision, resolve_device
 from atconv.engine.reading import read_json, read_yaml
-from atconv.engine.recipes import options_here
+from atconv.engine.recipes import continued_config
 from atconv.engine.run import Run
 from atconv.io import read_rows
 from atconv.models.attnet import VARIANTS
@@ -236,4 +236,4 @@ def _check_runs(study: Study, runs: Path) -> None:
         run = Run(runs / job.folder)
         if run.config.is_file():
             config = inherit_config(study.config(study.variants[job.variant], job.seed))
-            options_here(run, config, "classification")
+            continued_config(run, config, "classification")
