@@ -5,8 +5,9 @@
     python benchmarks/gpu.py --trial           # every line, tiny, on any machine: no numbers
 
 A part writes PART.json into benchmarks/results/GPU/ after each row, ends when its time is up, and measures
-only what the code as it is has not measured yet: start it again for the rest. Rows that failed say why, and
-are tried again. A table of all is printed last and written as table.md; it marks rows of other code.
+only what this code on this machine has not measured yet: start it again for the rest. Rows that failed say
+why, and are tried again once all others were tried. A table of all is printed last and written as table.md;
+it marks rows of other code and machines.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -49,13 +52,26 @@ COMPILED = {
 }
 """what is compiled side by side, by part and the beginnings of rows"""
 GRACE = 30  # for what a part has begun when its time is up
+GRID = "tests/ops/test_triton_grid.py"
 TESTS = (
     "tests/ops/test_triton_conv.py",
     "tests/ops/test_triton_modules.py",
     "tests/ops/test_triton_channels.py",
     "tests/ops/test_gated_unit.py",
     "tests/engine/test_trainer_on_devices.py",
-    "tests/ops/test_triton_grid.py",
+    f"{GRID} -k bfloat16-K3",
+    f"{GRID} -k float32-K3",
+    f"{GRID} -k pooling",
+    f"{GRID} -k 'float16-K3 and not bfloat16'",
+    f"{GRID} -k K5",
+    f"{GRID} -k K7",
+    f"{GRID} -k 'not every_map'",
+)
+"""arguments of pytest; what the grid tests is compiled a thousand times, so each row is a part of it"""
+# Whose rows a change makes old: what is measured, and how.
+CODE = (
+    *("src/atconv/" + name for name in ("ops", "mixers", "models", "deploy", "diffusion", "engine", "data")),
+    *("src/atconv/functional.py", "src/atconv/modules.py", "benchmarks"),
 )
 
 
@@ -75,7 +91,7 @@ def main() -> None:
     if arguments.in_process:
         (part,) = arguments.parts
         if arguments.compile_only:
-            _compile(part, arguments.compile_only)
+            _compile(part, arguments.compile_only, folder)
         else:
             _measure(part, folder, arguments.seconds, arguments.trial)
         return
@@ -85,8 +101,11 @@ def main() -> None:
         if seconds > 5:
             # Tests are not timed: compilers work meanwhile, so that measuring finds their results.
             ahead = _compile_ahead(folder) if part == "tests" and not arguments.trial else []
+            ends = time.monotonic() + seconds
             _run(part, folder, seconds, arguments.trial)
             for process in ahead:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, ends - time.monotonic()))
                 process.kill()
     table = "\n".join(_table(folder))
     (folder / "table.md").write_text(table + "\n")
@@ -130,38 +149,51 @@ def _measure(part: str, folder: Path, seconds: float, trial: bool) -> None:
     """Measure what a part lacks, until its time is up."""
     until = time.monotonic() + seconds
     setup = Setup(torch.device("cuda" if torch.cuda.is_available() and not trial else "cpu"), trial)
-    path = folder / f"{part}.json"
-    rows: dict[str, Row] = json.loads(path.read_text())["rows"] if path.exists() else {}
-    left, code = 0, _code()
-    for name, measure in _cases(part, setup, until):
-        row = rows.get(name, {})
-        if "error" not in row and row.get("code") == code:
-            continue
+    rows = _rows(folder, part)
+    missing = [case for case in _cases(part, setup, until) if not _is_done(rows.get(case[0], {}))]
+    left = 0
+    for name, measure in sorted(missing, key=lambda case: "error" in rows.get(case[0], {})):
         if time.monotonic() > until:
             left += 1
             continue
-        rows[name] = _attempt(measure) | {"code": code}
+        # A row that outlasts its part, or takes it down, is not begun first the next time.
+        for row in (lambda: {"error": "it did not end"}, measure):
+            rows[name] = _attempt(row) | {"code": _code(), "machine": _machine()}
+            _write(folder, part, rows)
         print(f"  {name}: {measured(rows[name])}", flush=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"machine": _machine(), "rows": rows}, indent=1) + "\n")
-        unfinished.replace(path)
     if left:
         print(f"  {left} rows left for another time")
 
 
-def _compile(part: str, pattern: str) -> None:
-    """Call the compiled models whose rows match."""
-    setup = Setup(torch.device("cuda"), trial=False)
+def _rows(folder: Path, part: str) -> dict[str, Row]:
+    path = folder / f"{part}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _write(folder: Path, part: str, rows: dict[str, Row]) -> None:
+    path = folder / f"{part}.json"
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(rows, indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def _is_done(row: Row) -> bool:
+    return "error" not in row and (row.get("code"), row.get("machine")) == (_code(), _machine())
+
+
+def _compile(part: str, pattern: str, folder: Path) -> None:
+    """Call the compiled models whose rows match and are missing."""
+    setup, rows = Setup(torch.device("cuda"), trial=False), _rows(folder, part)
     for name, measure in _cases(part, setup, until=0.0):
-        if "compiled" in name and re.match(pattern, name):
+        if "compiled" in name and re.match(pattern, name) and not _is_done(rows.get(name, {})):
             _attempt(measure)
 
 
 def _cases(part: str, setup: Setup, until: float) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Names and measurements of a part. Imported late: one that cannot be imported stops no other."""
     if part == "tests":
-        for path in TESTS[1:2] if setup.trial else TESTS:
-            yield path, lambda path=path: _run_tests(path, until)
+        for selected in TESTS[1:2] if setup.trial else TESTS:
+            yield selected, lambda selected=selected: _run_tests(shlex.split(selected), until)
     elif part in ("kernels", "tiles"):
         import gpu_kernels
 
@@ -183,9 +215,9 @@ def _attempt(measure: Callable[[], Row]) -> Row:
         return {"error": f"{type(error).__name__}: {error}"[:500]}
 
 
-def _run_tests(path: str, until: float) -> Row:
+def _run_tests(selected: list[str], until: float) -> Row:
     """How many tests passed, and those that failed; where time is up, of those that ran."""
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--no-header", path]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--no-header", *selected]
     if importlib.util.find_spec("xdist") and torch.cuda.is_available():  # compiling takes one core each
         command += ["-n", str(min(8, os.cpu_count() or 1))]
     limit = max(10.0, until - time.monotonic())
@@ -208,30 +240,33 @@ def _run_tests(path: str, until: float) -> Row:
 
 def _table(folder: Path) -> Iterator[str]:
     for part in SECONDS:
-        path = folder / f"{part}.json"
-        if not path.exists():
+        rows = _rows(folder, part)
+        if not rows:
             continue
-        result: dict[str, Any] = json.loads(path.read_text())
-        yield f"## {part}\n\n{result['machine']}\n"
+        machine = Counter(row["machine"] for row in rows.values()).most_common(1)[0][0]
+        yield f"## {part}\n\n{machine}.\n"
         yield "| | |\n| --- | --- |"
-        for name, row in result["rows"].items():
-            older = "" if row.get("code") == _code() else " (of other code)"
-            yield f"| {name}{older} | {measured(row)} |"
+        for name, row in rows.items():
+            other = ["" if row.get("code") == _code() else "other code"]
+            other.append("" if row["machine"] == machine else row["machine"])
+            mark = ", ".join(filter(None, other))
+            yield f"| {name}{mark and f' (of {mark})'} | {measured(row)} |"
         yield ""
 
 
 @cache
 def _code() -> str:
-    """What the package's files are, in a few letters."""
+    """What the files of `CODE` are, in a few letters."""
     content = hashlib.sha256()
-    for path in sorted((ROOT / "src").rglob("*.py")):
-        content.update(path.read_bytes())
+    for path in sorted(file for each in CODE for file in [ROOT / each, *(ROOT / each).rglob("*.py")]):
+        if path.is_file():
+            content.update(path.read_bytes())
     return content.hexdigest()[:12]
 
 
 def _machine() -> str:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: a trial, not measured"
-    return f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}."
+    return f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}"
 
 
 def _gpu_name() -> str:

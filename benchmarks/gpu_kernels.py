@@ -111,7 +111,9 @@ def _compare(setup: Setup, shape: tuple[int, ...], dtype: torch.dtype, last: boo
         )
     inputs = x.requires_grad_(), k.requires_grad_()
     for name, function in others.items():
-        row[f"{name} both µs"] = 1e6 * setup.seconds(partial(_both, function, inputs, g), cold=True)
+        both = partial(_both, function, inputs, g)
+        row[f"{name} both µs"] = 1e6 * setup.seconds(both, cold=True)
+        row[f"{name} both, with its launches, µs"] = 1e6 * setup.seconds(both)
     return row
 
 
@@ -177,8 +179,11 @@ def tiles(setup: Setup) -> Iterator[Case]:
     """Microseconds by division of a map, to choose `triton_rows.STRIPS` and `triton_conv.TUNING` from."""
     shapes = ((1, 3, 4, 5),) if setup.trial else COMPILED
     for program, shape in itertools.product(("convolve", "correlate"), shapes):
-        for columns, channels, stages in itertools.product((4, 8), (64, 128), (2, 3, 4)):
-            warps = 1 if program == "correlate" else columns * channels // 128
+        for columns, channels, choice in itertools.product((4, 8), (64, 128), range(3)):
+            if program == "convolve":
+                warps, stages = columns * channels // 128, 2 + choice
+            else:  # what it carries from row to row leaves no room for rows on their way
+                warps, stages = 2**choice, 1
             division = f"{columns} columns, {channels} channels, {warps} warps, {stages} stages"
             name = f"{program} {'×'.join(map(str, shape))}, {division}"
             yield name, partial(_strip, setup, program, shape, (columns, channels, warps, 1024, stages))

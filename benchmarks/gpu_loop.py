@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from gpu_models import make_backbone, training_step
 from gpu_timing import Row, Setup
-from loading import ways_to_load, write_images
 
 __all__ = ["loop"]
 
@@ -91,6 +90,8 @@ def _trainer(setup: Setup) -> Row:
 
 def _loader(setup: Setup, size: tuple[int, int], way: str) -> Row:
     """Images a second that one process reads and augments: JPEGs to crops of 224²."""
+    from loading import ways_to_load, write_images  # needs lmdb, which is not everywhere
+
     count = 4 if setup.trial else 24
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), count, size)

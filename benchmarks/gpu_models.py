@@ -75,6 +75,8 @@ def backbones(setup: Setup) -> Iterator[Case]:
         yield f"{name}, one image, CUDA graph", partial(run, name, batch=1, graph=True)
     for name, train in itertools.product(list(OTHERS)[1:], (False, True)):
         yield f"{name}, {'training' if train else 'inference'}, eager", partial(run, name, train=train)
+    mode = "max-autotune-no-cudagraphs"
+    yield f"AttNet-T2, inference, {mode}", partial(run, "AttNet-T2", compiled=True, mode=mode)
 
 
 def _backbone(
@@ -84,32 +86,33 @@ def _backbone(
     train: bool = False,
     backend: Backend = "auto",
     compiled: bool = False,
+    mode: str | None = None,
     graph: bool = False,
     whole: int = gated_unit.WHOLE,
 ) -> Row:
     """`auto` takes the kernels that have run on a GPU before, for inference; `triton` takes all of them."""
     torch.compiler.reset()
+    setup.free_memory()
     batch = min(batch, 2) if setup.trial else batch
     torch.manual_seed(0)
     model = make_backbone(setup, name).to(setup.device, memory_format=torch.channels_last)
     size = 32 if setup.trial else 224
     x = torch.randn(batch, 3, size, size, device=setup.device).contiguous(memory_format=torch.channels_last)
     if compiled:
-        compile_blocks(setup, model)
+        compile_blocks(setup, model, mode)
     with use_backend(backend), mock.patch.object(gated_unit, "WHOLE", whole):
         step = training_step(setup, model, x) if train else _inference(model, x)
-        if graph and setup.device.type == "cuda":
-            step = _captured(step)
-        seconds = setup.seconds(step)
-        return {"images/s": batch / seconds, "ms": 1000 * seconds, "peak MiB": setup.peak_mib(step)}
+        seconds = setup.seconds(setup.captured(step) if graph else step)
+        row = {"images/s": batch / seconds, "ms": 1000 * seconds}
+        return row if graph else row | {"peak MiB": setup.peak_mib(step)}  # a graph keeps its memory
 
 
-def compile_blocks(setup: Setup, model: Any) -> None:
+def compile_blocks(setup: Setup, model: Any, mode: str | None = None) -> None:
     """Each block by itself: alike blocks share their code, and compiling takes seconds."""
     torch._dynamo.config.recompile_limit = 64
     blocks = model.blocks if hasattr(model, "blocks") else [b for s in model.stages for b in s.blocks]
     for block in blocks:
-        block.compile(backend=setup.compiler, dynamic=False)
+        block.compile(backend=setup.compiler, dynamic=False, mode=None if setup.trial else mode)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -141,34 +144,20 @@ def _inference(model: nn.Module, x: Tensor) -> Callable[[], object]:
     return step
 
 
-def _captured(step: Callable[[], object]) -> Callable[[], object]:
-    """The same as a CUDA graph: one launch for all kernels."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
 # Latents of 32², 64² and 128²: 256, 1,024 and 4,096 tokens.
 LATENTS = {32: 32, 64: 16, 128: 4}
 
 
 def generators(setup: Setup) -> Iterator[Case]:
-    """Seconds of a velocity evaluation, bfloat16, and of sampling an image."""
-    sizes = (8,) if setup.trial else tuple(LATENTS)
-    for variant, compiled in (("xl_2", False), ("xl_2", True), ("b_2", False)):
-        for size, family in itertools.product(sizes, ("sit", "sit_atconv")):
+    """Seconds of a velocity, bfloat16, and of sampling an image; last what compiles whole models."""
+    sizes, families = (8,) if setup.trial else tuple(LATENTS), ("sit", "sit_atconv")
+    for variant, compiled in itertools.product(("xl_2", "b_2"), (False, True)):
+        for size, family in itertools.product(sizes, families):
             label = f"{family}_{variant}, latent {size}²{', compiled' if compiled else ''}"
             yield label, partial(_velocity, setup, f"{family}_{variant}", size, compiled)
-        if variant == "xl_2" and not compiled:
-            for graphs, family in itertools.product((False, True), ("sit", "sit_atconv")):
-                label = f"{family}_xl_2, one image in 50 steps{', CUDA graphs' if graphs else ''}"
-                yield label, partial(_sampling, setup, f"{family}_xl_2", graphs)
+    for graphs, family in itertools.product((False, True), families):
+        label = f"{family}_xl_2, one image in 50 steps{', CUDA graphs' if graphs else ''}"
+        yield label, partial(_sampling, setup, f"{family}_xl_2", graphs)
 
 
 @lru_cache(2)

@@ -14,12 +14,15 @@ import argparse
 import logging
 import multiprocessing
 import os
+import signal
 import statistics
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from scipy import optimize, stats
 
 from atconv import tune_allocator
@@ -28,15 +31,27 @@ from atconv.tasks.common.sweep import Job, Sweep, confidence_half_width, paired_
 from atconv.terminal import fail
 
 __all__ = [
+    "TITLES",
     "machine_options",
     "main",
     "mean_and_deviation",
     "paired_difference",
     "pairs_by_seed",
     "run_side_by_side",
+    "select_jobs",
     "smallest_difference",
     "synchronize",
 ]
+
+logger = logging.getLogger(__name__)
+
+TITLES = {
+    "fashion_mnist": "Fashion-MNIST",
+    "cued_garments": "Cued garments",
+    "natural": "CIFAR-10",
+    "natural_alone": "CIFAR-10, channel mixers without convolution",
+}
+"""what plots call the sets"""
 
 Stage = Callable[[argparse.Namespace], object]
 
@@ -62,7 +77,7 @@ def main(
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("stage", choices=("run", "report", *(stages or {})))
-    parser.add_argument("data", nargs="?", help="data of the study, see above")
+    parser.add_argument("data", nargs="?", help="data of the study or name of a set, see above")
     parser.add_argument("--seeds", type=int, nargs="+", help="make only the rows of these seeds")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="make only the rows of these variants")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
@@ -74,19 +89,35 @@ def main(
     args = parser.parse_args()
     if args.stage in data_stages and args.data is None:
         parser.error(f"{args.stage} takes data: see --help")
+    if args.jobs < 1:
+        parser.error(f"--jobs is 1 or more, got {args.jobs}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.runs = args.out / "runs" if args.out else folder.parents[1] / "runs" / f"study-{folder.name}"
     args.out = args.out or folder
     tune_allocator()
-    try:
+    with _failing_in_one_line():
         args.device = resolve_device(args.device)
         args.out.mkdir(parents=True, exist_ok=True)
         if args.stage == "run":
             sweep, jobs = plan(args)
             run_side_by_side(sweep, select_jobs(jobs, args.seeds, args.only), args.jobs)
-        (stages or {}).get(args.stage, report)(args)
-    except (FileNotFoundError, FloatingPointError, ValueError) as error:
+            if not sweep.table.exists():
+                return  # other processes make the first rows
+        if stages and args.stage in stages:
+            stages[args.stage](args)
+            return
+        with FileLock(args.out / "report.lock"):  # which write the same files when they have ended
+            report(args)
+
+
+@contextmanager
+def _failing_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (FloatingPointError, OSError, ValueError) as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted: the same command continues", 130)
 
 
 def machine_options(args: argparse.Namespace) -> dict[str, object]:
@@ -120,27 +151,35 @@ def run_side_by_side(sweep: Sweep, jobs: Sequence[Job], processes: int) -> None:
     Raises:
         SystemExit: a process failed; the rows that it did not make are still missing.
     """
-    processes = min(processes, sum(not sweep.has_row(job) for job in jobs))
+    missing = sum(not sweep.has_row(job) for job in jobs)
+    logger.info("%d of %d rows are missing in %s", missing, len(jobs), sweep.table)
+    processes = min(processes, missing)
     if processes <= 1:
         sweep.run(jobs)
         return
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    threads = str(max(1, torch.get_num_threads() // processes))
     os.environ.setdefault("OMP_NUM_THREADS", threads)  # read by each process when it starts
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(sweep, jobs)) for _ in range(processes)]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    finally:
+        for worker in workers:  # where this process is interrupted
+            worker.terminate()
     if any(worker.exitcode for worker in workers):
-        raise SystemExit("a process failed: its rows are missing, start again to make them")
+        raise SystemExit("a process failed, as said above: its rows are missing")
 
 
 def _work(sweep: Sweep, jobs: Sequence[Job]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     tune_allocator()
-    sweep.run(jobs)
+    with _failing_in_one_line():
+        sweep.run(jobs)
 
 
 def _end_with_parent() -> None:

@@ -3,6 +3,7 @@
     python -m studies.depth.study run SET        # every row that is missing, in any number of steps
     python -m studies.depth.study report SET     # table and plot of the rows that are there
     python -m studies.depth.study scale SET      # distances of training images and of noise, to scale.csv
+    python -m studies.depth.study samples SET    # images of the runs of seed 0 that are there, to samples.png
 
 SET is fashion_mnist or natural: sets.yaml says where the data lies, what differs from the recipe of the
 generation study, and in whose features distances are measured. variants.yaml says what is compared.
@@ -31,7 +32,7 @@ from atconv.tasks.generation.evaluation import Comparison, EvaluationConfig
 from atconv.tasks.generation.metrics import noise_images
 from atconv.tasks.generation.samples import SampleSet, batches, random_subset
 from studies import harness
-from studies.generation.report import COLORS
+from studies.generation.report import COLORS, plot_grids
 from studies.generation.setup import SAMPLES, read_recipe
 from studies.generation.study import train_and_evaluate
 
@@ -97,7 +98,7 @@ def report(args: Namespace) -> None:
     rows = read_rows(out / "results.csv")
     if not rows:
         raise ValueError(f"{args.data} has no rows yet: start with the stage run")
-    if families is not None and args.out == HERE:  # rows of your own compare with your own alone
+    if families is not None and args.out.resolve() == HERE:  # rows of your own compare with your own alone
         rows = with_families(rows, families)
     names = [name for name in read_variants()[0] if any(row["variant"] == name for row in rows)]
     compared = [(metric, other) for metric in ("frechet_distance", "val_loss") for other in REFERENCES]
@@ -118,7 +119,18 @@ def report(args: Namespace) -> None:
             *(difference or "" for difference in differences),
         ]
         print(f"| {name} | " + " | ".join(cells) + " |")
-    plot_distances(rows, names, out / "results.png")
+    title = f"{harness.TITLES[args.data]}: distance of samples to the test images"
+    plot_distances(rows, names, title, out / "results.png")
+
+
+def samples(args: Namespace) -> None:
+    """The same noise and labels through the runs of seed 0, side by side."""
+    names = args.only or read_variants()[0]
+    runs = {name: args.runs / args.data / Job(name, 0).folder for name in names}
+    runs = {name: run for name, run in runs.items() if (run / "metrics.json").is_file()}
+    if not runs:
+        raise ValueError(f"no run of seed 0 has ended in {args.runs / args.data}: start with the stage run")
+    plot_grids(runs, args.out / args.data / "samples.png")
 
 
 def scale(args: Namespace) -> None:
@@ -146,21 +158,22 @@ def scale(args: Namespace) -> None:
     print(path.read_text())
 
 
-def plot_distances(rows: Sequence[dict[str, str]], names: Sequence[str], path: Path) -> None:
+def plot_distances(rows: Sequence[dict[str, str]], names: Sequence[str], title: str, path: Path) -> None:
     """Fréchet distance of each variant: a point for each run, a bar at the mean."""
     figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.35 * len(names)), layout="constrained")
     for place, name in enumerate(names):
         distances = [float(row["frechet_distance"]) for row in rows if row["variant"] == name]
-        color = COLORS.get(name.split(",")[0], COLORS["ATConv"])
+        color = COLORS[name.split(",")[0]]
         axis.scatter(distances, [place] * len(distances), color=color, alpha=0.5, s=24)
         axis.scatter(statistics.mean(distances), place, marker="|", s=300, color=color)
     axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlim(0, 1.05 * max(float(row["frechet_distance"]) for row in rows))
-    axis.set_xlabel("Fréchet distance in the classifier's features (bar: mean of the seeds)")
+    axis.set(xlabel="Fréchet distance in the classifier's features (bar: mean of the seeds)", title=title)
     axis.grid(alpha=0.3, axis="x")
     save(figure, path)
 
 
 if __name__ == "__main__":
-    harness.main(__doc__, HERE, plan, report, {"scale": scale}, ("run", "report", "scale"))
+    stages = {"scale": scale, "samples": samples}
+    harness.main(__doc__, HERE, plan, report, stages, ("run", "report", *stages))

@@ -111,18 +111,19 @@ def plot_results(rows: list[dict[str, str]], costs: dict[str, tuple[float, float
 
 
 def plot_grids(runs: dict[str, Path], path: Path, columns: int = 6) -> None:
-    """The same noise and labels through each family, side by side."""
-    figure, axes = plt.subplots(1, len(runs), figsize=(4 * len(runs), 6.6), layout="constrained")
+    """The same noise and labels through runs, by the name that is written above each. A row is a class."""
+    shape = (4 * len(runs), 6.6)
+    figure, axes = plt.subplots(1, len(runs), figsize=shape, squeeze=False, layout="constrained")
     options = SamplerConfig(sampler="heun", steps=STEPS, guidance=GUIDANCE)
-    for axis, (family, run) in zip(axes, runs.items(), strict=True):
+    for axis, (name, run) in zip(axes[0], runs.items(), strict=True):
         predictor = atconv.load(run)
         images = predictor.sample(per_class=columns, options=options).images
-        size = images.shape[1]
-        tiled = images[..., 0].reshape(10, columns, size, size).transpose(0, 2, 1, 3)
-        axis.imshow(tiled.reshape(10 * size, columns * size), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(family)
+        _, size, _, channels = images.shape
+        tiled = images.reshape(-1, columns, size, size, channels).transpose(0, 2, 1, 3, 4)
+        axis.imshow(tiled.reshape(-1, columns * size, channels), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(name)
         axis.set_xticks([])
-        names = predictor.classes if axis is axes[0] else []
-        axis.set_yticks([i * size + size / 2 for i in range(len(names))], labels=names)
+        classes = predictor.classes if axis is axes[0, 0] else []
+        axis.set_yticks([i * size + size / 2 for i in range(len(classes))], labels=classes)
         axis.tick_params(length=0)
     save(figure, path, dpi=90)

@@ -25,6 +25,8 @@ def compare_variants(summaries: Sequence[Summary], reference: str, title: str, p
         1, 2, figsize=(11.5, max(4.6, 1.4 + 0.3 * len(summaries))), layout="constrained"
     )
     colors, markers = plt.get_cmap("tab10"), "osD^v"
+    several = any(summary.deviation for summary in summaries)
+    spread = "bar: standard deviation of runs" if several else "one run each"
     positions = _spread_out([summary.macs / 1e6 for summary in summaries])
     for row, (summary, position) in enumerate(zip(summaries, positions, strict=True)):
         style: dict[str, Any] = {
@@ -42,10 +44,11 @@ def compare_variants(summaries: Sequence[Summary], reference: str, title: str, p
             right.errorbar(difference, row, xerr=summary.half_width, **style, **filled)
     left.set(
         xlabel="MACs of an image, millions\n(equal ones side by side; marks as on the right)",
-        ylabel="top-1 on test images, % (bar: standard deviation of runs)",
+        ylabel=f"top-1 on test images, % ({spread})",
     )
     right.axvline(0, color="gray", linewidth=1)
-    right.set_xlabel(f"top-1 minus {reference}'s, points (95 % interval; hollow: one pair)")
+    pairs = "95 % interval; hollow: one pair" if several else "one pair each, no interval"
+    right.set_xlabel(f"top-1 minus {reference}'s, points ({pairs})")
     right.set_yticks(range(len(summaries)), [summary.variant for summary in summaries])
     right.invert_yaxis()
     for axis in (left, right):
@@ -54,23 +57,25 @@ def compare_variants(summaries: Sequence[Summary], reference: str, title: str, p
     save(figure, path)
 
 
-def plot_inhibition(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+def plot_inhibition(rows: Sequence[Mapping[str, str]], names: Sequence[str], title: str, path: Path) -> None:
     """λ, the mean over layers and channels, after each epoch: a line for each run, a color for each variant.
 
     Args:
         rows: of results.csv.
+        names: of all variants, in the order of `compare_variants`, which has the same colors.
+        title: above the plot.
         path: PNG to write.
     """
     figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
     colors = plt.get_cmap("tab10")
     runs = [row for row in rows if row["inhibition_by_epoch"]]
-    for place, variant in enumerate(dict.fromkeys(row["variant"] for row in runs)):
+    for place, variant in enumerate(names):
         for number, row in enumerate(row for row in runs if row["variant"] == variant):
             means = [float(mean) for mean in row["inhibition_by_epoch"].split()]
             label = variant if number == 0 else None
-            axis.plot(range(1, len(means) + 1), means, color=colors(place), alpha=0.7, label=label)
+            axis.plot(range(1, len(means) + 1), means, color=colors(place % 10), alpha=0.7, label=label)
     axis.axhline(0.5, color="gray", linewidth=1, linestyle=":")
-    axis.set(xlabel="epoch", ylabel="λ = sigmoid(α), mean of all channels", title="Strength of inhibition")
+    axis.set(xlabel="epoch", ylabel="λ = sigmoid(α), mean of all channels", title=title)
     axis.grid(alpha=0.3)
     axis.legend()
     save(figure, path)

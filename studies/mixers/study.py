@@ -136,10 +136,13 @@ def report(args: Namespace) -> None:
         if (cells := _means(rows, column))
     }
     summaries = report_study(out, study.variants, study.reference, extra)
-    title = f"{args.data}: one network, {study.recipe.epochs} epochs, a token mixer in every block"
-    compare_variants(summaries, study.reference, title, out / "results.png")
+    title = harness.TITLES[args.data]
+    if len(summaries) > 1:
+        what = f"networks of equal size, {study.recipe.epochs} epochs, a token mixer in every block"
+        compare_variants(summaries, study.reference, f"{title}: {what}", out / "results.png")
     if any(row.get("inhibition_by_epoch") for row in rows):
-        plot_inhibition(rows, out / "inhibition.png")
+        names = [summary.variant for summary in summaries]
+        plot_inhibition(rows, names, f"{title}: strength of inhibition", out / "inhibition.png")
 
 
 def _means(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, str]:

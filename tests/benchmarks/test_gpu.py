@@ -32,8 +32,11 @@ def test_every_benchmark_can_be_imported(name: str) -> None:
 
 
 def rows(folder: Path, part: str) -> dict[str, Any]:
-    found = json.loads((folder / f"{part}.json").read_text())["rows"]
-    return {name: {key: value for key, value in row.items() if key != "code"} for name, row in found.items()}
+    found = json.loads((folder / f"{part}.json").read_text())
+    return {
+        name: {key: value for key, value in row.items() if key not in ("code", "machine")}
+        for name, row in found.items()
+    }
 
 
 def use_cases(
@@ -59,19 +62,41 @@ def test_rows_that_are_there_are_kept_and_failed_ones_tried_again(
     assert "a trial, not measured" in table or torch.cuda.is_available()
 
 
-def test_rows_of_other_code_are_measured_again(
-    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("what", "mark"), [("_code", "other code"), ("_machine", "before")])
+def test_rows_of_other_code_and_other_machines_are_measured_again(
+    what: str, mark: str, gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gpu, "_code", lambda: "before")
-    use_cases(gpu, monkeypatch, {"one": lambda: {"ms": 1.0}, "two": lambda: {"ms": 2.0}})
+    monkeypatch.setattr(gpu, what, lambda: "before")
+    use_cases(gpu, monkeypatch, {name: lambda: {"ms": 2.0} for name in ("one", "two", "three")})
     gpu._measure("loop", tmp_path, 60, True)
-    monkeypatch.setattr(gpu, "_code", lambda: "now")
-    use_cases(gpu, monkeypatch, {"one": lambda: {"ms": 3.0}})
+    monkeypatch.setattr(gpu, what, lambda: "now")
+    use_cases(gpu, monkeypatch, {"one": lambda: {"ms": 3.0}, "three": lambda: {"ms": 3.0}})
     gpu._measure("loop", tmp_path, 60, True)
-    assert rows(tmp_path, "loop") == {"one": {"ms": 3.0}, "two": {"ms": 2.0}}
+    assert rows(tmp_path, "loop") == {"one": {"ms": 3.0}, "two": {"ms": 2.0}, "three": {"ms": 3.0}}
     table = "\n".join(gpu._table(tmp_path))
     assert "| one | ms 3 |" in table
-    assert "| two (of other code) | ms 2 |" in table
+    assert f"| two (of {mark}) | ms 2 |" in table
+
+
+def test_a_row_that_takes_its_part_down_is_tried_last_the_next_time(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun = []
+
+    def hangs() -> dict[str, Any]:
+        begun.append("one")
+        raise KeyboardInterrupt
+
+    def ends() -> dict[str, Any]:
+        begun.append("two")
+        return {"ms": 2.0}
+
+    use_cases(gpu, monkeypatch, {"one": hangs, "two": ends})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            gpu._measure("loop", tmp_path, 60, True)
+    assert begun == ["one", "two", "one"]
+    assert rows(tmp_path, "loop") == {"one": {"error": "it did not end"}, "two": {"ms": 2.0}}
 
 
 def test_what_the_time_does_not_allow_is_left_for_another_start(
@@ -101,7 +126,7 @@ def test_rows_have_names_of_their_own(gpu: Any, part: str) -> None:
 
 
 def test_the_tests_of_the_kernels_exist(gpu: Any) -> None:
-    assert all((gpu.ROOT / path).is_file() for path in gpu.TESTS)
+    assert all((gpu.ROOT / selected.split()[0]).is_file() for selected in gpu.TESTS)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -72,11 +72,33 @@ def test_a_command_says_in_one_line_that_the_environment_asks_for_an_unknown_bac
 def test_auto_takes_the_kernels_for_inference_on_gpus_from_ampere_on(
     major: int, hip: str | None, recorded: bool, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "_INSTALLED", True)
+    monkeypatch.setattr(backend, "_COMPILES", True)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
     with torch.set_grad_enabled(recorded):
         assert backend._is_tried(torch.device("cuda")) == taken
+        monkeypatch.setattr(backend, "_COMPILES", False)
+        assert not backend._is_tried(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "taken"),
+    [
+        ({"PATH": "", "CC": ""}, False),  # as in slim images for deployment
+        ({"PATH": "", "CC": "/opt/cc"}, True),
+    ],
+)
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_triton_needs_a_c_compiler(environment: dict[str, str], taken: bool) -> None:
+    done = run_python("from atconv.ops import backend; print(backend._COMPILES)", **environment)
+    assert done.stdout.strip() == str(taken), done.stderr
+
+
+@pytest.mark.parametrize("value", ["1", "true", "ON"])
+def test_environment_variables_are_read_as_others_read_them(value: str) -> None:
+    code = "from atconv.ops import backend; print(backend._INTERPRETED, backend.get_backend())"
+    done = run_python(code, TRITON_INTERPRET=value, ATCONV_BACKEND="")
+    assert done.stdout.split() == ["True", "auto"], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -91,7 +113,9 @@ def test_auto_takes_the_kernels_for_inference_on_gpus_from_ampere_on(
 def test_kernels_take_maps_whose_offsets_are_32_bit_integers(
     shape: tuple[int, ...], stride: tuple[int, ...], fits: bool
 ) -> None:
-    assert backend._fits(torch.empty_strided(shape, stride, device="meta")) == fits
+    x = torch.empty_strided(shape, stride, device="meta")
+    assert backend._fits(x) == fits
+    assert (backend.addressable(x) is x) == fits
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from atconv import functional
+from atconv.ops import backend
 from atconv.ops.backend import use_backend
 from support.conv_loop import (
     TOLERANCES,
@@ -217,3 +219,38 @@ def test_torch_accepts_the_operators() -> None:
         (triton_pool.spread, (flat, 2, 3, True)),
     ):
         torch.library.opcheck(operator, arguments)
+
+
+@torch.no_grad()
+def test_views_that_torch_negates_when_they_are_read_are_read_so() -> None:
+    x, kernel = (torch.randn(2, 3, 4, size, dtype=torch.complex64).conj().imag for size in (5, 9))
+    kernel = kernel[:, :, 0].unflatten(2, (3, 3))
+    assert x.is_neg()
+    assert kernel.is_neg()
+    expected = convolve_by_loops(x, kernel)
+    assert error(functional.dynamic_depthwise_conv(x, kernel), expected) < 1e-5
+    assert error(functional.dynamic_depthwise_conv(x.clone(), kernel), expected) < 1e-5
+    pooled = functional.pool_context(x, 9)
+    with use_backend("eager"):
+        assert error(pooled, functional.pool_context(x, 9)) < 1e-5
+
+
+def test_gradients_whose_strides_are_too_large_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens N B C hand back a gradient that lies as they do, whatever the map's own strides."""
+    *inputs, cotangent = make_inputs((8, 2, 7), 3, torch.float32, DEVICE, False)
+    launched = []
+    launch = triton_conv._launch
+
+    def seen(x: Tensor, *args: Any) -> Any:
+        launched.append(x)
+        return launch(x, *args)
+
+    monkeypatch.setattr(triton_conv, "_launch", seen)
+    monkeypatch.setattr(backend, "_MAX_OFFSET", 60)  # within a sample lie 14, of the gradient 98
+    y = functional.dynamic_depthwise_conv(*inputs)
+    tokens = y.permute(2, 0, 1).contiguous()
+    actual = [y, *torch.autograd.grad(tokens, inputs, cotangent.permute(2, 0, 1).contiguous())]
+    assert len(launched) == 3
+    assert all(map(backend._fits, launched))
+    expected = with_gradients(convolve_by_loops(*inputs), inputs, cotangent)
+    assert max(errors(actual, expected)) < TOLERANCES[torch.float32]

@@ -16,7 +16,7 @@ from support.helpers import assert_close, randomize, tiny_attnet
 
 pytest.importorskip("triton")
 
-from atconv.ops import triton_conv
+from atconv.ops import triton_conv, triton_rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MIXERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -97,6 +97,25 @@ def test_a_backbone_equals_the_eager_one(launches: list[str]) -> None:
         for a, e in zip(results("triton", model, one), results("eager", model, one), strict=True):
             assert_close(a, e, 1e-10)
     assert len(launches) == 24  # a dynamic and a static convolution in each block
+
+
+def test_a_channels_last_backbone_runs_on_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels that a backbone takes on a GPU: those of float64 above are others."""
+    programs = []
+    launch = triton_rows._launch
+
+    def counted(*args: Any) -> Any:
+        programs.append(args[-1])
+        return launch(*args)
+
+    monkeypatch.setattr(triton_rows, "_launch", counted)
+    options = dict(depths=(1, 1, 0, 0), dims=(4, 6, 6, 6), glu_norm=True, ls_init_value=0.5)
+    model = tiny_attnet(**options).to(DEVICE)
+    x = torch.randn(1, 3, 24, 16, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    actual = results("triton", model, x)
+    assert (programs.count("convolve"), programs.count("correlate")) == (8, 4)
+    for a, e in zip(actual, results("eager", model.double(), x.double()), strict=True):
+        assert_close(a.double(), e, 1e-4)
 
 
 def test_autocast_computes_in_half_precision(launches: list[str]) -> None:

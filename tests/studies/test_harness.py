@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from scipy import stats
 
 from atconv.io import read_rows, write_rows
@@ -123,6 +125,8 @@ def test_commands_counted_rows_of_some_seeds_and_variants_in_another_folder(
         (["data", "--only", "c"], "no variant c; there are a, b\n"),
         (["data", "--seeds", "0", "7"], "no seed 7: they go from 0 to 2\n"),
         (["data", "--device", "abacus"], "abacus"),
+        (["data", "--jobs", "0"], "--jobs is 1 or more, got 0"),
+        (["data", "--out", str(out / "data" / "results.csv")], "results.csv"),
         ([], "run takes data"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -131,6 +135,26 @@ def test_commands_counted_rows_of_some_seeds_and_variants_in_another_folder(
         assert said in capsys.readouterr().err
     run("report")
     assert reported == [out, tmp_path]
+
+
+def test_what_ends_a_command_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(make_row: Callable[[Job, Path], dict[str, Any]]) -> None:
+        monkeypatch.setattr(sys, "argv", ["study", "run", "data", "--device", "cpu"])
+        sweep = Sweep(tmp_path / "results.csv", tmp_path / "runs", make_row, torch.device("cpu"), "fp32")
+        harness.main("doc", tmp_path, lambda args: (sweep, JOBS[:1]), lambda args: pytest.fail("no rows"))
+
+    for error, code, said in (
+        (KeyboardInterrupt(), 130, "interrupted: the same command continues\n"),
+        (PermissionError("images/ cannot be read"), 2, "images/ cannot be read\n"),
+        (ValueError("no such data"), 2, "no such data\n"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run(mock.Mock(side_effect=error))
+        assert (ended.value.code, capsys.readouterr().err) == (code, said)
+    with FileLock(tmp_path / "runs" / f"{JOBS[0].folder}.lock"):
+        run(mock.Mock(side_effect=AssertionError))  # another process has the only run: nothing to report yet
 
 
 def test_means_and_paired_differences_are_written_out() -> None:

@@ -127,7 +127,7 @@ def test_only_variants_with_inhibition_have_it_in_their_rows(tmp_path: Path) -> 
     assert abs(float(atconv["inhibition"]) - 0.5) < 0.1
     assert 0 < float(atconv["inhibition_spread"]) < 0.1
     assert atconv["inhibition_by_epoch"] == f"{float(atconv['inhibition']):.4f}"
-    plot_inhibition([atconv, pooling], tmp_path / "inhibition.png")
+    plot_inhibition([atconv, pooling], ["ATConv", "pooling"], "title", tmp_path / "inhibition.png")
     assert Image.open(tmp_path / "inhibition.png").width > 400
     assert pooling["top1_averaged_kernels"] == pooling["top1_another_images_kernels"] == ""
 

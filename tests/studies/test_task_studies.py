@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from atconv import load
 from atconv.io import read_rows, write_rows
@@ -59,12 +60,18 @@ def test_a_generation_run_adds_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }  # fmt: skip
     recipe = generation.read_recipe() | small | {"device": "cpu", "warmup_epochs": 0.0}
     reset_accelerate()
-    row = generation.make_row(recipe, CPU, Job("hybrid", 0), tmp_path / "run")
+    run = tmp_path / "natural" / Job("ATConv, 6 blocks", 0).folder
+    row = generation.make_row(recipe, CPU, Job("hybrid", 0), run)
     committed = read_rows(generation.HERE / "results.csv")
     assert ["family", "seed", *row] == list(committed[0])
     assert not {"device", "precision"} & set(row)  # the sweep's own columns
     assert row["evaluations_per_image"] == 4
     assert all(np.isfinite(value) for value in row.values())
+    options = {"runs": tmp_path, "data": "natural", "out": tmp_path}  # depth plots samples of such runs
+    depth.samples(Namespace(only=None, **options))
+    assert Image.open(tmp_path / "natural" / "samples.png").width > 200
+    with pytest.raises(ValueError, match="no run of seed 0 has ended"):
+        depth.samples(Namespace(only=["attention, 6 blocks"], **options))
 
 
 def test_depths_have_equal_parameters() -> None:
@@ -87,7 +94,7 @@ def test_a_row_of_depth_is_one_of_the_generation_study(
     monkeypatch.setattr(depth, "train_and_evaluate", lambda *arguments: arguments)
     on_garments, classifier, _ = depth.read_set("fashion_mnist")
     recipe, _, run, judge = depth.make_row(
-        on_garments, classifier, depth.read_variants()[0], CPU, Job("channel gate", 2), tmp_path
+        on_garments, classifier, depth.read_variants()[0], CPU, Job("ATConv, channel gate", 2), tmp_path
     )
     assert (run, judge.resolve()) == (tmp_path, generation.CLASSIFIER.resolve())
     expected = generation.read_recipe() | {"model": "sit_s_2", "seed": 2, "data_root": "data"}
@@ -108,7 +115,10 @@ def test_the_report_of_depth_takes_families_of_the_generation_study_that_it_has_
 
     row = {"variant": "ATConv, 6 blocks", "seed": 0, "parameters": 1, "macs": 10**7,
            "frechet_distance": 9.0, "classifier_accuracy": 50.0, "val_loss": 0.3}  # fmt: skip
-    positions = [row | {"variant": "positions", "seed": seed, "frechet_distance": 8.0} for seed in range(2)]
+    positions = [
+        row | {"variant": "ATConv, position embedding", "seed": seed, "frechet_distance": 8.0}
+        for seed in range(2)
+    ]
     studies = tmp_path / "studies"
     for folder in (studies / "depth", tmp_path / "own"):
         (folder / "fashion_mnist").mkdir(parents=True)
@@ -119,8 +129,8 @@ def test_the_report_of_depth_takes_families_of_the_generation_study_that_it_has_
     monkeypatch.setattr(depth, "HERE", studies / "depth")
     alone = report(tmp_path / "own")  # rows of one's own are compared among themselves
     assert "| attention, 6 blocks" not in alone
-    assert alone["| positions"][7:] == ["-1 (one pair)", "", "+0 (one pair)", " |"]
-    lines = report(studies / "depth")
+    assert alone["| ATConv, position embedding"][7:] == ["-1 (one pair)", "", "+0 (one pair)", " |"]
+    lines = report(studies / "depth" / ".." / "depth")  # however the folder is named
     distances = {
         int(each["seed"]): float(each["frechet_distance"])
         for each in read_rows(generation.HERE / "results.csv")
@@ -129,7 +139,7 @@ def test_the_report_of_depth_takes_families_of_the_generation_study_that_it_has_
     assert lines["| ATConv, 6 blocks"][1] == lines["| attention, 6 blocks"][1] == "3"
     assert lines["| ATConv, 6 blocks"][4].startswith(f"{np.mean(list(distances.values())):.4g} ")
     difference = 8.0 - (distances[0] + distances[1]) / 2
-    assert lines["| positions"][7].startswith(f"{difference:+.4g} ± ")
+    assert lines["| ATConv, position embedding"][7].startswith(f"{difference:+.4g} ± ")
 
 
 def test_the_scale_of_depth_has_real_images_near_and_noise_far(
@@ -156,7 +166,7 @@ def test_the_report_of_depth_names_all_variants(tmp_path: Path, capsys: pytest.C
     depth.report(Namespace(out=tmp_path, data="natural"))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(variants)
-    place = list(variants).index("positions")
+    place = list(variants).index("ATConv, position embedding")
     assert f"+{place - 2} ± 0" in lines[2 + place]  # its row minus the third, in every seed
     assert (tmp_path / "natural" / "results.png").stat().st_size > 10_000
 

@@ -1,27 +1,29 @@
 """Which backend computes the operator's own primitives: PyTorch's operators, or Triton kernels.
 
-`auto` takes PyTorch's operators; for inference on NVIDIA's GPUs from Ampere on, where Triton is installed,
-the kernels that tests on an H100 found right. `triton` takes the kernels wherever they run, for training too:
-on any GPU that Triton compiles for, or in Triton's interpreter (TRITON_INTERPRET=1), which is for tests. The
-environment variable ATCONV_BACKEND sets it for a process.
+`auto` takes PyTorch's operators; for inference on NVIDIA's GPUs from Ampere on, where Triton and a C
+compiler are installed, the kernels that tests on an H100 found right. `triton` takes the kernels wherever
+they run, for training too: on any GPU that Triton compiles for, or in Triton's interpreter
+(TRITON_INTERPRET=1), which is for tests. The environment variable ATCONV_BACKEND sets it for a process.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from atconv.ops.tracing import is_exporting
 
 __all__ = [
     "Backend",
+    "addressable",
     "autocast_dtype",
     "get_backend",
     "is_recorded",
@@ -83,6 +85,11 @@ def uses_untried_triton(x: Tensor) -> bool:
     return _backend == "triton" and isinstance(x, Tensor) and uses_triton(x)
 
 
+def addressable(x: Tensor) -> Tensor:
+    """The map as it lies, or a copy whose offsets 32 bits hold. Gradients come with strides of their own."""
+    return x if _fits(x) else x.contiguous()
+
+
 def _fits(x: Tensor) -> bool:
     """Whether 32 bits hold the offsets within a sample, of this map and of one of its shape."""
     span = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
@@ -91,15 +98,17 @@ def _fits(x: Tensor) -> bool:
 
 def _is_tried(device: torch.device) -> bool:
     """Whether `auto` takes the kernels on a GPU. Gradients wait until `make gpu` has found them right."""
-    if torch.is_grad_enabled() or not _INSTALLED or torch.version.hip is not None:
+    if torch.is_grad_enabled() or not _COMPILES or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_properties(device).major >= 8
 
 
-def is_recorded(x: Tensor) -> bool:
-    """Whether a kernel must be called as an operator of torch's: for gradients, compilers and tensors of
-    other classes. Calling it as a function takes less time."""
-    return torch.is_grad_enabled() or torch.compiler.is_compiling() or type(x) is not Tensor
+def is_recorded(*inputs: Tensor | None) -> bool:
+    """Whether a kernel must be called as an operator of torch's: for gradients, compilers, tensors of other
+    classes and those that torch negates when they are read. Calling it as a function takes less time."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return True
+    return any(type(t) not in (Tensor, nn.Parameter) or t.is_neg() for t in inputs if t is not None)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
@@ -123,5 +132,7 @@ def _checked(name: str, source: str = "the backend") -> Backend:
 
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-_backend: Backend = _checked(os.environ.get("ATCONV_BACKEND", "auto"), "ATCONV_BACKEND")
+# Triton builds what starts a kernel with a C compiler, which slim images for deployment lack.
+_COMPILES = _INSTALLED and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")  # as Triton
+_backend: Backend = _checked(os.environ.get("ATCONV_BACKEND") or "auto", "ATCONV_BACKEND")

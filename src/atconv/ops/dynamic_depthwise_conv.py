@@ -127,7 +127,7 @@ def triton_computes(
     x: Tensor, kernel: Tensor, stride: list[int], padding: list[int], dilation: list[int]
 ) -> bool:
     """Whether our own kernels take this case: sequences and images that keep their size, without dilation."""
-    if x.ndim == 5 or not uses_triton(x):
+    if x.ndim == 5 or kernel.device != x.device or not uses_triton(x):
         return False
     axes = x.ndim - 2
     same = [size // 2 for size in kernel.shape[2:]]
@@ -142,7 +142,8 @@ def triton(x: Tensor, kernel: Tensor, alpha: Tensor | None, bias: Tensor | None 
     x = x.to(autocast_dtype(x))
     strength = None if alpha is None else share_kernels(torch.sigmoid(alpha)[None], x)[0]
     kernel = share_kernels(kernel, x).expand(x.shape[0], *[-1] * (x.ndim - 1))
-    compute = triton_conv.convolve if is_recorded(x) else triton_conv.launch_convolve
+    recorded = is_recorded(x, kernel, bias)
+    compute = triton_conv.convolve if recorded else triton_conv.launch_convolve
     if x.ndim == 4:
         return compute(x, kernel, strength, bias, False)
     return compute(x.unsqueeze(2), kernel.unsqueeze(2), strength, bias, False).squeeze(2)

@@ -70,7 +70,7 @@ def _by_rows(gate: Tensor, value: Tensor, eps: float, count: int) -> tuple[Tenso
         from atconv.ops import triton_channels  # Triton is not installed everywhere
 
         if all(map(triton_channels.takes, rows)):
-            recorded = is_recorded(gate)
+            recorded = is_recorded(gate, value)
             multiply = triton_channels.gated_product if recorded else triton_channels.launch_gated_product
     product, inverse = multiply(*rows, eps, count)
     return from_rows(product), from_rows(inverse)

@@ -56,6 +56,7 @@ def _triton_computes(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -
 def _by_triton(rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     from atconv.ops import triton_channels
 
-    compute = triton_channels.layer_norm if is_recorded(rows) else triton_channels.launch_layer_norm
+    recorded = is_recorded(rows, weight, bias)
+    compute = triton_channels.layer_norm if recorded else triton_channels.launch_layer_norm
     y: Tensor = compute(rows, weight, bias, eps, autocast_dtype(rows))
     return y

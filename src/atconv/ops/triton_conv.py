@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.library import custom_op, register_autograd
 
 from atconv.ops import triton_rows
+from atconv.ops.backend import addressable
 from atconv.ops.layout import lies_channels_last
 
 __all__ = [
@@ -49,7 +50,8 @@ _UNROLLED, _UNROLLED_ROW = 9, 11
 
 @dataclass
 class Tuning:
-    """How a kernel is divided, by hand until it is measured (`make gpu`, part `tiles`)."""
+    """How a kernel is divided: so that Triton 3.6 keeps all in registers on an H100, until it is measured
+    (`make gpu`, part `tiles`)."""
 
     values: int
     """of a tile: positions × channels"""
@@ -57,7 +59,7 @@ class Tuning:
     """of one program"""
 
 
-TUNING = {"convolve": Tuning(4096, 4), "correlate": Tuning(8192, 8)}
+TUNING = {"convolve": Tuning(2048, 8), "correlate": Tuning(8192, 8)}
 
 
 @triton.jit
@@ -267,6 +269,7 @@ def _save_convolve(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _convolve_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, kernel, strength = ctx.saved_tensors
     of_x = of_kernel = of_strength = of_bias = None
+    gradient = addressable(gradient)
     if ctx.needs_input_grad[0]:
         of_x = convolve(gradient, kernel, strength, None, not ctx.flip).to(x.dtype)
     if ctx.needs_input_grad[3]:
@@ -289,7 +292,7 @@ def _save_correlate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _correlate_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x, other = ctx.saved_tensors
+    x, other = map(addressable, ctx.saved_tensors)
     of_x = convolve(other, gradient, None, None, True).to(x.dtype) if ctx.needs_input_grad[0] else None
     of_other = convolve(x, gradient, None, None, False).to(other.dtype) if ctx.needs_input_grad[1] else None
     return of_x, of_other, None, None

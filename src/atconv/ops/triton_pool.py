@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op, register_autograd
 
+from atconv.ops.backend import addressable
 from atconv.ops.layout import lies_channels_last
 from atconv.ops.triton_conv import sum_dtype, sum_type, tile_channels
 
@@ -161,7 +162,7 @@ def _pool_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
 
 
 def _spread_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-    return pool(gradient, ctx.bins), None, None, None
+    return pool(addressable(gradient), ctx.bins), None, None, None
 
 
 register_autograd(pool, _pool_gradient, setup_context=_save_pool)

@@ -26,7 +26,8 @@ __all__ = ["STRIPS", "Strips", "convolve", "correlate", "walks"]
 
 @dataclass
 class Strips:
-    """How a map is divided, as measured on an H100 (`make gpu`, part `tiles`)."""
+    """How a map is divided: `convolve` as it was quickest on an H100, `correlate` by hand until it is
+    measured (`make gpu`, part `tiles`)."""
 
     columns: int
     """of a strip"""
@@ -36,11 +37,11 @@ class Strips:
     """of one program"""
     programs: int
     """that keep a GPU busy: with fewer, strips are cut shorter"""
-    stages: int
-    """rows that are on their way from memory"""
+    stages: int = 1
+    """rows that are on their way from memory, in `convolve`"""
 
 
-STRIPS = {"convolve": Strips(4, 128, 4, 1024, 3), "correlate": Strips(8, 64, 1, 1024, 3)}
+STRIPS = {"convolve": Strips(4, 128, 4, 1024, 3), "correlate": Strips(8, 64, 1, 1024)}
 _SHORTEST = 8  # rows of a strip; two more are read around it
 _NARROWEST = 32  # channels of a strip
 
@@ -131,7 +132,7 @@ def _store_sum(out, tap, products, channels, C):
 @triton.jit(do_not_specialize=["H", "W", "ROWS"])
 def _correlate_kernel(
     x, g, out, C, H, W, ROWS, xb, xc, xh, xw, gb, gc, gh, gw,
-    BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     sample, strip, strips, first, columns, channels = _strip(C, H, W, ROWS, BLOCK_W, BLOCK_C)
     x += sample * xb
@@ -144,7 +145,7 @@ def _correlate_kernel(
     # Where both start as one constant, Triton 3.6 drops the first as if the loop never changed it.
     above = _row(g, first - 2, columns, channels, first, stop, C, W, gc, gh, gw)
     here = _row(g, first - 1, columns, channels, first, stop, C, W, gc, gh, gw)
-    for row in tl.range(first - 1, stop + 1, num_stages=STAGES):
+    for row in tl.range(first - 1, stop + 1):
         left = _row(x, row, columns - 1, channels, 0, H, C, W, xc, xh, xw)
         middle = _row(x, row, columns, channels, 0, H, C, W, xc, xh, xw)
         right = _row(x, row, columns + 1, channels, 0, H, C, W, xc, xh, xw)
@@ -173,7 +174,8 @@ def convolve(
         _convolve_kernel[grid](
             x, taps, taps if strength is None else strength, taps if bias is None else bias, y,
             *x.shape[1:], rows, *x.stride(), *taps.stride(), *y.stride(),
-            FLIP=flip, INHIBIT=strength is not None, BIAS=bias is not None, **options,
+            FLIP=flip, INHIBIT=strength is not None, BIAS=bias is not None,
+            STAGES=STRIPS["convolve"].stages, **options,
         )  # fmt: skip
 
 
@@ -202,5 +204,5 @@ def _launch(
     block_w = strips.columns * strips.channels // block_c
     programs = batch * -(-width // block_w) * -(-channels // block_c)
     rows = -(-height // max(1, min(-(-height // _SHORTEST), strips.programs // programs)))
-    options = {"BLOCK_W": block_w, "BLOCK_C": block_c, "num_warps": strips.warps, "STAGES": strips.stages}
+    options = {"BLOCK_W": block_w, "BLOCK_C": block_c, "num_warps": strips.warps}
     return (programs * -(-height // rows),), rows, options
