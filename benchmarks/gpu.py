@@ -151,15 +151,15 @@ def _measure(part: str, folder: Path, seconds: float, trial: bool) -> None:
     setup = Setup(torch.device("cuda" if torch.cuda.is_available() and not trial else "cpu"), trial)
     rows = _rows(folder, part)
     missing = [case for case in _cases(part, setup, until) if not _is_done(rows.get(case[0], {}))]
-    left = 0
+    left, stamp = 0, {"code": _code(), "machine": _machine()}
     for name, measure in sorted(missing, key=lambda case: "error" in rows.get(case[0], {})):
         if time.monotonic() > until:
             left += 1
             continue
-        # A row that outlasts its part, or takes it down, is not begun first the next time.
-        for row in (lambda: {"error": "it did not end"}, measure):
-            rows[name] = _attempt(row) | {"code": _code(), "machine": _machine()}
-            _write(folder, part, rows)
+        rows[name] = stamp | {"error": "it did not end"}  # where it takes its part down: then it comes last
+        _write(folder, part, rows)
+        rows[name] = stamp | _attempt(measure)
+        _write(folder, part, rows)
         print(f"  {name}: {measured(rows[name])}", flush=True)
     if left:
         print(f"  {left} rows left for another time")
@@ -178,6 +178,7 @@ def _write(folder: Path, part: str, rows: dict[str, Row]) -> None:
 
 
 def _is_done(row: Row) -> bool:
+    """Whether a row is of this code and this machine."""
     return "error" not in row and (row.get("code"), row.get("machine")) == (_code(), _machine())
 
 
