@@ -178,15 +178,14 @@ def _attention(setup: Setup, shape: tuple[int, ...]) -> Row:
 def tiles(setup: Setup) -> Iterator[Case]:
     """Microseconds by division of a map, to choose `triton_rows.STRIPS` and `triton_conv.TUNING` from."""
     shapes = ((1, 3, 4, 5),) if setup.trial else COMPILED
-    for program, shape in itertools.product(("convolve", "correlate"), shapes):
-        for columns, channels, choice in itertools.product((4, 8), (64, 128), range(3)):
-            if program == "convolve":
-                warps, stages = columns * channels // 128, 2 + choice
-            else:  # what it carries from row to row leaves no room for rows on their way
-                warps, stages = 2**choice, 1
-            division = f"{columns} columns, {channels} channels, {warps} warps, {stages} stages"
-            name = f"{program} {'×'.join(map(str, shape))}, {division}"
-            yield name, partial(_strip, setup, program, shape, (columns, channels, warps, 1024, stages))
+    for shape, columns, channels in itertools.product(shapes, (4, 8), (64, 128)):
+        name = f"{'×'.join(map(str, shape))}, {columns} columns, {channels} channels"
+        for stages in (2, 3, 4):
+            division = (columns, channels, columns * channels // 128, 1024, stages)
+            yield f"convolve {name}, {stages} stages", partial(_strip, setup, "convolve", shape, division)
+        for warps in (1, 2, 4):
+            division = (columns, channels, warps, 1024)
+            yield f"correlate {name}, {warps} warps", partial(_strip, setup, "correlate", shape, division)
     values = (1024, 2048) if setup.trial else (2048, 4096, 8192)
     for program, shape in itertools.product(("convolve", "correlate"), shapes):
         for count, warps in itertools.product(values, (4, 8)):

@@ -21,7 +21,7 @@ from atconv.ops.backend import Backend, use_backend
 from gpu_timing import Row, Setup
 from plain import plain_attnet
 
-__all__ = ["backbones", "generators", "make_backbone"]
+__all__ = ["backbones", "generators", "make_backbone", "training_step", "tuned"]
 
 Case = tuple[str, Callable[[], Row]]
 
@@ -75,8 +75,14 @@ def backbones(setup: Setup) -> Iterator[Case]:
         yield f"{name}, one image, CUDA graph", partial(run, name, batch=1, graph=True)
     for name, train in itertools.product(list(OTHERS)[1:], (False, True)):
         yield f"{name}, {'training' if train else 'inference'}, eager", partial(run, name, train=train)
+
+
+def tuned(setup: Setup) -> Iterator[Case]:
+    """AttNet-T2 with the compiler's longest search. It takes long, so it comes last."""
     mode = "max-autotune-no-cudagraphs"
-    yield f"AttNet-T2, inference, {mode}", partial(run, "AttNet-T2", compiled=True, mode=mode)
+    for train in (False, True):
+        label = f"AttNet-T2, {'training' if train else 'inference'}, {mode}"
+        yield label, partial(_backbone, setup, "AttNet-T2", train=train, compiled=True, mode=mode)
 
 
 def _backbone(

@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from scipy import optimize, stats
 
 from atconv import tune_allocator
@@ -103,11 +102,7 @@ def main(
             run_side_by_side(sweep, select_jobs(jobs, args.seeds, args.only), args.jobs)
             if not sweep.table.exists():
                 return  # other processes make the first rows
-        if stages and args.stage in stages:
-            stages[args.stage](args)
-            return
-        with FileLock(args.out / "report.lock"):  # which write the same files when they have ended
-            report(args)
+        (stages or {}).get(args.stage, report)(args)
 
 
 @contextmanager
@@ -161,16 +156,18 @@ def run_side_by_side(sweep: Sweep, jobs: Sequence[Job], processes: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", threads)  # read by each process when it starts
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(sweep, jobs)) for _ in range(processes)]
-    for worker in workers:
-        worker.start()
     try:
+        for worker in workers:
+            worker.start()
         for worker in workers:
             worker.join()
     finally:
         for worker in workers:  # where this process is interrupted
-            worker.terminate()
+            if worker.is_alive():
+                worker.terminate()
     if any(worker.exitcode for worker in workers):
-        raise SystemExit("a process failed, as said above: its rows are missing")
+        codes = ", ".join(str(worker.exitcode) for worker in workers)
+        fail(f"a process failed (exit codes {codes}): its rows are missing")
 
 
 def _work(sweep: Sweep, jobs: Sequence[Job]) -> None:

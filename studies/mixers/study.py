@@ -110,7 +110,8 @@ def recipes(args: Namespace) -> None:
         study, HERE / f"{args.data}_recipes.yaml", args.out / args.data, args.runs / args.data
     )
     harness.run_side_by_side(sweep, harness.select_jobs(jobs, args.seeds, args.only), args.jobs)
-    print(sweep.table.read_text())
+    if sweep.table.exists():
+        print(sweep.table.read_text())
 
 
 def report(args: Namespace) -> None:

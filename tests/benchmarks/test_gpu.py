@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -118,15 +120,32 @@ def names(cases: Iterator[tuple[str, Any]]) -> list[str]:
     return [name for name, _ in cases]
 
 
-@pytest.mark.parametrize("part", ["tests", "kernels", "backbones", "generators", "loop", "tiles"])
+@pytest.mark.parametrize("part", ["tests", "kernels", "backbones", "generators", "loop", "tiles", "tuned"])
 def test_rows_have_names_of_their_own(gpu: Any, part: str) -> None:
     setup = importlib.import_module("gpu_timing").Setup(torch.device("cuda"), False)
     listed = names(gpu._cases(part, setup, 0))
     assert len(set(listed)) == len(listed) > 1
 
 
-def test_the_tests_of_the_kernels_exist(gpu: Any) -> None:
+def test_the_tests_of_the_kernels_exist_and_their_shares_are_the_grid(gpu: Any) -> None:
     assert all((gpu.ROOT / selected.split()[0]).is_file() for selected in gpu.TESTS)
+
+    def collected(*arguments: str) -> list[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--collect-only",
+            "-p",
+            "no:cacheprovider",
+            *arguments,
+        ]
+        done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True, check=True)
+        return [line for line in done.stdout.splitlines() if "::" in line]
+
+    shares = [collected(*shlex.split(selected)) for selected in gpu.TESTS if selected.startswith(gpu.GRID)]
+    assert sorted(itertools.chain(*shares)) == sorted(collected(gpu.GRID))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -151,7 +170,7 @@ def test_a_trial_of_the_loop_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_trial_of_all_parts_runs(tmp_path: Path) -> None:
-    for part in ("tests", "kernels", "backbones", "generators", "loop", "tiles"):
+    for part in ("tests", "kernels", "backbones", "generators", "loop", "tiles", "tuned"):
         for _ in range(4):  # a part ends when its time is up
             run_trial(tmp_path, part)
         assert not [name for name, row in rows(tmp_path, part).items() if "error" in row], part

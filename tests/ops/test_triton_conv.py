@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from atconv import functional
 from atconv.ops import backend
 from atconv.ops.backend import use_backend
+from atconv.ops.dynamic_depthwise_conv import triton_computes
 from support.conv_loop import (
     TOLERANCES,
     Mistake,
@@ -254,3 +256,20 @@ def test_gradients_whose_strides_are_too_large_are_copied(monkeypatch: pytest.Mo
     assert all(map(backend._fits, launched))
     expected = with_gradients(convolve_by_loops(*inputs), inputs, cotangent)
     assert max(errors(actual, expected)) < TOLERANCES[torch.float32]
+    # What derivatives of higher order hand back, too.
+    far = cotangent.permute(2, 0, 1).contiguous().permute(1, 2, 0).unsqueeze(2)
+    x = inputs[0].detach().unsqueeze(2)
+    triton_conv.correlate(x.requires_grad_(), far.requires_grad_(), 1, 3).sum().backward()
+    assert len(launched) == 6
+    assert all(map(backend._fits, launched[4:]))
+    pooled, launch_pool = [], triton_pool.pool
+    monkeypatch.setattr(triton_pool, "pool", lambda x, bins: pooled.append(x) or launch_pool(x, bins))
+    triton_pool._spread_gradient(mock.Mock(bins=3), far.detach())
+    assert backend._fits(pooled[0])
+
+
+def test_kernels_on_another_device_are_left_to_pytorchs_operators() -> None:
+    x = torch.randn(1, 2, 3, 3, device=DEVICE)
+    same = [1, 1], [1, 1], [1, 1]
+    assert triton_computes(x, torch.randn(1, 2, 3, 3, device=DEVICE), *same)
+    assert not triton_computes(x, torch.empty(1, 2, 3, 3, device="meta"), *same)

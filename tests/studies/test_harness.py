@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,16 +51,22 @@ def test_two_processes_make_each_row_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_rows(tmp_path / "results.csv") == rows
 
 
+@pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks up processes in /proc")
-def test_a_killed_command_leaves_no_run_behind(tmp_path: Path) -> None:
+def test_a_killed_or_interrupted_command_leaves_no_run_behind(
+    number: signal.Signals, ends_with: int, tmp_path: Path
+) -> None:
     code = """
+import signal, sys
 from pathlib import Path
 import torch
 from atconv.tasks.common.sweep import Sweep, seed_by_seed
-from studies.harness import run_side_by_side
+from studies import harness
 from support.tiny_study import endless_row
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
 sweep = Sweep(Path("results.csv"), Path("runs"), endless_row, torch.device("cpu"), "fp32")
-run_side_by_side(sweep, seed_by_seed({"a": 2}), 2)
+sys.argv = ["study", "run", "data", "--jobs", "2", "--device", "cpu", "--out", "."]
+harness.main("", Path(), lambda args: (sweep, seed_by_seed({"a": 2})), print)
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
@@ -69,8 +76,8 @@ run_side_by_side(sweep, seed_by_seed({"a": 2}), 2)
         children = [Path("/proc") / file.read_text().strip() for file in made]
         assert all(child.exists() for child in children)
     finally:
-        command.kill()
-        command.wait()
+        command.send_signal(number)
+        assert command.wait(60) == ends_with
     assert within(20, lambda: not any(is_running(child) for child in children))
     assert not (tmp_path / "results.csv").exists()
 
