@@ -257,10 +257,11 @@ def _table(folder: Path) -> Iterator[str]:
         yield f"## {part}\n\n{machine}.\n"
         yield "| | |\n| --- | --- |"
         for name, row in rows.items():
-            other = ["" if row.get("code") == _code() else "other code"]
-            other.append("" if row["machine"] == machine else row["machine"])
-            mark = ", ".join(filter(None, other))
-            yield f"| {name}{mark and f' (of {mark})'} | {measured(row)} |"
+            other = [] if row.get("code") == _code() else ["other code"]
+            if row["machine"] != machine:
+                other.append(row["machine"])
+            mark = f" (of {', '.join(other)})" if other else ""
+            yield f"| {name}{mark} | {measured(row)} |"
         yield ""
 
 

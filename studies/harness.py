@@ -48,7 +48,6 @@ TITLES = {
     "fashion_mnist": "Fashion-MNIST",
     "cued_garments": "Cued garments",
     "natural": "CIFAR-10",
-    "natural_alone": "CIFAR-10, channel mixers without convolution",
 }
 """what plots call the sets"""
 

@@ -36,6 +36,7 @@ from studies.mixers.recipes import try_recipes
 from studies.mixers.routing import top1_with_other_kernels
 
 HERE = Path(__file__).parent
+_ALONE = "_alone"
 
 
 def plan(args: Namespace) -> tuple[Sweep, Sequence[Job]]:
@@ -51,7 +52,7 @@ def described(args: Namespace) -> Study:
 
 def read_set(name: str) -> Study:
     """The study of SET or SET_alone."""
-    file = name.removesuffix("_alone")
+    file = name.removesuffix(_ALONE)
     study = read_study(HERE / f"{file}.yaml")
     if name == file:
         return study
@@ -137,7 +138,9 @@ def report(args: Namespace) -> None:
         if (cells := _means(rows, column))
     }
     summaries = report_study(out, study.variants, study.reference, extra)
-    title = harness.TITLES[args.data]
+    title = harness.TITLES[args.data.removesuffix(_ALONE)]
+    if args.data.endswith(_ALONE):
+        title += ", channel mixers without convolution"
     if len(summaries) > 1:
         what = f"networks of equal size, {study.recipe.epochs} epochs, a token mixer in every block"
         compare_variants(summaries, study.reference, f"{title}: {what}", out / "results.png")

@@ -131,16 +131,8 @@ def test_the_tests_of_the_kernels_exist_and_their_shares_are_the_grid(gpu: Any) 
     assert all((gpu.ROOT / selected.split()[0]).is_file() for selected in gpu.TESTS)
 
     def collected(*arguments: str) -> list[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "--collect-only",
-            "-p",
-            "no:cacheprovider",
-            *arguments,
-        ]
+        options = ["-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
+        command = [sys.executable, *options, *arguments]
         done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True, check=True)
         return [line for line in done.stdout.splitlines() if "::" in line]
 

@@ -109,6 +109,15 @@ def test_the_committed_tables_are_those_of_the_rows(name: str, tmp_path: Path) -
     assert (folder / "results.png").stat().st_size > 10_000
 
 
+def test_every_set_alone_has_a_plot(tmp_path: Path) -> None:
+    for name in ("fashion_mnist", "cued_garments"):
+        folder = tmp_path / f"{name}_alone"
+        folder.mkdir()
+        shutil.copy(STUDIES / name / "results.csv", folder)
+        report(Namespace(data=folder.name, out=tmp_path, device=torch.device("cpu"), workers=None))
+        assert (folder / "results.png").stat().st_size > 10_000
+
+
 def test_rows_have_the_inhibition_after_the_last_epoch(tmp_path: Path) -> None:
     channels = [(1, "900 100"), (1, "900"), (2, "200 400"), (2, "600")]
     write_rows(tmp_path / "inhibition.csv", [{"epoch": e, "layer": "x", "channels": c} for e, c in channels])
